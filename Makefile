@@ -1,0 +1,57 @@
+# Everything a person does here is a target; CI runs the same ones.
+# `make demo` and `make test` set themselves up in .venv with uv, which pip fetches when it is missing.
+
+PYTHON ?= python3
+UV := $(or $(shell command -v uv 2>/dev/null),.uv/bin/uv)
+VENV := .venv/.installed
+RUN := .venv/bin/python
+DATA ?=
+
+.PHONY: help venv demo up down test lint types check bench constraints wheel clean
+
+help: ## this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 14
+
+venv: $(VENV) ## install everything into .venv
+
+.uv/bin/uv:
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check --target .uv uv
+
+$(VENV): pyproject.toml constraints.txt | $(filter .uv/%,$(UV))
+	$(UV) venv --quiet --allow-existing --python '>=3.11' .venv
+	VIRTUAL_ENV=$(CURDIR)/.venv $(UV) pip install --quiet --compile-bytecode --constraint constraints.txt --editable '.[local,test]'
+	touch $@
+
+demo: $(VENV) ## phantom data (or DATA=folder) through the whole pipeline, run by a private Airflow
+	$(RUN) -m airflow_nnunet.demo $(if $(DATA),--data "$(DATA)")
+
+up: $(VENV) ## the same, and Airflow with its UI stays up on loopback until `make down`
+	$(RUN) -m airflow_nnunet.demo --keep-up $(if $(DATA),--data "$(DATA)")
+
+down: $(VENV) ## stop what `make up` left running
+	$(RUN) -m airflow_nnunet.demo --down
+
+test: $(VENV) ## everything that can run here; says what it skipped and why
+	$(RUN) -m pytest $(ARGS)
+
+lint: $(VENV) ## ruff and the import contracts
+	.venv/bin/ruff format --check .
+	.venv/bin/ruff check .
+	.venv/bin/lint-imports
+
+types: $(VENV) ## mypy --strict
+	.venv/bin/mypy
+
+check: lint types test ## what CI runs
+
+bench: $(VENV) ## side by side with stock nnU-Net; prints the tables
+	$(RUN) -m benchmarks $(ARGS)
+
+constraints: ## pin every version that works together
+	$(UV) pip compile --quiet --universal --python-version 3.11 --all-extras --no-emit-index-url --no-header --no-annotate pyproject.toml --upgrade --output-file constraints.txt
+
+wheel: $(VENV) ## build the distribution into dist/
+	$(UV) build --quiet --wheel
+
+clean: ## remove what the targets above made
+	rm -rf .venv .uv .demo .bench dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -1,0 +1,53 @@
+"""Single operators among a hospital's own tasks: segment the night's studies whenever a new hippocampus model is promoted.
+
+Nothing here is special to nnU-Net's pipelines: an asset to wait on, own tasks before and after, one operator in between.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+from airflow.sdk import DAG, Param, task
+
+from airflow_nnunet.assets import model_asset
+from airflow_nnunet.operators import BatchPredictOperator
+
+DATASET = "Dataset004_Hippocampus"
+
+with DAG(
+    "hospital_etl_example",
+    description="Segment incoming studies with the newest promoted model and write the volumes for the registry",
+    schedule=[model_asset(DATASET)],
+    catchup=False,
+    tags={"nnunet", "example"},
+    doc_md=__doc__,
+    params={
+        "incoming": Param("/data/incoming/night", type="string", title="Folder with NIfTI studies"),
+        "output": Param("/data/predictions/night", type="string", title="Folder for segmentations"),
+    },
+) as dag:
+
+    @task
+    def studies(params: dict[str, Any] | None = None) -> list[dict[str, Any]]:
+        """The hospital's own choice of what to segment: every NIfTI file of the night."""
+        folder = Path((params or {})["incoming"])
+        return [{"case": path.name.removesuffix(".nii.gz"), "images": [str(path)]} for path in sorted(folder.glob("*.nii.gz"))]
+
+    @task
+    def volumes(predicted: dict[str, Any]) -> str:
+        """A table for the registry beside the segmentations: millilitres by structure."""
+        report = Path(predicted["predictions"])
+        table = report.with_name("volumes.csv")
+        with open(table, "w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["case", "structure", "ml"])
+            for case, entry in json.loads(report.read_text())["cases"].items():
+                for structure, ml in (entry.get("volumes_ml") or {}).items():
+                    writer.writerow([case, structure, ml])
+        return str(table)
+
+    segment = BatchPredictOperator(task_id="segment", dataset=DATASET, cases=studies(), output_folder="{{ params.output }}")
+    volumes(segment.output)

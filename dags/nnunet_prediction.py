@@ -1,0 +1,47 @@
+"""Predict with a promoted model: triggered by hand or through the API, with a form."""
+
+from airflow.sdk import DAG, Param, task
+
+from airflow_nnunet.operators import BatchPredictOperator
+
+with DAG(
+    "nnunet_prediction",
+    description="Segment a folder or a list of images with a dataset's promoted model",
+    schedule=None,
+    catchup=False,
+    tags={"nnunet", "prediction"},
+    doc_md=__doc__,
+    params={
+        "dataset": Param(
+            type="string", title="Dataset", description="Whose model: number or full name, such as 4 or Dataset004_Hippocampus."
+        ),
+        "model": Param(None, type=["null", "string"], title="Model", description="Model id; empty means the promoted one."),
+        "cases": Param(
+            type=["string", "array"],
+            title="Cases",
+            description="An absolute folder below input_roots, a list of images or of {case, images}, or holdout or imagesTs.",
+        ),
+        "output": Param(type="string", title="Output folder", description="Absolute folder below output_roots."),
+        "parts": Param(1, type="integer", minimum=1, maximum=64, title="Parts", description="Parallel tasks the cases are split over."),
+        "mirroring": Param(True, type="boolean", title="Mirroring", description="Off is faster and a little worse.", section="Details"),
+        "overwrite": Param(False, type="boolean", title="Predict again", description="Also what is done already.", section="Details"),
+    },
+    render_template_as_native_obj=True,
+) as dag:
+
+    @task
+    def split(params: dict | None = None) -> list[dict[str, int]]:
+        """The parts, one mapped task each."""
+        parts = (params or {})["parts"]
+        return [{"part": part, "parts": parts} for part in range(parts)]
+
+    BatchPredictOperator.partial(
+        task_id="predict",
+        dataset="{{ params.dataset }}",
+        model="{{ params.model }}",
+        cases="{{ params.cases }}",
+        output_folder="{{ params.output }}",
+        mirroring="{{ params.mirroring }}",
+        overwrite="{{ params.overwrite }}",
+        map_index_template="part {{ task.part }} of {{ task.parts }}",
+    ).expand_kwargs(split())

@@ -1,0 +1,40 @@
+"""Assets that other DAGs wait on: a registered dataset and a promoted model. Events are sent only when something really changed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from airflow.sdk import Asset, AssetAlias
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+# The dataset's full name is only known when the job has ended; an alias stands for it until then.
+REGISTERED = AssetAlias(name="nnunet_registered_datasets", group="nnunet")
+PROMOTED = AssetAlias(name="nnunet_promoted_models", group="nnunet")
+
+
+def dataset_asset(dataset: str) -> Asset:
+    """The registered dataset, by nnU-Net's full name such as ``Dataset004_Hippocampus``; updated when its content changes."""
+    return Asset(name=f"nnunet dataset {dataset}", uri=f"nnunet://dataset/{dataset}", group="nnunet")
+
+
+def model_asset(dataset: str) -> Asset:
+    """The promoted model of a dataset, by nnU-Net's full name; updated at each promotion."""
+    return Asset(name=f"nnunet model {dataset}", uri=f"nnunet://model/{dataset}", group="nnunet")
+
+
+def dataset_registered(context: Context, result: dict[str, Any]) -> None:
+    """Send the dataset's event unless the run found nothing new."""
+    if result["already_done"]:
+        return
+    extra = {name: result[name] for name in ("hash", "train", "holdout", "added", "changed", "removed")}
+    context["outlet_events"][REGISTERED].add(dataset_asset(result["dataset"]), extra=extra)
+
+
+def model_promoted(context: Context, result: dict[str, Any]) -> None:
+    """Send the model's event when it was promoted by this run."""
+    if not result["promoted"]:
+        return
+    extra = {"model": result["model"], "dice": result["holdout_dice"], "cv_dice": result["cv_dice"]}
+    context["outlet_events"][PROMOTED].add(model_asset(result["dataset"]), extra=extra)

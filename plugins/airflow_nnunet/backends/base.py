@@ -1,0 +1,152 @@
+"""Where a job runs: the interface of a few methods that every backend has, and how a job is watched through its files."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from nnunet_jobs.contract.failure import Failure, FailureClass, Lost
+from nnunet_jobs.contract.files import locked
+from nnunet_jobs.contract.jobdir import JobDir, Phase
+from nnunet_jobs.contract.spec import JobSpec
+
+DEFAULT_LOST_AFTER_S = 120.0
+_GONE = "the runner ended without a word (killed, or the host restarted)"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobStatus:
+    """A job as seen at one moment. ``result`` is the step's own; it or ``failure`` is there once the attempt is over."""
+
+    attempt: int
+    phase: Phase
+    message: str = ""
+    result: dict[str, Any] | None = None
+    failure: Failure | None = None
+
+    @property
+    def final(self) -> bool:
+        """True once this attempt is over."""
+        return self.result is not None or self.failure is not None
+
+    def unwrap(self) -> dict[str, Any]:
+        """The step's result.
+
+        Raises:
+            JobError: of the failure's class.
+        """
+        if self.failure is not None:
+            raise self.failure.to_error()
+        if self.result is None:
+            raise ValueError(f"attempt {self.attempt} is still {self.phase}")
+        return self.result
+
+
+class Watch:
+    """What one watcher remembers between two looks at a job: how long its heartbeat has not moved.
+
+    Only the watcher's own monotonic clock counts, and of the time between two looks at most a quarter of the limit, so that a
+    watcher that was stopped itself does not take its own sleep for the runner's death.
+    """
+
+    def __init__(self, *, lost_after_s: float = DEFAULT_LOST_AFTER_S, clock: Callable[[], float] = time.monotonic) -> None:
+        self.lost_after_s = lost_after_s
+        self._clock = clock
+        self._last = clock()
+        self._seen: tuple[int, int] | None = None
+        self._silent = 0.0
+
+    def silent_s(self, job: JobDir, attempt: int) -> float:
+        """Seconds for which the attempt's heartbeat has not moved, as far as this watcher knows."""
+        now = self._clock()
+        passed = min(max(0.0, now - self._last), self.lost_after_s / 4)
+        self._last = now
+        seen = (attempt, job.beat())
+        if seen != self._seen:
+            self._seen = seen
+            self._silent = 0.0
+        else:
+            self._silent += passed
+        return self._silent
+
+
+class Backend(ABC):
+    """Says where jobs run, and nothing else."""
+
+    name: str = ""
+
+    submit_timeout_s: float = 120.0
+
+    def submit(self, spec: JobSpec) -> JobDir:
+        """Make sure that the job is done or that one attempt of it is on its way. Idempotent, also among hosts.
+
+        A finished or living job is found again; after a failed, lost or cancelled attempt the next one begins. Waits for an attempt
+        that is being cancelled: whoever submits then wants a new attempt, not the old one's end.
+        """
+        job = JobDir.create(spec)
+        deadline = time.monotonic() + self.submit_timeout_s + spec.resources.grace_s
+
+        def give_up() -> None:
+            if time.monotonic() > deadline:
+                raise Lost(f"{job.path}: another submit or a cancelled attempt of this job does not end; look for a stopped process there")
+
+        # Held until the runner is on record: whoever gets it and finds an attempt without a runner knows that the submitter died.
+        with locked(job.path / "submit.lock", poll=give_up, interval=0.02):
+            while (alive := _is_alive(job)) and job.cancel_requested() is not None:
+                give_up()
+                time.sleep(0.05)
+            if alive or job.result() is not None:
+                return job
+            state = job.state()
+            if state.attempt > 0 and not state.phase.final:
+                message = _GONE if state.pid else "the submitter died before the runner was on record"
+                job.declare_lost(state.attempt, Failure(failure_class=FailureClass.LOST, message=message, attempt=state.attempt))
+                if job.result() is not None:
+                    return job
+            attempt = job.begin_attempt(expected=state.attempt)
+            if attempt is not None:
+                self.start(job, spec, attempt)
+        return job
+
+    @abstractmethod
+    def start(self, job: JobDir, spec: JobSpec, attempt: int) -> None:
+        """Start the runner of an attempt; return once it is on record in ``state.json``, or declare the attempt lost."""
+
+    def status(self, job: JobDir, watch: Watch) -> JobStatus:
+        """Look at a job. A lost attempt is recorded as its failure, so that the next submit begins a new one."""
+        status = read_status(job)
+        if status.final or status.attempt == 0:
+            return status
+        reason = None
+        if job.runner_gone():
+            reason = _GONE
+        else:
+            silent = watch.silent_s(job, status.attempt)
+            if silent >= watch.lost_after_s:
+                reason = f"no heartbeat of the runner for {silent:.0f} s (limit {watch.lost_after_s:.0f} s)"
+        if reason is not None:
+            job.declare_lost(status.attempt, Failure(failure_class=FailureClass.LOST, message=reason, attempt=status.attempt))
+            return read_status(job)  # which may be the outcome that the runner wrote a moment ago
+        return status
+
+    def cancel(self, job: JobDir, reason: str) -> None:
+        """Ask the runner, on whatever host it is, to save and stop. Returns at once; :meth:`status` tells when it did."""
+        job.request_cancel(reason)
+
+
+def _is_alive(job: JobDir) -> bool:
+    state = job.state()
+    return state.attempt > 0 and not state.phase.final and state.pid > 0 and not job.runner_gone()
+
+
+def read_status(job: JobDir) -> JobStatus:
+    """What the job's files say. A failure counts once the final phase is on record too, so that a submit after it begins anew."""
+    state = job.state()
+    result = job.result()
+    if result is not None:
+        return JobStatus(attempt=state.attempt, phase=Phase.DONE, result=result.get("result", {}))
+    failure = job.failure() if state.phase is Phase.FAILED else None
+    return JobStatus(attempt=state.attempt, phase=state.phase, message=state.message, failure=failure)

@@ -1,0 +1,127 @@
+"""Jobs as detached processes on this host: they outlive the worker, the task and Airflow itself."""
+
+from __future__ import annotations
+
+import os
+import select
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import nnunet_jobs.contract
+from airflow_nnunet.backends.base import Backend
+from nnunet_jobs.contract.failure import ConfigError, Failure, FailureClass
+from nnunet_jobs.contract.files import content_hash, repoint
+from nnunet_jobs.contract.jobdir import JobDir
+from nnunet_jobs.contract.spec import JobSpec
+
+_SITE = ("site-packages", "dist-packages")
+# The runner needs no secret of Airflow's (database, Fernet key, task token), so it gets none.
+_PRIVATE = ("AIRFLOW", "_AIRFLOW", "__AIRFLOW")
+
+
+class LocalBackend(Backend):
+    """Starts the runner in a session of its own, its output in the job's log, nothing inherited that Airflow waits for.
+
+    Args:
+        python: interpreter that has nnU-Net installed; this one when empty.
+        module: program that speaks the runner's command line; nnunet_jobs, or a site's own wrapper around it.
+        environment: extra variables for the runner, such as ``TORCHINDUCTOR_CACHE_DIR``.
+        start_timeout_s: how long a runner may take until it is on record.
+    """
+
+    name = "local"
+
+    def __init__(
+        self,
+        *,
+        python: str | None = None,
+        module: str = "nnunet_jobs",
+        environment: Mapping[str, str] | None = None,
+        start_timeout_s: float = 60.0,
+    ) -> None:
+        self.python = python or sys.executable
+        self.module = module
+        self.environment = dict(environment or {})
+        self.start_timeout_s = start_timeout_s
+        if not os.path.isabs(self.python) or not os.access(self.python, os.X_OK):
+            raise ConfigError(f"python={self.python!r}: must be the absolute path of an interpreter that has nnunetv2 installed")
+
+    def start(self, job: JobDir, spec: JobSpec, attempt: int) -> None:
+        """See :meth:`Backend.start`."""
+        ready_r, ready_w = os.pipe()
+        try:
+            with open(job.log, "ab") as output:
+                # The process that we wait for forks the runner and ends: no zombie, no child of an Airflow task.
+                process = subprocess.Popen(
+                    [
+                        self.python,
+                        "-m",
+                        self.module,
+                        "run",
+                        str(job.path),
+                        "--attempt",
+                        str(attempt),
+                        "--detach",
+                        "--ready-fd",
+                        str(ready_w),
+                    ],
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=output,
+                    pass_fds=(ready_w,),
+                    start_new_session=True,
+                    cwd="/",
+                    env=self._environment(spec),
+                )
+            os.close(ready_w)
+            ready_w = -1
+            code = process.wait()
+            word = self._read_word(ready_r)
+        finally:
+            os.close(ready_r)
+            if ready_w >= 0:
+                os.close(ready_w)
+        if word != b"ready" and job.state().attempt == attempt and not job.state().phase.final and not job.state().pid:
+            last = _tail(job)
+            message = f"the runner did not start (exit code {code}, python={self.python!r}); the log ends with: {last}"
+            job.declare_lost(
+                attempt, Failure(failure_class=FailureClass.CONFIG if code else FailureClass.LOST, message=message, attempt=attempt)
+            )
+
+    def _read_word(self, fd: int) -> bytes:
+        """What the runner says once it is on record; empty when it died or takes too long."""
+        word = b""
+        deadline = time.monotonic() + self.start_timeout_s
+        while (left := deadline - time.monotonic()) > 0 and select.select([fd], [], [], left)[0]:
+            part = os.read(fd, 16)
+            if not part:
+                break
+            word += part
+        return word
+
+    def _environment(self, spec: JobSpec) -> dict[str, str]:
+        found = {name: value for name, value in os.environ.items() if not name.startswith(_PRIVATE)}
+        found.update(self.environment)
+        found["PYTHONSAFEPATH"] = "1"
+        packages = Path(nnunet_jobs.contract.__file__).resolve().parents[2]
+        if packages.name in _SITE:
+            if self.python == sys.executable:
+                return found
+            packages = _only_jobs(packages, Path(spec.workspace.jobs))
+        found["PYTHONPATH"] = os.pathsep.join([str(packages), *filter(None, [found.get("PYTHONPATH")])])
+        return found
+
+
+def _only_jobs(packages: Path, jobs: Path) -> Path:
+    """A folder in which another interpreter finds nnunet_jobs and nothing else: the rest of our site-packages is not made for it."""
+    folder = jobs / f".packages-{content_hash(str(packages), length=8)}"
+    repoint(folder / "nnunet_jobs", packages / "nnunet_jobs")
+    return folder
+
+
+def _tail(job: JobDir, limit: int = 2000) -> str:
+    size = job.log.stat().st_size if job.log.exists() else 0
+    return job.read_log(max(0, size - limit))[0].decode(errors="replace").strip()

@@ -1,0 +1,126 @@
+"""Settings of section [nnunet]: where the workspace is, which backend runs jobs, how often they are looked at."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from airflow_nnunet.backends import Backend, get_backend
+from airflow_nnunet.provider_info import OPTIONS
+from nnunet_jobs.contract.failure import ConfigError
+from nnunet_jobs.contract.workspace import Workspace
+
+SECTION = "nnunet"
+_SINGLE_ROOTS = ("raw", "preprocessed", "results", "jobs", "leases")
+_PATH_LISTS = ("input_roots", "output_roots", "trainer_paths")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NnunetConfig:
+    """Everything an operator needs to know about its surroundings.
+
+    Attributes:
+        workspace: the roots of the team's data and jobs.
+        backend: name of the backend that runs jobs. backend_options: more of its options.
+        python: interpreter that has nnU-Net and ``nnunet_jobs``.
+        poll_interval: seconds between two looks at a running job.
+        lost_after: seconds without a heartbeat after which a job counts as lost.
+    """
+
+    workspace: Workspace
+    backend: str = "local"
+    backend_options: Mapping[str, Any] = field(default_factory=dict)
+    python: str = sys.executable
+    poll_interval: float = 2.0
+    lost_after: float = 120.0
+
+    def __post_init__(self) -> None:
+        for name in ("poll_interval", "lost_after"):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
+                raise ConfigError(f"[{SECTION}] {name}={getattr(self, name)!r}: must be more than 0 seconds")
+
+    def make_backend(self) -> Backend:
+        """The backend that submits jobs."""
+        options = dict(self.backend_options)
+        if self.backend == "local":
+            options.setdefault("python", self.python)
+        return get_backend(self.backend, **options)
+
+    @classmethod
+    def load(cls, conn_id: str | None = None) -> NnunetConfig:
+        """Read section [nnunet], then let a connection of type ``nnunet`` override single options.
+
+        Raises:
+            ConfigError: an option has a value that cannot be used, or the connection has an unknown one.
+        """
+        overrides: Mapping[str, Any] = {}
+        if conn_id:
+            from airflow_nnunet.hooks import NnunetHook
+
+            overrides = NnunetHook(conn_id).overrides()
+        return cls.from_options({**_section(), **overrides})
+
+    @classmethod
+    def from_options(cls, options: Mapping[str, Any]) -> NnunetConfig:
+        """Build from option names and values, texts as in airflow.cfg or JSON values as in a connection's extra."""
+        unknown = sorted(set(options) - set(OPTIONS))
+        if unknown:
+            raise ConfigError(f"[{SECTION}] {unknown[0]}: unknown option; known: {', '.join(OPTIONS)}")
+        values = {name: options.get(name, option["default"]) for name, option in OPTIONS.items()}
+        values = {name: value.strip() if isinstance(value, str) else value for name, value in values.items()}
+        values = {name: OPTIONS[name]["default"] if value is None or value == "" else value for name, value in values.items()}
+        root = values["workspace"] or str(airflow_home() / "nnunet")
+        if not os.path.isabs(root):
+            raise ConfigError(f"[{SECTION}] workspace={root!r}: must be an absolute path")
+        roots = {name: values[name] for name in _SINGLE_ROOTS}
+        lists = {name: path_list(values[name]) for name in _PATH_LISTS}
+        return cls(
+            workspace=replace(Workspace.below(root, **roots, **lists), cpu_slots=_number("cpu_slots", values["cpu_slots"], int)),
+            backend=str(values["backend"]),
+            backend_options=_json_object("backend_options", values["backend_options"]),
+            python=str(values["python"] or sys.executable),
+            poll_interval=_number("poll_interval", values["poll_interval"], float),
+            lost_after=_number("lost_after", values["lost_after"], float),
+        )
+
+
+def airflow_home() -> Path:
+    """$AIRFLOW_HOME, as Airflow itself finds it."""
+    return Path(os.environ.get("AIRFLOW_HOME", "~/airflow")).expanduser().absolute()
+
+
+def path_list(value: Any) -> tuple[str, ...]:
+    """Folders from a text separated by ':' or ',', or from a list."""
+    parts = re.split(rf"[,{re.escape(os.pathsep)}]", value) if isinstance(value, str) else list(value)
+    return tuple(text for part in parts if (text := str(part).strip()))
+
+
+def _section() -> dict[str, str]:
+    from airflow.sdk.configuration import conf
+
+    return {name: conf.get(SECTION, name, fallback=option["default"]) for name, option in OPTIONS.items()}
+
+
+def _json_object(name: str, value: Any) -> dict[str, Any]:
+    try:
+        data = json.loads(value) if isinstance(value, str) and value else value or {}
+    except ValueError as error:
+        raise ConfigError(f"[{SECTION}] {name}={value!r}: must be a JSON object") from error
+    if not isinstance(data, dict):
+        raise ConfigError(f"[{SECTION}] {name}={value!r}: must be a JSON object")
+    return data
+
+
+def _number(name: str, value: Any, kind: type[Any]) -> Any:
+    try:
+        return kind(value)
+    except (TypeError, ValueError) as error:
+        what = "a whole number" if kind is int else "a number"
+        raise ConfigError(f"[{SECTION}] {name}={value!r}: must be {what}") from error

@@ -1,0 +1,202 @@
+"""``make demo``: a private Airflow takes a dataset through all five operators, and says at the end what came out and where it is.
+
+    python -m airflow_nnunet.demo [--data FOLDER] [--keep-up | --down] [--folder .demo]
+
+Everything lies below one folder: data, workspace, Airflow's home, and ``summary.json``. A second run finds finished work done.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime as dt
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from airflow_nnunet.progress_view import ProgressView
+from airflow_nnunet.rest_client import RestError
+from airflow_nnunet.stack import PROJECT, Stack, StackError
+from nnunet_jobs.contract.files import read_json
+from nnunet_jobs.contract.workspace import MODEL_CARD
+
+DAG_ID = "nnunet_demo"
+PHANTOM_CASES = 20
+_RUN_LIMIT_S = 3600.0
+_STEPS = ("register", "preprocess", "train", "find_best", "predict")
+
+
+class DemoError(RuntimeError):
+    """The demo cannot go on; the message says why and what to do."""
+
+
+def recipe(data: Path, *, name: str, dataset_id: int) -> dict[str, Any]:
+    """The dataset file of the demo: three folds of a tiny 2D network, which learn something in 200 iterations."""
+    example: dict[str, Any] = yaml.safe_load((PROJECT / "include/datasets/phantom_tiny.yaml").read_text())
+    example["description"] = f"Demo on {name}"
+    example["dataset"] = {"id": dataset_id, "name": name, "source": str(data), "layout": "decathlon", "holdout_fraction": 0.2}
+    return example
+
+
+def prepare(folder: Path, data: Path | None) -> Path:
+    """Data and dataset file; returns the folder of dataset files.
+
+    Raises:
+        DemoError: there is no Decathlon dataset at ``data``, or the phantom could not be made.
+    """
+    if data is None:
+        data = folder / "data" / "phantom"
+        name, dataset_id = "Phantom", 900
+        if not (data / "dataset.json").is_file():
+            say(f"no data given: making {PHANTOM_CASES} phantom cases in {data}")
+            command = [sys.executable, "-m", "nnunet_jobs", "phantom", str(data), "--cases", str(PHANTOM_CASES), "--seed", "0"]
+            done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+            if done.returncode:
+                raise DemoError(f"the phantom could not be made:\n{done.stderr[-2000:]}")
+    else:
+        data = data.resolve()
+        if not (data / "dataset.json").is_file():
+            raise DemoError(f"{data} has no dataset.json; give a folder in Medical Segmentation Decathlon layout")
+        name, dataset_id = "".join(part for part in data.name.partition("_")[2] if part.isalnum()) or "Demo", 901
+    datasets = folder / "datasets"
+    datasets.mkdir(parents=True, exist_ok=True)
+    (datasets / "demo.yaml").write_text(yaml.safe_dump(recipe(data, name=name, dataset_id=dataset_id), sort_keys=False))
+    return datasets
+
+
+def make_stack(folder: Path, datasets: Path, data: Path | None, *, slots: int) -> Stack:
+    """The demo's private Airflow, set to look at jobs often because they are short."""
+    inputs = [folder / "data", *([data.resolve()] if data else [])]
+    environment = {
+        "AIRFLOW__NNUNET__WORKSPACE": str(folder / "work"),
+        "AIRFLOW__NNUNET__INPUT_ROOTS": os.pathsep.join(map(str, inputs)),
+        "AIRFLOW__NNUNET__DATASETS": str(datasets),
+        "AIRFLOW__NNUNET__CPU_SLOTS": str(slots),
+        "AIRFLOW__NNUNET__POLL_INTERVAL": "0.5",
+    }
+    return Stack(folder / "airflow", environment=environment)
+
+
+def pool_slots() -> int:
+    """How many jobs may compute at once: the GPUs of this machine, else one core each, which packs folds better than threads do.
+
+    Raises:
+        DemoError: the machine could not be probed.
+    """
+    done = subprocess.run(
+        [sys.executable, "-m", "nnunet_jobs", "probe"], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise DemoError(f"python -m nnunet_jobs probe failed:\n{done.stderr[-2000:]}")
+    probe = json.loads(done.stdout)
+    return len(probe["gpus"]) or max(1, int(probe["cores"]))
+
+
+def run(stack: Stack, *, slots: int, workspace: Path) -> dict[str, Any]:
+    """Trigger the DAG, show its progress until it ends, and sum it up.
+
+    Raises:
+        DemoError: the run failed; the message holds the end of each failed task's log.
+    """
+    client = stack.client
+    client.set_pool("gpu", slots)
+    client.wait_for_dag(DAG_ID)
+    run_id = client.trigger(DAG_ID)
+    view = ProgressView(client, DAG_ID, run_id, jobs=workspace / "jobs")
+    state = client.wait_for_run(DAG_ID, run_id, timeout_s=_RUN_LIMIT_S, progress=view.show)
+    view.show()
+    if state != "success":
+        raise DemoError(f"run {run_id} failed\n{view.failures()}")
+    return summarise(stack, run_id, workspace)
+
+
+def summarise(stack: Stack, run_id: str, workspace: Path) -> dict[str, Any]:
+    """What ``summary.json`` holds: seconds of each step, hold-out Dice by label, where model and predictions are."""
+    client = stack.client
+    spans: dict[str, list[dt.datetime]] = {}
+    for item in client.task_instances(DAG_ID, run_id):
+        if item["state"] == "success" and item["start_date"]:
+            times = (dt.datetime.fromisoformat(item[key]) for key in ("start_date", "end_date"))
+            spans.setdefault(item["task_id"], []).extend(times)
+    steps = [{"name": name, "seconds": round((max(spans[name]) - min(spans[name])).total_seconds(), 1)} for name in _STEPS if name in spans]
+    dataset = client.xcom(DAG_ID, run_id, "register")["dataset"]
+    # From the files and not from XComs: a second run skips what the first one did.
+    card = read_json(workspace / "nnUNet_results" / dataset / MODEL_CARD)
+    return {
+        "steps": steps,
+        "holdout": card["metrics"]["holdout_per_label"] or {},
+        "model": str(workspace / "nnUNet_results" / dataset),
+        "predictions": str(workspace / "predictions" / dataset / "holdout"),
+    }
+
+
+def table(summary: Mapping[str, Any], *, total_s: float, url: str | None) -> str:
+    """The end of the demo, for people."""
+    lines = ["", f"{'step':<14}{'seconds':>9}"]
+    lines += [f"{step['name']:<14}{step['seconds']:>9.1f}" for step in summary["steps"]]
+    lines += [f"{'all, with Airflow':<14}{total_s:>6.1f}", "", f"{'hold-out':<20}{'Dice':>6}"]
+    known = {label: dice for label, dice in summary["holdout"].items() if dice is not None}
+    lines += [f"{label:<20}{dice:>6.3f}" for label, dice in known.items()]
+    if known:
+        lines.append(f"{'foreground':<20}{sum(known.values()) / len(known):>6.3f}")
+    lines += ["", f"model        {summary['model']}", f"predictions  {summary['predictions']}"]
+    lines.append(f"UI           {url}" if url else "UI           `make up` serves it")
+    return "\n".join(lines)
+
+
+def say(text: str) -> None:
+    """Print at once, also into a pipe."""
+    print(text, flush=True)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the demo; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m airflow_nnunet.demo", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--data", type=Path, help="folder in Medical Segmentation Decathlon layout; a phantom is made when empty")
+    parser.add_argument("--folder", type=Path, default=PROJECT / ".demo", help="where everything goes (default .demo)")
+    parser.add_argument("--keep-up", action="store_true", help="leave Airflow and its UI running until --down")
+    parser.add_argument("--down", action="store_true", help="stop what --keep-up left running")
+    chosen = parser.parse_args(arguments)
+    folder = chosen.folder.absolute()
+    if chosen.down:
+        Stack(folder / "airflow").stop()
+        say("nothing of the demo runs any more")
+        return 0
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the finally below stops Airflow
+    began = time.monotonic()
+    stack: Stack | None = None
+    keep = False
+    try:
+        datasets = prepare(folder, chosen.data)
+        slots = pool_slots()
+        stack = make_stack(folder, datasets, chosen.data, slots=slots)
+        say(f"starting Airflow below {stack.home} ({slots} jobs compute at once)")
+        stack.start()
+        say(f"Airflow is ready after {time.monotonic() - began:.0f} s: {stack.url}, user {stack.username}, password {stack.password}")
+        summary = run(stack, slots=slots, workspace=folder / "work")
+        (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+        keep = chosen.keep_up
+        say(table(summary, total_s=time.monotonic() - began, url=stack.url if keep else None))
+    except (DemoError, StackError, RestError) as error:
+        say(f"\nthe demo failed: {error}")
+        return 1
+    except KeyboardInterrupt:
+        say("\nstopped")
+        return 130
+    finally:
+        if stack is not None and not keep:
+            stack.stop()
+    if keep:
+        say(f"user {stack.username}, password {stack.password}; `make down` stops it")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,222 @@
+"""``airflow nnunet doctor``: is this host fit to run jobs? Each line says ok, or what is wrong and the mend."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from airflow_nnunet.config import NnunetConfig
+from airflow_nnunet.operators.base import GPU_POOL
+from airflow_nnunet.pools import automatic_slots, probe_host
+from nnunet_jobs.contract.failure import ConfigError
+
+_ROOTS = ("raw", "preprocessed", "results", "jobs", "leases")
+# A preprocessed dataset of a few hundred volumes takes tens of GB; less than this is trouble soon.
+_LOW_DISK_GIB = 20
+# Batches travel between processes through /dev/shm; 64 MB, Docker's default, loses them silently.
+_LOW_SHM_MIB = 2048
+# Each data worker holds dozens of files and sockets.
+_LOW_FILES = 4096
+_SYNC = "run airflow nnunet sync-pools, or python -m airflow_nnunet sync-pools"
+_NETWORK_FILE_SYSTEMS = ("nfs", "cifs", "smb", "ceph", "lustre", "fuse.sshfs", "9p", "gpfs", "beegfs")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One line of the report. ``blocks`` means that jobs cannot run like this."""
+
+    topic: str
+    text: str
+    ok: bool = True
+    blocks: bool = False
+
+    def __str__(self) -> str:
+        mark = "ok  " if self.ok else "FAIL" if self.blocks else "warn"
+        return f"{mark}  {self.topic}: {self.text}"
+
+
+def examine(config: NnunetConfig) -> Iterator[Finding]:
+    """Everything that the doctor looks at, in the order in which a person would mend it."""
+    yield from _roots(config)
+    yield from _user_folders(config)
+    try:
+        host = probe_host(config)
+    except ConfigError as error:
+        yield Finding(
+            topic="python", ok=False, blocks=True,
+            text=f"{error}. Install airflow-provider-nnunet[local] there, or set python in section [nnunet]",
+        )  # fmt: skip
+        host = None
+    if host is not None:
+        yield from _versions(host)
+        yield from _memory(host)
+        yield from _gpus(host)
+    yield _pool(config, host)
+
+
+def _roots(config: NnunetConfig) -> Iterator[Finding]:
+    for name in _ROOTS:
+        path = Path(getattr(config.workspace, name))
+        trouble = _unwritable(path)
+        if trouble:
+            yield Finding(
+                topic=name, ok=False, blocks=True,
+                text=f"{path}: {trouble}; make it writable for this user, or set {name} in section [nnunet]",
+            )  # fmt: skip
+            continue
+        free = shutil.disk_usage(_existing(path)).free / 2**30
+        enough = free >= _LOW_DISK_GIB or name in ("jobs", "leases")
+        mend = "" if enough else f"; below {_LOW_DISK_GIB} GiB, free space or move {name} to another disk"
+        yield Finding(topic=name, ok=enough, text=f"{path} is writable, {free:.0f} GiB free{mend}")
+    leases = _existing(Path(config.workspace.leases))
+    kind = _file_system(leases)
+    if kind.startswith(_NETWORK_FILE_SYSTEMS):
+        yield Finding(
+            topic="leases", ok=False, blocks=True,
+            text=f"{leases} is on {kind}; kernel locks need a local disk, set leases in section [nnunet] to one",
+        )  # fmt: skip
+
+
+def _user_folders(config: NnunetConfig) -> Iterator[Finding]:
+    workspace = config.workspace
+    if not workspace.input_roots:
+        yield Finding(topic="input_roots", ok=False, text="none, so no dataset can be registered; set input_roots in section [nnunet]")
+    for path in workspace.input_roots:
+        readable = os.path.isdir(path) and os.access(path, os.R_OK | os.X_OK)
+        yield Finding(
+            topic="input_roots", ok=readable, text=f"{path} is readable" if readable else f"{path}: not a folder that this user can read"
+        )
+    for path in workspace.output_roots:
+        trouble = _unwritable(Path(path))
+        yield Finding(topic="output_roots", ok=not trouble, text=f"{path}: {trouble}" if trouble else f"{path} is writable")
+    for path in workspace.trainer_paths:
+        there = os.path.isdir(path)
+        yield Finding(topic="trainer_paths", ok=there, text=path if there else f"{path}: no such folder")
+
+
+def _versions(host: dict[str, Any]) -> Iterator[Finding]:
+    versions = host["versions"]
+    missing = [name for name in ("nnunetv2", "torch") if not versions.get(name)]
+    where = f"Python {host['python']['version']} ({host['python']['executable']})"
+    if missing:
+        yield Finding(
+            topic="versions", ok=False, blocks=True,
+            text=f"{where}: {' and '.join(missing)} not installed; pip install 'airflow-provider-nnunet[local]' there",
+        )  # fmt: skip
+    else:
+        found = ", ".join(f"{name} {version}" for name, version in versions.items() if version)
+        yield Finding(topic="versions", text=f"{where}, {found}")
+
+
+def _memory(host: dict[str, Any]) -> Iterator[Finding]:
+    yield Finding(topic="cores and memory", text=f"{host['cores']} cores, {host['memory_mib']} MiB")
+    shm = host["shm_mib"]
+    if shm is not None:
+        enough = shm >= _LOW_SHM_MIB
+        mend = "" if enough else f"; below {_LOW_SHM_MIB} MiB, in a container start it with --shm-size=8g"
+        yield Finding(topic="shared memory", ok=enough, text=f"{shm} MiB in all{mend}")
+    soft, hard = host["nofile"]["soft"], host["nofile"]["hard"]
+    enough = soft < 0 or soft >= _LOW_FILES
+    mend = "" if enough else f"; below {_LOW_FILES}, raise it with ulimit -n or LimitNOFILE= (hard limit {hard})"
+    yield Finding(topic="open files", ok=enough, text=f"{soft}{mend}")
+
+
+def _gpus(host: dict[str, Any]) -> Iterator[Finding]:
+    if not host["gpus"]:
+        yield Finding(topic="GPUs", text=f"none, jobs run on CPU slots ({host['gpus_reason']})")
+        return
+    for gpu in host["gpus"]:
+        text = f"{gpu['index']}: {gpu['name']}, {gpu['free_mib']} of {gpu['total_mib']} MiB free, {gpu['uuid']}"
+        lost = gpu.get("lost")
+        yield Finding(topic="GPUs", ok=not lost, text=f"{text}; it does not answer ({lost}), restart the host" if lost else text)
+    if host["torch_cpu_only"]:
+        yield Finding(
+            topic="torch", ok=False, blocks=True,
+            text="built without CUDA although there is a GPU; install the CUDA build of torch and torchvision",
+        )  # fmt: skip
+    compiler = host["compiler"]
+    missing = [name for name in ("gcc", "g++", "python_h") if not compiler[name]]
+    if missing:
+        mend = "install gcc, g++ and the Python headers, or set nnUNet_compile=f for jobs (slower)"
+        yield Finding(topic="compiler", ok=False, text=f"{', '.join(missing)} missing, which torch.compile needs on a GPU; {mend}")
+    else:
+        yield Finding(topic="compiler", text="gcc, g++ and Python headers found")
+
+
+def _pool(config: NnunetConfig, host: dict[str, Any] | None) -> Finding:
+    from airflow.models.pool import Pool
+    from airflow.utils.session import create_session
+    from sqlalchemy.exc import SQLAlchemyError
+
+    topic = f"pool {GPU_POOL}"
+    try:
+        with create_session() as session:
+            pool = Pool.get_pool(GPU_POOL, session=session)
+            found = (pool.slots, pool.include_deferred) if pool else None
+    except SQLAlchemyError as error:
+        first = str(error).splitlines()[0]
+        return Finding(topic=topic, ok=False, blocks=True, text=f"Airflow's database does not answer ({first}); run airflow db migrate")
+    if found is None:
+        return Finding(topic=topic, ok=False, blocks=True, text=f"missing, tasks would wait for ever; {_SYNC}")
+    slots, include_deferred = found
+    if not include_deferred:
+        text = f"deferred tasks free their slot, so all jobs start at once; {_SYNC}"
+        return Finding(topic=topic, ok=False, text=text)
+    if host is not None and slots > (fit := automatic_slots(config, host)):
+        text = f"{slots} slots for {fit} on this host; fine with several hosts, else jobs wait for a lease; {_SYNC}"
+        return Finding(topic=topic, text=text)
+    return Finding(topic=topic, text=f"{slots} slots, deferred tasks keep theirs")
+
+
+def _unwritable(path: Path) -> str:
+    """Why nothing can be written to a folder or made below its nearest parent; empty when it can. Leaves nothing behind."""
+    there = _existing(path)
+    if not there.is_dir():
+        return f"{there} is not a folder"
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            return ""
+    except OSError as error:
+        return f"cannot write ({error.strerror or error})"
+
+
+def _existing(path: Path) -> Path:
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    return path
+
+
+def _file_system(path: Path) -> str:
+    """Type of the file system that holds a path, from the longest mount point that contains it."""
+    best, kind = "", ""
+    real = os.path.realpath(path)
+    try:
+        mounts = Path("/proc/mounts").read_text().splitlines()
+    except OSError:
+        return ""
+    for line in mounts:
+        _, point, name, *_ = line.split()
+        inside = real == point or real.startswith(point.rstrip("/") + "/")
+        if inside and len(point) >= len(best):
+            best, kind = point, name
+    return kind
+
+
+def doctor_command(args: argparse.Namespace) -> None:
+    """The command: a line for each finding; exit code 1 when one of them keeps jobs from running."""
+    try:
+        config = NnunetConfig.load(args.conn_id)
+    except ConfigError as error:
+        raise SystemExit(f"FAIL  configuration: {error}") from error
+    blocked = False
+    for finding in examine(config):
+        print(finding)
+        blocked |= finding.blocks
+    if blocked:
+        raise SystemExit(1)

@@ -1,0 +1,129 @@
+"""How a job's failure looks to Airflow: one exception per class, so that a retry policy can decide by class.
+
+Exceptions::
+
+    AirflowException
+    └── NnunetJobError          base; ``failure_class`` and ``cancelled`` say what a retry may hope for
+        ├── InvalidData         the input is wrong: never retried
+        ├── InvalidConfig       a field or setting is wrong: never retried
+        ├── JobCancelled        a user stopped the job: never retried
+        ├── GpuOutOfMemory      CUDA ran out of memory: two tries
+        ├── HostOutOfMemory     the host ran out of memory
+        ├── GpuLost             the GPU is gone or quarantined
+        ├── JobHung             no progress for too long
+        ├── JobLost             the runner or its host vanished
+        ├── JobInterrupted      stopped by a signal, work is saved
+        ├── DiskFull            no space left
+        └── JobBug              anything else
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from airflow.sdk.exceptions import AirflowException
+
+from nnunet_jobs.contract.failure import Failure, FailureClass, JobError
+
+_SHOWN_FAULTS = 20
+
+
+class NnunetJobError(AirflowException):  # type: ignore[misc, unused-ignore]
+    """A job failed. The message holds the class, what happened, and the first faults; the whole list is in failure.json."""
+
+    failure_class: ClassVar[FailureClass] = FailureClass.BUG
+    cancelled: ClassVar[bool] = False
+
+
+class InvalidData(NnunetJobError):
+    """The input is wrong."""
+
+    failure_class = FailureClass.DATA
+
+
+class InvalidConfig(NnunetJobError):
+    """A field or setting is wrong."""
+
+    failure_class = FailureClass.CONFIG
+
+
+class GpuOutOfMemory(NnunetJobError):
+    """CUDA ran out of memory."""
+
+    failure_class = FailureClass.GPU_OOM
+
+
+class HostOutOfMemory(NnunetJobError):
+    """The host, its cgroup or a set limit ran out of memory."""
+
+    failure_class = FailureClass.HOST_OOM
+
+
+class GpuLost(NnunetJobError):
+    """The GPU fell off the bus or is quarantined."""
+
+    failure_class = FailureClass.GPU_LOST
+
+
+class JobHung(NnunetJobError):
+    """No progress for longer than the limit."""
+
+    failure_class = FailureClass.HANG
+
+
+class JobLost(NnunetJobError):
+    """The runner or its host vanished without a word."""
+
+    failure_class = FailureClass.LOST
+
+
+class JobInterrupted(NnunetJobError):
+    """Stopped by a signal, after saving."""
+
+    failure_class = FailureClass.INTERRUPTED
+
+
+class JobCancelled(JobInterrupted):
+    """Stopped because a user said so."""
+
+    cancelled = True
+
+
+class DiskFull(NnunetJobError):
+    """No space or no inodes left where the step writes."""
+
+    failure_class = FailureClass.DISK_FULL
+
+
+class JobBug(NnunetJobError):
+    """Anything that no other class describes."""
+
+
+_BY_CLASS: dict[FailureClass, type[NnunetJobError]] = {
+    error.failure_class: error
+    for error in (
+        InvalidData, InvalidConfig, GpuOutOfMemory, HostOutOfMemory, GpuLost, JobHung, JobLost, JobInterrupted, DiskFull, JobBug,
+    )
+}  # fmt: skip
+
+
+def to_airflow_error(failure: Failure, *, where: str = "") -> NnunetJobError:
+    """The exception of a failure's class.
+
+    Args:
+        failure: what the runner wrote.
+        where: the job's directory or log, named so that a person finds the rest.
+    """
+    error = JobCancelled if failure.cancelled else _BY_CLASS[failure.failure_class]
+    lines = [f"{failure.failure_class}: {failure.message}"]
+    lines += [f"  {fault}" for fault in failure.faults[:_SHOWN_FAULTS]]
+    if len(failure.faults) > _SHOWN_FAULTS:
+        lines.append(f"  and {len(failure.faults) - _SHOWN_FAULTS} more")
+    if where:
+        lines.append(f"Job: {where}")
+    return error("\n".join(lines))
+
+
+def from_job_error(error: JobError) -> NnunetJobError:
+    """The Airflow exception for an error that the contract raised on this side, such as a wrong field."""
+    return to_airflow_error(Failure(failure_class=error.failure_class, message=str(error), faults=error.faults))

@@ -1,0 +1,54 @@
+"""Connection type ``nnunet``: one team's workspace, kept where Airflow keeps connections."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, ClassVar
+
+from airflow.sdk import BaseHook
+
+from nnunet_jobs.contract.failure import ConfigError
+
+
+class NnunetHook(BaseHook):
+    """Reads the options of section [nnunet] that a connection's extra overrides, such as ``{"workspace": "/data/radiology"}``."""
+
+    conn_name_attr: ClassVar[str] = "nnunet_conn_id"
+    default_conn_name: ClassVar[str] = "nnunet_default"
+    conn_type: ClassVar[str] = "nnunet"
+    hook_name: ClassVar[str] = "nnU-Net workspace"
+
+    def __init__(self, nnunet_conn_id: str = default_conn_name) -> None:
+        super().__init__()
+        self.nnunet_conn_id = nnunet_conn_id
+
+    def overrides(self) -> dict[str, Any]:
+        """Option names and values of the connection's extra.
+
+        Raises:
+            ConfigError: the extra is not a JSON object.
+        """
+        extra = self.get_connection(self.nnunet_conn_id).extra
+        if not extra:
+            return {}
+        try:
+            options = json.loads(extra)
+        except ValueError as error:
+            raise ConfigError(f"connection {self.nnunet_conn_id!r}: extra must be a JSON object of [nnunet] options") from error
+        if not isinstance(options, dict):
+            raise ConfigError(f"connection {self.nnunet_conn_id!r}: extra must be a JSON object of [nnunet] options")
+        return options
+
+    def get_conn(self) -> Any:
+        """The connection's :class:`~airflow_nnunet.config.NnunetConfig`."""
+        from airflow_nnunet.config import NnunetConfig
+
+        return NnunetConfig.load(self.nnunet_conn_id)
+
+    def test_connection(self) -> tuple[bool, str]:
+        """What the UI's test button says: whether the roots can be read from the connection."""
+        try:
+            config = self.get_conn()
+        except ConfigError as error:
+            return False, str(error)
+        return True, f"nnUNet_raw is {config.workspace.raw}"

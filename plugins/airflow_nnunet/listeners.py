@@ -1,0 +1,93 @@
+"""Hears in the API server that a user marked a task, and cancels its job even when no triggerer was there to see it.
+
+The trigger's ``on_kill`` is the usual way. It is missed when the triggerer is down at that moment, or when the task was between
+submit and deferral. Airflow tells listeners of a manual mark with no previous state; a clear is not told and is handled by the
+next try, which stops what an earlier one left running.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from airflow.listeners import hookimpl
+
+log = logging.getLogger(__name__)
+
+
+@hookimpl
+def on_task_instance_failed(previous_state: Any, task_instance: Any, error: Any) -> None:
+    """Marked failed by a user."""
+    if previous_state is None:
+        cancel_job_of(task_instance, "the task was marked failed by a user")
+
+
+@hookimpl
+def on_task_instance_success(previous_state: Any, task_instance: Any) -> None:
+    """Marked successful by a user."""
+    if previous_state is None:
+        cancel_job_of(task_instance, "the task was marked successful by a user")
+
+
+@hookimpl
+def on_task_instance_skipped(previous_state: Any, task_instance: Any) -> None:
+    """Marked skipped by a user."""
+    if previous_state is None:
+        cancel_job_of(task_instance, "the task was marked skipped by a user")
+
+
+def cancel_job_of(task_instance: Any, reason: str) -> None:
+    """Cancel the job that the task instance has on record, if there is one and it still runs."""
+    path = _recorded_path(task_instance)
+    if path is not None:
+        cancel_job_at(path, task_instance, reason)
+
+
+def cancel_job_at(path: str, task_instance: Any, reason: str) -> None:
+    """Cancel the job in a directory if it is this task instance's own and still runs.
+
+    The path comes from an XCom, which anybody who may run a task can write: the directory must hold a job of this very task instance.
+    """
+    from nnunet_jobs.contract.failure import ConfigError
+    from nnunet_jobs.contract.jobdir import JobDir
+
+    job = JobDir(path)
+    try:
+        labels = job.spec().labels
+        expected = {
+            "dag_id": task_instance.dag_id,
+            "run_id": task_instance.run_id,
+            "task_id": task_instance.task_id,
+            "map_index": str(task_instance.map_index),
+        }
+        if any(labels.get(name) != value for name, value in expected.items()):
+            log.warning("job %s on record belongs to another task; left alone", job.job_id)
+            return
+        if not job.state().phase.final and job.cancel_requested() is None:
+            job.request_cancel(reason)
+            log.info("cancelled job %s: %s", job.job_id, reason)
+    except (OSError, ValueError, KeyError, TypeError, ConfigError) as error:
+        # The job directories may be on storage that the API server does not see; marking the task must work all the same.
+        log.warning("cannot cancel the job of %s.%s: %s", task_instance.dag_id, task_instance.task_id, error)
+
+
+def _recorded_path(task_instance: Any) -> str | None:
+    from airflow.models.xcom import XComModel
+    from airflow.utils.session import create_session
+
+    from airflow_nnunet.task_state import JOB_XCOM
+
+    with create_session() as session:
+        query = XComModel.get_many(
+            run_id=task_instance.run_id,
+            key=JOB_XCOM,
+            task_ids=task_instance.task_id,
+            dag_ids=task_instance.dag_id,
+            map_indexes=task_instance.map_index,
+        )
+        row = session.execute(query).first()
+    if row is None:
+        return None
+    value = XComModel.deserialize_value(row[0])
+    path = value.get("path") if isinstance(value, dict) else None
+    return path if isinstance(path, str) else None

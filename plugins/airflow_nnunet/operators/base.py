@@ -1,0 +1,311 @@
+"""What all five operators share: build the job's specification, submit it, wait without a worker slot, return its result.
+
+The job outlives the task. A worker, triggerer, scheduler or API server that stops takes nothing with it: the retry computes the
+same job id, finds the job and attaches to it again. Only a user's act (mark failed, mark success, clear) or an execution timeout
+cancels a job, and a cancelled training has saved a checkpoint.
+"""
+
+from __future__ import annotations
+
+import time
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
+
+from airflow.sdk import BaseOperator
+from airflow.sdk.exceptions import AirflowRescheduleException, AirflowTaskTimeout, TaskDeferralTimeout
+
+from airflow_nnunet.backends import Backend, JobStatus, Watch, read_status
+from airflow_nnunet.config import NnunetConfig
+from airflow_nnunet.exceptions import JobCancelled, from_job_error, to_airflow_error
+from airflow_nnunet.links import JobFolderLink, JobLogLink, job_url
+from airflow_nnunet.operators.fields import build_params, check_constants, coerce
+from airflow_nnunet.progress import ProgressLines
+from airflow_nnunet.retry import DEFAULT_RETRIES, DEFAULT_RETRY_DELAY, NnunetRetryPolicy
+from airflow_nnunet.task_state import JOB_XCOM, task_state
+from airflow_nnunet.triggers import JobTrigger
+from nnunet_jobs.contract.failure import JobError
+from nnunet_jobs.contract.jobdir import JobDir
+from nnunet_jobs.contract.params import StepParams
+from nnunet_jobs.contract.spec import JobSpec, Resources, make_job_id
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+GPU_POOL = "gpu"
+_RESOURCE_FIELDS = ("device", "num_gpus", "gpu_memory_mib", "cpus", "memory_mib", "hang_s", "grace_s")
+_LOG_TAIL_BYTES = 4096
+_SLICE_S = 0.5
+# Long enough for the scheduler to have heard from the stopping worker: a task that comes back before that costs a retry.
+_COME_BACK_S = 20.0
+DEFAULT_RETRY_POLICY = NnunetRetryPolicy()
+
+
+def templated(params_class: type[StepParams], renamed: Mapping[str, str] | None = None) -> tuple[str, ...]:
+    """Template fields of an operator: the step's parameters, the resources and the connection."""
+    names = [(renamed or {}).get(item.name, item.name) for item in fields(params_class)]
+    return (*names, *_RESOURCE_FIELDS, "nnunet_conn_id")
+
+
+class NnunetOperator(BaseOperator):  # type: ignore[misc, unused-ignore]
+    """Base of the five operators.
+
+    Args:
+        nnunet_conn_id: connection of type ``nnunet`` whose extra overrides options of section [nnunet].
+        deferrable: True waits in the triggerer and holds no worker slot; False polls in the worker.
+        device: ``auto``, ``cuda`` (insist on a GPU) or ``cpu``. num_gpus: GPUs to lease.
+        gpu_memory_mib: memory to reserve on each GPU in MiB; None reserves whole GPUs.
+        cpus: cores to use; 0 means a fair share. memory_mib: limit of the job's memory in MiB.
+        hang_s: seconds without progress after which the job counts as hung, at least.
+        grace_s: seconds that a cancelled job has for saving.
+        retries, retry_policy: by default three retries for what another try can mend; see :class:`NnunetRetryPolicy`.
+        retry_delay: wait before a retry that the scheduler decides on without the policy, such as after a worker's death.
+        kwargs: everything that any operator takes. ``execution_timeout`` cancels the job; ``multiple_outputs=True`` also stores each
+            field of the result as an XCom of its own, so that ``train.output["model"]`` works.
+
+    Raises:
+        ConfigError: a field that is no template is wrong; shown as the DAG's import error.
+    """
+
+    params_class: ClassVar[type[StepParams]]
+    renamed: ClassVar[Mapping[str, str]] = {}
+    judged_together: ClassVar[tuple[str, ...]] = ()
+    default_pool: ClassVar[str | None] = None
+    operator_extra_links = (JobLogLink(), JobFolderLink())
+    ui_color = "#e8f0fe"
+    ui_fgcolor = "#1a3a6b"
+
+    def __init__(
+        self,
+        *,
+        nnunet_conn_id: str | None = None,
+        deferrable: bool = True,
+        device: str = "auto",
+        num_gpus: int | str = 0,
+        gpu_memory_mib: int | str | None = None,
+        cpus: int | str = 0,
+        memory_mib: int | str | None = None,
+        hang_s: float | str = 300.0,
+        grace_s: float | str = 120.0,
+        retries: int = DEFAULT_RETRIES,
+        retry_policy: Any = DEFAULT_RETRY_POLICY,
+        retry_delay: timedelta | float = DEFAULT_RETRY_DELAY,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(retries=retries, retry_policy=retry_policy, retry_delay=retry_delay, **kwargs)
+        self.nnunet_conn_id = nnunet_conn_id
+        self.deferrable = deferrable
+        self.device = device
+        self.num_gpus = num_gpus
+        self.gpu_memory_mib = gpu_memory_mib
+        self.cpus = cpus
+        self.memory_mib = memory_mib
+        self.hang_s = hang_s
+        self.grace_s = grace_s
+
+    @classmethod
+    def partial(cls, **kwargs: Any) -> Any:
+        """As every operator's ``partial``; the operator's own pool is kept, which Airflow forgets for mapped tasks."""
+        partial = super().partial(**kwargs)
+        if cls.default_pool:
+            partial.kwargs.setdefault("pool", cls.default_pool)
+        return partial
+
+    # --- what to run --------------------------------------------------------------------------------------------
+    def check_fields(self) -> None:
+        """Judge what is known at parse time; called at the end of each operator's ``__init__``."""
+        check_constants(self.params_class, self._values(), together=self.judged_together)
+
+    def step_params(self) -> StepParams:
+        """The step's parameters from the rendered fields.
+
+        Raises:
+            ConfigError: a field is wrong.
+        """
+        return build_params(self.params_class, self._values())
+
+    def resource_request(self) -> Resources:
+        """The job's resources from the rendered fields."""
+        hints = typing.get_type_hints(Resources)
+        values = {name: getattr(self, name) for name in _RESOURCE_FIELDS}
+        values["gpus"] = values.pop("num_gpus")
+        return Resources(**{name: coerce(value, hints[name], name) for name, value in values.items()})
+
+    def job_spec(self, context: Context, config: NnunetConfig) -> JobSpec:
+        """The whole specification. Its id is the same for all tries, and another one after the task was cleared."""
+        ti = context["ti"]
+        return JobSpec(
+            job_id=self._job_id(ti, ti.max_tries),
+            step=self.params_class.step,
+            params=self.step_params().to_json(),
+            workspace=config.workspace,
+            resources=self.resource_request(),
+            labels={"dag_id": ti.dag_id, "run_id": ti.run_id, "task_id": ti.task_id, "map_index": str(_map_index(ti))},
+        )
+
+    def _values(self) -> dict[str, Any]:
+        return {item.name: getattr(self, self.renamed.get(item.name, item.name)) for item in fields(self.params_class)}
+
+    def _job_id(self, ti: Any, clears: int) -> str:
+        # max_tries is raised by a clear and by nothing else, so it numbers the clears; the try number would break re-attachment.
+        return make_job_id(self.params_class.step, ti.dag_id, ti.run_id, ti.task_id, _map_index(ti), clears)
+
+    # --- running it ---------------------------------------------------------------------------------------------
+    def execute(self, context: Context) -> Any:
+        """Submit the job or find it, then wait. Returns the step's result."""
+        self._stopping = False
+        try:
+            config = NnunetConfig.load(self.nnunet_conn_id)
+            spec = self.job_spec(context, config)
+            backend = config.make_backend()
+            self._cancel_superseded(context, spec, backend)
+            job = JobDir(f"{spec.workspace.jobs}/{spec.job_id}")
+            if job.path.exists() and job.cancel_requested() and not read_status(job).final:
+                self.log.info("an earlier try of %s is still saving its work; the next one begins when it has ended", job.job_id)
+                self._wait(context, config, job, then="execute_after_stop")
+            job = backend.submit(spec)
+        except JobError as error:
+            raise from_job_error(error) from error
+        self._publish(context, job)
+        status = read_status(job)
+        if not status.final:
+            self.log.info("job %s, attempt %s, is %s; its files are in %s", job.job_id, status.attempt, status.phase, job.path)
+            self._wait(context, config, job, then="execute_complete")
+            status = read_status(job)
+        return self._outcome(context, job, status)
+
+    def execute_complete(self, context: Context, event: Mapping[str, Any]) -> Any:
+        """Resume after the trigger's event: return the step's result or raise by the failure's class."""
+        self._stopping = False
+        job = JobDir(event["job"])
+        self.job_id = job.job_id
+        status = read_status(job)
+        if not status.final:  # somebody began another attempt meanwhile
+            self._wait(context, NnunetConfig.load(self.nnunet_conn_id), job, then="execute_complete")
+            status = read_status(job)
+        return self._outcome(context, job, status)
+
+    def execute_after_stop(self, context: Context, event: Mapping[str, Any]) -> Any:
+        """Resume after a cancelled attempt has ended: begin the next one."""
+        return self.execute(context)
+
+    def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
+        """Entry point after a deferral. An execution timeout that passed meanwhile cancels the job."""
+        try:
+            return super().resume_execution(next_method, next_kwargs, context)
+        except TaskDeferralTimeout:
+            config = NnunetConfig.load(self.nnunet_conn_id)
+            job = JobDir(f"{config.workspace.jobs}/{self._job_id(context['ti'], context['ti'].max_tries)}")
+            self._cancel(config.make_backend(), job, "execution timeout")
+            raise
+
+    def on_kill(self) -> None:
+        """Note that the worker wants this process gone. The job is not touched here.
+
+        SIGTERM comes both from a user's act and from a worker that is being replaced, with SIGKILL a few seconds later: too short
+        for a checkpoint. The waiting loop asks Airflow which of the two it was; a deferred task's cancel is the trigger's work.
+        """
+        # A plain flag: this runs in a signal handler, where taking a lock could wait for ever.
+        self._stopping = True
+
+    def result_ready(self, context: Context, result: dict[str, Any]) -> None:
+        """What an operator does with a good result before it becomes the XCom, such as asset events. Overridden where needed."""
+
+    # --- private ------------------------------------------------------------------------------------------------
+    def _wait(self, context: Context, config: NnunetConfig, job: JobDir, *, then: str) -> None:
+        """Wait for the end of the attempt: in the triggerer (does not return), or here."""
+        if self._stopping and task_state(context["ti"]) != "running":
+            self._stopped_by_user(config.make_backend(), job)
+        if self.deferrable:
+            offset = job.metrics.stat().st_size if job.metrics.exists() else 0
+            self.defer(
+                trigger=JobTrigger(
+                    job=str(job.path),
+                    backend=config.backend,
+                    backend_options=config.backend_options,
+                    poll_interval=config.poll_interval,
+                    lost_after=config.lost_after,
+                    metrics_offset=offset,
+                ),
+                method_name=then,
+                timeout=self.execution_timeout,
+            )
+        self._poll(context, config, job)
+
+    def _poll(self, context: Context, config: NnunetConfig, job: JobDir) -> None:
+        backend = config.make_backend()
+        watch, lines = Watch(lost_after_s=config.lost_after), ProgressLines(job)
+        try:
+            while True:
+                status = backend.status(job, watch)
+                for line in lines.poll(final=status.final):
+                    self.log.info("%s", line)
+                if status.final:
+                    return
+                until = time.monotonic() + config.poll_interval
+                while not self._stopping and (left := until - time.monotonic()) > 0:
+                    time.sleep(min(left, _SLICE_S))
+                if self._stopping:
+                    self._stop_waiting(context, backend, job)
+        except AirflowTaskTimeout:
+            self._cancel(backend, job, "execution timeout")
+            raise
+
+    def _stop_waiting(self, context: Context, backend: Backend, job: JobDir) -> NoReturn:
+        """Tell a user's act from a stopping worker by what Airflow says about the task now."""
+        if task_state(context["ti"]) != "running":
+            self._stopped_by_user(backend, job)
+        # No retry is spent: the task comes back on another worker and attaches to the job.
+        self.log.info("this worker stops; the job goes on and the task will attach to it again")
+        raise AirflowRescheduleException(datetime.now(tz=UTC) + timedelta(seconds=_COME_BACK_S))  # type: ignore[no-untyped-call]
+
+    def _stopped_by_user(self, backend: Backend, job: JobDir) -> NoReturn:
+        self._cancel(backend, job, "the task was marked or cleared by a user")
+        raise JobCancelled(f"interrupted: the task was marked or cleared by a user; job {job.job_id} saves its work and stops")
+
+    def _cancel(self, backend: Backend, job: JobDir, reason: str) -> None:
+        if job.path.exists() and not read_status(job).final:
+            backend.cancel(job, reason)
+            self.log.info("cancelled job %s: %s", job.job_id, reason)
+
+    def _cancel_superseded(self, context: Context, spec: JobSpec, backend: Backend) -> None:
+        """Stop what runs from before a clear, in case nobody was there to see the clear."""
+        ti = context["ti"]
+        for clears in range(ti.max_tries):
+            job = JobDir(f"{spec.workspace.jobs}/{self._job_id(ti, clears)}")
+            if job.path.exists() and not job.cancel_requested():
+                self._cancel(backend, job, "the task was cleared")
+
+    def _publish(self, context: Context, job: JobDir) -> None:
+        """Make the job known to the links and to the API server, already while it runs."""
+        self.job_id = job.job_id
+        ti = context["ti"]
+        ti.xcom_push(key=JOB_XCOM, value={"job_id": job.job_id, "path": str(job.path)})
+        for link, page in zip(self.operator_extra_links, ("log", ""), strict=True):
+            ti.xcom_push(key=link.xcom_key, value=job_url(job.job_id, page))
+
+    def _outcome(self, context: Context, job: JobDir, status: JobStatus) -> dict[str, Any]:
+        if status.failure is not None:
+            self._show_log_tail(job)
+            raise to_airflow_error(status.failure, where=str(job.path))
+        result = status.unwrap()
+        self.result_ready(context, result)
+        return result
+
+    def _show_log_tail(self, job: JobDir) -> None:
+        size = job.log.stat().st_size if job.log.exists() else 0
+        text = job.read_log(max(0, size - _LOG_TAIL_BYTES), _LOG_TAIL_BYTES)[0].decode(errors="replace")
+        self.log.error("the job's log ends with:\n%s", text.strip())
+
+
+def _map_index(ti: Any) -> int:
+    return -1 if ti.map_index is None else int(ti.map_index)
+
+
+def as_list(value: Any) -> list[Any]:
+    """Outlets as a list, whatever the author gave."""
+    if value is None:
+        return []
+    return list(value) if isinstance(value, Sequence) else [value]

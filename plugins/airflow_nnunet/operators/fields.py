@@ -1,0 +1,164 @@
+"""From what a template renders to what a step expects: texts become numbers, lists and mappings, or a clear error."""
+
+from __future__ import annotations
+
+import ast
+import json
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import MISSING, Field, fields
+from typing import Any
+
+from nnunet_jobs.contract.failure import ConfigError
+from nnunet_jobs.contract.fields import field_types
+from nnunet_jobs.contract.params import StepParams
+
+_TRUE = ("true", "yes", "on", "1")
+_FALSE = ("false", "no", "off", "0")
+_EMPTY = ("", "none", "null")
+
+
+def is_template(value: Any) -> bool:
+    """True when a value is only known once the task runs: Jinja texts, XComs, and collections that hold them."""
+    if isinstance(value, str):
+        return "{{" in value or "{%" in value
+    if isinstance(value, Mapping):
+        return any(is_template(item) for item in value.values())
+    if isinstance(value, list | tuple | set):
+        return any(is_template(item) for item in value)
+    return callable(getattr(value, "resolve", None))  # XComArg and its relatives; they need no import here
+
+
+def coerce(value: Any, hint: Any, name: str) -> Any:
+    """Turn a rendered value into the annotated type where that is unambiguous; leave judging the rest to the dataclass.
+
+    Args:
+        value: a text from Jinja, a native object, an XCom or a JSON value.
+        hint: annotation of the field, as in ``nnunet_jobs.contract.params``.
+        name: the field, for the error message.
+
+    Raises:
+        ConfigError: a text cannot be read as the type.
+    """
+    if isinstance(hint, types.UnionType):
+        return _coerce_union(value, typing.get_args(hint), name)
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is list:
+        return [coerce(item, arguments[0], name) for item in _as_list(value, name)]
+    if origin is dict:
+        mapping = _parse(value, name, 'a mapping such as {"a": 1}') if isinstance(value, str) else value
+        if not isinstance(mapping, Mapping):
+            raise ConfigError(f"{name}={value!r}: must be a mapping")
+        return {str(key): coerce(item, arguments[1], name) for key, item in mapping.items()}
+    if hint in (int, float, bool):
+        return _scalar(value, hint, name)
+    if hint is str and isinstance(value, int | float) and not isinstance(value, bool):
+        return str(value)  # native rendering makes a number of a name such as "0042" or "17"
+    return value
+
+
+def _coerce_union(value: Any, options: tuple[Any, ...], name: str) -> Any:
+    if type(None) in options and (value is None or (isinstance(value, str) and value.strip().lower() in _EMPTY)):
+        return None
+    rest = [option for option in options if option is not type(None)]
+    if len(rest) == 1:
+        return coerce(value, rest[0], name)
+    if isinstance(value, str):
+        structured = [option for option in rest if typing.get_origin(option) is list]
+        if structured and value.strip().startswith("["):
+            return coerce(value, structured[0], name)
+        if int in rest and value.strip().isascii() and value.strip().isdigit() and not value.strip().startswith("0"):
+            return int(value)
+        if value.strip() == "0" and int in rest:
+            return 0
+        return value.strip()
+    if isinstance(value, float) and int in rest and value.is_integer():
+        return int(value)
+    if not isinstance(value, int | float | Mapping) and any(typing.get_origin(option) is list for option in rest):
+        return list(_as_list(value, name))
+    return value
+
+
+def _scalar(value: Any, hint: type[Any], name: str) -> Any:
+    if isinstance(value, float) and hint is int and value.is_integer():
+        return int(value)  # JSON has one kind of number
+    if not isinstance(value, str):
+        return value
+    text = value.strip()
+    if hint is bool:
+        if text.lower() in _TRUE + _FALSE:
+            return text.lower() in _TRUE
+        raise ConfigError(f"{name}={value!r}: must be true or false")
+    try:
+        return hint(text)
+    except ValueError as error:
+        raise ConfigError(f"{name}={value!r}: must be {'a whole number' if hint is int else 'a number'}") from error
+
+
+def _as_list(value: Any, name: str) -> Iterable[Any]:
+    if isinstance(value, str):
+        text = value.strip()
+        if text.startswith("["):
+            parsed = _parse(text, name, "a list such as [1, 2]")
+            if not isinstance(parsed, list | tuple):
+                raise ConfigError(f"{name}={value!r}: must be a list")
+            return parsed
+        return [part.strip() for part in text.split(",") if part.strip()]
+    if isinstance(value, int | float | Mapping):
+        return [value]
+    try:
+        return list(value)  # tuples, sets and lazily read XComs
+    except TypeError as error:
+        raise ConfigError(f"{name}={value!r}: must be a list") from error
+
+
+def _parse(text: str, name: str, what: str) -> Any:
+    """JSON, or the Python literal that Jinja writes for a list or a mapping."""
+    for parse in (json.loads, ast.literal_eval):
+        try:
+            return parse(text)
+        except (ValueError, SyntaxError):
+            continue
+    raise ConfigError(f"{name}={text!r}: must be {what}")
+
+
+def build_params(params_class: type[StepParams], values: Mapping[str, Any]) -> StepParams:
+    """The step's checked parameters from rendered fields.
+
+    Raises:
+        ConfigError: a field has the wrong type or is out of range.
+    """
+    hints = field_types(params_class)
+    prefix = f"{params_class.step}: "
+    return params_class(**{name: coerce(value, hints[name], prefix + name) for name, value in values.items()})
+
+
+def check_constants(params_class: type[StepParams], values: Mapping[str, Any], *, together: Iterable[str] = ()) -> None:
+    """Judge what is known when a DAG is parsed; fields that hold templates take a harmless stand-in.
+
+    Args:
+        values: fields as the DAG's author wrote them.
+        together: fields that are judged against each other, so one template among them excuses all.
+
+    Raises:
+        ConfigError: a constant is wrong.
+    """
+    excused = set(together) if any(is_template(values[name]) for name in together) else set()
+    hints = field_types(params_class)
+    known = {
+        item.name: _stand_in(item, hints[item.name]) if item.name in excused or is_template(values[item.name]) else values[item.name]
+        for item in fields(params_class)
+    }
+    build_params(params_class, known)
+
+
+def _stand_in(item: Field[Any], hint: Any) -> Any:
+    if item.default is not MISSING:
+        return item.default
+    factory: Callable[[], Any] | Any = item.default_factory
+    if factory is not MISSING:
+        return factory()
+    if isinstance(hint, types.UnionType):
+        hint = typing.get_args(hint)[0]
+    return ["1"] if typing.get_origin(hint) is list else 1 if hint is int else "1"

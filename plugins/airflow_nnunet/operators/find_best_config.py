@@ -1,0 +1,70 @@
+"""Operator of the step ``find_best_config``: choose, describe and promote a model."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from airflow_nnunet.assets import PROMOTED, model_promoted
+from airflow_nnunet.operators.base import GPU_POOL, NnunetOperator, as_list, templated
+from nnunet_jobs.contract.params import FindBestParams
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+
+class FindBestConfigOperator(NnunetOperator):
+    """Choose the best configuration or ensemble of a model, write its card, and promote it when it may be promoted.
+
+    All fields are templates. Returns the ``choice``, cross-validation Dice before and after postprocessing, hold-out Dice, and
+    ``promoted``. Sends the event of :func:`~airflow_nnunet.assets.model_asset` only when the model was promoted.
+
+    Args:
+        dataset: id or full name. model: from TrainFoldOperator's result; the newest complete one when empty.
+        configurations: to compare; all trained ones when empty. folds: that must be complete.
+        trainer, plans: of the model. ensembles: also try pairs.
+        repair: run the validation where its output is missing, instead of refusing.
+        promote: ``never``, ``always``, or ``if_better`` than the promoted model.
+        recipe: free text kept in the card.
+        outlets: further assets to update whenever the task succeeds.
+        kwargs: see :class:`NnunetOperator`.
+    """
+
+    params_class = FindBestParams
+    template_fields = templated(FindBestParams)
+    default_pool = GPU_POOL
+    ui_color = "#fce8e6"
+
+    def __init__(
+        self,
+        *,
+        dataset: str | int,
+        model: str | None = None,
+        configurations: list[str] | str = (),  # type: ignore[assignment]
+        folds: list[int] | str = (0, 1, 2, 3, 4),  # type: ignore[assignment]
+        trainer: str = "nnUNetTrainer",
+        plans: str = "nnUNetPlans",
+        ensembles: bool | str = True,
+        repair: bool | str = True,
+        promote: str = "if_better",
+        recipe: str | None = None,
+        num_gpus: int | str = 1,
+        pool: str = GPU_POOL,
+        outlets: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(num_gpus=num_gpus, pool=pool, outlets=[*as_list(outlets), PROMOTED], **kwargs)
+        self.dataset = dataset
+        self.model = model
+        self.configurations = configurations
+        self.folds = folds
+        self.trainer = trainer
+        self.plans = plans
+        self.ensembles = ensembles
+        self.repair = repair
+        self.promote = promote
+        self.recipe = recipe
+        self.check_fields()
+
+    def result_ready(self, context: Context, result: dict[str, Any]) -> None:
+        """Tell waiting DAGs when the model was promoted."""
+        model_promoted(context, result)

@@ -1,0 +1,71 @@
+"""Operator of the step ``predict``: segment cases with a selected model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from airflow_nnunet.operators.base import GPU_POOL, NnunetOperator, templated
+from nnunet_jobs.contract.params import PredictParams
+
+_RENAMED = {"output": "output_folder"}  # an operator's ``output`` is already its XCom
+
+
+class BatchPredictOperator(NnunetOperator):
+    """Predict a folder, a list or an XCom of cases; one broken case is reported and the others are predicted.
+
+    All fields are templates. Map it over ``part`` to split the cases over several jobs. Returns the path of ``predictions.json``,
+    how many cases were ``predicted`` or ``already_done``, and each ``failed`` one with its reason.
+
+    Args:
+        dataset: whose model; id or full name. model: model id; the promoted one when empty.
+        cases: ``holdout`` or ``imagesTs`` of the dataset, a folder below ``input_roots``, or a list of
+            ``{"case": id, "images": [one path a channel]}`` or of single paths.
+        output_folder: absolute folder below ``output_roots``.
+        part, parts: this job predicts every ``parts``-th case, starting at ``part``.
+        folds: in place of the model's own. mirroring: False is faster and a little worse. step_size: of the sliding window.
+        postprocessing: apply what FindBestConfigOperator selected. probabilities: also save softmax files.
+        overwrite: predict again what is done already.
+        num_gpus: GPUs to predict on.
+        kwargs: see :class:`NnunetOperator`.
+    """
+
+    params_class = PredictParams
+    renamed = _RENAMED
+    judged_together = ("part", "parts")
+    template_fields = templated(PredictParams, _RENAMED)
+    default_pool = GPU_POOL
+    ui_color = "#e4f7fb"
+
+    def __init__(
+        self,
+        *,
+        dataset: str | int,
+        cases: str | list[Any],
+        output_folder: str,
+        model: str | None = None,
+        part: int | str = 0,
+        parts: int | str = 1,
+        folds: list[int | str] | str | None = None,
+        mirroring: bool | str = True,
+        step_size: float | str = 0.5,
+        postprocessing: bool | str = True,
+        probabilities: bool | str = False,
+        overwrite: bool | str = False,
+        num_gpus: int | str = 1,
+        pool: str = GPU_POOL,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(num_gpus=num_gpus, pool=pool, **kwargs)
+        self.dataset = dataset
+        self.cases = cases
+        self.output_folder = output_folder
+        self.model = model
+        self.part = part
+        self.parts = parts
+        self.folds = folds
+        self.mirroring = mirroring
+        self.step_size = step_size
+        self.postprocessing = postprocessing
+        self.probabilities = probabilities
+        self.overwrite = overwrite
+        self.check_fields()

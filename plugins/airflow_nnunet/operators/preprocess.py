@@ -1,0 +1,57 @@
+"""Operator of the step ``preprocess``: fingerprint, plan, preprocess and split registered datasets."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from airflow_nnunet.operators.base import NnunetOperator, templated
+from nnunet_jobs.contract.params import PreprocessParams
+
+
+class PreprocessOperator(NnunetOperator):
+    """Bring the preprocessed version of one or several datasets up to date; only new or changed cases are computed.
+
+    All fields are templates. Returns ``version`` and ``plans`` of the first dataset and one entry in ``datasets`` for each. A version
+    is never changed once it is there, so trainings that run on an older one are not disturbed.
+
+    Args:
+        datasets: ids or full names. configurations: of the plans, custom ones included.
+        planner: any nnU-Net experiment planner class. gpu_memory_gb: the planner's GPU memory target in GB.
+        plans: name of the plans; the planner's own when empty.
+        custom_configurations: name to plans entry, such as ``{"2d_tiny": {"inherits_from": "2d", "batch_size": 16}}``.
+        replan: ``auto`` keeps plans while they are valid, ``always`` and ``never`` say so.
+        folds: number of cross-validation splits. seed: of the splits. processes: cases at once; 0 lets cores and memory decide.
+        kwargs: see :class:`NnunetOperator`.
+    """
+
+    params_class = PreprocessParams
+    template_fields = templated(PreprocessParams)
+    ui_color = "#e6f4ea"
+
+    def __init__(
+        self,
+        *,
+        datasets: list[str | int] | str,
+        configurations: list[str] | str = ("2d", "3d_fullres"),  # type: ignore[assignment]
+        planner: str = "ExperimentPlanner",
+        gpu_memory_gb: float | str | None = None,
+        plans: str | None = None,
+        custom_configurations: dict[str, Any] | str | None = None,
+        replan: str = "auto",
+        folds: int | str = 5,
+        seed: int | str = 12345,
+        processes: int | str = 0,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.datasets = datasets
+        self.configurations = configurations
+        self.planner = planner
+        self.gpu_memory_gb = gpu_memory_gb
+        self.plans = plans
+        self.custom_configurations = {} if custom_configurations is None else custom_configurations
+        self.replan = replan
+        self.folds = folds
+        self.seed = seed
+        self.processes = processes
+        self.check_fields()

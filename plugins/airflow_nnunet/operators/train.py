@@ -1,0 +1,83 @@
+"""Operator of the step ``train``: one fold of one configuration."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from airflow_nnunet.operators.base import GPU_POOL, NnunetOperator, templated
+from nnunet_jobs.contract.params import TrainParams
+
+
+class TrainFoldOperator(NnunetOperator):
+    """Train one fold of one configuration; a retry goes on from the newest verified checkpoint, a finished fold is found done.
+
+    All fields are templates. Map it over folds and configurations with ``partial(...).expand_kwargs(...)``. Returns ``model``,
+    ``path``, ``dice`` and ``dice_per_label`` of the fold's validation, ``epochs`` and ``resumed_from``.
+
+    Args:
+        dataset: id or full name. configuration: of the plans. fold: 0 and up, or ``all``.
+        version: preprocessed version from PreprocessOperator's result; the current one when empty.
+        trainer: any nnU-Net or user trainer class. plans: name of the plans.
+        epochs, iterations, val_iterations: in place of the trainer's own numbers.
+        optimizer: ``sgd`` or ``adamw`` in place of the trainer's own. initial_lr: of the polynomial schedule.
+        mirroring: False trains and predicts without mirroring; empty leaves it to the trainer.
+        pretrained: checkpoint file or model id to fine-tune from.
+        npz: also save validation probabilities, needed for ensembles.
+        checkpoint_every: epochs between verified checkpoints.
+        early_stop: stop after this many epochs without a better smoothed Dice. seed: empty leaves training random.
+        plots: nnU-Net's progress.png after each epoch.
+        num_gpus: GPUs to train on.
+        kwargs: see :class:`NnunetOperator`.
+    """
+
+    params_class = TrainParams
+    template_fields = templated(TrainParams)
+    default_pool = GPU_POOL
+    ui_color = "#fef3e0"
+
+    def __init__(
+        self,
+        *,
+        dataset: str | int,
+        configuration: str,
+        fold: int | str,
+        version: str | None = None,
+        trainer: str = "nnUNetTrainer",
+        plans: str = "nnUNetPlans",
+        epochs: int | str | None = None,
+        iterations: int | str | None = None,
+        val_iterations: int | str | None = None,
+        optimizer: str | None = None,
+        initial_lr: float | str | None = None,
+        mirroring: bool | str | None = None,
+        pretrained: str | None = None,
+        npz: bool | str = False,
+        checkpoint_every: int | str = 1,
+        early_stop: int | str | None = None,
+        seed: int | str | None = None,
+        plots: bool | str = False,
+        num_gpus: int | str = 1,
+        pool: str = GPU_POOL,
+        map_index_template: str | None = "{{ task.configuration }} / fold {{ task.fold }}",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(num_gpus=num_gpus, pool=pool, map_index_template=map_index_template, **kwargs)
+        self.dataset = dataset
+        self.configuration = configuration
+        self.fold = fold
+        self.version = version
+        self.trainer = trainer
+        self.plans = plans
+        self.epochs = epochs
+        self.iterations = iterations
+        self.val_iterations = val_iterations
+        self.optimizer = optimizer
+        self.initial_lr = initial_lr
+        self.mirroring = mirroring
+        self.pretrained = pretrained
+        self.npz = npz
+        self.checkpoint_every = checkpoint_every
+        self.early_stop = early_stop
+        self.seed = seed
+        self.plots = plots
+        self.check_fields()

@@ -1,0 +1,125 @@
+"""What a run still has to do: decided from the files of the workspace, in seconds, before anything heavy starts."""
+
+from __future__ import annotations
+
+import datetime as dt
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from airflow_nnunet.dataset_config import CASCADE, TrainingConfig
+from airflow_nnunet.params_form import RunSettings
+from nnunet_jobs.contract.failure import ConfigError
+from nnunet_jobs.contract.files import content_hash, read_json
+from nnunet_jobs.contract.workspace import Workspace
+
+_SPLITS = {"holdout": ("holdout",), "imagesTs": ("holdout", "test")}
+
+
+def recipe_hash(config: TrainingConfig, settings: RunSettings, training_hash: str) -> str:
+    """Name of a training's inputs: the training cases and every setting that changes the result.
+
+    Kept in the model card, so that a later run finds its work done. Promotion and prediction are no part of it.
+    """
+    preprocess = config.preprocess.model_dump(exclude={"processes", "configurations"})
+    train = {name: value for name, value in settings.train.items() if name not in ("plots", "checkpoint_every")}
+    return content_hash(
+        {
+            "data": training_hash,
+            "preprocess": preprocess,
+            "train": train,
+            "configurations": sorted(settings.configurations),
+            "folds": sorted(map(str, settings.folds)),
+            "ensembles": config.select.ensembles,
+        }
+    )
+
+
+def plan_training(
+    config: TrainingConfig, settings: RunSettings, registered: Mapping[str, Any], workspace: Workspace
+) -> dict[str, Any] | None:
+    """What the training tasks need to know, or None when a model of this data and recipe is there already.
+
+    Returns:
+        ``recipe``, ``configurations``, ``folds`` (numbered ones), ``promote``, ``trainer``.
+    """
+    dataset = registered["dataset"]
+    recipe = recipe_hash(config, settings, registered["training_hash"])
+    finished = [model for model, card in workspace.model_cards(dataset) if card.get("recipe") == recipe]
+    wanted_promotion = settings.promote == "always" and workspace.champion(dataset) not in finished
+    if finished and not wanted_promotion and not settings.force:
+        return None
+    return {
+        "recipe": recipe,
+        "configurations": settings.configurations,
+        "folds": settings.numbered_folds,
+        "promote": settings.promote,
+        "trainer": settings.train["trainer"],
+    }
+
+
+def plan_folds(settings: RunSettings, preprocessed: Mapping[str, Any], *, cascade: bool = False) -> list[dict[str, Any]]:
+    """One TrainFoldOperator's fields for each fold of each configuration.
+
+    Args:
+        cascade: plan the cascade's second stage, whose folds need all low-resolution folds first; else everything but it.
+    """
+    common = {**settings.train, "version": preprocessed["version"], "plans": preprocessed["plans"]}
+    chosen = [configuration for configuration in settings.configurations if (configuration == CASCADE) == cascade]
+    return [{"configuration": configuration, "fold": fold, **common} for configuration in chosen for fold in settings.folds]
+
+
+def prediction_output(config: TrainingConfig, settings: RunSettings, workspace: Workspace) -> str:
+    """Folder for the predictions: the dataset file's, else one named after dataset and cases below the first output root.
+
+    Raises:
+        ConfigError: no folder is given and there is no output root.
+    """
+    if config.predict.output:
+        return config.predict.output
+    if not workspace.output_roots:
+        raise ConfigError("predict.output is empty and output_roots in section [nnunet] too; set one of them")
+    return str(Path(workspace.output_roots[0]) / config.dataset_name / (Path(settings.predict).name or "cases"))
+
+
+def plan_predictions(
+    config: TrainingConfig, settings: RunSettings, registered: Mapping[str, Any], best: Mapping[str, Any] | None, workspace: Workspace
+) -> list[dict[str, Any]]:
+    """BatchPredictOperator's fields for each part; empty when there is nothing to predict, or all of it is predicted.
+
+    The promoted model predicts. Before any promotion the model that this run found does.
+    """
+    dataset = registered["dataset"]
+    model = workspace.champion(dataset) or (best or {}).get("model")
+    if settings.predict == "none" or model is None:
+        return []
+    output = prediction_output(config, settings, workspace)
+    cases: list[str] | None = None
+    if settings.predict in _SPLITS:
+        manifest = workspace.manifest(dataset)
+        cases = [case for case, entry in manifest["cases"].items() if entry["split"] in _SPLITS[settings.predict]]
+        if not cases or (not settings.force and _predicted(config, Path(output), cases, model, manifest)):
+            return []
+    parts = config.predict.parts if cases is None else min(config.predict.parts, len(cases))
+    common = {"cases": settings.predict, "output_folder": output, "model": model, "parts": parts}
+    return [{"part": part, **common} for part in range(parts)]
+
+
+def _predicted(config: TrainingConfig, output: Path, cases: list[str], model: str, manifest: Mapping[str, Any]) -> bool:
+    """Whether predictions.json has every case by this model with these settings, from after the data's last change."""
+    try:
+        known = read_json(output / "predictions.json")
+    except (FileNotFoundError, ValueError):
+        return False
+    wanted = config.predict.model_dump(include={"mirroring", "step_size", "postprocessing", "probabilities"})
+    changed = max((dt.datetime.fromisoformat(entry["at"]) for entry in manifest["history"]), default=dt.datetime.min.replace(tzinfo=dt.UTC))
+    if known["model"] != model or known["settings"] != wanted or dt.datetime.fromisoformat(known["updated"]) < changed:
+        return False
+    entries = known["cases"]
+    return all(
+        case in entries
+        and entries[case].get("model") == model
+        and (entries[case]["status"] == "failed" or os.path.isfile(output / entries[case]["file"]))
+        for case in cases
+    )

@@ -1,0 +1,26 @@
+"""What Airflow's processes load at start: the pages behind the extra links, and the listener that sees a user's act."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from airflow.plugins_manager import AirflowPlugin
+
+from airflow_nnunet import listeners
+from airflow_nnunet.links import URL_PREFIX, JobFolderLink, JobLogLink
+
+
+class NnunetPlugin(AirflowPlugin):  # type: ignore[misc, unused-ignore]
+    """Loaded by its entry point, or by ``plugins/nnunet_plugin.py`` where the package is not installed."""
+
+    name = "nnunet"
+    listeners = [listeners]  # noqa: RUF012  (Airflow reads class attributes)
+    operator_extra_links = [JobLogLink(), JobFolderLink()]  # noqa: RUF012
+
+    @functools.cached_property
+    def fastapi_apps(self) -> list[dict[str, Any]]:  # type: ignore[override, unused-ignore]
+        """Built when the API server asks: no other process pays for FastAPI."""
+        from airflow_nnunet.jobs_view import create_app
+
+        return [{"app": create_app(), "url_prefix": URL_PREFIX, "name": "nnU-Net jobs"}]

@@ -1,0 +1,133 @@
+"""``airflow nnunet sync-pools``: the pools of ``include/pools.json`` become Airflow's, the ``gpu`` pool as large as the machine."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nnunet_jobs.contract
+from airflow_nnunet.config import NnunetConfig
+from nnunet_jobs.contract.failure import ConfigError
+
+AUTO = "auto"
+_FIELDS = ("slots", "description", "include_deferred")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolSpec:
+    """One entry of a pools file.
+
+    Attributes:
+        slots: a number, or ``auto``: as many as there are GPUs, else ``cpu_slots``.
+        include_deferred: a deferred task keeps its slot; without it, every job would start at once.
+    """
+
+    name: str
+    slots: int | str
+    description: str
+    include_deferred: bool = True
+
+    def __post_init__(self) -> None:
+        if self.slots != AUTO and (not isinstance(self.slots, int) or isinstance(self.slots, bool) or self.slots < 0):
+            raise ConfigError(f"pool {self.name!r}: slots={self.slots!r}: must be a whole number of 0 or more, or 'auto'")
+        if not isinstance(self.description, str) or not self.description.strip():
+            raise ConfigError(f"pool {self.name!r}: description={self.description!r}: Airflow insists on a text here")
+        if not isinstance(self.include_deferred, bool):
+            raise ConfigError(f"pool {self.name!r}: include_deferred={self.include_deferred!r}: must be true or false")
+
+
+def read_pools(path: Path) -> list[PoolSpec]:
+    """Pools of a file in the form of ``airflow pools export``, where slots may also be ``auto``.
+
+    Raises:
+        ConfigError: the file or an entry cannot be used; the message names it.
+    """
+    try:
+        data = json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise ConfigError(f"path={str(path)!r}: no such file; name a pools file, such as the project's include/pools.json") from error
+    except ValueError as error:
+        raise ConfigError(f"path={str(path)!r}: not JSON: {error}") from error
+    if not isinstance(data, dict) or not all(isinstance(entry, dict) for entry in data.values()):
+        raise ConfigError(f'path={str(path)!r}: must be an object such as {{"gpu": {{"slots": "auto", "description": "..."}}}}')
+    pools = []
+    for name, entry in data.items():
+        unknown = sorted(set(entry) - {*_FIELDS, "name", "team_name"})
+        missing = [field for field in ("slots", "description") if field not in entry]
+        if unknown or missing:
+            what = f"unknown field {unknown[0]!r}" if unknown else f"field {missing[0]!r} is missing"
+            raise ConfigError(f"pool {name!r} in {path}: {what}; known: {', '.join(_FIELDS)}")
+        pools.append(PoolSpec(name=name, **{field: entry[field] for field in _FIELDS if field in entry}))
+    return pools
+
+
+def default_path() -> Path:
+    """``include/pools.json`` of the project folder that holds ``plugins``, else of AIRFLOW_HOME."""
+    from airflow.configuration import conf
+
+    folders = (
+        Path(conf.get_mandatory_value("core", "plugins_folder")).parent,
+        Path(os.environ.get("AIRFLOW_HOME", "~/airflow")).expanduser(),
+    )
+    candidates = [folder / "include" / "pools.json" for folder in (*folders, Path(__file__).resolve().parents[2])]
+    return next((path for path in candidates if path.is_file()), candidates[0])
+
+
+def probe_host(config: NnunetConfig) -> dict[str, Any]:
+    """What the interpreter that runs the jobs sees on this host: GPUs, memory, versions.
+
+    Raises:
+        ConfigError: the interpreter cannot run ``nnunet_jobs``.
+    """
+    packages = str(Path(nnunet_jobs.contract.__file__).resolve().parents[2])
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [packages, os.environ.get("PYTHONPATH")]))}
+    try:
+        done = subprocess.run(
+            [config.python, "-m", "nnunet_jobs", "probe"],
+            capture_output=True, text=True, timeout=120, check=True, stdin=subprocess.DEVNULL, env=environment,
+        )  # fmt: skip
+        data: dict[str, Any] = json.loads(done.stdout)
+    except subprocess.CalledProcessError as error:
+        last = error.stderr.strip().splitlines()[-1:] or ["no message"]
+        raise ConfigError(f"[nnunet] python={config.python!r}: cannot run nnunet_jobs: {last[0]}") from error
+    except (OSError, ValueError, subprocess.TimeoutExpired) as error:
+        raise ConfigError(f"[nnunet] python={config.python!r}: cannot run nnunet_jobs: {error}") from error
+    return data
+
+
+def automatic_slots(config: NnunetConfig, host: dict[str, Any]) -> int:
+    """Slots of a pool that says ``auto``: one a GPU, or the CPU slots where there is no GPU."""
+    return len(host["gpus"]) or config.workspace.cpu_slots
+
+
+def sync_pools(path: Path, config: NnunetConfig) -> list[tuple[str, int]]:
+    """Create or update the file's pools in Airflow's database; pools that it does not name stay as they are."""
+    from airflow.models.pool import Pool
+    from airflow.utils.session import create_session
+
+    pools = read_pools(path)
+    automatic = automatic_slots(config, probe_host(config)) if any(pool.slots == AUTO for pool in pools) else 0
+    done = []
+    with create_session() as session:
+        for pool in pools:
+            slots = automatic if isinstance(pool.slots, str) else pool.slots
+            Pool.create_or_update_pool(
+                name=pool.name, slots=slots, description=pool.description, include_deferred=pool.include_deferred, session=session
+            )
+            done.append((pool.name, slots))
+    return done
+
+
+def sync_pools_command(args: argparse.Namespace) -> None:
+    """The command: one line a pool; exit code 1 and the mend when the file cannot be used."""
+    try:
+        path = Path(args.path) if args.path else default_path()
+        for name, slots in sync_pools(path, NnunetConfig.load(args.conn_id)):
+            print(f"pool {name}: {slots} slots")
+    except ConfigError as error:
+        raise SystemExit(str(error)) from error

@@ -1,0 +1,70 @@
+"""What Airflow is told about this provider. Imports nothing: Airflow reads it at every start."""
+
+from __future__ import annotations
+
+from typing import Any
+
+_PATH_LIST = "Absolute folders, separated by ':' or ','."
+
+
+def _option(description: str, default: str | None, *, type_: str = "string", example: str | None = None) -> dict[str, Any]:
+    return {"description": description, "version_added": "0.1.0", "type": type_, "example": example, "default": default}
+
+
+# A single source for airflow.cfg's documentation, the defaults of config.py and the connection's form.
+OPTIONS: dict[str, dict[str, Any]] = {
+    "workspace": _option(
+        "Folder that holds nnUNet_raw, nnUNet_preprocessed, nnUNet_results, jobs, leases and predictions. "
+        "Empty means the folder nnunet in AIRFLOW_HOME. Workers and triggerer must see it under the same path.",
+        "",
+        example="/data/nnunet",
+    ),
+    "raw": _option("nnUNet_raw, when it is not in the workspace folder.", ""),
+    "preprocessed": _option("nnUNet_preprocessed, when it is not in the workspace folder; a fast disk pays.", ""),
+    "results": _option("nnUNet_results, when it is not in the workspace folder.", ""),
+    "jobs": _option("Job directories (specification, log, metrics, result), when they are not in the workspace folder.", ""),
+    "leases": _option("GPU and CPU lease ledger, when it is not in the workspace folder; must be on a local disk of each host.", ""),
+    "input_roots": _option(f"Users may name input only below these. {_PATH_LIST}", "", example="/data/incoming,/archive/studies"),
+    "output_roots": _option(
+        f"Users may name output only below these. {_PATH_LIST} Empty means the folder predictions in the workspace.", ""
+    ),
+    "trainer_paths": _option(f"Folders with your own nnU-Net trainer classes. {_PATH_LIST}", ""),
+    "backend": _option("Where jobs run: local (a detached process on the worker's host) or fake (scripted, for tests).", "local"),
+    "backend_options": _option("More options of the backend, as a JSON object.", "", example='{"environment": {"OMP_NUM_THREADS": "4"}}'),
+    "python": _option("Interpreter that has nnU-Net and this package. Empty means Airflow's own.", "", example="/opt/nnunet/bin/python"),
+    "cpu_slots": _option("How many jobs may compute at once on a host without a GPU.", "1", type_="integer"),
+    "datasets": _option("Folder of dataset files; include/datasets beside the DAGs folder when empty.", "", example="/srv/datasets"),
+    "poll_interval": _option("Seconds between two looks at a running job.", "2.0", type_="float"),
+    "lost_after": _option("Seconds without a heartbeat after which a job counts as lost and is started again.", "120.0", type_="float"),
+}
+
+
+def get_provider_info() -> dict[str, Any]:
+    """Name, configuration section, connection type, extra links and commands, in the form of Airflow's provider schema."""
+    return {
+        "package-name": "airflow-provider-nnunet",
+        "name": "nnU-Net",
+        "description": "Medical images from a folder to a trained, selected and promoted nnU-Net v2 model.",
+        "versions": ["0.1.0"],
+        "config": {
+            "nnunet": {
+                "description": "Where nnU-Net's data lives and where its jobs run. Every option can be overridden by a connection of "
+                "type nnunet, for one team or one task.",
+                "options": {name: {**option, "sensitive": False} for name, option in OPTIONS.items()},
+            }
+        },
+        "connection-types": [
+            {
+                "hook-class-name": "airflow_nnunet.hooks.NnunetHook",
+                "hook-name": "nnU-Net workspace",
+                "connection-type": "nnunet",
+                "ui-field-behaviour": {
+                    "hidden-fields": ["host", "schema", "login", "password", "port"],
+                    "relabeling": {},
+                    "placeholders": {"extra": '{"workspace": "/data/radiology/nnunet", "input_roots": "/data/radiology/incoming"}'},
+                },
+            }
+        ],
+        "extra-links": ["airflow_nnunet.links.JobLogLink", "airflow_nnunet.links.JobFolderLink"],
+        "cli": ["airflow_nnunet.cli.get_cli_commands"],
+    }

@@ -1,0 +1,192 @@
+"""A small client of Airflow's public REST API, for the demo, the tests and scripts: trigger, wait, read, change states."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import httpx
+
+FINISHED_RUN = frozenset({"success", "failed"})
+FINISHED_TASK = frozenset({"success", "failed", "skipped", "upstream_failed", "removed"})
+
+
+class RestError(RuntimeError):
+    """Airflow refused a request, or did not get somewhere in time. The message says what was asked and what came back."""
+
+
+class AirflowClient:
+    """Airflow's REST API as a few methods. Logs in again by itself when the token is too old."""
+
+    def __init__(self, url: str, *, username: str, password: str) -> None:
+        self.url = url.rstrip("/")
+        self._login = {"username": username, "password": password}
+        self._token: str | None = None
+        # trust_env=False: a hospital's proxy settings must not send loopback requests away
+        self._http = httpx.Client(timeout=30, trust_env=False)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    def request(self, method: str, path: str, *, json: Any = None, params: Mapping[str, Any] | None = None) -> Any:
+        """One request below ``/api/v2``; returns the JSON answer.
+
+        Raises:
+            RestError: an answer of 400 or more.
+        """
+        for attempt in (1, 2):
+            if self._token is None:
+                self._token = self._new_token()
+            answer = self._http.request(
+                method,
+                f"{self.url}/api/v2/{path}",
+                json=json,
+                params=params,
+                headers={"Authorization": f"Bearer {self._token}", "Accept": "application/json"},
+            )
+            if answer.status_code != 401 or attempt == 2:
+                break
+            self._token = None
+        if answer.status_code >= 400:
+            raise RestError(f"{method} {path}: {answer.status_code}: {answer.text[:2000]}")
+        return answer.json() if answer.content else None
+
+    def health(self) -> dict[str, dict[str, Any]]:
+        """State and newest heartbeat of each component; empty while the API server is not up."""
+        try:
+            answer = self._http.get(f"{self.url}/api/v2/monitor/health", timeout=5)
+        except httpx.TransportError:
+            return {}
+        return dict(answer.json()) if answer.status_code == 200 else {}
+
+    # --- DAGs and runs ------------------------------------------------------------------------------------------
+    def wait_for_dag(self, dag_id: str, *, timeout_s: float = 60) -> None:
+        """Wait until the DAG processor has published a DAG, then unpause it."""
+
+        def published() -> bool:
+            try:
+                found: dict[str, Any] = self.request("GET", f"dags/{dag_id}")
+            except RestError:
+                return False
+            return not found["is_stale"] and not found["has_import_errors"]
+
+        wait_until(published, timeout_s=timeout_s, what=lambda: f"DAG {dag_id} was not published; import errors: {self.import_errors()}")
+        self.request("PATCH", f"dags/{dag_id}", json={"is_paused": False})
+
+    def import_errors(self) -> dict[str, str]:
+        """DAG files that failed to import, and why."""
+        return {error["filename"]: error["stack_trace"] for error in self.request("GET", "importErrors")["import_errors"]}
+
+    def trigger(self, dag_id: str, conf: Mapping[str, Any] | None = None) -> str:
+        """Start a run; returns its id."""
+        run = self.request("POST", f"dags/{dag_id}/dagRuns", json={"logical_date": None, "conf": dict(conf or {})})
+        return str(run["dag_run_id"])
+
+    def run_state(self, dag_id: str, run_id: str) -> str:
+        """State of a run: queued, running, success or failed."""
+        return str(self.request("GET", f"dags/{dag_id}/dagRuns/{run_id}")["state"])
+
+    def wait_for_run(
+        self, dag_id: str, run_id: str, *, timeout_s: float, progress: Callable[[], None] | None = None, interval_s: float = 1.0
+    ) -> str:
+        """Wait until a run is over; returns ``success`` or ``failed``. ``progress`` is called about every ``interval_s`` seconds."""
+        state = ""
+
+        def over() -> bool:
+            nonlocal state
+            if progress is not None:
+                progress()
+            state = self.run_state(dag_id, run_id)
+            return state in FINISHED_RUN
+
+        wait_until(over, timeout_s=timeout_s, interval_s=interval_s, what=lambda: f"run {run_id}: {self.states(dag_id, run_id)}")
+        return state
+
+    # --- task instances -----------------------------------------------------------------------------------------
+    def task_instances(self, dag_id: str, run_id: str) -> list[dict[str, Any]]:
+        """All task instances of a run, mapped ones each."""
+        answer = self.request("GET", f"dags/{dag_id}/dagRuns/{run_id}/taskInstances", params={"limit": 1000})
+        return list(answer["task_instances"])
+
+    def states(self, dag_id: str, run_id: str) -> dict[tuple[str, int], str | None]:
+        """State of each task instance by task id and map index."""
+        return {(item["task_id"], item["map_index"]): item["state"] for item in self.task_instances(dag_id, run_id)}
+
+    def task_instance(self, dag_id: str, run_id: str, task_id: str, map_index: int = -1) -> dict[str, Any]:
+        """One task instance."""
+        answer = self.request("GET", f"{self._task(dag_id, run_id, task_id)}{'' if map_index < 0 else f'/{map_index}'}")
+        return dict(answer)
+
+    def wait_for_task(self, dag_id: str, run_id: str, task_id: str, *states: str, map_index: int = -1, timeout_s: float) -> dict[str, Any]:
+        """Wait until a task instance is in one of ``states``; returns it."""
+        seen: dict[str, Any] = {}
+
+        def there() -> bool:
+            nonlocal seen
+            try:
+                seen = self.task_instance(dag_id, run_id, task_id, map_index)
+            except RestError:  # a mapped instance is not there before its upstream has ended
+                return False
+            return seen["state"] in states
+
+        wait_until(
+            there,
+            timeout_s=timeout_s,
+            what=lambda: f"{task_id}[{map_index}] is {seen.get('state')}, not {states}: {self.states(dag_id, run_id)}",
+        )
+        return seen
+
+    def xcom(self, dag_id: str, run_id: str, task_id: str, *, map_index: int = -1, key: str = "return_value") -> Any:
+        """An XCom value."""
+        path = f"{self._task(dag_id, run_id, task_id)}/xcomEntries/{key}"
+        return self.request("GET", path, params={"map_index": map_index, "deserialize": False, "stringify": False})["value"]
+
+    def log(self, dag_id: str, run_id: str, task_id: str, *, map_index: int = -1, attempt: int = 1) -> str:
+        """The task's log as lines of text."""
+        path = f"{self._task(dag_id, run_id, task_id)}/logs/{attempt}"
+        lines = self.request("GET", path, params={"map_index": map_index, "full_content": True})["content"]
+        return "\n".join(line if isinstance(line, str) else str(line.get("event", line)) for line in lines)
+
+    def set_state(self, dag_id: str, run_id: str, task_id: str, state: str, *, map_index: int = -1) -> None:
+        """Mark a task instance ``success``, ``failed`` or ``skipped``, as the button in the UI does."""
+        path = f"{self._task(dag_id, run_id, task_id)}{'' if map_index < 0 else f'/{map_index}'}"
+        self.request("PATCH", path, json={"new_state": state})
+
+    def clear(self, dag_id: str, run_id: str, task_id: str, *, map_index: int = -1, downstream: bool = False) -> None:
+        """Clear a task instance, so that it runs again."""
+        task: Any = task_id if map_index < 0 else [task_id, map_index]
+        body = {"dag_run_id": run_id, "task_ids": [task], "dry_run": False, "only_failed": False, "include_downstream": downstream}
+        self.request("POST", f"dags/{dag_id}/clearTaskInstances", json=body)
+
+    def set_pool(self, name: str, slots: int, *, include_deferred: bool = True) -> None:
+        """Create a pool, or change the one that is there."""
+        body = {"name": name, "slots": slots, "include_deferred": include_deferred, "description": "nnU-Net jobs in flight"}
+        try:
+            self.request("POST", "pools", json=body)
+        except RestError:
+            self.request("PATCH", f"pools/{name}", json={key: value for key, value in body.items() if key != "name"} | {"pool": name})
+
+    @staticmethod
+    def _task(dag_id: str, run_id: str, task_id: str) -> str:
+        return f"dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}"
+
+    def _new_token(self) -> str:
+        answer = self._http.post(f"{self.url}/auth/token", json=self._login)
+        if answer.status_code >= 400:
+            raise RestError(f"login at {self.url} as {self._login['username']!r}: {answer.status_code}: {answer.text[:500]}")
+        return str(answer.json()["access_token"])
+
+
+def wait_until(condition: Callable[[], bool], *, timeout_s: float, what: Callable[[], str], interval_s: float = 0.5) -> None:
+    """Wait for a state instead of a time.
+
+    Raises:
+        RestError: ``condition`` was still False after ``timeout_s`` seconds; ``what`` says what was seen.
+    """
+    end = time.monotonic() + timeout_s
+    while not condition():
+        if time.monotonic() > end:
+            raise RestError(f"not within {timeout_s:.0f} s: {what()}")
+        time.sleep(interval_s)

@@ -1,0 +1,83 @@
+"""Which failures are worth another try, and when: the default retry policy of all nnU-Net operators."""
+
+from __future__ import annotations
+
+import random
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from airflow.sdk import RetryDecision, RetryPolicy
+
+from nnunet_jobs.contract.failure import FailureClass, JobError, classify
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+DEFAULT_RETRIES = 3
+# Airflow's own five minutes are long for a task that only has to attach to its job again.
+DEFAULT_RETRY_DELAY = timedelta(seconds=15)
+
+
+class NnunetRetryPolicy(RetryPolicy):
+    """Fail fast on ``data``, ``config`` and a user's cancel; back off exponentially, jittered and capped, on the rest.
+
+    The delay before try ``n + 1`` is drawn evenly from ``[b / 2, b]`` with ``b = min(base * 2 ** (n - 1), cap)``, so that fifty
+    tasks that failed together do not come back together.
+
+    Args:
+        base: seconds before the second try. cap: longest delay in seconds.
+        gpu_oom_tries: tries in all when CUDA runs out of memory: the second one may get another GPU or less to do, a third would
+            do the same again.
+    """
+
+    def __init__(self, *, base: float = 15.0, cap: float = 900.0, gpu_oom_tries: int = 2) -> None:
+        if not 0 < base <= cap:
+            raise ValueError(f"base={base}, cap={cap}: need 0 < base <= cap, in seconds")
+        if gpu_oom_tries < 1:
+            raise ValueError(f"gpu_oom_tries={gpu_oom_tries}: must be 1 or more")
+        self.base = base
+        self.cap = cap
+        self.gpu_oom_tries = gpu_oom_tries
+
+    def evaluate(self, exception: BaseException, try_number: int, max_tries: int, context: Context | None = None) -> RetryDecision:
+        """Decide by failure class; runs in the task process."""
+        failure_class = failure_class_of(exception)
+        if getattr(exception, "cancelled", False):
+            return RetryDecision.fail("a user cancelled the job")
+        if not failure_class.retryable:
+            return RetryDecision.fail(f"{failure_class}: the same input fails the same way")
+        # After a clear the try number goes on counting while max_tries is raised, so tries are counted back from the end.
+        tries_so_far = self._tries_so_far(try_number, max_tries, context)
+        if failure_class is FailureClass.GPU_OOM and tries_so_far >= self.gpu_oom_tries:
+            return RetryDecision.fail(f"gpu_oom: {tries_so_far} tries did not fit the GPU; use a smaller plan or reserve more memory")
+        delay = self.delay(tries_so_far)
+        return RetryDecision.retry(delay=delay, reason=f"{failure_class}: next try in {delay.total_seconds():.0f} s")
+
+    def delay(self, tries_so_far: int) -> timedelta:
+        """Seconds to wait after that many tries, drawn at random."""
+        # Bounded exponent: 2 ** 10_000 does not fit a float.
+        longest = min(self.base * 2.0 ** min(max(tries_so_far - 1, 0), 62), self.cap)
+        return timedelta(seconds=random.uniform(longest / 2, longest))  # noqa: S311  (jitter, not a secret)
+
+    @staticmethod
+    def _tries_so_far(try_number: int, max_tries: int, context: Context | None) -> int:
+        task = (context or {}).get("task")
+        retries = getattr(task, "retries", None)
+        return max(1, try_number - (max_tries - retries)) if isinstance(retries, int) else max(1, try_number)
+
+    def serialize(self) -> dict[str, Any]:
+        """JSON object, inverse of :meth:`deserialize`."""
+        return {"base": self.base, "cap": self.cap, "gpu_oom_tries": self.gpu_oom_tries}
+
+    @classmethod
+    def deserialize(cls, data: dict[str, Any]) -> NnunetRetryPolicy:
+        """Build from what :meth:`serialize` wrote."""
+        return cls(**{name: data[name] for name in ("base", "cap", "gpu_oom_tries") if name in data})
+
+
+def failure_class_of(exception: BaseException) -> FailureClass:
+    """Class of anything that can end a task: our own exceptions, the contract's, or any other."""
+    own = getattr(exception, "failure_class", None)
+    if isinstance(own, FailureClass):
+        return own
+    return exception.failure_class if isinstance(exception, JobError) else classify(exception)

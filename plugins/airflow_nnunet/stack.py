@@ -1,0 +1,336 @@
+"""A private Airflow on loopback: api-server, scheduler, DAG processor and triggerer below one folder, for the demo and the tests.
+
+Airflow's own ``standalone`` binds all interfaces, ignores SIGINT in the background and leaves children behind on SIGTERM.
+Here each component is a process of its own session with its own log file, and is stopped by its pid.
+"""
+
+from __future__ import annotations
+
+import base64
+import configparser
+import contextlib
+import datetime as dt
+import json
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Self
+
+from airflow_nnunet.rest_client import AirflowClient, wait_until
+
+PROJECT = Path(__file__).resolve().parents[2]
+COMPONENTS: dict[str, tuple[str, ...]] = {
+    "api-server": ("api-server",),
+    "scheduler": ("scheduler", "--skip-serve-logs"),
+    "dag-processor": ("dag-processor",),
+    "triggerer": ("triggerer", "--skip-serve-logs"),
+}
+_STOP_ORDER = ("scheduler", "triggerer", "dag-processor", "api-server")
+_HEALTH_NAMES = {"scheduler": "scheduler", "dag-processor": "dag_processor", "triggerer": "triggerer"}
+_USER = "admin"
+_START_S = 180.0
+_STOP_S = 20.0
+_STATE, _SESSION, _STARTED = 0, 3, 19  # of /proc/<pid>/stat, after the command
+
+
+class StackError(RuntimeError):
+    """A component did not start; the message holds the end of its log."""
+
+
+class Stack:
+    """One private Airflow. Use it as a context manager, or ``start`` and ``stop`` it, also from different processes.
+
+    Args:
+        home: AIRFLOW_HOME; configuration, database, logs and passwords live below it.
+        dags: folder with DAG files.
+        settings: options by ``section.option``, over the project's ``airflow.cfg.template`` and the stack's own.
+        environment: extra environment variables of every component.
+        port: of the API server and UI; a free one when empty.
+    """
+
+    def __init__(
+        self,
+        home: Path,
+        *,
+        dags: Path | None = None,
+        settings: Mapping[str, str] | None = None,
+        environment: Mapping[str, str] | None = None,
+        port: int | None = None,
+    ) -> None:
+        self.home = home.absolute()
+        self._dags = (dags or PROJECT / "dags").absolute()
+        self._settings = dict(settings or {})
+        self._environment = dict(environment or {})
+        self._port = port
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._client: AirflowClient | None = None
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    # --- life ---------------------------------------------------------------------------------------------------
+    def start(self) -> None:
+        """Write the configuration, migrate the database, start every component and wait until all are healthy."""
+        self.home.mkdir(parents=True, exist_ok=True)
+        if self._running():
+            raise StackError(f"an Airflow runs below {self.home} already; stop it first")
+        try:
+            self._write_config()
+            self.airflow("db", "migrate")
+            for name in COMPONENTS:
+                self._spawn(name)
+            since = dt.datetime.now(dt.UTC)
+            for name in COMPONENTS:
+                self._wait_ready(name, since)
+        except BaseException:
+            self.stop()
+            raise
+
+    def stop(self) -> None:
+        """Stop every component by its pid, then whatever they left behind. Does nothing when nothing runs."""
+        running = self._running()
+        for name in _STOP_ORDER:
+            if name in running:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(running[name], signal.SIGTERM)
+        self._wait_gone(_STOP_S)
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            for pid in self.processes():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, number)
+            self._wait_gone(_STOP_S)
+        for process in self._processes.values():
+            process.wait(timeout=_STOP_S)
+        self._processes.clear()
+        if self._client is not None:
+            self._client.close()
+            self._client = None
+        (self.home / "stack.json").unlink(missing_ok=True)
+
+    def kill(self, component: str, number: int = signal.SIGKILL) -> None:
+        """Send a signal to one component, and wait for its end when that is what the signal does."""
+        os.kill(self.pid(component), number)
+        if number in (signal.SIGKILL, signal.SIGTERM) and component in self._processes:
+            self._processes[component].wait(timeout=60)
+
+    def restart(self, component: str) -> None:
+        """Start a component again after its end, and wait until it is healthy."""
+        since = dt.datetime.now(dt.UTC)
+        self._spawn(component)
+        self._wait_ready(component, since)
+
+    # --- what is known about it ---------------------------------------------------------------------------------
+    @property
+    def url(self) -> str:
+        """Address of the UI and the API."""
+        return str(self._read_config().get("api", "base_url"))
+
+    @property
+    def username(self) -> str:
+        """User of the UI and the API."""
+        return _USER
+
+    @property
+    def password(self) -> str:
+        """The generated password of :attr:`username`."""
+        return str(json.loads(self._password_file.read_text())[_USER])
+
+    @property
+    def client(self) -> AirflowClient:
+        """A client of the REST API."""
+        if self._client is None:
+            self._client = AirflowClient(self.url, username=self.username, password=self.password)
+        return self._client
+
+    def pid(self, component: str) -> int:
+        """Process id of a component."""
+        return self._running()[component]
+
+    def log_file(self, component: str) -> Path:
+        """What a component printed."""
+        return self.home / "logs" / f"{component}.log"
+
+    def processes(self) -> list[int]:
+        """Pids of every process of this stack: components, their workers, and detached jobs that carry its AIRFLOW_HOME.
+
+        Airflow's processes rename themselves, which overwrites their environment in /proc, so they are known by their session.
+        """
+        marker = f"AIRFLOW_HOME={self.home}".encode()
+        sessions = {entry["pid"] for entry in self._recorded().values() if not _reused(entry["pid"], entry["started"])}
+        found = []
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit() and int(entry.name) != os.getpid():
+                with contextlib.suppress(OSError):
+                    stat = _stat(int(entry.name))
+                    ours = int(stat[_SESSION]) in sessions or marker in (entry / "environ").read_bytes().split(b"\0")
+                    if ours and stat[_STATE] not in ("Z", "X"):
+                        found.append(int(entry.name))
+        return found
+
+    def environment(self) -> dict[str, str]:
+        """Environment of every component. Foreign AIRFLOW settings of the calling shell stay out."""
+        env = {key: value for key, value in os.environ.items() if not key.startswith("AIRFLOW")}
+        return env | {"AIRFLOW_HOME": str(self.home), "PYTHONUNBUFFERED": "1"} | self._environment
+
+    def airflow(self, *arguments: str) -> str:
+        """Run one ``airflow`` command in this stack's environment; returns what it printed.
+
+        Raises:
+            StackError: it failed.
+        """
+        done = subprocess.run(
+            [sys.executable, "-m", "airflow", *arguments],
+            env=self.environment(),
+            cwd=self.home,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode:
+            raise StackError(f"airflow {' '.join(arguments)} failed with {done.returncode}:\n{(done.stdout + done.stderr)[-4000:]}")
+        return done.stdout
+
+    # --- private ------------------------------------------------------------------------------------------------
+    @property
+    def _password_file(self) -> Path:
+        return self.home / "passwords.json"
+
+    def _read_config(self) -> configparser.ConfigParser:
+        config = configparser.ConfigParser(interpolation=None)
+        config.read(self.home / "airflow.cfg")
+        return config
+
+    def _write_config(self) -> None:
+        """The template, then what makes it private and quick, then the caller's settings. Secrets are made once."""
+        earlier = self._read_config()
+        config = configparser.ConfigParser(interpolation=None)
+        config.read(PROJECT / "airflow.cfg.template")
+        port = self._port or _free_port()
+        own = {
+            "core.dags_folder": str(self._dags),
+            "core.plugins_folder": str(self.home / "plugins"),
+            "core.executor": "LocalExecutor",
+            "core.load_examples": "False",
+            "core.fernet_key": earlier.get("core", "fernet_key", fallback=base64.urlsafe_b64encode(os.urandom(32)).decode()),
+            "core.simple_auth_manager_users": f"{_USER}:admin",
+            "core.simple_auth_manager_passwords_file": str(self._password_file),
+            "core.execution_api_server_url": f"http://127.0.0.1:{port}/execution/",
+            "database.sql_alchemy_conn": f"sqlite:///{self.home / 'airflow.db'}",
+            "logging.base_log_folder": str(self.home / "logs"),
+            "api.host": "127.0.0.1",
+            "api.port": str(port),
+            "api.base_url": f"http://127.0.0.1:{port}",
+            "api.workers": "1",
+            "api.secret_key": earlier.get("api", "secret_key", fallback=secrets.token_urlsafe(32)),
+            "api_auth.jwt_secret": earlier.get("api_auth", "jwt_secret", fallback=secrets.token_urlsafe(48)),
+            "scheduler.scheduler_idle_sleep_time": "0.5",
+            "triggerer.job_heartbeat_sec": "2",
+            "dag_processor.parsing_processes": "1",
+            "dag_processor.print_stats_interval": "0",
+        }
+        for name, value in (own | self._settings).items():
+            section, _, option = name.partition(".")
+            if not config.has_section(section):
+                config.add_section(section)
+            config.set(section, option, value)
+        (self.home / "logs").mkdir(exist_ok=True)
+        (self.home / "plugins").mkdir(exist_ok=True)
+        if not self._password_file.exists():
+            _write_private(self._password_file, json.dumps({_USER: secrets.token_urlsafe(12)}))
+        with open(self.home / "airflow.cfg", "w", opener=_private_opener) as file:
+            config.write(file)
+
+    def _spawn(self, component: str) -> None:
+        with open(self.log_file(component), "ab") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "airflow", *COMPONENTS[component]],
+                env=self.environment(),
+                cwd=self.home,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        self._processes[component] = process
+        started = int(_stat(process.pid)[_STARTED])
+        recorded = self._recorded()
+        if component in recorded:  # a killed scheduler leaves workers behind, which are still known by its session
+            recorded[f"{component}-{recorded[component]['pid']}"] = recorded[component]
+        recorded[component] = {"pid": process.pid, "started": started}
+        _write_private(self.home / "stack.json", json.dumps(recorded))
+
+    def _wait_ready(self, component: str, since: dt.datetime) -> None:
+        process = self._processes[component]
+
+        def ready() -> bool:
+            if process.poll() is not None:
+                tail = self.log_file(component).read_text(errors="replace")[-4000:]
+                raise StackError(f"{component} ended with {process.returncode} while starting; end of its log:\n{tail}")
+            health = self.client.health()
+            if component not in _HEALTH_NAMES:
+                return bool(health)
+            state = health.get(_HEALTH_NAMES[component]) or {}
+            heartbeat = state.get(f"latest_{_HEALTH_NAMES[component]}_heartbeat")
+            return state.get("status") == "healthy" and dt.datetime.fromisoformat(str(heartbeat)) > since
+
+        wait_until(ready, timeout_s=_START_S, interval_s=0.25, what=lambda: f"{component} healthy; see {self.log_file(component)}")
+
+    def _running(self) -> dict[str, int]:
+        """Component pids of this stack that are alive, also when another process started them."""
+        alive = set(self.processes())
+        return {name: entry["pid"] for name, entry in self._recorded().items() if entry["pid"] in alive}
+
+    def _recorded(self) -> dict[str, dict[str, int]]:
+        try:
+            known: dict[str, dict[str, int]] = json.loads((self.home / "stack.json").read_text())
+        except FileNotFoundError:
+            return {}
+        return known
+
+    def _wait_gone(self, timeout_s: float) -> None:
+        end = time.monotonic() + timeout_s
+        while time.monotonic() < end:
+            for process in self._processes.values():
+                process.poll()  # reaps, so that a zombie does not look alive
+            if not self.processes():
+                return
+            time.sleep(0.1)
+
+
+def _stat(pid: int) -> list[str]:
+    """Fields of ``/proc/<pid>/stat`` after the command, which may hold spaces itself."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+
+
+def _reused(pid: int, started: int) -> bool:
+    """Whether a pid belongs to another process by now. Its session outlives a leader, so a missing leader is not reuse."""
+    try:
+        return int(_stat(pid)[_STARTED]) != started
+    except OSError:
+        return False
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _private_opener(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
+
+
+def _write_private(path: Path, text: str) -> None:
+    with open(path, "w", opener=_private_opener) as file:
+        file.write(text)

@@ -1,0 +1,73 @@
+"""Command line of the work's wing: run a job, run its step, make a phantom dataset, say what this host has."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from nnunet_jobs.contract.jobdir import JobDir
+
+
+def main(argv: Sequence[str] | None = None, *, module: str = "nnunet_jobs", steps: Callable[..., object] | None = None) -> int:
+    """Parse and run one command; returns the exit code.
+
+    A program with steps of its own calls this with its module name (for the runner to start the child with) and a function
+    from step name to ``run``.
+    """
+    arguments = _parser().parse_args(argv)
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
+    if arguments.command == "run":
+        return _run(arguments, module)
+    if arguments.command == "step":
+        from nnunet_jobs import child
+
+        return child.main(JobDir(arguments.job), arguments.attempt, steps=steps or child.load_step)  # type: ignore[arg-type]
+    if arguments.command == "phantom":
+        from nnunet_jobs.dataset.phantom import write_phantom
+
+        write_phantom(arguments.out.absolute(), cases=arguments.cases, seed=arguments.seed)
+        return 0
+    from nnunet_jobs.probe import probe
+
+    print(json.dumps(probe(), indent=1))
+    return 0
+
+
+def _run(arguments: argparse.Namespace, module: str) -> int:
+    from nnunet_jobs.runner import Runner
+
+    if arguments.ready_fd is not None:
+        os.set_inheritable(arguments.ready_fd, False)
+    if arguments.detach:
+        # The caller waits for this process only; the runner belongs to init, so that it can become nobody's zombie.
+        if os.fork():
+            os._exit(0)
+        os.setsid()
+    return Runner(JobDir(arguments.job.absolute()), arguments.attempt, module=module, ready_fd=arguments.ready_fd).run()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m nnunet_jobs", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, text in (("run", "run one attempt of a job"), ("step", "run a job's step; started by the runner only")):
+        command = commands.add_parser(name, help=text)
+        command.add_argument("job", type=Path, help="job directory")
+        command.add_argument("--attempt", type=int, required=True, help="number of the attempt, as begun by submit")
+        if name == "run":
+            command.add_argument("--detach", action="store_true", help="return at once, the runner goes on in the background")
+            command.add_argument("--ready-fd", type=int, help="file descriptor to write to once the attempt is on record")
+    phantom = commands.add_parser("phantom", help="write an anatomy-like dataset in Medical Segmentation Decathlon layout")
+    phantom.add_argument("out", type=Path, help="folder to make")
+    phantom.add_argument("--cases", type=int, default=40, help="number of cases (default 40)")
+    phantom.add_argument("--seed", type=int, default=0, help="same seed, same voxels (default 0)")
+    commands.add_parser("probe", help="print GPUs, cores, memory, limits, compiler and versions as JSON")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

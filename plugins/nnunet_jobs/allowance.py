@@ -1,0 +1,85 @@
+"""What one attempt of a job may use: fewer after running out of memory, other GPUs after losing one, thread counts that keep to it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from nnunet_jobs import host
+from nnunet_jobs.contract.failure import Failure, FailureClass
+from nnunet_jobs.contract.spec import Resources
+
+_THREAD_VARIABLES = (
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "NUMEXPR_NUM_THREADS",
+    "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS",
+)
+_MOST_DATA_WORKERS = 12  # nnU-Net's own default, get_allowed_n_proc_DA
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Allowance:
+    """Resources after what earlier attempts taught, GPUs to avoid, halvings of the cores, and all that in words."""
+
+    resources: Resources
+    exclude: tuple[str, ...] = ()
+    halvings: int = 0
+    notes: tuple[str, ...] = ()
+
+    def cpus(self, slots: int) -> int:
+        """Cores of this attempt when ``slots`` jobs like it share the host: the specification's, else a fair share; at least 1."""
+        available = max(1, int(host.cores()))
+        share = min(self.resources.cpus, available) or max(1, available // slots)
+        return max(1, share >> self.halvings)
+
+
+def after(failures: Sequence[Failure], resources: Resources) -> Allowance:
+    """Allowance of the next attempt, given what the earlier ones died of."""
+    notes: list[str] = []
+    exclude: list[str] = []
+    halvings = 0
+    memory = resources.gpu_memory_mib
+    for failure in failures:
+        gpus = [str(gpu) for gpu in failure.details.get("gpus", ())]
+        if failure.failure_class is FailureClass.HOST_OOM:
+            halvings += 1
+            notes.append(f"attempt {failure.attempt} ran out of host memory: half the cores and worker processes")
+        elif failure.failure_class is FailureClass.GPU_OOM:
+            exclude += gpus
+            # The first time twice as much, then a whole GPU: the trainer alone decides what it really needs.
+            memory = memory * 2 if memory and memory == resources.gpu_memory_mib else None
+            amount = f"{memory} MiB" if memory else "a whole GPU"
+            notes.append(f"attempt {failure.attempt} ran out of GPU memory: {amount}, and another GPU if there is one")
+        elif failure.failure_class is FailureClass.GPU_LOST:
+            exclude += gpus
+            notes.append(f"attempt {failure.attempt} lost GPU {', '.join(gpus)}: another GPU if there is one")
+    return Allowance(
+        resources=replace(resources, gpu_memory_mib=memory), exclude=tuple(dict.fromkeys(exclude)), halvings=halvings, notes=tuple(notes)
+    )
+
+
+def environment(*, cpus: int, device: str, gpus: Sequence[str], step: str) -> dict[str, str]:
+    """Environment that keeps libraries to the job's cores and GPUs, because they count the machine's and ignore quotas.
+
+    Training on a CPU gives a quarter of the cores, and at least one of two, to augmentation, and the network has the rest: of two
+    cores that is one each, which took 34 s where two threads for everything (``nnUNet_n_proc_DA=0``) took 80 s. On one core data
+    is loaded in the training process itself. nnU-Net's planner fails with 0, so only training gets it.
+    """
+    workers = max(1, min(_MOST_DATA_WORKERS, cpus - 1))
+    if step == "train" and device == "cpu":
+        workers = 0 if cpus == 1 else max(1, min(_MOST_DATA_WORKERS, cpus // 4))
+    found = {name: str(cpus) for name in _THREAD_VARIABLES}
+    found["nnUNet_def_n_proc"] = str(cpus)
+    found["nnUNet_n_proc_DA"] = str(workers)
+    found["CUDA_VISIBLE_DEVICES"] = ",".join(gpus) if device == "cuda" else ""
+    found["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
+    found["PYTHONUNBUFFERED"] = "1"
+    found["PYTHONSAFEPATH"] = "1"  # a module in the current folder is not ours
+    packages = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    if os.path.basename(packages) not in ("site-packages", "dist-packages"):  # those would go before the standard library
+        paths = [packages, *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+        found["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(path for path in paths if path))
+    return found

@@ -1,0 +1,70 @@
+"""Which devices serve a request: best fit by memory, pure arithmetic without files or locks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Device:
+    """A device that can be leased. ``free_mib`` is what strangers leave of it; ``whole`` is False while strangers compute on it."""
+
+    uuid: str
+    total_mib: int
+    free_mib: int
+    whole: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """Wanted: ``count`` devices of ``kind``, ``memory_mib`` on each, or whole ones for None."""
+
+    kind: str
+    count: int = 1
+    memory_mib: int | None = None
+    exclude: tuple[str, ...] = ()
+    owner: str = ""
+
+    def could_use(self, device: Device) -> bool:
+        """Whether the device would ever serve this request: only then is it delayed when another one takes it."""
+        return device.uuid not in self.exclude and (self.memory_mib or 0) <= device.total_mib
+
+
+class Book:
+    """Devices and what is taken of them, while one thinks about an allocation."""
+
+    def __init__(self, devices: Iterable[Device]) -> None:
+        self.devices = {device.uuid: device for device in devices}
+        self._taken: dict[str, list[int | None]] = {}
+
+    def take(self, uuids: Iterable[str], memory_mib: int | None) -> None:
+        """Note that so much of these devices is taken; None is all of each."""
+        for uuid in uuids:
+            self._taken.setdefault(uuid, []).append(memory_mib)
+
+    def place(self, request: Request) -> list[str] | None:
+        """Best fit: the devices that keep the least memory afterwards; for whole devices the smallest ones. None when it does not fit."""
+        fits = []
+        for device in self.devices.values():
+            if device.uuid not in request.exclude:
+                left = self._left(device, request.memory_mib)
+                if left is not None:
+                    fits.append((left, device.total_mib, device.uuid))
+        if len(fits) < request.count:
+            return None
+        return [uuid for _, _, uuid in sorted(fits)[: request.count]]
+
+    def named(self, uuids: Sequence[str]) -> list[Device]:
+        """The devices of these names."""
+        return [self.devices[uuid] for uuid in uuids]
+
+    def _left(self, device: Device, memory_mib: int | None) -> int | None:
+        """Memory that stays free on a device after such a request, None when it does not fit."""
+        taken = self._taken.get(device.uuid, [])
+        if memory_mib is None:
+            return 0 if device.whole and not taken else None
+        if None in taken:
+            return None
+        left = device.free_mib - sum(amount or 0 for amount in taken) - memory_mib
+        return left if left >= 0 else None

@@ -1,0 +1,129 @@
+"""The step's own process: loads the specification, runs the step, reports its result or failure to the runner by one file."""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import importlib
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from nnunet_jobs.context import StepContext
+from nnunet_jobs.contract.failure import Failure, FailureClass, JobError, classify
+from nnunet_jobs.contract.files import write_json
+from nnunet_jobs.contract.jobdir import JobDir
+from nnunet_jobs.contract.params import StepParams
+from nnunet_jobs.processes import die_with_parent, end_forks_with_us
+
+log = logging.getLogger("nnunet_jobs")
+
+GRANT = "NNUNET_JOB_GRANT"
+"""Environment variable from runner to child: JSON of device, gpus, cpus, memory_mib, grace_s and the runner's pid."""
+
+EXIT_CODES = {failure_class: 64 + number for number, failure_class in enumerate(FailureClass)}
+"""The class once more as exit code, for when not even the outcome could be written."""
+
+Step = Callable[[StepParams, StepContext], dict[str, Any]]
+_LONGEST_MESSAGE = 4000
+
+
+def load_step(name: str) -> Step:
+    """``run`` of ``nnunet_jobs.steps.<name>``."""
+    step: Step = importlib.import_module(f"nnunet_jobs.steps.{name}").run
+    return step
+
+
+def outcome_path(job: JobDir, attempt: int) -> Path:
+    """Where the child reports: ``{"result": ...}`` or ``{"failure": ...}``."""
+    return job.path / f"outcome.{attempt}.json"
+
+
+def main(job: JobDir, attempt: int, *, steps: Callable[[str], Step] = load_step) -> int:
+    """Run the job's step. Returns the exit code: 0, or the failure class's.
+
+    Args:
+        steps: finds a step's function by name; a program of one's own that calls this with other steps is a runner for these.
+    """
+    faulthandler.enable()
+    faulthandler.register(signal.SIGUSR1, all_threads=True)  # the runner asks for it when the step hangs
+    grant = json.loads(os.environ[GRANT])
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    _let_forks_die_of_sigterm()
+    die_with_parent(signal.SIGTERM, parent=grant["runner"])
+    end_forks_with_us()
+    threading.Thread(target=_end_after_runner, args=(grant["runner"], grant["grace_s"]), daemon=True).start()
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("500")  # the kernel shall take the step, never the runner that reports it
+    try:
+        spec = job.spec()
+        context = StepContext(
+            workspace=spec.workspace, job=job, attempt=attempt, device=grant["device"], gpus=tuple(grant["gpus"]),
+            cpus=grant["cpus"], memory_mib=grant["memory_mib"], stop=stop,
+        )  # fmt: skip
+        result = steps(spec.step)(spec.step_params(), context)
+        write_json(outcome_path(job, attempt), {"result": result})
+    except BaseException as error:
+        failure = describe(error, attempt=attempt)
+        if failure.failure_class is not FailureClass.INTERRUPTED:
+            traceback.print_exc()
+        log.error("%s: %s", failure.failure_class, failure.message)
+        try:
+            write_json(outcome_path(job, attempt), {"failure": failure.to_json()})
+        except OSError as unwritable:
+            log.error("the report cannot be written (%s); the exit code tells the class", unwritable)
+        return EXIT_CODES[failure.failure_class]
+    finally:
+        sys.stdout.flush()
+    return 0
+
+
+def describe(error: BaseException, *, attempt: int) -> Failure:
+    """An exception as a failure: class, message for people, faults."""
+    known = isinstance(error, JobError)
+    message = str(error) if known else f"{type(error).__name__}: {error}"
+    return Failure(
+        failure_class=classify(error),
+        message=message[:_LONGEST_MESSAGE],
+        attempt=attempt,
+        faults=error.faults if isinstance(error, JobError) else (),
+    )
+
+
+def _let_forks_die_of_sigterm() -> None:
+    """Workers that we fork must die of SIGTERM, as ``Process.terminate`` expects, not set a copy of our event.
+
+    The signal is held back during the fork: one that came before the worker dropped our handler would be lost.
+    """
+    held = False
+
+    def before() -> None:
+        nonlocal held
+        held = signal.SIGTERM in signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+
+    def release() -> None:
+        if not held:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+
+    def in_child() -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        release()
+
+    os.register_at_fork(before=before, after_in_parent=release, after_in_child=in_child)
+
+
+def _end_after_runner(runner: int, grace_s: float) -> None:
+    """SIGKILL our whole process group when the runner is dead and saving took longer than the grace: nobody else would."""
+    while os.getppid() == runner:
+        time.sleep(1.0)
+    time.sleep(grace_s)
+    os.killpg(0, signal.SIGKILL)

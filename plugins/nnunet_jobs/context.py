@@ -1,0 +1,106 @@
+"""What the runner gives to a step: where it works, with how much, how it reports, when it must stop."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import math
+import os
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from nnunet_jobs.contract.failure import Interrupted
+from nnunet_jobs.contract.files import locked
+from nnunet_jobs.contract.jobdir import JobDir, write_counter
+from nnunet_jobs.contract.workspace import Workspace
+
+log = logging.getLogger("nnunet_jobs")
+
+
+@dataclass(slots=True, kw_only=True)
+class StepContext:
+    """A step's surroundings.
+
+    Attributes:
+        workspace: the roots. job: the job directory. attempt: number of this attempt, 1 and up.
+        device: ``cuda`` or ``cpu``; decided by the lease. gpus: UUIDs of the leased GPUs, which are all that torch sees.
+        cpus: cores to use. memory_mib: memory to stay below, None when there is no limit.
+        stop: set by SIGTERM; a step looks at it between pieces of work, saves and raises Interrupted.
+    """
+
+    workspace: Workspace
+    job: JobDir
+    attempt: int = 1
+    device: str = "cpu"
+    gpus: tuple[str, ...] = ()
+    cpus: int = 1
+    memory_mib: int | None = None
+    stop: threading.Event = field(default_factory=threading.Event)
+    _beats: int = 0
+
+    def progress(self, phase: str, done: int | None = None, total: int | None = None, **values: Any) -> None:
+        """Report progress: one line of ``metrics.jsonl``, shown in the Airflow task log, and a sign of life.
+
+        Args:
+            phase: what is going on, such as ``train``, ``validate``, ``copy``.
+            done, total: how far, in the phase's own units.
+            **values: numbers and short texts (loss, dice, eta_s); never patient data. NaN and infinities become null.
+        """
+        record: dict[str, Any] = {"t": round(time.time(), 3), "phase": phase}
+        if done is not None:
+            record["done"] = done
+        if total is not None:
+            record["total"] = total
+        record.update({name: _finite(value) for name, value in values.items()})
+        line = (json.dumps(record, allow_nan=False) + "\n").encode()
+        fd = os.open(self.job.metrics, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o664)
+        try:
+            os.write(fd, line)  # one write: lines of several processes never mix
+        finally:
+            os.close(fd)
+        self.beat()
+
+    def beat(self) -> None:
+        """A sign of life without a record, for work between two records. Cheap enough for every iteration."""
+        self._beats += 1
+        write_counter(self.job.progress, self._beats)
+
+    def check_stop(self) -> None:
+        """Raise Interrupted when the job was told to stop."""
+        if self.stop.is_set():
+            raise Interrupted("stopped on request; finished pieces of work are kept")
+
+    @contextlib.contextmanager
+    def content_lock(self, path: Path, *, what: str) -> Iterator[None]:
+        """Hold the kernel lock on what the step writes, so that two jobs for the same content become a worker and a waiter.
+
+        Children inherit it: while one of a killed step's processes still writes, nobody else starts.
+        """
+        waited = False
+
+        def poll() -> None:
+            nonlocal waited
+            if not waited:
+                log.info("waiting for another job that works on %s", what)
+                self.progress("wait", what=what)
+                waited = True
+            self.beat()
+            self.check_stop()
+
+        with locked(path, poll=poll, inheritable=True):
+            yield
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value

@@ -1,0 +1,209 @@
+"""Failure classes: one vocabulary for the runner, the operators, the retry policy and the documentation.
+
+Exceptions::
+
+    JobError                  base; ``failure_class`` says what a retry may hope for
+    ├── DataError             the input is wrong, carries the list of faults
+    ├── ConfigError           a field, a root or a version is wrong
+    ├── GpuOutOfMemory        CUDA ran out of memory
+    ├── HostOutOfMemory       the host or its cgroup ran out of memory
+    ├── GpuLost               the GPU fell off the bus or is quarantined
+    ├── Hang                  no progress for too long
+    ├── Lost                  the runner or its host vanished
+    ├── Interrupted           stopped on purpose (a user, a signal); work is saved
+    ├── DiskFull              no space or no inodes left
+    └── Bug                   anything else
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from typing import Any
+
+
+class FailureClass(StrEnum):
+    """What went wrong, sorted by what a retry may hope for."""
+
+    DATA = "data"
+    CONFIG = "config"
+    GPU_OOM = "gpu_oom"
+    HOST_OOM = "host_oom"
+    GPU_LOST = "gpu_lost"
+    HANG = "hang"
+    LOST = "lost"
+    INTERRUPTED = "interrupted"
+    DISK_FULL = "disk_full"
+    BUG = "bug"
+
+    @property
+    def retryable(self) -> bool:
+        """False for ``data`` and ``config``: the same input fails the same way tomorrow."""
+        return self not in (FailureClass.DATA, FailureClass.CONFIG)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fault:
+    """One thing that is wrong with one dataset, case or file."""
+
+    code: str
+    message: str
+    severity: str = "error"
+    case: str | None = None
+    file: str | None = None
+
+    def __str__(self) -> str:
+        where = " ".join(part for part in (self.case, self.file) if part)
+        return f"{self.code}{f' [{where}]' if where else ''}: {self.message}"
+
+
+class JobError(Exception):
+    """Base of all failures that a step raises on purpose."""
+
+    failure_class: FailureClass = FailureClass.BUG
+
+    def __init__(self, message: str, *, faults: Sequence[Fault] = ()) -> None:
+        super().__init__(message)
+        self.faults = tuple(faults)
+
+
+class DataError(JobError):
+    """The input is wrong. ``faults`` names every case and file."""
+
+    failure_class = FailureClass.DATA
+
+
+class ConfigError(JobError):
+    """A field or setting is wrong; the message names the field, the value and the mend."""
+
+    failure_class = FailureClass.CONFIG
+
+
+class GpuOutOfMemory(JobError):
+    """CUDA ran out of memory."""
+
+    failure_class = FailureClass.GPU_OOM
+
+
+class HostOutOfMemory(JobError):
+    """The host, its cgroup or a set limit ran out of memory."""
+
+    failure_class = FailureClass.HOST_OOM
+
+
+class GpuLost(JobError):
+    """The GPU is gone (NVML error 15) or quarantined."""
+
+    failure_class = FailureClass.GPU_LOST
+
+
+class Hang(JobError):
+    """No progress for longer than the limit."""
+
+    failure_class = FailureClass.HANG
+
+
+class Lost(JobError):
+    """The runner or its host vanished without a word."""
+
+    failure_class = FailureClass.LOST
+
+
+class Interrupted(JobError):
+    """Stopped on purpose, by a user or a signal, after saving."""
+
+    failure_class = FailureClass.INTERRUPTED
+
+
+class DiskFull(JobError):
+    """No space or no inodes left where the step writes."""
+
+    failure_class = FailureClass.DISK_FULL
+
+
+class Bug(JobError):
+    """Anything that no other class describes."""
+
+
+_ERRORS: dict[FailureClass, type[JobError]] = {
+    cls.failure_class: cls
+    for cls in (
+        DataError, ConfigError, GpuOutOfMemory, HostOutOfMemory, GpuLost, Hang, Lost, Interrupted, DiskFull, Bug,
+    )
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """What ``failure.json`` holds: the class, a message for people, and what is known beside it."""
+
+    failure_class: FailureClass
+    message: str
+    attempt: int = 0
+    faults: tuple[Fault, ...] = ()
+    exit_code: int | None = None
+    cancelled: bool = False
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON object, inverse of :meth:`from_json`."""
+        data = asdict(self)
+        data["failure_class"] = str(self.failure_class)
+        return data
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Failure:
+        """Read what :meth:`to_json` wrote."""
+        known = dict(data)
+        known["failure_class"] = FailureClass(known["failure_class"])
+        known["faults"] = tuple(Fault(**fault) for fault in known.get("faults", ()))
+        return cls(**known)
+
+    def to_error(self) -> JobError:
+        """The exception of this class, to be raised by whoever asked for the job."""
+        return _ERRORS[self.failure_class](self.message, faults=self.faults)
+
+
+# nnunetv2 and torch are not importable here, so their exceptions are known by name.
+_BY_TYPE_NAME = {
+    "OutOfMemoryError": FailureClass.GPU_OOM,
+    "AcceleratorError": FailureClass.GPU_LOST,
+    "MemoryError": FailureClass.HOST_OOM,
+    "BrokenProcessPool": FailureClass.HOST_OOM,
+    "NVMLError_GpuIsLost": FailureClass.GPU_LOST,
+}
+_DISK_ERRNOS = {errno.ENOSPC, errno.EDQUOT}
+
+
+def classify(error: BaseException) -> FailureClass:
+    """Class of an exception: its own if it is a :class:`JobError`, else by errno, type name and well-known texts.
+
+    The chain of causes is searched too, because libraries wrap ENOSPC and CUDA errors in errors of their own.
+    """
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, JobError):
+            return seen.failure_class
+        if isinstance(seen, OSError) and seen.errno in _DISK_ERRNOS:
+            return FailureClass.DISK_FULL
+        if isinstance(seen, OSError) and seen.errno == errno.EROFS:
+            return FailureClass.CONFIG
+        if isinstance(seen, OSError) and seen.errno == errno.ENOMEM:
+            return FailureClass.HOST_OOM
+        if type(seen).__name__ in _BY_TYPE_NAME:
+            return _BY_TYPE_NAME[type(seen).__name__]
+        text = str(seen)
+        if "CUDA out of memory" in text:
+            return FailureClass.GPU_OOM
+        if "No space left on device" in text or "iostream error" in text or "unexpected pos" in text:
+            return FailureClass.DISK_FULL  # the last two are what torch.save says on a full disk
+        if "can't allocate memory" in text or "Cannot allocate memory" in text or "DefaultCPUAllocator" in text:
+            return FailureClass.HOST_OOM
+        if "CUDA error: device-side assert" not in text and ("GPU is lost" in text or "CUDA error: unknown error" in text):
+            return FailureClass.GPU_LOST
+        if isinstance(seen, KeyboardInterrupt):
+            return FailureClass.INTERRUPTED
+        seen = seen.__cause__ or (None if seen.__suppress_context__ else seen.__context__)
+    return FailureClass.BUG

@@ -1,0 +1,61 @@
+"""Annotated types of parameter dataclasses: looked up once, checked against JSON values, described for people."""
+
+from __future__ import annotations
+
+import types
+import typing
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+
+def field_types(params_class: type[Any]) -> dict[str, Any]:
+    """Annotated types of a dataclass's fields. Resolving them is slow, and a hundred DAGs ask for them a thousand times."""
+    if params_class not in _FIELD_TYPES:
+        _FIELD_TYPES[params_class] = typing.get_type_hints(params_class)
+    return _FIELD_TYPES[params_class]
+
+
+_FIELD_TYPES: dict[type[Any], dict[str, Any]] = {}
+
+
+def fits(value: Any, hint: Any) -> bool:
+    """Whether a JSON value has the annotated type."""
+    key = repr(hint)  # types in unions and lists do not hash alike
+    if key not in _CHECKS:
+        _CHECKS[key] = _check_of(hint)
+    return _CHECKS[key](value)
+
+
+_CHECKS: dict[str, Callable[[Any], bool]] = {}
+
+
+def _check_of(hint: Any) -> Callable[[Any], bool]:
+    """The check of an annotated type. Knows just what the dataclasses above use."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any or origin is ClassVar:
+        return lambda value: True
+    if isinstance(hint, types.UnionType):
+        options = [_check_of(part) for part in arguments]
+        return lambda value: any(option(value) for option in options)
+    if origin is list:
+        item = _check_of(arguments[0])
+        return lambda value: isinstance(value, list) and all(map(item, value))
+    if origin is dict:
+        key, entry = (_check_of(part) for part in arguments)
+        return lambda value: isinstance(value, dict) and all(map(key, value)) and all(map(entry, value.values()))
+    if hint in (int, float):
+        allowed = (int, float) if hint is float else int
+        return lambda value: isinstance(value, allowed) and not isinstance(value, bool)
+    return lambda value: isinstance(value, hint)
+
+
+def describe(hint: Any) -> str:
+    """An annotated type in the words of an error message."""
+    names = {str: "text", int: "a whole number", float: "a number", bool: "true or false", type(None): "empty"}
+    if isinstance(hint, types.UnionType):
+        return " or ".join(describe(part) for part in typing.get_args(hint))
+    if typing.get_origin(hint) is list:
+        return f"a list of {describe(typing.get_args(hint)[0])}"
+    if typing.get_origin(hint) is dict:
+        return "a mapping"
+    return names.get(hint, "any value")

@@ -1,0 +1,131 @@
+"""Small file helpers that both wings trust: atomic writes, atomic links, hashes, kernel locks."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+_CHUNK = 1 << 20
+
+
+def sync_file(path: Path) -> None:
+    """Make what another writer put into a file survive a power cut, before a rename gives it its name."""
+    _sync(path, os.O_RDONLY)
+
+
+def sync_directory(path: Path) -> None:
+    """Make a rename in this directory survive a power cut."""
+    _sync(path, os.O_RDONLY | os.O_DIRECTORY)
+
+
+def _sync(path: Path, flags: int) -> None:
+    fd = os.open(path, flags)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def temporary_beside(path: Path) -> Path:
+    """A fresh hidden name in the same directory, so that a rename onto ``path`` is atomic."""
+    return path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write ``data`` so that a reader sees the old file or the whole new one, also after a crash."""
+    temporary = temporary_beside(path)
+    try:
+        with open(temporary, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_directory(path.parent)
+
+
+def write_json(path: Path, data: Any) -> None:
+    """:func:`write_atomic` of readable JSON. NaN is refused: other languages cannot read it."""
+    write_atomic(path, (json.dumps(data, indent=1, allow_nan=False) + "\n").encode())
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file written by :func:`write_json`."""
+    return json.loads(path.read_bytes())
+
+
+def content_hash(data: Any, *, length: int = 16) -> str:
+    """Short hex name of a JSON value, independent of key order (sha256, ``length`` hex digits)."""
+    canonical = json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:length]
+
+
+def sha256_file(path: Path) -> str:
+    """sha256 of a file's bytes, read in pieces of 1 MiB."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def repoint(link: Path, target: Path) -> None:
+    """Make ``link`` a relative symbolic link to ``target`` by an atomic rename: readers see the old or the new one.
+
+    Raises:
+        FileExistsError: ``link`` exists and is not a symbolic link (never deleted, it may be somebody's data).
+    """
+    if link.exists() and not link.is_symlink():
+        raise FileExistsError(f"{link} is not a link; move it away so that it can point to {target}")
+    link.parent.mkdir(parents=True, exist_ok=True)
+    temporary = temporary_beside(link)
+    os.symlink(os.path.relpath(target, link.parent), temporary)
+    os.replace(temporary, link)
+    sync_directory(link.parent)
+
+
+@contextlib.contextmanager
+def locked(
+    path: Path,
+    *,
+    poll: Callable[[], None] | None = None,
+    interval: float = 0.2,
+    inheritable: bool = False,
+) -> Iterator[int]:
+    """Hold a kernel lock (``flock``) on ``path`` and yield its file descriptor. Death releases it, so no lock is ever stale.
+
+    Args:
+        path: lock file; made when missing, never removed (removing one that others wait on would split the lock).
+        poll: called about every ``interval`` seconds while waiting; it may raise to give up.
+        inheritable: children started meanwhile keep the lock alive until the last of them ends.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o664)
+    try:
+        os.set_inheritable(fd, inheritable)
+        while not try_lock(fd):
+            if poll is not None:
+                poll()
+            time.sleep(interval)
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def try_lock(fd: int, *, shared: bool = False) -> bool:
+    """Take the lock on an open file now, or say False."""
+    try:
+        fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

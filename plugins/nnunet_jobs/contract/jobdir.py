@@ -1,0 +1,309 @@
+"""A job's directory is the truth about the job: who writes which file, and how others read it safely.
+
+    spec.json       written once by submit
+    state.json      attempt number, phase, runner's host and pid; changed under the state lock
+    heartbeat       counter, raised by the runner every second
+    progress        counter, raised by the step whenever it gets on
+    log.txt         stdout and stderr of runner and step
+    metrics.jsonl   one JSON object a line, appended by the step
+    result.json     success; or failure.json; both by rename, last of all
+    cancel          a user's wish to stop; the runner obeys it on whatever host it is
+
+Fencing: each attempt has a number in ``state.json``. Whoever finds a higher number than its own stops and writes nothing more.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import socket
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from nnunet_jobs.contract.failure import ConfigError, Failure
+from nnunet_jobs.contract.files import locked, read_json, temporary_beside, try_lock, write_json
+from nnunet_jobs.contract.spec import JobSpec
+
+
+class Phase(StrEnum):
+    """Where an attempt of a job stands."""
+
+    SUBMITTED = "submitted"
+    WAITING = "waiting"
+    RUNNING = "running"
+    DONE = "done"
+    FAILED = "failed"
+
+    @property
+    def final(self) -> bool:
+        """True once nothing more will happen in this attempt."""
+        return self in (Phase.DONE, Phase.FAILED)
+
+
+class Fenced(Exception):
+    """A newer attempt owns the job; the older one must stop without writing."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobState:
+    """What ``state.json`` says, at one moment."""
+
+    attempt: int
+    phase: Phase
+    message: str = ""
+    host: str = ""
+    pid: int = 0
+    boot_id: str = ""
+
+
+class JobDir:
+    """One job's directory. Cheap to make; holds no state of its own."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.log = self.path / "log.txt"
+        self.metrics = self.path / "metrics.jsonl"
+        self.heartbeat = self.path / "heartbeat"
+        self.progress = self.path / "progress"
+        self.result_path = self.path / "result.json"
+        self.failure_path = self.path / "failure.json"
+        self.cancel_path = self.path / "cancel"
+        self.runner_lock = self.path / "runner.lock"
+
+    def __repr__(self) -> str:
+        return f"JobDir({str(self.path)!r})"
+
+    @property
+    def job_id(self) -> str:
+        """Name of the job, which is the name of its directory."""
+        return self.path.name
+
+    # --- submit -------------------------------------------------------------------------------------------------
+    @classmethod
+    def create(cls, spec: JobSpec) -> JobDir:
+        """Make the directory with its specification, or find the one that is there. Idempotent and atomic.
+
+        Raises:
+            ConfigError: a job of this id with another step is there already.
+        """
+        root = Path(spec.workspace.jobs)
+        root.mkdir(parents=True, exist_ok=True)
+        job = cls(root / spec.job_id)
+        if not job.path.exists():
+            staging = temporary_beside(job.path)
+            staging.mkdir()
+            write_json(staging / "spec.json", spec.to_json())
+            write_json(staging / "state.json", {"attempt": 0, "phase": Phase.SUBMITTED})
+            try:
+                os.rename(staging, job.path)
+            except OSError:
+                shutil.rmtree(staging)  # somebody was faster; theirs is complete, since a rename made it
+                if not job.path.exists():
+                    raise
+        if job.spec().step != spec.step:
+            raise ConfigError(f"job_id={spec.job_id!r}: {job.path} holds a {job.spec().step} job; remove it or choose another id")
+        return job
+
+    def begin_attempt(self, *, expected: int) -> int | None:
+        """Claim the next attempt. Returns its number, or None when another caller has moved on from ``expected``.
+
+        The previous attempt's failure is kept as ``failure.<n>.json``; a cancel wish of an earlier attempt is forgotten.
+        """
+        with self._state_lock():
+            state = self.state()
+            if state.attempt != expected:
+                return None
+            if self.failure_path.exists():
+                os.replace(self.failure_path, self.path / f"failure.{state.attempt}.json")
+            self.cancel_path.unlink(missing_ok=True)
+            self._write_state(JobState(attempt=expected + 1, phase=Phase.SUBMITTED))
+            return expected + 1
+
+    # --- the runner's side --------------------------------------------------------------------------------------
+    def set_phase(self, attempt: int, phase: Phase, message: str = "") -> None:
+        """Record where this attempt stands.
+
+        Raises:
+            Fenced: a newer attempt owns the job.
+        """
+        with self._state_lock():
+            self._check_fence(attempt)
+            self._write_state(
+                JobState(attempt=attempt, phase=phase, message=message, host=socket.gethostname(), pid=os.getpid(), boot_id=boot_id())
+            )
+
+    def finish(self, attempt: int, outcome: Mapping[str, Any] | Failure) -> None:
+        """Write ``result.json`` or ``failure.json`` by rename, then the final phase.
+
+        Raises:
+            Fenced: a newer attempt owns the job; nothing is written.
+        """
+        with self._state_lock():
+            self._check_fence(attempt)
+            if isinstance(outcome, Failure):
+                write_json(self.failure_path, outcome.to_json())
+                phase, message = Phase.FAILED, f"{outcome.failure_class}: {outcome.message}"
+            else:
+                write_json(self.result_path, dict(outcome))
+                phase, message = Phase.DONE, ""
+            self._write_state(
+                JobState(attempt=attempt, phase=phase, message=message, host=socket.gethostname(), pid=os.getpid(), boot_id=boot_id())
+            )
+
+    def declare_lost(self, attempt: int, failure: Failure) -> bool:
+        """Record a watcher's or submitter's verdict on an attempt whose runner is gone; False when it is over or no longer the newest.
+
+        A runner that was only unreachable may still finish: its result counts, until the next attempt fences it off.
+        """
+        with self._state_lock():
+            state = self.state()
+            if state.attempt != attempt or state.phase.final:
+                return False
+            written = self.failure()
+            if written is not None and written.attempt == attempt:
+                failure = written  # the runner died between its failure and its last phase: it knew better
+            else:
+                write_json(self.failure_path, failure.to_json())
+            self._write_state(
+                JobState(
+                    attempt=attempt,
+                    phase=Phase.FAILED,
+                    message=f"{failure.failure_class}: {failure.message}",
+                    host=state.host,
+                    pid=state.pid,
+                    boot_id=state.boot_id,
+                )
+            )
+            return True
+
+    def check_fence(self, attempt: int) -> None:
+        """Raise :class:`Fenced` when a newer attempt owns the job."""
+        self._check_fence(attempt)
+
+    # --- everybody's side ---------------------------------------------------------------------------------------
+    def spec(self) -> JobSpec:
+        """The specification, as submitted."""
+        return JobSpec.from_json(read_json(self.path / "spec.json"))
+
+    def state(self) -> JobState:
+        """The newest state."""
+        data = read_json(self.path / "state.json")
+        data["phase"] = Phase(data["phase"])
+        return JobState(**data)
+
+    def result(self) -> dict[str, Any] | None:
+        """The step's result once it succeeded, else None."""
+        try:
+            data: dict[str, Any] = read_json(self.result_path)
+        except FileNotFoundError:
+            return None
+        return data
+
+    def failure(self) -> Failure | None:
+        """The newest attempt's failure, else None."""
+        try:
+            return Failure.from_json(read_json(self.failure_path))
+        except FileNotFoundError:
+            return None
+
+    def earlier_failures(self) -> list[Failure]:
+        """Failures of earlier attempts, oldest first."""
+        numbered = sorted((int(path.name.split(".")[1]), path) for path in self.path.glob("failure.[0-9]*.json"))
+        return [Failure.from_json(read_json(path)) for _, path in numbered]
+
+    def request_cancel(self, reason: str) -> None:
+        """Ask the runner, wherever it is, to stop the job and save its work."""
+        write_json(self.cancel_path, {"reason": reason, "time": time.time()})
+
+    def cancel_requested(self) -> str | None:
+        """Reason of a cancel wish, else None."""
+        try:
+            return str(read_json(self.cancel_path)["reason"])
+        except FileNotFoundError:
+            return None
+
+    def beat(self) -> int:
+        """Value of the heartbeat counter; a watcher judges liveness by its change, on its own monotonic clock."""
+        return read_counter(self.heartbeat)
+
+    def runner_gone(self) -> bool:
+        """True when the runner of the current attempt ran on this host and has certainly ended.
+
+        The runner holds ``runner.lock``; the kernel releases it at its death. Says False for runners on other hosts.
+        """
+        state = self.state()
+        if not state.pid or state.host != socket.gethostname():
+            return False
+        if state.boot_id != boot_id():
+            return True
+        with open(self.runner_lock, "a+b") as file:
+            return try_lock(file.fileno(), shared=True)
+
+    def read_log(self, offset: int, limit: int = 64 * 1024) -> tuple[bytes, int]:
+        """Up to ``limit`` bytes of the log from ``offset``, and the offset to go on from."""
+        try:
+            with open(self.log, "rb") as file:
+                file.seek(offset)
+                data = file.read(limit)
+        except FileNotFoundError:
+            return b"", offset
+        return data, offset + len(data)
+
+    def read_metrics(self, offset: int = 0, limit: int = 1 << 20) -> tuple[list[dict[str, Any]], int]:
+        """Complete metrics lines from byte ``offset``, and the offset to go on from. A line still being written waits."""
+        try:
+            with open(self.metrics, "rb") as file:
+                file.seek(offset)
+                data = file.read(limit)
+        except FileNotFoundError:
+            return [], offset
+        complete = data[: data.rfind(b"\n") + 1]
+        return [json.loads(line) for line in complete.splitlines()], offset + len(complete)
+
+    # --- private ------------------------------------------------------------------------------------------------
+    @contextlib.contextmanager
+    def _state_lock(self) -> Iterator[None]:
+        with locked(self.path / "state.lock", interval=0.02):
+            yield
+
+    def _check_fence(self, attempt: int) -> None:
+        newest = self.state().attempt
+        if newest > attempt:
+            raise Fenced(f"attempt {newest} owns {self.job_id}; attempt {attempt} stops")
+
+    def _write_state(self, state: JobState) -> None:
+        write_json(
+            self.path / "state.json",
+            {name: getattr(state, name) for name in ("attempt", "phase", "message", "host", "pid", "boot_id")},
+        )
+
+
+def read_counter(path: Path) -> int:
+    """Value of a counter file; -1 before the first beat."""
+    try:
+        return int(path.read_text() or -1)
+    except (FileNotFoundError, ValueError):
+        return -1
+
+
+def write_counter(path: Path, value: int) -> None:
+    """Set a counter file in place. Fixed width, one ``pwrite``: a reader never sees half a number, and nothing is renamed each second."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o664)
+    try:
+        os.pwrite(fd, f"{value:020d}\n".encode(), 0)
+    finally:
+        os.close(fd)
+
+
+def boot_id() -> str:
+    """Identity of this boot of this host: a pid or a lock means nothing after a reboot."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""

@@ -1,0 +1,286 @@
+"""The five steps' parameters: one frozen dataclass each, shared by an operator and its step, checked on both sides."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, ClassVar, Self
+
+from nnunet_jobs.contract.failure import ConfigError
+from nnunet_jobs.contract.fields import describe, field_types, fits
+
+CONFIGURATIONS = ("2d", "3d_fullres", "3d_lowres", "3d_cascade_fullres")
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepParams:
+    """Base: JSON in and out, types and unknown fields checked with the mend named."""
+
+    step: ClassVar[str] = ""
+
+    def __post_init__(self) -> None:
+        hints = field_types(type(self))
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if not fits(value, hints[item.name]):
+                raise ConfigError(f"{self.step}: {item.name}={value!r}: must be {describe(hints[item.name])}")
+        self._check()
+
+    def _check(self) -> None:
+        """Raise ConfigError where a value is out of range. Overridden by each step."""
+
+    def require(self, holds: bool, name: str, mend: str) -> None:
+        """Raise a ConfigError that names the field, its value and the mend unless ``holds``."""
+        if not holds:
+            raise ConfigError(f"{self.step}: {name}={getattr(self, name)!r}: {mend}")
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON object, inverse of :meth:`from_json`."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """Build from JSON.
+
+        Raises:
+            ConfigError: unknown or missing field, wrong type, value out of range.
+        """
+        known = [item.name for item in fields(cls)]
+        for name in data:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1)
+                raise ConfigError(
+                    f"{cls.step}: unknown field {name!r}" + (f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}")
+                )
+        try:
+            return cls(**data)
+        except TypeError as error:
+            raise ConfigError(f"{cls.step}: {error}") from error
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RegisterParams(StepParams):
+    """Take a dataset into nnUNet_raw.
+
+    Attributes:
+        dataset_id: nnU-Net's number, 1 to 99999. name: the rest of the folder name.
+        source: folder to read, below ``input_roots``.
+        layout: ``nnunet`` (raw v2), ``decathlon`` (MSD), ``folders`` (images and labels), ``auto`` looks.
+        images, labels: sub-folders for ``folders``. case_pattern: regular expression on the image file name with the
+            named groups ``case`` and, for several channels, ``channel``.
+        channel_names: channel number to name (``CT`` switches nnU-Net's CT normalisation on), default from the source.
+        label_names: label name to value, or to a list of values for regions, default from the source.
+        regions_class_order: for regions, nnU-Net's order of values.
+        group_pattern: regular expression on the case id whose group 1 (or ``group``) is the patient.
+        holdout_fraction: share of patients never trained on, chosen by hash, stable as data grows.
+        holdout_cases: case ids that are hold-out whatever the hash says.
+        transfer: ``auto`` takes a reflink where the file system can, else a hard link when the source file is write-protected
+            (editing it in place would edit the registered case too), else a copy; or ``reflink``, ``hardlink``, ``copy``.
+        on_changed: a known case's content changed: ``update`` or ``fail``. on_removed: ``keep``, ``drop`` or ``fail``.
+        spacing_tolerance: relative tolerance of spacing and affine agreement between channels and label.
+    """
+
+    step: ClassVar[str] = "register"
+
+    dataset_id: int
+    name: str
+    source: str
+    layout: str = "auto"
+    images: str = "images"
+    labels: str = "labels"
+    case_pattern: str = r"(?P<case>.+?)(?:_(?P<channel>\d{4}))?\.nii(?:\.gz)?"
+    channel_names: dict[str, str] | None = None
+    label_names: dict[str, Any] | None = None
+    regions_class_order: list[int] | None = None
+    group_pattern: str | None = None
+    holdout_fraction: float = 0.1
+    holdout_cases: list[str] = field(default_factory=list)
+    transfer: str = "auto"
+    on_changed: str = "update"
+    on_removed: str = "keep"
+    spacing_tolerance: float = 1e-3
+
+    def _check(self) -> None:
+        self.require(1 <= self.dataset_id <= 99_999, "dataset_id", "must be between 1 and 99999")
+        self.require(self.layout in ("auto", "nnunet", "decathlon", "folders"), "layout", "must be auto, nnunet, decathlon or folders")
+        self.require(0 <= self.holdout_fraction < 1, "holdout_fraction", "must be at least 0 and less than 1")
+        self.require(self.transfer in ("auto", "reflink", "hardlink", "copy"), "transfer", "must be auto, reflink, hardlink or copy")
+        self.require(self.on_changed in ("update", "fail"), "on_changed", "must be update or fail")
+        self.require(self.on_removed in ("keep", "drop", "fail"), "on_removed", "must be keep, drop or fail")
+        for name in ("case_pattern", "group_pattern"):
+            pattern = getattr(self, name)
+            try:
+                compiled = re.compile(pattern or "")
+            except re.error as error:
+                raise ConfigError(f"{self.step}: {name}={pattern!r}: not a regular expression: {error}") from error
+            if name == "case_pattern":
+                self.require("case" in compiled.groupindex, name, "needs a named group (?P<case>...)")
+            elif pattern:
+                self.require(compiled.groups >= 1, name, "needs a group (...) that captures the patient")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreprocessParams(StepParams):
+    """Fingerprint, plan, preprocess and split one or several registered datasets.
+
+    Attributes:
+        datasets: ids or full names. configurations: of the plans, custom ones included.
+        planner: any nnU-Net experiment planner class. gpu_memory_gb: the planner's GPU memory target.
+        plans: name of the plans; the planner's own name when empty.
+        custom_configurations: name to a plans entry, such as ``{"2d_tiny": {"inherits_from": "2d", "batch_size": 16}}``.
+        replan: ``auto`` keeps valid plans, ``always`` and ``never`` say so. folds: number of splits. seed: of the splits.
+        processes: cases at once; 0 lets cores and memory decide.
+    """
+
+    step: ClassVar[str] = "preprocess"
+
+    datasets: list[str | int]
+    configurations: list[str] = field(default_factory=lambda: ["2d", "3d_fullres"])
+    planner: str = "ExperimentPlanner"
+    gpu_memory_gb: float | None = None
+    plans: str | None = None
+    custom_configurations: dict[str, Any] = field(default_factory=dict)
+    replan: str = "auto"
+    folds: int = 5
+    seed: int = 12345
+    processes: int = 0
+
+    def _check(self) -> None:
+        self.require(bool(self.datasets), "datasets", "name at least one dataset")
+        self.require(bool(self.configurations), "configurations", "name at least one configuration")
+        self.require(bool(_NAME.fullmatch(self.planner)), "planner", "must be a Python class name")
+        self.require(self.plans is None or bool(_NAME.fullmatch(self.plans)), "plans", "must be a plain name")
+        self.require(self.replan in ("auto", "always", "never"), "replan", "must be auto, always or never")
+        self.require(self.folds >= 2, "folds", "must be 2 or more")
+        self.require(self.processes >= 0, "processes", "must be 0 or more")
+        self.require(self.gpu_memory_gb is None or self.gpu_memory_gb > 0, "gpu_memory_gb", "must be more than 0 GB")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainParams(StepParams):
+    """Train one fold of one configuration.
+
+    Attributes:
+        dataset: id or full name. configuration: of the plans. fold: 0 and up, or ``all``.
+        version: preprocessed version from PreprocessOperator's result; the current one when empty.
+        trainer: any nnU-Net or user trainer class. plans: name of the plans.
+        epochs, iterations, val_iterations: override the trainer's numbers.
+        optimizer: ``sgd`` or ``adamw`` in place of the trainer's own. initial_lr: of the polynomial schedule.
+        mirroring: False trains (and predicts) without mirroring; None leaves it to the trainer.
+        pretrained: checkpoint file, or model id of this workspace, to fine-tune from. With equal labels and
+            architecture the full state is loaded, else all that fits and the rest is named in the log.
+        npz: also save validation probabilities, needed for ensembles.
+        checkpoint_every: epochs between verified checkpoints. early_stop: stop after this many epochs without a
+            better smoothed Dice. seed: of Python, NumPy and torch; None leaves them random.
+        plots: nnU-Net's progress.png after each epoch, about one second each.
+    """
+
+    step: ClassVar[str] = "train"
+
+    dataset: str | int
+    configuration: str
+    fold: int | str
+    version: str | None = None
+    trainer: str = "nnUNetTrainer"
+    plans: str = "nnUNetPlans"
+    epochs: int | None = None
+    iterations: int | None = None
+    val_iterations: int | None = None
+    optimizer: str | None = None
+    initial_lr: float | None = None
+    mirroring: bool | None = None
+    pretrained: str | None = None
+    npz: bool = False
+    checkpoint_every: int = 1
+    early_stop: int | None = None
+    seed: int | None = None
+    plots: bool = False
+
+    def _check(self) -> None:
+        fold_fits = self.fold == "all" or (isinstance(self.fold, int) and self.fold >= 0) or str(self.fold).isdigit()
+        self.require(fold_fits, "fold", "must be 0 or more, or 'all'")
+        if isinstance(self.fold, str) and self.fold.isdigit():
+            object.__setattr__(self, "fold", int(self.fold))
+        for name in ("epochs", "iterations", "val_iterations", "checkpoint_every", "early_stop"):
+            value = getattr(self, name)
+            self.require(value is None or value >= 1, name, "must be 1 or more")
+        self.require(bool(_NAME.fullmatch(self.trainer)), "trainer", "must be a Python class name")
+        self.require(bool(_NAME.fullmatch(self.plans)), "plans", "must be a plain name")
+        self.require(self.optimizer in (None, "sgd", "adamw"), "optimizer", "must be sgd, adamw or empty")
+        lr_fits = self.initial_lr is None or (math.isfinite(self.initial_lr) and self.initial_lr > 0)
+        self.require(lr_fits, "initial_lr", "must be more than 0")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FindBestParams(StepParams):
+    """Choose the best configuration or ensemble of one model, write its card, promote it when told to.
+
+    Attributes:
+        dataset: id or full name. model: from TrainFoldOperator's result; the newest complete one when empty.
+        configurations: to compare; all trained ones when empty. folds: that must be complete.
+        ensembles: also try pairs. repair: run the validation where its output is missing, instead of refusing.
+        promote: ``never``, ``always``, or ``if_better`` (hold-out Dice, else cross-validation Dice, above the champion's).
+        recipe: free text kept in the card; the DAG builder puts the hash of its settings here to find finished work.
+    """
+
+    step: ClassVar[str] = "find_best_config"
+
+    dataset: str | int
+    model: str | None = None
+    configurations: list[str] = field(default_factory=list)
+    folds: list[int] = field(default_factory=lambda: [0, 1, 2, 3, 4])
+    trainer: str = "nnUNetTrainer"
+    plans: str = "nnUNetPlans"
+    ensembles: bool = True
+    repair: bool = True
+    promote: str = "if_better"
+    recipe: str | None = None
+
+    def _check(self) -> None:
+        self.require(bool(self.folds), "folds", "name at least one fold")
+        self.require(self.promote in ("never", "always", "if_better"), "promote", "must be never, always or if_better")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PredictParams(StepParams):
+    """Predict cases with a selected model.
+
+    Attributes:
+        dataset: whose model; id or full name. model: model id; the promoted one when empty.
+        cases: ``holdout`` or ``imagesTs`` of the dataset, a folder below ``input_roots``, or a list of
+            ``{"case": id, "images": [one path a channel]}`` or of single paths (one channel).
+        output: folder below ``output_roots``.
+        part, parts: this job predicts every ``parts``-th case, starting at ``part``.
+        folds: override of the model's folds. mirroring: False is faster and a little worse. step_size: of the sliding window.
+        postprocessing: apply what FindBestConfigOperator selected. probabilities: also save softmax files.
+        overwrite: predict again what is already done by content.
+    """
+
+    step: ClassVar[str] = "predict"
+
+    dataset: str | int
+    cases: str | list[Any]
+    output: str
+    model: str | None = None
+    part: int = 0
+    parts: int = 1
+    folds: list[int | str] | None = None
+    mirroring: bool = True
+    step_size: float = 0.5
+    postprocessing: bool = True
+    probabilities: bool = False
+    overwrite: bool = False
+
+    def _check(self) -> None:
+        self.require(self.parts >= 1, "parts", "must be 1 or more")
+        self.require(0 <= self.part < self.parts, "part", f"must be 0 to {self.parts - 1}")
+        self.require(0 < self.step_size <= 1, "step_size", "must be more than 0 and at most 1")
+
+
+STEPS: dict[str, type[StepParams]] = {
+    params.step: params for params in (RegisterParams, PreprocessParams, TrainParams, FindBestParams, PredictParams)
+}

@@ -1,0 +1,116 @@
+"""What a job is: a frozen specification that an operator writes and the runner reads."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from nnunet_jobs.contract.failure import ConfigError
+from nnunet_jobs.contract.files import content_hash
+from nnunet_jobs.contract.params import STEPS, StepParams
+from nnunet_jobs.contract.workspace import Workspace
+
+JOB_ID = re.compile(r"[a-z][a-z0-9-]{7,79}")
+DEVICES = ("auto", "cuda", "cpu")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resources:
+    """What a job needs of the host it runs on.
+
+    Attributes:
+        device: ``cuda`` insists on a GPU, ``cpu`` on none, ``auto`` takes a GPU where there is one.
+        gpus: compute leases to hold; 0 for steps that only need cores (register, preprocess).
+        gpu_memory_mib: memory to reserve on each GPU; None reserves whole GPUs.
+        cpus: cores to use; 0 means all of the container's or host's quota, shared fairly by CPU slots.
+        memory_mib: limit of the job's memory; None means no limit of ours.
+        hang_s: floor of the hang watch in seconds; a job hangs after max(10 median epochs, this) without progress.
+        grace_s: seconds between SIGTERM (save, stop) and SIGKILL.
+    """
+
+    device: str = "auto"
+    gpus: int = 0
+    gpu_memory_mib: int | None = None
+    cpus: int = 0
+    memory_mib: int | None = None
+    hang_s: float = 300.0
+    grace_s: float = 120.0
+
+    def __post_init__(self) -> None:
+        if self.device not in DEVICES:
+            raise ConfigError(f"device={self.device!r}: must be one of {', '.join(DEVICES)}")
+        for name in ("gpus", "cpus"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name}={getattr(self, name)}: must be 0 or more")
+        for name in ("gpu_memory_mib", "memory_mib"):
+            if getattr(self, name) is not None and getattr(self, name) <= 0:
+                raise ConfigError(f"{name}={getattr(self, name)}: must be more than 0 MiB, or empty for no limit")
+        for name in ("hang_s", "grace_s"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"{name}={getattr(self, name)}: must be more than 0 seconds")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobSpec:
+    """One piece of work: which step, with which parameters, where, with what.
+
+    ``labels`` say who asked (dag, run, task, map index); they never hold patient data.
+    """
+
+    job_id: str
+    step: str
+    params: Mapping[str, Any]
+    workspace: Workspace
+    resources: Resources = field(default_factory=Resources)
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not JOB_ID.fullmatch(self.job_id):
+            raise ConfigError(f"job_id={self.job_id!r}: use 8 to 80 of a-z, 0-9 and '-', starting with a letter")
+        if self.step not in STEPS:
+            raise ConfigError(f"step={self.step!r}: must be one of {', '.join(STEPS)}")
+        self.step_params()
+
+    def step_params(self) -> StepParams:
+        """The parameters as the step's own checked dataclass."""
+        return STEPS[self.step].from_json(self.params)
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON object, inverse of :meth:`from_json`."""
+        return {
+            "job_id": self.job_id,
+            "step": self.step,
+            "params": dict(self.params),
+            "workspace": self.workspace.to_json(),
+            "resources": asdict(self.resources),
+            "labels": dict(self.labels),
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> JobSpec:
+        """Read what :meth:`to_json` wrote.
+
+        Raises:
+            ConfigError: a field is missing, unknown or out of range.
+        """
+        unknown = sorted(set(data) - {item.name for item in fields(cls)})
+        if unknown:
+            raise ConfigError(f"job specification has unknown fields {unknown}")
+        try:
+            return cls(
+                job_id=data["job_id"],
+                step=data["step"],
+                params=data["params"],
+                workspace=Workspace.from_json(data["workspace"]),
+                resources=Resources(**data.get("resources", {})),
+                labels=data.get("labels", {}),
+            )
+        except (KeyError, TypeError) as error:
+            raise ConfigError(f"job specification is not readable: {error}") from error
+
+
+def make_job_id(step: str, *identity: object) -> str:
+    """Name of a job: the step and a hash of what identifies the work whatever the attempt (dag, run, task, map index, clear)."""
+    return f"{step.replace('_', '-')}-{content_hash([str(part) for part in identity], length=20)}"

@@ -1,0 +1,70 @@
+"""Stable codes of what can be wrong with a dataset, and the one error that reports all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from enum import StrEnum
+
+from nnunet_jobs.contract.failure import DataError, Fault
+
+_LISTED = 20
+
+
+class Code(StrEnum):
+    """What is wrong. The values are stable: reports and dashboards count them."""
+
+    PATH_OUTSIDE = "path_outside"
+    NAME_INVALID = "name_invalid"
+    NAME_CLASH = "name_clash"
+    NAME_UNMATCHED = "name_unmatched"
+    CASE_DUPLICATE = "case_duplicate"
+    CASE_REMOVED = "case_removed"
+    CASE_CHANGED = "case_changed"
+    NO_CASES = "no_cases"
+    DESCRIPTION_INVALID = "description_invalid"
+    LABELS_INVALID = "labels_invalid"
+    GROUP_UNMATCHED = "group_unmatched"
+    IMAGE_MISSING = "image_missing"
+    CHANNEL_MISSING = "channel_missing"
+    CHANNEL_EXTRA = "channel_extra"
+    LABEL_MISSING = "label_missing"
+    LABEL_WITHOUT_IMAGE = "label_without_image"
+    NOT_A_FILE = "not_a_file"
+    UNREADABLE = "unreadable"
+    EMPTY_FILE = "empty_file"
+    TRUNCATED = "truncated"
+    GZIP_DAMAGED = "gzip_damaged"
+    NOT_GZIP = "not_gzip"
+    NOT_NIFTI = "not_nifti"
+    DTYPE = "dtype"
+    NOT_3D = "not_3d"
+    SPACING_INVALID = "spacing_invalid"
+    AFFINE_INVALID = "affine_invalid"
+    SHAPE_MISMATCH = "shape_mismatch"
+    SPACING_MISMATCH = "spacing_mismatch"
+    AFFINE_MISMATCH = "affine_mismatch"
+    VALUE_NAN = "value_nan"
+    VALUE_INF = "value_inf"
+    LABEL_NOT_INTEGER = "label_not_integer"
+    LABEL_UNDECLARED = "label_undeclared"
+    LABEL_EMPTY = "label_empty"
+    SOURCE_CHANGED = "source_changed"
+
+
+def data_error(faults: Sequence[Fault], *, what: str) -> DataError:
+    """One error that carries every fault and names the first 20 in its message. Unprintable names are shown escaped."""
+    faults = [replace(fault, case=_shown(fault.case), file=_shown(fault.file)) for fault in faults]
+    cases = len({fault.case for fault in faults if fault.case})
+    lines = [f"  {fault}" for fault in faults[:_LISTED]]
+    if len(faults) > _LISTED:
+        lines.append(f"  and {len(faults) - _LISTED} more")
+    head = f"{what}: {len(faults)} fault{'s' if len(faults) != 1 else ''}" + (
+        f" in {cases} case{'s' if cases != 1 else ''}" if cases else ""
+    )
+    return DataError("\n".join([head, *lines]), faults=faults)
+
+
+def _shown(name: str | None) -> str | None:
+    """A name that cannot break a log line: a source's file names may hold anything."""
+    return name if name is None or name.isprintable() else ascii(name)

@@ -1,0 +1,112 @@
+"""Channel and label tables: brought into nnU-Net's form and held to nnU-Net's rules, with each breach named."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tables:
+    """What ``dataset.json`` says about channels and labels.
+
+    Attributes:
+        channel_names: ``{"0": "T1"}``. labels: name to value or to a list of values (regions); ``ignore`` is special.
+        regions_class_order: value to paint for each region, in order; None without regions.
+    """
+
+    channel_names: dict[str, str]
+    labels: dict[str, int | list[int]]
+    regions_class_order: list[int] | None = None
+
+    @property
+    def channels(self) -> int:
+        """Number of channels."""
+        return len(self.channel_names)
+
+    @property
+    def values(self) -> frozenset[int]:
+        """Every value that a label image may hold, ``ignore`` included."""
+        return frozenset(value for entry in self.labels.values() for value in (entry if isinstance(entry, list) else [entry]))
+
+    def to_json(self) -> dict[str, Any]:
+        """The three entries as ``dataset.json`` and ``manifest.json`` hold them."""
+        return {"channel_names": self.channel_names, "labels": self.labels, "regions_class_order": self.regions_class_order}
+
+
+def channel_table(raw: Any) -> tuple[dict[str, str], list[str]]:
+    """Channel names in nnU-Net's form, and what is wrong with them."""
+    if not isinstance(raw, Mapping) or not raw:
+        return {}, ["channel_names must map '0', '1', ... to names"]
+    table = {str(key): str(name) for key, name in raw.items()}
+    problems = [f"channel_names: {key!r} has the unusable name {name!r}" for key, name in table.items() if not _printable(name)]
+    expected = [str(number) for number in range(len(table))]
+    if set(table) != set(expected):
+        problems.append(f"channel_names has the keys {sorted(table)}; they must be {', '.join(expected)}")
+        return table, problems
+    return {key: table[key] for key in expected}, problems
+
+
+def decathlon_labels(raw: Any) -> Any:
+    """Turn Decathlon's ``{"0": "background", "1": "Anterior"}`` into nnU-Net's name-to-value form."""
+    if not isinstance(raw, Mapping):
+        return raw
+    turned: dict[str, Any] = {}
+    for value, name in raw.items():
+        text = "background" if str(value) == "0" else str(name)
+        turned[f"{text} ({value})" if text in turned else text] = value
+    return turned
+
+
+def label_table(raw: Any, order: Sequence[int] | None) -> tuple[dict[str, int | list[int]], list[int] | None, list[str]]:
+    """Labels and regions_class_order in nnU-Net's form, and every breach of nnU-Net's rules.
+
+    The rules: ``background`` is 0; values are whole numbers 0, 1, 2, ... without a gap; ``ignore`` is one value, the highest;
+    regions need a ``regions_class_order`` with one declared value for each region, and that value lies in its region.
+    """
+    if not isinstance(raw, Mapping) or not raw:
+        return {}, None, ["label_names must map names to values, such as {'background': 0, 'tumour': 1}"]
+    table: dict[str, int | list[int]] = {}
+    problems = []
+    for name, entry in raw.items():
+        numbers = [_whole(item) for item in (entry if isinstance(entry, list | tuple) else [entry])]
+        good = [number for number in numbers if number is not None]
+        if not _printable(str(name)) or not good or len(good) != len(numbers) or len(set(good)) != len(good):
+            problems.append(f"label {name!r}={entry!r} must be a whole number of 0 or more, or a list of different ones")
+            continue
+        table[str(name)] = sorted(good) if isinstance(entry, list | tuple) else good[0]
+    if table.get("background") != 0:
+        problems.append("labels need 'background' with the value 0")
+    ignore = table.get("ignore")
+    values = sorted({v for name, entry in table.items() if name != "ignore" for v in (entry if isinstance(entry, list) else [entry])})
+    if values != list(range(len(values))):
+        problems.append(f"label values {values} must be 0, 1, 2, ... without a gap")
+    if ignore is not None and (not isinstance(ignore, int) or ignore != (values[-1] + 1 if values else 0)):
+        problems.append(f"'ignore'={ignore!r} must be one value, one higher than all others")
+    regions = [entry for name, entry in table.items() if name != "ignore" and entry not in (0, [0])]
+    single = [entry for entry in regions if isinstance(entry, int)]
+    if not any(isinstance(entry, list) and len(entry) > 1 for entry in regions):
+        if len(set(single)) != len(single):
+            problems.append(f"two labels share one value: {table}")
+        return table, None, problems
+    checked = [_whole(value) for value in order or ()]
+    if len(checked) != len(regions):
+        problems.append(f"regions_class_order={order!r} needs one value for each of the {len(regions)} regions, in the order of the labels")
+        return table, None, problems
+    for value, region in zip(checked, regions, strict=True):
+        if value not in (region if isinstance(region, list) else [region]):
+            problems.append(f"regions_class_order: {value!r} is not a value of its region {region!r}; list the regions in the same order")
+    return table, [value for value in checked if value is not None], problems
+
+
+def _whole(value: Any) -> int | None:
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, str) and value.isascii() and value.isdigit():
+        return int(value)
+    return value if isinstance(value, int) and value >= 0 else None
+
+
+def _printable(name: str) -> bool:
+    return bool(name.strip()) and name.isprintable() and len(name) <= 100

@@ -1,0 +1,147 @@
+"""The dataset's memory: ``manifest.json`` (what is registered, by content) and a cache of file hashes that makes "nothing new" cheap."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from nnunet_jobs.contract.files import content_hash, read_json, write_json
+from nnunet_jobs.dataset.holdout import HOLDOUT, TEST, TRAIN
+from nnunet_jobs.dataset.labels import Tables
+from nnunet_jobs.dataset.volume import hash_file
+
+log = logging.getLogger("nnunet_jobs")
+SCHEMA = 1
+_RACY_NS = 2_000_000_000  # a change this soon after a hash may share its time stamp; such a signature is not trusted
+
+
+def build_manifest(
+    *,
+    dataset: str,
+    dataset_id: int,
+    tables: Tables,
+    file_ending: str,
+    holdout: Mapping[str, Any],
+    cases: Mapping[str, Mapping[str, Any]],
+    previous: Mapping[str, Any] | None,
+    counts: Mapping[str, int],
+) -> dict[str, Any]:
+    """``manifest.json``: cases by id with their hashes, patient, split and geometry, and how the dataset came to be.
+
+    ``hash`` covers tables, ending and all cases; ``training_hash`` only the training cases. A line of history is added when the
+    content differs from ``previous``.
+    """
+    manifest = {
+        "schema": SCHEMA,
+        "dataset": dataset,
+        "dataset_id": dataset_id,
+        "hash": _hash(tables, file_ending, cases.items()),
+        "training_hash": _hash(tables, file_ending, ((c, v) for c, v in cases.items() if v["split"] == TRAIN)),
+        "file_ending": file_ending,
+        **tables.to_json(),
+        "holdout": dict(holdout),
+        "history": list(previous["history"]) if previous else [],
+        "cases": {case: dict(cases[case]) for case in sorted(cases)},
+    }
+    if not previous or previous["hash"] != manifest["hash"]:
+        manifest["history"].append({"at": datetime.now(UTC).isoformat(timespec="seconds"), "hash": manifest["hash"], **counts})
+    return manifest
+
+
+def _hash(tables: Tables, file_ending: str, cases: Iterable[tuple[str, Mapping[str, Any]]]) -> str:
+    content = {case: {key: entry[key] for key in ("images", "label", "group", "split")} for case, entry in cases}
+    return content_hash({**tables.to_json(), "labels": list(tables.labels.items()), "file_ending": file_ending, "cases": content})
+
+
+def description(manifest: Mapping[str, Any], extras: Mapping[str, Any]) -> dict[str, Any]:
+    """``dataset.json`` as nnU-Net wants it. The counts are of cases that are trained on."""
+    data: dict[str, Any] = {
+        "channel_names": manifest["channel_names"],
+        "labels": manifest["labels"],
+        "numTraining": sum(entry["split"] == TRAIN for entry in manifest["cases"].values()),
+        "file_ending": manifest["file_ending"],
+        "name": manifest["dataset"],
+        **extras,
+    }
+    if manifest["regions_class_order"] is not None:
+        data["regions_class_order"] = manifest["regions_class_order"]
+    return data
+
+
+def files_of(case: str, entry: Mapping[str, Any], file_ending: str) -> dict[str, str]:
+    """A registered case's files: path below the dataset's folder to sha256."""
+    images, labels = ("imagesTr", "labelsTr") if entry["split"] == TRAIN else ("imagesTs", "labelsTs")
+    files = {f"{images}/{case}_{channel:04d}{file_ending}": sha256 for channel, sha256 in enumerate(entry["images"])}
+    if entry["label"] is not None:
+        files[f"{labels}/{case}{file_ending}"] = entry["label"]
+    return files
+
+
+def folders_of(cases: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Folders that a dataset with these cases has. Those for training are there always: nnU-Net expects them."""
+    splits = {entry["split"] for entry in cases}
+    folders = ["imagesTr", "labelsTr"]
+    if splits & {HOLDOUT, TEST}:
+        folders.append("imagesTs")
+    if HOLDOUT in splits:
+        folders.append("labelsTs")
+    return folders
+
+
+class HashCache:
+    """sha256 of files by path, trusted while device, inode, size, mtime and ctime are what they were.
+
+    ctime is set by the kernel at each change of content or name and cannot be set back, so a changed file with an old mtime is
+    seen. A file that changed less than 2 s before it was hashed is hashed again next time. Thread-safe.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock = threading.Lock()
+        self._seen: dict[str, list[Any]] = {}
+        try:
+            data = read_json(path)
+            self._known: dict[str, list[Any]] = data["files"] if data["schema"] == SCHEMA else {}
+        except (OSError, ValueError, KeyError, TypeError):  # only a cache: without it, files are hashed again
+            self._known = {}
+
+    def sha256(self, path: Path, beat: Callable[[], None]) -> str:
+        """Hash of a file's present content, read only when its signature is new."""
+        now, signature = time.time_ns(), signature_of(path)
+        known = self._known.get(str(path))
+        if known and known[:5] == signature and max(signature[3], signature[4]) < known[5] - _RACY_NS:
+            self._remember(path, known)
+            return str(known[6])
+        digest = hash_file(path, beat)
+        self.learn(path, digest, signature, now)
+        return digest
+
+    def learn(self, path: Path, sha256: str, signature: list[int], at: int) -> None:
+        """Remember a hash that was found otherwise, by a read that began when the file had this signature, at ``at`` ns."""
+        if signature_of(path) == signature:
+            self._remember(path, [*signature, at, sha256])
+
+    def save(self) -> None:
+        """Keep what this run asked for; everything else is forgotten."""
+        if self._seen != self._known or not self.path.exists():
+            try:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                write_json(self.path, {"schema": SCHEMA, "files": self._seen})
+            except OSError as error:
+                log.warning("%s cannot be written (%s); the next run hashes all files again", self.path, error.strerror)
+
+    def _remember(self, path: Path, record: list[Any]) -> None:
+        with self._lock:
+            self._seen[str(path)] = record
+
+
+def signature_of(path: Path) -> list[int]:
+    """Device, inode, size, mtime and ctime of a file."""
+    status = os.stat(path)
+    return [status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns]

@@ -1,0 +1,110 @@
+"""Names and paths that come from a source: what may become a case id, and what stays below the source's folder."""
+
+from __future__ import annotations
+
+import os
+import re
+import unicodedata
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
+
+from nnunet_jobs.contract.failure import Fault
+from nnunet_jobs.dataset.faults import Code
+
+ENDINGS = (".nii.gz", ".nii")
+_CASE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,119}")
+
+
+class Refused(Exception):
+    """A path or name of the source must not be used; carries the fault."""
+
+    def __init__(self, fault: Fault) -> None:
+        super().__init__(str(fault))
+        self.fault = fault
+
+
+def split_ending(name: str) -> tuple[str, str]:
+    """``("case", ".nii.gz")`` of ``case.nii.gz``; an empty ending for anything that is not NIfTI."""
+    for ending in ENDINGS:
+        if name.endswith(ending):
+            return name[: -len(ending)], ending
+    return name, ""
+
+
+def below(root: Path, text: str, *, case: str | None = None) -> Path:
+    """Path of a file that a ``dataset.json`` names, which must stay below ``root`` also after symbolic links.
+
+    Absolute paths, ``..``, ``~`` and environment variables are refused: nnU-Net itself would follow them anywhere.
+
+    Args:
+        root: resolved folder of the source.
+        text: what the file says, such as ``./imagesTr/a.nii.gz``.
+        case: named in the fault.
+
+    Raises:
+        Refused: it leaves the source, or could.
+    """
+    reason = None
+    if not text or not text.isprintable():
+        reason = "is empty or has unprintable characters"
+    elif os.path.isabs(text) or text.startswith("~"):
+        reason = "is absolute; only paths relative to the source are followed"
+    elif ".." in PurePosixPath(text).parts:
+        reason = "has '..'; only paths below the source are followed"
+    elif "$" in text:
+        reason = "has '$'; environment variables are not followed"
+    if reason:
+        raise Refused(Fault(code=Code.PATH_OUTSIDE, case=case, file=text, message=f"path {reason}; name the file relative to the source"))
+    path = root / text
+    check_links(root, path, case=case)
+    return path
+
+
+def check_links(root: Path, path: Path, *, case: str | None = None) -> None:
+    """Follow symbolic links and refuse a path that ends outside ``root``."""
+    resolved = Path(os.path.realpath(path))
+    if not resolved.is_relative_to(root):
+        name = os.path.relpath(path, root)
+        mend = "copy the file into the source, or name a source folder that holds both"
+        raise Refused(Fault(code=Code.PATH_OUTSIDE, case=case, file=name, message=f"link leaves the source ({resolved}); {mend}"))
+
+
+def listing(root: Path, folder: Path, faults: list[Fault]) -> list[str]:
+    """Names in a folder of the source, sorted; hidden files (such as macOS's ``._*``) are left out, stray links reported."""
+    names = []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if entry.is_symlink():
+                try:
+                    check_links(root, Path(entry.path))
+                except Refused as refused:
+                    faults.append(refused.fault)
+                    continue
+            if not entry.is_dir():
+                names.append(entry.name)
+    return sorted(names)
+
+
+def check_case_ids(cases: Iterable[str], *, known: Iterable[str] = ()) -> list[Fault]:
+    """Faults of ids that file systems, shells or people would stumble over, and of ids that differ only by case or Unicode form.
+
+    Args:
+        cases: ids of the source, each once. known: ids that are registered already.
+    """
+    faults = []
+    folded: dict[str, set[str]] = {}
+    source = list(cases)
+    for case in (*source, *known):
+        folded.setdefault(unicodedata.normalize("NFKC", case).casefold(), set()).add(case)
+    for case in source:
+        if not _CASE.fullmatch(case):
+            mend = "rename the file: letters, digits, '_', '-' and '.', at most 120, starting with a letter or digit"
+            message = f"case id {case!r} is not usable; {mend}"
+            faults.append(Fault(code=Code.NAME_INVALID, case=case, message=message))
+        others = folded[unicodedata.normalize("NFKC", case).casefold()] - {case}
+        if others:
+            message = f"differs only by upper and lower case or Unicode form from {', '.join(map(repr, sorted(others)))}; rename one"
+            faults.append(Fault(code=Code.NAME_CLASH, case=case, message=message))
+    return faults

@@ -1,0 +1,169 @@
+"""Whether one case is sound: each file alone, then channels and label against each other and against the tables."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from nnunet_jobs.contract.failure import Fault
+from nnunet_jobs.dataset.faults import Code
+from nnunet_jobs.dataset.labels import Tables
+from nnunet_jobs.dataset.sources import Source, SourceCase
+from nnunet_jobs.dataset.volume import Volume, read_volume
+
+_EXTENT = 100  # voxels; see check_case
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckedCase:
+    """A case after validation.
+
+    Attributes:
+        case: as listed. hashes: sha256 of each image file, in the order of ``case.images``. label_hash: of the label.
+        component: for each channel, its place on the last axis of the one image file; None where a file is a channel.
+        shape: voxels along x, y, z. spacing: in mm. values: different label values. faults: all that is wrong; warnings too.
+    """
+
+    case: SourceCase
+    hashes: tuple[str, ...] = ()
+    label_hash: str | None = None
+    component: tuple[int | None, ...] = ()
+    shape: tuple[int, ...] = ()
+    spacing: tuple[float, ...] = ()
+    values: tuple[int, ...] = ()
+    faults: tuple[Fault, ...] = field(default=())
+
+    @property
+    def errors(self) -> list[Fault]:
+        """The faults that forbid the case."""
+        return [fault for fault in self.faults if fault.severity == "error"]
+
+
+def check_case(case: SourceCase, source: Source, *, tolerance: float, beat: Callable[[], None]) -> CheckedCase:
+    """Read every file of a case once and report all faults.
+
+    Spacings must agree within ``tolerance`` (relative). Affines agree when every corner of the volume comes out at the same place
+    within ``100 * tolerance`` of the smallest spacing: the error that a relative error of ``tolerance`` makes over 100 voxels, a
+    tenth of a voxel by default.
+
+    Args:
+        case: to check. source: it comes from. tolerance: of spacing and affine. beat: sign of life, may raise to stop.
+    """
+    tables, faults = source.tables, list[Fault]()
+    images = [_read(source, case, path, label=False, beat=beat) for path in case.images]
+    label = _read(source, case, case.label, label=True, beat=beat) if case.label else None
+    if label is None and case.labelled:
+        faults.append(Fault(code=Code.LABEL_MISSING, case=case.case, message="has no label; add the label file or remove the image"))
+    if not images:
+        faults.append(Fault(code=Code.IMAGE_MISSING, case=case.case, message="has no image"))
+    for volume in (*images, *([label] if label else [])):
+        faults += volume.faults
+    component = _components(case, source, images, faults)
+    names = [source.relative(path) for path in (*case.images, *([case.label] if case.label else []))]
+    usable = [(name, volume) for name, volume in zip(names, (*images, *([label] if label else [])), strict=True) if volume.usable]
+    for (name, volume), (other_name, other) in itertools.islice(itertools.product(usable[:1], usable), 1, None):
+        faults += _agree(case.case, name, volume, other_name, other, tolerance)
+    if label and label.usable:
+        faults += _check_values(case, source.relative(case.label) if case.label else "", label, tables)
+    first = images[0] if images else Volume()
+    return CheckedCase(
+        case=case,
+        hashes=tuple(volume.sha256 for volume in images),
+        label_hash=label.sha256 if label else None,
+        component=component,
+        shape=first.shape[:3],
+        spacing=first.spacing,
+        values=label.values if label else (),
+        faults=tuple(faults),
+    )
+
+
+def _read(source: Source, case: SourceCase, path: Path, *, label: bool, beat: Callable[[], None]) -> Volume:
+    name = source.relative(path)
+    if not os.path.exists(path):
+        code = Code.LABEL_MISSING if label else Code.IMAGE_MISSING
+        return Volume(faults=[Fault(code=code, case=case.case, file=name, message="the file is missing")])
+    return read_volume(path, case=case.case, name=name, label=label, beat=beat)
+
+
+def _components(case: SourceCase, source: Source, images: list[Volume], faults: list[Fault]) -> tuple[int | None, ...]:
+    """Which part of which file is which channel; faults where the number of channels is wrong."""
+    expected = source.tables.channels
+    if any(volume.faults for volume in images) or not images:
+        return ()
+    dimensions = [len(volume.shape) for volume in images]
+    if len(images) == 1 and dimensions[0] == 4 and source.splits_4d:
+        held = images[0].shape[3]
+        if held == expected:
+            return tuple(range(expected))
+    elif 4 in dimensions:
+        name = source.relative(case.images[dimensions.index(4)])
+        message = f"has the shape {images[dimensions.index(4)].shape}; one file must hold one channel, three-dimensional"
+        faults.append(Fault(code=Code.NOT_3D, case=case.case, file=name, message=message))
+        return ()
+    else:
+        held = len(images)
+        if held == expected:
+            return (None,) * expected
+        if len(images) > 1 or not source.splits_4d:
+            if not any(fault.case == case.case and fault.code in (Code.CHANNEL_MISSING, Code.CHANNEL_EXTRA) for fault in source.faults):
+                faults.append(_channel_fault(case, held, expected))
+            return ()
+    faults.append(_channel_fault(case, held, expected))
+    return ()
+
+
+def _channel_fault(case: SourceCase, held: int, expected: int) -> Fault:
+    code = Code.CHANNEL_MISSING if held < expected else Code.CHANNEL_EXTRA
+    return Fault(code=code, case=case.case, message=f"has {held} channels where channel_names has {expected}; mend the one or the other")
+
+
+def _agree(case: str, name: str, volume: Volume, other_name: str, other: Volume, tolerance: float) -> list[Fault]:
+    shape, other_shape = volume.shape[:3], other.shape[:3]
+    if shape and other_shape and shape != other_shape:
+        message = f"has the shape {other_shape} where {name} has {shape}"
+        return [Fault(code=Code.SHAPE_MISMATCH, case=case, file=other_name, message=message)]
+    spacing, other_spacing = np.array(volume.spacing), np.array(other.spacing)
+    if (np.abs(spacing - other_spacing) > tolerance * np.maximum(spacing, other_spacing)).any():
+        message = f"has the spacing {_short(other.spacing)} mm where {name} has {_short(volume.spacing)} mm"
+        return [Fault(code=Code.SPACING_MISMATCH, case=case, file=other_name, message=message)]
+    moved = _corner_distance(volume, other)
+    if moved > _EXTENT * tolerance * float(spacing.min()):
+        message = f"lies up to {moved:.3g} mm away from {name} (origin or direction differ)"
+        return [Fault(code=Code.AFFINE_MISMATCH, case=case, file=other_name, message=message)]
+    return []
+
+
+def _corner_distance(volume: Volume, other: Volume) -> float:
+    """Largest distance in mm between the same corner of two volumes."""
+    corners = np.array(
+        [(*corner, 1) for corner in itertools.product(*((0, n - 1) for n in (volume.shape or other.shape)[:3]))], dtype=float
+    )
+    difference: npt.NDArray[np.float64] = _affine(volume) - _affine(other)
+    return float(np.linalg.norm((corners @ difference.T)[:, :3], axis=1).max())
+
+
+def _affine(volume: Volume) -> npt.NDArray[np.float64]:
+    if volume.affine is None:
+        raise ValueError("the volume has no affine")
+    return volume.affine
+
+
+def _check_values(case: SourceCase, name: str, label: Volume, tables: Tables) -> list[Fault]:
+    unknown = [value for value in label.values if value not in tables.values]
+    if unknown:
+        message = f"has the values {unknown[:10]} that no label declares ({sorted(tables.values)}); correct the image or label_names"
+        return [Fault(code=Code.LABEL_UNDECLARED, case=case.case, file=name, message=message)]
+    if label.values == (0,):
+        return [Fault(code=Code.LABEL_EMPTY, severity="warning", case=case.case, file=name, message="holds background only")]
+    return []
+
+
+def _short(spacing: tuple[float, ...]) -> str:
+    return "(" + ", ".join(f"{value:g}" for value in spacing) + ")"

@@ -1,0 +1,186 @@
+"""Where a job computes: a GPU lease by NVML and the ledger, or a CPU slot through the same code where there is no GPU."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from nnunet_jobs.booking import Device, Request
+from nnunet_jobs.contract.failure import ConfigError, GpuLost
+from nnunet_jobs.contract.spec import Resources
+from nnunet_jobs.contract.workspace import Workspace
+from nnunet_jobs.leases import Holder, Lease, Ledger
+from nnunet_jobs.nvml import Gpu, GpuProcess, Inventory, read_inventory, torch_is_cpu_only
+from nnunet_jobs.processes import ancestors, session_of
+
+log = logging.getLogger("nnunet_jobs")
+
+_POLL_S = 0.5
+_NVML_S = 5.0  # between two questions to NVML, which takes a second to start where no daemon keeps the driver loaded
+_WHOLE_GPU_SLACK_MIB = 1024  # a display server or a monitoring agent may keep this much of a GPU that is given away whole
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placement:
+    """Where the step computes. ``gpus`` are UUIDs; without a lease the step only needs cores."""
+
+    device: str
+    gpus: tuple[str, ...] = ()
+    lease: Lease | None = None
+    slots: int = 1
+
+
+def choose_kind(resources: Resources, inventory: Inventory) -> str:
+    """``cuda`` or ``cpu`` for this host.
+
+    Raises:
+        ConfigError: a GPU was asked for and there is none, or not enough of them.
+    """
+    if resources.device == "cuda" and resources.gpus == 0:
+        raise ConfigError("device='cuda' with gpus=0: ask for gpus=1, or device='auto'")
+    if resources.device == "cpu" or resources.gpus == 0:
+        return "cpu"
+    known = len(inventory.gpus)
+    cpu_torch = torch_is_cpu_only()
+    if resources.device == "cuda" and not known:
+        raise ConfigError(
+            f"device='cuda': this host offers no GPU: {inventory.reason}; install the NVIDIA driver and the extra 'local', "
+            "give the container its GPUs, or use device='auto' or 'cpu'"
+        )
+    if resources.device == "cuda" and cpu_torch:
+        raise ConfigError("device='cuda': the installed torch is a CPU build; install a CUDA build of torch and torchvision together")
+    if not known or cpu_torch:
+        log.info("CPU mode: %s", inventory.reason or "the installed torch is a CPU build")
+        return "cpu"
+    if resources.gpus > known:
+        raise ConfigError(f"gpus={resources.gpus}: this host has {known}; ask for at most {known}")
+    largest = sorted((gpu.total_mib for gpu in inventory.gpus if not gpu.lost), reverse=True)
+    if resources.gpu_memory_mib and largest and resources.gpu_memory_mib > largest[min(resources.gpus, len(largest)) - 1]:
+        raise ConfigError(f"gpu_memory_mib={resources.gpu_memory_mib}: the GPUs of this host have {largest} MiB; ask for less")
+    return "cuda"
+
+
+def strangers(gpu: Gpu, holders: list[Holder]) -> list[GpuProcess]:
+    """Processes on a GPU that belong to no lease.
+
+    A process is a lease's when its session is noted there or the lease's runner is among its ancestors. Process numbers of
+    another container mean nothing here and count as strangers.
+    """
+    sessions = {session for holder in holders for session in holder.sessions}
+    runners = {holder.pid for holder in holders}
+    return [
+        process
+        for process in gpu.processes
+        if session_of(process.pid) not in sessions and not runners & {process.pid, *ancestors(process.pid)}
+    ]
+
+
+def as_devices(inventory: Inventory, ledger: Ledger, *, warn: Callable[[str], None]) -> list[Device]:
+    """GPUs that can be leased now: not lost, not in quarantine, less what strangers use of them. Lost ones are put in quarantine."""
+    holders = ledger.holders()
+    quarantine = ledger.quarantined()
+    devices = []
+    for gpu in inventory.gpus:
+        if gpu.lost:
+            if gpu.uuid not in quarantine:
+                ledger.quarantine(gpu.uuid, f"NVML: {gpu.lost}")
+            warn(f"GPU {gpu.uuid} is left out: {gpu.lost}")
+            continue
+        if gpu.uuid in quarantine:
+            warn(f"GPU {gpu.uuid} is left out: in quarantine ({quarantine[gpu.uuid]})")
+            continue
+        mine = [holder for holder in holders if holder.device == gpu.uuid]
+        foreign = strangers(gpu, mine)
+        for process in foreign:
+            amount = "an unknown amount of" if process.memory_mib is None else f"{process.memory_mib} MiB"
+            warn(f"GPU {gpu.uuid}: process {process.pid}, which holds no lease, uses {amount} memory")
+        taken = sum(process.memory_mib or 0 for process in foreign)
+        # Without leases NVML's own number is the truth; with them it counts our jobs' memory, which the ledger knows better.
+        free = gpu.total_mib - taken if mine else min(gpu.free_mib, gpu.total_mib - taken)
+        whole = not foreign and (bool(mine) or gpu.free_mib >= gpu.total_mib - max(_WHOLE_GPU_SLACK_MIB, gpu.total_mib // 10))
+        devices.append(Device(uuid=gpu.uuid, total_mib=gpu.total_mib, free_mib=free, whole=whole))
+    return devices
+
+
+def acquire(
+    resources: Resources,
+    workspace: Workspace,
+    *,
+    owner: str,
+    exclude: tuple[str, ...] = (),
+    poll: Callable[[], None],
+    waiting: Callable[[str], None],
+) -> Placement:
+    """Wait for the devices that a job asked for and take them.
+
+    Args:
+        owner: job id, shown to those who wait. exclude: GPUs that failed this job before; used again only if there are no others.
+        poll: called at least every half second; may raise to give up. waiting: told why when there is something new to say.
+    """
+    if resources.gpus == 0:
+        choose_kind(resources, Inventory())
+        return Placement(device="cpu")
+    inventory = read_inventory() if resources.device != "cpu" else Inventory(reason="device='cpu'")
+    kind = choose_kind(resources, inventory)
+    ledger = Ledger(workspace.leases)
+    if kind == "cpu":
+        count, memory, slots = 1, None, workspace.cpu_slots
+    else:
+        count, memory, slots = resources.gpus, resources.gpu_memory_mib, max(1, len(inventory.gpus) // resources.gpus)
+        if len([gpu for gpu in inventory.gpus if gpu.uuid not in exclude]) < count:
+            exclude = ()
+    request = Request(kind=kind, count=count, memory_mib=memory, exclude=exclude, owner=owner)
+    read_at = time.monotonic()
+    told: set[str] = set()
+
+    def warn(message: str) -> None:
+        if message not in told:
+            told.add(message)
+            log.warning("%s", message)
+
+    with ledger.ticket(request, poll=poll) as ticket:
+        said = ""
+        while True:
+            poll()
+            if kind == "cpu":
+                devices = [Device(uuid=f"cpu-{index}", total_mib=1, free_mib=1) for index in range(slots)]
+            else:
+                devices = as_devices(inventory, ledger, warn=warn)
+                if len(devices) < count:
+                    raise GpuLost(
+                        f"gpus={count}: only {len(devices)} of {len(inventory.gpus)} GPU(s) can be used; {'; '.join(sorted(told))}"
+                    )
+            lease = ticket.try_acquire(devices, poll=poll)
+            if lease is not None:
+                return Placement(device=kind, gpus=lease.devices if kind == "cuda" else (), lease=lease, slots=slots)
+            message = _why(request, devices, ledger)
+            if message != said:
+                waiting(message)
+                said = message
+            time.sleep(_POLL_S)
+            if kind == "cuda" and time.monotonic() >= read_at + _NVML_S:
+                inventory, read_at = read_inventory(), time.monotonic()
+
+
+def lost_gpus(gpus: tuple[str, ...]) -> dict[str, str]:
+    """Which of these GPUs NVML calls lost, with its reason."""
+    if not gpus:
+        return {}
+    found = {gpu.uuid: gpu for gpu in read_inventory().gpus}
+    return {uuid: found[uuid].lost or "" for uuid in gpus if uuid in found and found[uuid].lost}
+
+
+def _why(request: Request, devices: list[Device], ledger: Ledger) -> str:
+    """Why a job waits, in words."""
+    what = (
+        "a CPU slot"
+        if request.kind == "cpu"
+        else f"{request.count} GPU(s), " + (f"{request.memory_mib} MiB on each" if request.memory_mib else "whole")
+    )
+    known = {device.uuid for device in devices}
+    held = sorted({f"{holder.device} by {holder.owner}" for holder in ledger.holders() if holder.device in known})
+    free = ", ".join(f"{device.uuid} {device.free_mib} MiB" for device in devices) if request.kind == "cuda" else ""
+    strangers_leave = f"; strangers leave: {free}" if free else ""
+    return f"waiting for {what}; held: {', '.join(held) or 'none'}{strangers_leave}; jobs in the queue: {ledger.waiting()}"

@@ -1,0 +1,167 @@
+"""What this host or container lets us use: cores, memory, out-of-memory kills, file systems. Linux, cgroup v1 and v2."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from pathlib import Path
+
+from nnunet_jobs.contract.failure import ConfigError
+
+CGROUPS = Path("/sys/fs/cgroup")
+OWN_CGROUP = Path("/proc/self/cgroup")
+_MIB = 1 << 20
+
+# f_type values from linux/magic.h and the file systems' own sources.
+_NETWORK_FILE_SYSTEMS = {
+    0x6969: "nfs",
+    0x517B: "smb",
+    0xFF534D42: "cifs",
+    0xFE534D42: "smb2",
+    0x0BD00BD0: "lustre",
+    0x47504653: "gpfs",
+    0x00C36400: "ceph",
+    0x19830326: "beegfs",
+    0x5346414F: "afs",
+    0x6B414653: "kafs",
+    0x73757245: "coda",
+    0x01021997: "9p",
+    0x7461636F: "ocfs2",
+    0x01161970: "gfs2",
+    0x20030528: "orangefs",
+    0xAAD7AAEA: "panfs",
+    0x786F4256: "vboxsf",
+}
+_FUSE = 0x65735546
+_LOCAL_FUSE = {"fuseblk", "fuse.fuse-overlayfs", "fuse.lxcfs"}
+
+
+def _read(path: Path) -> str | None:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return None
+
+
+def _cgroup_folders(controller: str, root: Path, own: Path) -> list[Path]:
+    """Folders of our cgroup and its ancestors for one controller (v1) or for all (v2), innermost first.
+
+    Inside a container the path of /proc/self/cgroup may not exist below the mount; then the mount itself is ours.
+    """
+    folders: list[Path] = []
+    for line in (_read(own) or "").splitlines():
+        _, controllers, relative = line.split(":", 2)
+        if controllers == "":
+            base = root if (root / "cgroup.controllers").exists() else root / "unified"
+        elif controller in controllers.split(","):
+            base = root / controller if (root / controller).is_dir() else root / controllers
+        else:
+            continue
+        folder = base / relative.lstrip("/")
+        while True:
+            if folder.is_dir():
+                folders.append(folder)
+            if folder == base:
+                break
+            folder = folder.parent
+    return folders
+
+
+def cores(*, root: Path = CGROUPS, own: Path = OWN_CGROUP) -> float:
+    """Cores that we may use: the least of affinity and the cgroup quotas (v1 and v2) on the way up, such as 1.5."""
+    limit = float(len(os.sched_getaffinity(0)))
+    for folder in _cgroup_folders("cpu", root, own):
+        quota, period = 0.0, 0.0
+        text = _read(folder / "cpu.max")
+        if text is not None:
+            first, _, second = text.partition(" ")
+            if first != "max":
+                quota, period = float(first), float(second or 100_000)
+        else:
+            quota = float(_read(folder / "cpu.cfs_quota_us") or -1)
+            period = float(_read(folder / "cpu.cfs_period_us") or 0)
+        if quota > 0 and period > 0:
+            limit = min(limit, quota / period)
+    return limit
+
+
+def memory_mib(*, root: Path = CGROUPS, own: Path = OWN_CGROUP) -> int:
+    """Memory that we may use, in MiB: the least of the host's memory and the cgroup limits on the way up."""
+    limit = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for folder in _cgroup_folders("memory", root, own):
+        for name in ("memory.max", "memory.limit_in_bytes"):
+            text = _read(folder / name)
+            if text and text != "max":
+                limit = min(limit, int(text))
+    return limit // _MIB
+
+
+def oom_kills(*, root: Path = CGROUPS, own: Path = OWN_CGROUP) -> tuple[int | None, int]:
+    """(kills by our own cgroup's limit or None where the kernel does not count them, kills on the whole host), since boot."""
+    ours: int | None = None
+    for folder in _cgroup_folders("memory", root, own)[:1]:  # a kill is counted where its victim lived, whosever limit it was
+        for name in ("memory.events", "memory.oom_control"):
+            count = _count(_read(folder / name), "oom_kill")
+            ours = count if ours is None else ours
+    return ours, _count(_read(Path("/proc/vmstat")), "oom_kill") or 0
+
+
+def _count(text: str | None, key: str) -> int | None:
+    """Value of a ``key value`` line."""
+    for line in (text or "").splitlines():
+        name, _, value = line.partition(" ")
+        if name == key:
+            return int(value)
+    return None
+
+
+def shared_memory_mib() -> tuple[int, int]:
+    """(total, free) MiB of /dev/shm, where data workers hand arrays over; (0, 0) where there is none."""
+    try:
+        found = os.statvfs("/dev/shm")  # noqa: S108 - the kernel's fixed place, not a temporary file of ours
+    except OSError:
+        return 0, 0
+    return found.f_blocks * found.f_frsize // _MIB, found.f_bavail * found.f_frsize // _MIB
+
+
+def network_file_system(path: Path) -> str | None:
+    """Name of the network file system that ``path`` is on, None for a local one.
+
+    FUSE file systems count as network ones unless known to be local, because most of them are.
+    """
+    buffer = ctypes.create_string_buffer(256)  # struct statfs is 120 bytes; f_type comes first
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.statfs(os.fsencode(path), buffer) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code), str(path))
+    kind = ctypes.c_long.from_buffer(buffer).value & 0xFFFFFFFF
+    if kind == _FUSE:
+        mounted = _mount_type(path)
+        return None if mounted in _LOCAL_FUSE else mounted
+    return _NETWORK_FILE_SYSTEMS.get(kind)
+
+
+def _mount_type(path: Path) -> str:
+    """File system type of the mount that holds ``path``, from /proc/self/mountinfo (its last line for a mount point wins)."""
+    real = Path(os.path.realpath(path))
+    best, found = -1, "fuse"
+    for line in (_read(Path("/proc/self/mountinfo")) or "").splitlines():
+        before, _, after = line.partition(" - ")
+        point = before.split()[4].encode().decode("unicode_escape")
+        if real.is_relative_to(point) and len(point) >= best:
+            best, found = len(point), after.split()[0]
+    return found
+
+
+def require_local(path: Path, *, field: str) -> None:
+    """Refuse a folder on a network file system, where kernel locks do not follow processes.
+
+    Raises:
+        ConfigError: with the file system's name and the mend.
+    """
+    kind = network_file_system(path)
+    if kind is not None:
+        raise ConfigError(
+            f"{field}={str(path)!r}: is on a network file system ({kind}), where kernel locks are not passed on to child processes, "
+            f"so that a GPU could be given away twice; set {field} in section [nnunet] to a folder on a local disk of each host"
+        )

@@ -1,0 +1,266 @@
+"""The ledger of who may use which device of this host: kernel locks, so that death frees what was held and nothing else does.
+
+    alloc.lock                  mutex; held for a fraction of a millisecond by whoever reads or changes the ledger
+    leases/<n>.json             one file per lease, flocked by its holder and by every process that inherited it
+    tickets/<n>.json            one file per waiter, flocked by it; the number is its place in the queue
+    quarantine/<device>.json    devices not to be used for a while, with the reason
+
+A lock on an open file belongs to the open file, not to a process: the trainer inherits it, so a lease lives exactly as long as any
+process that may use the device, stopped ones included. A file without a lock is a dead holder's and is swept by the next reader.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from nnunet_jobs.booking import Book, Device, Request
+from nnunet_jobs.contract.files import locked, read_json, try_lock, write_json
+from nnunet_jobs.contract.jobdir import boot_id, read_counter, write_counter
+from nnunet_jobs.host import require_local
+
+_PAGE = 4096
+MAX_OVERTAKEN = 3
+"""How often later, smaller jobs may go before a waiting bigger one. After that everybody behind it waits."""
+
+ASLEEP_S = 30.0
+"""A waiter that has not asked for so long is passed over until it asks again."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Holder:
+    """A live lease as read from the ledger."""
+
+    device: str
+    memory_mib: int | None
+    owner: str
+    sessions: tuple[int, ...]
+    pid: int
+
+
+@dataclass(slots=True, kw_only=True)
+class Lease:
+    """Leased devices. The files stay locked until the last process that inherited ``fds`` is gone."""
+
+    devices: tuple[str, ...]
+    fds: tuple[int, ...]
+
+    def release(self) -> None:
+        """Close our descriptors; processes that inherited them keep the lease."""
+        for fd in self.fds:
+            os.close(fd)
+        self.fds = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Waiter:
+    """A ticket as read from the ledger."""
+
+    number: int
+    path: Path
+    overtaken: int
+    polls: int
+    request: Request
+
+
+class Ticket:
+    """A place in a ledger's queue."""
+
+    def __init__(self, ledger: Ledger, number: int, request: Request) -> None:
+        self.ledger = ledger
+        self.number = number
+        self.request = request
+        self._seen: dict[int, tuple[int, float]] = {}
+
+    def try_acquire(self, devices: Sequence[Device], *, poll: Callable[[], None] | None = None) -> Lease | None:
+        """See :meth:`Ledger.try_acquire`."""
+        return self.ledger.try_acquire(self, devices, poll=poll)
+
+    def sleeps(self, number: int, polls: int) -> bool:
+        """Whether an earlier waiter has not asked for long, by our own clock: a stopped process must not hold up the living."""
+        now = time.monotonic()
+        before, since = self._seen.get(number, (-1, now))
+        if before != polls:
+            since = now
+        self._seen[number] = (polls, since)
+        return now - since > ASLEEP_S
+
+
+class Ledger:
+    """The lease directory of one host.
+
+    Raises:
+        ConfigError: the directory is on a network file system.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        for name in ("leases", "tickets", "quarantine"):
+            (self.folder / name).mkdir(parents=True, exist_ok=True)
+        require_local(self.folder, field="leases")
+
+    # --- reading ------------------------------------------------------------------------------------------------
+    def holders(self) -> list[Holder]:
+        """Live leases of all kinds."""
+        with self._mutex():
+            return self._holders()
+
+    def waiting(self) -> int:
+        """How many jobs wait."""
+        with self._mutex():
+            return len(self._waiters())
+
+    def quarantined(self) -> dict[str, str]:
+        """Devices not to be used now, with the reason."""
+        found: dict[str, str] = {}
+        for path in (self.folder / "quarantine").glob("*.json"):
+            data = read_json(path)
+            # CLOCK_BOOTTIME does not jump with the wall clock, and a reboot resets a GPU.
+            if data["boot_id"] == boot_id() and time.clock_gettime(time.CLOCK_BOOTTIME) < data["until"]:
+                found[data["device"]] = data["reason"]
+            else:
+                path.unlink(missing_ok=True)
+        return found
+
+    def quarantine(self, device: str, reason: str, *, seconds: float = 3600.0) -> None:
+        """Keep a device out of use for ``seconds`` or until the next boot."""
+        until = time.clock_gettime(time.CLOCK_BOOTTIME) + seconds
+        data = {"device": device, "reason": reason, "until": until, "boot_id": boot_id()}
+        write_json(self.folder / "quarantine" / f"{device}.json", data)
+
+    # --- waiting and taking -------------------------------------------------------------------------------------
+    @contextlib.contextmanager
+    def ticket(self, request: Request, *, poll: Callable[[], None] | None = None) -> Iterator[Ticket]:
+        """A place in the queue. It vanishes with the process, so a dead waiter holds nobody up."""
+        with self._mutex(poll):
+            number = self._next_number()
+            path = self.folder / "tickets" / f"{number:020d}.json"
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o664)
+            try_lock(fd)
+            _rewrite(fd, {"request": asdict(request), "overtaken": 0, "polls": 0})
+        try:
+            yield Ticket(self, number, request)
+        finally:
+            path.unlink(missing_ok=True)
+            os.close(fd)
+
+    def try_acquire(self, ticket: Ticket, devices: Sequence[Device], *, poll: Callable[[], None] | None = None) -> Lease | None:
+        """Take the devices if they are free and it is this ticket's turn, else None. ``devices`` are those of the request's kind."""
+        request = ticket.request
+        with self._mutex(poll):
+            book = Book(devices)
+            for holder in self._holders():
+                book.take([holder.device], holder.memory_mib)
+            blocked: list[_Waiter] = []
+            for waiter in self._waiters():
+                if waiter.number == ticket.number:
+                    _change(waiter.path, polls=waiter.polls + 1)
+                if waiter.number >= ticket.number or waiter.request.kind != request.kind or ticket.sleeps(waiter.number, waiter.polls):
+                    continue
+                placed = book.place(waiter.request)
+                if placed is None:
+                    blocked.append(waiter)
+                else:
+                    book.take(placed, waiter.request.memory_mib)  # theirs within their next poll
+            placed = book.place(request)
+            if placed is None:
+                return None
+            delayed = [waiter for waiter in blocked if any(waiter.request.could_use(device) for device in book.named(placed))]
+            if any(waiter.overtaken >= MAX_OVERTAKEN for waiter in delayed):
+                return None
+            for waiter in delayed:
+                _change(waiter.path, overtaken=waiter.overtaken + 1)
+            return self._write_leases(placed, request)
+
+    def note_session(self, lease: Lease, session: int) -> None:
+        """Record the session of the processes that work under a lease, to tell them from strangers on the GPU."""
+        with self._mutex():
+            for fd in lease.fds:
+                data = json.loads(os.pread(fd, _PAGE, 0))
+                _rewrite(fd, {**data, "sessions": [*data["sessions"], session]})
+
+    # --- private, under the mutex -------------------------------------------------------------------------------
+    @contextlib.contextmanager
+    def _mutex(self, poll: Callable[[], None] | None = None) -> Iterator[None]:
+        with locked(self.folder / "alloc.lock", poll=poll, interval=0.002):
+            yield
+
+    def _next_number(self) -> int:
+        path = self.folder / "next"
+        number = read_counter(path)
+        taken = [int(item.stem) for name in ("leases", "tickets") for item in (self.folder / name).glob("[0-9]*.json")]
+        number = max([number, *taken]) + 1
+        write_counter(path, number)
+        return number
+
+    def _live(self, folder: str) -> Iterator[tuple[Path, dict[str, Any]]]:
+        """Files of ``folder`` that somebody holds, by number; the others are removed."""
+        for path in sorted((self.folder / folder).iterdir()):
+            try:
+                fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            except FileNotFoundError:
+                continue
+            try:
+                if try_lock(fd, shared=True):
+                    path.unlink(missing_ok=True)
+                else:
+                    yield path, json.loads(os.pread(fd, _PAGE, 0))
+            finally:
+                os.close(fd)
+
+    def _holders(self) -> list[Holder]:
+        return [
+            Holder(
+                device=data["device"], memory_mib=data["memory_mib"], owner=data["owner"], sessions=tuple(data["sessions"]), pid=data["pid"]
+            )
+            for _, data in self._live("leases")
+        ]
+
+    def _waiters(self) -> list[_Waiter]:
+        found = []
+        for path, data in self._live("tickets"):
+            request = Request(**{**data["request"], "exclude": tuple(data["request"]["exclude"])})
+            found.append(_Waiter(int(path.stem), path, data["overtaken"], data["polls"], request))
+        return found
+
+    def _write_leases(self, uuids: Sequence[str], request: Request) -> Lease:
+        fds: list[int] = []
+        try:
+            for uuid in uuids:
+                path = self.folder / "leases" / f"{self._next_number():020d}.json"
+                fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o664)
+                fds.append(fd)
+                try_lock(fd)
+                _rewrite(fd, {"device": uuid, "memory_mib": request.memory_mib, "owner": request.owner, "pid": os.getpid(), "sessions": []})
+        except BaseException:
+            for fd in fds:
+                os.close(fd)
+            raise
+        return Lease(devices=tuple(uuids), fds=tuple(fds))
+
+
+def _change(path: Path, **values: Any) -> None:
+    """Change values in a live entry; nothing if its owner has just left."""
+    with contextlib.suppress(FileNotFoundError):
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            _rewrite(fd, {**json.loads(os.pread(fd, _PAGE, 0)), **values})
+        finally:
+            os.close(fd)
+
+
+def _rewrite(fd: int, data: Mapping[str, Any]) -> None:
+    """Replace a small file's content in place: its lock belongs to this very file, so it cannot be renamed over.
+
+    One write of one page, padded: a writer killed here leaves the old content or the new one.
+    """
+    text = json.dumps(data).encode().ljust(_PAGE - 1) + b"\n"
+    if len(text) > _PAGE:
+        raise ValueError(f"ledger entry of {len(text)} bytes; at most {_PAGE} fit")
+    os.pwrite(fd, text, 0)

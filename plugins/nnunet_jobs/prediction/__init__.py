@@ -1,0 +1,1 @@
+"""Prediction: one warm process for all cases, each case isolated, each output verified and recorded."""

@@ -1,0 +1,178 @@
+"""From logits to files: nnU-Net's own conversion, postprocessing, volumes, and outputs that exist only whole."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import shutil
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from nnunet_jobs.contract.failure import Bug, DiskFull
+from nnunet_jobs.contract.files import sha256_file, sync_directory, sync_file
+from nnunet_jobs.prediction.network import StageNetwork
+
+_FUNCTIONS = ("remove_all_but_largest_component_from_segmentation",)
+
+
+def to_segmentation(
+    network: StageNetwork, logits: Any, properties: dict[str, Any], *, probabilities: bool, threads: int
+) -> tuple[Any, Any]:
+    """Resample logits to the image's grid and choose labels.
+
+    Returns:
+        (segmentation, probabilities or None); (z, y, x) and (head, z, y, x) in the reader's axis order.
+    """
+    from nnunetv2.inference.export_prediction import convert_predicted_logits_to_segmentation_with_correct_shape
+
+    # as an array: nnU-Net hands one over too, and resampling takes another path for tensors
+    result = convert_predicted_logits_to_segmentation_with_correct_shape(
+        logits.numpy(),
+        network.plans_manager,
+        network.configuration_manager,
+        network.label_manager,
+        properties,
+        return_probabilities=probabilities,
+        num_threads_torch=threads,
+    )
+    return result if probabilities else (result, None)
+
+
+def average(network: StageNetwork, members: Sequence[Any]) -> tuple[Any, Any]:
+    """Segmentation and mean probabilities of an ensemble, summed in the members' order as ``nnUNetv2_ensemble`` does."""
+    mean = members[0].astype(np.float32, copy=True)
+    for probabilities in members[1:]:
+        mean += probabilities
+    mean /= len(members)
+    return network.label_manager.convert_probabilities_to_segmentation(mean), mean
+
+
+def postprocess(segmentation: Any, steps: Sequence[Mapping[str, Any]]) -> Any:
+    """Apply the selected postprocessing, in order."""
+    from nnunetv2.postprocessing import remove_connected_components
+
+    for step in steps:
+        if step["function"] not in _FUNCTIONS:
+            raise Bug(f"postprocessing function {step['function']!r} is unknown; known: {', '.join(_FUNCTIONS)}")
+        labels = step["labels_or_regions"]
+        segmentation = getattr(remove_connected_components, step["function"])(segmentation, labels)
+    return segmentation
+
+
+def write_outputs(
+    network: StageNetwork,
+    case: str,
+    segmentation: Any,
+    probabilities: Any,
+    properties: dict[str, Any],
+    *,
+    postprocessing: Sequence[Mapping[str, Any]],
+    output: Path,
+    scratch: Path,
+) -> tuple[dict[str, str], Any]:
+    """Write a case's files to ``scratch``, verify them, and rename them into ``output``; the segmentation comes last.
+
+    Returns:
+        sha256 by file name, and the final segmentation array.
+
+    Raises:
+        DiskFull: a file did not come out whole and the disk has no room.
+    """
+    ending, writer = network.file_ending, network.reader_writer()
+    made: list[Path] = []
+    if probabilities is not None:
+        made.append(scratch / f"{case}.npz")
+        np.savez_compressed(made[-1], probabilities=probabilities)
+        made.append(scratch / f"{case}.pkl")
+        made[-1].write_bytes(pickle.dumps(properties))  # what nnUNetv2_ensemble expects beside the probabilities
+    target = scratch / f"{case}{ending}"
+    writer.write_seg(segmentation, str(target), properties)
+    if postprocessing:
+        # through a file, as nnUNetv2_apply_postprocessing does: its header is derived from the first file's
+        read, read_properties = writer.read_seg(str(target))
+        segmentation = postprocess(read[0], postprocessing)
+        writer.write_seg(segmentation, str(target), read_properties)
+    made.append(target)
+    return publish(made, output, voxels=segmentation.size), segmentation
+
+
+def publish(files: Sequence[Path], output: Path, *, voxels: int) -> dict[str, str]:
+    """Verify and sync files, then rename them into ``output`` in the order given. Returns sha256 by name."""
+    hashes = {}
+    for path in files:
+        _require_whole(path, voxels=voxels)
+        sync_file(path)
+        hashes[path.name] = sha256_file(path)
+    for path in files:
+        os.replace(path, output / path.name)
+    sync_directory(output)
+    return hashes
+
+
+def volumes_ml(network: StageNetwork, segmentation: npt.NDArray[Any], properties: Mapping[str, Any]) -> dict[str, float]:
+    """Volume of each label (or region) by name, in millilitres; empty for 2D images, which have none."""
+    geometry = properties.get("sitk_stuff", {}).get("spacing")
+    if (geometry is not None and len(geometry) != 3) or segmentation.ndim != 3 or (geometry is None and segmentation.shape[0] == 1):
+        return {}
+    millilitres = float(np.prod(np.asarray(properties["spacing"], dtype=np.float64))) / 1000.0
+    counts = dict(zip(*(values.tolist() for values in np.unique(segmentation, return_counts=True)), strict=True))
+    return {
+        name: round(sum(counts.get(value, 0) for value in values) * millilitres, 6)
+        for name, values in label_values(network.dataset_json).items()
+    }
+
+
+def label_values(dataset_json: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Foreground labels and regions by name; background and the ignore label are left out."""
+    return {
+        name: tuple(int(item) for item in value) if isinstance(value, list | tuple) else (int(value),)
+        for name, value in dataset_json["labels"].items()
+        if name not in ("background", "ignore")
+    }
+
+
+def case_dice(network: StageNetwork, label: Path, prediction: Path) -> dict[str, float | None]:
+    """Dice by label name of one case; None where neither the label nor the prediction has a voxel of it."""
+    from nnunetv2.evaluation.evaluate_predictions import compute_metrics
+
+    manager = network.label_manager
+    keys = list(manager.foreground_regions if manager.has_regions else manager.foreground_labels)
+    metrics = compute_metrics(str(label), str(prediction), network.reader_writer(), keys, manager.ignore_label)["metrics"]
+    by_values = {tuple(key) if isinstance(key, list | tuple) else (key,): values["Dice"] for key, values in metrics.items()}
+    named = {}
+    for name, values in label_values(network.dataset_json).items():
+        dice = float(by_values[values]) if values in by_values else float("nan")
+        named[name] = None if np.isnan(dice) else dice
+    return named
+
+
+def fresh_folder(path: Path) -> None:
+    """An empty folder; what a killed attempt left there is removed."""
+    with contextlib.suppress(FileNotFoundError):
+        shutil.rmtree(path)
+    path.mkdir(parents=True)
+
+
+def _require_whole(path: Path, *, voxels: int) -> None:
+    """ITK's writer does not report a full disk, so a gzip stream is read back to its checksum."""
+    whole = path.stat().st_size > 0
+    if whole and path.name.endswith(".nii.gz"):
+        stream, length = zlib.decompressobj(wbits=31), 0
+        try:
+            with open(path, "rb") as file:
+                while chunk := file.read(1 << 20):
+                    length += len(stream.decompress(chunk))
+            whole = stream.eof and length >= voxels
+        except zlib.error:
+            whole = False
+    if not whole:
+        free = shutil.disk_usage(path.parent).free
+        if free < (16 << 20):
+            raise DiskFull(f"{path.name}: could not be written whole, {free >> 20} MiB are free; make room in the output folder")
+        raise Bug(f"{path.name}: could not be written whole")

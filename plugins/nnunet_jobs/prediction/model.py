@@ -1,0 +1,142 @@
+"""What to predict with: a model card resolved once to files of an immutable model, each checked against the card."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from nnunet_jobs.contract.failure import ConfigError, DataError
+from nnunet_jobs.contract.files import content_hash, sha256_file
+from nnunet_jobs.contract.workspace import Workspace
+
+CHECKPOINT = "checkpoint_final.pth"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """One configuration's folds: a folder in nnU-Net's layout.
+
+    ``previous`` is the stage whose segmentation a cascade needs as input.
+    """
+
+    folder: Path
+    trainer: str
+    plans: str
+    configuration: str
+    folds: tuple[int | str, ...]
+    previous: Stage | None = None
+
+    def chain(self) -> tuple[Stage, ...]:
+        """The stages in the order in which they run."""
+        return (*self.previous.chain(), self) if self.previous else (self,)
+
+    def checkpoints(self) -> tuple[Path, ...]:
+        """The folds' final checkpoints."""
+        return tuple(self.folder / f"fold_{fold}" / CHECKPOINT for fold in self.folds)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SelectedModel:
+    """A selected model: one stage, or several whose probabilities are averaged, and the postprocessing of the result.
+
+    Attributes:
+        hash: of everything that the predictions depend on. root: the model's DatasetXXX_Name folder.
+        files: sha256 by path relative to ``root``; what is listed is verified when it is loaded.
+        postprocessing: steps ``{"function", "labels_or_regions"}`` in order, from ``postprocessing.json``.
+    """
+
+    dataset: str
+    model: str
+    hash: str
+    root: Path
+    members: tuple[Stage, ...]
+    postprocessing: tuple[Mapping[str, Any], ...] = ()
+    files: Mapping[str, str]
+
+    def stages(self) -> tuple[Stage, ...]:
+        """Every stage once, in running order."""
+        return tuple(dict.fromkeys(stage for member in self.members for stage in member.chain()))
+
+    def verify(self, path: Path) -> None:
+        """Compare a file with the card.
+
+        Raises:
+            DataError: it is missing, or its bytes are not those that were selected.
+        """
+        name = path.relative_to(self.root).as_posix()
+        expected = self.files.get(name)
+        if expected is None:
+            raise DataError(f"{name}: not listed in the card of model {self.model}; run FindBestConfigOperator for these folds")
+        if not path.is_file():
+            raise DataError(f"{name}: missing from model {self.model}; restore it or train the fold again")
+        if sha256_file(path) != expected:
+            raise DataError(f"{name}: differs from what the card of model {self.model} lists; the file is damaged or was replaced")
+
+    def with_folds(self, folds: Sequence[int | str] | None) -> SelectedModel:
+        """The same model restricted to some folds.
+
+        Raises:
+            ConfigError: the model was selected without one of them.
+        """
+        if folds is None:
+            return self
+        wanted = tuple(int(fold) if str(fold).isdigit() else fold for fold in folds)
+        if not wanted:
+            raise ConfigError("folds=[]: name at least one fold, or leave it empty for all of the model's")
+
+        def restricted(stage: Stage) -> Stage:
+            missing = [fold for fold in wanted if fold not in stage.folds]
+            if missing:
+                raise ConfigError(f"folds={list(wanted)}: {stage.configuration} of model {self.model} has {list(stage.folds)}")
+            return replace(stage, folds=wanted, previous=restricted(stage.previous) if stage.previous else None)
+
+        return replace(self, members=tuple(restricted(member) for member in self.members))
+
+
+def resolve_model(workspace: Workspace, dataset: str, model: str | None) -> SelectedModel:
+    """The named model, or the champion: its link is read once, so a promotion meanwhile changes nothing.
+
+    Raises:
+        ConfigError: nothing is promoted, or the model has no card.
+    """
+    name = model or workspace.champion(dataset)
+    if name is None:
+        known = ", ".join(found for found, _ in workspace.model_cards(dataset)) or "none"
+        raise ConfigError(
+            f"model: no model of {dataset} is promoted (selected ones: {known}); promote one with FindBestConfigOperator or name one"
+        )
+    card = workspace.model_card(dataset, name)
+    return model_from_card(card, root=workspace.model_root(name) / dataset, model=name)
+
+
+def model_from_card(card: Mapping[str, Any], *, root: Path, model: str) -> SelectedModel:
+    """The model that a card describes; ``root`` is the folder that holds the card."""
+    selection = card["selection"]
+    return SelectedModel(
+        dataset=str(card["dataset"]),
+        model=model,
+        hash=str(card["hash"]),
+        root=root,
+        members=tuple(_stage(member, root) for member in selection["members"]),
+        postprocessing=tuple(selection["postprocessing"]),
+        files=dict(card["files"]),
+    )
+
+
+def selection_hash(selection: Mapping[str, Any], files: Mapping[str, str]) -> str:
+    """Hash of a selected model: its members, postprocessing, and the files that predictions depend on."""
+    return content_hash({"selection": dict(selection), "files": dict(files)}, length=32)
+
+
+def _stage(member: Mapping[str, Any], root: Path) -> Stage:
+    previous = member.get("previous_stage")
+    return Stage(
+        folder=root / f"{member['trainer']}__{member['plans']}__{member['configuration']}",
+        trainer=member["trainer"],
+        plans=member["plans"],
+        configuration=member["configuration"],
+        folds=tuple(member["folds"]),
+        previous=_stage(previous, root) if previous else None,
+    )

@@ -1,0 +1,154 @@
+"""One stage in memory: its network, the folds' weights, and the way from image files to logits."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from nnunet_jobs.contract.failure import DataError
+from nnunet_jobs.contract.files import read_json
+from nnunet_jobs.prediction.model import SelectedModel, Stage
+from nnunet_jobs.prediction.sliding_window import predict_logits
+from nnunet_jobs.training import checkpoint as checkpoints
+
+log = logging.getLogger("nnunet_jobs")
+
+
+class StageNetwork:
+    """A stage's folds, loaded once. Preprocessing may run in other threads; :meth:`logits` belongs to one.
+
+    Attributes:
+        plans_manager, configuration_manager, label_manager, dataset_json: nnU-Net's own objects for this stage.
+    """
+
+    def __init__(self, model: SelectedModel, stage: Stage, *, device: Any) -> None:
+        from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+        for name in ("plans.json", "dataset.json"):
+            model.verify(stage.folder / name)
+        self.stage = stage
+        self.dataset_json: dict[str, Any] = read_json(stage.folder / "dataset.json")
+        self.plans_manager = PlansManager(read_json(stage.folder / "plans.json"))
+        self.configuration_manager = self.plans_manager.get_configuration(stage.configuration)
+        self.label_manager = self.plans_manager.get_label_manager(self.dataset_json)
+        self._device = device
+        self._weights: list[dict[str, Any]] = []
+        self._mirror_axes: tuple[int, ...] | None = None
+        for path in stage.checkpoints():
+            model.verify(path)
+            checkpoint = _load(path)
+            if not self._weights:
+                axes = checkpoint.get("inference_allowed_mirroring_axes")
+                self._mirror_axes = None if axes is None else tuple(int(axis) for axis in axes)
+            self._weights.append(checkpoint["network_weights"])
+        self._network = self._build().to(device)
+        self._network.load_state_dict(self._weights[0])
+        self._network.eval()
+
+    @property
+    def channels(self) -> int:
+        """Images that a case must have."""
+        return len(self.dataset_json.get("channel_names") or self.dataset_json["modality"])
+
+    @property
+    def file_ending(self) -> str:
+        """Ending of images and segmentations, with the dot."""
+        return str(self.dataset_json["file_ending"])
+
+    def reader_writer(self) -> Any:
+        """A fresh reader and writer as the plans name it."""
+        return self.plans_manager.image_reader_writer_class()
+
+    def preprocess(self, images: tuple[Path, ...], *, previous: Path | None) -> tuple[Any, dict[str, Any]]:
+        """Read and preprocess one case.
+
+        Args:
+            previous: the previous stage's segmentation file, for a cascade.
+
+        Returns:
+            Float32 tensor (channel, x, y, z), and nnU-Net's properties of the case.
+        """
+        import numpy as np
+        import torch
+
+        preprocessor = self.configuration_manager.preprocessor_class(verbose=False)
+        data, seg, properties = preprocessor.run_case(
+            [str(path) for path in images],
+            None if previous is None else str(previous),
+            self.plans_manager,
+            self.configuration_manager,
+            self.dataset_json,
+        )
+        if previous is not None:
+            from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to_one_hot
+
+            data = np.vstack((data, convert_labelmap_to_one_hot(seg[0], self.label_manager.foreground_labels, data.dtype)))
+        return torch.from_numpy(data).to(dtype=torch.float32, memory_format=torch.contiguous_format), properties
+
+    def logits(self, data: Any, *, mirroring: bool, step_size: float, on_tile: Callable[[], None]) -> Any:
+        """Logits of one preprocessed case, the mean over the folds: half precision, (head, x, y, z), on the CPU."""
+        import torch
+
+        total: Any = None
+        with torch.inference_mode():
+            for weights in self._weights:
+                if len(self._weights) > 1:
+                    self._network.load_state_dict(weights)
+                prediction = predict_logits(
+                    self._network,
+                    data,
+                    heads=self.label_manager.num_segmentation_heads,
+                    patch=self.configuration_manager.patch_size,
+                    step_size=step_size,
+                    mirror_axes=self._mirror_axes if mirroring else None,
+                    device=self._device,
+                    on_tile=on_tile,
+                )
+                # in place, in half precision: what nnU-Net does, so that the bytes agree
+                total = prediction if total is None else total.add_(prediction)
+            if len(self._weights) > 1:
+                total /= len(self._weights)
+        return total
+
+    def _build(self) -> Any:
+        from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
+
+        inputs = determine_num_input_channels(self.plans_manager, self.configuration_manager, self.dataset_json)
+        heads = self.label_manager.num_segmentation_heads
+        configuration = self.configuration_manager
+        if self.stage.trainer == "nnUNetTrainer":
+            # what nnUNetTrainer.build_network_architecture does; importing that class would import all of training
+            from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+
+            return get_network_from_plans(
+                configuration.network_arch_class_name,
+                configuration.network_arch_init_kwargs,
+                configuration.network_arch_init_kwargs_req_import,
+                inputs,
+                heads,
+                allow_init=False,
+                deep_supervision=False,
+            )
+        from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+
+        build = recursive_find_trainer_class_by_name(self.stage.trainer).build_network_architecture
+        if "plans_manager" in inspect.signature(build).parameters:
+            return build(self.plans_manager, configuration, inputs, heads, enable_deep_supervision=False)
+        return build(
+            configuration.network_arch_class_name,
+            configuration.network_arch_init_kwargs,
+            configuration.network_arch_init_kwargs_req_import,
+            inputs,
+            heads,
+            enable_deep_supervision=False,
+        )
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        return checkpoints.load(path)
+    except checkpoints.UnsafeCheckpoint as error:
+        raise DataError(f"{error}; restore the file or train the fold again") from error

@@ -1,0 +1,236 @@
+"""One warm model for many cases: the next case is read and preprocessed, and the last one written, while the network works.
+
+Three threads, no processes: every spawned process would import torch anew. The network belongs to the calling thread.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+from nnunet_jobs.context import StepContext
+from nnunet_jobs.contract.failure import FailureClass, classify
+from nnunet_jobs.prediction.cases import Case, check_images
+from nnunet_jobs.prediction.export import average, case_dice, fresh_folder, to_segmentation, volumes_ml, write_outputs
+from nnunet_jobs.prediction.model import SelectedModel, Stage
+from nnunet_jobs.prediction.network import StageNetwork
+from nnunet_jobs.prediction.records import Settings
+
+log = logging.getLogger("nnunet_jobs")
+
+_AHEAD = 2  # cases that are read ahead, and that wait to be written: each may fill memory with a whole image's logits
+# What may be one case's fault. Anything else (memory, disk, GPU, a stop) would hit the next case too and fails the job.
+_OF_THE_CASE = (FailureClass.DATA, FailureClass.BUG)
+
+_LOOK_S = 1.0  # seconds between looks for a stop request while a thread works
+
+Record = dict[str, Any]
+_Result = TypeVar("_Result")
+
+
+@dataclass(slots=True, kw_only=True)
+class _Work:
+    """A case on its way: preprocessed arrays by stage, then logits by stage, or why it failed (``ours``: an error nobody foresaw)."""
+
+    case: Case
+    begun: float
+    arrays: dict[Stage, tuple[Any, dict[str, Any]]] = field(default_factory=dict)
+    logits: dict[Stage, Any] = field(default_factory=dict)
+    problem: str | None = None
+    ours: bool = False
+
+
+class Predictor:
+    """A selected model in memory.
+
+    Args:
+        model: members, folds and postprocessing; each file is verified against the card while it is loaded.
+        context: device, cores, stop request and signs of life. settings: how to predict.
+
+    Raises:
+        DataError: a file of the model is missing or damaged.
+    """
+
+    def __init__(self, model: SelectedModel, context: StepContext, settings: Settings | None = None) -> None:
+        import torch
+
+        self.model = model
+        self.settings = settings or Settings()
+        self._context = context
+        device = torch.device(context.device)
+        torch.set_num_threads(max(1, context.cpus))
+        self._networks = {stage: StageNetwork(model, stage, device=device) for stage in model.stages()}
+        self._last = self._networks[model.members[0]]
+
+    def predict(
+        self,
+        cases: Sequence[Case],
+        output: Path,
+        *,
+        scratch: Path | None = None,
+        on_record: Callable[[Case, Record], None] = lambda _case, _record: None,
+    ) -> list[Record]:
+        """Predict cases one after another; one that cannot be predicted is reported and the others go on.
+
+        Args:
+            cases: with a label, Dice is computed too. output: existing folder for the segmentations.
+            scratch: folder on the same file system for files that are not whole yet; emptied first.
+            on_record: called after each case, when its files are in place.
+
+        Returns:
+            One record a case, in order: ``status`` (``predicted`` or ``failed``), ``reason`` and ``failure_class``, ``file``,
+            ``files`` (sha256 by name), ``volumes_ml`` and ``dice`` by label name, ``seconds``, ``model``, ``model_hash``.
+
+        Raises:
+            Interrupted, DiskFull, GpuOutOfMemory, HostOutOfMemory and the like: not one case's fault.
+        """
+        scratch = scratch or output / ".partial"
+        fresh_folder(scratch)
+        records: list[Record] = []
+        with ThreadPoolExecutor(max_workers=1) as reader, ThreadPoolExecutor(max_workers=1) as writer:
+            writing: deque[tuple[Case, Future[Record]]] = deque()
+            try:
+                for work in self._read_ahead(cases, reader):
+                    self._context.check_stop()
+                    self._guarded(work, partial(self._run_networks, work, scratch))
+                    while len(writing) >= _AHEAD:
+                        self._collect(writing, records, len(cases), on_record)
+                    writing.append((work.case, writer.submit(self._finish, work, output, scratch)))
+                while writing:
+                    self._collect(writing, records, len(cases), on_record)
+            except BaseException:
+                reader.shutdown(cancel_futures=True)
+                writer.shutdown(cancel_futures=True)
+                raise
+        fresh_folder(scratch)
+        scratch.rmdir()
+        return records
+
+    # --- the three threads' work --------------------------------------------------------------------------------
+    def _read_ahead(self, cases: Sequence[Case], reader: ThreadPoolExecutor) -> Iterator[_Work]:
+        ahead: deque[Future[_Work]] = deque()
+        for case in cases:
+            ahead.append(reader.submit(self._read, case))
+            if len(ahead) > _AHEAD:
+                yield self._wait(ahead.popleft())
+        while ahead:
+            yield self._wait(ahead.popleft())
+
+    def _read(self, case: Case) -> _Work:
+        """Check a case's images and preprocess them for every stage that needs no other stage's segmentation."""
+        work = _Work(case=case, begun=time.monotonic(), problem=case.problem)
+
+        def prepare() -> None:
+            check_images(case, file_ending=self._last.file_ending, beat=self._on_tile)
+            for stage, network in self._networks.items():
+                if stage.previous is None:
+                    work.arrays[stage] = network.preprocess(case.images, previous=None)
+
+        self._guarded(work, prepare)
+        return work
+
+    def _run_networks(self, work: _Work, scratch: Path) -> None:
+        for stage in self.model.stages():
+            network = self._networks[stage]
+            if stage.previous is not None:
+                before = self._networks[stage.previous]
+                properties = work.arrays[stage.previous][1]
+                segmentation, _ = self._to_segmentation(before, work.logits[stage.previous], properties, probabilities=False)
+                path = scratch / f"{work.case.case}.previous{before.file_ending}"
+                before.reader_writer().write_seg(segmentation, str(path), properties)
+                work.arrays[stage] = network.preprocess(work.case.images, previous=path)
+                path.unlink()
+            work.logits[stage] = network.logits(
+                work.arrays[stage][0],
+                mirroring=self.settings.mirroring,
+                step_size=self.settings.step_size,
+                on_tile=self._on_tile,
+            )
+
+    def _finish(self, work: _Work, output: Path, scratch: Path) -> Record:
+        """Turn logits into files and a record."""
+        record: Record = {"model": self.model.model, "model_hash": self.model.hash}
+
+        def export() -> None:
+            members, several = self.model.members, len(self.model.members) > 1
+            properties = work.arrays[members[0]][1]
+            probabilities = several or self.settings.probabilities
+            results = [
+                self._to_segmentation(self._networks[stage], work.logits[stage], work.arrays[stage][1], probabilities=probabilities)
+                for stage in members
+            ]
+            segmentation, mean = average(self._last, [result[1] for result in results]) if several else results[0]
+            files, final = write_outputs(
+                self._last,
+                work.case.case,
+                segmentation,
+                mean if self.settings.probabilities else None,
+                properties,
+                postprocessing=self.model.postprocessing if self.settings.postprocessing else (),
+                output=output,
+                scratch=scratch,
+            )
+            name = f"{work.case.case}{self._last.file_ending}"
+            record.update(status="predicted", file=name, files=files, volumes_ml=volumes_ml(self._last, final, properties))
+            if work.case.label is not None:
+                record["dice"] = case_dice(self._last, work.case.label, output / name)
+
+        self._guarded(work, export)
+        if work.problem is not None:
+            record.update(status="failed", reason=work.problem, failure_class=str(FailureClass.BUG if work.ours else FailureClass.DATA))
+        record["seconds"] = round(time.monotonic() - work.begun, 2)
+        return record
+
+    # --- private ------------------------------------------------------------------------------------------------
+    def _guarded(self, work: _Work, act: Callable[[], None]) -> None:
+        """Do a part of a case's work unless it has failed already; keep what is the case's fault with the case."""
+        if work.problem is not None:
+            return
+        try:
+            act()
+        except Exception as error:
+            if classify(error) not in _OF_THE_CASE:
+                raise
+            if classify(error) is FailureClass.BUG:
+                log.exception("case %s failed", work.case.case)
+                work.ours = True
+            work.problem = str(error) if classify(error) is FailureClass.DATA else f"{type(error).__name__}: {error}"
+            work.arrays, work.logits = {}, {}
+
+    def _collect(
+        self, writing: deque[tuple[Case, Future[Record]]], records: list[Record], total: int, on_record: Callable[[Case, Record], None]
+    ) -> None:
+        case, future = writing.popleft()
+        record = self._wait(future)
+        records.append(record)
+        on_record(case, record)
+        failed = sum(item["status"] == "failed" for item in records)
+        self._context.progress("predict", len(records), total, **({"failed": failed} if failed else {}))
+
+    def _wait(self, future: Future[_Result]) -> _Result:
+        """A thread's result. Big images take minutes to resample: while that keeps a core busy, it is a sign of life."""
+        worked = time.process_time()
+        while True:
+            try:
+                return future.result(timeout=_LOOK_S)
+            except TimeoutError:
+                if future.done():
+                    raise  # the thread's own
+            self._context.check_stop()
+            before, worked = worked, time.process_time()
+            if worked - before > _LOOK_S / 4:
+                self._context.beat()
+
+    def _to_segmentation(self, network: StageNetwork, logits: Any, properties: dict[str, Any], *, probabilities: bool) -> tuple[Any, Any]:
+        return to_segmentation(network, logits, properties, probabilities=probabilities, threads=max(1, self._context.cpus))
+
+    def _on_tile(self) -> None:
+        self._context.check_stop()
+        self._context.beat()

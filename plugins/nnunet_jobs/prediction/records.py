@@ -1,0 +1,130 @@
+"""What was predicted: one record a case, written after its segmentation, and predictions.json merged from all of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from nnunet_jobs.contract.files import content_hash, locked, read_json, sha256_file, write_json
+from nnunet_jobs.prediction.model import SelectedModel
+
+RECORDS = ".cases"
+PREDICTIONS = "predictions.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """How to predict, as far as it changes the result. ``probabilities`` only adds files."""
+
+    mirroring: bool = True
+    step_size: float = 0.5
+    postprocessing: bool = True
+    probabilities: bool = False
+
+
+def settings_key(model: SelectedModel, settings: Settings) -> str:
+    """Hash of how a segmentation is made: model, folds and settings."""
+    relevant = {name: value for name, value in asdict(settings).items() if name != "probabilities"}
+    folds = [[stage.configuration, list(stage.folds)] for stage in model.stages()]
+    return content_hash({"model": model.hash, "folds": folds, "settings": relevant}, length=32)
+
+
+def case_key(model: SelectedModel, settings: Settings, images: Sequence[str]) -> str:
+    """Hash of all that a segmentation depends on: :func:`settings_key` and the images' sha256."""
+    return content_hash([settings_key(model, settings), list(images)], length=32)
+
+
+class Records:
+    """The records of one output folder. Every part writes its own cases' records; merging holds a kernel lock."""
+
+    def __init__(self, output: Path) -> None:
+        self.output = output
+        self._folder = output / RECORDS
+        self._folder.mkdir(parents=True, exist_ok=True)
+
+    def part_lock(self, part: int, parts: int) -> Path:
+        """Lock file of one part: the same part submitted twice becomes a worker and a waiter."""
+        return self._folder / f"part-{part}-of-{parts}.lock"
+
+    def scratch(self, part: int, parts: int) -> Path:
+        """Folder for files that are not whole yet, on the same file system; owned by whoever holds the part's lock."""
+        return self._folder / f"part-{part}-of-{parts}.partial"
+
+    def done(self, case: str, key: str, *, probabilities: bool) -> dict[str, Any] | None:
+        """The case's record if its output is there, whole, and was made by the same model from the same images."""
+        record = self._read(case)
+        if record is None or record.get("status") != "predicted" or record.get("key") != key:
+            return None
+        names = list(record["files"])
+        if probabilities and not any(name.endswith(".npz") for name in names):
+            return None
+        for name in names:
+            path = self.output / name
+            if not path.is_file() or sha256_file(path) != record["files"][name]:
+                return None
+        return record
+
+    def write(self, case: str, record: Mapping[str, Any]) -> None:
+        """Record a case; comes after its files."""
+        write_json(self._folder / f"{case}.json", {"schema": 1, "case": case, **record, "at": datetime.now(UTC).isoformat()})
+
+    def merge(self, model: SelectedModel, settings: Settings) -> Path:
+        """Write predictions.json from all parts' records. Counts and Dice are of what this model made with these settings.
+
+        Returns:
+            Path of predictions.json.
+        """
+        made = settings_key(model, settings)
+        path = self.output / PREDICTIONS
+        with locked(self._folder / "predictions.lock", interval=0.02):
+            records = {item.stem: read_json(item) for item in sorted(self._folder.glob("*.json"))}
+            entries = {case: _entry(record) for case, record in records.items()}
+            current = [entries[case] for case, record in records.items() if record.get("settings_key") == made]
+            write_json(
+                path,
+                {
+                    "schema": 1,
+                    "dataset": model.dataset,
+                    "model": model.model,
+                    "model_hash": model.hash,
+                    "settings": asdict(settings),
+                    "updated": datetime.now(UTC).isoformat(),
+                    "predicted": sum(entry["status"] == "predicted" for entry in current),
+                    "failed": sum(entry["status"] == "failed" for entry in current),
+                    "dice": mean_dice([entry["dice"] for entry in current if entry.get("dice")]),
+                    "cases": entries,
+                },
+            )
+        return path
+
+    def _read(self, case: str) -> dict[str, Any] | None:
+        try:
+            record = read_json(self._folder / f"{case}.json")
+        except (FileNotFoundError, ValueError):
+            return None
+        return record if isinstance(record, dict) else None
+
+
+def mean_dice(cases: Sequence[Mapping[str, float | None]]) -> dict[str, Any] | None:
+    """Mean over cases by label, and over labels; a label that is nowhere in a case (None) does not count in that case.
+
+    Returns:
+        ``{"cases", "mean", "per_label"}``, or None without cases.
+    """
+    if not cases:
+        return None
+    per_label: dict[str, float | None] = {}
+    for label in cases[0]:
+        known = [value for case in cases if (value := case.get(label)) is not None]
+        per_label[label] = math.fsum(known) / len(known) if known else None
+    means = [value for value in per_label.values() if value is not None]
+    return {"cases": len(cases), "mean": math.fsum(means) / len(means) if means else None, "per_label": per_label}
+
+
+def _entry(record: Mapping[str, Any]) -> dict[str, Any]:
+    kept = ("status", "reason", "file", "volumes_ml", "dice", "seconds", "model", "model_hash", "at")
+    return {name: record[name] for name in kept if name in record}

@@ -1,0 +1,124 @@
+"""nnU-Net's sliding window, without the imports that only training needs.
+
+Same arithmetic in the same order as ``nnUNetPredictor``, so the results are the same bytes. That class lives in a module
+that imports torch's compiler (4 s) and, through the trainers, all of training; here the window also reports life and
+looks for a stop request at every tile.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+log = logging.getLogger("nnunet_jobs")
+
+
+def window_slices(shape: Sequence[int], patch: Sequence[int], step_size: float) -> list[tuple[Any, ...]]:
+    """Where the windows lie: index tuples into a (channel, x, y, z) array. A 2D patch walks every slice of the first axis."""
+    from nnunetv2.inference.sliding_window_prediction import compute_steps_for_sliding_window
+
+    whole: tuple[Any, ...] = (slice(None),)
+    if len(patch) < len(shape):
+        steps = compute_steps_for_sliding_window(tuple(shape[1:]), tuple(patch), step_size)
+        planes: Sequence[tuple[Any, ...]] = [(plane,) for plane in range(shape[0])]
+    else:
+        steps = compute_steps_for_sliding_window(tuple(shape), tuple(patch), step_size)
+        planes = [()]
+    return [
+        whole + plane + tuple(slice(start, start + size) for start, size in zip(starts, patch, strict=True))
+        for plane in planes
+        for starts in itertools.product(*steps)
+    ]
+
+
+def predict_logits(
+    network: Any,
+    data: Any,
+    *,
+    heads: int,
+    patch: Sequence[int],
+    step_size: float,
+    mirror_axes: Sequence[int] | None,
+    device: Any,
+    on_tile: Callable[[], None],
+) -> Any:
+    """Logits of one preprocessed image, averaged over overlapping windows with Gaussian weights.
+
+    Args:
+        network: on ``device``, in evaluation mode. data: float32 tensor (channel, x, y, z) on the CPU.
+        heads: outputs of the network. step_size: as a share of the patch.
+        mirror_axes: spatial axes to mirror, None for none.
+        on_tile: called before every window; may raise to stop.
+
+    Returns:
+        Half-precision tensor (head, x, y, z) on the CPU, of ``data``'s spatial shape.
+
+    Raises:
+        RuntimeError: the network gave infinite values.
+    """
+    import torch
+    from acvl_utils.cropping_and_padding.padding import pad_nd_image
+
+    cuda = device.type == "cuda"
+    autocast = torch.autocast(device.type, enabled=True) if cuda else contextlib.nullcontext()
+    with torch.inference_mode(), autocast:
+        padded, revert = pad_nd_image(data, patch, "constant", {"value": 0}, True, None)
+        slices = window_slices(padded.shape[1:], patch, step_size)
+        arguments = {"heads": heads, "patch": patch, "mirror_axes": mirror_axes, "device": device, "on_tile": on_tile}
+        try:
+            logits = _accumulate(network, padded, slices, results_on=device if cuda else torch.device("cpu"), **arguments)
+        except torch.cuda.OutOfMemoryError:
+            logits = None
+        if logits is None:  # outside the handler: its traceback would keep the arrays that did not fit alive
+            log.warning("the GPU cannot hold the logits of this image; collecting them in main memory")
+            torch.cuda.empty_cache()
+            logits = _accumulate(network, padded, slices, results_on=torch.device("cpu"), **arguments)
+        return logits[(slice(None), *revert[1:])].to("cpu")
+
+
+def _accumulate(
+    network: Any,
+    padded: Any,
+    slices: Sequence[tuple[Any, ...]],
+    *,
+    results_on: Any,
+    heads: int,
+    patch: Sequence[int],
+    mirror_axes: Sequence[int] | None,
+    device: Any,
+    on_tile: Callable[[], None],
+) -> Any:
+    import torch
+    from nnunetv2.inference.sliding_window_prediction import compute_gaussian
+
+    padded = padded.to(results_on)
+    logits = torch.zeros((heads, *padded.shape[1:]), dtype=torch.half, device=results_on)
+    weights = torch.zeros(padded.shape[1:], dtype=torch.half, device=results_on)
+    gaussian = compute_gaussian(tuple(patch), sigma_scale=1.0 / 8, value_scaling_factor=10, device=results_on)
+    for window in slices:
+        on_tile()
+        tile = torch.clone(padded[window][None], memory_format=torch.contiguous_format).to(device)
+        prediction = _mirrored(network, tile, mirror_axes)[0].to(results_on)
+        prediction *= gaussian
+        logits[window] += prediction
+        weights[window[1:]] += gaussian
+    torch.div(logits, weights, out=logits)
+    if torch.any(torch.isinf(logits)):
+        raise RuntimeError("the network gave infinite values for this image")
+    return logits
+
+
+def _mirrored(network: Any, tile: Any, mirror_axes: Sequence[int] | None) -> Any:
+    import torch
+
+    prediction = network(tile)
+    if mirror_axes is not None:
+        spatial = [axis + 2 for axis in mirror_axes]
+        combinations = [axes for n in range(len(spatial)) for axes in itertools.combinations(spatial, n + 1)]
+        for axes in combinations:
+            prediction += torch.flip(network(torch.flip(tile, axes)), axes)
+        prediction /= len(combinations) + 1
+    return prediction

@@ -1,0 +1,200 @@
+"""Immutable preprocessed versions on disk: find them, verify them, stage and publish new ones.
+
+``nnUNet_preprocessed/.versions/<v>/DatasetXXX_Name/version.json`` lists every file of a version with size, modification time
+and sha256, so that "done" and "reusable" are read from content and never from bare existence.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import secrets
+import shutil
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nnunet_jobs.contract.failure import ConfigError
+from nnunet_jobs.contract.files import read_json, repoint, sha256_file, sync_directory, write_json
+from nnunet_jobs.contract.workspace import VERSIONS, Workspace
+
+log = logging.getLogger(__name__)
+
+SCHEMA = 1
+RECORD = "version.json"
+JOURNAL = "journal.jsonl"
+CASE_SUFFIXES = (".b2nd", "_seg.b2nd", ".pkl")
+# Up to this many bytes a version is verified by hashing all of it; beyond, a file is trusted while its size and
+# modification time are those recorded, and hashed only when they are not. 1 GiB takes about a second on two cores.
+FULL_HASH_BYTES = 1 << 30
+
+FileRecord = list[Any]  # [size in bytes, modification time in ns, sha256]: a list because it lives in JSON
+
+
+def record_file(path: Path) -> FileRecord:
+    """What ``version.json`` says about one file."""
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns, sha256_file(path)]
+
+
+def file_matches(path: Path, record: FileRecord, *, hashed: bool) -> bool:
+    """Whether a file is the recorded one. ``hashed``: look at all bytes, else only when size or time give reason to."""
+    size, changed, digest = record
+    try:
+        status = path.lstat()
+        if path.is_symlink() or status.st_size != size:
+            return False
+        return bool((not hashed and status.st_mtime_ns == changed) or sha256_file(path) == digest)
+    except OSError:
+        return False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Version:
+    """A published version, or what an interrupted run left behind, seen as a source of finished files.
+
+    Attributes:
+        root: the ``DatasetXXX_Name`` folder. record: content of ``version.json``.
+    """
+
+    root: Path
+    record: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        """The version's name, a content hash."""
+        return str(self.record["version"])
+
+    @property
+    def files(self) -> Mapping[str, FileRecord]:
+        """Relative path to record, of all files but ``version.json``."""
+        files: Mapping[str, FileRecord] = self.record["files"]
+        return files
+
+    @property
+    def hashed(self) -> bool:
+        """Whether verification reads all bytes; see FULL_HASH_BYTES."""
+        return sum(int(record[0]) for record in self.files.values()) <= FULL_HASH_BYTES
+
+    def json(self, name: str) -> Any:
+        """One of the version's JSON files."""
+        return read_json(self.root / name)
+
+    def plans(self) -> dict[str, Any]:
+        """The version's plans."""
+        plans: dict[str, Any] = self.json(f"{self.record['plans']}.json")
+        return plans
+
+    def damage(self) -> list[str]:
+        """Relative paths that are missing, changed or should not be there (a stray file in a case folder breaks training)."""
+        expected = set(self.files)
+        found = {str(path.relative_to(self.root)) for path in self.root.rglob("*") if not path.is_dir()} - {RECORD}
+        hashed = self.hashed
+        wrong = [name for name in expected if not file_matches(self.root / name, self.files[name], hashed=hashed)]
+        return sorted({*wrong, *(found - expected)})
+
+
+def published(workspace: Workspace, dataset: str) -> list[Version]:
+    """All versions of a dataset: first the one that the link points to, then the newest before the older."""
+    current = workspace.current_version(dataset)
+    found = []
+    for path in (Path(workspace.preprocessed) / VERSIONS).glob(f"[!.]*/{dataset}/{RECORD}"):
+        try:
+            record = read_json(path)
+            if record["schema"] == SCHEMA and record["version"] == path.parent.parent.name:
+                found.append(Version(root=path.parent, record=record))
+        except (OSError, ValueError, KeyError, TypeError):
+            log.warning("%s is not readable and is not used as a source", path)
+    return sorted(found, key=lambda version: (version.name != current, -int(version.record["generation"]), version.name))
+
+
+class Staging:
+    """A hidden folder below ``.versions`` in which a version grows. The caller holds the dataset's lock.
+
+    Every finished file is written to a journal at once, so that the next attempt takes over what a killed one had finished.
+    """
+
+    def __init__(self, workspace: Workspace, dataset: str) -> None:
+        self._versions = Path(workspace.preprocessed) / VERSIONS
+        self._prefix = f".staging-{dataset}-"
+        self._abandoned = sorted(self._versions.glob(f"{self._prefix}*"))
+        self.dataset = dataset
+        self.path = self._versions / f"{self._prefix}{os.getpid()}-{secrets.token_hex(4)}"
+        self.root = self.path / dataset
+        self.root.mkdir(parents=True)
+        self.files: dict[str, FileRecord] = {}
+        self._lock = threading.Lock()
+
+    def abandoned(self) -> Iterator[Version]:
+        """What killed attempts had finished. They hold no lock any more, since we hold it."""
+        for path in self._abandoned:
+            files: dict[str, FileRecord] = {}
+            cases: dict[str, dict[str, str]] = {}
+            with contextlib.suppress(FileNotFoundError), open(path / JOURNAL, encoding="utf-8") as journal:
+                for line in journal:
+                    with contextlib.suppress(ValueError, KeyError, TypeError):  # the last line may be cut
+                        entry = json.loads(line)
+                        files.update(entry["files"])
+                        cases.setdefault(entry["identifier"], {})[entry["case"]] = entry["key"]
+            yield Version(root=path / self.dataset, record={"version": path.name, "files": files, "cases": cases, "labels": {}})
+
+    def drop_abandoned(self) -> None:
+        """Remove what killed attempts left, once all that is useful in it is linked here."""
+        for path in self._abandoned:
+            shutil.rmtree(path, ignore_errors=True)
+        self._abandoned = []
+
+    def note_case(self, identifier: str, case: str, key: str, files: Mapping[str, FileRecord]) -> None:
+        """Put a finished case on record. Called by many threads."""
+        entry = json.dumps({"identifier": identifier, "case": case, "key": key, "files": dict(files)})
+        with self._lock, open(self.path / JOURNAL, "a", encoding="utf-8") as journal:
+            journal.write(entry + "\n")
+            self.files.update(files)
+
+    def link(self, source: Path, name: str) -> None:
+        """Take over a verified file of another version: a hard link, or a copy where there can be none."""
+        target = self.root / name
+        try:
+            os.link(source, target)
+        except OSError:
+            shutil.copy2(source, target)
+
+    def publish(self, record: Mapping[str, Any]) -> Version:
+        """Make the version visible by one rename. A damaged version of the same name is moved out of the way first."""
+        final = self._versions / str(record["version"])
+        complete = {**record, "files": self.files}
+        (self.path / JOURNAL).unlink(missing_ok=True)
+        write_json(self.root / RECORD, complete)
+        aside = self._versions / f"{self._prefix}damaged-{secrets.token_hex(4)}"
+        if final.exists():
+            os.rename(final, aside)
+        os.rename(self.path, final)
+        sync_directory(self._versions)
+        shutil.rmtree(aside, ignore_errors=True)
+        return Version(root=final / self.dataset, record=complete)
+
+    def discard(self) -> None:
+        """Remove the folder; nothing of it was visible."""
+        shutil.rmtree(self.path, ignore_errors=True)
+
+
+def make_current(workspace: Workspace, dataset: str, version: Version) -> None:
+    """Point ``nnUNet_preprocessed/DatasetXXX_Name`` to a version, atomically."""
+    link = workspace.preprocessed_link(dataset)
+    if workspace.current_version(dataset) != version.name or not link.exists():
+        repoint(link, version.root)
+
+
+def check_link(workspace: Workspace, dataset: str) -> None:
+    """Refuse to begin where a folder of nnU-Net's own preprocessing stands in the link's place.
+
+    Raises:
+        ConfigError: it does; it may be somebody's data, so it is never removed.
+    """
+    link = workspace.preprocessed_link(dataset)
+    if link.exists() and not link.is_symlink():
+        raise ConfigError(f"dataset={dataset!r}: {link} is a folder, not a link to a version; move it away and run again")

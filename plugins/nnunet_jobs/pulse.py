@@ -1,0 +1,89 @@
+"""The runner's pulse and ears: heartbeat, wishes to stop, fences, signals."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import select
+import signal
+import time
+
+from nnunet_jobs.contract.failure import Interrupted
+from nnunet_jobs.contract.jobdir import JobDir, write_counter
+
+log = logging.getLogger("nnunet_jobs")
+
+BEAT_S = 1.0
+
+
+class Cancelled(Interrupted):
+    """A user wishes this job to stop."""
+
+
+class Pulse:
+    """Beats for one attempt and hears what should end it. Everything happens in the runner's one thread: if that is stuck, no beat lies."""
+
+    def __init__(self, job: JobDir, attempt: int) -> None:
+        self.job = job
+        self.attempt = attempt
+        self._beats = job.beat()
+        self._next_beat = 0.0
+        self._signal: int | None = None
+        self._wake_r, self._wake_w = os.pipe()
+        for fd in (self._wake_r, self._wake_w):
+            os.set_blocking(fd, False)
+
+    def listen(self) -> None:
+        """Take over the process's signals: TERM and INT end the job gracefully, a lost terminal does not."""
+
+        def remember(number: int, _frame: object) -> None:
+            self._signal = number
+
+        signal.signal(signal.SIGTERM, remember)
+        signal.signal(signal.SIGINT, remember)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        signal.signal(signal.SIGCHLD, lambda *_: None)  # a handler, so that a child's end wakes us
+        signal.set_wakeup_fd(self._wake_w, warn_on_full_buffer=False)
+
+    def beat(self) -> None:
+        """Raise the heartbeat when a second has passed since the last one."""
+        now = time.monotonic()
+        if now < self._next_beat:
+            return
+        self._next_beat = now + BEAT_S
+        self._beats += 1
+        try:
+            write_counter(self.job.heartbeat, self._beats)
+        except OSError as error:
+            log.error("heartbeat cannot be written: %s", error)
+
+    def check_owner(self) -> None:
+        """Raise when this attempt must not go on.
+
+        Raises:
+            Fenced: a newer attempt owns the job.
+            Interrupted: this process was told to end.
+        """
+        self.job.check_fence(self.attempt)
+        if self._signal is not None:
+            raise Interrupted(f"the runner got {signal.Signals(self._signal).name} (host shutdown?); finished work is kept")
+
+    def check(self) -> None:
+        """Beat, then raise when the job must stop.
+
+        Raises:
+            Fenced, Interrupted: see :meth:`check_owner`.
+            Cancelled: a user's wish.
+        """
+        self.beat()
+        self.check_owner()
+        reason = self.job.cancel_requested()
+        if reason is not None:
+            raise Cancelled(f"cancelled: {reason}")
+
+    def sleep(self) -> None:
+        """Until the next beat is due, a signal arrives, or a child ends."""
+        if select.select([self._wake_r], [], [], max(0.0, self._next_beat - time.monotonic()))[0]:
+            with contextlib.suppress(BlockingIOError):
+                os.read(self._wake_r, 4096)

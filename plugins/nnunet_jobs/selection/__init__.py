@@ -1,0 +1,1 @@
+"""Selection: complete folds compared, ensembled and postprocessed into one described model that may be promoted."""

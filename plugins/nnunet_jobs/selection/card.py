@@ -1,0 +1,146 @@
+"""The model card, and promotion: repointing the champion's link to a model whose files are those of its card."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from platform import python_version
+from typing import Any
+
+from nnunet_jobs.context import StepContext
+from nnunet_jobs.contract.failure import ConfigError, DataError
+from nnunet_jobs.contract.files import locked, read_json, repoint, sha256_file, write_json
+from nnunet_jobs.contract.workspace import MODEL_CARD, Workspace
+from nnunet_jobs.prediction.model import CHECKPOINT, SelectedModel, model_from_card, selection_hash
+from nnunet_jobs.selection.commands import PLACEHOLDERS, commands, stages
+from nnunet_jobs.selection.folds import Trained
+
+log = logging.getLogger("nnunet_jobs")
+SCHEMA = 1
+_PACKAGES = ("airflow-provider-nnunet", "nnunetv2", "torch")
+
+
+def predicting_files(trained: Trained, members: Sequence[Mapping[str, Any]], context: StepContext) -> dict[str, str]:
+    """sha256 by path below the model's folder of everything that a prediction reads: checkpoints, plans.json, dataset.json."""
+    files = {}
+    for stage in stages(members):
+        folder = trained.folder(stage["configuration"])
+        paths = [folder / "plans.json", folder / "dataset.json", *(folder / f"fold_{fold}" / CHECKPOINT for fold in stage["folds"])]
+        for path in paths:
+            files[path.relative_to(trained.root).as_posix()] = sha256_file(path)
+            context.beat()
+    return files
+
+
+def make_card(
+    trained: Trained, *, selection: Mapping[str, Any], files: Mapping[str, str], recipe: str | None, inputs: str
+) -> dict[str, Any]:
+    """The card without its metrics. ``inputs`` is the hash of all that the selection was made from."""
+    described = read_json(trained.preprocessed.parent / trained.dataset / "version.json")
+    return {
+        "schema": SCHEMA,
+        "dataset": trained.dataset,
+        "model": trained.model,
+        "version": trained.version,
+        "dataset_hash": described["dataset_hash"],
+        "training_hash": described["training_hash"],
+        "plans_hash": described["plans_hash"],
+        "recipe": recipe,
+        "inputs": inputs,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "selection": dict(selection),
+        "training": trained.settings,
+        "versions": {**{name: _installed(name) for name in _PACKAGES}, "python": python_version()},
+        "placeholders": PLACEHOLDERS,
+        "commands": commands(trained.dataset, selection),
+        "files": dict(files),
+        "hash": selection_hash(selection, files),
+    }
+
+
+def finished_card(trained: Trained, inputs: str) -> dict[str, Any] | None:
+    """The model's card if it was made from the same inputs and every file that it lists is unchanged."""
+    path = trained.root / MODEL_CARD
+    if not path.is_file():
+        return None
+    card: dict[str, Any] = read_json(path)
+    if card.get("schema") != SCHEMA or card.get("inputs") != inputs or _differing(card, trained.root):
+        return None
+    return card
+
+
+def selected(card: Mapping[str, Any], root: Path) -> SelectedModel:
+    """What the predictor takes, from a card that may not be written yet."""
+    return model_from_card(card, root=root, model=str(card["model"]))
+
+
+def promote(workspace: Workspace, dataset: str, model: str) -> None:
+    """Make a model the champion of its dataset. The same call with an earlier model is the rollback.
+
+    Raises:
+        ConfigError: the model has no card, or somebody's own folder is where the link should be.
+        DataError: a file is not the one that the card lists; names it.
+    """
+    with _promotion_lock(workspace, dataset):
+        _promote(workspace, dataset, model)
+
+
+def promote_by_policy(workspace: Workspace, dataset: str, model: str, policy: str) -> bool:
+    """Promote as FindBestParams.promote says. Returns whether the model is the champion afterwards."""
+    with _promotion_lock(workspace, dataset):
+        champion = workspace.champion(dataset)
+        if policy != "never" and champion != model and (policy == "always" or _better(workspace, dataset, model, champion)):
+            _promote(workspace, dataset, model)
+        return workspace.champion(dataset) == model
+
+
+def _better(workspace: Workspace, dataset: str, challenger: str, champion: str | None) -> bool:
+    """Hold-out Dice decides where both were judged on the same cases, else cross-validation Dice after postprocessing."""
+    path = workspace.model_root(champion) / dataset / MODEL_CARD if champion else None
+    if path is None or not path.is_file():
+        return True
+    ours, theirs = workspace.model_card(dataset, challenger)["metrics"], read_json(path)["metrics"]
+    same = ours["holdout_hash"] is not None and ours["holdout_hash"] == theirs["holdout_hash"]
+    by = "holdout_dice" if same and None not in (ours["holdout_dice"], theirs["holdout_dice"]) else "cv_dice_postprocessed"
+    mine, other = (-1.0 if metrics[by] is None else metrics[by] for metrics in (ours, theirs))
+    log.info("%s of the challenger is %.4f, of the champion %.4f", by, mine, other)
+    return bool(mine > other)
+
+
+def _promote(workspace: Workspace, dataset: str, model: str) -> None:
+    card = workspace.model_card(dataset, model)
+    root = workspace.model_root(model) / dataset
+    if differing := _differing(card, root):
+        raise DataError(f"model={model!r}: not promoted, these files differ from its card or are missing: {', '.join(differing)}")
+    link = workspace.champion_link(dataset)
+    try:
+        repoint(link, root)
+    except FileExistsError as error:
+        raise ConfigError(f"model={model!r}: {error}") from error
+    log.info("%s now uses model %s", dataset, model)
+
+
+def _promotion_lock(workspace: Workspace, dataset: str) -> Any:
+    return locked(Path(workspace.results) / ".locks" / f"{dataset}-champion.lock", interval=0.05)
+
+
+def _differing(card: Mapping[str, Any], root: Path) -> list[str]:
+    return [name for name, expected in card["files"].items() if not os.path.isfile(root / name) or sha256_file(root / name) != expected]
+
+
+def _installed(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # used as a plain folder, without pip
+        return None
+
+
+def write_card(trained: Trained, card: Mapping[str, Any]) -> Path:
+    """Write the card, last of all and by rename."""
+    path = trained.root / MODEL_CARD
+    write_json(path, card)
+    return path

@@ -1,0 +1,118 @@
+"""The chosen model on cases that were never trained on: predicted from the raw images, compared with their labels."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nnunet_jobs.context import StepContext
+from nnunet_jobs.contract.failure import DataError, Fault
+from nnunet_jobs.contract.files import content_hash, read_json, sha256_file, temporary_beside
+from nnunet_jobs.prediction.cases import Case
+from nnunet_jobs.prediction.model import SelectedModel
+from nnunet_jobs.prediction.records import mean_dice
+from nnunet_jobs.selection.folds import Trained
+
+log = logging.getLogger("nnunet_jobs")
+FOLDER = "holdout"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Holdout:
+    """The hold-out cases of a dataset with their registered hashes.
+
+    Attributes:
+        cases: manifest entries by case. raw: ``nnUNet_raw/DatasetXXX_Name``. ending: of the files, with the dot.
+    """
+
+    cases: Mapping[str, Mapping[str, Any]]
+    raw: Path
+    ending: str
+
+    @property
+    def hash(self) -> str | None:
+        """Hash of images and labels: Dice of two models is comparable where it is the same. None without cases."""
+        if not self.cases:
+            return None
+        return content_hash({case: [entry["images"], entry["label"]] for case, entry in self.cases.items()})
+
+    def files(self, case: str) -> tuple[tuple[Path, ...], Path]:
+        """(images, label) of one case."""
+        images = (self.raw / "imagesTs" / f"{case}_{channel:04d}{self.ending}" for channel in range(len(self.cases[case]["images"])))
+        return tuple(images), self.raw / "labelsTs" / f"{case}{self.ending}"
+
+    def verify(self) -> None:
+        """Compare the files with the manifest.
+
+        Raises:
+            DataError: names every file that is missing or differs.
+        """
+        faults = []
+        for case, entry in self.cases.items():
+            images, label = self.files(case)
+            for path, expected in zip((*images, label), (*entry["images"], entry["label"]), strict=True):
+                if not path.is_file() or sha256_file(path) != expected:
+                    faults.append(Fault(code="changed", message="is missing or differs from the manifest", case=case, file=path.name))
+        if faults:
+            listed = "; ".join(map(str, faults))
+            raise DataError(f"hold-out cases are not those registered; run RegisterDatasetOperator again: {listed}", faults=faults)
+
+
+def find_holdout(trained: Trained, context: StepContext) -> Holdout:
+    """The labelled hold-out cases of the dataset's manifest. One that this model's version trained on is left out, and named."""
+    manifest = context.workspace.manifest(trained.dataset)
+    splits = read_json(trained.preprocessed / "splits_final.json")
+    seen = {case for split in splits for case in (*split["train"], *split["val"])}
+    held = {case: entry for case, entry in manifest["cases"].items() if entry["split"] == "holdout" and entry["label"]}
+    leaked = sorted(seen & set(held))
+    if leaked:
+        log.warning("%d hold-out cases are training cases of this model and do not count: %s", len(leaked), ", ".join(leaked[:5]))
+    return Holdout(
+        cases={case: entry for case, entry in sorted(held.items()) if case not in seen},
+        raw=context.workspace.raw_dataset(trained.dataset),
+        ending=manifest["file_ending"],
+    )
+
+
+def evaluate(model: SelectedModel, holdout: Holdout, context: StepContext) -> dict[str, Any] | None:
+    """Predict the hold-out into ``holdout/`` of the model, which appears whole by rename.
+
+    Returns:
+        ``mean`` foreground Dice, ``per_label`` and number of ``cases`` as in summary.json; None without hold-out.
+
+    Raises:
+        DataError: a case could not be predicted; names it.
+    """
+    if not holdout.cases:
+        return None
+    from nnunet_jobs.prediction.predictor import Predictor
+
+    target = model.root / FOLDER
+    for leftover in model.root.glob(f".{FOLDER}.*.tmp"):
+        shutil.rmtree(leftover)
+    scratch = temporary_beside(target)
+    scratch.mkdir()
+    cases = []
+    for case in holdout.cases:
+        images, label = holdout.files(case)
+        cases.append(Case(case=case, images=images, label=label))
+    try:
+        records = Predictor(model, context).predict(cases, scratch)
+        faults = [
+            Fault(code="not-predicted", message=str(record["reason"]), case=case.case)
+            for case, record in zip(cases, records, strict=True)
+            if record["status"] != "predicted"
+        ]
+        if faults:
+            raise DataError(f"hold-out cases could not be predicted: {'; '.join(map(str, faults))}", faults=faults)
+        if target.exists():
+            shutil.rmtree(target)
+        scratch.rename(target)
+    finally:
+        if scratch.exists():
+            shutil.rmtree(scratch)
+    return mean_dice([record["dice"] for record in records])

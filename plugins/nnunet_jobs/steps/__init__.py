@@ -1,0 +1,1 @@
+"""The five steps: one module each, with ``run(params, context) -> result``. Imported only in a job's child process."""

@@ -1,0 +1,122 @@
+"""Find best: complete folds compared, the winner postprocessed, judged on the hold-out, described in a card, and promoted."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from typing import Any
+
+from nnunet_jobs.context import StepContext
+from nnunet_jobs.contract.files import content_hash, write_json
+from nnunet_jobs.contract.params import FindBestParams
+from nnunet_jobs.contract.workspace import MODEL_CARD
+from nnunet_jobs.selection import card as cards
+from nnunet_jobs.selection import holdout
+from nnunet_jobs.selection.commands import inference_information, member
+from nnunet_jobs.selection.folds import Trained, find_trained, require_complete
+
+
+def run(params: FindBestParams, context: StepContext) -> dict[str, Any]:
+    """Choose the best of a model's configurations and pairs of them, or find it chosen.
+
+    Returns:
+        ``dataset``, ``model``, ``choice`` (stock nnU-Net's name of the configuration or ensemble), ``cv_dice``,
+        ``cv_dice_postprocessed``, ``holdout_dice``, ``holdout_dice_per_label``, ``promoted`` (this model is the champion now),
+        ``card`` (path), ``already_done``.
+
+    Raises:
+        ConfigError: no such model; or folds are not complete and cannot be repaired: names configuration, fold and reason.
+        DataError: a hold-out case differs from the manifest or cannot be predicted.
+        Interrupted: told to stop; the former card stays.
+    """
+    workspace = context.workspace
+    dataset = workspace.resolve_dataset(params.dataset)
+    trained = find_trained(params, workspace, dataset)
+    os.environ.update(workspace.nnunet_environment(version=trained.version, model=trained.model))
+    with context.content_lock(trained.root.parent / ".locks" / f"{dataset}-selection.lock", what=f"the selection of {dataset}"):
+        require_complete(trained, params, context)
+        held = holdout.find_holdout(trained, context)
+        inputs = _inputs(trained, params, held)
+        card = cards.finished_card(trained, inputs)
+        already_done = card is not None
+        if card is None:
+            card = _select(trained, params, held, inputs, context)
+        elif card["recipe"] != params.recipe:
+            card = {**card, "recipe": params.recipe}
+            cards.write_card(trained, card)
+    context.check_stop()
+    promoted = cards.promote_by_policy(workspace, dataset, trained.model, params.promote)
+    metrics = card["metrics"]
+    return {
+        "dataset": dataset,
+        "model": trained.model,
+        "choice": metrics["choice"],
+        "cv_dice": metrics["cv_dice"],
+        "cv_dice_postprocessed": metrics["cv_dice_postprocessed"],
+        "holdout_dice": metrics["holdout_dice"],
+        "holdout_dice_per_label": metrics["holdout_per_label"],
+        "promoted": promoted,
+        "card": str(trained.root / MODEL_CARD),
+        "already_done": already_done,
+    }
+
+
+def _inputs(trained: Trained, params: FindBestParams, held: holdout.Holdout) -> str:
+    return content_hash(
+        {
+            "folds": trained.fingerprint(),
+            "configurations": list(trained.configurations),
+            "ensembles": params.ensembles,
+            "holdout": held.hash,
+        }
+    )
+
+
+def _select(trained: Trained, params: FindBestParams, held: holdout.Holdout, inputs: str, context: StepContext) -> dict[str, Any]:
+    held.verify()
+    context.check_stop()
+    from nnunet_jobs.selection import compare, ensemble, postprocessing
+
+    reference = compare.Reference(trained, context)
+    pairs = list(ensemble.pairs(trained)) if params.ensembles else []
+    total = len(trained.configurations) + len(pairs)
+    candidates: list[compare.Candidate] = []
+    for configuration in trained.configurations:
+        context.check_stop()
+        context.progress("compare", len(candidates), total, configuration=configuration)
+        candidates.append(compare.single(trained, configuration, reference))
+    for pair in pairs:
+        context.check_stop()
+        context.progress("compare", len(candidates), total, configuration=" + ".join(pair))
+        candidates.append(ensemble.ensemble(trained, pair, reference, context))
+    chosen = compare.best(candidates)
+    processed = postprocessing.determine(chosen, reference, context)
+    for name in postprocessing.FILES:
+        shutil.copy(chosen.folder / name, trained.root / name)
+    cv_dice, cv_per_label = compare.dice_by_label(chosen.folder, reference.dataset_json)
+    post_dice, post_per_label = compare.dice_by_label(processed.folder, reference.dataset_json)
+    write_json(trained.root / "inference_information.json", inference_information(trained, candidates, chosen, post_dice))
+    selection = {
+        "members": [member(trained, configuration) for configuration in chosen.configurations],
+        "postprocessing": [dict(step) for step in processed.steps],
+    }
+    files = cards.predicting_files(trained, selection["members"], context)
+    card = cards.make_card(trained, selection=selection, files=files, recipe=params.recipe, inputs=inputs)
+    context.progress("holdout", 0, len(held.cases))
+    judged = holdout.evaluate(cards.selected(card, trained.root), held, context)
+    card["metrics"] = {
+        "choice": chosen.name,
+        "cv_dice": cv_dice,
+        "cv_per_label": cv_per_label,
+        "cv_dice_postprocessed": post_dice,
+        "cv_per_label_postprocessed": post_per_label,
+        "cv_cases": len(chosen.cases),
+        "holdout_dice": judged["mean"] if judged else None,
+        "holdout_per_label": judged["per_label"] if judged else None,
+        "holdout_cases": len(held.cases),
+        "holdout_hash": held.hash,
+        "candidates": {candidate.name: candidate.dice for candidate in candidates},
+    }
+    cards.write_card(trained, card)
+    context.progress("selected", choice=chosen.name, dice=cv_dice, dice_postprocessed=post_dice)
+    return card

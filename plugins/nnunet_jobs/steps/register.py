@@ -1,0 +1,266 @@
+"""Register a dataset: list the source, check every case, choose the hold-out, and bring nnUNet_raw to the new state in one rename."""
+
+from __future__ import annotations
+
+import difflib
+import errno
+import logging
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from nnunet_jobs.context import StepContext
+from nnunet_jobs.contract.failure import ConfigError, DiskFull, Fault, Interrupted
+from nnunet_jobs.contract.files import read_json
+from nnunet_jobs.contract.params import RegisterParams
+from nnunet_jobs.contract.workspace import DATASET_NAME, MANIFEST, dataset_name
+from nnunet_jobs.dataset import holdout
+from nnunet_jobs.dataset.changes import Changes, compare, parallel, pulse
+from nnunet_jobs.dataset.faults import data_error
+from nnunet_jobs.dataset.labels import Tables
+from nnunet_jobs.dataset.manifest import SCHEMA, HashCache, build_manifest, description, files_of
+from nnunet_jobs.dataset.sources import Source, read_source
+from nnunet_jobs.dataset.staging import Store
+from nnunet_jobs.dataset.transfer import recover
+from nnunet_jobs.dataset.validate import CheckedCase
+
+log = logging.getLogger("nnunet_jobs")
+
+
+def run(params: RegisterParams, context: StepContext) -> dict[str, Any]:
+    """Bring ``nnUNet_raw/DatasetXXX_Name`` to what the source holds. Nothing is written when something is wrong, or nothing is new.
+
+    Returns:
+        ``dataset``, ``dataset_id``, ``hash``, ``training_hash``; cases now there: ``train``, ``holdout``, ``test``; cases of this run:
+        ``added``, ``changed``, ``removed``; ``already_done`` when nothing had to be written; ``path`` of the folder.
+
+    Raises:
+        DataError: faults of the source, all of them at once. ConfigError: a field is wrong, or the id is taken. DiskFull: no space left.
+    """
+    dataset = dataset_name(params.dataset_id, params.name)
+    root = context.workspace.confine_input(params.source, field="source")
+    raw = Path(context.workspace.raw)
+    raw.mkdir(parents=True, exist_ok=True)
+    with context.content_lock(raw / ".locks" / f"{params.dataset_id:03d}.lock", what=dataset):
+        return _Registration(params=params, context=context, dataset=dataset, root=root).run()
+
+
+class _Registration:
+    """One run, under the lock of its dataset id."""
+
+    def __init__(self, *, params: RegisterParams, context: StepContext, dataset: str, root: Path) -> None:
+        self.params, self.context, self.dataset, self.root = params, context, dataset, root
+        raw = Path(context.workspace.raw)
+        self.folder = raw / dataset
+        self.store = Store(folder=self.folder)
+        self.cache = HashCache(raw / ".state" / f"{dataset}.json")
+
+    def run(self) -> dict[str, Any]:
+        recover(self.folder)
+        self._check_id()
+        previous = self._previous()
+        registered: dict[str, Any] = previous["cases"] if previous else {}
+        source = read_source(self.params, self.root, known=registered if self.params.on_removed == "keep" else ())
+        if self.root.is_relative_to(os.path.realpath(self.folder)):
+            raise ConfigError(f"source={self.params.source!r}: is the dataset's own folder; register from a folder outside of it")
+        ending: str = previous["file_ending"] if previous else source.file_ending()
+        changes = compare(self.params, self.context, source, registered, store=self.store, cache=self.cache, ending=ending)
+        if changes.faults:
+            raise data_error(changes.faults, what=f"{self.dataset} not registered")
+        if previous:
+            self._check_same_dataset(previous, source.tables, changes)
+        cases = self._plan(source, registered, changes)
+        return self._write(source, previous, cases, ending, changes)
+
+    # --- what is there ------------------------------------------------------------------------------------------
+    def _check_id(self) -> None:
+        for entry in sorted(self.folder.parent.iterdir()):
+            match = DATASET_NAME.fullmatch(entry.name)
+            if match and int(match[1]) == self.params.dataset_id and entry.name != self.dataset:
+                raise ConfigError(
+                    f"dataset_id={self.params.dataset_id}: is taken by {entry.name}, so {self.dataset} cannot have it; "
+                    f"choose another dataset_id, or the name {match[2]!r} if they are the same dataset"
+                )
+
+    def _previous(self) -> dict[str, Any] | None:
+        if not self.folder.exists():
+            return None
+        path = self.folder / MANIFEST
+        mend = f"move {self.folder} away and register from there, or choose another dataset_id"
+        try:
+            manifest: dict[str, Any] = read_json(path)
+        except FileNotFoundError:
+            raise ConfigError(
+                f"name={self.params.name!r}: {self.dataset} is there but has no {MANIFEST}, so it was made by hand; {mend}"
+            ) from None
+        except ValueError as error:
+            raise ConfigError(f"name={self.params.name!r}: {path} is not readable ({error}); {mend}") from error
+        if manifest.get("schema") != SCHEMA:
+            raise ConfigError(
+                f"name={self.params.name!r}: {path} has schema {manifest.get('schema')!r}, this version knows {SCHEMA}; {mend}"
+            )
+        return manifest
+
+    def _check_same_dataset(self, previous: Mapping[str, Any], tables: Tables, changes: Changes) -> None:
+        """Two datasets under one name would be mixed or replaced without a word; a dataset that grows looks different."""
+        registered = len(previous["cases"])
+        replaced = registered >= 2 and len(changes.changed) == registered
+        same_tables = all(previous[key] == value for key, value in tables.to_json().items())
+        disjoint = not changes.changed and not changes.unchanged and not same_tables
+        if replaced or disjoint:
+            what = "every registered case has other content" if replaced else "no case is the same, and channels or labels differ"
+            raise ConfigError(
+                f"dataset_id={self.params.dataset_id}: {self.dataset} is taken by other content than {self.params.source} ({what}); "
+                f"choose another dataset_id, or move {self.folder} away"
+            )
+
+    # --- what is to be there ------------------------------------------------------------------------------------
+    def _plan(self, source: Source, registered: Mapping[str, Any], changes: Changes) -> dict[str, dict[str, Any]]:
+        """Manifest entries of all cases that will be there; hashes of files still to be brought are empty."""
+        staying = sorted({*source.cases, *changes.kept})
+        groups = holdout.groups_of(staying, self.params.group_pattern)
+        labelled = {
+            case: groups[case]
+            for case in staying
+            if (source.cases[case].labelled if case in source.cases else registered[case]["split"] != holdout.TEST)
+        }
+        known = self._known_groups(registered, labelled)
+        by_source = {case.case for case in source.cases.values() if case.holdout}
+        unknown = sorted(set(self.params.holdout_cases) - set(labelled))
+        if unknown:
+            near = difflib.get_close_matches(unknown[0], list(labelled), n=1)
+            raise ConfigError(f"holdout_cases={unknown}: no such labelled cases" + (f"; did you mean {near[0]!r}?" if near else ""))
+        splits = holdout.choose(
+            dataset_id=self.params.dataset_id,
+            groups=labelled,
+            known=known,
+            explicit={*self.params.holdout_cases, *by_source},
+            fraction=0.0 if by_source else self.params.holdout_fraction,
+        )
+        if holdout.TRAIN not in splits.values():
+            raise ConfigError(
+                f"source={self.params.source!r}: no training case is left; give labelled cases that are not all in holdout_cases"
+            )
+        cases: dict[str, dict[str, Any]] = {}
+        for case in staying:
+            place = {"group": groups[case], "split": splits.get(case, holdout.TEST)}
+            checked = changes.checked.get(case)
+            if checked is None:
+                cases[case] = {**registered[case], **place}
+                continue
+            cases[case] = {
+                "images": [],
+                "label": None,
+                **place,
+                "shape": list(checked.shape),
+                "spacing": list(checked.spacing),
+                "values": list(checked.values),
+                "source": {"images": list(checked.hashes), "label": checked.label_hash},
+            }
+        return cases
+
+    def _known_groups(self, registered: Mapping[str, Any], labelled: Mapping[str, str]) -> dict[str, str]:
+        known: dict[str, str] = {}
+        for case, group in labelled.items():
+            split = registered.get(case, {}).get("split", holdout.TEST)
+            if split == holdout.TEST:
+                continue
+            if known.setdefault(group, split) != split:
+                raise ConfigError(
+                    f"group_pattern={self.params.group_pattern!r}: joins training and hold-out cases into one patient ({group!r}); "
+                    "restore the former pattern, or register under a new dataset_id"
+                )
+        return known
+
+    # --- writing ------------------------------------------------------------------------------------------------
+    def _write(
+        self, source: Source, previous: dict[str, Any] | None, cases: dict[str, dict[str, Any]], ending: str, changes: Changes
+    ) -> dict[str, Any]:
+        registered = previous["cases"] if previous else {}
+        counts = {"added": len(changes.added), "changed": len(changes.changed), "removed": len(changes.removed)}
+        settings = {"fraction": self.params.holdout_fraction, "cases": sorted(self.params.holdout_cases)}
+
+        def manifest() -> dict[str, Any]:
+            return build_manifest(
+                dataset=self.dataset,
+                dataset_id=self.params.dataset_id,
+                tables=source.tables,
+                file_ending=ending,
+                holdout=settings,
+                cases=cases,
+                previous=previous,
+                counts=counts,
+            )
+
+        if previous:
+            self.store.check_strays(registered, ending)
+        nothing_new = previous and not changes.checked and not changes.removed and manifest() == previous
+        if previous and nothing_new and _read_description(self.folder) == description(previous, source.extras):
+            self.store.abandon()
+            self.cache.save()
+            return self._result(previous, counts, already_done=True)
+        try:
+            expected = {
+                name
+                for case, entry in cases.items()
+                for name in files_of(case, {**entry, **_blank(changes.checked.get(case), entry)}, ending)
+            }
+            self.store.begin(expected, cases)
+            for case, entry in cases.items():
+                if case not in changes.checked:
+                    self.store.carry_over(case, registered[case], entry, ending)
+            self._bring(source, cases, ending, changes)
+            new = manifest()
+            self.context.check_stop()
+            self.store.commit(new, description(new, source.extras))
+        except Interrupted:
+            raise
+        except BaseException as error:
+            self.store.abandon()
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+                free = shutil.disk_usage(self.folder.parent).free >> 20
+                raise DiskFull(
+                    f"no space left in {self.folder.parent} ({free} MiB free); nothing was registered, make room and run again"
+                ) from error
+            raise
+        self.store.damaged(cases, ending, self.cache, pulse(self.context))
+        self.cache.save()
+        return self._result(new, counts, already_done=False)
+
+    def _bring(self, source: Source, cases: dict[str, dict[str, Any]], ending: str, changes: Changes) -> None:
+        def bring(case: str) -> list[Fault]:
+            images, label, faults = self.store.bring(
+                changes.checked[case], cases[case]["split"], ending, method=self.params.transfer, beat=pulse(self.context)
+            )
+            cases[case].update(images=images, label=label)
+            return faults
+
+        faults = [fault for found in parallel(self.context, "copy", bring, sorted(changes.checked)) for fault in found]
+        if faults:
+            raise data_error(faults, what=f"{self.dataset} not registered")
+
+    def _result(self, manifest: Mapping[str, Any], counts: Mapping[str, int], *, already_done: bool) -> dict[str, Any]:
+        splits = [entry["split"] for entry in manifest["cases"].values()]
+        return {
+            **{key: manifest[key] for key in ("dataset", "dataset_id", "hash", "training_hash")},
+            **{split: splits.count(split) for split in (holdout.TRAIN, holdout.HOLDOUT, holdout.TEST)},
+            **counts,
+            "already_done": already_done,
+            "path": str(self.folder),
+        }
+
+
+def _blank(checked: CheckedCase | None, entry: Mapping[str, Any]) -> dict[str, Any]:
+    """Stand-ins for hashes that are not known yet, to name the files."""
+    if checked is None:
+        return {}
+    return {"images": [""] * len(checked.component), "label": "" if checked.case.label else None}
+
+
+def _read_description(folder: Path) -> Any:
+    try:
+        return read_json(folder / "dataset.json")
+    except (OSError, ValueError):
+        return None

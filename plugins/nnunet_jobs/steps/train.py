@@ -1,0 +1,141 @@
+"""Train: one fold of one configuration, resumed where it was left, validated, and recorded as complete last of all."""
+
+from __future__ import annotations
+
+import os
+import time
+from importlib.metadata import version as installed_version
+from pathlib import Path
+from typing import Any
+
+from nnunet_jobs.context import StepContext
+from nnunet_jobs.contract.failure import ConfigError
+from nnunet_jobs.contract.files import read_json, sha256_file, write_json
+from nnunet_jobs.contract.params import TrainParams
+from nnunet_jobs.contract.workspace import VERSIONS, Workspace
+from nnunet_jobs.training import pretrained
+from nnunet_jobs.training.fold import (
+    SETTINGS_RECORD,
+    FoldState,
+    configuration_entry,
+    configuration_folder,
+    fold_cases,
+    fold_folder,
+    fold_identity,
+    inspect_fold,
+    lock_path,
+    model_id,
+    model_settings,
+    record_fold,
+    trainer_source,
+)
+
+
+def run(params: TrainParams, context: StepContext) -> dict[str, Any]:
+    """Bring one fold to its end, or find it there.
+
+    Returns:
+        ``dataset``, ``version``, ``model``, ``trainer``, ``plans``, ``configuration``, ``fold``, ``path``, ``dice`` and
+        ``dice_per_label`` of the validation (for fold ``all`` in ``dice_on_training_cases``), ``epochs``, ``resumed_from``,
+        ``already_done``, ``seconds``.
+
+    Raises:
+        ConfigError: dataset, version, plans, configuration, fold, trainer or pretrained weights do not exist; names those that do.
+        Interrupted: told to stop; the last iteration is saved.
+    """
+    begin = time.monotonic()
+    workspace = context.workspace
+    dataset = workspace.resolve_dataset(params.dataset)
+    version = _version(params, workspace, dataset)
+    version_root = workspace.preprocessed_root(version)
+    entry = configuration_entry(version_root / dataset, params.plans, params.configuration)
+    validation = _validation_cases(version_root / dataset, entry["data_identifier"], params)
+    weights = pretrained.find(params, workspace)
+    source = trainer_source(params.trainer, workspace.trainer_paths)
+    hashes = {
+        "pretrained_sha256": weights.identity if weights else None,
+        "trainer_sha256": sha256_file(source) if source else None,
+    }
+    model = model_id(params, version, **hashes)
+    model_root = workspace.model_root(model)
+    os.environ.update(workspace.nnunet_environment(version=version, model=model))
+    where: dict[str, Any] = {name: getattr(params, name) for name in ("trainer", "plans", "configuration", "fold")}
+    folder = fold_folder(model_root, dataset, **where)
+
+    def state() -> FoldState:
+        return inspect_fold(model_root, version_root, dataset, **where, npz=params.npz)
+
+    lock = lock_path(model_root, dataset, params.configuration, params.fold)
+    with context.content_lock(lock, what=f"{dataset} {params.configuration} fold {params.fold}"):
+        now, resumed = state(), None
+        already_done = now.complete
+        if not already_done:
+            _require_previous_stage(entry, params, version_root / dataset, model_root / dataset, validation)
+            settings = model_root / dataset / SETTINGS_RECORD
+            if not settings.is_file():
+                settings.parent.mkdir(parents=True, exist_ok=True)
+                write_json(settings, {**model_settings(params, version, **hashes), "torch": installed_version("torch")})
+            from nnunet_jobs.training.fit import Plan, fit
+
+            identity = fold_identity(model, version_root / dataset, params)
+            resumed = fit(Plan(params=params, dataset=dataset, identity=identity, pretrained=weights), context)
+            record_fold(folder, version_root / dataset, params)
+            now = state()
+    return {
+        "dataset": dataset,
+        "version": version,
+        "model": model,
+        **where,
+        "path": str(folder),
+        "dice": now.dice,
+        "dice_per_label": now.dice_per_label,
+        "dice_on_training_cases": now.dice_on_training_cases,
+        "epochs": now.epochs,
+        "resumed_from": resumed,
+        "already_done": already_done,
+        "seconds": round(time.monotonic() - begin, 1),
+    }
+
+
+def _version(params: TrainParams, workspace: Workspace, dataset: str) -> str:
+    known = sorted(path.parent.name for path in (Path(workspace.preprocessed) / VERSIONS).glob(f"*/{dataset}"))
+    version = params.version or workspace.current_version(dataset)
+    if version is None:
+        raise ConfigError(f"version: {dataset} is not preprocessed; run PreprocessOperator first")
+    if not (workspace.preprocessed_root(version) / dataset).is_dir():
+        raise ConfigError(f"version={version!r}: not a preprocessed version of {dataset}, which has: {', '.join(known) or 'none'}")
+    return version
+
+
+def _validation_cases(dataset_folder: Path, data_identifier: str, params: TrainParams) -> list[str]:
+    """The fold's validation cases, once all its cases are known to be preprocessed."""
+    train, validation = fold_cases(dataset_folder, data_identifier, params.fold)
+    folder = dataset_folder / data_identifier
+    absent = [case for case in {*train, *validation} if not (folder / f"{case}.pkl").is_file()]
+    if absent or not train or not validation:
+        raise ConfigError(
+            f"configuration={params.configuration!r}: fold {params.fold} has {len(train)} training and {len(validation)} validation "
+            f"cases, {len(absent)} of them not in {folder}; run PreprocessOperator with this configuration"
+        )
+    return validation
+
+
+def _require_previous_stage(entry: dict[str, Any], params: TrainParams, dataset_folder: Path, model: Path, validation: list[str]) -> None:
+    """A cascade starts from the low-resolution predictions of all its cases, which are made by all folds of that stage.
+
+    Raises:
+        ConfigError: some are missing; names the folds.
+    """
+    previous = entry.get("previous_stage")
+    if not previous:
+        return
+    stage = configuration_folder(model.parent, model.name, trainer=params.trainer, plans=params.plans, configuration=previous)
+    found = {path.name.split(".")[0] for path in (stage / "predicted_next_stage" / params.configuration).glob("[!.]*")}
+    splits = read_json(dataset_folder / "splits_final.json")
+    wanted = set(validation) if params.fold == "all" else {*splits[int(params.fold)]["train"], *validation}
+    missing = [str(number) for number, split in enumerate(splits) if (set(split["val"]) & wanted) - found]
+    if missing:
+        raise ConfigError(
+            f"configuration={params.configuration!r}: needs the predictions of {previous} for all cases; "
+            f"train fold {', '.join(missing)} of {previous} with the same settings first"
+        )

@@ -1,0 +1,1 @@
+"""Training: the layer over any nnU-Net trainer class, verified checkpoints, validation, and what makes a fold complete."""

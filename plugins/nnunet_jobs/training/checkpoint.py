@@ -1,0 +1,187 @@
+"""Checkpoints that can be trusted: written beside, synced, verified, renamed; read without executing anything.
+
+    checkpoint_latest.pth     newest epoch (stock name)
+    checkpoint_previous.pth   the one before; stock tools ignore this name
+    checkpoint_best.pth       best smoothed Dice (stock name)
+    checkpoint_final.pth      the trained model (stock name)
+
+A bit flip in tensor data loads silently, so the CRC of every record of the file is checked too. A checkpoint from another
+model, configuration or fold is never taken for this one's: each carries the identity it was written under.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nnunet_jobs.contract.failure import DiskFull
+from nnunet_jobs.contract.files import sync_directory, sync_file, temporary_beside
+
+log = logging.getLogger("nnunet_jobs.training")
+
+LATEST, PREVIOUS, BEST, FINAL = (f"checkpoint_{name}.pth" for name in ("latest", "previous", "best", "final"))
+# Key in the checkpoint's init_args, which stock tools keep but never look through.
+IDENTITY = "nnunet_jobs"
+_FORCE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"  # torch's own switch
+
+
+class UnsafeCheckpoint(Exception):
+    """A checkpoint that is damaged, or that holds more than tensors and plain values."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """A verified checkpoint and how far its training was: (epoch, iteration within it) to go on with."""
+
+    path: Path
+    epoch: int
+    iteration: int
+    data: dict[str, Any]
+
+
+def _safe_globals() -> list[Any]:
+    """The NumPy types that nnU-Net's logging lists hold; all that is allowed beside tensors and plain values."""
+    from numpy._core.multiarray import scalar
+
+    return [scalar, np.dtype, type(np.dtype(np.float32)), type(np.dtype(np.float64))]
+
+
+def load(path: Path, *, device: Any = "cpu", mapped: bool = False) -> dict[str, Any]:
+    """Read a checkpoint after checking every byte of it; nothing in it is executed.
+
+    Args:
+        path: file. device: where tensors go. mapped: leave tensors in the file until they are used.
+
+    Raises:
+        UnsafeCheckpoint: cut, damaged, not a torch archive, or with a payload beyond tensors and plain values.
+    """
+    import pickle
+
+    import torch
+
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise UnsafeCheckpoint(f"{path.name}: record {damaged} is damaged (CRC)")
+        with torch.serialization.safe_globals(_safe_globals()):
+            data = torch.load(path, map_location=device, weights_only=True, mmap=mapped or None)
+    except zipfile.BadZipFile as error:
+        raise UnsafeCheckpoint(f"{path.name}: not a complete torch archive ({error})") from error
+    except pickle.UnpicklingError as error:
+        reason = str(error).splitlines()[0] if str(error) else "unpickling refused"
+        raise UnsafeCheckpoint(f"{path.name}: refused, it holds more than tensors and plain values ({reason})") from error
+    except (RuntimeError, EOFError, ValueError, KeyError, NotImplementedError) as error:
+        raise UnsafeCheckpoint(f"{path.name}: cannot be read ({error})") from error
+    if not isinstance(data, dict) or "network_weights" not in data:
+        raise UnsafeCheckpoint(f"{path.name}: not an nnU-Net checkpoint (no network_weights)")
+    return data
+
+
+@contextmanager
+def only_safe_loading() -> Iterator[None]:
+    """Make every ``torch.load`` meanwhile refuse what :func:`load` refuses, also where nnU-Net asks for ``weights_only=False``."""
+    import torch
+
+    before = os.environ.get(_FORCE)
+    os.environ[_FORCE] = "1"
+    try:
+        with torch.serialization.safe_globals(_safe_globals()):
+            yield
+    finally:
+        if before is None:
+            del os.environ[_FORCE]
+        else:
+            os.environ[_FORCE] = before
+
+
+def save(path: Path, write: Callable[[Path], None]) -> None:
+    """Let ``write`` make a checkpoint beside ``path``, sync and verify it, and rename it onto ``path``.
+
+    Raises:
+        DiskFull: no space or inodes; ``path`` is as it was.
+        UnsafeCheckpoint: what was written does not read back; ``path`` is as it was.
+    """
+    temporary = temporary_beside(path)
+    try:
+        with _disk_errors(path):
+            write(temporary)
+            sync_file(temporary)
+        load(temporary, mapped=True)
+        place(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def place(temporary: Path, path: Path) -> None:
+    """Rename a verified file onto its name; the latest checkpoint becomes the previous one first."""
+    if path.name == LATEST and path.exists():
+        os.replace(path, path.with_name(PREVIOUS))
+    os.replace(temporary, path)
+    sync_directory(path.parent)
+
+
+def link(source: Path, path: Path) -> bool:
+    """Give a verified checkpoint a second name instead of writing it twice. False where the file system has no hard links."""
+    temporary = temporary_beside(path)
+    try:
+        os.link(source, temporary)
+    except OSError as error:
+        if error.errno in (errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS):
+            return False
+        raise
+    place(temporary, path)
+    return True
+
+
+def newest_verified(folder: Path, identity: Mapping[str, Any]) -> Found | None:
+    """The verified checkpoint of this identity that is furthest; the final one wins. None when there is none: start from epoch 0.
+
+    Leftovers of a killed save are removed. Whatever is refused is named in the log with its reason.
+    """
+    for leftover in folder.glob(".checkpoint_*.tmp"):
+        leftover.unlink(missing_ok=True)
+    best: Found | None = None
+    seen: set[int] = set()
+    for name in (FINAL, LATEST, PREVIOUS, BEST):
+        path = folder / name
+        if not path.is_file() or path.stat().st_ino in seen:
+            continue
+        seen.add(path.stat().st_ino)
+        try:
+            data = load(path, mapped=True)
+        except UnsafeCheckpoint as error:
+            log.warning("checkpoint refused: %s", error)
+            continue
+        written_under = data.get("init_args", {}).get(IDENTITY, {})
+        if {key: written_under.get(key) for key in identity} != dict(identity):
+            log.warning("checkpoint refused: %s belongs to %s", name, written_under or "a training that was not ours")
+            continue
+        found = Found(path=path, epoch=int(data["current_epoch"]), iteration=int(written_under.get("iteration", 0)), data=data)
+        if name == FINAL:
+            return found
+        if best is None or (found.epoch, found.iteration) > (best.epoch, best.iteration):
+            best = found
+    return best
+
+
+@contextmanager
+def _disk_errors(path: Path) -> Iterator[None]:
+    """torch reports a full disk as a RuntimeError about stream positions: look at the disk to know."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        disk = os.statvfs(path.parent)
+        full = not disk.f_bavail or (disk.f_files and not disk.f_favail)  # f_files is 0 where inodes are not counted
+        if full or (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)):
+            raise DiskFull(f"no space left in {path.parent} for {path.name}; the checkpoint before it is kept. Free some space") from error
+        raise

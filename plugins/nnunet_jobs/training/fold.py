@@ -1,0 +1,277 @@
+"""What a trained fold is: the name of its model, the record that makes it complete, and the check that it still is.
+
+Nothing here imports torch: asking whether a fold is complete takes milliseconds.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version as installed_version
+from pathlib import Path
+from typing import Any
+
+from nnunet_jobs.contract.failure import ConfigError
+from nnunet_jobs.contract.files import content_hash, read_json, sha256_file, write_json
+from nnunet_jobs.contract.params import TrainParams
+
+FOLD_RECORD = "fold.json"
+SETTINGS_RECORD = "settings.json"
+FINAL = "checkpoint_final.pth"
+# What changes the weights. Not npz, checkpoint_every and plots, which change only what is kept beside them.
+SETTINGS = ("epochs", "iterations", "val_iterations", "optimizer", "initial_lr", "mirroring", "early_stop", "seed")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FoldState:
+    """Whether a fold is complete, and its validation.
+
+    Attributes:
+        complete: final checkpoint, predictions and summary are those that were verified when the fold ended, and the
+            preprocessed inputs and the split have not moved.
+        reasons: what is missing or differs; empty when complete.
+        dice: mean foreground validation Dice; None for fold ``all``, whose cases were trained on.
+        dice_per_label: by label name. epochs: trained.
+    """
+
+    complete: bool
+    reasons: tuple[str, ...] = ()
+    dice: float | None = None
+    dice_per_label: dict[str, float | None] | None = None
+    dice_on_training_cases: float | None = None
+    epochs: int | None = None
+
+
+def model_settings(
+    params: TrainParams, version: str, *, pretrained_sha256: str | None = None, trainer_sha256: str | None = None
+) -> dict[str, Any]:
+    """Everything that tells one model from another, as JSON. The same for all configurations and folds of a run."""
+    return {
+        "version": version,
+        "trainer": params.trainer,
+        "trainer_sha256": trainer_sha256,
+        "plans": params.plans,
+        **{name: getattr(params, name) for name in SETTINGS},
+        "pretrained_sha256": pretrained_sha256,
+        "nnunetv2": installed_version("nnunetv2"),
+    }
+
+
+def model_id(params: TrainParams, version: str, *, pretrained_sha256: str | None = None, trainer_sha256: str | None = None) -> str:
+    """Name of the model: a content hash of :func:`model_settings`."""
+    return content_hash(model_settings(params, version, pretrained_sha256=pretrained_sha256, trainer_sha256=trainer_sha256))
+
+
+def trainer_source(trainer: str, trainer_paths: Sequence[str]) -> Path | None:
+    """File of a user's trainer class, None for one of nnU-Net's own (its version stands for those). Stock classes win, as in nnU-Net.
+
+    Raises:
+        ConfigError: no class of that name in nnU-Net or below ``trainer_paths``.
+    """
+    definition = re.compile(rf"^class {re.escape(trainer)}\b", re.MULTILINE)
+    spec = importlib.util.find_spec("nnunetv2")
+    stock = [Path(folder) / "training" / "nnUNetTrainer" for folder in (spec.submodule_search_locations or ())] if spec else []
+    for root in (*stock, *map(Path, trainer_paths)):
+        for path in sorted(root.rglob("*.py")):
+            if definition.search(path.read_text(errors="replace")):
+                return None if root in stock else path
+    places = ", ".join(trainer_paths) or "none configured"
+    raise ConfigError(f"trainer={trainer!r}: not a class of nnU-Net nor of the trainer paths ({places})")
+
+
+def configuration_folder(model_root: Path, dataset: str, *, trainer: str, plans: str, configuration: str) -> Path:
+    """nnU-Net's folder of one trained configuration."""
+    return model_root / dataset / f"{trainer}__{plans}__{configuration}"
+
+
+def fold_folder(model_root: Path, dataset: str, *, trainer: str, plans: str, configuration: str, fold: int | str) -> Path:
+    """nnU-Net's folder of one fold."""
+    return configuration_folder(model_root, dataset, trainer=trainer, plans=plans, configuration=configuration) / f"fold_{fold}"
+
+
+def fold_cases(dataset_folder: Path, data_identifier: str, fold: int | str) -> tuple[list[str], list[str]]:
+    """(training, validation) cases of a fold of a preprocessed dataset; for ``all`` both are all cases.
+
+    Raises:
+        ConfigError: no such fold; names the available ones. nnU-Net itself would invent a random split.
+    """
+    splits = read_json(dataset_folder / "splits_final.json")
+    if fold == "all":
+        cases = sorted(path.name.removesuffix("_seg.b2nd") for path in (dataset_folder / data_identifier).glob("*_seg.b2nd"))
+        return cases, cases
+    if not 0 <= int(fold) < len(splits):
+        raise ConfigError(f"fold={fold!r}: the splits have folds 0 to {len(splits) - 1}; use one of these, or 'all'")
+    split = splits[int(fold)]
+    return sorted(split["train"]), sorted(split["val"])
+
+
+def inputs_hash(dataset_folder: Path, *, plans: str, configuration: str, fold: int | str) -> str:
+    """Fingerprint of what a fold is trained on: plans, dataset.json, split, and the content key of every case."""
+    entry = configuration_entry(dataset_folder, plans, configuration)
+    train, val = fold_cases(dataset_folder, entry["data_identifier"], fold)
+    version_file = dataset_folder / "version.json"
+    keys = read_json(version_file).get("cases", {}).get(entry["data_identifier"]) if version_file.is_file() else None
+    documents = [read_json(dataset_folder / f"{plans}.json"), read_json(dataset_folder / "dataset.json")]
+    return content_hash([documents, configuration, train, val, keys])
+
+
+def fold_identity(model: str, dataset_folder: Path, params: TrainParams) -> dict[str, Any]:
+    """What every checkpoint of a fold is written under: only one of the same model, fold and inputs is ever resumed."""
+    inputs = inputs_hash(dataset_folder, plans=params.plans, configuration=params.configuration, fold=params.fold)
+    return {"model": model, "configuration": params.configuration, "fold": params.fold, "inputs": inputs}
+
+
+def configuration_entry(dataset_folder: Path, plans: str, configuration: str) -> dict[str, Any]:
+    """The plans' entry of a configuration, with what it inherits.
+
+    Raises:
+        ConfigError: no such plans or configuration; names the available ones.
+    """
+    path = dataset_folder / f"{plans}.json"
+    if not path.is_file():
+        found = [item.stem for item in sorted(dataset_folder.glob("*.json")) if "configurations" in read_json_or_empty(item)]
+        raise ConfigError(f"plans={plans!r}: not in this preprocessed version, which has: {', '.join(found) or 'none'}")
+    configurations = read_json(path)["configurations"]
+    if configuration not in configurations:
+        raise ConfigError(f"configuration={configuration!r}: not in {plans}, which has: {', '.join(configurations)}")
+    merged: dict[str, Any] = {}
+    name: str | None = configuration
+    while name is not None:
+        merged = {**configurations[name], **merged}
+        name = configurations[name].get("inherits_from")
+    return merged
+
+
+def read_json_or_empty(path: Path) -> Mapping[str, Any]:
+    """A JSON object, or an empty one where the file holds anything else."""
+    try:
+        data = read_json(path)
+    except ValueError:
+        return {}
+    return data if isinstance(data, dict) else {}
+
+
+def summary_dice(summary: Mapping[str, Any], labels: Mapping[str, Any]) -> tuple[float | None, dict[str, float | None]]:
+    """(mean foreground Dice, Dice by label name) of a summary.json; NaN (no voxel of it anywhere) becomes None."""
+    per_label: dict[str, float | None] = {}
+    for name, value in labels.items():
+        key = str(tuple(value)) if isinstance(value, list | tuple) else str(value)
+        if key in summary["mean"]:
+            per_label[name] = _number(summary["mean"][key]["Dice"])
+    return _number(summary["foreground_mean"]["Dice"]), per_label
+
+
+def stamp(path: Path) -> dict[str, Any]:
+    """What a file looked like when it was verified."""
+    status = path.stat()
+    return {"size": status.st_size, "mtime_ns": status.st_mtime_ns, "sha256": sha256_file(path)}
+
+
+def unchanged(path: Path, stamped: Mapping[str, Any], *, always_hash: bool = False) -> bool:
+    """Whether a file is the one that was stamped; its bytes are read when size and time alone do not say so."""
+    if not path.is_file() or path.stat().st_size != stamped["size"]:
+        return False
+    if not always_hash and path.stat().st_mtime_ns == stamped["mtime_ns"]:
+        return True
+    return bool(sha256_file(path) == stamped["sha256"])
+
+
+def write_fold_record(folder: Path, record: Mapping[str, Any], *, validation_files: Sequence[Path]) -> None:
+    """Write the record that makes a fold complete, last of all and by rename."""
+    files = {
+        str(path.relative_to(folder)): stamp(path) for path in (folder / FINAL, folder / "validation" / "summary.json", *validation_files)
+    }
+    write_json(folder / FOLD_RECORD, {"schema": 1, **record, "files": files})
+
+
+def record_fold(folder: Path, dataset_folder: Path, params: TrainParams) -> None:
+    """Say what was made, from what, after reading it all back; only this makes the fold complete.
+
+    Args:
+        folder: of the fold, trained and validated. dataset_folder: preprocessed. params: of its training.
+    """
+    from nnunet_jobs.training import checkpoint
+
+    entry = configuration_entry(dataset_folder, params.plans, params.configuration)
+    _, validation = fold_cases(dataset_folder, entry["data_identifier"], params.fold)
+    final = checkpoint.load(folder / FINAL, mapped=True)
+    description = read_json(dataset_folder / "dataset.json")
+    dice, per_label = summary_dice(read_json(folder / "validation" / "summary.json"), description["labels"])
+    on_training = params.fold == "all"
+    endings = (description["file_ending"], *((".npz", ".pkl") if params.npz else ()))
+    write_fold_record(
+        folder,
+        {
+            "inputs": inputs_hash(dataset_folder, plans=params.plans, configuration=params.configuration, fold=params.fold),
+            "epochs": int(final["current_epoch"]),
+            "dice": None if on_training else dice,
+            "dice_on_training_cases": dice if on_training else None,
+            "dice_per_label": None if on_training else per_label,
+        },
+        validation_files=[folder / "validation" / f"{case}{ending}" for case in validation for ending in endings],
+    )
+
+
+def lock_path(model_root: Path, dataset: str, configuration: str, fold: int | str) -> Path:
+    """Where whoever writes into a fold holds a kernel lock."""
+    return model_root / ".locks" / f"{dataset}-{configuration}-fold_{fold}.lock"
+
+
+def inspect_fold(
+    model_root: Path,
+    version_root: Path,
+    dataset: str,
+    *,
+    trainer: str,
+    plans: str,
+    configuration: str,
+    fold: int | str,
+    npz: bool = False,
+) -> FoldState:
+    """Whether a fold is complete by content. Never by bare existence of its files.
+
+    Args:
+        model_root: ``nnUNet_results/.versions/<model>``. version_root: ``nnUNet_preprocessed/.versions/<v>``.
+        npz: probabilities of all validation cases are asked for too.
+    """
+    folder = fold_folder(model_root, dataset, trainer=trainer, plans=plans, configuration=configuration, fold=fold)
+    if not folder.is_dir():
+        return FoldState(complete=False, reasons=("not trained",))
+    record = read_json_or_empty(folder / FOLD_RECORD) if (folder / FOLD_RECORD).is_file() else {}
+    if not record:
+        what = "training has not ended" if not (folder / FINAL).is_file() else "validation has not ended"
+        return FoldState(complete=False, reasons=(f"{what} ({FOLD_RECORD} is missing)",))
+    dataset_folder = version_root / dataset
+    entry = configuration_entry(dataset_folder, plans, configuration)
+    _, val = fold_cases(dataset_folder, entry["data_identifier"], fold)
+    reasons = []
+    if record["inputs"] != inputs_hash(dataset_folder, plans=plans, configuration=configuration, fold=fold):
+        reasons.append("it was trained on other inputs (plans, dataset.json, split or cases differ)")
+    for name, stamped in record["files"].items():
+        if not unchanged(folder / name, stamped, always_hash=name == FINAL):
+            reasons.append(f"{name} is missing or has changed since it was verified")
+    if npz:
+        lacking = [case for case in val if f"validation/{case}.npz" not in record["files"]]
+        if lacking:
+            reasons.append(f"validation probabilities are missing for {len(lacking)} of {len(val)} cases")
+    summary = read_json_or_empty(folder / "validation" / "summary.json") if not reasons else {}
+    if summary:
+        ending = read_json(dataset_folder / "dataset.json")["file_ending"]
+        summarised = sorted(Path(case["prediction_file"]).name.removesuffix(ending) for case in summary["metric_per_case"])
+        if summarised != val:
+            reasons.append(f"summary.json has {len(summarised)} cases, the split {len(val)}, and they differ")
+    return FoldState(
+        complete=not reasons,
+        reasons=tuple(reasons),
+        dice=record["dice"],
+        dice_per_label=record["dice_per_label"],
+        dice_on_training_cases=record.get("dice_on_training_cases"),
+        epochs=record["epochs"],
+    )
+
+
+def _number(value: Any) -> float | None:
+    number = float(value)
+    return number if number == number else None

@@ -1,0 +1,90 @@
+"""Fine-tuning: where the weights come from, and which of them fit."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nnunet_jobs.contract.failure import ConfigError
+from nnunet_jobs.contract.files import sha256_file
+from nnunet_jobs.contract.params import TrainParams
+from nnunet_jobs.contract.workspace import Workspace
+from nnunet_jobs.training import checkpoint
+
+log = logging.getLogger("nnunet_jobs.training")
+_HEADS = ".seg_layers."
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pretrained:
+    """Weights to start from. ``identity`` is part of the new model's name."""
+
+    path: Path
+    identity: str
+
+
+def find(params: TrainParams, workspace: Workspace) -> Pretrained | None:
+    """The checkpoint that ``params.pretrained`` means: a file, or the matching fold of a model of this workspace.
+
+    The same fold is taken, so that no validation case was trained on before; else ``fold_all``.
+
+    Raises:
+        ConfigError: no such file or model, or the model has no such configuration and fold.
+    """
+    if params.pretrained is None:
+        return None
+    if "/" in params.pretrained:
+        path = workspace.confine_input(params.pretrained, field="pretrained")
+        if not path.is_file():
+            raise ConfigError(f"pretrained={params.pretrained!r}: no such file; name a checkpoint_final.pth or a model id")
+        return Pretrained(path=path, identity=sha256_file(path))
+    root = workspace.model_root(params.pretrained)
+    trained = sorted(root.glob(f"*/*__*__{params.configuration}/fold_*/{checkpoint.FINAL}"))
+    for fold in (params.fold, "all"):
+        for path in trained:
+            if path.parent.name == f"fold_{fold}":
+                if fold != params.fold:
+                    log.warning("fine-tuning from fold 'all': Dice is flattering where a validation case was among its cases")
+                return Pretrained(path=path, identity=params.pretrained)
+    folds = ", ".join(path.parent.name for path in trained) or "none"
+    raise ConfigError(
+        f"pretrained={params.pretrained!r}: no fold {params.fold} or 'all' of {params.configuration} in {root} (found: {folds}); "
+        "name a model that has it, or a checkpoint file"
+    )
+
+
+def load_into(trainer: Any, pretrained: Pretrained) -> None:
+    """Load all weights that fit into an initialized trainer; what does not fit is named in the log and starts fresh.
+
+    With equal labels and architecture that is the full state, segmentation layers included. Under other labels the
+    segmentation layers would answer other questions, so they start fresh whatever their shape.
+
+    Raises:
+        ConfigError: the checkpoint cannot be trusted, or none of its weights fits.
+    """
+    try:
+        data = checkpoint.load(pretrained.path, mapped=True)
+    except checkpoint.UnsafeCheckpoint as error:
+        raise ConfigError(f"pretrained={str(pretrained.path)!r}: {error}; name an undamaged nnU-Net checkpoint") from error
+    network = trainer.network.module if trainer.is_ddp else trainer.network
+    network = getattr(network, "_orig_mod", network)
+    own: Mapping[str, Any] = network.state_dict()
+    weights = {name.removeprefix("module.").removeprefix("_orig_mod."): value for name, value in data["network_weights"].items()}
+    labels = data.get("init_args", {}).get("dataset_json", {}).get("labels")
+    same_labels = labels == trainer.dataset_json["labels"]
+    fits = {
+        name: weights[name]
+        for name, value in own.items()
+        if name in weights and weights[name].shape == value.shape and (same_labels or _HEADS not in name)
+    }
+    if not fits:
+        raise ConfigError(f"pretrained={str(pretrained.path)!r}: none of its weights fits this network; choose a model of the same plans")
+    fresh = sorted(set(own) - set(fits))
+    network.load_state_dict({**own, **fits})
+    trainer.print_to_log_file(f"Fine-tuning: {len(fits)} of {len(own)} weights loaded", also_print_to_console=True)
+    if fresh:
+        why = "they do not fit" if same_labels else "labels differ, or they do not fit"
+        log.info("start fresh because %s: %s", why, ", ".join(fresh))

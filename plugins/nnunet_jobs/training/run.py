@@ -1,0 +1,74 @@
+"""What the trainer layer keeps of the job it runs in, the optimizer a job may ask for, and the report after each epoch."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass, field
+from typing import Any
+
+from nnunet_jobs.context import StepContext
+from nnunet_jobs.contract.params import TrainParams
+
+
+class Diverged(Exception):
+    """Loss or weights became NaN or infinite."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Run:
+    """What the layer needs to know of the job, and what it keeps between two hooks.
+
+    Attributes:
+        identity: model, configuration and fold; written into every checkpoint and demanded of every one that is resumed.
+        losses: of the iterations of the epoch under way. resumed: how many of them an earlier attempt did.
+        iterations: of a whole epoch. nans: losses in a row that are not numbers.
+    """
+
+    params: TrainParams
+    context: StepContext
+    identity: dict[str, Any]
+    losses: list[float] = field(default_factory=list)
+    resumed: int = 0
+    iterations: int = 0
+    nans: int = 0
+    rolled_back: bool = False
+    in_epoch_end: bool = False
+    latest_due: bool = False
+    best_saved: bool = False
+
+
+def make_optimizer(trainer: Any, name: str) -> tuple[Any, Any]:
+    """(optimizer, nnU-Net's polynomial schedule) for ``sgd`` or ``adamw`` with the settings that nnU-Net's own trainers use."""
+    import torch
+    from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
+
+    weights, decay = trainer.network.parameters(), trainer.weight_decay
+    optimizer: Any
+    if name == "adamw":  # as in nnUNetTrainerAdam
+        optimizer = torch.optim.AdamW(weights, lr=trainer.initial_lr, weight_decay=decay, amsgrad=True)
+    else:
+        optimizer = torch.optim.SGD(weights, trainer.initial_lr, weight_decay=decay, momentum=0.99, nesterov=True)
+    return optimizer, PolyLRScheduler(optimizer, trainer.initial_lr, trainer.num_epochs)
+
+
+def report(trainer: Any, context: StepContext) -> None:
+    """One record of the epoch that has just ended: losses, Dice (smoothed and of the epoch), seconds, time left, GPU memory in MiB."""
+    import torch
+
+    value = trainer.logger.get_value
+    starts, ends = value("epoch_start_timestamps", None), value("epoch_end_timestamps", None)
+    seconds = [end - start for start, end in zip(starts, ends, strict=True)]
+    memory = {"gpu_mib": round(torch.cuda.max_memory_allocated() / 2**20)} if trainer.device.type == "cuda" else {}
+    context.progress(
+        "train",
+        done=trainer.current_epoch,
+        total=trainer.num_epochs,
+        train_loss=float(value("train_losses", -1)),
+        val_loss=float(value("val_losses", -1)),
+        dice=float(value("ema_fg_dice", -1)),
+        dice_epoch=float(value("mean_fg_dice", -1)),
+        lr=float(value("lrs", -1)),
+        epoch_s=round(seconds[-1], 2),
+        eta_s=round(statistics.median(seconds[-10:]) * (trainer.num_epochs - trainer.current_epoch), 1),
+        **memory,
+    )

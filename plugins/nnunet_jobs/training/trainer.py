@@ -1,0 +1,287 @@
+"""The layer over any nnU-Net trainer class: overrides, verified checkpoints, exact resume, stopping, metrics, divergence.
+
+The layered class keeps the name of the class below it, so folders and checkpoints are stock and plain ``nnUNetv2_predict``
+reads the model without this package. It hooks into nnU-Net's own methods and replaces none of them but the final validation.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nnunet_jobs.context import StepContext
+from nnunet_jobs.contract.failure import Bug, Interrupted
+from nnunet_jobs.contract.params import TrainParams
+from nnunet_jobs.training import checkpoint
+from nnunet_jobs.training.checkpoint import BEST, IDENTITY, LATEST, PREVIOUS, Found
+from nnunet_jobs.training.run import Diverged, Run, make_optimizer, report
+
+log = logging.getLogger("nnunet_jobs.training")
+
+# One bad batch may overflow under AMP and is skipped by the scaler; this many in a row never recover.
+NAN_LIMIT = 5
+
+
+class _EarlyStop(Exception):
+    """The smoothed Dice has not improved for long enough."""
+
+
+class Layer:
+    """Mixed in front of a trainer class by :func:`layered`. Has no ``__init__``: nnU-Net's inspects its signature."""
+
+    _run: Run
+    # Set by the class below.
+    network: Any
+    logger: Any
+    optimizer: Any
+    lr_scheduler: Any
+    dataloader_train: Any
+    dataloader_val: Any
+    my_init_kwargs: dict[str, Any]
+    configuration_manager: Any
+    output_folder: str
+    num_epochs: int
+    num_iterations_per_epoch: int
+    num_val_iterations_per_epoch: int
+    initial_lr: float
+    weight_decay: float
+    current_epoch: int
+    save_every: int
+    local_rank: int
+    is_ddp: bool
+    disable_checkpointing: bool
+    inference_allowed_mirroring_axes: Any
+    device: Any
+    print_to_log_file: Callable[..., None]
+
+    # --- settings -----------------------------------------------------------------------------------------------
+    def apply(self, run: Run) -> None:
+        """Take the job's settings over the class's own. Called once, before ``initialize``."""
+        self._run = run
+        for attribute, value in (
+            ("num_epochs", run.params.epochs),
+            ("num_iterations_per_epoch", run.params.iterations),
+            ("num_val_iterations_per_epoch", run.params.val_iterations),
+            ("initial_lr", run.params.initial_lr),
+            ("save_every", run.params.checkpoint_every),
+        ):
+            if value is not None:
+                setattr(self, attribute, value)
+        run.iterations = self.num_iterations_per_epoch
+        self.my_init_kwargs[IDENTITY] = dict(run.identity)
+        if not run.params.plots:
+            self.logger.plot_progress_png = lambda _folder: None  # 0.8 to 1.3 s an epoch
+
+    def configure_optimizers(self) -> Any:
+        """The class's own optimizer, or the one asked for, with nnU-Net's polynomial schedule."""
+        if self._run.params.optimizer is None:
+            return super().configure_optimizers()  # type: ignore[misc]
+        return make_optimizer(self, self._run.params.optimizer)
+
+    def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> Any:  # noqa: N802 - nnU-Net's name
+        """Mirroring off or on for augmentation, and for prediction through the checkpoint."""
+        settings = super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()  # type: ignore[misc]
+        if self._run.params.mirroring is None:
+            return settings
+        rotation, dummy_2d, initial_patch_size, _ = settings
+        axes = tuple(range(len(self.configuration_manager.patch_size))) if self._run.params.mirroring else None
+        self.inference_allowed_mirroring_axes = axes
+        return rotation, dummy_2d, initial_patch_size, axes
+
+    # --- resuming -----------------------------------------------------------------------------------------------
+    def restore(self, found: Found) -> None:
+        """Go on where a verified checkpoint stopped: weights, optimizer, logs, and the iteration within the epoch."""
+        record = found.data["init_args"][IDENTITY]
+        with checkpoint.only_safe_loading():  # nnU-Net's own method insists on a file name
+            self.load_checkpoint(str(found.path))  # type: ignore[attr-defined]
+        for values in self.logger.local_logger.my_fantastic_logging.values():
+            del values[self.current_epoch :]  # an epoch cut in the middle has logged its start already
+        self._run.losses = list(record["losses"])
+        self._run.resumed = len(self._run.losses)
+
+    # --- nnU-Net's hooks ----------------------------------------------------------------------------------------
+    def run_training(self) -> None:
+        """nnU-Net's training; on divergence once back to the last verified checkpoint.
+
+        Raises:
+            Interrupted: told to stop; everything up to the last iteration is saved.
+            Bug: diverged again, or before the first checkpoint.
+        """
+        while True:
+            try:
+                if self._no_better_for_long():  # stopped early, and killed before the final checkpoint
+                    raise _EarlyStop
+                super().run_training()  # type: ignore[misc]
+            except _EarlyStop:
+                self.on_train_end()
+            except Diverged as error:
+                self._roll_back(error)
+                continue
+            finally:
+                self._end_workers()
+            return
+
+    def on_train_epoch_start(self) -> None:
+        """Do only what is left of an epoch that an earlier attempt began."""
+        super().on_train_epoch_start()  # type: ignore[misc]
+        self.num_iterations_per_epoch = self._run.iterations - self._run.resumed
+
+    def on_train_epoch_end(self, train_outputs: list[dict[str, Any]]) -> None:
+        """Give nnU-Net the losses of the whole epoch, those of an earlier attempt included."""
+        resumed = self._run.losses[: self._run.resumed]
+        if not train_outputs or set(train_outputs[0]) == {"loss"}:
+            train_outputs = [{"loss": np.array(loss, dtype=np.float32)} for loss in resumed] + train_outputs
+        self.num_iterations_per_epoch = self._run.iterations
+        super().on_train_epoch_end(train_outputs)  # type: ignore[misc]
+
+    def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """One iteration, between a look at the stop request and a look at the loss."""
+        self._stop_or_go_on()
+        output: dict[str, Any] = super().train_step(batch)  # type: ignore[misc]
+        loss = float(np.mean(output["loss"]))
+        self._run.losses.append(loss)
+        self._run.nans = 0 if math.isfinite(loss) else self._run.nans + 1
+        if not self.is_ddp and self._run.nans >= NAN_LIMIT:
+            raise Diverged(f"the loss was not a number {NAN_LIMIT} times in a row in epoch {self.current_epoch}")
+        self._run.context.beat()
+        return output
+
+    def validation_step(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """One validation iteration; stopping here keeps all training iterations of the epoch."""
+        self._stop_or_go_on()
+        output: dict[str, Any] = super().validation_step(batch)  # type: ignore[misc]
+        self._run.context.beat()
+        return output
+
+    def on_epoch_end(self) -> None:
+        """Checkpoint, metrics, early stop."""
+        run = self._run
+        if not self._weights_finite():
+            raise Diverged(f"the weights were not numbers at the end of epoch {self.current_epoch}")
+        run.losses, run.resumed = [], 0
+        run.in_epoch_end, run.latest_due, run.best_saved = True, False, False
+        try:
+            super().on_epoch_end()  # type: ignore[misc]
+        finally:
+            run.in_epoch_end = False
+        if run.latest_due and not (run.best_saved and checkpoint.link(self._path(BEST), self._path(LATEST))):
+            self._save_before(self.current_epoch, LATEST)
+        if self.local_rank == 0:
+            report(self, run.context)
+        if self._no_better_for_long():
+            self.print_to_log_file(f"Early stop: no better smoothed Dice for {run.params.early_stop} epochs")
+            raise _EarlyStop
+
+    def on_train_end(self) -> None:
+        """Final checkpoint, verified; only then the running ones go."""
+        super().on_train_end()  # type: ignore[misc]
+        self.remove_running()
+
+    def remove_running(self) -> None:
+        """Remove what only a resume needs, once the final checkpoint is verified."""
+        if self.local_rank == 0:
+            for name in (LATEST, PREVIOUS):
+                self._path(name).unlink(missing_ok=True)
+
+    def save_checkpoint(self, filename: str) -> None:
+        """nnU-Net's checkpoint, atomic and verified. The epoch's latest waits until best is known, so that both are one file."""
+        if self.local_rank != 0 or self.disable_checkpointing:
+            super().save_checkpoint(filename)  # type: ignore[misc]
+            return
+        path, run = Path(filename), self._run
+        if run.in_epoch_end and path.name == LATEST:
+            run.latest_due = True
+            return
+        self.my_init_kwargs[IDENTITY] = {**run.identity, "losses": list(run.losses), "iteration": len(run.losses)}
+        write = super().save_checkpoint  # type: ignore[misc]
+        checkpoint.save(path, lambda temporary: write(str(temporary)))
+        run.best_saved = run.best_saved or path.name == BEST
+
+    def perform_actual_validation(self, save_probabilities: bool = False) -> None:
+        """Validation with threads in place of spawned processes; same files, same numbers."""
+        from nnunet_jobs.training.validation import validate
+
+        validate(self, self._run.context, npz=save_probabilities)
+
+    # --- private ------------------------------------------------------------------------------------------------
+    def _path(self, name: str) -> Path:
+        return Path(self.output_folder) / name
+
+    def _save_before(self, epoch: int, name: str) -> None:
+        """Save so that a resume begins with ``epoch``; nnU-Net stores current_epoch + 1."""
+        now, self.current_epoch = self.current_epoch, epoch - 1
+        try:
+            self.save_checkpoint(str(self._path(name)))
+        finally:
+            self.current_epoch = now
+
+    def _stop_or_go_on(self) -> None:
+        stop, diverged = self._run.context.stop.is_set(), self._run.nans >= NAN_LIMIT
+        if self.is_ddp:  # all ranks leave in the same iteration, or the others wait for ever in a collective
+            import torch
+            from torch import distributed
+
+            flags = torch.tensor([int(stop), int(diverged)], device=self.device)
+            distributed.all_reduce(flags, op=distributed.ReduceOp.MAX)
+            stop, diverged = (bool(flag) for flag in flags.tolist())
+        if diverged:
+            raise Diverged(f"the loss was not a number {NAN_LIMIT} times in a row in epoch {self.current_epoch}")
+        if not stop:
+            return
+        done = len(self._run.losses)
+        if self._weights_finite():
+            self._save_before(self.current_epoch, LATEST)
+            raise Interrupted(f"stopped on request in epoch {self.current_epoch} after iteration {done}, which is saved")
+        raise Interrupted(f"stopped on request in epoch {self.current_epoch}; its weights are not numbers and were not saved")
+
+    def _no_better_for_long(self) -> bool:
+        patience, ema = self._run.params.early_stop, self.logger.get_value("ema_fg_dice", step=None)
+        return bool(patience and ema and len(ema) - 1 - int(np.argmax(ema)) >= patience)
+
+    def _weights_finite(self) -> bool:
+        import torch
+
+        return all(bool(torch.isfinite(weight).all()) for weight in self.network.parameters())
+
+    def _roll_back(self, error: Diverged) -> None:
+        mend = "lower initial_lr, or look for extreme intensities in the images"
+        found = checkpoint.newest_verified(Path(self.output_folder), self._run.identity)
+        if self._run.rolled_back or found is None:
+            where = "again after going back to the last checkpoint" if found else "before the first checkpoint"
+            raise Bug(f"training diverged {where}: {error}. Mend: {mend}") from error
+        log.warning("training diverged: %s; once more from %s (epoch %s)", error, found.path.name, found.epoch)
+        self._run.rolled_back, self._run.nans = True, 0
+        self.restore(found)
+
+    def _end_workers(self) -> None:
+        for loader in (self.dataloader_train, self.dataloader_val):
+            if hasattr(loader, "_finish"):
+                loader._finish()
+
+
+def layered(trainer: str) -> Any:
+    """The named trainer class, found by nnU-Net's own lookup, with :class:`Layer` in front and its own name kept."""
+    from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+
+    base = recursive_find_trainer_class_by_name(trainer)
+    return type(base.__name__, (Layer, base), {"__module__": base.__module__, "__doc__": base.__doc__})
+
+
+def build(params: TrainParams, context: StepContext, *, dataset: str, identity: dict[str, Any], device: Any) -> Any:
+    """A layered trainer of one fold, not yet initialized. nnU-Net's environment variables must be set."""
+    from nnunet_jobs.contract.files import read_json
+
+    folder = Path(os.environ["nnUNet_preprocessed"]) / dataset  # noqa: SIM112 - nnU-Net's spelling
+    plans = read_json(folder / f"{params.plans}.json")
+    plans["continue_training"] = False  # only tells wandb to go on; nnU-Net takes it out again
+    trainer = layered(params.trainer)(
+        plans=plans, configuration=params.configuration, fold=params.fold, dataset_json=read_json(folder / "dataset.json"), device=device
+    )
+    trainer.apply(Run(params=params, context=context, identity=identity))
+    return trainer

@@ -1,0 +1,10 @@
+"""Registers the plugin when this folder is used as it is; an installed package does so by its entry point, and once is enough."""
+
+from __future__ import annotations
+
+from importlib.metadata import entry_points
+
+if not any(point.value == "airflow_nnunet.plugin:NnunetPlugin" for point in entry_points(group="airflow.plugins")):
+    from airflow_nnunet.plugin import NnunetPlugin
+
+    __all__ = ["NnunetPlugin"]

@@ -1,0 +1,36 @@
+"""Shared fixtures. Heavy imports happen in the tests that need them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from nnunet_jobs.contract.workspace import Workspace
+
+PROJECT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    """A fresh, empty workspace; inputs anywhere below the test's folder are allowed."""
+    return Workspace.below(tmp_path / "work", input_roots=(str(tmp_path),))
+
+
+@pytest.fixture(scope="session")
+def test_data() -> Path:
+    """Folder of real data, or a skip that says why."""
+    folder = Path(os.environ.get("NNUNET_TEST_DATA", PROJECT.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"no real data at {folder}; set NNUNET_TEST_DATA")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def hippocampus(test_data: Path) -> Path:
+    """200 real MRI cases in Medical Segmentation Decathlon layout."""
+    folder = test_data / "Task04_Hippocampus"
+    if not folder.is_dir():
+        pytest.skip(f"no hippocampus data at {folder}")
+    return folder

@@ -1,0 +1,141 @@
+"""The project's DAG files as Airflow's DAG processor sees them."""
+
+from __future__ import annotations
+
+import configparser
+import itertools
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+from airflow.sdk.exceptions import ParamValidationError
+
+from airflow_nnunet.dag_builder import build_training_dag, training_task_group
+from airflow_nnunet.dataset_config import TrainingConfig
+
+PROJECT = Path(__file__).resolve().parents[2]
+GOOD = "dataset: {{id: {number}, name: Test{number}, source: /data}}\n"
+
+
+@pytest.fixture
+def datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "datasets"
+    folder.mkdir()
+    monkeypatch.setenv("AIRFLOW__NNUNET__DATASETS", str(folder))
+    monkeypatch.setenv("AIRFLOW__CORE__LOAD_EXAMPLES", "False")
+    return folder
+
+
+def bag(folder: Path = PROJECT / "dags") -> tuple[dict[str, object], dict[str, str]]:
+    from airflow.dag_processing.dagbag import DagBag
+
+    found = DagBag(folder, bundle_path=folder)
+    return dict(found.dags), dict(found.import_errors)
+
+
+def config(**changes: object) -> TrainingConfig:
+    base = {"dag_id": "test", "dataset": {"id": 4, "name": "Hippocampus", "source": "/data"}}
+    return TrainingConfig.model_validate(base | changes)
+
+
+def test_every_dag_file_of_the_project_loads_and_serializes() -> None:
+    from airflow.serialization.serialized_objects import DagSerialization
+
+    dags, errors = bag()
+    assert not errors
+    assert set(dags) == {"nnunet_hippocampus", "nnunet_phantom_tiny", "nnunet_prediction", "hospital_etl_example"}
+    for dag in dags.values():
+        DagSerialization.to_dict(dag)
+
+
+def test_the_forms_defaults_are_valid_values_of_the_form() -> None:
+    for changes in ({}, {"schedule": "@daily"}, {"preprocess": {"configurations": ["2d", "3d_lowres", "3d_cascade_fullres"]}}):
+        build_training_dag(config(**changes)).params.validate()
+
+
+def test_a_broken_dataset_file_is_an_import_error_and_leaves_the_other_dags_alone(datasets: Path) -> None:
+    (datasets / "good.yaml").write_text(GOOD.format(number=1))
+    (datasets / "broken.yaml").write_text(GOOD.format(number=2) + "train: {epoch: 3}\n")
+    dags, errors = bag()
+    assert "nnunet_good" in dags
+    assert "nnunet_broken" not in dags
+    assert list(errors) == ["nnunet_dataset_files.py"], "an error on nnunet_training.py would take the good DAGs with it"
+    assert "broken.yaml:2: train.epoch: unknown field; did you mean 'epochs'?" in errors["nnunet_dataset_files.py"]
+
+
+def test_a_hundred_dataset_files_are_parsed_without_the_heavy_stack(datasets: Path) -> None:
+    for number in range(1, 101):
+        (datasets / f"d{number}.yaml").write_text(GOOD.format(number=number))
+    code = textwrap.dedent("""
+        import sys
+        from airflow_nnunet.dag_builder import datasets_folder, training_dags
+        assert len(training_dags(datasets_folder(''))) == 100
+        print(sorted({name.partition(".")[0] for name in sys.modules} & {"torch", "nnunetv2", "numpy", "nibabel", "SimpleITK", "pandas"}))
+    """)
+    done = subprocess.run([sys.executable, "-c", code], env=os.environ, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_the_pipeline_has_its_order_and_its_settings() -> None:
+    dag = build_training_dag(config(schedule="0 1 * * *", owner="radiology", team="mri", tags=["brain"], pool="big", priority=7, retries=4))
+    order = ["register", "has_work", "preprocess", "plan_folds", "train", "find_best", "plan_predictions", "predict"]
+    for before, after in itertools.pairwise(order):
+        assert after in dag.get_task(before).downstream_task_ids, f"{before} -> {after}"
+    assert (dag.max_active_runs, dag.catchup) == (1, False)
+    assert {"nnunet", "Dataset004_Hippocampus", "brain", "team:mri"} == set(dag.tags)
+    for name in ("train", "find_best", "predict"):
+        task = dag.get_task(name)
+        assert (task.owner, task.pool, task.priority_weight, task.retries) == ("radiology", "big", 7, 4), name
+    assert dag.get_task("register").pool != "big", "copying files takes no GPU slot"
+    assert "preprocess.configurations" in (dag.doc_md or "")
+
+
+def test_the_cascade_waits_for_all_low_resolution_folds() -> None:
+    assert not build_training_dag(config()).has_task("train_cascade")
+    dag = build_training_dag(config(preprocess={"configurations": ["3d_lowres", "3d_cascade_fullres"]}))
+    assert dag.get_task("train_cascade").upstream_task_ids == {"train", "plan_cascade"}
+    assert {"train", "train_cascade"} <= dag.get_task("find_best").upstream_task_ids
+
+
+def test_the_form_has_typed_params_with_the_files_values() -> None:
+    dag = build_training_dag(config(train={"epochs": 12, "folds": [0, 1]}))
+    params = dag.params
+    assert (params["epochs"], params["folds"], params["configurations"]) == (12, ["0", "1"], ["2d", "3d_fullres"])
+    for name in params:
+        param = params.get_param(name)
+        assert param.description, name
+        assert {"type", "title", "section"} <= set(param.schema), name
+    with pytest.raises(ParamValidationError, match="less than the minimum"):
+        params["epochs"] = 0
+
+
+def test_the_builder_is_a_task_group_too() -> None:
+    from airflow.sdk import DAG
+
+    with DAG("mine", schedule=None) as dag:
+        first = training_task_group(config(dag_id=None), "first")
+        second = training_task_group(config(dag_id=None), "second")
+        first >> second
+    assert "second.register" in dag.get_task("first.predict").downstream_task_ids
+    assert "first.train" in str(dag.get_task("first.find_best").model)
+
+
+def test_the_configuration_template_binds_loopback_only() -> None:
+    template = configparser.ConfigParser(interpolation=None)
+    template.read(PROJECT / "airflow.cfg.template")
+    assert template["api"]["host"] == "127.0.0.1"
+    hosts = [value for section in template.sections() for option, value in template[section].items() if "host" in option]
+    assert set(hosts) == {"127.0.0.1"}
+
+
+def test_every_option_of_the_template_is_known_to_airflow() -> None:
+    from airflow.configuration import conf
+
+    template = configparser.ConfigParser(interpolation=None)
+    template.read(PROJECT / "airflow.cfg.template")
+    known = conf.configuration_description
+    unknown = [(s, o) for s in template.sections() if s != "nnunet" for o in template[s] if o not in known[s]["options"]]
+    assert not unknown

@@ -1,0 +1,169 @@
+"""One real Airflow for all end-to-end tests, and what they do to it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+from airflow_nnunet.rest_client import RestError, wait_until
+from airflow_nnunet.stack import Stack
+from nnunet_jobs.contract.jobdir import JobDir
+from nnunet_jobs.contract.workspace import Workspace
+
+DATASET = "Dataset900_Phantom"
+TINY = """
+    2d_tiny:
+      inherits_from: 2d
+      batch_size: 4
+      architecture:
+        arch_kwargs: {features_per_stage: [8, 16, 32, 64], n_conv_per_stage: [1, 1, 1, 1], n_conv_per_stage_decoder: [1, 1, 1]}
+"""
+DATASET_FILE = """
+dataset: {{id: 900, name: Phantom, source: {source}, layout: decathlon, holdout_fraction: 0.2}}
+preprocess:
+  configurations: [2d_tiny]
+  folds: 2
+  custom_configurations:{tiny}
+train: {{epochs: 2, iterations: 20, val_iterations: 2, optimizer: adamw, initial_lr: 0.003, mirroring: false, seed: 1}}
+select: {{ensembles: false, promote: always}}
+retries: 1
+"""
+# One training as a hospital would write it, waiting in the triggerer, in the worker, and with a time limit.
+TRAINING_DAGS = f"""
+from datetime import timedelta
+from pathlib import Path
+from airflow.sdk import DAG
+from airflow_nnunet.dataset_config import load_config
+from airflow_nnunet.operators import PreprocessOperator, RegisterDatasetOperator, TrainFoldOperator
+
+def training(name, **fields):
+    with DAG(name, schedule=None, params={{"epochs": 4, "seed": 0}}, render_template_as_native_obj=True) as dag:
+        TrainFoldOperator(
+            task_id="train", dataset="{DATASET}", configuration="2d_tiny", fold=0, epochs="{{{{ params.epochs }}}}", iterations=20,
+            val_iterations=1, optimizer="adamw", initial_lr=3e-3, mirroring=False, seed="{{{{ params.seed }}}}", grace_s=20, retries=2,
+            retry_delay=timedelta(seconds=1), **fields,
+        )
+    return dag
+
+with DAG("prepare", schedule=None) as prepare:
+    config = load_config(Path("{{datasets}}/phantom.yaml"))
+    RegisterDatasetOperator(task_id="register", **config.register_fields()) >> PreprocessOperator(
+        task_id="preprocess", datasets=["{DATASET}"], **config.preprocess.model_dump()
+    )
+
+deferred = training("deferred")
+held = training("held", deferrable=False)
+limited = training("limited", execution_timeout=timedelta(seconds=25), retry_policy=None)
+"""
+FAST = {
+    "core.parallelism": "4",
+    "scheduler.task_instance_heartbeat_timeout": "15",
+    "scheduler.task_instance_heartbeat_timeout_detection_interval": "2",
+    "workers.min_heartbeat_interval": "2",
+    "dag_processor.min_file_process_interval": "5",
+}
+
+
+class Site:
+    """A private Airflow with a workspace, a folder of dataset files and the project's own DAGs."""
+
+    def __init__(self, root: Path, source: Path) -> None:
+        self.root = root
+        self.datasets = root / "datasets"
+        self.dags = root / "dags"
+        self.datasets.mkdir()
+        self.dags.mkdir()
+        project = Path(__file__).resolve().parents[2]
+        for name in ("nnunet_training.py", "nnunet_dataset_files.py", "nnunet_prediction.py"):
+            (self.dags / name).symlink_to(project / "dags" / name)
+        (self.dags / "trainings.py").write_text(TRAINING_DAGS.replace("{datasets}", str(self.datasets)))
+        (self.datasets / "phantom.yaml").write_text(DATASET_FILE.format(source=source, tiny=TINY))
+        self.workspace = Workspace.below(root / "work", input_roots=(str(source.parent),), cpu_slots=2)
+        environment = {
+            "AIRFLOW__NNUNET__WORKSPACE": str(root / "work"),
+            "AIRFLOW__NNUNET__INPUT_ROOTS": str(source.parent),
+            "AIRFLOW__NNUNET__DATASETS": str(self.datasets),
+            "AIRFLOW__NNUNET__CPU_SLOTS": "2",
+            "AIRFLOW__NNUNET__POLL_INTERVAL": "0.5",
+            "AIRFLOW__NNUNET__LOST_AFTER": "30",
+        }
+        self.stack = Stack(root / "airflow", dags=self.dags, settings=FAST, environment=environment)
+
+    def start_training(self, dag_id: str, *, epochs: int, seed: int, until_epoch: int = 2) -> tuple[str, JobDir]:
+        """Trigger one training and wait until it has finished an epoch or more; returns run id and job."""
+        client = self.stack.client
+        client.wait_for_dag(dag_id)
+        run_id = client.trigger(dag_id, {"epochs": epochs, "seed": seed})
+        job = self.job(dag_id, run_id, "train")
+        wait_until(
+            lambda: epochs_done(job) >= until_epoch or job.state().phase.final,
+            timeout_s=120,
+            what=lambda: f"no epoch yet: {job.state()}",
+        )
+        assert not job.state().phase.final, job.read_log(0)[0].decode()[-3000:]
+        return run_id, job
+
+    def prepare(self) -> None:
+        """Register and preprocess the phantom, for tests that only train."""
+        client = self.stack.client
+        client.wait_for_dag("prepare")
+        run_id = client.trigger("prepare")
+        state = client.wait_for_run("prepare", run_id, timeout_s=180)
+        assert state == "success", client.states("prepare", run_id)
+
+    def job(self, dag_id: str, run_id: str, task_id: str, *, map_index: int = -1) -> JobDir:
+        """The job of a task, as soon as the task has told about it."""
+        found: dict[str, Any] = {}
+
+        def told() -> bool:
+            nonlocal found
+            with contextlib.suppress(RestError):
+                found = self.stack.client.xcom(dag_id, run_id, task_id, map_index=map_index, key="nnunet_job")
+            return bool(found)
+
+        wait_until(told, timeout_s=60, what=lambda: f"{task_id} tells no job: {self.stack.client.states(dag_id, run_id)}")
+        return JobDir(found["path"])
+
+    def task_processes(self) -> tuple[int, int]:
+        """(supervisor, task process) of the one task that runs now."""
+        scheduler = self.stack.pid("scheduler")
+        mine = {pid: _parent(pid) for pid in self.stack.processes()}
+        pairs = [(parent, pid) for pid, parent in mine.items() if mine.get(parent) == scheduler]
+        assert len(pairs) == 1, f"expected one running task, found {pairs}"
+        return pairs[0]
+
+
+def epochs_done(job: JobDir) -> int:
+    """Newest finished epoch that a training reported."""
+    return max((record["done"] for record in job.read_metrics()[0] if record["phase"] == "train" and "done" in record), default=0)
+
+
+def epochs_reported(job: JobDir) -> list[int]:
+    """Every finished epoch in the order of the reports; a doubled training would show as a number twice."""
+    return [record["done"] for record in job.read_metrics()[0] if record["phase"] == "train" and "done" in record]
+
+
+def job_processes(job: JobDir) -> list[int]:
+    """Pids whose command line names the job's directory."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                if str(job.path).encode() in (entry / "cmdline").read_bytes():
+                    found.append(int(entry.name))
+    return found
+
+
+def kill(*pids: int, number: int = signal.SIGKILL) -> None:
+    """Send a signal to processes that this test's stack started."""
+    for pid in pids:
+        os.kill(pid, number)
+
+
+def _parent(pid: int) -> int:
+    with contextlib.suppress(OSError):
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    return 0

@@ -1,0 +1,46 @@
+"""A private AIRFLOW_HOME for this process, set before anything imports Airflow, and a migrated one for commands."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from support.airflow import environment, run
+
+if "AIRFLOW_HOME" not in os.environ:
+    _home = tempfile.mkdtemp(prefix="airflow-unit-")
+    atexit.register(shutil.rmtree, _home, ignore_errors=True)
+    os.environ["AIRFLOW_HOME"] = _home
+
+
+@pytest.fixture
+def nnunet(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Section [nnunet] of a fresh workspace with the fake backend; returns the workspace folder."""
+    root = tmp_path / "nnunet"
+    for name, value in {"WORKSPACE": str(root), "BACKEND": "fake", "POLL_INTERVAL": "0.05", "LOST_AFTER": "5"}.items():
+        monkeypatch.setenv(f"AIRFLOW__NNUNET__{name}", value)
+    return root
+
+
+@pytest.fixture(scope="session")
+def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with an empty, migrated SQLite database."""
+    home = tmp_path_factory.mktemp("airflow-home")
+    done = run(["-m", "airflow", "db", "migrate"], environment(home))
+    assert done.returncode == 0, done.stderr[-3000:]
+    return home
+
+
+@pytest.fixture
+def home(migrated: Path, tmp_path: Path) -> Path:
+    """A fresh AIRFLOW_HOME with a migrated database."""
+    folder = tmp_path / "home"
+    for name in ("dags", "plugins"):
+        (folder / name).mkdir(parents=True)
+    shutil.copy(migrated / "airflow.db", folder / "airflow.db")
+    return folder

@@ -1,0 +1,240 @@
+"""From a task to a job and back: identity, attachment, results, failures, asset events."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from airflow.sdk.exceptions import AirflowTaskTimeout, TaskDeferralTimeout, TaskDeferred
+
+from airflow_nnunet.backends import FakeBackend, FakeOutcome, read_status
+from airflow_nnunet.config import NnunetConfig
+from airflow_nnunet.exceptions import InvalidConfig, InvalidData, JobCancelled, JobLost
+from airflow_nnunet.operators import FindBestConfigOperator, RegisterDatasetOperator, TrainFoldOperator
+from airflow_nnunet.operators.base import NnunetOperator
+from airflow_nnunet.task_state import JOB_XCOM
+from airflow_nnunet.triggers import JobTrigger
+from nnunet_jobs.contract.failure import FailureClass
+from nnunet_jobs.contract.files import read_json
+from nnunet_jobs.contract.jobdir import JobDir
+from support.airflow import context
+
+TIMEOUT = {"error": "Trigger timeout"}
+
+
+def train(**fields: Any) -> TrainFoldOperator:
+    return TrainFoldOperator(task_id="task", **{"dataset": 4, "configuration": "2d", "fold": 0, **fields})
+
+
+def start(task: NnunetOperator, ctx: Any, outcome: FakeOutcome) -> JobDir:
+    """An earlier try's job that does as told."""
+    config = NnunetConfig.load()
+    return FakeBackend(script=lambda spec, attempt: outcome).submit(task.job_spec(ctx, config))
+
+
+def forget(job: JobDir) -> None:
+    """End a fake job that goes on for ever."""
+    job.request_cancel("the test is over")
+    assert finished(job)
+
+
+def finished(job: JobDir) -> bool:
+    clock = threading.Event()
+    for _ in range(500):
+        if read_status(job).final:
+            return True
+        clock.wait(0.01)
+    return False
+
+
+def test_a_task_returns_its_steps_result_and_leaves_its_job_on_record(nnunet: Path) -> None:
+    ctx = context(map_index=2)
+    task = train(epochs="3")
+    result = task.execute(ctx)
+    job = JobDir(ctx["ti"].pushed[JOB_XCOM]["path"])
+    assert (result["fold"], result["epochs"]) == (0, 3)
+    assert job.path.parent == nnunet / "jobs"
+    assert job.spec().labels == {"dag_id": "dag", "run_id": "run", "task_id": "task", "map_index": "2"}
+    assert ctx["ti"].pushed["_link_JobLogLink"] == f"/nnunet/jobs/{job.job_id}/log"
+    assert json.loads(json.dumps(result)) == result
+
+
+def test_all_tries_share_a_job_and_a_clear_makes_a_new_one(nnunet: Path) -> None:
+    first, retry, cleared, other = (context(), context(try_number=2), context(try_number=2, max_tries=4), context(map_index=1))
+    ids = []
+    for ctx in (first, retry, cleared, other):
+        train().execute(ctx)
+        ids.append(ctx["ti"].pushed[JOB_XCOM]["job_id"])
+    assert ids[0] == ids[1]
+    assert len(set(ids)) == 3
+
+
+def test_fault_11_a_cleared_task_that_had_succeeded_really_runs_again(nnunet: Path) -> None:
+    before, after = context(), context(try_number=2, max_tries=4)
+    for ctx in (before, after):
+        train().execute(ctx)
+    jobs = [JobDir(ctx["ti"].pushed[JOB_XCOM]["path"]) for ctx in (before, after)]
+    assert [job.state().attempt for job in jobs] == [1, 1]
+
+
+def test_fault_01_a_retry_attaches_to_the_living_job(nnunet: Path) -> None:
+    ctx = context()
+    job = start(train(), ctx, FakeOutcome(forever=True))
+    with pytest.raises(TaskDeferred) as deferred:
+        train().execute(context(try_number=2))
+    trigger = deferred.value.trigger
+    assert isinstance(trigger, JobTrigger)
+    assert trigger.job == str(job.path)
+    assert job.state().attempt == 1
+    forget(job)
+
+
+def test_fault_10_a_submit_that_died_before_the_first_record_is_found_again(nnunet: Path) -> None:
+    task = train()
+    spec = task.job_spec(context(), NnunetConfig.load())
+    JobDir.create(spec)  # and no more: the submitter is gone
+    ctx = context(try_number=2)
+    assert task.execute(ctx)["fold"] == 0
+    assert ctx["ti"].pushed[JOB_XCOM]["job_id"] == spec.job_id
+    assert len(list((nnunet / "jobs").iterdir())) == 1
+
+
+def test_fault_12_the_result_is_there_after_attaching_to_a_job_that_ended_meanwhile(nnunet: Path) -> None:
+    ctx = context()
+    job = start(train(), ctx, FakeOutcome(result={"dice": 0.9}))
+    assert train().execute(context(try_number=2)) == {"dice": 0.9}
+    assert train().execute_complete(ctx, {"job": str(job.path), "attempt": 1, "phase": "done"}) == {"dice": 0.9}
+
+
+def test_without_deferral_the_task_waits_itself_and_shows_progress(nnunet: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ctx = context()
+    record = {"phase": "train", "done": 3, "total": 4, "dice": 0.712, "eta_s": 12.0}
+    start(train(), ctx, FakeOutcome(seconds=0.3, result={"dice": 0.9}, records=[record]))
+    assert train(deferrable=False).execute(ctx) == {"dice": 0.9}
+    assert "train 3/4  dice 0.712  eta 12 s" in capsys.readouterr().out
+
+
+def test_a_failure_is_raised_by_class_with_the_faults_and_the_place_to_look(nnunet: Path) -> None:
+    ctx = context()
+    job = start(train(), ctx, FakeOutcome(failure=FailureClass.DATA, message="2 faults in 1 case"))
+    with pytest.raises(InvalidData, match="2 faults in 1 case") as caught:
+        train().execute_complete(ctx, {"job": str(job.path)})
+    assert str(job.path) in str(caught.value)
+
+
+def test_a_lost_attempt_is_raised_and_the_next_try_begins_a_new_attempt(nnunet: Path) -> None:
+    ctx = context()
+    job = start(train(), ctx, FakeOutcome(lost=True, seconds=0.05))
+    with pytest.raises(JobLost):
+        train(deferrable=False).execute(ctx)
+    assert train().execute(context(try_number=2))["fold"] == 0
+    assert job.state().attempt == 2
+
+
+def test_wrong_rendered_fields_and_settings_fail_as_config(nnunet: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = train(epochs="{{ params.epochs }}")
+    task.epochs = "many"
+    with pytest.raises(InvalidConfig, match="epochs='many'"):
+        task.execute(context())
+    monkeypatch.setenv("AIRFLOW__NNUNET__BACKEND", "cloud")
+    with pytest.raises(InvalidConfig, match="backend='cloud'"):
+        train().execute(context())
+    assert not (nnunet / "jobs").exists()
+
+
+def test_what_runs_from_before_a_clear_is_cancelled(nnunet: Path) -> None:
+    job = start(train(), context(), FakeOutcome(forever=True))
+    train().execute(context(try_number=2, max_tries=4))
+    assert finished(job)
+    failure = job.failure()
+    assert failure is not None
+    assert failure.cancelled
+
+
+def test_a_job_that_is_still_stopping_is_waited_for_before_the_next_attempt(nnunet: Path) -> None:
+    ctx = context()
+    job = start(train(), ctx, FakeOutcome(forever=True))
+    job.request_cancel("execution timeout")
+    # The cancel wish may be obeyed before or after the next try looks; both must end in a second attempt with a result.
+    assert train(deferrable=False).execute(context(try_number=2))["fold"] == 0
+    assert job.state().attempt == 2
+    assert job.cancel_requested() is None
+
+
+def test_fault_14_an_execution_timeout_while_deferred_cancels_the_job(nnunet: Path) -> None:
+    ctx = context()
+    job = start(train(), ctx, FakeOutcome(forever=True))
+    with pytest.raises(TaskDeferralTimeout):
+        train().resume_execution("__fail__", TIMEOUT, ctx)
+    assert finished(job)
+    assert read_status(job).failure is not None
+
+
+class Impatient(TrainFoldOperator):
+    """Gets Airflow's timeout, which is a signal, at its first line of progress."""
+
+    template_fields = TrainFoldOperator.template_fields
+
+    @property
+    def log(self) -> Any:
+        raise AirflowTaskTimeout("timed out")
+
+
+def test_fault_14_an_execution_timeout_while_polling_cancels_the_job(nnunet: Path) -> None:
+    ctx = context()
+    task = Impatient(task_id="task", dataset=4, configuration="2d", fold=0, deferrable=False)
+    job = start(task, ctx, FakeOutcome(forever=True))
+    config = NnunetConfig.load()
+    task._stopping = False
+    with pytest.raises(AirflowTaskTimeout):
+        task._poll(ctx, config, job)
+    assert finished(job)
+
+
+def test_a_cancelled_job_fails_for_good(nnunet: Path) -> None:
+    ctx = context()
+    job = start(train(), ctx, FakeOutcome(forever=True))
+    forget(job)
+    with pytest.raises(JobCancelled, match="the test is over"):
+        train().execute_complete(ctx, {"job": str(job.path)})
+
+
+def test_killing_the_task_process_leaves_the_job_alone(nnunet: Path) -> None:
+    ctx = context()
+    task = train()
+    job = start(task, ctx, FakeOutcome(forever=True))
+    task.on_kill()
+    assert job.cancel_requested() is None
+    forget(job)
+
+
+@pytest.mark.parametrize(("already_done", "events"), [(False, ["nnunet://dataset/Dataset004_Hip"]), (True, [])])
+def test_a_dataset_event_is_sent_only_when_the_content_changed(nnunet: Path, already_done: bool, events: list[str]) -> None:
+    ctx = context()
+    task = RegisterDatasetOperator(task_id="task", dataset_id=4, name="Hip", source="/in")
+    counts = {"train": 9, "holdout": 1, "added": 0, "changed": 0, "removed": 0}
+    start(task, ctx, FakeOutcome(result={"dataset": "Dataset004_Hip", "hash": "abc", "already_done": already_done, **counts}))
+    task.execute(ctx)
+    assert [uri for uri, _ in ctx["outlet_events"].sent] == events
+
+
+@pytest.mark.parametrize(("promoted", "events"), [(True, [("nnunet://model/Dataset004_Hip", "m1")]), (False, [])])
+def test_a_model_event_is_sent_only_when_it_was_promoted(nnunet: Path, promoted: bool, events: list[tuple[str, str]]) -> None:
+    ctx = context()
+    task = FindBestConfigOperator(task_id="task", dataset=4)
+    result: Mapping[str, Any] = {"dataset": "Dataset004_Hip", "model": "m1", "cv_dice": 0.8, "holdout_dice": 0.8, "promoted": promoted}
+    start(task, ctx, FakeOutcome(result=result))
+    task.execute(ctx)
+    assert [(uri, extra["model"]) for uri, extra in ctx["outlet_events"].sent] == events
+
+
+def test_a_job_file_holds_no_secret_of_airflow(nnunet: Path) -> None:
+    ctx = context()
+    train().execute(ctx)
+    text = json.dumps(read_json(Path(ctx["ti"].pushed[JOB_XCOM]["path"]) / "spec.json"))
+    assert "sqlite" not in text
+    assert "fernet" not in text.lower()

@@ -1,0 +1,246 @@
+"""Selecting from a really trained model: stock nnU-Net's numbers, refusals by name, repair, card, promotion."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from nnunet_jobs.contract.failure import ConfigError, DataError, Interrupted
+from nnunet_jobs.contract.files import read_json, sha256_file
+from nnunet_jobs.contract.params import FindBestParams
+from nnunet_jobs.contract.workspace import Workspace
+from nnunet_jobs.selection.card import promote
+from nnunet_jobs.steps.find_best_config import run
+from support.selection import CONFIGURATIONS, DATASET, context, copy_of, model_of, run_steps, second_model, stock_selection, train_model
+
+pytestmark = [
+    pytest.mark.training,
+    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning"),
+]
+TWO_FOLDS = {"dataset": 5, "folds": [0, 1]}
+ENSEMBLE = "ensemble___nnUNetTrainer__nnUNetPlans__2d_micro___nnUNetTrainer__nnUNetPlans__3d_micro___0_1"
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """Two configurations, two folds, not selected from. Never changed: tests work on copies."""
+    return train_model(tmp_path_factory.mktemp("trained"))
+
+
+@pytest.fixture(scope="module")
+def selected(trained: Workspace, tmp_path_factory: pytest.TempPathFactory) -> tuple[Workspace, dict[str, Any]]:
+    """The same, selected and promoted; never changed."""
+    workspace = copy_of(trained, tmp_path_factory.mktemp("selected"))
+    (result,) = run_steps(workspace, ("find_best_config", {**TWO_FOLDS, "recipe": "first"}))
+    return workspace, result
+
+
+def test_dice_choice_and_postprocessing_are_those_of_stock_nnunet(
+    trained: Workspace, selected: tuple[Workspace, dict[str, Any]], tmp_path: Path
+) -> None:
+    workspace, result = selected
+    card = read_json(Path(result["card"]))
+    stock_workspace = copy_of(trained, tmp_path)
+    stock = stock_selection(stock_workspace, [0, 1])
+    assert card["metrics"]["candidates"] == stock["all_results"]
+    assert set(stock["all_results"]) == {*(f"nnUNetTrainer__nnUNetPlans__{name}" for name in CONFIGURATIONS), ENSEMBLE}
+    best = stock["best_model_or_ensemble"]
+    assert result["cv_dice"] == best["result_on_crossval_pre_pp"]
+    assert result["cv_dice_postprocessed"] == best["result_on_crossval_post_pp"]
+    chosen = [member["configuration"] for member in card["selection"]["members"]]
+    assert chosen == [member["configuration"] for member in best["selected_model_or_models"]]
+    ours, theirs = (Path(root.results) / ".versions" / model_of(root) / DATASET for root in (workspace, stock_workspace))
+    stock_postprocessing = read_json(theirs / Path(best["postprocessing_file"]).relative_to(theirs).with_suffix(".json"))
+    assert read_json(ours / "postprocessing.json") == stock_postprocessing
+    information = read_json(ours / "inference_information.json")
+    assert {name: information[name] for name in ("folds", "considered_models", "all_results")} == {
+        name: stock[name] for name in ("folds", "considered_models", "all_results")
+    }
+    assert (ours / information["best_model_or_ensemble"]["postprocessing_file"]).is_file()
+    folders = [f"nnUNetTrainer__nnUNetPlans__{name}/crossval_results_folds_0_1" for name in CONFIGURATIONS] + [f"ensembles/{ENSEMBLE}"]
+    for folder in folders:
+        assert voxels(ours / folder) == voxels(theirs / folder)
+        assert numbers(ours / folder) == numbers(theirs / folder)
+        extras = {"postprocessed", "postprocessing.json", "postprocessing.pkl"}
+        assert {path.name for path in (ours / folder).iterdir()} - extras == {path.name for path in (theirs / folder).iterdir()} - extras
+
+
+def test_the_holdout_is_predicted_from_raw_images_and_its_dice_is_in_the_card(selected: tuple[Workspace, dict[str, Any]]) -> None:
+    workspace, result = selected
+    raw = workspace.raw_dataset(DATASET)
+    held = [case for case, entry in workspace.manifest(DATASET)["cases"].items() if entry["split"] == "holdout"]
+    assert held
+    predictions = Path(result["card"]).parent / "holdout"
+    assert {path.name for path in predictions.iterdir()} == {f"{case}.nii.gz" for case in held}
+    for label, value in (("anterior", 1), ("posterior", 2)):
+        dices = []
+        for case in held:
+            pair = [array(folder / f"{case}.nii.gz") == value for folder in (raw / "labelsTs", predictions)]
+            dices.append(2 * np.count_nonzero(pair[0] & pair[1]) / (np.count_nonzero(pair[0]) + np.count_nonzero(pair[1])))
+        assert result["holdout_dice_per_label"][label] == pytest.approx(np.mean(dices))
+    assert result["holdout_dice"] == pytest.approx(np.mean(list(result["holdout_dice_per_label"].values())))
+
+
+def test_the_card_names_data_plans_versions_commands_and_every_file(selected: tuple[Workspace, dict[str, Any]]) -> None:
+    workspace, result = selected
+    root = Path(result["card"]).parent
+    card = json.loads((root / "model.json").read_text(), parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    manifest = workspace.manifest(DATASET)
+    assert (card["dataset_hash"], card["training_hash"]) == (manifest["hash"], manifest["training_hash"])
+    assert card["recipe"] == "first"
+    assert card["versions"]["nnunetv2"] == "2.8.1"
+    assert card["training"]["seed"] == 1
+    for member in card["selection"]["members"]:
+        for fold in (0, 1):
+            name = f"nnUNetTrainer__nnUNetPlans__{member['configuration']}/fold_{fold}/checkpoint_final.pth"
+            assert card["files"][name] == sha256_file(root / name)
+    assert card["commands"][0][0] == "nnUNetv2_predict"
+    assert str(workspace.results) not in (root / "model.json").read_text(), "a card can be moved"
+
+
+def test_selecting_again_finds_the_card_and_keeps_it(selected: tuple[Workspace, dict[str, Any]], tmp_path: Path) -> None:
+    workspace = copy_of(selected[0], tmp_path)
+    root = workspace.model_root(model_of(workspace)) / DATASET
+    before = (root / "model.json").read_bytes()
+    again = run(FindBestParams(**TWO_FOLDS, recipe="first"), context(workspace))
+    assert again == {**selected[1], "card": str(root / "model.json"), "already_done": True}
+    assert (root / "model.json").read_bytes() == before
+    renamed = run(FindBestParams(**TWO_FOLDS, recipe="second"), context(workspace))
+    assert renamed["already_done"]
+    assert {**read_json(root / "model.json"), "recipe": "first"} == json.loads(before)
+
+
+def test_a_stopped_selection_leaves_the_former_card(selected: tuple[Workspace, dict[str, Any]], tmp_path: Path) -> None:
+    workspace = copy_of(selected[0], tmp_path)
+    card = workspace.model_root(model_of(workspace)) / DATASET / "model.json"
+    before, surroundings = card.read_bytes(), context(workspace)
+    surroundings.stop.set()
+    with pytest.raises(Interrupted):
+        run(FindBestParams(dataset=5, folds=[0], promote="always"), surroundings)
+    assert card.read_bytes() == before
+
+
+def test_incomplete_folds_are_refused_by_name(trained: Workspace, tmp_path: Path) -> None:
+    workspace = copy_of(trained, tmp_path)
+    root = workspace.model_root(model_of(workspace)) / DATASET
+    folder = root / "nnUNetTrainer__nnUNetPlans__3d_micro"
+    next((folder / "fold_0" / "validation").glob("*.nii.gz")).unlink()
+    shutil.rmtree(folder / "fold_1")
+    with pytest.raises(ConfigError, match=r"3d_micro fold 0: validation/.*is missing.*3d_micro fold 1: not trained.*repair=True"):
+        run(FindBestParams(**TWO_FOLDS, repair=False), context(workspace))
+    with pytest.raises(ConfigError, match=r"\(3d_micro fold 1: not trained; its training has not ended\); train these folds"):
+        run(FindBestParams(**TWO_FOLDS), context(workspace))
+    (folder / "fold_all").mkdir()
+    with pytest.raises(ConfigError, match=r"fold=2: the splits have folds 0 to 1"):
+        run(FindBestParams(dataset=5, folds=[0, 2], configurations=["2d_micro"]), context(workspace))
+    assert not (root / "model.json").exists()
+    assert workspace.champion(DATASET) is None
+
+
+def test_fault_30_a_damaged_checkpoint_is_neither_selected_nor_repaired_nor_promoted(
+    selected: tuple[Workspace, dict[str, Any]], tmp_path: Path
+) -> None:
+    workspace = copy_of(selected[0], tmp_path)
+    model = model_of(workspace)
+    name = next(name for name in read_json(Path(selected[1]["card"]))["files"] if name.endswith("fold_1/checkpoint_final.pth"))
+    checkpoint = workspace.model_root(model) / DATASET / name
+    data = bytearray(checkpoint.read_bytes())
+    data[len(data) // 2] ^= 1
+    status = checkpoint.stat()
+    checkpoint.write_bytes(data)
+    os.utime(checkpoint, ns=(status.st_atime_ns, status.st_mtime_ns))
+    with pytest.raises(ConfigError, match=r"_micro fold 1: checkpoint_final.pth .*has changed since it was verified"):
+        run(FindBestParams(**TWO_FOLDS, recipe="first"), context(workspace))
+    workspace.champion_link(DATASET).unlink()
+    with pytest.raises(DataError, match=name):
+        promote(workspace, DATASET, model)
+    assert workspace.champion(DATASET) is None
+
+
+def test_a_lost_validation_is_repaired_and_gives_the_same_card(
+    trained: Workspace, selected: tuple[Workspace, dict[str, Any]], tmp_path: Path
+) -> None:
+    workspace = copy_of(trained, tmp_path)
+    folder = workspace.model_root(model_of(workspace)) / DATASET / "nnUNetTrainer__nnUNetPlans__2d_micro" / "fold_1"
+    shutil.rmtree(folder / "validation")
+    (repaired,) = run_steps(workspace, ("find_best_config", {**TWO_FOLDS, "promote": "never"}))
+    names = ("choice", "cv_dice", "cv_dice_postprocessed", "holdout_dice")
+    assert {name: repaired[name] for name in names} == {name: selected[1][name] for name in names}
+    assert not repaired["promoted"]
+    assert workspace.champion(DATASET) is None
+
+
+def test_one_fold_of_one_configuration_and_a_holdout_that_was_changed(trained: Workspace, tmp_path: Path) -> None:
+    workspace = copy_of(trained, tmp_path)
+    fields = {"dataset": DATASET, "folds": [1], "configurations": ["3d_micro"], "model": model_of(workspace), "promote": "always"}
+    label = next((workspace.raw_dataset(DATASET) / "labelsTs").glob("*.nii.gz"))
+    kept = label.read_bytes()
+    label.write_bytes(kept + b"\0")
+    with pytest.raises(DataError, match=rf"{label.name}\]: is missing or differs from the manifest"):
+        run(FindBestParams(**fields), context(workspace))
+    label.write_bytes(kept)
+    (result,) = run_steps(workspace, ("find_best_config", fields))
+    assert result["choice"] == "nnUNetTrainer__nnUNetPlans__3d_micro"
+    assert result["promoted"]
+    fold = read_json(Path(result["card"]).parent / "nnUNetTrainer__nnUNetPlans__3d_micro" / "fold_1" / "fold.json")
+    assert result["cv_dice"] == fold["dice"]
+    assert read_json(Path(result["card"]))["selection"]["members"][0]["folds"] == [1]
+
+
+def test_only_a_better_model_is_promoted_and_an_earlier_one_can_be_put_back(
+    selected: tuple[Workspace, dict[str, Any]], tmp_path: Path
+) -> None:
+    workspace, first = copy_of(selected[0], tmp_path), model_of(selected[0])
+    holdout = selected[1]["holdout_dice"]
+    assert workspace.champion(DATASET) == first
+
+    def offer(model: str, policy: str = "if_better") -> bool:
+        return bool(run(FindBestParams(**TWO_FOLDS, model=model, promote=policy), context(workspace))["promoted"])
+
+    worse = second_model(workspace, first, "worse", holdout_dice=holdout - 0.01, cv_dice_postprocessed=1.0)
+    same = second_model(workspace, first, "same")
+    better = second_model(workspace, first, "better", holdout_dice=holdout + 0.01, cv_dice_postprocessed=0.0)
+    elsewhere = second_model(workspace, first, "elsewhere", holdout_hash="other cases", holdout_dice=0.0, cv_dice_postprocessed=0.5)
+    for model in (worse, same):
+        assert not offer(model)
+        assert workspace.champion(DATASET) == first
+    assert not offer(better, "never")
+    assert offer(better)
+    assert os.readlink(workspace.champion_link(DATASET)) == f".versions/better/{DATASET}"
+    assert not offer(worse)
+    assert offer(elsewhere), "judged on other cases, so cross-validation decides"
+    assert offer(worse, "always")
+    promote(workspace, DATASET, first)
+    assert workspace.champion(DATASET) == first
+    with pytest.raises(ConfigError, match="model='gone'"):
+        promote(workspace, DATASET, "gone")
+    workspace.champion_link(DATASET).unlink()
+    workspace.champion_link(DATASET).mkdir()
+    with pytest.raises(ConfigError, match="is not a link"):
+        promote(workspace, DATASET, first)
+
+
+def voxels(folder: Path) -> dict[str, str]:
+    """sha256 of the voxels of every segmentation in a folder."""
+    return {path.name: hashlib.sha256(array(path).tobytes()).hexdigest() for path in sorted(folder.glob("*.nii.gz"))}
+
+
+def array(path: Path) -> Any:
+    """Voxels of a segmentation."""
+    import nibabel as nib
+
+    return np.asarray(nib.load(path).dataobj)
+
+
+def numbers(folder: Path) -> Any:
+    """summary.json without its paths."""
+    summary = read_json(folder / "summary.json")
+    cases = {Path(case["prediction_file"]).name: repr(case["metrics"]) for case in summary["metric_per_case"]}
+    return cases, repr(summary["mean"]), repr(summary["foreground_mean"])
