@@ -27,6 +27,7 @@ class SourceCase:
     Attributes:
         case: id. images: one file a channel, or a single 4D file that holds them all along its last axis.
         label: label image, None for test images. labelled: a label is due. holdout: the source itself keeps the case for testing.
+        group: patient, where the source itself says so; ``group_pattern`` says it otherwise.
     """
 
     case: str
@@ -34,6 +35,7 @@ class SourceCase:
     label: Path | None
     labelled: bool = True
     holdout: bool = False
+    group: str | None = None
 
 
 @dataclass(slots=True, kw_only=True)

@@ -21,6 +21,7 @@ from nnunet_jobs.dataset.changes import Changes, compare, parallel, pulse
 from nnunet_jobs.dataset.faults import data_error
 from nnunet_jobs.dataset.labels import Tables
 from nnunet_jobs.dataset.manifest import SCHEMA, HashCache, build_manifest, description, files_of
+from nnunet_jobs.dataset.materialise import plain_source
 from nnunet_jobs.dataset.sources import Source, read_source
 from nnunet_jobs.dataset.staging import Store
 from nnunet_jobs.dataset.transfer import recover
@@ -60,9 +61,13 @@ class _Registration:
     def run(self) -> dict[str, Any]:
         recover(self.folder)
         self._check_id()
+        with plain_source(self.params, self.root, self.context, dataset=self.dataset) as root:
+            return self._register(root)
+
+    def _register(self, root: Path) -> dict[str, Any]:
         previous = self._previous()
         registered: dict[str, Any] = previous["cases"] if previous else {}
-        source = read_source(self.params, self.root, known=registered if self.params.on_removed == "keep" else ())
+        source = read_source(self.params, root, known=registered if self.params.on_removed == "keep" else ())
         if self.root.is_relative_to(os.path.realpath(self.folder)):
             raise ConfigError(f"source={self.params.source!r}: is the dataset's own folder; register from a folder outside of it")
         ending: str = previous["file_ending"] if previous else source.file_ending()
@@ -120,7 +125,7 @@ class _Registration:
     def _plan(self, source: Source, registered: Mapping[str, Any], changes: Changes) -> dict[str, dict[str, Any]]:
         """Manifest entries of all cases that will be there; hashes of files still to be brought are empty."""
         staying = sorted({*source.cases, *changes.kept})
-        groups = holdout.groups_of(staying, self.params.group_pattern)
+        groups = self._groups(source, registered, staying)
         labelled = {
             case: groups[case]
             for case in staying
@@ -160,6 +165,14 @@ class _Registration:
                 "source": {"images": list(checked.hashes), "label": checked.label_hash},
             }
         return cases
+
+    def _groups(self, source: Source, registered: Mapping[str, Any], staying: list[str]) -> dict[str, str]:
+        """Patient of each case: by ``group_pattern`` where it is given, else as the source says, else the case itself."""
+        groups = holdout.groups_of(staying, self.params.group_pattern)
+        if self.params.group_pattern is None:
+            groups |= {case: item.group for case, item in source.cases.items() if item.group is not None}
+            groups |= {case: registered[case]["group"] for case in staying if case not in source.cases}
+        return groups
 
     def _known_groups(self, registered: Mapping[str, Any], labelled: Mapping[str, str]) -> dict[str, str]:
         known: dict[str, str] = {}
