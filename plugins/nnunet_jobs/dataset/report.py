@@ -13,11 +13,11 @@ from nnunet_jobs.contract.failure import Fault
 from nnunet_jobs.dataset.report_facts import Summary, flat, label_size, label_values, number, unusual
 from nnunet_jobs.dataset.report_figures import colour, slice_picture, swatch
 from nnunet_jobs.dataset.report_html import heads, items, more, text
-from nnunet_jobs.dataset.report_ranges import LINES, range_tables
+from nnunet_jobs.dataset.report_ranges import range_tables
 from nnunet_jobs.dataset.report_style import STYLE
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
-_FAULTS, _NOTES, _NAMED, _ROWS = 300, 60, 8, 2_000  # lines of each table at most
+_FAULTS, _NOTES, _NAMED, _ROWS, _LEGEND = 300, 60, 8, 2_000, 30  # lines of each table at most
 _PICTURES, _PICTURE_CHARS = 240, 2_500_000
 _SPLITS = {"train": "for training", "holdout": "held out", "test": "without a label"}
 
@@ -108,7 +108,7 @@ class _Page:
         counts = [f'<b class="{_kind(severity)}">{count:,} ×</b> <code>{text(code)}</code>' for (severity, code), count in tally.items()]
         lines = "".join(
             f'<tr><td class="{_kind(fault.severity)}">{text(fault.severity)}</td><td><code>{text(fault.code)}</code></td>'
-            f'<td class="wrap">{self._link(fault.case)}</td><td class="wrap">{text(fault.file or "")}</td>'
+            f'<td class="wrap">{self._link(fault.case)}</td><td class="wrap file">{text(fault.file or "")}</td>'
             f'<td class="message">{text(fault.message, 1_000)}</td></tr>'
             for fault in self.faults[:_FAULTS]
         )
@@ -166,9 +166,9 @@ class _Page:
             return ""
         seen = {value for case in self.chosen for value in (self.cases[case].get("picture") or {}).get("contours", {})}
         shown = [label for label in self.labels if str(label.value) in seen]
-        legend = [f"{swatch(self.colours[str(label.value)])}{text(label.name, 80)}" for label in shown[:LINES]]
-        if len(shown) > LINES:
-            legend.append(f"and {len(shown) - LINES} more")
+        legend = [f"{swatch(self.colours[str(label.value)])}{text(label.name, 80)}" for label in shown[:_LEGEND]]
+        if len(shown) > _LEGEND:
+            legend.append(f"and {len(shown) - _LEGEND} more")
         views = Counter(view for case in self.chosen if (view := (self.cases[case].get("picture") or {}).get("view")))
         how = "the slice with most label voxels" + (
             f", {text(' or '.join(views))}, patient's right on the left" if views else ", as stored"

@@ -7,9 +7,10 @@ from typing import Any
 
 from nnunet_jobs.dataset.report_facts import LabelValue, Range, Summary, along, flat, intensities, number, sizes
 from nnunet_jobs.dataset.report_figures import histogram, intensity_histogram, swatch
-from nnunet_jobs.dataset.report_html import heads, more, text
+from nnunet_jobs.dataset.report_html import heads, text
 
-LINES = 30  # of a table at most
+LINES = 12  # of a table; the others open on demand
+_OPENED = 240
 _DRAWN = 2  # intensities are drawn so many usual ranges to each side
 
 
@@ -18,25 +19,35 @@ def range_tables(
 ) -> str:
     """Geometry, intensities of each channel, and sizes of each label."""
     names = tables.get("channel_names") or {}
-    lines = "".join(_channel(str(names.get(str(place), f"channel {place}")), cases, place) for place in range(min(channels, LINES)))
-    table = '<div class="scroll"><table class="ranges"><tr>{}</tr>{}</table></div>'
+    lines = [_channel(str(names.get(str(place), f"channel {place}")), cases, place) for place in range(min(channels, _OPENED))]
     right = ""
     if labels:
         unit = "in percent of the picture" if flat(cases) else "in ml"
-        sized = table.format(_heads("Cases"), _labels(cases, labels[:LINES], colours))
-        right = f'<h2 class="below">Labels <small>{unit}</small></h2>{sized}{more(len(labels), LINES, "labels")}'
+        right = f'<h2 class="below">Labels <small>{unit}</small></h2>{_table(_labels(cases, labels[:_OPENED], colours), "labels", "Cases")}'
     return (
-        f'<section class="pair"><div><h2>Geometry</h2>{table.format(_heads(), _geometry(cases))}</div>'
+        f'<section class="pair"><div><h2>Geometry</h2>{_table(_geometry(cases), "quantities")}</div>'
         "<div><h2>Intensities <small>0.5 to 99.5 % of the voxels, each case with the same weight</small></h2>"
-        f"{table.format(_heads(), lines)}{more(channels, LINES, 'channels')}{right}</div></section>"
+        f"{_table(lines, 'channels')}{right}</div></section>"
     )
 
 
-def _geometry(cases: Mapping[str, Summary]) -> str:
+def _table(lines: Sequence[str], what: str, *extra: str) -> str:
+    head = f"{heads('')}{heads(*extra, 'Median', 'Smallest', kind='n')}{heads('')}{heads('Largest', kind='high')}"
+    tables = [
+        f'<div class="scroll"><table class="ranges"><tr>{head}</tr>{"".join(part)}</table></div>'
+        for part in (lines[:LINES], lines[LINES:])
+        if part
+    ]
+    if len(tables) > 1:
+        tables[1] = f'<details class="rest"><summary>{len(lines) - LINES:,} more {what}</summary>{tables[1]}</details>'
+    return "".join(tables)
+
+
+def _geometry(cases: Mapping[str, Summary]) -> list[str]:
     pictures = flat(cases)
     axes = [axis for axis in range(3) if not pictures or max(along(cases, "shape", axis).values(), default=0) > 1]
     quantities = (("shape", "Pixels" if pictures else "Voxels"), ("spacing", "Spacing (mm)"))
-    return "".join(_line(f"{name} along {'xyz'[axis]}", "", _range(along(cases, key, axis))) for key, name in quantities for axis in axes)
+    return [_line(f"{name} along {'xyz'[axis]}", "", _range(along(cases, key, axis))) for key, name in quantities for axis in axes]
 
 
 def _channel(name: str, cases: Mapping[str, Summary], channel: int) -> str:
@@ -50,22 +61,18 @@ def _channel(name: str, cases: Mapping[str, Summary], channel: int) -> str:
     return _cells(label, "", middles.median, lows.low, highs.high, intensity_histogram(list(known.values()), low, high))
 
 
-def _labels(cases: Mapping[str, Summary], labels: Sequence[LabelValue], colours: Mapping[str, str]) -> str:
+def _labels(cases: Mapping[str, Summary], labels: Sequence[LabelValue], colours: Mapping[str, str]) -> list[str]:
     labelled = sum(summary.get("labels") is not None for summary in cases.values())
-    lines = ""
+    lines = []
     for label in labels:
         known, fill = _range(sizes(cases, label.value)), colours[str(label.value)]
         name = text(label.name) if label.declared else f'<span class="bad">{text(label.name)}</span>'
-        lines += _line(f"{swatch(fill)}{name}", f'<td class="n">{len(known.values):,} of {labelled:,}</td>', known, fill=fill)
+        lines.append(_line(f"{swatch(fill)}{name}", f'<td class="n">{len(known.values):,} of {labelled:,}</td>', known, fill=fill))
     return lines
 
 
 def _range(values: Mapping[str, float]) -> Range:
     return Range(values=tuple(values.values()))
-
-
-def _heads(*extra: str) -> str:
-    return f"{heads('')}{heads(*extra, 'Median', 'Smallest', kind='n')}{heads('')}{heads('Largest', kind='high')}"
 
 
 def _line(name: str, extra: str, values: Range, *, fill: str | None = None) -> str:

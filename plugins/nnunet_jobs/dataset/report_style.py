@@ -26,7 +26,7 @@ table{border-collapse:collapse;width:100%}
 th,td{padding:5px 16px 5px 0;text-align:left;vertical-align:top;border-top:1px solid var(--line)}
 th{font-size:12px;font-weight:500;color:var(--soft);border-top:0;white-space:nowrap}
 .n{text-align:right;white-space:nowrap}
-td.wrap{overflow-wrap:anywhere;min-width:13em;max-width:26em}td.message{min-width:260px;max-width:720px;overflow-wrap:anywhere;white-space:pre-line}
+td.wrap{overflow-wrap:anywhere;min-width:13em;max-width:26em}td.file{min-width:17em}td.message{min-width:260px;max-width:720px;overflow-wrap:anywhere;white-space:pre-line}
 code{font:12.5px ui-monospace,"DejaVu Sans Mono",Menlo,monospace}
 a{color:inherit;text-decoration-color:var(--soft);text-underline-offset:2px}
 .tally{display:flex;flex-wrap:wrap;gap:4px 18px;margin:0 0 10px;padding:0;list-style:none}
@@ -49,7 +49,7 @@ figcaption{font-size:12px;line-height:1.35;margin-top:4px;color:var(--soft);over
 figcaption b{display:block;font-weight:500;color:var(--text)}
 .cell.bad{outline:3px solid #e53935;outline-offset:-1px}.cell.look{outline:3px solid #f0a020;outline-offset:-1px}
 figure:target .cell{outline:3px solid #2f80ed}
-summary{cursor:pointer;font-size:15px;font-weight:650}details table{margin-top:10px}
+summary{cursor:pointer;font-size:15px;font-weight:650}details table{margin-top:10px}.rest summary{font-size:13px;font-weight:400;color:var(--soft);margin-top:8px}
 footer{margin-top:20px;font-size:12px;color:var(--soft)}
 @media (max-width:700px){body{padding:12px}.pair{grid-template-columns:1fr}}
 @media print{body{background:#fff;padding:0}section{break-inside:avoid-page}figure{break-inside:avoid}}
