@@ -49,7 +49,8 @@ figcaption{font-size:12px;line-height:1.35;margin-top:4px;color:var(--soft);over
 figcaption b{display:block;font-weight:500;color:var(--text)}
 .cell.bad{outline:3px solid #e53935;outline-offset:-1px}.cell.look{outline:3px solid #f0a020;outline-offset:-1px}
 figure:target .cell{outline:3px solid #2f80ed}
-summary{cursor:pointer;font-size:15px;font-weight:650}details table{margin-top:10px}.rest summary{font-size:13px;font-weight:400;color:var(--soft);margin-top:8px}
+summary{cursor:pointer;font-size:15px;font-weight:650}details table{margin-top:10px}
+.rest summary{font-size:13px;font-weight:400;color:var(--soft);margin-top:8px}
 footer{margin-top:20px;font-size:12px;color:var(--soft)}
 @media (max-width:700px){body{padding:12px}.pair{grid-template-columns:1fr}}
 @media print{body{background:#fff;padding:0}section{break-inside:avoid-page}figure{break-inside:avoid}}
