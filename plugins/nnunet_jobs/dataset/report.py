@@ -19,6 +19,7 @@ from nnunet_jobs.dataset.report_style import STYLE
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 _FAULTS, _NOTES, _NAMED, _ROWS, _LEGEND = 300, 60, 8, 2_000, 30  # lines of each table at most
 _PICTURES, _PICTURE_CHARS = 240, 2_500_000
+_LARGE = 24  # so many pictures at most are shown larger
 _SPLITS = {"train": "for training", "holdout": "held out", "test": "without a label"}
 
 
@@ -175,7 +176,7 @@ class _Page:
         )
         if flat(self.cases):
             how = ""
-        note = ""
+        note, few = "", " few" if len(self.chosen) <= _LARGE else ""
         if len(self.chosen) < len(self.cases):
             note = (
                 f'<p class="note">{len(self.chosen):,} of {len(self.cases):,} cases: those that need a look first, then an even choice.</p>'
@@ -183,7 +184,7 @@ class _Page:
         return (
             f"<section><h2>Cases <small>{how}</small></h2>"
             + (f'<ul class="legend">{items(legend)}</ul>' if legend else "")
-            + f'<div class="sheet">{"".join(map(self._figure, self.chosen))}</div>{note}</section>'
+            + f'<div class="sheet{few}">{"".join(map(self._figure, self.chosen))}</div>{note}</section>'
         )
 
     def _figure(self, case: str) -> str:

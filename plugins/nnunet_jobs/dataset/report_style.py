@@ -40,6 +40,7 @@ overflow-wrap:anywhere}.ranges .n{min-width:74px}.ranges .shape{padding-right:10
 .swatch{width:11px;height:11px;margin-right:7px;vertical-align:-1px}
 .legend{display:flex;flex-wrap:wrap;gap:4px 18px;margin:0 0 12px;padding:0;list-style:none}
 .sheet{display:grid;grid-template-columns:repeat(auto-fill,minmax(132px,1fr));gap:12px 8px}
+.few{grid-template-columns:repeat(auto-fill,minmax(196px,1fr))}
 figure{margin:0;min-width:0;scroll-margin:16px}
 .cell{aspect-ratio:1;background:#000;border-radius:4px;overflow:hidden;display:grid;place-items:center}
 .cell svg{display:block;min-width:0;min-height:0}.cell path{fill:none;stroke-width:1.5;
