@@ -79,10 +79,18 @@ class Reporter:
         self._tables: Mapping[str, Any] = {}
         self._registered: Mapping[str, Any] = {}
         self._checked: Mapping[str, CheckedCase] = {}
+        self._warnings: Sequence[Fault] = ()
 
-    def checked(self, tables: Mapping[str, Any], registered: Mapping[str, Any], checked: Mapping[str, CheckedCase]) -> None:
-        """Take what the check found: tables of the source, manifest entries registered before, and the cases that were read."""
-        self._tables, self._registered, self._checked = tables, registered, checked
+    def checked(
+        self,
+        tables: Mapping[str, Any],
+        registered: Mapping[str, Any],
+        checked: Mapping[str, CheckedCase],
+        warnings: Sequence[Fault] = (),
+    ) -> None:
+        """Take what the check found: tables of the source, manifest entries registered before, the cases that were read, and warnings
+        about the dataset as a whole."""
+        self._tables, self._registered, self._checked, self._warnings = tables, registered, checked, warnings
 
     def succeeded(self, cases: Mapping[str, Mapping[str, Any]]) -> str | None:
         """Write the report of the cases that are registered now, by their manifest entries. Returns the file's name in the job folder."""
@@ -90,12 +98,13 @@ class Reporter:
             self.store.keep(case)
         self.store.save(cases)
         shown = {case: {**self.store.summary(entry), "split": entry["split"]} for case, entry in cases.items()}
-        return self._write(shown, [fault for case, entry in cases.items() for fault in self.store.warnings(case, entry)])
+        known = [fault for case, entry in cases.items() for fault in self.store.warnings(case, entry)]
+        return self._write(shown, [*self._warnings, *known])
 
     def failed(self, faults: Sequence[Fault]) -> str | None:
         """Write the report of what was to become the dataset, with its faults. The kept summaries stay as they are."""
         shown: dict[str, Mapping[str, Any]] = {}
-        warnings = list[Fault]()
+        warnings = list(self._warnings)
         for case, entry in self._registered.items():
             if case not in self._checked:
                 shown[case] = {**self.store.summary(entry), "split": entry["split"]}
@@ -103,11 +112,12 @@ class Reporter:
         for case, checked in self._checked.items():
             shown[case] = checked.summary or {}
             warnings += [fault for fault in checked.faults if fault.severity == "warning"]
-        return self._write(shown, [*faults, *(fault for fault in warnings if fault not in faults)])
+        return self._write(shown, [*faults, *warnings])
 
     def _write(self, cases: Mapping[str, Mapping[str, Any]], faults: Sequence[Fault]) -> str | None:
         seconds = time.monotonic() - self._started
-        page = render_report(title=self.dataset, tables=self._tables, cases=cases, faults=faults, seconds=seconds)
+        once = list(dict.fromkeys(faults))
+        page = render_report(title=self.dataset, tables=self._tables, cases=cases, faults=once, seconds=seconds)
         try:
             write_atomic(self.path, page.encode())
         except OSError as error:  # a full disk must not turn a sound dataset into a failure, nor hide what is wrong with another
