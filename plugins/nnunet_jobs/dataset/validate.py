@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +16,7 @@ from nnunet_jobs.contract.failure import Fault
 from nnunet_jobs.dataset.faults import Code
 from nnunet_jobs.dataset.labels import Tables
 from nnunet_jobs.dataset.sources import Source, SourceCase
+from nnunet_jobs.dataset.summary import summarise_case
 from nnunet_jobs.dataset.volume import Volume, read_volume
 
 _EXTENT = 100  # voxels; see check_case
@@ -28,6 +30,7 @@ class CheckedCase:
         case: as listed. hashes: sha256 of each image file, in the order of ``case.images``. label_hash: of the label.
         component: for each channel, its place on the last axis of the one image file; None where a file is a channel.
         shape: voxels along x, y, z. spacing: in mm. values: different label values. faults: all that is wrong; warnings too.
+        summary: of :func:`~nnunet_jobs.dataset.summary.summarise_case`; None when no image could be read.
     """
 
     case: SourceCase
@@ -38,6 +41,7 @@ class CheckedCase:
     spacing: tuple[float, ...] = ()
     values: tuple[int, ...] = ()
     faults: tuple[Fault, ...] = field(default=())
+    summary: dict[str, Any] | None = None
 
     @property
     def errors(self) -> list[Fault]:
@@ -81,7 +85,17 @@ def check_case(case: SourceCase, source: Source, *, tolerance: float, beat: Call
         spacing=first.spacing,
         values=label.values if label else (),
         faults=tuple(faults),
+        summary=_summary(images, label),
     )
+
+
+def _summary(images: list[Volume], label: Volume | None) -> dict[str, Any] | None:
+    arrays = [volume.array for volume in images if volume.array is not None]
+    if not arrays or len(arrays) < len(images):
+        return None
+    if len(arrays) == 1 and arrays[0].ndim == 4:
+        arrays = [arrays[0][..., channel] for channel in range(arrays[0].shape[3])]
+    return summarise_case(arrays, label.array if label else None, images[0].spacing, affine=images[0].affine)
 
 
 def _read(source: Source, case: SourceCase, path: Path, *, label: bool, beat: Callable[[], None]) -> Volume:

@@ -31,7 +31,8 @@ class Volume:
 
     Attributes:
         sha256: of the file's bytes. shape: voxels along x, y, z (and channels). spacing: mm along x, y, z.
-        affine: voxel to world in mm, 4 x 4. values: different values, for labels only. faults: what is wrong with the file alone.
+        affine: voxel to world in mm, 4 x 4. values: different values, for labels only. array: the voxels, of a readable file.
+        faults: what is wrong with the file alone.
     """
 
     sha256: str = ""
@@ -39,6 +40,7 @@ class Volume:
     spacing: tuple[float, ...] = ()
     affine: npt.NDArray[np.float64] | None = None
     values: tuple[int, ...] = ()
+    array: npt.NDArray[Any] | None = None
     faults: list[Fault] = field(default_factory=list)
 
     @property
@@ -186,7 +188,7 @@ def _parse(volume: Volume, data: bytearray, fault: Callable[[Code, str], None], 
     if not _geometry(volume, header, image, fault):
         return None
     volume.shape = shape
-    array = np.asanyarray(image.dataobj)
+    array = volume.array = np.asanyarray(image.dataobj)
     if label:
         volume.values = _label_values(array, fault)
     else:
