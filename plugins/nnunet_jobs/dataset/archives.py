@@ -74,7 +74,9 @@ def unpack(archive: Path, folder: Path, *, context: StepContext, limits: Limits 
                 _unzip(file, entries, writer)
             elif magic[:2] == b"\x1f\x8b":
                 with gzip.GzipFile(fileobj=file) as inflated:
-                    _untar(inflated, entries, writer)
+                    forward = _untar(inflated, entries, writer)
+                    for _ in () if entries.full else _guarded(lambda: forward.read(_MAX_HEADER), None):  # to the checksum at the end
+                        writer.beat()
             else:
                 writer.need(entries.packed)
                 _untar(file, entries, writer)
@@ -260,7 +262,7 @@ class _Forward:
         """The stream is closed by who opened it."""
 
 
-def _untar(stream: _Readable, entries: Entries, writer: _Writer) -> None:
+def _untar(stream: _Readable, entries: Entries, writer: _Writer) -> _Forward:
     # headers and padding are up to 1.5 KiB an entry, and more with long names
     limit = entries.limits.bytes_for(entries.packed) + entries.packed + (16 << 20)
     forward = _Forward(stream, writer, limit)
@@ -277,12 +279,11 @@ def _untar(stream: _Readable, entries: Entries, writer: _Writer) -> None:
         writer.beat()
         _take(archive, member, entries, writer)
         if entries.full:
-            return
+            return forward
     if len(forward.last) < _BLOCK or forward.last.strip(b"\0"):
         # tarfile takes a damaged header, or the end of the file, for the end of the archive
         raise _Damaged("ends early or is damaged after this entry; copy the archive again", entry=last)
-    for _ in _guarded(lambda: forward.read(_MAX_HEADER), None):  # to the checksum at the end
-        writer.beat()
+    return forward
 
 
 def _take(archive: tarfile.TarFile, member: tarfile.TarInfo, entries: Entries, writer: _Writer) -> None:

@@ -21,9 +21,20 @@ def plain_source(params: RegisterParams, root: Path, context: StepContext, *, da
     Args:
         params, context: of the step. root: what ``source`` names, resolved and confined. dataset: full name.
     """
-    # beside the dataset, so that files move by link; one name for each id, so that the next run removes what a killed one left
+    with contextlib.ExitStack() as stack:
+        yield stack.enter_context(_unpacked(params, root, context))
+
+
+@contextlib.contextmanager
+def _unpacked(params: RegisterParams, root: Path, context: StepContext) -> Iterator[Path]:
+    """An archive's content in a scratch folder; a folder as it is.
+
+    The scratch folder lies beside the dataset, so that files move by link, and has one name for each id, so that the next run removes
+    what a killed one left.
+    """
     scratch = Path(os.path.realpath(context.workspace.raw)) / f".{params.dataset_id:03d}.source"
-    shutil.rmtree(scratch, ignore_errors=True)
+    if scratch.exists():
+        shutil.rmtree(scratch)
     if not root.is_file():
         yield root
         return

@@ -21,6 +21,7 @@ from nnunet_jobs.dataset.volume import open_regular
 __all__ = ["Source", "SourceCase", "read_source"]
 
 _EXTRAS = ("description", "reference", "licence", "license", "release", "citation", "overwrite_image_reader_writer")
+_LOOKED_INTO = 50  # sub-folders, when the source itself has no known layout
 
 
 def read_source(params: RegisterParams, root: Path, *, known: Iterable[str] = (), names: CaseNames | None = None) -> Source:
@@ -80,7 +81,7 @@ def _detect(params: RegisterParams, root: Path, description: dict[str, Any]) -> 
     lines = [f"  {layout.name}: {layout.expects}" for layout in LAYOUTS.values()]
     if (root / "dataset.json").is_file():
         shown += "; its dataset.json has " + (", ".join(map(repr, list(description)[:12])) or "no entries")
-    inner = [name for name in names if name.endswith("/") and _has_layout(params, root / name)]
+    inner = [name for name in names[:_LOOKED_INTO] if name.endswith("/") and _has_layout(params, root / name)]
     mend = "set layout, images and labels, or mapping"
     if inner:
         mend = f"did you mean {os.path.join(params.source, inner[0].rstrip('/'))!r}? Else " + mend
