@@ -21,8 +21,8 @@ def plain_source(params: RegisterParams, root: Path, context: StepContext, *, da
     Args:
         params, context: of the step. root: what ``source`` names, resolved and confined. dataset: full name.
     """
-    with _unpacked(params, root, context) as folder:
-        yield folder
+    with contextlib.ExitStack() as stack:
+        yield stack.enter_context(_unpacked(params, root, context))
 
 
 @contextlib.contextmanager
