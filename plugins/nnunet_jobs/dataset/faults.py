@@ -50,6 +50,12 @@ class Code(StrEnum):
     LABEL_UNDECLARED = "label_undeclared"
     LABEL_EMPTY = "label_empty"
     SOURCE_CHANGED = "source_changed"
+    MAPPING_INVALID = "mapping_invalid"
+    ARCHIVE_UNSAFE = "archive_unsafe"
+    ARCHIVE_DAMAGED = "archive_damaged"
+    ARCHIVE_ENCRYPTED = "archive_encrypted"
+    ARCHIVE_TOO_LARGE = "archive_too_large"
+    ARCHIVE_NESTED = "archive_nested"
 
 
 def data_error(faults: Sequence[Fault], *, what: str) -> DataError:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 from nnunet_jobs.context import StepContext
+from nnunet_jobs.contract.failure import ConfigError
 from nnunet_jobs.contract.params import RegisterParams
+from nnunet_jobs.dataset import archives
 
 
 @contextlib.contextmanager
@@ -17,4 +21,26 @@ def plain_source(params: RegisterParams, root: Path, context: StepContext, *, da
     Args:
         params, context: of the step. root: what ``source`` names, resolved and confined. dataset: full name.
     """
-    yield root
+    with contextlib.ExitStack() as stack:
+        yield stack.enter_context(_unpacked(params, root, context))
+
+
+@contextlib.contextmanager
+def _unpacked(params: RegisterParams, root: Path, context: StepContext) -> Iterator[Path]:
+    """An archive's content in a scratch folder; a folder as it is.
+
+    The scratch folder lies beside the dataset, so that files move by link, and has one name for each id, so that the next run removes
+    what a killed one left.
+    """
+    scratch = Path(os.path.realpath(context.workspace.raw)) / f".{params.dataset_id:03d}.source"
+    if scratch.exists():
+        shutil.rmtree(scratch)
+    if not root.is_file():
+        yield root
+        return
+    if not archives.named_as_one(root):
+        raise ConfigError(f"source={params.source!r}: is a file; name a folder, or an archive ({', '.join(archives.ENDINGS)})")
+    try:
+        yield archives.unpack(root, scratch, context=context)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
