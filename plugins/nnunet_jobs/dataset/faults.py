@@ -50,6 +50,7 @@ class Code(StrEnum):
     LABEL_UNDECLARED = "label_undeclared"
     LABEL_EMPTY = "label_empty"
     SOURCE_CHANGED = "source_changed"
+    WITHDRAWN = "withdrawn"
 
 
 def data_error(faults: Sequence[Fault], *, what: str) -> DataError:
