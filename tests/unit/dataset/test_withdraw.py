@@ -133,7 +133,7 @@ def test_the_last_case_may_go_too(tmp_path, workspace):
     register_dataset(workspace, decathlon(tmp_path / "s", ["a", "b"], test=["t"]), holdout_fraction=0.0)
     take_out(workspace, "a", "b", "t")
     assert workspace.manifest(NAME)["cases"] == {}
-    assert [path for path in (Path(workspace.raw) / NAME).rglob("*.nii.gz")] == []
+    assert not list((Path(workspace.raw) / NAME).rglob("*.nii.gz"))
 
 
 def test_what_is_not_there_is_named_with_the_nearest(tmp_path, workspace):
