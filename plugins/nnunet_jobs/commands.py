@@ -13,6 +13,7 @@ from typing import Any
 from nnunet_jobs.context import StepContext
 from nnunet_jobs.contract.failure import JobError
 from nnunet_jobs.contract.jobdir import JobDir
+from nnunet_jobs.contract.sharing import explain, share
 from nnunet_jobs.contract.workspace import Workspace
 
 EXIT_DONE, EXIT_REFUSED = 0, 3
@@ -45,6 +46,7 @@ def withdraw(arguments: argparse.Namespace) -> int:
 
     try:
         workspace = _workspace(arguments.workspace_json)
+        share(workspace)
         params = WithdrawParams(
             dataset=arguments.dataset,
             cases=arguments.case,
@@ -61,6 +63,9 @@ def withdraw(arguments: argparse.Namespace) -> int:
             result = run(params, context)
     except JobError as error:
         print(error, file=sys.stderr)
+        return EXIT_REFUSED
+    except PermissionError as error:
+        print(explain(error), file=sys.stderr)
         return EXIT_REFUSED
     print(json.dumps(result, indent=1) if arguments.json else text(result))
     return EXIT_DONE

@@ -26,9 +26,10 @@ from airflow_nnunet.progress import ProgressLines
 from airflow_nnunet.retry import DEFAULT_RETRIES, DEFAULT_RETRY_DELAY, NnunetRetryPolicy
 from airflow_nnunet.task_state import JOB_XCOM, task_state
 from airflow_nnunet.triggers import JobTrigger
-from nnunet_jobs.contract.failure import JobError
+from nnunet_jobs.contract.failure import ConfigError, JobError
 from nnunet_jobs.contract.jobdir import JobDir
 from nnunet_jobs.contract.params import StepParams
+from nnunet_jobs.contract.sharing import explain
 from nnunet_jobs.contract.spec import JobSpec, Resources, make_job_id
 
 if TYPE_CHECKING:
@@ -170,6 +171,8 @@ class NnunetOperator(BaseOperator):  # type: ignore[misc, unused-ignore]
             job = backend.submit(spec)
         except JobError as error:
             raise from_job_error(error) from error
+        except PermissionError as error:
+            raise from_job_error(ConfigError(f"[nnunet] jobs: {explain(error)}")) from error
         self._publish(context, job)
         status = read_status(job)
         if not status.final:

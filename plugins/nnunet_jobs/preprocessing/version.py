@@ -177,6 +177,7 @@ class Staging:
         write_json(self.root / RECORD, complete)
         aside = self._versions / f"{self._prefix}damaged-{secrets.token_hex(4)}"
         if final.exists():
+            (final / self.dataset / RECORD).exists()  # raises where we may not look: that is another user's, not a damaged one
             os.rename(final, aside)
         os.rename(self.path, final)
         sync_directory(self._versions)
