@@ -50,6 +50,17 @@ class Code(StrEnum):
     LABEL_UNDECLARED = "label_undeclared"
     LABEL_EMPTY = "label_empty"
     SOURCE_CHANGED = "source_changed"
+    LABEL_OBJECT = "label_object"
+    LABEL_REFERENCE = "label_reference"
+    LABEL_GRID = "label_grid"
+    LABEL_OVERLAP = "label_overlap"
+    SEGMENT_UNKNOWN = "segment_unknown"
+    SEGMENT_AMBIGUOUS = "segment_ambiguous"
+    SEGMENT_TWICE = "segment_twice"
+    CONTOUR_PLANE = "contour_plane"
+    CONTOUR_TYPE = "contour_type"
+    CONTOUR_GAP = "contour_gap"
+    CONTOUR_OVERLAP = "contour_overlap"
 
 
 def data_error(faults: Sequence[Fault], *, what: str) -> DataError:
