@@ -61,6 +61,23 @@ class Code(StrEnum):
     CONTOUR_TYPE = "contour_type"
     CONTOUR_GAP = "contour_gap"
     CONTOUR_OVERLAP = "contour_overlap"
+    DICOM_UNREADABLE = "dicom_unreadable"
+    DICOM_DUPLICATE = "dicom_duplicate"
+    DICOM_PATIENT = "dicom_patient"
+    DICOM_GEOMETRY_MISSING = "dicom_geometry_missing"
+    DICOM_SLICE_MISSING = "dicom_slice_missing"
+    DICOM_SLICE_DUPLICATE = "dicom_slice_duplicate"
+    DICOM_SPACING_VARIES = "dicom_spacing_varies"
+    DICOM_TILT = "dicom_tilt"
+    DICOM_ORIENTATION_MIXED = "dicom_orientation_mixed"
+    DICOM_MATRIX_VARIES = "dicom_matrix_varies"
+    DICOM_COLOUR = "dicom_colour"
+    DICOM_SINGLE_SLICE = "dicom_single_slice"
+    DICOM_SEVERAL_VOLUMES = "dicom_several_volumes"
+    DICOM_PIXELS = "dicom_pixels"
+    DICOM_LOSSY = "dicom_lossy"
+    DICOM_SERIES_MISSING = "dicom_series_missing"
+    DICOM_SERIES_AMBIGUOUS = "dicom_series_ambiguous"
 
 
 def data_error(faults: Sequence[Fault], *, what: str) -> DataError:
