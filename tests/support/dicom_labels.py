@@ -131,6 +131,8 @@ def write_seg_object(
     from pydicom.sr.codedict import codes
 
     sources = [pydicom.dcmread(file) for file in images]
+    for keyword in ("PatientBirthDate", "PatientSex"):
+        sources[0].setdefault(keyword, "")  # highdicom asks for them, two of the real series lack them
     algorithm = hd.AlgorithmIdentificationSequence(name="test", family=codes.DCM.ArtificialIntelligence, version="1")
     descriptions = [
         hd.seg.SegmentDescription(
