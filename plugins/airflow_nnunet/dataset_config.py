@@ -122,6 +122,9 @@ class PredictSection(_Section):
     step_size: float = Field(default=0.5, description="Of the sliding window.")
     postprocessing: bool = Field(default=True, description="Apply what the selection chose.")
     probabilities: bool = Field(default=False, description="Also save softmax files.")
+    series: dict[str, Any] | None = Field(
+        default=None, description="For DICOM studies: channel name to rule, in place of those that the dataset was registered with."
+    )
     dicom_seg: bool = Field(default=False, description="Also write a DICOM SEG for each case; `cases` must be a folder of DICOM studies.")
     segment_codes: dict[str, Any] = Field(
         default={},

@@ -262,8 +262,9 @@ class PredictParams(StepParams):
 
     Attributes:
         dataset: whose model; id or full name. model: model id; the promoted one when empty.
-        cases: ``holdout`` or ``imagesTs`` of the dataset, a folder below ``input_roots``, or a list of
+        cases: ``holdout`` or ``imagesTs`` of the dataset, a folder below ``input_roots`` (images, or DICOM studies), or a list of
             ``{"case": id, "images": [one path a channel]}`` or of single paths (one channel).
+        series: for DICOM studies, channel name to rule, in place of those that the dataset was registered with.
         output: folder below ``output_roots``.
         part, parts: this job predicts every ``parts``-th case, starting at ``part``.
         folds: override of the model's folds. mirroring: False is faster and a little worse. step_size: of the sliding window.
@@ -287,6 +288,7 @@ class PredictParams(StepParams):
     postprocessing: bool = True
     probabilities: bool = False
     overwrite: bool = False
+    series: dict[str, Any] | None = None
     dicom_seg: bool = False
     segment_codes: dict[str, Any] = field(default_factory=dict)
 
