@@ -131,6 +131,8 @@ def write_seg_object(
     from pydicom.sr.codedict import codes
 
     sources = [pydicom.dcmread(file) for file in images]
+    for keyword in ("PatientBirthDate", "PatientSex"):
+        sources[0].setdefault(keyword, "")  # highdicom asks for them, two of the real series lack them
     algorithm = hd.AlgorithmIdentificationSequence(name="test", family=codes.DCM.ArtificialIntelligence, version="1")
     descriptions = [
         hd.seg.SegmentDescription(
@@ -239,3 +241,29 @@ def write_rtstruct(
     ds.StructureSetROISequence, ds.ROIContourSequence = names, contoured
     ds.save_as(path, enforce_file_format=True)
     return object_of(path, refers_to=[series or reference.series_uid])
+
+
+def write_enhanced(path: Path, *, order: Sequence[int], shape: tuple[int, int, int] = (12, 10, 6)) -> tuple[Series, Grid]:
+    """A multi-frame MR whose frames are stored in any ``order`` of their slices."""
+    ds = pydicom.dcmread(write_series(path.parent / "single", shape=shape)[0])
+    planes = []
+    for k in order:
+        plane, position = Dataset(), Dataset()
+        position.ImagePositionPatient = [-20.0, 15.0, 40.0 + 2.5 * k]
+        plane.PlanePositionSequence = [position]
+        planes.append(plane)
+    shared, orientation, measures = Dataset(), Dataset(), Dataset()
+    orientation.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
+    measures.PixelSpacing, measures.SliceThickness, measures.SpacingBetweenSlices = [0.9, 0.8], 2.5, 2.5
+    shared.PlaneOrientationSequence, shared.PixelMeasuresSequence = [orientation], [measures]
+    for keyword in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SliceThickness"):
+        delattr(ds, keyword)
+    ds.SOPClassUID = ds.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.4.1"
+    ds.NumberOfFrames = shape[2]
+    ds.SharedFunctionalGroupsSequence, ds.PerFrameFunctionalGroupsSequence = [shared], planes
+    ds.PixelData = ds.PixelData * shape[2]
+    ds.save_as(path)
+    affine = np.diag([0.8, 0.9, 2.5, 1.0])
+    affine[:3, 3] = (-20.0, 15.0, 40.0)
+    frames = tuple(list(order).index(k) + 1 for k in range(shape[2]))
+    return object_of(path), Grid(shape=shape, affine=affine, sop_uids=(str(ds.SOPInstanceUID),), frames=frames)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from copy import deepcopy
+from dataclasses import dataclass, field
 from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -40,7 +41,7 @@ class OutputSegment:
 
     name: str
     values: tuple[int, ...]
-    codes: SegmentCodes = SegmentCodes()
+    codes: SegmentCodes = field(default_factory=SegmentCodes)
 
 
 def output_segments(labels: Mapping[str, tuple[int, ...]], codes: Mapping[str, SegmentCodes]) -> list[OutputSegment]:
@@ -86,14 +87,12 @@ def write_seg(
         raise DataError(f"segmentation has the shape {segmentation.shape}, its grid {grid.shape}")
     quiet_libraries()
     sources = _sources(reference, grid)
-    planes, stacked = _planes(segmentation, segments, kind)
-    frames = _in_source_order(planes, sources, grid)
+    frames = _in_source_order(_planes(segmentation, segments, kind), sources, grid)
     series_uid = _uid("series", reference.series_uid, model_hash)
     described = [[item.name, list(item.values), repr(item.codes)] for item in segments]
     content = sha256(np.ascontiguousarray(segmentation).astype("<u4").tobytes()).hexdigest()
     sop_uid = _uid("instance", series_uid, kind, content_hash(described, length=64), content, list(grid.sop_uids))
     seg = _build(frames, sources, segments, kind=kind, model=model, model_hash=model_hash, series_uid=series_uid, sop_uid=sop_uid)
-    del planes, stacked
     _save(seg, target)
     return sop_uid
 
@@ -129,7 +128,7 @@ def _unusable(code: Code, message: str) -> DataError:
     return DataError(f"no DICOM SEG: {message}", faults=[Fault(code=code, message=message)])
 
 
-def _planes(segmentation: npt.NDArray[Any], segments: Sequence[OutputSegment], kind: str) -> tuple[Any, bool]:
+def _planes(segmentation: npt.NDArray[Any], segments: Sequence[OutputSegment], kind: str) -> Any:
     """Pixels as (k, row, column): segment numbers, or with overlapping segments one more axis of masks."""
     values = [value for segment in segments for value in segment.values]
     turned = segmentation.transpose(2, 1, 0)
@@ -137,10 +136,10 @@ def _planes(segmentation: npt.NDArray[Any], segments: Sequence[OutputSegment], k
         lookup = np.zeros(int(max([*values, int(segmentation.max(initial=0))])) + 1, dtype=np.uint16 if len(segments) > 255 else np.uint8)
         for number, segment in enumerate(segments, start=1):
             lookup[list(segment.values)] = number
-        return lookup[turned], False
+        return lookup[turned]
     if kind == "LABELMAP":
         raise ConfigError("dicom_seg: regions overlap, which a LABELMAP cannot hold; write BINARY segments")
-    return np.stack([np.isin(turned, segment.values) for segment in segments], axis=-1).astype(np.uint8), True
+    return np.stack([np.isin(turned, segment.values) for segment in segments], axis=-1).astype(np.uint8)
 
 
 def _in_source_order(planes: Any, sources: Sequence[Any], grid: Grid) -> Any:
@@ -167,7 +166,7 @@ def _build(
     from pydicom.sr.codedict import codes
 
     first = sources[0]
-    kept = {keyword: first[keyword] for keyword in _COPIED if keyword in first}
+    kept = {keyword: deepcopy(first[keyword]) for keyword in _COPIED if keyword in first}
     for keyword in _CHECKED:  # highdicom refuses odd values and logs them; they are put back below, as they are
         setattr(first, keyword, None)
     nnunet = _version("nnunetv2")
@@ -205,7 +204,6 @@ def _build(
             device_serial_number=_lo(model_hash),
             content_label="NNUNET",
             content_description=_description(model, model_hash),
-            content_creator_name="nnU-Net",
             series_description=_lo(f"nnU-Net segmentation, {model}"),
             specific_character_set="ISO_IR 192",
             omit_empty_frames=bool(frames.any()),
