@@ -71,7 +71,7 @@ def scan(
         with Workers(threads) as own:
             return scan(root, beat=beat, workers=own, threads=threads, keywords=keywords, done=done)
     found = Scan()
-    files = list(enumerate(_walk(root, found, beat), 1))
+    files = list(enumerate(walk(root, found, beat), 1))
     guard = workers
 
     def read(item: tuple[int, Path]) -> dict[str, Any] | str:
@@ -102,7 +102,7 @@ def scan(
     return found
 
 
-def _walk(root: Path, found: Scan, beat: Callable[[], None]) -> Iterator[Path]:
+def walk(root: Path, found: Scan, beat: Callable[[], None]) -> Iterator[Path]:
     """Regular files, sorted; numbering counts what is yielded, so faults of links carry the number of the next file."""
     number = 0
     folders = [root]

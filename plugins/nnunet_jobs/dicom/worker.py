@@ -65,6 +65,10 @@ def _task(name: str) -> Task:
         from nnunet_jobs.dicom import label_task
 
         return label_task.task
+    if name == "deidentify":
+        from nnunet_jobs.dicom import deidentify
+
+        return deidentify.task
     raise ValueError(f"no task {name!r}")
 
 
