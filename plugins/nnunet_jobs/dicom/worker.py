@@ -59,6 +59,10 @@ def _task(name: str) -> Task:
         from nnunet_jobs.dicom import convert
 
         return convert.task
+    if name == "label":
+        from nnunet_jobs.dicom import label_task
+
+        return label_task.task
     raise ValueError(f"no task {name!r}")
 
 
