@@ -117,19 +117,20 @@ def _painted(
     by_label: Mapping[str, Sequence[Segment]], grid: Grid, rules: LabelRules, label_names: Mapping[str, int], report: Report
 ) -> npt.NDArray[np.unsignedinteger[Any]]:
     wide = max(label_names.values(), default=0) > 255
-    volume: npt.NDArray[np.unsignedinteger[Any]] = np.zeros(grid.shape, dtype=np.uint16 if wide else np.uint8)
+    volume: npt.NDArray[np.unsignedinteger[Any]] = np.zeros(grid.shape, dtype=np.uint16 if wide else np.uint8, order="F")
     owners = {label_names[name]: name for name in by_label}
-    mask = np.zeros(grid.shape, dtype=np.bool_)
+    mask = np.zeros(grid.shape, dtype=np.bool_, order="F")  # slice by slice, as it is painted
+    stored, marked = volume.T, mask.T  # in the order of memory, which boolean indexing wants
     for name, segments in by_label.items():
         mask[...] = False
         for segment in segments:
             with _broken(f"{segment}: cannot be read", report):
                 segment.paint(mask, report)
-        for value, voxels in zip(*(found.tolist() for found in np.unique(volume[mask], return_counts=True)), strict=True):
+        for value, voxels in zip(*(found.tolist() for found in np.unique(stored[marked], return_counts=True)), strict=True):
             if value and not {name, owners[value]} <= set(rules.priority):
                 message = f"labels {owners[value]!r} and {name!r} overlap in {voxels} voxels; say in label_rules' 'priority' which one wins"
                 report.error(Code.LABEL_OVERLAP, message)
-        volume[mask & (volume == 0)] = label_names[name]
+        stored[marked & (stored == 0)] = label_names[name]
     return volume
 
 

@@ -342,7 +342,7 @@ def test_fault_57_damaged_objects_end_in_faults_and_nothing_else(paths: list[Pat
     seg = write_seg_object(tmp_path / "seg.dcm", paths, found)
     rtstruct = write_rtstruct(tmp_path / "rt.dcm", series, grid, {name: contours_of(mask, grid) for name, mask in found.items()})
     rng = np.random.default_rng(57)
-    refused = 0
+    refused: list[int] = []
     for number in range(120):
         whole = seg if number % 2 else rtstruct
         data = bytearray(whole.instances[0].path.read_bytes())
@@ -356,6 +356,6 @@ def test_fault_57_damaged_objects_end_in_faults_and_nothing_else(paths: list[Pat
         try:
             label_volume([replace(whole, instances=(replace(whole.instances[0], path=broken),))], series, grid, None, LABELS)
         except DataError as error:
-            refused += 1
-            assert error.faults
-    assert refused > 60
+            refused.append(len(error.faults))
+    assert len(refused) > 60
+    assert min(refused) > 0
