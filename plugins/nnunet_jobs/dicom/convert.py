@@ -116,7 +116,15 @@ def _scale(image: dict[str, Any], frame: int) -> dict[str, float]:
 def memory_mib(series: Series, grid: Grid) -> int:
     """What a conversion may take: doubles of all voxels, the result beside them, a file or two, and the libraries."""
     voxels = grid.shape[0] * grid.shape[1] * grid.shape[2]
-    return 1024 + (voxels * 24 >> 20) + 2 * (max(os.path.getsize(instance.path) for instance in series.instances) >> 20)
+    return 1024 + (voxels * 24 >> 20) + 2 * (max(size_of(instance.path) for instance in series.instances) >> 20)
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file; 0 when it is gone since the scan, which whoever reads it will say without naming it."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
 
 
 def task(data: dict[str, Any]) -> dict[str, Any]:

@@ -162,7 +162,7 @@ def test_studies_that_cannot_be_predicted_are_named_and_the_others_go_on(home: W
     result = predict(home, tmp_path / "incoming", dicom_seg=True)
     reasons = {item["case"]: item["reason"] for item in result["failed"]}
     assert set(reasons) == {case_of(home, paths) for paths in (gap, cut, double)}
-    assert "2 series match channel 'MRI'" in reasons[case_of(home, double)]
+    assert "channel 'MRI': 2 series match" in reasons[case_of(home, double)]
     assert "dicom_s" in reasons[case_of(home, gap)]
     check_place(home, good, case_of(home, good))
     result = predict(home, tmp_path / "incoming", series={"MRI": {"each": True}}, output="each")

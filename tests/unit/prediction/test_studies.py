@@ -11,7 +11,8 @@ import pytest
 
 from nnunet_jobs.context import StepContext
 from nnunet_jobs.contract.workspace import Workspace
-from nnunet_jobs.prediction.studies import find_studies, holds_dicom, series_rules
+from nnunet_jobs.dataset.materialise import holds_dicom
+from nnunet_jobs.prediction.studies import find_studies, series_rules
 from support.dicom_labels import write_series
 from support.prediction import job_dir
 
@@ -38,7 +39,11 @@ def test_channels_come_in_the_models_order_and_lie_on_one_grid(context: StepCont
     [case] = found.by_case
     assert [series.description for series in found.by_case[case].channels] == ["t1 mprage", "t2 tse"]
     problems = sorted(str(item.problem) for item in found.cases if item.problem)
-    assert [problem.split(";")[0] for problem in problems] == ["its channels lie on different grids", "no series match channel 'T2'"]
+    assert [problem.split(";")[0] for problem in problems] == [
+        "affine_mismatch: its channels lie on different grids",
+        "dicom_series_missing: channel 'T2': none of the study's 1 image series matches (MR, 6 slices, 12 x 10, SeriesNumber 3, "
+        "SliceThickness 2.5)",
+    ]
     [ready] = found.convert([item for item in found.cases if item.case == case], context)
     assert [path.name for path in ready.images] == [f"{case}_0000.nii.gz", f"{case}_0001.nii.gz"]
     slices = np.stack([pydicom.dcmread(path).pixel_array.T for path in first], axis=-1)
