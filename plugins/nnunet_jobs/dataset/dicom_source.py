@@ -31,7 +31,6 @@ from nnunet_jobs.dicom.series import scan
 
 log = logging.getLogger("nnunet_jobs")
 
-_SLOWEST_MIB_S = 1.0  # a conversion slower than this, after a first minute, hangs
 _LABEL_S = 900.0
 _THREADS = 16
 
@@ -73,7 +72,7 @@ def converted(params: RegisterParams, root: Path, context: StepContext, *, datas
     errors = [_plain(fault) for fault in faults if fault.severity == "error"]
     write_json(folder / "dataset.json", {"channel_names": channels, DICOM_CASES: cases, "faults": errors})
     yield folder
-    kept = {name for entry in cases.values() for name in (*entry["images"], entry["label"])}
+    kept = {name for item in done for name in (*item.images, item.label)}
     for path in folder.iterdir():
         if path.name not in kept and path.name != "dataset.json":
             path.unlink()
@@ -160,16 +159,7 @@ class _Conversion:
             raise SeriesRefused(errors)
         name = f"i{self._content(convert.VERSION, series)}.nii.gz"
         if not (self.folder / name).exists():
-            mib = sum(convert.size_of(instance.path) for instance in series.instances) / (1 << 20)
-            answer = self._call(
-                workers,
-                "convert",
-                convert.request(series, grid, self.folder / name),
-                timeout_s=60.0 + mib / _SLOWEST_MIB_S,
-                memory_mib=convert.memory_mib(series, grid),
-            )
-            if answer["faults"]:
-                raise SeriesRefused([Fault(**fault) for fault in answer["faults"]])
+            convert.write_nifti(series, grid, self.folder / name, beat=self.beat, workers=workers)
         return name
 
     def _label(self, case: DicomCase, grid: Grid, workers: Workers, faults: list[Fault]) -> str | None:
@@ -183,11 +173,12 @@ class _Conversion:
         request = label_task.request(
             case.objects, reference, grid, self.params.label_rules, self.params.label_names or {}, self.folder / name
         )
+        memory = 1024 + (grid.shape[0] * grid.shape[1] * grid.shape[2] * 64 >> 20)
         try:
-            memory = 1024 + (grid.shape[0] * grid.shape[1] * grid.shape[2] * 64 >> 20)
-            answer = self._call(workers, "label", request, timeout_s=_LABEL_S, memory_mib=memory)
-        except SeriesRefused as refused:
-            faults += [replace(fault, message=f"SEG and RTSTRUCT objects: {fault.message}") for fault in refused.faults]
+            answer = workers.call("label", request, timeout_s=_LABEL_S, memory_mib=memory, beat=self.beat)
+        except Broken as broken:
+            message = f"SEG and RTSTRUCT objects cannot be read: {broken}; export them again"
+            faults.append(Fault(code=Code.DICOM_UNREADABLE, message=message))
             return None
         if answer["config"]:
             raise ConfigError(f"register: {answer['config']}")
@@ -213,10 +204,3 @@ class _Conversion:
         """Name for what is made of these files: changes with any of them, with the converter and with the rules."""
         files = [[instance.sop_uid, instance.sha256] for item in series for instance in item.instances]
         return self.identity.digest("content", repr([version, files, more]))
-
-    def _call(self, workers: Workers, task: str, request: dict[str, Any], *, timeout_s: float, memory_mib: int) -> dict[str, Any]:
-        try:
-            return workers.call(task, request, timeout_s=timeout_s, memory_mib=memory_mib, beat=self.beat)
-        except Broken as broken:
-            message = f"cannot be read: {broken}; export it again"
-            raise SeriesRefused([Fault(code=Code.DICOM_UNREADABLE, message=message)]) from None
