@@ -38,7 +38,7 @@ def home(workspace: Workspace) -> Workspace:
     """A model of one small stage, promoted to nothing but named ``m1``."""
     raw = workspace.raw_dataset(DATASET)
     raw.mkdir(parents=True)
-    write_json(raw / "manifest.json", {"schema": 1, "cases": {}, "channel_names": {"0": "MRI"}})
+    write_json(raw / "manifest.json", {"schema": 1, "cases": {}, "series": {"MRI": {"description": "^(small|T1post|HippoCrop)$"}}})
     root = workspace.model_root("m1") / DATASET
     files = save_stage(root, LOW, seed=1)
     write_card(workspace, files)
@@ -107,6 +107,7 @@ def case_of(workspace: Workspace, paths: list[Path]) -> str:
 
 def test_studies_are_predicted_and_written_back_onto_their_own_slices(home: Workspace, tmp_path: Path) -> None:
     made = studies(tmp_path / "incoming")
+    write_series(tmp_path / "incoming" / "scout", seed="scout", study="study 0", SeriesDescription="not what the model was trained on")
     result = predict(home, tmp_path / "incoming", dicom_seg=True, segment_codes={"head": ["279336005", "SCT", "Head"]})
     assert (result["predicted"], result["failed"]) == (2, [])
     listed = read_json(Path(result["predictions"]))["cases"]
