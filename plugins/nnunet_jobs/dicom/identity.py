@@ -59,9 +59,10 @@ class Identity:
         path = self.folder / _KEY
         with contextlib.suppress(FileNotFoundError):
             _check_closed(path)
-            key = bytes.fromhex(path.read_text().strip())
-            if len(key) == 32:
-                return key
+            with contextlib.suppress(ValueError):
+                key = bytes.fromhex(path.read_text().strip())
+                if len(key) == 32:
+                    return key
             raise ConfigError(f"{path}: is damaged; restore it from a backup, since with a new key every case would get a new id")
         key = secrets.token_bytes(32)
         write_private(path, key.hex().encode() + b"\n")

@@ -61,7 +61,7 @@ def scan(
     """Read the headers of every DICOM file below a folder and group them.
 
     Hidden files and folders are left out. Links are followed to files inside the tree; those that leave it are faults. Files are
-    numbered from 1 in the order of their paths.
+    numbered from 1: a folder's files by name, then what is in its folders.
 
     Args:
         root: resolved folder. beat: sign of life; may raise to stop. workers: to read with, own ones when None.
@@ -147,7 +147,8 @@ def _group(found: Scan, headers: Sequence[tuple[int, Path, dict[str, Any]]]) -> 
     patients: dict[str, tuple[int, str]] = {}
     groups: dict[tuple[str, str], list[tuple[Path, dict[str, Any]]]] = defaultdict(list)
     for number, path, header in headers:
-        if header["sop_class"] == _DICOMDIR or (header["image"] is None and header["sop_class"] != RTSTRUCT_CLASS):
+        kind = header["sop_class"]
+        if kind and (kind == _DICOMDIR or (header["image"] is None and kind != RTSTRUCT_CLASS)):
             found.ignored += 1
             continue
         missing = [name for name in ("sop_uid", "study_uid", "series_uid", "sop_class") if not header[name]]
