@@ -195,6 +195,8 @@ class TrainingConfig(_Section):
         absolute = self.predict.cases in (*_HELD_OUT, "none") or self.predict.cases.startswith(("/", "{{"))
         if not absolute:
             raise ValueError(f"predict.cases={self.predict.cases!r}: must be holdout, imagesTs, none or an absolute folder")
+        if self.predict.dicom_seg and self.predict.cases in (*_HELD_OUT, "none"):
+            raise ValueError("predict.dicom_seg=True: predict.cases must be a folder of DICOM studies, whose series the result belongs to")
         return self
 
     @property

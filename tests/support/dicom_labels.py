@@ -212,6 +212,7 @@ def write_rtstruct(
     ds.StudyInstanceUID, ds.SeriesInstanceUID, ds.Modality = reference.study_uid, uid(path, "series"), "RTSTRUCT"
     for keyword, value in CANARY.items():
         setattr(ds, keyword, value)
+    ds.PatientID = reference.patient
     frame = frame or reference.frame_of_reference_uid
     referenced_series, study, outer = Dataset(), Dataset(), Dataset()
     referenced_series.SeriesInstanceUID = series or reference.series_uid

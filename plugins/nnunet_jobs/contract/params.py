@@ -13,7 +13,7 @@ from nnunet_jobs.contract.failure import ConfigError
 from nnunet_jobs.contract.fields import describe, field_types, fits
 from nnunet_jobs.contract.label_rules import LabelRules
 from nnunet_jobs.contract.segment_codes import parse_segment_codes
-from nnunet_jobs.contract.series_rules import channel_rules
+from nnunet_jobs.contract.series_rules import channel_rules, parse_rules
 
 CONFIGURATIONS = ("2d", "3d_fullres", "3d_lowres", "3d_cascade_fullres")
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
@@ -307,10 +307,11 @@ class PredictParams(StepParams):
     segment_codes: dict[str, Any] = field(default_factory=dict)
 
     def _check(self) -> None:
-        try:
-            parse_segment_codes(self.segment_codes)
-        except ValueError as error:
-            raise ConfigError(f"{self.step}: segment_codes: {error}") from error
+        for name, parse, value in (("segment_codes", parse_segment_codes, self.segment_codes), ("series", parse_rules, self.series or {})):
+            try:
+                parse(value)
+            except ValueError as error:
+                raise ConfigError(f"{self.step}: {name}={value!r}: {error}") from error
         self.require(self.parts >= 1, "parts", "must be 1 or more")
         self.require(0 <= self.part < self.parts, "part", f"must be 0 to {self.parts - 1}")
         self.require(0 < self.step_size <= 1, "step_size", "must be more than 0 and at most 1")

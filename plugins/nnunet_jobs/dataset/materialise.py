@@ -23,7 +23,7 @@ def plain_source(params: RegisterParams, root: Path, context: StepContext, *, da
     Args:
         params, context: of the step. root: what ``source`` names, resolved and confined. dataset: full name.
     """
-    if params.layout == "dicom" or (params.layout == "auto" and not recognised(params, root) and _holds_dicom(root)):
+    if params.layout == "dicom" or (params.layout == "auto" and not recognised(params, root) and holds_dicom(root)):
         try:
             from nnunet_jobs.dataset.dicom_source import converted
         except ImportError as error:
@@ -36,7 +36,7 @@ def plain_source(params: RegisterParams, root: Path, context: StepContext, *, da
     yield root
 
 
-def _holds_dicom(root: Path) -> bool:
+def holds_dicom(root: Path) -> bool:
     """Whether one of the first files below a folder has the mark of DICOM files: ``DICM`` after 128 bytes."""
     looked = 0
     for place, folders, names in os.walk(root):

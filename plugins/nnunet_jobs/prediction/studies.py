@@ -19,11 +19,12 @@ from nnunet_jobs.contract.segment_codes import parse_segment_codes
 from nnunet_jobs.contract.series_rules import SeriesRule, channel_rules
 from nnunet_jobs.contract.workspace import Workspace
 from nnunet_jobs.dataset.changes import parallel, pulse
+from nnunet_jobs.dataset.dicom_cases import DicomCase, cases_of, faults_of, keywords
+from nnunet_jobs.dataset.faults import Code
 from nnunet_jobs.dicom import convert
 from nnunet_jobs.dicom.geometry import SeriesRefused, grid_of
 from nnunet_jobs.dicom.guard import Broken, Workers
-from nnunet_jobs.dicom.header import is_dicom
-from nnunet_jobs.dicom.identity import Identity, Person
+from nnunet_jobs.dicom.identity import Identity
 from nnunet_jobs.dicom.model import Grid, Series
 from nnunet_jobs.dicom.series import scan
 from nnunet_jobs.prediction.cases import Case
@@ -36,7 +37,6 @@ SEG_VERSION = 1
 """Of what a DICOM SEG holds; part of what decides whether one is up to date."""
 _CONVERT_S = 1800.0
 _SAME_PLACE = 0.1  # voxels that the corners of two channels' grids may lie apart
-_LOOKED_AT = 200  # files of a folder that decide whether it holds DICOM
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +68,26 @@ class Studies:
     cases: list[Case] = field(default_factory=list)
     by_case: dict[str, Study] = field(default_factory=dict)
 
+    def add(self, found: DicomCase, errors: Sequence[Fault], images: Path) -> None:
+        """Take up a case of the scan, with what is wrong with it."""
+        case, faults, grids = found.person.case, list(errors), []
+        for series in found.channels:
+            faults += [fault for fault in convert.pixel_faults(series) if fault.severity == "error"]
+            try:
+                grids.append(grid_of(series))
+            except SeriesRefused as refused:
+                faults += refused.faults
+        if not faults and any(not _same_place(grids[0], grid) for grid in grids[1:]):
+            message = "its channels lie on different grids; resample them to one, or choose other series"
+            faults.append(Fault(code=Code.AFFINE_MISMATCH, message=message))
+        if faults:
+            problem = "; ".join(f"{fault.code}: {fault.message}" for fault in faults)
+            self.cases.append(Case(case=case, images=(), problem=problem))
+            return
+        self.by_case[case] = Study(case=case, channels=found.channels, grids=tuple(grids))
+        names = (f"{case}_{channel:04d}.nii.gz" for channel in range(len(found.channels)))
+        self.cases.append(Case(case=case, images=tuple(images / name for name in names)))
+
     def convert(self, cases: Sequence[Case], context: StepContext) -> list[Case]:
         """Write the NIfTI files of these cases; those that cannot be converted come back with their reason."""
         with Workers(max(1, context.cpus)) as workers:
@@ -79,24 +99,9 @@ class Studies:
             by_name = {case.case: case for case in cases}
             return list(parallel(context, "convert", one, sorted(by_name)))
 
-
-def holds_dicom(folder: Path) -> bool:
-    """Whether the first files below a folder have the mark of DICOM files."""
-    looked = 0
-    for place, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(names):
-            if name.startswith("."):
-                continue
-            looked += 1
-            try:
-                if is_dicom(Path(place) / name):
-                    return True
-            except OSError:  # a link, a pipe, not ours to read: no DICOM file
-                pass
-            if looked >= _LOOKED_AT:
-                return False
-    return False
+    def seg_writer(self, model: SelectedModel, description: Mapping[str, Any], codes: Mapping[str, Any]) -> SegWriter:
+        """What writes the predictions of these studies as DICOM SEG; see :class:`SegWriter`."""
+        return SegWriter(model, description, codes, self)
 
 
 def find_studies(folder: Path, *, rules: Mapping[str, SeriesRule], dataset: str, images: Path, context: StepContext) -> Studies:
@@ -109,64 +114,29 @@ def find_studies(folder: Path, *, rules: Mapping[str, SeriesRule], dataset: str,
     Raises:
         DataError: not one study is there. ConfigError: the site's key is not as it must be.
     """
-    keywords = sorted({"ImageType", *(keyword for rule in rules.values() for keyword in rule.tags)})
-    found = scan(folder, beat=pulse(context), threads=max(1, context.cpus), keywords=keywords)
-    for fault in found.faults:
-        log.warning("%s", fault)
-    by_study: dict[str, list[Series]] = defaultdict(list)
-    for series in found.series:
-        by_study[series.study_uid].append(series)
     identity = Identity(context.workspace.private)
-    studies, people = Studies(), []
-    for uid, series_of_study in sorted(by_study.items()):
-        for extra, chosen in _choices(series_of_study, rules):
-            case = identity.case(uid, extra)
-            studies.cases.append(_case(case, chosen, studies, images))
-            if not isinstance(chosen, str):
-                first = chosen[0]
-                group = identity.group(first.patient, uid)
-                names = tuple(series.series_uid for series in chosen)
-                people.append(Person(case=case, group=group, patient=first.patient, study=uid, series=names))
+    found = scan(folder, beat=pulse(context), threads=max(1, context.cpus), keywords=keywords(rules))
+    of_files: dict[str, list[Fault]] = defaultdict(list)
+    for fault in faults_of(found, identity):
+        if fault.case is None or fault.severity != "error":
+            log.warning("%s", fault)
+        else:
+            of_files[fault.case].append(fault)
+    studies, people, others = Studies(), [], 0
+    for item in cases_of(found, rules, identity):
+        errors = [*of_files[item.person.case], *(fault for fault in item.faults if fault.severity == "error")]
+        if [str(fault.code) for fault in errors] == [Code.DICOM_SERIES_MISSING] * len(rules):
+            others += 1  # a study of another kind, in a folder that holds all sorts
+            continue
+        studies.add(item, errors, images)
+        people.append(item.person)
+    if others:
+        log.info("%d studies have no series that the rules choose, and are left out", others)
     if not studies.cases:
         faults = [fault for fault in found.faults if fault.severity == "error"]
         raise DataError("cases: no study of this folder has a series that the rules of 'series' choose", faults=faults)
     identity.remember(f"{dataset}.predicted", people)
-    studies.cases.sort(key=lambda case: case.case)
     return studies
-
-
-def _choices(series: Sequence[Series], rules: Mapping[str, SeriesRule]) -> list[tuple[str, tuple[Series, ...] | str]]:
-    """Cases of one study: what tells it apart (empty for one case a study), and its series, or why there are none."""
-    images = [item for item in series if item.modality not in ("SEG", "RTSTRUCT")]
-    matching = {channel: [item for item in images if rule.matches(item)] for channel, rule in rules.items()}
-    [*channels] = matching
-    if len(rules) == 1 and rules[channels[0]].each:
-        return [(item.series_uid, (item,)) for item in matching[channels[0]]]
-    if not any(matching.values()):
-        return []  # another kind of study
-    problems = [
-        f"{len(found) or 'no'} series match channel {channel!r}; " + ("narrow its rule in 'series'" if found else "it was not recorded")
-        for channel, found in matching.items()
-        if len(found) != 1
-    ]
-    return [("", "; ".join(problems) if problems else tuple(found[0] for found in matching.values()))]
-
-
-def _case(case: str, chosen: tuple[Series, ...] | str, studies: Studies, images: Path) -> Case:
-    if isinstance(chosen, str):
-        return Case(case=case, images=(), problem=chosen)
-    try:
-        for series in chosen:
-            refused = [fault for fault in convert.pixel_faults(series) if fault.severity == "error"]
-            if refused:
-                raise SeriesRefused(refused)
-        grids = tuple(grid_of(series) for series in chosen)
-    except SeriesRefused as error:
-        return Case(case=case, images=(), problem=str(error))
-    if any(not _same_place(grids[0], grid) for grid in grids[1:]):
-        return Case(case=case, images=(), problem="its channels lie on different grids; resample them to one, or choose other series")
-    studies.by_case[case] = Study(case=case, channels=chosen, grids=grids)
-    return Case(case=case, images=tuple(images / f"{case}_{channel:04d}.nii.gz" for channel in range(len(chosen))))
 
 
 def _same_place(first: Grid, other: Grid) -> bool:

@@ -8,19 +8,22 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nnunet_jobs.context import StepContext
 from nnunet_jobs.contract.failure import Bug, ConfigError, DataError, FailureClass, Fault
 from nnunet_jobs.contract.files import read_json
 from nnunet_jobs.contract.params import PredictParams
 from nnunet_jobs.dataset.changes import pulse
+from nnunet_jobs.dataset.materialise import holds_dicom
 from nnunet_jobs.dataset.volume import hash_file
 from nnunet_jobs.prediction.cases import Case, collect_cases
 from nnunet_jobs.prediction.export import fresh_folder
 from nnunet_jobs.prediction.model import SelectedModel, resolve_model
 from nnunet_jobs.prediction.records import Records, Settings, case_key, settings_key
-from nnunet_jobs.prediction.studies import SegWriter, Studies, find_studies, holds_dicom, registered_rules, series_rules
+
+if TYPE_CHECKING:
+    from nnunet_jobs.prediction.studies import SegWriter, Studies
 
 _SHOWN = 20
 
@@ -55,7 +58,7 @@ def run(params: PredictParams, context: StepContext) -> dict[str, Any]:
     studies = _studies(params, context, dataset, description, images=scratch.with_suffix(".converted"))
     found = studies.cases if studies else _cases(params, context, dataset, description)
     cases = found[params.part :: params.parts]
-    segs = SegWriter(model, description, params.segment_codes, studies) if studies and params.dicom_seg else None
+    segs = studies.seg_writer(model, description, params.segment_codes) if studies and params.dicom_seg else None
     with context.content_lock(records.part_lock(params.part, params.parts), what=f"part {params.part} of {output.name}"):
         keys = {case.case: _key(case, model, settings, context, studies) for case in cases}
         work = _Work(model=model, settings=settings, context=context, records=records, keys=keys, studies=studies, segs=segs)
@@ -105,6 +108,10 @@ def _studies(params: PredictParams, context: StepContext, dataset: str, descript
         return None
     if description["file_ending"] != ".nii.gz":
         raise ConfigError(f"cases={params.cases!r}: DICOM is converted to .nii.gz, the model reads {description['file_ending']}")
+    try:
+        from nnunet_jobs.prediction.studies import find_studies, registered_rules, series_rules
+    except ImportError as error:
+        raise ConfigError(f"cases={params.cases!r}: reading DICOM needs {error.name}; install airflow-provider-nnunet[dicom]") from error
     rules = series_rules(params.series or registered_rules(context.workspace, dataset), description["channel_names"])
     return find_studies(folder, rules=rules, dataset=dataset, images=images, context=context)
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import nibabel  # noqa: TID253  the rule is for what Airflow imports
 import numpy as np
 import pytest
 
+from nnunet_jobs.contract.failure import DataError
+from nnunet_jobs.contract.workspace import Workspace
+from nnunet_jobs.dicom.identity import Identity
 from nnunet_jobs.dicom.labels import label_volume
+from support.data import register_dataset
 from support.dicom_labels import contours_of, series_of, write_rtstruct, write_seg_object, write_series
 
 SERIES = ("12-T1post-05670", "13_HCropVolume", "14_HCropVolume")
@@ -65,3 +70,38 @@ def test_a_ct_map_of_41_classes_comes_back_from_seg_and_rtstruct(test_data: Path
     rtstruct = write_rtstruct(tmp_path / "rt.dcm", series, grid, {name: contours_of(mask, grid) for name, mask in by_name.items()})
     volume = label_volume([rtstruct], series, grid, None, names, on_warning=lambda _fault: None)
     np.testing.assert_array_equal(volume, label)
+
+
+def test_the_register_step_takes_labels_from_seg_and_rtstruct_by_rule(
+    test_data: Path, hippocampus: Path, workspace: Workspace, tmp_path: Path
+) -> None:
+    source = tmp_path / "in"
+    label = np.asarray(nibabel.load(hippocampus / "labelsTr" / "hippocampus_190.nii.gz").dataobj, dtype=np.uint8)
+    expected: dict[str, np.ndarray] = {}
+    for number, name in enumerate(SERIES[1:]):
+        shutil.copytree(test_data / "dicom" / name, source / name)
+        series, grid = series_of(sorted((source / name).glob("*.dcm")))
+        volume = fitted(label, grid.shape)
+        front, back = volume == 1, volume == 2
+        if number:
+            rois = {"GTV anterior": contours_of(front, grid), "hind part": contours_of(back, grid), "couch": contours_of(back, grid)}
+            write_rtstruct(source / name / "rt.dcm", series, grid, rois)
+        else:
+            paths = [instance.path for instance in series.instances]
+            write_seg_object(source / name / "seg.dcm", paths, {"anterior": front, "Hind Part": back})
+        expected[series.study_uid] = volume
+    rules = {"Anterior": ["gtv.*"], "Posterior": ["hind part"], "skip": ["couch"]}
+    result = register_dataset(
+        workspace, source, channel_names={"0": "MRI"}, label_names=LABELS, label_rules=rules, series={"MRI": {"modality": "MR"}},
+        holdout_fraction=0.0,
+    )  # fmt: skip
+    assert result["train"] == 2
+    for study, volume in expected.items():
+        [person] = [item for item in Identity(workspace.private).mapping(result["dataset"]).values() if item.study == study]
+        image = nibabel.load(Path(result["path"]) / "labelsTr" / f"{person.case}.nii.gz")
+        np.testing.assert_array_equal(np.asarray(image.dataobj), volume)
+    assert workspace.manifest(result["dataset"])["series"] == {"MRI": {"modality": "MR"}}
+    with pytest.raises(DataError) as caught:
+        register_dataset(workspace, source, dataset_id=5, channel_names={"0": "MRI"}, label_names=LABELS, holdout_fraction=0.0)
+    assert {str(fault.code) for fault in caught.value.faults} == {"segment_unknown"}
+    assert all(fault.case for fault in caught.value.faults)

@@ -38,7 +38,7 @@ def home(workspace: Workspace) -> Workspace:
     """A model of one small stage, promoted to nothing but named ``m1``."""
     raw = workspace.raw_dataset(DATASET)
     raw.mkdir(parents=True)
-    write_json(raw / "manifest.json", {"schema": 1, "cases": {}, "channel_names": {"0": "MRI"}})
+    write_json(raw / "manifest.json", {"schema": 1, "cases": {}, "series": {"MRI": {"description": "^(small|T1post|HippoCrop)$"}}})
     root = workspace.model_root("m1") / DATASET
     files = save_stage(root, LOW, seed=1)
     write_card(workspace, files)
@@ -107,6 +107,7 @@ def case_of(workspace: Workspace, paths: list[Path]) -> str:
 
 def test_studies_are_predicted_and_written_back_onto_their_own_slices(home: Workspace, tmp_path: Path) -> None:
     made = studies(tmp_path / "incoming")
+    write_series(tmp_path / "incoming" / "scout", seed="scout", study="study 0", SeriesDescription="not what the model was trained on")
     result = predict(home, tmp_path / "incoming", dicom_seg=True, segment_codes={"head": ["279336005", "SCT", "Head"]})
     assert (result["predicted"], result["failed"]) == (2, [])
     listed = read_json(Path(result["predictions"]))["cases"]
@@ -162,7 +163,7 @@ def test_studies_that_cannot_be_predicted_are_named_and_the_others_go_on(home: W
     result = predict(home, tmp_path / "incoming", dicom_seg=True)
     reasons = {item["case"]: item["reason"] for item in result["failed"]}
     assert set(reasons) == {case_of(home, paths) for paths in (gap, cut, double)}
-    assert "2 series match channel 'MRI'" in reasons[case_of(home, double)]
+    assert "channel 'MRI': 2 series match" in reasons[case_of(home, double)]
     assert "dicom_s" in reasons[case_of(home, gap)]
     check_place(home, good, case_of(home, good))
     result = predict(home, tmp_path / "incoming", series={"MRI": {"each": True}}, output="each")
