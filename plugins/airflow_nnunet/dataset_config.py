@@ -42,17 +42,36 @@ class DatasetSection(_Section):
 
     id: int = Field(description="nnU-Net's dataset number, 1 to 99999.")
     name: str = Field(description="Rest of the folder name: `Hippocampus` makes `Dataset004_Hippocampus`.")
-    source: str = Field(description="Absolute folder to read, below `input_roots`. A Jinja template is allowed.")
-    layout: Literal["auto", "nnunet", "decathlon", "folders", "dicom"] = Field(
+    source: str = Field(
+        description="Absolute folder to read, or a .zip, .tar, .tar.gz or .tgz of one, below `input_roots`. A Jinja template is allowed."
+    )
+    layout: Literal["auto", "nnunet", "nnunet_v1", "decathlon", "bids", "csv", "folders", "dicom"] = Field(
         default="auto",
-        description="`nnunet` (raw v2), `decathlon` (MSD), `folders` (images and labels), `dicom` (a tree of DICOM files); `auto` looks.",
+        description="`nnunet` (raw v2), `nnunet_v1` (raw v1, `TaskXXX`), `decathlon` (MSD), `bids` (labels in derivatives), "
+        "`csv` (a table), `folders` (images and labels), `dicom` (a tree of DICOM files); `auto` looks.",
     )
     images: str = Field(default="images", description="Sub-folder of the images, for `folders`.")
-    labels: str = Field(default="labels", description="Sub-folder of the labels, for `folders`.")
+    labels: str = Field(
+        default="labels", description="Sub-folder of the labels, for `folders`; for `bids`, of the pipeline where several have labels."
+    )
+    mapping: str | None = Field(
+        default=None,
+        description="For `csv`: the table below the source, with the columns `case`, `image` (or one for each channel, by name or number), "
+        "`label` (empty for test images), and perhaps `group` (patient) and `split` (`train`, `holdout`, `test`).",
+    )
+    bids_label: str | None = Field(
+        default=None, description="For `bids`: which label file is meant, such as `dseg` or `label-lesion_mask`; looked for when empty."
+    )
+    rename: bool = Field(
+        default=False, description="Give case ids that file systems or nnU-Net cannot carry a safe one, instead of refusing them."
+    )
     case_pattern: str | None = Field(
         default=None, description="Regular expression on the image file name with the groups `case` and, for several channels, `channel`."
     )
-    channel_names: dict[str, str] | None = Field(default=None, description="Channel number to name; `CT` switches CT normalisation on.")
+    channel_names: dict[str, str] | None = Field(
+        default=None,
+        description="Channel number to name; `CT` switches CT normalisation on. For `bids`, the suffix of its images, such as `T1w`.",
+    )
     label_names: dict[str, Any] | None = Field(default=None, description="Label name to value, or to a list of values for regions.")
     regions_class_order: list[int] | None = Field(default=None, description="For regions: nnU-Net's order of values.")
     series: dict[str, Any] | None = Field(

@@ -24,10 +24,14 @@ class RegisterDatasetOperator(NnunetOperator):
 
     Args:
         dataset_id: nnU-Net's number, 1 to 99999. name: the rest of the folder name.
-        source: absolute folder to read, below ``input_roots``.
-        layout: ``nnunet`` (raw v2), ``decathlon`` (MSD), ``folders`` (images and labels), ``dicom`` (a tree of DICOM files); ``auto``
-            looks.
-        images, labels: sub-folders for ``folders``.
+        source: absolute folder to read, or a .zip, .tar, .tar.gz or .tgz of one, below ``input_roots``.
+        layout: ``nnunet`` (raw v2), ``nnunet_v1`` (raw v1), ``decathlon`` (MSD), ``bids`` (labels in derivatives), ``csv`` (a table),
+            ``folders`` (images and labels), ``dicom`` (a tree of DICOM files); ``auto`` looks.
+        images, labels: sub-folders for ``folders``; for ``bids``, ``labels`` is the pipeline's folder where several have labels.
+        mapping: for ``csv``, the table below the source with the columns ``case``, ``image`` (or one for each channel), ``label``, and
+            perhaps ``group`` and ``split``.
+        bids_label: for ``bids``, which label file is meant, such as ``dseg`` or ``label-lesion_mask``.
+        rename: give ids that file systems or nnU-Net cannot carry a safe one, instead of refusing them.
         case_pattern: regular expression on the image file name with the groups ``case`` and, for several channels, ``channel``.
         channel_names: channel number to name; ``CT`` switches CT normalisation on; the source's own when empty.
         label_names: label name to value, or to a list of values for regions; the source's own when empty.
@@ -59,6 +63,9 @@ class RegisterDatasetOperator(NnunetOperator):
         layout: str = "auto",
         images: str = "images",
         labels: str = "labels",
+        mapping: str | None = None,
+        bids_label: str | None = None,
+        rename: bool | str = False,
         case_pattern: str = _CASE_PATTERN,
         channel_names: dict[str, str] | str | None = None,
         label_names: dict[str, Any] | str | None = None,
@@ -82,6 +89,9 @@ class RegisterDatasetOperator(NnunetOperator):
         self.layout = layout
         self.images = images
         self.labels = labels
+        self.mapping = mapping
+        self.bids_label = bids_label
+        self.rename = rename
         self.case_pattern = case_pattern
         self.channel_names = channel_names
         self.label_names = label_names

@@ -16,6 +16,7 @@ from nnunet_jobs.contract.segment_codes import parse_segment_codes
 from nnunet_jobs.contract.series_rules import channel_rules, parse_rules
 
 CONFIGURATIONS = ("2d", "3d_fullres", "3d_lowres", "3d_cascade_fullres")
+LAYOUTS = ("auto", "nnunet", "nnunet_v1", "decathlon", "bids", "csv", "folders", "dicom")
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
 
 
@@ -71,12 +72,19 @@ class RegisterParams(StepParams):
 
     Attributes:
         dataset_id: nnU-Net's number, 1 to 99999. name: the rest of the folder name.
-        source: folder to read, below ``input_roots``.
-        layout: ``nnunet`` (raw v2), ``decathlon`` (MSD), ``folders`` (images and labels), ``dicom`` (a tree of DICOM files),
-            ``auto`` looks.
-        images, labels: sub-folders for ``folders``. case_pattern: regular expression on the image file name with the
+        source: folder to read, or a .zip, .tar, .tar.gz or .tgz of one, below ``input_roots``.
+        layout: ``nnunet`` (raw v2), ``nnunet_v1`` (raw v1, ``TaskXXX``), ``decathlon`` (MSD), ``bids`` (labels in derivatives), ``csv``
+            (a table, see ``mapping``), ``folders`` (images and labels), ``dicom`` (a tree of DICOM files), ``auto`` looks.
+        images, labels: sub-folders for ``folders``; for ``bids``, ``labels`` names the pipeline's folder where several have labels.
+        mapping: for ``csv``, the table below the source: columns ``case``, ``image`` (or one for each channel, by name or number),
+            ``label`` (empty for test images), and perhaps ``group`` (patient) and ``split`` (``train``, ``holdout``, ``test``).
+        bids_label: for ``bids``, which label file is meant: its suffix, with entities where it takes them, such as ``label-lesion_mask``.
+        rename: give ids that file systems or nnU-Net cannot carry a safe one, and keep who is who in a file for its owner only;
+            else they are refused.
+        case_pattern: regular expression on the image file name with the
             named groups ``case`` and, for several channels, ``channel``.
-        channel_names: channel number to name (``CT`` switches nnU-Net's CT normalisation on), default from the source.
+        channel_names: channel number to name (``CT`` switches nnU-Net's CT normalisation on), default from the source. For ``bids`` the
+            name is the suffix of the channel's images, with entities where it takes them, such as ``ce-gadolinium_T1w``.
         label_names: label name to value, or to a list of values for regions, default from the source.
         regions_class_order: for regions, nnU-Net's order of values.
         series: for DICOM, channel name to the rule that chooses its series; see
@@ -100,6 +108,9 @@ class RegisterParams(StepParams):
     layout: str = "auto"
     images: str = "images"
     labels: str = "labels"
+    mapping: str | None = None
+    bids_label: str | None = None
+    rename: bool = False
     case_pattern: str = r"(?P<case>.+?)(?:_(?P<channel>\d{4}))?\.nii(?:\.gz)?"
     channel_names: dict[str, str] | None = None
     label_names: dict[str, Any] | None = None
@@ -116,11 +127,10 @@ class RegisterParams(StepParams):
 
     def _check(self) -> None:
         self.require(1 <= self.dataset_id <= 99_999, "dataset_id", "must be between 1 and 99999")
-        self.require(
-            self.layout in ("auto", "nnunet", "decathlon", "folders", "dicom"),
-            "layout",
-            "must be auto, nnunet, decathlon, folders or dicom",
-        )
+        self.require(self.layout in LAYOUTS, "layout", f"must be {', '.join(LAYOUTS[:-1])} or {LAYOUTS[-1]}")
+        self.require(self.mapping is None or self.layout in ("auto", "csv"), "mapping", "is for layout csv; remove it or set layout to csv")
+        self.require(self.layout != "csv" or bool(self.mapping), "mapping", "must name the CSV file below the source, for layout csv")
+        self.require(self.bids_label is None or self.layout in ("auto", "bids"), "bids_label", "is for layout bids; remove it")
         self.require(0 <= self.holdout_fraction < 1, "holdout_fraction", "must be at least 0 and less than 1")
         self.require(self.transfer in ("auto", "reflink", "hardlink", "copy"), "transfer", "must be auto, reflink, hardlink or copy")
         self.require(self.on_changed in ("update", "fail"), "on_changed", "must be update or fail")

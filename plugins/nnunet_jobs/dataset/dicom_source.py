@@ -19,8 +19,8 @@ from nnunet_jobs.contract.series_rules import SeriesRule, channel_rules
 from nnunet_jobs.dataset.changes import parallel, pulse
 from nnunet_jobs.dataset.dicom_cases import DicomCase, cases_of, faults_of, keywords
 from nnunet_jobs.dataset.faults import Code
+from nnunet_jobs.dataset.layouts.dicom import CASES
 from nnunet_jobs.dataset.names import ENDINGS
-from nnunet_jobs.dataset.sources import DICOM_CASES
 from nnunet_jobs.dataset.volume import hash_file
 from nnunet_jobs.dicom import convert, label_task
 from nnunet_jobs.dicom.geometry import SeriesRefused, grid_of
@@ -70,7 +70,7 @@ def converted(params: RegisterParams, root: Path, context: StepContext, *, datas
         item.case.person.case: {"images": item.images, "label": item.label, "group": item.case.person.group} for item in done if item.images
     }
     errors = [_plain(fault) for fault in faults if fault.severity == "error"]
-    write_json(folder / "dataset.json", {"channel_names": channels, DICOM_CASES: cases, "faults": errors})
+    write_json(folder / "dataset.json", {"channel_names": channels, CASES: cases, "faults": errors})
     yield folder
     kept = {name for item in done for name in (*item.images, item.label)}
     for path in folder.iterdir():

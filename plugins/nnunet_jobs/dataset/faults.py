@@ -78,6 +78,12 @@ class Code(StrEnum):
     DICOM_LOSSY = "dicom_lossy"
     DICOM_SERIES_MISSING = "dicom_series_missing"
     DICOM_SERIES_AMBIGUOUS = "dicom_series_ambiguous"
+    MAPPING_INVALID = "mapping_invalid"
+    ARCHIVE_UNSAFE = "archive_unsafe"
+    ARCHIVE_DAMAGED = "archive_damaged"
+    ARCHIVE_ENCRYPTED = "archive_encrypted"
+    ARCHIVE_TOO_LARGE = "archive_too_large"
+    ARCHIVE_NESTED = "archive_nested"
 
 
 def data_error(faults: Sequence[Fault], *, what: str) -> DataError:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 from nnunet_jobs.context import StepContext
 from nnunet_jobs.contract.failure import ConfigError
 from nnunet_jobs.contract.params import RegisterParams
+from nnunet_jobs.dataset import archives
 from nnunet_jobs.dataset.sources import recognised
 from nnunet_jobs.dataset.volume import open_regular
 
@@ -23,17 +25,40 @@ def plain_source(params: RegisterParams, root: Path, context: StepContext, *, da
     Args:
         params, context: of the step. root: what ``source`` names, resolved and confined. dataset: full name.
     """
-    if params.layout == "dicom" or (params.layout == "auto" and not recognised(params, root) and holds_dicom(root)):
-        try:
-            from nnunet_jobs.dataset.dicom_source import converted
-        except ImportError as error:
-            raise ConfigError(
-                f"layout={params.layout!r}: reading DICOM needs {error.name}; install airflow-provider-nnunet[dicom]"
-            ) from error
-        with converted(params, root, context, dataset=dataset) as folder:
-            yield folder
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(_unpacked(params, root, context))
+        if params.layout == "dicom" or (params.layout == "auto" and not recognised(params, folder) and holds_dicom(folder)):
+            folder = stack.enter_context(_converted(params, folder, context, dataset))
+        yield folder
+
+
+def _converted(params: RegisterParams, root: Path, context: StepContext, dataset: str) -> contextlib.AbstractContextManager[Path]:
+    try:
+        from nnunet_jobs.dataset.dicom_source import converted
+    except ImportError as error:
+        raise ConfigError(f"layout={params.layout!r}: reading DICOM needs {error.name}; install airflow-provider-nnunet[dicom]") from error
+    return converted(params, root, context, dataset=dataset)
+
+
+@contextlib.contextmanager
+def _unpacked(params: RegisterParams, root: Path, context: StepContext) -> Iterator[Path]:
+    """An archive's content in a scratch folder; a folder as it is.
+
+    The scratch folder lies beside the dataset, so that files move by link, and has one name for each id, so that the next run removes
+    what a killed one left.
+    """
+    scratch = Path(os.path.realpath(context.workspace.raw)) / f".{params.dataset_id:03d}.source"
+    if scratch.exists():
+        shutil.rmtree(scratch)
+    if not root.is_file():
+        yield root
         return
-    yield root
+    if not archives.named_as_one(root):
+        raise ConfigError(f"source={params.source!r}: is a file; name a folder, or an archive ({', '.join(archives.ENDINGS)})")
+    try:
+        yield archives.unpack(root, scratch, context=context)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def holds_dicom(root: Path) -> bool:

@@ -12,7 +12,7 @@ from nnunet_jobs.contract.failure import Fault
 from nnunet_jobs.dataset.faults import Code
 
 ENDINGS = (".nii.gz", ".nii")
-_CASE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,119}")
+_CASE = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,118}[A-Za-z0-9_-])?")  # no dot at the end: Windows and SMB shares drop it
 
 
 class Refused(Exception):
@@ -87,6 +87,16 @@ def listing(root: Path, folder: Path, faults: list[Fault]) -> list[str]:
     return sorted(names)
 
 
+def usable(case: str) -> bool:
+    """Whether file systems, shells and nnU-Net carry a case id as it is."""
+    return bool(_CASE.fullmatch(case))
+
+
+def folded(case: str) -> str:
+    """What two ids share that differ only by upper and lower case or Unicode form."""
+    return unicodedata.normalize("NFKC", case).casefold()
+
+
 def check_case_ids(cases: Iterable[str], *, known: Iterable[str] = ()) -> list[Fault]:
     """Faults of ids that file systems, shells or people would stumble over, and of ids that differ only by case or Unicode form.
 
@@ -94,17 +104,18 @@ def check_case_ids(cases: Iterable[str], *, known: Iterable[str] = ()) -> list[F
         cases: ids of the source, each once. known: ids that are registered already.
     """
     faults = []
-    folded: dict[str, set[str]] = {}
+    alike: dict[str, set[str]] = {}
     source = list(cases)
     for case in (*source, *known):
-        folded.setdefault(unicodedata.normalize("NFKC", case).casefold(), set()).add(case)
+        alike.setdefault(folded(case), set()).add(case)
     for case in source:
-        if not _CASE.fullmatch(case):
-            mend = "rename the file: letters, digits, '_', '-' and '.', at most 120, starting with a letter or digit"
-            message = f"case id {case!r} is not usable; {mend}"
+        if not usable(case):
+            mend = "rename the file: letters, digits, '_', '-' and '.', at most 120, starting with a letter or digit, not ending with '.'"
+            message = f"case id {case!r} is not usable; {mend}; or set rename: true"
             faults.append(Fault(code=Code.NAME_INVALID, case=case, message=message))
-        others = folded[unicodedata.normalize("NFKC", case).casefold()] - {case}
+        others = alike[folded(case)] - {case}
         if others:
-            message = f"differs only by upper and lower case or Unicode form from {', '.join(map(repr, sorted(others)))}; rename one"
+            names = ", ".join(map(repr, sorted(others)))
+            message = f"differs only by upper and lower case or Unicode form from {names}; rename one, or set rename: true"
             faults.append(Fault(code=Code.NAME_CLASH, case=case, message=message))
     return faults

@@ -22,6 +22,7 @@ from nnunet_jobs.dataset.faults import data_error
 from nnunet_jobs.dataset.labels import Tables
 from nnunet_jobs.dataset.manifest import SCHEMA, HashCache, build_manifest, description, files_of
 from nnunet_jobs.dataset.materialise import plain_source
+from nnunet_jobs.dataset.renaming import CaseNames, safe_group
 from nnunet_jobs.dataset.sources import Source, read_source
 from nnunet_jobs.dataset.staging import Store
 from nnunet_jobs.dataset.transfer import recover
@@ -67,7 +68,8 @@ class _Registration:
     def _register(self, root: Path) -> dict[str, Any]:
         previous = self._previous()
         registered: dict[str, Any] = previous["cases"] if previous else {}
-        source = read_source(self.params, root, known=registered if self.params.on_removed == "keep" else ())
+        self.names = CaseNames(self.folder.parent / ".state" / f"{self.dataset}.names.csv", registered)
+        source = read_source(self.params, root, known=registered if self.params.on_removed == "keep" else (), names=self.names)
         if self.root.is_relative_to(os.path.realpath(self.folder)):
             raise ConfigError(f"source={self.params.source!r}: is the dataset's own folder; register from a folder outside of it")
         ending: str = previous["file_ending"] if previous else source.file_ending()
@@ -133,7 +135,9 @@ class _Registration:
         }
         known = self._known_groups(registered, labelled)
         by_source = {case.case for case in source.cases.values() if case.holdout}
-        unknown = sorted(set(self.params.holdout_cases) - set(labelled))
+        known = {labelled[case.case]: holdout.TRAIN for case in source.cases.values() if case.training} | known
+        asked = {source.renamed.get(case, case) for case in self.params.holdout_cases}
+        unknown = sorted(asked - set(labelled))
         if unknown:
             near = difflib.get_close_matches(unknown[0], list(labelled), n=1)
             raise ConfigError(f"holdout_cases={unknown}: no such labelled cases" + (f"; did you mean {near[0]!r}?" if near else ""))
@@ -141,7 +145,7 @@ class _Registration:
             dataset_id=self.params.dataset_id,
             groups=labelled,
             known=known,
-            explicit={*self.params.holdout_cases, *by_source},
+            explicit={*asked, *by_source},
             fraction=0.0 if by_source else self.params.holdout_fraction,
         )
         if holdout.TRAIN not in splits.values():
@@ -168,8 +172,11 @@ class _Registration:
 
     def _groups(self, source: Source, registered: Mapping[str, Any], staying: list[str]) -> dict[str, str]:
         """Patient of each case: by ``group_pattern`` where it is given, else as the source says, else the case itself."""
-        groups = holdout.groups_of(staying, self.params.group_pattern)
+        originals = {new: original for original, new in source.renamed.items()}
+        found = holdout.groups_of([originals.get(case, case) for case in staying], self.params.group_pattern)
+        groups = {case: safe_group(found[originals[case]]) if case in originals else found[case] for case in staying}
         if self.params.group_pattern is None:
+            groups |= {case: case for case in staying}
             groups |= {case: item.group for case, item in source.cases.items() if item.group is not None}
             groups |= {case: registered[case]["group"] for case in staying if case not in source.cases}
         return groups
@@ -193,7 +200,8 @@ class _Registration:
     ) -> dict[str, Any]:
         registered = previous["cases"] if previous else {}
         counts = {"added": len(changes.added), "changed": len(changes.changed), "removed": len(changes.removed)}
-        settings = {"fraction": self.params.holdout_fraction, "cases": sorted(self.params.holdout_cases)}
+        asked = sorted(source.renamed.get(case, case) for case in self.params.holdout_cases)
+        settings = {"fraction": self.params.holdout_fraction, "cases": asked}
 
         rules = {"series": self.params.series or {}} if source.layout == "dicom" else {}  # predictions of studies choose by them too
 
@@ -211,6 +219,7 @@ class _Registration:
 
         if previous:
             self.store.check_strays(registered, ending)
+        self.names.save()
         nothing_new = previous and not changes.checked and not changes.removed and manifest() == previous
         if previous and nothing_new and _read_description(self.folder) == description(previous, source.extras):
             self.store.abandon()

@@ -1,0 +1,178 @@
+"""What an archive's entries may be called and point to. Nothing here touches the disk: an entry is judged before it is written."""
+
+from __future__ import annotations
+
+import posixpath
+import re
+import stat
+import unicodedata
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+
+from nnunet_jobs.contract.failure import Fault
+from nnunet_jobs.dataset.faults import Code
+
+_MAX_NAME, _MAX_PATH = 255, 2000  # bytes; what Linux file systems carry, with room for the folder that it is unpacked into
+_DRIVE = re.compile(r"[A-Za-z]:")
+_LINKS = 40  # links that lead to links; as many as Linux follows
+_JUNK = ("__MACOSX", ".DS_Store")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """How much an archive may hold. The defaults are far above what medical datasets need and far below what fills a disk unseen.
+
+    Attributes:
+        entries: number of them. unpacked: bytes in all. ratio: unpacked to packed bytes, judged from ``allowance`` bytes on:
+            label maps shrink to a thousandth, but never a dataset as a whole.
+    """
+
+    entries: int = 1_000_000
+    unpacked: int = 4 << 40
+    ratio: float = 100.0
+    allowance: int = 1 << 30
+
+    def bytes_for(self, packed: int) -> int:
+        """Most bytes that an archive of ``packed`` bytes may unpack to."""
+        return min(self.unpacked, max(self.allowance, int(self.ratio * packed)))
+
+
+@dataclass(slots=True, kw_only=True)
+class Entries:
+    """The entries admitted so far and every fault of the others.
+
+    Attributes:
+        limits: how much there may be. packed: bytes of the archive. files: path to size. folders: paths, parents included.
+        links: path to (target, whether the target is relative to the link's own folder). faults: of all entries.
+    """
+
+    limits: Limits
+    packed: int
+    files: dict[str, int] = field(default_factory=dict)
+    folders: set[str] = field(default_factory=set)
+    links: dict[str, tuple[str, bool]] = field(default_factory=dict)
+    faults: list[Fault] = field(default_factory=list)
+    count: int = 0
+    size: int = 0
+    _spelled: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def full(self) -> bool:
+        """Whether the archive holds more than it may; nothing after that needs to be looked at."""
+        return bool(self.faults) and self.faults[-1].code == Code.ARCHIVE_TOO_LARGE
+
+    def fault(self, name: str, message: str, code: Code = Code.ARCHIVE_UNSAFE) -> None:
+        """Note what is wrong with an entry."""
+        self.faults.append(Fault(code=code, file=name[:200], message=message))
+
+    def folder(self, name: str) -> None:
+        """Admit a folder."""
+        path = self._admit(name, 0)
+        if path and self._place(name, path):
+            self.folders.add(path)
+
+    def file(self, name: str, size: int) -> str | None:
+        """Admit a file of ``size`` bytes. Its path where it is to be written; None when it is refused or macOS' junk."""
+        path = self._admit(name, size)
+        if not path or _is_junk(path) or not self._place(name, path):
+            return None
+        self.files[path] = size
+        return path
+
+    def link(self, name: str, target: str, *, relative: bool) -> None:
+        """Admit a link for the time being; :meth:`resolved` judges where it leads."""
+        path = self._admit(name, 0)
+        if path and not _is_junk(path) and self._place(name, path):
+            self.links[path] = (target, relative)
+
+    def special(self, name: str, what: str) -> None:
+        """Refuse what is no file, folder or link."""
+        self.fault(name, f"is {what}; only files, folders and links are unpacked")
+
+    def resolved(self) -> Iterator[tuple[str, str]]:
+        """(link, file or folder in the archive that it leads to); faults for links that lead elsewhere."""
+        for path in sorted(self.links):
+            end = self._follow(path)
+            if end is not None:
+                yield path, end
+
+    def _follow(self, path: str) -> str | None:
+        here = path
+        for _ in range(_LINKS):
+            target, relative = self.links[here]
+            joined = posixpath.normpath(posixpath.join(posixpath.dirname(here) if relative else "", target))
+            if target.startswith("/") or _DRIVE.match(target) or "\\" in target or joined.split("/")[0] == "..":
+                self.fault(path, "is a link that leaves the archive; pack the file itself (tar -h, zip without -y)")
+                return None
+            if joined in self.files or joined in self.folders:
+                return joined
+            if joined not in self.links:
+                self.fault(path, "is a link to something that the archive does not hold; pack the file itself (tar -h, zip without -y)")
+                return None
+            here = joined
+        self.fault(path, "is a link that leads back to itself")
+        return None
+
+    def _admit(self, name: str, size: int) -> str | None:
+        """The entry's path in plain form, or None with a fault."""
+        self.count += 1
+        self.size += size
+        if self.count > self.limits.entries:
+            self.fault(name, f"is entry number {self.count}; at most {self.limits.entries} are unpacked", Code.ARCHIVE_TOO_LARGE)
+            return None
+        allowed = self.limits.bytes_for(self.packed)
+        if self.size > allowed:
+            much = f"with it the archive of {self.packed} bytes would unpack to {self.size}, more than {allowed}"
+            self.fault(name, f"{much}; unpack it by hand if it is sound", Code.ARCHIVE_TOO_LARGE)
+            return None
+        reason = _unsafe(name)
+        if reason:
+            self.fault(name, f"{reason}; pack the dataset again")
+            return None
+        return str(PurePosixPath(name))
+
+    def _place(self, name: str, path: str) -> bool:
+        """Whether the path is free and fits to the others; file systems that ignore case must come to the same result."""
+        if path == ".":
+            return False
+        known = path in self.files or path in self.links
+        if known or (path in self.folders and not name.endswith("/")):
+            self.fault(name, "is there twice; keep one")
+            return False
+        for part in (path, *map(str, PurePosixPath(path).parents[:-1])):
+            other = self._spelled.setdefault(unicodedata.normalize("NFKC", part).casefold(), part)
+            if other != part:
+                self.fault(name, f"differs only by upper and lower case or Unicode form from {other!r}; rename one")
+                return False
+            if part != path and (part in self.files or part in self.links):
+                self.fault(name, f"lies below {part!r}, which is no folder")
+                return False
+        self.folders.update(str(parent) for parent in PurePosixPath(path).parents[:-1])
+        return True
+
+
+def _is_junk(path: str) -> bool:
+    """What macOS adds of its own: it is no part of a dataset."""
+    return any(part in _JUNK or part.startswith("._") for part in PurePosixPath(path).parts)
+
+
+def _unsafe(name: str) -> str | None:
+    encoded = name.encode("utf-8", "surrogatepass")
+    if not name or not name.isprintable():
+        return "has an empty name, control characters or a name that is not UTF-8"
+    if name.startswith("/") or _DRIVE.match(name):
+        return "has an absolute path"
+    if "\\" in name:
+        return "has a backslash in its name"
+    if ".." in name.split("/"):
+        return "has '..' in its path"
+    if len(encoded) > _MAX_PATH or any(len(part) > _MAX_NAME for part in encoded.split(b"/")):
+        return "has a name that is too long for file systems"
+    return None
+
+
+def kind_of_mode(mode: int) -> str | None:
+    """What a Unix file mode says that is neither file, folder nor link; None for those and for no mode at all."""
+    kinds = {stat.S_IFCHR: "a device", stat.S_IFBLK: "a device", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
+    return kinds.get(stat.S_IFMT(mode))

@@ -1,0 +1,322 @@
+"""Datasets that come as one archive (.zip, .tar, .tar.gz): unpacked into a scratch folder, with nothing of the archive's word believed."""
+
+from __future__ import annotations
+
+import errno
+import gzip
+import io
+import os
+import shutil
+import stat
+import tarfile
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Protocol
+
+from nnunet_jobs.context import StepContext
+from nnunet_jobs.contract.failure import DiskFull, Fault, JobError
+from nnunet_jobs.dataset.archive_entries import Entries, Limits, kind_of_mode
+from nnunet_jobs.dataset.faults import Code, data_error
+from nnunet_jobs.dataset.manifest import signature_of
+from nnunet_jobs.dataset.volume import open_regular
+
+ENDINGS = (".zip", ".tar", ".tar.gz", ".tgz")
+_CHUNK = 1 << 20
+_BLOCK = 512  # of tar
+_MAX_HEADER = 1 << 20  # bytes of one tar header with its extensions; tarfile reads them whole into memory
+_RESERVE = 1 << 30  # bytes that stay free on the disk, or a twentieth of it where that is less
+_LOOK_AT_DISK = 64 << 20
+_REPORT_S = 0.5
+
+
+class _Readable(Protocol):
+    def read(self, size: int = ..., /) -> bytes: ...
+
+
+class _Damaged(Exception):
+    def __init__(self, message: str, *, entry: str | None = None, code: Code = Code.ARCHIVE_DAMAGED) -> None:
+        super().__init__(message)
+        self.entry, self.code = entry, code
+
+
+def named_as_one(path: Path) -> bool:
+    """Whether a file's name says that it is an archive that is read."""
+    return path.name.lower().endswith(ENDINGS)
+
+
+def unpack(archive: Path, folder: Path, *, context: StepContext, limits: Limits | None = None) -> Path:
+    """Unpack an archive into a new folder. A single folder at the archive's top is stepped into.
+
+    Every entry is judged before it is written, by name, kind and size; sizes are counted again while unpacking. Links are made last,
+    between files that the archive holds. Files become read-only, so that registering takes them by hard link.
+
+    Args:
+        archive: a regular file. folder: made here; whoever calls removes it, whatever happens. context: to report and to be stopped.
+        limits: how much the archive may hold.
+
+    Returns:
+        The folder of the dataset, below ``folder``.
+
+    Raises:
+        DataError: the archive is unsafe, damaged, encrypted or too large; all faults at once, each with its entry.
+        DiskFull: no room to unpack it. Interrupted: the job was told to stop.
+    """
+    before = signature_of(archive)
+    entries = Entries(limits=limits or Limits(), packed=before[2])
+    folder.mkdir(mode=0o700)
+    writer = _Writer(folder, context, entries)
+    try:
+        with open_regular(archive) as raw, io.BufferedReader(raw, _CHUNK) as file:
+            magic = file.peek(4)[:4]
+            if magic[:2] == b"PK":
+                _unzip(file, entries, writer)
+            elif magic[:2] == b"\x1f\x8b":
+                with gzip.GzipFile(fileobj=file) as inflated:
+                    forward = _untar(inflated, entries, writer)
+                    for _ in () if entries.full else _guarded(lambda: forward.read(_MAX_HEADER), None):  # to the checksum at the end
+                        writer.beat()
+            else:
+                writer.need(entries.packed)
+                _untar(file, entries, writer)
+        _link(folder, entries)
+    except _Damaged as damaged:
+        entries.faults.append(Fault(code=damaged.code, file=damaged.entry, message=str(damaged)))
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DiskFull(f"no room to unpack {archive.name} in {folder.parent}; make room and run again") from error
+        raise
+    if signature_of(archive) != before:
+        message = "changed while it was being unpacked; run again when the source is at rest"
+        entries.faults = [Fault(code=Code.SOURCE_CHANGED, file=archive.name, message=message)]
+    if not entries.faults and entries.files and all(named_as_one(Path(name)) for name in entries.files):
+        message = "holds only further archives, which are not opened; unpack it and name one of them"
+        entries.faults.append(Fault(code=Code.ARCHIVE_NESTED, file=next(iter(entries.files)), message=message))
+    if entries.faults:
+        raise data_error(entries.faults, what=archive.name)
+    return _top(folder)
+
+
+def _top(folder: Path) -> Path:
+    """The dataset's own folder: most archives hold one folder with everything in it. A lone BIDS subject is the dataset's content."""
+    while True:
+        inside = [path for path in folder.iterdir() if not path.name.startswith(".")]
+        if len(inside) != 1 or not inside[0].is_dir() or inside[0].is_symlink() or inside[0].name.startswith("sub-"):
+            return folder
+        folder = inside[0]
+
+
+class _Writer:
+    """Writes the files of an archive, and keeps an eye on the stop flag and the disk."""
+
+    def __init__(self, folder: Path, context: StepContext, entries: Entries) -> None:
+        self.folder, self.context, self.entries = folder, context, entries
+        self.written, self._looked_at, self._reported = 0, 0, 0.0
+
+    def beat(self) -> None:
+        """Sign of life; raises when the job is to stop."""
+        self.context.check_stop()
+        self.context.beat()
+
+    def need(self, size: int) -> None:
+        """Raise DiskFull unless ``size`` bytes more fit, with a reserve for everybody else's work."""
+        usage = shutil.disk_usage(self.folder)
+        reserve = min(_RESERVE, usage.total // 20)
+        if usage.free < size + reserve:
+            raise DiskFull(
+                f"{self.folder.parent} has {usage.free >> 20} MiB free; unpacking needs {size >> 20} MiB "
+                f"and leaves {reserve >> 20} MiB; make room and run again"
+            )
+
+    def write(self, name: str, size: int, pieces: Iterator[bytes]) -> None:
+        """Write one admitted file of just ``size`` bytes.
+
+        Raises:
+            _Damaged: there are more or fewer.
+        """
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        written = 0
+        with open(path, "xb") as file:
+            for piece in pieces:
+                written += len(piece)
+                if written > size:
+                    break
+                file.write(piece)
+                self._count(len(piece))
+        if written != size:
+            raise _Damaged(f"holds {'more' if written > size else 'fewer'} bytes than its header says; copy the archive again", entry=name)
+        path.chmod(0o444)
+
+    def _count(self, size: int) -> None:
+        self.written += size
+        if self.written - self._looked_at >= _LOOK_AT_DISK:
+            self._looked_at = self.written
+            self.need(0)
+        self.beat()
+        if time.monotonic() - self._reported > _REPORT_S:
+            self._reported = time.monotonic()
+            self.context.progress("unpack", self.written >> 20, unit="MiB")
+
+
+def _guarded(pieces: Callable[[], bytes], entry: str | None) -> Iterator[bytes]:
+    """Pieces until an empty one. Damage makes the libraries raise almost anything; whatever it is, it is this archive's fault."""
+    while True:
+        with _as_damage(entry):
+            piece = pieces()
+        if not piece:
+            return
+        yield piece
+
+
+class _as_damage:  # noqa: N801  a context manager used as a statement
+    """Turns what damaged data makes a library raise into damage of the archive."""
+
+    def __init__(self, entry: str | None = None) -> None:
+        self.entry = entry
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, EOFError):
+            raise _Damaged("ends early; copy the archive again", entry=self.entry) from error
+        if isinstance(error, Exception) and not isinstance(error, _Damaged | JobError | MemoryError):
+            raise _Damaged(f"cannot be read ({error}); copy the archive again", entry=self.entry) from error
+
+
+# --- zip ------------------------------------------------------------------------------------------------------------
+def _unzip(file: IO[bytes], entries: Entries, writer: _Writer) -> None:
+    with _as_damage():
+        opened = zipfile.ZipFile(file)
+    with opened as archive:
+        jobs = []
+        for info in archive.infolist():
+            name, mode = info.orig_filename, info.external_attr >> 16
+            if info.flag_bits & 0x41:
+                entries.fault(name, "is encrypted; pack the dataset without a password", Code.ARCHIVE_ENCRYPTED)
+            elif kind_of_mode(mode):
+                entries.special(name, kind_of_mode(mode) or "")
+            elif name.endswith("/"):
+                entries.folder(name)
+            elif stat.S_ISLNK(mode):
+                if info.file_size > _MAX_HEADER:
+                    entries.fault(name, "is a link with an endless target")
+                    continue
+                with _as_damage(name):
+                    target = archive.read(info).decode("utf-8")
+                entries.link(name, target, relative=True)
+            elif path := entries.file(name, info.file_size):
+                jobs.append((path, info))
+            if entries.full:
+                return
+        if sum(info.compress_size for info in archive.infolist()) > entries.packed:
+            entries.fault("", "has entries that overlap: one piece of data under many names; pack the dataset again")
+        if entries.faults:
+            return
+        writer.need(entries.size)
+        for path, info in jobs:
+            with _as_damage(path):
+                reader = archive.open(info)
+            with reader:
+                writer.write(path, info.file_size, _guarded(lambda reader=reader: reader.read(_CHUNK), path))  # type: ignore[misc]
+
+
+# --- tar ------------------------------------------------------------------------------------------------------------
+class _Forward:
+    """A stream that tarfile may read and seek forward in. Counts what comes out, so that nothing is skipped without being counted."""
+
+    def __init__(self, stream: _Readable, writer: _Writer, limit: int) -> None:
+        self._stream, self._writer, self._limit = stream, writer, limit
+        self._at = 0
+        self.last = b""
+
+    def read(self, size: int = -1) -> bytes:
+        if not 0 <= size <= _MAX_HEADER:
+            raise _Damaged("has a header of more than 1 MiB; pack the dataset again", code=Code.ARCHIVE_UNSAFE)
+        pieces = []
+        while size > 0 and (piece := self._stream.read(size)):
+            pieces.append(piece)
+            size -= len(piece)
+        self.last = b"".join(pieces)
+        self._at += len(self.last)
+        if self._at > self._limit:
+            message = f"unpacks to more than {self._limit} bytes; unpack it by hand if it is sound"
+            raise _Damaged(message, code=Code.ARCHIVE_TOO_LARGE)
+        return self.last
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, position: int, whence: int = 0) -> int:
+        if whence or position < self._at:
+            raise _Damaged("has headers that point back; copy the archive again")
+        while self._at < position:
+            self._writer.beat()
+            if not self.read(min(_MAX_HEADER, position - self._at)):
+                raise EOFError
+        return self._at
+
+    def close(self) -> None:
+        """The stream is closed by who opened it."""
+
+
+def _untar(stream: _Readable, entries: Entries, writer: _Writer) -> _Forward:
+    # headers and padding are up to 1.5 KiB an entry, and more with long names
+    limit = entries.limits.bytes_for(entries.packed) + entries.packed + (16 << 20)
+    forward = _Forward(stream, writer, limit)
+    with _as_damage():
+        archive = tarfile.TarFile(fileobj=forward)  # type: ignore[arg-type]  # all that it needs of a file is there
+    last = None
+    while True:
+        with _as_damage(last):
+            member = archive.next()
+        archive.members = []  # type: ignore[attr-defined]  # nobody needs the list of all, and there may be a million
+        if member is None:
+            break
+        last = member.name
+        writer.beat()
+        _take(archive, member, entries, writer)
+        if entries.full:
+            return forward
+    if len(forward.last) < _BLOCK or forward.last.strip(b"\0"):
+        # tarfile takes a damaged header, or the end of the file, for the end of the archive
+        raise _Damaged("ends early or is damaged after this entry; copy the archive again", entry=last)
+    return forward
+
+
+def _take(archive: tarfile.TarFile, member: tarfile.TarInfo, entries: Entries, writer: _Writer) -> None:
+    name = member.name
+    if member.size < 0:
+        raise _Damaged("has a negative size; copy the archive again", entry=name)
+    if member.isdir():
+        entries.folder(name + "/")
+    elif member.issym() or member.islnk():
+        entries.link(name, member.linkname, relative=member.issym())
+    elif not member.isreg():
+        entries.special(name, "a pipe" if member.isfifo() else "a device" if member.isdev() else f"of the unknown kind {member.type!r}")
+    elif (path := entries.file(name, member.size)) and not entries.faults:
+        if member.size > _LOOK_AT_DISK:
+            writer.need(member.size)
+        with _as_damage(path):
+            tarfile.data_filter(member, str(writer.folder))  # a second opinion; it must find nothing that is left
+            reader = archive.extractfile(member)
+        if reader is not None:
+            writer.write(path, member.size, _guarded(lambda: reader.read(_CHUNK), path))
+
+
+# --- links ----------------------------------------------------------------------------------------------------------
+def _link(folder: Path, entries: Entries) -> None:
+    """Make the links: those to files as hard links, so that nothing points anywhere; those to folders as relative symbolic links."""
+    links = list(entries.resolved())
+    if entries.faults:
+        return
+    for name, end in links:
+        path, target = folder / name, folder / end
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if end in entries.files:
+            os.link(target, path)
+        else:
+            target.mkdir(parents=True, exist_ok=True)
+            path.symlink_to(os.path.relpath(target, path.parent), target_is_directory=True)

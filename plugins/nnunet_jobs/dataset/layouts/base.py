@@ -1,0 +1,181 @@
+"""What the layouts share: a source and its cases as listed, what a layout is, and how folders of images become cases."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from nnunet_jobs.contract.failure import Fault
+from nnunet_jobs.contract.params import RegisterParams
+from nnunet_jobs.dataset.faults import Code
+from nnunet_jobs.dataset.labels import Tables
+from nnunet_jobs.dataset.names import Refused, below, check_links, listing, split_ending
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceCase:
+    """One case of a source.
+
+    Attributes:
+        case: id. images: one file a channel, or a single 4D file that holds them all along its last axis.
+        label: label image, None for test images. labelled: a label is due. holdout: the source itself keeps the case for testing.
+        training: the source itself says that the case is trained on. group: patient, where the source itself says so;
+            ``group_pattern`` says it otherwise.
+    """
+
+    case: str
+    images: tuple[Path, ...]
+    label: Path | None
+    labelled: bool = True
+    holdout: bool = False
+    training: bool = False
+    group: str | None = None
+
+
+@dataclass(slots=True, kw_only=True)
+class Source:
+    """A source as listed.
+
+    Attributes:
+        root: resolved folder. layout: which one it is. cases: by id. tables: channels and labels.
+        splits_4d: whether 4D images are channels along the last axis. faults: what the listing alone shows to be wrong.
+        extras: name, licence, reference and the like, carried into ``dataset.json``.
+        renamed: id in the source to the id it is registered under, for those that differ, of this and earlier runs.
+    """
+
+    root: Path
+    layout: str
+    tables: Tables
+    splits_4d: bool
+    cases: dict[str, SourceCase] = field(default_factory=dict)
+    faults: list[Fault] = field(default_factory=list)
+    extras: dict[str, Any] = field(default_factory=dict)
+    renamed: dict[str, str] = field(default_factory=dict)
+
+    def relative(self, path: Path) -> str:
+        """A file's name for people: relative to the source."""
+        return str(path.relative_to(self.root))
+
+    def add(self, case: SourceCase) -> None:
+        """Add a case, or a fault when its id is there already."""
+        if case.case in self.cases:
+            self.faults.append(Fault(code=Code.CASE_DUPLICATE, case=case.case, message="the case is there twice; keep one of them"))
+        else:
+            self.cases[case.case] = case
+
+    def file_ending(self) -> str:
+        """``.nii`` when every image is uncompressed, else ``.nii.gz``."""
+        endings = {split_ending(path.name)[1] for case in self.cases.values() for path in case.images}
+        return ".nii" if endings == {".nii"} else ".nii.gz"
+
+
+Description = dict[str, Any]
+
+
+def as_it_is(params: RegisterParams, root: Path, description: Description) -> Description:
+    """For layouts whose ``dataset.json`` has nnU-Net's own form, or which have none."""
+    return description
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """One way to lay out a dataset on disk.
+
+    Attributes:
+        name: what ``layout`` calls it. expects: what must be there for it to be recognised, for the message when nothing is.
+        recognise: whether a folder with this ``dataset.json`` (empty without one) has the layout.
+        describe: brings what the source says of channels and labels into the form of nnU-Net's ``dataset.json``.
+        read: lists the cases into a source. splits_4d: 4D images are channels along the last axis.
+        described_by: the file that ``describe`` reads, named in faults of its tables.
+    """
+
+    name: str
+    expects: str
+    recognise: Callable[[RegisterParams, Path, Description], bool]
+    read: Callable[[RegisterParams, Source, Description], None]
+    describe: Callable[[RegisterParams, Path, Description], Description] = as_it_is
+    splits_4d: bool = True
+    described_by: str = "dataset.json"
+
+
+def add_named(source: Source, case: str, images: list[str], label: str | None, *, labelled: bool = True) -> None:
+    """Add a case whose files a description names, or a fault when a path leaves the source."""
+    try:
+        paths = tuple(below(source.root, image, case=case) for image in images)
+        label_path = below(source.root, label, case=case) if label is not None else None
+    except Refused as refused:
+        source.faults.append(refused.fault)
+        return
+    source.add(SourceCase(case=case, images=paths, label=label_path, labelled=labelled))
+
+
+def names_in(source: Source, folder: str) -> list[str]:
+    """File names in a folder of the source; faults where there is no such folder or it leaves the source."""
+    path = source.root / folder
+    if not path.is_dir():
+        source.faults.append(Fault(code=Code.IMAGE_MISSING, file=folder, message="the folder is missing"))
+        return []
+    try:
+        check_links(source.root, path)
+    except Refused as refused:
+        source.faults.append(refused.fault)
+        return []
+    return listing(source.root, path, source.faults)
+
+
+def channel_files(source: Source, folder: str, match: Callable[[str], re.Match[str] | None], *, mend: str) -> dict[str, dict[int, Path]]:
+    """Image files of a folder by case and channel.
+
+    Args:
+        source, folder: where. match: of a file name, with the groups ``case`` and perhaps ``channel`` (number or name).
+        mend: said of names that do not match.
+    """
+    found: dict[str, dict[int, Path]] = {}
+    by_name = {name: int(number) for number, name in source.tables.channel_names.items()}
+    for name in names_in(source, folder):
+        groups = matched.groupdict() if (matched := match(name)) else {}
+        case, text = groups.get("case"), groups.get("channel")
+        channel = 0 if text is None else int(text) if text.isdecimal() else by_name.get(text)
+        if not case or channel is None or not split_ending(name)[1]:
+            reason = mend if channel is not None else f"channel {text!r} is not one of channel_names {list(by_name)}"
+            source.faults.append(
+                Fault(code=Code.NAME_UNMATCHED, file=f"{folder}/{name}", message=f"{reason}; rename the file or move it away")
+            )
+        elif channel in found.setdefault(case, {}):
+            message = f"channel {channel} is there twice: {found[case][channel].name!r} and {name!r}; keep one"
+            source.faults.append(Fault(code=Code.CASE_DUPLICATE, case=case, message=message))
+        else:
+            found[case][channel] = source.root / folder / name
+    return found
+
+
+def in_order(source: Source, case: str, files: Mapping[int, Path]) -> tuple[Path, ...]:
+    """A case's files by channel, with faults for gaps. A lone file may be 4D and hold all channels, where the layout allows it."""
+    expected = source.tables.channels
+    lone_4d = source.splits_4d and set(files) == {0}
+    missing = [number for number in range(expected) if number not in files]
+    if missing and not lone_4d:
+        source.faults.append(
+            Fault(
+                code=Code.CHANNEL_MISSING,
+                case=case,
+                message=f"channels {missing} of {expected} are missing; add the files or change channel_names",
+            )
+        )
+    extra = sorted(number for number in files if number >= expected)
+    if extra:
+        message = f"channels {extra} are not in channel_names ({expected} channels); name them, or remove the files"
+        if source.layout == "folders":
+            message += r", or, when the number belongs to the case id, set case_pattern to '(?P<case>.+)\.nii\.gz'"
+        source.faults.append(Fault(code=Code.CHANNEL_EXTRA, case=case, message=message))
+    return tuple(files[number] for number in sorted(files) if number < expected)
+
+
+def without_image(source: Source, folder: str | None, names: set[str]) -> None:
+    """Faults of label files that no image belongs to."""
+    for name in sorted(names):
+        message = "no image belongs to this label file; add the image or move the label away"
+        source.faults.append(Fault(code=Code.LABEL_WITHOUT_IMAGE, file=f"{folder}/{name}", message=message))

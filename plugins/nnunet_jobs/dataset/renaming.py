@@ -1,0 +1,130 @@
+"""Case ids that file systems and nnU-Net can carry, for sources whose own ids they cannot; who became what is kept apart, for few eyes."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import os
+import re
+import unicodedata
+from collections.abc import Collection, Iterable
+from dataclasses import replace
+from pathlib import Path
+
+from nnunet_jobs.contract.failure import ConfigError, Fault
+from nnunet_jobs.contract.files import sync_directory, temporary_beside
+from nnunet_jobs.dataset.faults import Code
+from nnunet_jobs.dataset.layouts.base import Source
+from nnunet_jobs.dataset.names import folded, usable
+
+_STEM = 40  # characters of the readable part
+_HEAD = ["id", "original"]
+
+
+def safe_id(original: str) -> str:
+    """A usable id that depends on the original and nothing else: what is readable of it, and 10 hex digits of its sha256."""
+    plain = unicodedata.normalize("NFKD", original).encode("ascii", "ignore").decode()
+    stem = re.sub(r"[^A-Za-z0-9]+", "_", plain).strip("_")[:_STEM].strip("_")
+    digest = hashlib.sha256(original.encode("utf-8", "surrogatepass")).hexdigest()[:10]
+    return f"{stem or 'case'}-{digest}"
+
+
+def safe_group(group: str) -> str:
+    """A patient's name in a renamed case's id, in a form that may stand in the manifest."""
+    return group if usable(group) else safe_id(group)
+
+
+class CaseNames:
+    """What a dataset's cases were renamed to, in a CSV file that only its owner can read.
+
+    A case that has a row keeps its id for ever; a case that was registered under its own id keeps that. The originals stand as JSON
+    text, so that a spreadsheet program takes none for a formula and no line break for a row.
+    """
+
+    def __init__(self, path: Path | None = None, registered: Collection[str] = ()) -> None:
+        """Read what is there.
+
+        Args:
+            path: of the file; nothing is kept without. registered: ids that are registered already.
+
+        Raises:
+            ConfigError: the file is not what this class wrote.
+        """
+        self._path, self._registered = path, set(registered)
+        self._ids: dict[str, str] = {}
+        self._kept = 0
+        if path is not None and path.exists():
+            self._ids = _read(path)
+            self._kept = len(self._ids)
+
+    def apply(self, source: Source, known: Iterable[str]) -> None:
+        """Give every case of a source a usable id, whatever the order of the cases.
+
+        Args:
+            source: as listed; its cases, and the cases in its faults, get their ids here. known: registered ids that stay.
+        """
+        alike: dict[str, set[str]] = {}
+        for case in {*source.cases, *self._registered, *known}:
+            alike.setdefault(folded(case), set()).add(case)
+        taken = set(self._ids.values())
+        renamed = {}
+        for case in source.cases:
+            own = case in self._registered and case not in taken
+            if case in self._ids:
+                renamed[case] = self._ids[case]
+            elif not usable(case) or (alike[folded(case)] != {case} and not own):
+                renamed[case] = safe_id(case)
+        cases = list(source.cases.values())
+        source.cases = {}
+        for item in cases:
+            source.add(replace(item, case=renamed.get(item.case, item.case)))
+        self._ids |= {case: renamed[case] for case in sorted(renamed) if case not in self._ids}
+        source.renamed = dict(self._ids)
+        source.faults = [_follow(fault, renamed) for fault in source.faults]
+
+    def save(self) -> None:
+        """Keep what was renamed, before anything is registered under the new ids. Old rows stay where they are, new ones follow."""
+        if self._path is None or len(self._ids) == self._kept:
+            return
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(_HEAD)
+        for original, identity in self._ids.items():
+            writer.writerow([identity, json.dumps(original, ensure_ascii=not original.isprintable())])
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = temporary_beside(self._path)
+        try:
+            fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            with open(fd, "wb") as file:
+                file.write(text.getvalue().encode())
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, self._path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        sync_directory(self._path.parent)
+        self._kept = len(self._ids)
+
+
+def _read(path: Path) -> dict[str, str]:
+    ids = {}
+    try:
+        text = path.read_bytes().decode()
+        rows = list(csv.reader(io.StringIO(text, newline="")))
+        if not rows or rows[0] != _HEAD:
+            raise ValueError(f"the head line is not {','.join(_HEAD)}")
+        for identity, original in rows[1:]:
+            ids[str(json.loads(original))] = identity
+    except (OSError, ValueError, csv.Error) as error:
+        raise ConfigError(f"rename: {path} cannot be read ({error}); restore it: it says which case is which") from error
+    return ids
+
+
+def _follow(fault: Fault, renamed: dict[str, str]) -> Fault:
+    """A fault under the case's new id; the source's own id is said where no file does."""
+    if fault.case not in renamed:
+        return fault
+    message = fault.message if fault.file or fault.code == Code.CASE_DUPLICATE else f"{fault.message} (in the source: {fault.case!r})"
+    return replace(fault, case=renamed[fault.case], message=message)
