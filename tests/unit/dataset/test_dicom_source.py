@@ -245,16 +245,14 @@ def test_fault_59_all_faults_of_all_studies_come_in_one_report(tmp_path: Path, w
 
 
 def test_labels_that_describe_another_series_are_named(tmp_path: Path, workspace: Workspace, caplog: pytest.LogCaptureFixture) -> None:
-    source = study(tmp_path / "archive", "s0")
+    source = study(tmp_path / "archive", "s0", series="mr", modality="MR")
     study(source, "s1", patient="q")
     save(source / "s1" / "mr", slices(study="s1", series="mr", patient="q", modality="MR"))
-    with caplog.at_level(logging.WARNING):
-        result = register(workspace, source, series={"CT": {"modality": "CT"}})
-        assert result["train"] == 2
-        assert not caplog.records
-        result = register(workspace, source, series={"X": {"tags": {"Modality": "MR|CT"}, "description": "mr|ct", "modality": ["CT", "MR"],
-                                                           "each": True}}, channel_names={"0": "X"}, dataset_id=9)  # fmt: skip
-    assert (result["train"], result["test"]) == (2, 1)
+    with caplog.at_level(logging.WARNING, logger="nnunet_jobs"):
+        result = register(workspace, source, series={"MR": {"modality": "MR"}}, channel_names=None)
+    assert (result["train"], result["test"]) == (1, 1)
+    [warning] = [record.getMessage() for record in caplog.records if record.name == "nnunet_jobs"]
+    assert warning.startswith(f"label_reference [{case_of(workspace, 's1')}]: 1 of 1 SEG and RTSTRUCT series describe another series")
 
 
 # --- fields -----------------------------------------------------------------------------------------------------------
