@@ -1,4 +1,4 @@
-"""``python -m airflow_nnunet doctor|sync-pools``: the commands of ``airflow nnunet`` where the package is a plain folder.
+"""``python -m airflow_nnunet doctor|sync-pools|dataset``: the commands of ``airflow nnunet`` where the package is a plain folder.
 
 Airflow finds a provider's commands by its installed entry point; a folder on PYTHONPATH has none.
 """
@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -15,14 +16,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     from airflow_nnunet.cli import get_cli_commands
 
     parser = argparse.ArgumentParser(prog="python -m airflow_nnunet", description="Look after nnU-Net's workspace, pools and jobs.")
-    commands = parser.add_subparsers(dest="command", required=True)
-    for command in get_cli_commands()[0].subcommands:
-        sub = commands.add_parser(command.name, help=command.help)
+    _add(parser, get_cli_commands()[0].subcommands)
+    arguments = parser.parse_args(argv)
+    arguments.func(arguments)
+
+
+def _add(parser: argparse.ArgumentParser, commands: Iterable[Any]) -> None:
+    """Commands, and groups of commands below them."""
+    subparsers = parser.add_subparsers(required=True)
+    for command in commands:
+        sub = subparsers.add_parser(command.name, help=command.help)
+        if hasattr(command, "subcommands"):
+            _add(sub, command.subcommands)
+            continue
         for argument in command.args:
             argument.add_to_parser(sub)
         sub.set_defaults(func=command.func)
-    arguments = parser.parse_args(argv)
-    arguments.func(arguments)
 
 
 if __name__ == "__main__":

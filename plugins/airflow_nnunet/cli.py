@@ -1,4 +1,4 @@
-"""``airflow nnunet doctor`` and ``airflow nnunet sync-pools``; also ``python -m airflow_nnunet`` where the package is not installed."""
+"""``airflow nnunet doctor|sync-pools|dataset``; also ``python -m airflow_nnunet`` where the package is not installed."""
 
 from __future__ import annotations
 
@@ -14,11 +14,50 @@ def get_cli_commands() -> list[Any]:
 
     path = argument(("path",), nargs="?", default=None, help="file with pools; include/pools.json of the project when empty")
     connection = argument(("--conn-id",), default=None, help="connection of type nnunet that overrides section [nnunet]")
+    dataset = argument(("dataset",), help="dataset: its id, its full name, or the name after the id")
+    as_json = argument(("--json",), action="store_true", help="print JSON")
+    withdraw = (
+        dataset,
+        argument(("--case",), action="extend", nargs="+", metavar="ID", help="case ids"),
+        argument(("--group",), action="extend", nargs="+", metavar="PATIENT", help="patients: all of their cases, later ones too"),
+        argument(("--reason",), default=None, help="for the history; one line, never patient data"),
+        argument(("--dry-run",), action="store_true", help="only say what would go"),
+        argument(("--restore",), action="store_true", help="lift an earlier withdrawal: the next registration may bring the cases again"),
+        argument(("--predictions",), action="store_true", help="delete the cases' predictions below output_roots too"),
+        argument(("--demote",), action="store_true", help="a promoted model that was trained on them is no longer the champion"),
+        as_json,
+        connection,
+    )
+    datasets = GroupCommand(
+        name="dataset",
+        help="List datasets, show how one came to be, withdraw cases from it",
+        subcommands=(
+            ActionCommand(
+                name="list",
+                help="Registered datasets: cases, content hash, last change, preprocessed version, promoted model",
+                func=lazy_load_command("airflow_nnunet.datasets_cli.list_command"),
+                args=(as_json, connection),
+            ),
+            ActionCommand(
+                name="log",
+                help="History of a dataset: who, when, what, content hash before and after",
+                func=lazy_load_command("airflow_nnunet.datasets_cli.log_command"),
+                args=(dataset, as_json, connection),
+            ),
+            ActionCommand(
+                name="withdraw",
+                help="Consent was withdrawn: take cases out of the dataset, its versions and predictions, list the models trained on them",
+                func=lazy_load_command("airflow_nnunet.datasets_cli.withdraw_command"),
+                args=withdraw,
+            ),
+        ),
+    )
     return [
         GroupCommand(
             name="nnunet",
-            help="Look after nnU-Net's workspace, pools and jobs",
+            help="Look after nnU-Net's workspace, datasets, pools and jobs",
             subcommands=(
+                datasets,
                 ActionCommand(
                     name="doctor",
                     help="Check folders, disk, memory, compiler, GPUs, versions and pools; each line says ok or the mend",

@@ -82,7 +82,11 @@ class NnunetConfig:
         roots = {name: values[name] for name in _SINGLE_ROOTS}
         lists = {name: path_list(values[name]) for name in _PATH_LISTS}
         return cls(
-            workspace=replace(Workspace.below(root, **roots, **lists), cpu_slots=_number("cpu_slots", values["cpu_slots"], int)),
+            workspace=replace(
+                Workspace.below(root, **roots, **lists),
+                cpu_slots=_number("cpu_slots", values["cpu_slots"], int),
+                sharing=str(values["sharing"]),
+            ),
             backend=str(values["backend"]),
             backend_options=_json_object("backend_options", values["backend_options"]),
             python=str(values["python"] or sys.executable),

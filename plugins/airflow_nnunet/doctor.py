@@ -15,6 +15,7 @@ from airflow_nnunet.config import NnunetConfig
 from airflow_nnunet.operators.base import GPU_POOL
 from airflow_nnunet.pools import automatic_slots, probe_host
 from nnunet_jobs.contract.failure import ConfigError
+from nnunet_jobs.contract.sharing import blocking, describe, not_shared, whoami
 
 _ROOTS = ("raw", "preprocessed", "results", "jobs", "leases")
 # A preprocessed dataset of a few hundred volumes takes tens of GB; less than this is trouble soon.
@@ -23,6 +24,7 @@ _LOW_DISK_GIB = 20
 _LOW_SHM_MIB = 2048
 # Each data worker holds dozens of files and sockets.
 _LOW_FILES = 4096
+_OURS = (".locks", ".state", ".versions")  # made by whoever was first
 _SYNC = "run airflow nnunet sync-pools, or python -m airflow_nnunet sync-pools"
 _NETWORK_FILE_SYSTEMS = ("nfs", "cifs", "smb", "ceph", "lustre", "fuse.sshfs", "9p", "gpfs", "beegfs")
 
@@ -63,7 +65,7 @@ def examine(config: NnunetConfig) -> Iterator[Finding]:
 def _roots(config: NnunetConfig) -> Iterator[Finding]:
     for name in _ROOTS:
         path = Path(getattr(config.workspace, name))
-        trouble = _unwritable(path)
+        trouble = _unwritable(path) or next((found for sub in _OURS if (path / sub).is_dir() and (found := _unwritable(path / sub))), "")
         if trouble:
             yield Finding(
                 topic=name, ok=False, blocks=True,
@@ -71,6 +73,9 @@ def _roots(config: NnunetConfig) -> Iterator[Finding]:
             )  # fmt: skip
             continue
         free = shutil.disk_usage(_existing(path)).free / 2**30
+        closed = not_shared(config.workspace, path)
+        if closed:
+            yield Finding(topic=name, ok=False, text=closed)
         enough = free >= _LOW_DISK_GIB or name in ("jobs", "leases")
         mend = "" if enough else f"; below {_LOW_DISK_GIB} GiB, free space or move {name} to another disk"
         yield Finding(topic=name, ok=enough, text=f"{path} is writable, {free:.0f} GiB free{mend}")
@@ -177,17 +182,19 @@ def _pool(config: NnunetConfig, host: dict[str, Any] | None) -> Finding:
 def _unwritable(path: Path) -> str:
     """Why nothing can be written to a folder or made below its nearest parent; empty when it can. Leaves nothing behind."""
     there = _existing(path)
-    if not there.is_dir():
-        return f"{there} is not a folder"
     try:
+        if not there.is_dir():
+            return f"{there} is not a folder"
         with tempfile.TemporaryFile(dir=there):
             return ""
+    except PermissionError:
+        return f"cannot write as {whoami()}: {describe(blocking(there / 'file') or there)}"
     except OSError as error:
         return f"cannot write ({error.strerror or error})"
 
 
 def _existing(path: Path) -> Path:
-    while not path.exists() and path != path.parent:
+    while not os.path.exists(path) and path != path.parent:
         path = path.parent
     return path
 

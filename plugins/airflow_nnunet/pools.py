@@ -78,18 +78,22 @@ def default_path() -> Path:
     return next((path for path in candidates if path.is_file()), candidates[0])
 
 
+def jobs_environment() -> dict[str, str]:
+    """Environment in which any interpreter finds ``nnunet_jobs``."""
+    packages = str(Path(nnunet_jobs.contract.__file__).resolve().parents[2])
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [packages, os.environ.get("PYTHONPATH")]))}
+
+
 def probe_host(config: NnunetConfig) -> dict[str, Any]:
     """What the interpreter that runs the jobs sees on this host: GPUs, memory, versions.
 
     Raises:
         ConfigError: the interpreter cannot run ``nnunet_jobs``.
     """
-    packages = str(Path(nnunet_jobs.contract.__file__).resolve().parents[2])
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [packages, os.environ.get("PYTHONPATH")]))}
     try:
         done = subprocess.run(
             [config.python, "-m", "nnunet_jobs", "probe"],
-            capture_output=True, text=True, timeout=120, check=True, stdin=subprocess.DEVNULL, env=environment,
+            capture_output=True, text=True, timeout=120, check=True, stdin=subprocess.DEVNULL, env=jobs_environment(),
         )  # fmt: skip
         data: dict[str, Any] = json.loads(done.stdout)
     except subprocess.CalledProcessError as error:

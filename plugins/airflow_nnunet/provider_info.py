@@ -29,6 +29,12 @@ OPTIONS: dict[str, dict[str, Any]] = {
         f"Users may name output only below these. {_PATH_LIST} Empty means the folder predictions in the workspace.", ""
     ),
     "trainer_paths": _option(f"Folders with your own nnU-Net trainer classes. {_PATH_LIST}", ""),
+    "sharing": _option(
+        "Who may work with what jobs make: private (as the umask says), group (files are writable for the folder's group, missing roots "
+        "are made with setgid, others get nothing) or group_others_read (others may read). Default ACLs of a folder go first.",
+        "private",
+        example="group",
+    ),
     "backend": _option("Where jobs run: local (a detached process on the worker's host) or fake (scripted, for tests).", "local"),
     "backend_options": _option("More options of the backend, as a JSON object.", "", example='{"environment": {"OMP_NUM_THREADS": "4"}}'),
     "python": _option("Interpreter that has nnU-Net and this package. Empty means Airflow's own.", "", example="/opt/nnunet/bin/python"),

@@ -1,4 +1,4 @@
-"""Command line of the work's wing: run a job, run its step, make a phantom dataset, say what this host has."""
+"""Command line of the work's wing: run a job, run its step, make a phantom dataset, withdraw cases, say what this host has."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from nnunet_jobs import commands
 from nnunet_jobs.contract.jobdir import JobDir
 
 
@@ -36,6 +37,8 @@ def main(argv: Sequence[str] | None = None, *, module: str = "nnunet_jobs", step
         from nnunet_jobs.dicom import export
 
         return export.main(arguments.source, arguments.out, arguments.private)
+    if arguments.command == "withdraw":
+        return commands.withdraw(arguments)
     from nnunet_jobs.probe import probe
 
     print(json.dumps(probe(), indent=1))
@@ -57,23 +60,26 @@ def _run(arguments: argparse.Namespace, module: str) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m nnunet_jobs", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
+    subparsers = parser.add_subparsers(dest="command", required=True)
     for name, text in (("run", "run one attempt of a job"), ("step", "run a job's step; started by the runner only")):
-        command = commands.add_parser(name, help=text)
+        command = subparsers.add_parser(name, help=text)
         command.add_argument("job", type=Path, help="job directory")
         command.add_argument("--attempt", type=int, required=True, help="number of the attempt, as begun by submit")
         if name == "run":
             command.add_argument("--detach", action="store_true", help="return at once, the runner goes on in the background")
             command.add_argument("--ready-fd", type=int, help="file descriptor to write to once the attempt is on record")
-    phantom = commands.add_parser("phantom", help="write an anatomy-like dataset in Medical Segmentation Decathlon layout")
+    phantom = subparsers.add_parser("phantom", help="write an anatomy-like dataset in Medical Segmentation Decathlon layout")
     phantom.add_argument("out", type=Path, help="folder to make")
     phantom.add_argument("--cases", type=int, default=40, help="number of cases (default 40)")
     phantom.add_argument("--seed", type=int, default=0, help="same seed, same voxels (default 0)")
-    deidentify = commands.add_parser("deidentify", help="copy DICOM images without what identifies patients (the standard's basic profile)")
+    deidentify = subparsers.add_parser(
+        "deidentify", help="copy DICOM images without what identifies patients (the standard's basic profile)"
+    )
     deidentify.add_argument("source", metavar="IN", type=Path, help="folder with DICOM files")
     deidentify.add_argument("out", metavar="OUT", type=Path, help="new or empty folder")
     deidentify.add_argument("--private", type=Path, help="folder with the site's key (default: .private in nnUNet_raw)")
-    commands.add_parser("probe", help="print GPUs, cores, memory, limits, compiler and versions as JSON")
+    commands.add_withdraw(subparsers)
+    subparsers.add_parser("probe", help="print GPUs, cores, memory, limits, compiler and versions as JSON")
     return parser
 
 

@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from nnunet_jobs.contract.failure import Failure, FailureClass, JobError, classi
 from nnunet_jobs.contract.files import write_json
 from nnunet_jobs.contract.jobdir import JobDir
 from nnunet_jobs.contract.params import StepParams
+from nnunet_jobs.contract.sharing import denial, explain, share
 from nnunet_jobs.processes import die_with_parent, end_forks_with_us
 
 log = logging.getLogger("nnunet_jobs")
@@ -64,8 +65,11 @@ def main(job: JobDir, attempt: int, *, steps: Callable[[str], Step] = load_step)
     threading.Thread(target=_end_after_runner, args=(grant["runner"], grant["grace_s"]), daemon=True).start()
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("500")  # the kernel shall take the step, never the runner that reports it
+    hidden: tuple[str, ...] = ()
     try:
         spec = job.spec()
+        hidden = spec.workspace.source_roots
+        share(spec.workspace)
         context = StepContext(
             workspace=spec.workspace, job=job, attempt=attempt, device=grant["device"], gpus=tuple(grant["gpus"]),
             cpus=grant["cpus"], memory_mib=grant["memory_mib"], stop=stop,
@@ -73,7 +77,7 @@ def main(job: JobDir, attempt: int, *, steps: Callable[[str], Step] = load_step)
         result = steps(spec.step)(spec.step_params(), context)
         write_json(outcome_path(job, attempt), {"result": result})
     except BaseException as error:
-        failure = describe(error, attempt=attempt)
+        failure = describe(error, attempt=attempt, hidden=hidden)
         if failure.failure_class is not FailureClass.INTERRUPTED:
             traceback.print_exc()
         log.error("%s: %s", failure.failure_class, failure.message)
@@ -87,10 +91,12 @@ def main(job: JobDir, attempt: int, *, steps: Callable[[str], Step] = load_step)
     return 0
 
 
-def describe(error: BaseException, *, attempt: int) -> Failure:
-    """An exception as a failure: class, message for people, faults."""
+def describe(error: BaseException, *, attempt: int, hidden: Sequence[str] = ()) -> Failure:
+    """An exception as a failure: class, message for people, faults. ``hidden``: folders below which no name is told."""
     known = isinstance(error, JobError)
     message = str(error) if known else f"{type(error).__name__}: {error}"
+    if denied := denial(error):
+        message = explain(denied, hidden=hidden)
     return Failure(
         failure_class=classify(error),
         message=message[:_LONGEST_MESSAGE],

@@ -7,9 +7,10 @@ import json
 import logging
 import math
 import os
+import pwd
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ class StepContext:
         device: ``cuda`` or ``cpu``; decided by the lease. gpus: UUIDs of the leased GPUs, which are all that torch sees.
         cpus: cores to use. memory_mib: memory to stay below, None when there is no limit.
         stop: set by SIGTERM; a step looks at it between pieces of work, saves and raises Interrupted.
+        person: who typed a command, where that is known better than by the process's user.
     """
 
     workspace: Workspace
@@ -41,6 +43,7 @@ class StepContext:
     cpus: int = 1
     memory_mib: int | None = None
     stop: threading.Event = field(default_factory=threading.Event)
+    person: str | None = None
     _beats: int = 0
 
     def progress(self, phase: str, done: int | None = None, total: int | None = None, **values: Any) -> None:
@@ -94,6 +97,29 @@ class StepContext:
 
         with locked(path, poll=poll, inheritable=True):
             yield
+
+
+def acting(context: StepContext) -> dict[str, str]:
+    """Who acts, for a dataset's history: ``user`` of the operating system, and what the job's labels say of dag, run and task.
+
+    ``triggered_by`` is the person whom Airflow knows, or who typed a command.
+    """
+    try:
+        labels: Mapping[str, str] = context.job.spec().labels
+    except FileNotFoundError:  # a command's surroundings, without a job
+        labels = {"triggered_by": context.person} if context.person else {}
+    return {
+        "user": user_name(),
+        **{name: labels[name] for name in ("triggered_by", "owner", "dag_id", "run_id", "task_id") if name in labels},
+    }
+
+
+def user_name() -> str:
+    """Name of the user whose process this is, or the number where the system knows no name (a container)."""
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        return str(os.geteuid())
 
 
 def _finite(value: Any) -> Any:

@@ -14,6 +14,7 @@ from nnunet_jobs.child import describe, outcome_path
 from nnunet_jobs.contract.failure import Failure, FailureClass, Interrupted
 from nnunet_jobs.contract.files import locked, read_json
 from nnunet_jobs.contract.jobdir import Fenced, JobDir, Phase
+from nnunet_jobs.contract.sharing import share
 from nnunet_jobs.contract.spec import JobSpec
 from nnunet_jobs.leases import Ledger
 from nnunet_jobs.pulse import BEAT_S, Cancelled, Pulse
@@ -75,6 +76,7 @@ class Runner:
 
     def _work(self) -> dict[str, Any] | Failure:
         spec = self.job.spec()
+        share(spec.workspace)
         allowed = allowance.after(self.job.earlier_failures(), spec.resources)
         log.info("attempt %d of %s (%s), runner %d", self.attempt, self.job.job_id, spec.step, os.getpid())
         for note in allowed.notes:

@@ -6,11 +6,13 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from nnunet_jobs.contract.failure import Failure, FailureClass, Lost
+from nnunet_jobs.contract.failure import ConfigError, Failure, FailureClass, Lost
 from nnunet_jobs.contract.files import locked
 from nnunet_jobs.contract.jobdir import JobDir, Phase
+from nnunet_jobs.contract.sharing import explain, make_root, shared_umask
 from nnunet_jobs.contract.spec import JobSpec
 
 DEFAULT_LOST_AFTER_S = 120.0
@@ -85,7 +87,18 @@ class Backend(ABC):
 
         A finished or living job is found again; after a failed, lost or cancelled attempt the next one begins. Waits for an attempt
         that is being cancelled: whoever submits then wants a new attempt, not the old one's end.
+
+        Raises:
+            ConfigError: this user may not write where jobs live.
         """
+        try:
+            with shared_umask(spec.workspace):
+                make_root(spec.workspace, Path(spec.workspace.jobs))
+                return self._submit(spec)
+        except PermissionError as error:
+            raise ConfigError(f"[nnunet] jobs: {explain(error)}") from error
+
+    def _submit(self, spec: JobSpec) -> JobDir:
         job = JobDir.create(spec)
         deadline = time.monotonic() + self.submit_timeout_s + spec.resources.grace_s
 

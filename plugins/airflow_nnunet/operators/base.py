@@ -26,9 +26,10 @@ from airflow_nnunet.progress import ProgressLines
 from airflow_nnunet.retry import DEFAULT_RETRIES, DEFAULT_RETRY_DELAY, NnunetRetryPolicy
 from airflow_nnunet.task_state import JOB_XCOM, task_state
 from airflow_nnunet.triggers import JobTrigger
-from nnunet_jobs.contract.failure import JobError
+from nnunet_jobs.contract.failure import ConfigError, JobError
 from nnunet_jobs.contract.jobdir import JobDir
 from nnunet_jobs.contract.params import StepParams
+from nnunet_jobs.contract.sharing import explain
 from nnunet_jobs.contract.spec import JobSpec, Resources, make_job_id
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ _LOG_TAIL_BYTES = 4096
 _SLICE_S = 0.5
 # Long enough for the scheduler to have heard from the stopping worker: a task that comes back before that costs a retry.
 _COME_BACK_S = 20.0
+_NO_OWNER = "airflow"  # what Airflow writes where the DAG's author named nobody
 DEFAULT_RETRY_POLICY = NnunetRetryPolicy()
 
 
@@ -142,7 +144,8 @@ class NnunetOperator(BaseOperator):  # type: ignore[misc, unused-ignore]
             params=self.step_params().to_json(),
             workspace=config.workspace,
             resources=self.resource_request(),
-            labels={"dag_id": ti.dag_id, "run_id": ti.run_id, "task_id": ti.task_id, "map_index": str(_map_index(ti))},
+            labels={"dag_id": ti.dag_id, "run_id": ti.run_id, "task_id": ti.task_id, "map_index": str(_map_index(ti))}
+            | _people(self, context),
         )
 
     def _values(self) -> dict[str, Any]:
@@ -168,6 +171,8 @@ class NnunetOperator(BaseOperator):  # type: ignore[misc, unused-ignore]
             job = backend.submit(spec)
         except JobError as error:
             raise from_job_error(error) from error
+        except PermissionError as error:
+            raise from_job_error(ConfigError(f"[nnunet] jobs: {explain(error)}")) from error
         self._publish(context, job)
         status = read_status(job)
         if not status.final:
@@ -298,6 +303,13 @@ class NnunetOperator(BaseOperator):  # type: ignore[misc, unused-ignore]
         size = job.log.stat().st_size if job.log.exists() else 0
         text = job.read_log(max(0, size - _LOG_TAIL_BYTES), _LOG_TAIL_BYTES)[0].decode(errors="replace")
         self.log.error("the job's log ends with:\n%s", text.strip())
+
+
+def _people(operator: BaseOperator, context: Context) -> dict[str, str]:
+    """Who triggered the run, where a person did, and who owns the task, where the DAG's author said so; for a dataset's history."""
+    found = {"triggered_by": getattr(context.get("dag_run"), "triggering_user_name", None)}
+    found["owner"] = operator.owner if operator.owner != _NO_OWNER else None
+    return {name: value for name, value in found.items() if value}
 
 
 def _map_index(ti: Any) -> int:

@@ -174,6 +174,7 @@ _BY_TYPE_NAME = {
     "BrokenProcessPool": FailureClass.HOST_OOM,
     "NVMLError_GpuIsLost": FailureClass.GPU_LOST,
 }
+_DENIED_ERRNOS = {errno.EROFS, errno.EACCES, errno.EPERM}  # the same user is refused the same way tomorrow
 _DISK_ERRNOS = {errno.ENOSPC, errno.EDQUOT}
 
 
@@ -188,7 +189,7 @@ def classify(error: BaseException) -> FailureClass:
             return seen.failure_class
         if isinstance(seen, OSError) and seen.errno in _DISK_ERRNOS:
             return FailureClass.DISK_FULL
-        if isinstance(seen, OSError) and seen.errno == errno.EROFS:
+        if isinstance(seen, OSError) and seen.errno in _DENIED_ERRNOS:
             return FailureClass.CONFIG
         if isinstance(seen, OSError) and seen.errno == errno.ENOMEM:
             return FailureClass.HOST_OOM

@@ -17,6 +17,8 @@ _VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 VERSIONS = ".versions"
 MANIFEST = "manifest.json"
 MODEL_CARD = "model.json"
+SHARING: dict[str, int | None] = {"private": None, "group": 0o007, "group_others_read": 0o002}
+"""Who may work with what is made: name to umask. ``private`` leaves the process's own umask alone."""
 
 
 def dataset_name(dataset_id: int, name: str) -> str:
@@ -44,6 +46,7 @@ class Workspace:
         output_roots: users may only name output paths below these.
         trainer_paths: folders with user trainer classes (nnU-Net's external-trainer mechanism).
         cpu_slots: how many jobs may compute at once on a host without a GPU.
+        sharing: ``private``, ``group`` (new files are writable for the folder's group, others get nothing) or ``group_others_read``.
     """
 
     raw: str
@@ -55,6 +58,7 @@ class Workspace:
     output_roots: tuple[str, ...] = ()
     trainer_paths: tuple[str, ...] = ()
     cpu_slots: int = 1
+    sharing: str = "private"
 
     def __post_init__(self) -> None:
         for field in ("raw", "preprocessed", "results", "jobs", "leases"):
@@ -68,6 +72,8 @@ class Workspace:
                     raise ConfigError(f"workspace {field}={value!r}: must be absolute paths")
         if self.cpu_slots < 1:
             raise ConfigError(f"workspace cpu_slots={self.cpu_slots}: must be 1 or more")
+        if self.sharing not in SHARING:
+            raise ConfigError(f"workspace sharing={self.sharing!r}: must be {', '.join(SHARING)}")
 
     @classmethod
     def below(cls, root: str | Path, **overrides: Any) -> Workspace:
@@ -179,6 +185,12 @@ class Workspace:
             raise ConfigError(f"model={model!r}: {path} is missing; run FindBestConfigOperator for {name} first")
         card: dict[str, Any] = read_json(path)
         return card
+
+    @property
+    def source_roots(self) -> tuple[str, ...]:
+        """Input roots that hold no work of ours: names below them may tell of patients and are shown to nobody."""
+        own = [os.path.realpath(path) for path in (self.raw, self.preprocessed, self.results, self.jobs, *self.output_roots)]
+        return tuple(root for root in self.input_roots if not any(Path(path).is_relative_to(os.path.realpath(root)) for path in own))
 
     # --- confinement --------------------------------------------------------------------------------------------
     def confine_input(self, path: str | Path, *, field: str) -> Path:

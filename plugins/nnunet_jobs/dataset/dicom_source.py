@@ -16,6 +16,7 @@ from nnunet_jobs.contract.failure import ConfigError, Fault
 from nnunet_jobs.contract.files import temporary_beside, write_json
 from nnunet_jobs.contract.params import RegisterParams
 from nnunet_jobs.contract.series_rules import SeriesRule, channel_rules
+from nnunet_jobs.contract.withdrawals import Tombstones
 from nnunet_jobs.dataset.changes import parallel, pulse
 from nnunet_jobs.dataset.dicom_cases import DicomCase, cases_of, faults_of, keywords
 from nnunet_jobs.dataset.faults import Code
@@ -37,9 +38,10 @@ _THREADS = 16
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Converted:
-    """A case on disk: files relative to the folder, none where faults forbid it."""
+    """A case on disk: files relative to the folder, none where faults forbid it, or where its consent was withdrawn."""
 
     case: DicomCase
+    withdrawn: bool = False
     images: tuple[str, ...] = ()
     label: str | None = None
     faults: tuple[Fault, ...] = ()
@@ -67,7 +69,9 @@ def converted(params: RegisterParams, root: Path, context: StepContext, *, datas
         if fault.severity == "warning":
             log.warning("%s", fault)
     cases = {
-        item.case.person.case: {"images": item.images, "label": item.label, "group": item.case.person.group} for item in done if item.images
+        item.case.person.case: {"images": item.images, "label": item.label, "group": item.case.person.group}
+        for item in done
+        if item.images or item.withdrawn
     }
     errors = [_plain(fault) for fault in faults if fault.severity == "error"]
     write_json(folder / "dataset.json", {"channel_names": channels, CASES: cases, "faults": errors})
@@ -120,13 +124,23 @@ class _Conversion:
             )  # fmt: skip
             if not found.series and not found.faults:
                 raise ConfigError(f"source={self.params.source!r}: holds no DICOM file with images")
-            cases = cases_of(found, self.rules, self.identity)
+            cases, withdrawn = self._consented(cases_of(found, self.rules, self.identity))
             self.identity.remember(self.dataset, [case.person for case in cases])
             note = self.identity.note_files(self.dataset, found.files)
             if note is not None:
                 log.warning("%d files are named by number only; their paths are in %s", len(found.files), note)
             done = parallel(self.context, "convert", lambda case: self._convert(case, workers), cases)
+        done += [_Converted(case=case, withdrawn=True) for case in withdrawn]
         return done, [*faults_of(found, self.identity), *(fault for item in done for fault in item.faults)]
+
+    def _consented(self, cases: list[DicomCase]) -> tuple[list[DicomCase], list[DicomCase]]:
+        """Cases to convert, and withdrawn ones, of which neither an image nor a line of the mapping is made anew."""
+        stones = Tombstones(self.context.workspace, self.dataset)
+
+        def gone(case: DicomCase) -> bool:
+            return case.person.case in stones.cases or stones.group_key(case.person.group) in stones.groups
+
+        return [case for case in cases if not gone(case)], [case for case in cases if gone(case)]
 
     # --- one case -----------------------------------------------------------------------------------------------
     def _convert(self, case: DicomCase, workers: Workers) -> _Converted:

@@ -84,6 +84,7 @@ class Code(StrEnum):
     ARCHIVE_ENCRYPTED = "archive_encrypted"
     ARCHIVE_TOO_LARGE = "archive_too_large"
     ARCHIVE_NESTED = "archive_nested"
+    WITHDRAWN = "withdrawn"
 
 
 def data_error(faults: Sequence[Fault], *, what: str) -> DataError:

@@ -6,7 +6,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from nnunet_jobs.dataset.volume import hash_file
 
 log = logging.getLogger("nnunet_jobs")
 SCHEMA = 1
+HISTORY_IDS = 200  # case ids that one line of history lists of each kind; the counts are always whole
 _RACY_NS = 2_000_000_000  # a change this soon after a hash may share its time stamp; such a signature is not trusted
 
 
@@ -31,11 +32,18 @@ def build_manifest(
     cases: Mapping[str, Mapping[str, Any]],
     previous: Mapping[str, Any] | None,
     counts: Mapping[str, int],
+    by: Mapping[str, str] | None = None,
+    withdrawn: Collection[str] = (),
+    reason: str | None = None,
 ) -> dict[str, Any]:
     """``manifest.json``: cases by id with their hashes, patient, split and geometry, and how the dataset came to be.
 
     ``hash`` covers tables, ending and all cases; ``training_hash`` only the training cases. A line of history is added when the
-    content differs from ``previous``.
+    content or a setting differs from ``previous``: when (``at``), who (``by``), the counts, ids of the cases (the first
+    :data:`HISTORY_IDS` of each kind), settings before and after, and the content hash before (``previous``) and after (``hash``).
+
+    Args:
+        by: of :func:`nnunet_jobs.context.acting`. withdrawn: cases that went because consent was withdrawn. reason: for that.
     """
     manifest = {
         "schema": SCHEMA,
@@ -49,9 +57,43 @@ def build_manifest(
         "history": list(previous["history"]) if previous else [],
         "cases": {case: dict(cases[case]) for case in sorted(cases)},
     }
-    if not previous or previous["hash"] != manifest["hash"]:
-        manifest["history"].append({"at": datetime.now(UTC).isoformat(timespec="seconds"), "hash": manifest["hash"], **counts})
+    settings = _changed_settings(previous, manifest)
+    if not previous or previous["hash"] != manifest["hash"] or settings:
+        line = {
+            "at": datetime.now(UTC).isoformat(timespec="seconds"),
+            "hash": manifest["hash"],
+            "previous": previous["hash"] if previous else None,
+            "by": dict(by or {}),
+            **counts,
+            "cases": _difference(previous["cases"] if previous else {}, manifest["cases"], withdrawn),
+        }
+        manifest["history"].append(line | ({"settings": settings} if settings else {}) | ({"reason": reason} if reason else {}))
     return manifest
+
+
+def _changed_settings(previous: Mapping[str, Any] | None, manifest: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Everything but content that is no longer what it was."""
+    if previous is None:
+        return {}
+    names = [name for name in manifest if name not in ("hash", "training_hash", "history", "cases", "schema")]
+    return {name: {"before": previous.get(name), "after": manifest[name]} for name in names if previous.get(name) != manifest[name]}
+
+
+def _difference(before: Mapping[str, Any], after: Mapping[str, Any], withdrawn: Collection[str]) -> dict[str, list[str]]:
+    """Ids of what became of cases; ``moved`` have another patient or split, and the same images and label."""
+
+    def differs(case: str, *fields: str) -> bool:
+        return any(before[case][name] != after[case][name] for name in fields)
+
+    both = sorted(set(before) & set(after))
+    found = {
+        "added": sorted(set(after) - set(before)),
+        "changed": [case for case in both if differs(case, "images", "label")],
+        "moved": [case for case in both if differs(case, "group", "split") and not differs(case, "images", "label")],
+        "removed": sorted(set(before) - set(after) - set(withdrawn)),
+        "withdrawn": sorted(withdrawn),
+    }
+    return {what: cases[:HISTORY_IDS] for what, cases in found.items() if cases}
 
 
 def _hash(tables: Tables, file_ending: str, cases: Iterable[tuple[str, Mapping[str, Any]]]) -> str:
@@ -126,6 +168,13 @@ class HashCache:
         """Remember a hash that was found otherwise, by a read that began when the file had this signature, at ``at`` ns."""
         if signature_of(path) == signature:
             self._remember(path, [*signature, at, sha256])
+
+    def forget(self, digests: Collection[str]) -> None:
+        """Forget files with these hashes, and write the cache without them. They were withdrawn."""
+        left = {path: record for path, record in self._known.items() if record[6] not in digests}
+        if len(left) != len(self._known):
+            self._known = left
+            write_json(self.path, {"schema": SCHEMA, "files": left})
 
     def save(self) -> None:
         """Keep what this run asked for; everything else is forgotten."""

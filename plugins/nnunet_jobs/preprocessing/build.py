@@ -92,7 +92,7 @@ class Build(Work):
             }
         )
         for version in inputs.published:
-            if version.name == name and not version.damage():
+            if version.name == name and not version.withdrawn and not version.damage():
                 linked = sum(len(cases) for cases in version.record["cases"].values())
                 return Built(version=version, plan=plan, computed=0, linked=linked, already_done=True)
         arrays = Arrays(inputs, self.context, staging, self.pool, reads=self.reads, gate=self.gate, preprocessors=self.preprocessors)

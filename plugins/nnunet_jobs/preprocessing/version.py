@@ -76,6 +76,12 @@ class Version:
         return files
 
     @property
+    def withdrawn(self) -> Mapping[str, Any]:
+        """Cases that were withdrawn from it; a version that lost some is whole, but never again the one to work on."""
+        cases: Mapping[str, Any] = self.record.get("withdrawn", {})
+        return cases
+
+    @property
     def hashed(self) -> bool:
         """Whether verification reads all bytes; see FULL_HASH_BYTES."""
         return sum(int(record[0]) for record in self.files.values()) <= FULL_HASH_BYTES
@@ -171,6 +177,7 @@ class Staging:
         write_json(self.root / RECORD, complete)
         aside = self._versions / f"{self._prefix}damaged-{secrets.token_hex(4)}"
         if final.exists():
+            (final / self.dataset / RECORD).exists()  # raises where we may not look: that is another user's, not a damaged one
             os.rename(final, aside)
         os.rename(self.path, final)
         sync_directory(self._versions)

@@ -14,6 +14,7 @@ from typing import Any
 from nnunet_jobs.context import StepContext
 from nnunet_jobs.contract.failure import ConfigError, DataError
 from nnunet_jobs.contract.files import locked, read_json, repoint, sha256_file, write_json
+from nnunet_jobs.contract.withdrawals import listed, trained_on_withdrawn
 from nnunet_jobs.contract.workspace import MODEL_CARD, Workspace
 from nnunet_jobs.prediction.model import CHECKPOINT, SelectedModel, model_from_card, selection_hash
 from nnunet_jobs.selection.commands import PLACEHOLDERS, commands, stages
@@ -98,6 +99,16 @@ def promote_by_policy(workspace: Workspace, dataset: str, model: str, policy: st
         return workspace.champion(dataset) == model
 
 
+def demote(workspace: Workspace, dataset: str, model: str) -> bool:
+    """Take the champion's link away where it points to this model. Returns whether it did."""
+    with _promotion_lock(workspace, dataset):
+        if workspace.champion(dataset) != model:
+            return False
+        workspace.champion_link(dataset).unlink()
+        log.warning("%s has no promoted model any more: %s was demoted", dataset, model)
+        return True
+
+
 def _better(workspace: Workspace, dataset: str, challenger: str, champion: str | None) -> bool:
     """Hold-out Dice decides where both were judged on the same cases, else cross-validation Dice after postprocessing."""
     path = workspace.model_root(champion) / dataset / MODEL_CARD if champion else None
@@ -114,6 +125,8 @@ def _better(workspace: Workspace, dataset: str, challenger: str, champion: str |
 def _promote(workspace: Workspace, dataset: str, model: str) -> None:
     card = workspace.model_card(dataset, model)
     root = workspace.model_root(model) / dataset
+    if seen := trained_on_withdrawn(root):
+        raise ConfigError(f"model={model!r}: not promoted, {listed(seen)} withdrawn since it was trained on; train on a new version")
     if differing := _differing(card, root):
         raise DataError(f"model={model!r}: not promoted, these files differ from its card or are missing: {', '.join(differing)}")
     link = workspace.champion_link(dataset)

@@ -12,6 +12,7 @@ from nnunet_jobs.context import StepContext
 from nnunet_jobs.contract.failure import ConfigError
 from nnunet_jobs.contract.files import content_hash, read_json
 from nnunet_jobs.contract.params import FindBestParams, TrainParams
+from nnunet_jobs.contract.withdrawals import listed, require_none_withdrawn, trained_on_withdrawn
 from nnunet_jobs.contract.workspace import VERSIONS, Workspace
 from nnunet_jobs.training.fold import (
     FINAL,
@@ -225,6 +226,9 @@ def _trained(params: FindBestParams, workspace: Workspace, dataset: str, model: 
     preprocessed = workspace.preprocessed_root(version) / dataset
     if not preprocessed.is_dir():
         raise ConfigError(f"model={model!r}: its preprocessed version {version} is gone; train on the current one")
+    if seen := trained_on_withdrawn(root):
+        raise ConfigError(f"model={model!r}: {listed(seen)} withdrawn since it was trained on; train on a new version")
+    require_none_withdrawn(preprocessed)
     if len(set(params.folds)) != len(params.folds):
         raise ConfigError(f"folds={params.folds!r}: name each fold once")
     known_configurations = read_json_or_empty(preprocessed / f"{params.plans}.json").get("configurations", {})

@@ -9,6 +9,7 @@ from typing import Any
 from nnunet_jobs.context import StepContext
 from nnunet_jobs.contract.files import content_hash, write_json
 from nnunet_jobs.contract.params import FindBestParams
+from nnunet_jobs.contract.withdrawals import only_consented
 from nnunet_jobs.contract.workspace import MODEL_CARD
 from nnunet_jobs.selection import card as cards
 from nnunet_jobs.selection import holdout
@@ -25,7 +26,8 @@ def run(params: FindBestParams, context: StepContext) -> dict[str, Any]:
         ``card`` (path), ``already_done``.
 
     Raises:
-        ConfigError: no such model; or folds are not complete and cannot be repaired: names configuration, fold and reason.
+        ConfigError: no such model; or folds are not complete and cannot be repaired: names configuration, fold and reason; or cases
+            that it was trained on were withdrawn.
         DataError: a hold-out case differs from the manifest or cannot be predicted.
         Interrupted: told to stop; the former card stays.
     """
@@ -33,7 +35,8 @@ def run(params: FindBestParams, context: StepContext) -> dict[str, Any]:
     dataset = workspace.resolve_dataset(params.dataset)
     trained = find_trained(params, workspace, dataset)
     os.environ.update(workspace.nnunet_environment(version=trained.version, model=trained.model))
-    with context.content_lock(trained.root.parent / ".locks" / f"{dataset}-selection.lock", what=f"the selection of {dataset}"):
+    lock = trained.root.parent / ".locks" / f"{dataset}-selection.lock"
+    with context.content_lock(lock, what=f"the selection of {dataset}"), only_consented(trained.preprocessed):
         require_complete(trained, params, context)
         held = holdout.find_holdout(trained, context)
         inputs = _inputs(trained, params, held)

@@ -12,6 +12,8 @@ from nnunet_jobs.context import StepContext
 from nnunet_jobs.contract.failure import FailureClass, classify
 from nnunet_jobs.contract.files import content_hash, read_json, sha256_file
 from nnunet_jobs.contract.params import PreprocessParams
+from nnunet_jobs.contract.withdrawals import Tombstones
+from nnunet_jobs.dataset.withdraw import warn_of_incomplete
 from nnunet_jobs.preprocessing import planning
 from nnunet_jobs.preprocessing.arrays import Inputs
 from nnunet_jobs.preprocessing.build import Build, Built
@@ -38,6 +40,7 @@ def run(params: PreprocessParams, context: StepContext) -> dict[str, Any]:
         check_link(context.workspace, dataset)
         lock = Path(context.workspace.preprocessed) / ".locks" / f"{dataset}.lock"
         with context.content_lock(lock, what=f"preprocessing of {dataset}"):
+            warn_of_incomplete(Tombstones(context.workspace, dataset))
             results.append(_preprocess(dataset, params, context))
     first = results[0]
     return {key: first[key] for key in ("dataset", "version", "plans", "configurations", "folds")} | {"datasets": results}
@@ -103,7 +106,7 @@ def _find_done(inputs: Inputs, params: PreprocessParams, context: StepContext) -
         record = version.record
         if record["training_hash"] != inputs.manifest["training_hash"] or record["request"] != inputs.request:
             continue
-        if not set(params.configurations) <= set(record["configurations"]):
+        if version.withdrawn or not set(params.configurations) <= set(record["configurations"]):
             continue
         context.progress("verify", 0, len(version.files))
         damage = version.damage()

@@ -11,10 +11,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nnunet_jobs.context import StepContext
+from nnunet_jobs.context import StepContext, acting
 from nnunet_jobs.contract.failure import ConfigError, DiskFull, Fault, Interrupted
 from nnunet_jobs.contract.files import read_json
 from nnunet_jobs.contract.params import RegisterParams
+from nnunet_jobs.contract.withdrawals import Tombstones, images_withdrawn_elsewhere
 from nnunet_jobs.contract.workspace import DATASET_NAME, MANIFEST, dataset_name
 from nnunet_jobs.dataset import holdout
 from nnunet_jobs.dataset.changes import Changes, compare, parallel, pulse
@@ -27,6 +28,7 @@ from nnunet_jobs.dataset.sources import Source, read_source
 from nnunet_jobs.dataset.staging import Store
 from nnunet_jobs.dataset.transfer import recover
 from nnunet_jobs.dataset.validate import CheckedCase
+from nnunet_jobs.dataset.withdraw import leave_copies_out, leave_out, warn_of_incomplete
 
 log = logging.getLogger("nnunet_jobs")
 
@@ -36,7 +38,8 @@ def run(params: RegisterParams, context: StepContext) -> dict[str, Any]:
 
     Returns:
         ``dataset``, ``dataset_id``, ``hash``, ``training_hash``; cases now there: ``train``, ``holdout``, ``test``; cases of this run:
-        ``added``, ``changed``, ``removed``; ``already_done`` when nothing had to be written; ``path`` of the folder.
+        ``added``, ``changed``, ``removed``; ``withdrawn``, cases of the source that stay out because consent was withdrawn;
+        ``already_done`` when nothing had to be written; ``path`` of the folder.
 
     Raises:
         DataError: faults of the source, all of them at once. ConfigError: a field is wrong, or the id is taken. DiskFull: no space left.
@@ -58,22 +61,31 @@ class _Registration:
         self.folder = raw / dataset
         self.store = Store(folder=self.folder)
         self.cache = HashCache(raw / ".state" / f"{dataset}.json")
+        self.stones = Tombstones(context.workspace, dataset)
+        self.left_out: list[str] = []
 
     def run(self) -> dict[str, Any]:
         recover(self.folder)
         self._check_id()
+        warn_of_incomplete(self.stones)
         with plain_source(self.params, self.root, self.context, dataset=self.dataset) as root:
             return self._register(root)
 
     def _register(self, root: Path) -> dict[str, Any]:
         previous = self._previous()
-        registered: dict[str, Any] = previous["cases"] if previous else {}
+        # a withdrawal that was killed half-way has its tombstones written, and is carried on here as far as the folder goes
+        registered = {case: entry for case, entry in (previous or {"cases": {}})["cases"].items() if case not in self.stones.cases}
         self.names = CaseNames(self.folder.parent / ".state" / f"{self.dataset}.names.csv", registered)
         source = read_source(self.params, root, known=registered if self.params.on_removed == "keep" else (), names=self.names)
         if self.root.is_relative_to(os.path.realpath(self.folder)):
             raise ConfigError(f"source={self.params.source!r}: is the dataset's own folder; register from a folder outside of it")
+        self.left_out = leave_out(source, self.stones, lambda: self._groups(source, registered, list(source.cases)))
         ending: str = previous["file_ending"] if previous else source.file_ending()
         changes = compare(self.params, self.context, source, registered, store=self.store, cache=self.cache, ending=ending)
+        elsewhere = images_withdrawn_elsewhere(self.context.workspace, self.dataset)
+        self.left_out += leave_copies_out(changes, source, registered, self.stones, elsewhere)
+        if self.left_out:
+            log.info("%d cases of the source were withdrawn and stay out", len(self.left_out))
         if changes.faults:
             raise data_error(changes.faults, what=f"{self.dataset} not registered")
         if previous:
@@ -137,7 +149,7 @@ class _Registration:
         by_source = {case.case for case in source.cases.values() if case.holdout}
         known = {labelled[case.case]: holdout.TRAIN for case in source.cases.values() if case.training} | known
         asked = {source.renamed.get(case, case) for case in self.params.holdout_cases}
-        unknown = sorted(asked - set(labelled))
+        unknown = sorted(asked - set(labelled) - set(self.stones.cases))
         if unknown:
             near = difflib.get_close_matches(unknown[0], list(labelled), n=1)
             raise ConfigError(f"holdout_cases={unknown}: no such labelled cases" + (f"; did you mean {near[0]!r}?" if near else ""))
@@ -199,6 +211,7 @@ class _Registration:
         self, source: Source, previous: dict[str, Any] | None, cases: dict[str, dict[str, Any]], ending: str, changes: Changes
     ) -> dict[str, Any]:
         registered = previous["cases"] if previous else {}
+        withdrawn = sorted(set(registered) & set(self.stones.cases))
         counts = {"added": len(changes.added), "changed": len(changes.changed), "removed": len(changes.removed)}
         asked = sorted(source.renamed.get(case, case) for case in self.params.holdout_cases)
         settings = {"fraction": self.params.holdout_fraction, "cases": asked}
@@ -214,7 +227,9 @@ class _Registration:
                 holdout=settings,
                 cases=cases,
                 previous=previous,
-                counts=counts,
+                counts={**counts, "withdrawn": len(withdrawn)},
+                by=acting(self.context),
+                withdrawn=withdrawn,
             )
 
         if previous:
@@ -271,6 +286,7 @@ class _Registration:
             **{key: manifest[key] for key in ("dataset", "dataset_id", "hash", "training_hash")},
             **{split: splits.count(split) for split in (holdout.TRAIN, holdout.HOLDOUT, holdout.TEST)},
             **counts,
+            "withdrawn": len(self.left_out),
             "already_done": already_done,
             "path": str(self.folder),
         }

@@ -12,6 +12,7 @@ from nnunet_jobs.context import StepContext
 from nnunet_jobs.contract.failure import ConfigError
 from nnunet_jobs.contract.files import read_json, sha256_file, write_json
 from nnunet_jobs.contract.params import TrainParams
+from nnunet_jobs.contract.withdrawals import only_consented, require_none_withdrawn, withdrawn_from
 from nnunet_jobs.contract.workspace import VERSIONS, Workspace
 from nnunet_jobs.training import pretrained
 from nnunet_jobs.training.fold import (
@@ -29,6 +30,7 @@ from nnunet_jobs.training.fold import (
     record_fold,
     trainer_source,
 )
+from nnunet_jobs.training.withdraw import remove_files
 
 
 def run(params: TrainParams, context: StepContext) -> dict[str, Any]:
@@ -40,7 +42,8 @@ def run(params: TrainParams, context: StepContext) -> dict[str, Any]:
         ``already_done``, ``seconds``.
 
     Raises:
-        ConfigError: dataset, version, plans, configuration, fold, trainer or pretrained weights do not exist; names those that do.
+        ConfigError: dataset, version, plans, configuration, fold, trainer or pretrained weights do not exist; names those that do;
+            or cases were withdrawn from the version, before or while it was trained on.
         Interrupted: told to stop; the last iteration is saved.
     """
     begin = time.monotonic()
@@ -48,6 +51,7 @@ def run(params: TrainParams, context: StepContext) -> dict[str, Any]:
     dataset = workspace.resolve_dataset(params.dataset)
     version = _version(params, workspace, dataset)
     version_root = workspace.preprocessed_root(version)
+    require_none_withdrawn(version_root / dataset)
     entry = configuration_entry(version_root / dataset, params.plans, params.configuration)
     validation = _validation_cases(version_root / dataset, entry["data_identifier"], params)
     weights = pretrained.find(params, workspace)
@@ -77,10 +81,14 @@ def run(params: TrainParams, context: StepContext) -> dict[str, Any]:
                 write_json(settings, {**model_settings(params, version, **hashes), "torch": installed_version("torch")})
             from nnunet_jobs.training.fit import Plan, fit
 
-            identity = fold_identity(model, version_root / dataset, params)
-            resumed = fit(Plan(params=params, dataset=dataset, identity=identity, pretrained=weights), context)
-            record_fold(folder, version_root / dataset, params)
-            now = state()
+            try:
+                with only_consented(version_root / dataset):
+                    identity = fold_identity(model, version_root / dataset, params)
+                    resumed = fit(Plan(params=params, dataset=dataset, identity=identity, pretrained=weights), context)
+                    record_fold(folder, version_root / dataset, params)
+                    now = state()
+            finally:
+                remove_files(model_root / dataset, withdrawn_from(version_root / dataset))
     return {
         "dataset": dataset,
         "version": version,

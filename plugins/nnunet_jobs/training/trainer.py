@@ -18,6 +18,7 @@ import numpy as np
 from nnunet_jobs.context import StepContext
 from nnunet_jobs.contract.failure import Bug, Interrupted
 from nnunet_jobs.contract.params import TrainParams
+from nnunet_jobs.contract.withdrawals import require_none_withdrawn
 from nnunet_jobs.training import checkpoint
 from nnunet_jobs.training.checkpoint import BEST, IDENTITY, LATEST, PREVIOUS, Found
 from nnunet_jobs.training.run import Diverged, Run, make_optimizer, report
@@ -46,6 +47,7 @@ class Layer:
     my_init_kwargs: dict[str, Any]
     configuration_manager: Any
     output_folder: str
+    preprocessed_dataset_folder_base: str
     num_epochs: int
     num_iterations_per_epoch: int
     num_val_iterations_per_epoch: int
@@ -160,8 +162,13 @@ class Layer:
         return output
 
     def on_epoch_end(self) -> None:
-        """Checkpoint, metrics, early stop."""
+        """Checkpoint, metrics, early stop. A version that lost a case meanwhile ends the training.
+
+        Raises:
+            ConfigError: a case was withdrawn from the version.
+        """
         run = self._run
+        require_none_withdrawn(Path(self.preprocessed_dataset_folder_base))
         if not self._weights_finite():
             raise Diverged(f"the weights were not numbers at the end of epoch {self.current_epoch}")
         run.losses, run.resumed = [], 0

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import shutil
-import tempfile
 import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -123,20 +123,31 @@ def _predict(
     workers = max(1, min(context.cpus, 8))
     threads = torch.get_num_threads()  # the same for all: torch keeps one number for the process, and exports run side by side
     exports: deque[Future[None]] = deque()
-    with tempfile.TemporaryDirectory(prefix=".validation.", dir=folder.parent) as staging, ThreadPoolExecutor(workers) as pool:
+    with _staging(folder.parent) as staging, ThreadPoolExecutor(workers) as pool:
         for number, case in enumerate(dataset.identifiers):
             context.check_stop()
             while len(exports) > workers:  # probabilities of large cases fill the memory
                 exports.popleft().result()
             data, properties = _input(trainer, dataset, case)
             logits = predictor.predict_sliding_window_return_logits(data).cpu()
-            exports.append(pool.submit(_export, trainer, logits, properties, case, Path(staging), folder, npz, next_stages, threads))
+            exports.append(pool.submit(_export, trainer, logits, properties, case, staging, folder, npz, next_stages, threads))
             context.progress("validate", done=first + number + 1, total=total)
             if trainer.is_ddp and number < total // _world_size(trainer) - 1 and (number + 1) % 20 == 0:
                 _barrier(trainer)
         for export in exports:
             export.result()
             context.beat()
+
+
+@contextmanager
+def _staging(folder: Path) -> Iterator[Path]:
+    """A hidden folder for predictions on their way. Not by tempfile, which closes it to a group that shares the model."""
+    path = folder / f".validation.{os.getpid()}.{secrets.token_hex(4)}"
+    path.mkdir()
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _input(trainer: Any, dataset: Any, case: str) -> tuple[Any, dict[str, Any]]:

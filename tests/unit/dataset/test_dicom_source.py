@@ -14,12 +14,14 @@ import pytest
 
 from nnunet_jobs.contract.failure import ConfigError, DataError
 from nnunet_jobs.contract.params import RegisterParams
+from nnunet_jobs.contract.withdrawals import WithdrawParams
 from nnunet_jobs.contract.workspace import Workspace
 from nnunet_jobs.dataset.splits import make_splits
 from nnunet_jobs.dicom.geometry import grid_of
 from nnunet_jobs.dicom.identity import Identity
 from nnunet_jobs.dicom.series import scan
-from support.data import register_dataset, write_nifti
+from nnunet_jobs.steps import withdraw
+from support.data import context, register_dataset, write_nifti
 from support.dicom import SHAPE, save, slices, uid, voxels
 from support.dicom_labels import write_seg_object
 
@@ -163,6 +165,22 @@ def test_studies_of_one_patient_are_never_on_both_sides(tmp_path: Path, workspac
         assert train
         assert val
         assert not train & val
+
+
+@pytest.mark.parametrize("by", ["cases", "groups"])
+def test_a_withdrawn_study_that_is_still_in_the_archive_is_not_converted_again(tmp_path: Path, workspace: Workspace, by: str) -> None:
+    source = tmp_path / "archive"
+    for number in range(3):
+        study(source, f"s{number}", patient=f"p{number}")
+    register(workspace, source)
+    case = case_of(workspace, "s1")
+    cache = Path(workspace.raw) / ".state" / "dicom" / DATASET
+    what = case if by == "cases" else workspace.manifest(DATASET)["cases"][case]["group"]
+    withdraw.run(WithdrawParams(dataset=DATASET, **{by: [what]}), context(workspace, "withdraw"))
+    again = register(workspace, source)
+    assert (again["train"], again["withdrawn"]) == (2, 1)
+    assert len(list(cache.glob("i*.nii.gz"))) == 2
+    assert case not in Identity(workspace.private).mapping(DATASET)
 
 
 # --- several channels -------------------------------------------------------------------------------------------------

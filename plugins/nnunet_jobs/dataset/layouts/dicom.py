@@ -18,7 +18,7 @@ def _recognise(params: RegisterParams, root: Path, description: Description) -> 
 
 
 def _read(params: RegisterParams, source: Source, description: Description) -> None:
-    """Cases without a label are test cases."""
+    """Cases without a label are test cases; those without images were withdrawn, and the registration says so."""
     for case, entry in description[CASES].items():
         try:
             paths = tuple(below(source.root, image, case=case) for image in entry["images"])

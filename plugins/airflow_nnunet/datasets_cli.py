@@ -1,0 +1,144 @@
+"""``airflow nnunet dataset list|log|withdraw``: what is registered, how it came to be, and what is to go."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+from collections.abc import Mapping
+from typing import Any
+
+from airflow_nnunet.config import NnunetConfig
+from airflow_nnunet.pools import jobs_environment
+from nnunet_jobs.contract.failure import ConfigError, JobError
+from nnunet_jobs.contract.withdrawals import Tombstones
+from nnunet_jobs.contract.workspace import Workspace
+
+_KINDS = ("added", "changed", "moved", "removed", "withdrawn")
+_SHOWN = 8
+
+
+def dataset_rows(workspace: Workspace) -> list[dict[str, Any]]:
+    """One entry a dataset: ``dataset``, cases by split, ``hash``, last change (``at``, ``by``), ``version``, ``model``, ``problem``."""
+    rows = []
+    for name in workspace.datasets().values():
+        row: dict[str, Any] = {"dataset": name}
+        try:
+            manifest = workspace.manifest(name)
+            splits = [entry["split"] for entry in manifest["cases"].values()]
+            row |= {split: splits.count(split) for split in ("train", "holdout", "test")}
+            last = manifest["history"][-1] if manifest["history"] else {}
+            row |= {"hash": manifest["hash"], "at": last.get("at"), "by": last.get("by") or {}}
+            row |= {"withdrawn": len(Tombstones(workspace, name).cases), "problem": None}
+        except (ConfigError, ValueError, KeyError, OSError) as error:  # one dataset made by hand must not hide the others
+            row |= {"problem": str(error)}
+        rows.append({**row, "version": workspace.current_version(name), "model": workspace.champion(name)})
+    return rows
+
+
+def dataset_history(workspace: Workspace, dataset: str) -> list[dict[str, Any]]:
+    """Lines of a dataset's history, the oldest first, each with ``previous`` (content hash before), ``by``, counts and ``cases``.
+
+    Raises:
+        ConfigError: no such dataset, or it was not registered by us.
+    """
+    lines: list[dict[str, Any]] = []
+    previous = None
+    for line in workspace.manifest(find_dataset(workspace, dataset))["history"]:
+        counts = {kind: line.get(kind, len(line.get("cases", {}).get(kind, ()))) for kind in _KINDS}
+        lines.append(
+            {**line, **counts, "previous": line.get("previous", previous), "by": line.get("by") or {}, "cases": line.get("cases", {})}
+        )
+        previous = line["hash"]
+    return lines
+
+
+def find_dataset(workspace: Workspace, dataset: str) -> str:
+    """Full name of a dataset given its id, its full name, or the name after the id where only one has it.
+
+    Raises:
+        ConfigError: there is none; names those that there are.
+    """
+    short = [name for name in workspace.datasets().values() if name.partition("_")[2] == dataset]
+    return short[0] if len(short) == 1 else workspace.resolve_dataset(dataset)
+
+
+def who(by: Mapping[str, str]) -> str:
+    """A history line's ``by`` for people: the person before the process's user, and the DAG run."""
+    person = by.get("triggered_by") or by.get("owner")
+    name = f"{person} (as {by['user']})" if person and "user" in by else by.get("user", "unknown")
+    return f"{name}, {by['dag_id']} {by.get('run_id', '')}".rstrip() if "dag_id" in by else name
+
+
+def history_text(dataset: str, lines: list[dict[str, Any]]) -> str:
+    """The history for people, the newest first."""
+    out = [dataset]
+    for line in reversed(lines):
+        counts = ", ".join(f"{line[kind]} {kind}" for kind in _KINDS if line[kind]) or "settings"
+        out.append(f"{line['at']}  {counts}  by {who(line['by'])}")
+        out.append(f"    hash {line['previous'] or 'none'} -> {line['hash']}")
+        for kind in _KINDS:
+            cases = line["cases"].get(kind, [])
+            if cases:
+                more = f" and {line[kind] - _SHOWN} more" if line[kind] > _SHOWN else ""
+                out.append(f"    {kind}: {', '.join(cases[:_SHOWN])}{more}")
+        for name, change in line.get("settings", {}).items():
+            out.append(f"    {name}: {json.dumps(change['before'])} -> {json.dumps(change['after'])}")
+        if line.get("reason"):
+            out.append(f"    reason: {line['reason']}")
+    return "\n".join(out)
+
+
+# --- commands ---------------------------------------------------------------------------------------------------------
+def log_command(args: argparse.Namespace) -> None:
+    """``dataset log``: exit code 1 and the reason when there is no such dataset."""
+    try:
+        workspace = NnunetConfig.load(args.conn_id).workspace
+        name = find_dataset(workspace, args.dataset)
+        lines = dataset_history(workspace, name)
+    except JobError as error:
+        raise SystemExit(str(error)) from error
+    print(json.dumps({"dataset": name, "history": lines}, indent=1) if args.json else history_text(name, lines))
+
+
+def list_command(args: argparse.Namespace) -> None:
+    """``dataset list``."""
+    try:
+        rows = dataset_rows(NnunetConfig.load(args.conn_id).workspace)
+    except JobError as error:
+        raise SystemExit(str(error)) from error
+    if args.json:
+        print(json.dumps(rows, indent=1))
+        return
+    for row in rows:
+        if row["problem"]:
+            print(f"{row['dataset']}  {row['problem']}")
+            continue
+        gone = f", {row['withdrawn']} withdrawn" if row["withdrawn"] else ""
+        print(f"{row['dataset']}  {row['train']} train, {row['holdout']} holdout, {row['test']} test{gone}")
+        print(f"    hash {row['hash']}, {row['at']} by {who(row['by'])}")
+        print(f"    preprocessed {row['version'] or 'never'}, promoted model {row['model'] or 'none'}")
+    if not rows:
+        print("no dataset is registered")
+
+
+def withdraw_command(args: argparse.Namespace) -> None:
+    """``dataset withdraw``: done by the interpreter that runs the jobs, since ours has no NumPy; its exit code becomes ours."""
+    try:
+        config = NnunetConfig.load(args.conn_id)
+        name = find_dataset(config.workspace, args.dataset)
+    except JobError as error:
+        raise SystemExit(str(error)) from error
+    flags = [f"--{name.replace('_', '-')}" for name in ("dry_run", "restore", "predictions", "demote", "json") if getattr(args, name)]
+    values = {"--case": args.case, "--group": args.group, "--reason": [args.reason] if args.reason else []}
+    words = [f"{flag}={value}" for flag, given in values.items() for value in given or ()]
+    if person := os.environ.get("SUDO_USER"):
+        words.append(f"--user={person}")
+    command = [config.python, "-m", "nnunet_jobs", "withdraw", "--workspace-json", "-", *flags, *words, "--", name]
+    try:
+        done = subprocess.run(command, input=json.dumps(config.workspace.to_json()), text=True, check=False, env=jobs_environment())
+    except OSError as error:
+        raise SystemExit(f"[nnunet] python={config.python!r}: cannot run nnunet_jobs: {error}") from error
+    if done.returncode:
+        raise SystemExit(done.returncode)

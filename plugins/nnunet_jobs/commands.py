@@ -1,0 +1,76 @@
+"""Commands that people type, beside the jobs that Airflow runs: ``withdraw``. A command has a step's surroundings without a job."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from nnunet_jobs.context import StepContext
+from nnunet_jobs.contract.failure import JobError
+from nnunet_jobs.contract.jobdir import JobDir
+from nnunet_jobs.contract.sharing import explain, share
+from nnunet_jobs.contract.workspace import Workspace
+
+EXIT_DONE, EXIT_REFUSED = 0, 3
+
+
+def add_withdraw(commands: Any) -> None:
+    """The parser of ``withdraw``."""
+    parser = commands.add_parser("withdraw", help="take cases out of a dataset, its versions and models, because consent was withdrawn")
+    parser.add_argument("dataset", help="id or full name")
+    parser.add_argument("--workspace-json", required=True, help="file with the workspace as JSON; '-' reads it from stdin")
+    parser.add_argument("--case", action="extend", nargs="+", default=[], metavar="ID", help="case ids")
+    parser.add_argument(
+        "--group", action="extend", nargs="+", default=[], metavar="PATIENT", help="patients: all of their cases, later ones too"
+    )
+    parser.add_argument("--reason", help="for the history; one line, never patient data")
+    parser.add_argument("--user", help="who asked for it, where that is not this process's user")
+    parser.add_argument("--dry-run", action="store_true", help="only say what would go")
+    parser.add_argument(
+        "--restore", action="store_true", help="lift an earlier withdrawal: the next registration may bring the cases again"
+    )
+    parser.add_argument("--predictions", action="store_true", help="delete the cases' predictions below output_roots too")
+    parser.add_argument("--demote", action="store_true", help="a promoted model that was trained on them is no longer the champion")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
+def withdraw(arguments: argparse.Namespace) -> int:
+    """Run ``withdraw``. Returns the exit code: 0, or 3 when it was refused, with the reason on stderr."""
+    from nnunet_jobs.contract.withdrawals import WithdrawParams
+    from nnunet_jobs.steps.withdraw import run, text
+
+    try:
+        workspace = _workspace(arguments.workspace_json)
+        share(workspace)
+        params = WithdrawParams(
+            dataset=arguments.dataset,
+            cases=arguments.case,
+            groups=arguments.group,
+            reason=arguments.reason,
+            dry_run=arguments.dry_run,
+            restore=arguments.restore,
+            predictions=arguments.predictions,
+            demote=arguments.demote,
+        )
+        with tempfile.TemporaryDirectory(prefix="nnunet-withdraw-") as folder:
+            job = JobDir(folder)
+            context = StepContext(workspace=workspace, job=job, cpus=os.cpu_count() or 1, person=arguments.user)
+            result = run(params, context)
+    except JobError as error:
+        print(error, file=sys.stderr)
+        return EXIT_REFUSED
+    except PermissionError as error:
+        print(explain(error), file=sys.stderr)
+        return EXIT_REFUSED
+    print(json.dumps(result, indent=1) if arguments.json else text(result))
+    return EXIT_DONE
+
+
+def _workspace(source: str) -> Workspace:
+    data = sys.stdin.read() if source == "-" else Path(source).read_text()
+    return Workspace.from_json(json.loads(data))

@@ -1,0 +1,165 @@
+"""Roots that several users share: which permissions new files get, how the roots are made, and what is said to a user without rights.
+
+Nothing that is there already is ever changed: not its mode, owner or ACL. Default POSIX ACLs of a folder are the kernel's business;
+it applies them to all that is made below, in place of the umask. Files that identify patients stay their owner's alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import grp
+import os
+import pwd
+import stat
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from nnunet_jobs.contract.failure import JobError
+from nnunet_jobs.contract.workspace import SHARING, Workspace
+
+_ROOTS = ("raw", "preprocessed", "results", "jobs", "leases")
+
+
+@contextlib.contextmanager
+def shared_umask(workspace: Workspace) -> Iterator[None]:
+    """Make new files and folders for whom ``sharing`` says, for a while; the process's own umask comes back afterwards."""
+    umask = SHARING[workspace.sharing]
+    before = os.umask(umask) if umask is not None else None
+    try:
+        yield
+    finally:
+        if before is not None:
+            os.umask(before)
+
+
+def share(workspace: Workspace) -> None:
+    """The same for the rest of this process and its children, and make the roots that are missing.
+
+    Raises:
+        PermissionError: a root cannot be made.
+    """
+    umask = SHARING[workspace.sharing]
+    if umask is not None:
+        os.umask(umask)
+        for root in (*(getattr(workspace, name) for name in _ROOTS), *workspace.output_roots):
+            make_root(workspace, Path(root))
+
+
+def make_root(workspace: Workspace, root: Path) -> None:
+    """Make a missing folder, and those above it, so that all that is ever made below belongs to the folder's group (setgid).
+
+    Does nothing where nothing is shared: whoever needs the folder makes it. Call it under :func:`shared_umask`.
+    """
+    missing: list[Path] = []
+    while SHARING[workspace.sharing] is not None and not os.path.exists(root):
+        missing.append(root)
+        root = root.parent
+    for folder in reversed(missing):
+        with contextlib.suppress(FileExistsError):  # another process was faster
+            folder.mkdir()
+            folder.chmod(stat.S_IMODE(folder.stat().st_mode) | stat.S_ISGID)
+
+
+def not_shared(workspace: Workspace, root: Path) -> str | None:
+    """Why an existing root is not fit for several users although ``sharing`` asks for it, with the mend; None when it is."""
+    umask = SHARING[workspace.sharing]
+    if umask is None or not root.is_dir():
+        return None
+    mode = root.stat().st_mode
+    wanted = 0o2777 & ~umask
+    if mode & 0o2070 == 0o2070:
+        return None
+    return f"{describe(root)}, which sharing={workspace.sharing!r} needs to be {wanted:o}; its owner runs: chmod {wanted:o} {root}"
+
+
+# --- what is said to a user without rights ----------------------------------------------------------------------------
+def denial(error: BaseException) -> OSError | None:
+    """The kernel's refusal for want of rights that an error is or comes from; None where there is none, or a step has judged it."""
+    seen: BaseException | None = error
+    while seen is not None and not isinstance(seen, JobError):
+        if isinstance(seen, OSError) and seen.errno in (errno.EACCES, errno.EPERM):
+            return seen
+        seen = seen.__cause__ or (None if seen.__suppress_context__ else seen.__context__)
+    return None
+
+
+def explain(error: OSError, *, hidden: Sequence[str] = ()) -> str:
+    """A refusal in words: which path, as whom, whose it is, and the mend.
+
+    Args:
+        hidden: folders below which names may tell of patients; only the folder itself is named.
+    """
+    paths = [Path(os.fsdecode(name)) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)]
+    if not paths:
+        return f"permission denied ({error.strerror}) for {whoami()}"
+    blocked = next((found for path in paths if (found := blocking(path))), paths[0])
+    asked, place = _shown(paths[0], hidden), _shown(blocked, hidden)
+    if place != str(blocked):
+        owner = describe(blocked).removeprefix(f"{blocked} ")
+        return f"{asked}: permission denied for {whoami()}; something below it {owner}. Mend: as this user, find {place} ! -readable"
+    return f"{asked}: permission denied for {whoami()}; {describe(blocked)}. Mend: {_mend(blocked)}"
+
+
+def blocking(path: Path) -> Path | None:
+    """What keeps this process from a path: the first folder above that it may not enter, the path itself, or the folder it is in."""
+    for parent in reversed(path.parents):
+        if os.path.lexists(parent) and not os.access(parent, os.X_OK, effective_ids=True):
+            return parent
+    if os.path.lexists(path) and not path.is_symlink():
+        wanted = os.R_OK | os.W_OK | (os.X_OK if path.is_dir() else 0)
+        if not os.access(path, wanted, effective_ids=True):
+            return path
+    there = path.parent
+    while not os.path.exists(there):
+        there = there.parent
+    return there if not os.access(there, os.W_OK, effective_ids=True) else path if os.path.lexists(path) else None
+
+
+def describe(path: Path) -> str:
+    """Owner, group and mode of a path in words."""
+    try:
+        status = path.lstat()
+    except OSError:
+        return f"{path} cannot be looked at"
+    return f"{path} belongs to {_user(status.st_uid)}:{_group(status.st_gid)} with mode {stat.filemode(status.st_mode)}"
+
+
+def whoami() -> str:
+    """This process's user and groups in words."""
+    groups = sorted({os.getegid(), *os.getgroups()})
+    return f"user {_user(os.geteuid())} (groups {', '.join(map(_group, groups))})"
+
+
+def _mend(path: Path) -> str:
+    try:
+        status = path.lstat()
+    except OSError:
+        return "ask its owner for access"
+    group, mine = _group(status.st_gid), {os.getegid(), *os.getgroups()}
+    writable = f"chmod -R g+rwX {path}" + (" (and chmod g+s, to keep the group)" if stat.S_ISDIR(status.st_mode) else "")
+    if status.st_gid not in mine:
+        return f"add {_user(os.geteuid())} to the group {group}, or let its owner give it to a common group (chgrp -R, then {writable})"
+    return f"its owner runs {writable}; with sharing = group in section [nnunet] new files are like that from the start"
+
+
+def _shown(path: Path, hidden: Sequence[str]) -> str:
+    real = Path(os.path.abspath(path))
+    for folder in hidden:
+        if real != Path(folder) and real.is_relative_to(folder):
+            return folder
+    return str(path)
+
+
+def _user(number: int) -> str:
+    try:
+        return pwd.getpwuid(number).pw_name
+    except KeyError:
+        return str(number)
+
+
+def _group(number: int) -> str:
+    try:
+        return grp.getgrgid(number).gr_name
+    except KeyError:
+        return str(number)

@@ -1,0 +1,203 @@
+"""Withdrawn cases and nnUNet_raw: kept out of every registration, taken out of the dataset's folder and of its hidden state."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from nnunet_jobs.contract.failure import Fault
+from nnunet_jobs.contract.files import locked, read_json, sha256_file, temporary_beside
+from nnunet_jobs.contract.withdrawals import Tombstones
+from nnunet_jobs.contract.workspace import Workspace
+from nnunet_jobs.dataset.changes import Changes
+from nnunet_jobs.dataset.faults import Code
+from nnunet_jobs.dataset.holdout import TRAIN
+from nnunet_jobs.dataset.labels import Tables
+from nnunet_jobs.dataset.manifest import HashCache, build_manifest, files_of
+from nnunet_jobs.dataset.sources import Source
+from nnunet_jobs.dataset.staging import Store
+
+log = logging.getLogger("nnunet_jobs")
+
+
+# --- registration -----------------------------------------------------------------------------------------------------
+def leave_out(source: Source, stones: Tombstones, groups: Callable[[], Mapping[str, str]]) -> list[str]:
+    """Take withdrawn cases, and all cases of withdrawn groups, out of a source as listed. Returns their ids.
+
+    Args:
+        groups: patient of each case of the source; asked for only where a group was withdrawn.
+    """
+    gone = set(source.cases) & set(stones.cases)
+    if stones.groups:
+        gone |= {case for case, group in groups().items() if case in source.cases and stones.group_key(group) in stones.groups}
+    _drop(source, gone)
+    return sorted(gone)
+
+
+def leave_copies_out(
+    changes: Changes, source: Source, registered: Mapping[str, Any], stones: Tombstones, elsewhere: Mapping[str, str]
+) -> list[str]:
+    """Take new cases out whose image is that of a withdrawn case under another name. Returns their ids; each is named as a warning.
+
+    A registered case that would change into a withdrawn one is a fault. An image withdrawn from another dataset is only a warning:
+    consent is often given for one study.
+
+    Args:
+        changes: as compared; its faults are added to. elsewhere: image sha256 to the other dataset that it was withdrawn from.
+    """
+    withdrawn, copies = stones.images, []
+    for case, checked in changes.checked.items():
+        if not withdrawn.isdisjoint(checked.hashes):
+            if case in registered:
+                message = "has now the image of a withdrawn case; restore the source, or withdraw this case too"
+                changes.faults.append(Fault(code=Code.WITHDRAWN, case=case, message=message))
+            else:
+                copies.append(case)
+        elif other := next((elsewhere[digest] for digest in checked.hashes if digest in elsewhere), None):
+            message = f"has the image of a case that was withdrawn from {other}; withdraw it here too if consent was for both"
+            log.warning("%s", Fault(code=Code.WITHDRAWN, case=case, message=message, severity="warning"))
+    for case in copies:
+        message = "has the image of a withdrawn case under another name and is left out; remove it from the source"
+        log.warning("%s", Fault(code=Code.WITHDRAWN, case=case, message=message, severity="warning"))
+        del changes.checked[case]
+    changes.added -= set(copies)
+    changes.faults = [fault for fault in changes.faults if fault.case not in copies]
+    _drop(source, copies)
+    return copies
+
+
+def warn_of_incomplete(stones: Tombstones) -> None:
+    """Say that a withdrawal was killed half-way: versions or models may still hold its cases."""
+    cases = stones.incomplete()
+    if cases:
+        log.warning(
+            "the withdrawal of %d cases of %s did not complete; run withdraw again for: %s", len(cases), stones.dataset, ", ".join(cases)
+        )
+
+
+def _drop(source: Source, cases: Collection[str]) -> None:
+    for case in cases:
+        del source.cases[case]
+    source.faults = [fault for fault in source.faults if fault.case is None or fault.case not in cases]
+
+
+# --- withdrawal -------------------------------------------------------------------------------------------------------
+def image_sizes(folder: Path, case: str, entry: Mapping[str, Any], ending: str) -> dict[str, int]:
+    """sha256 to size in bytes of a registered case's images, and of the source files that they were made from (size 0: not known)."""
+    sizes = dict.fromkeys(entry.get("source", {}).get("images", ()), 0)
+    for name, digest in files_of(case, {**entry, "label": None}, ending).items():
+        path = folder / name
+        sizes[digest] = path.stat().st_size if path.is_file() else 0
+    return sizes
+
+
+def take_out(store: Store, manifest: Mapping[str, Any], cases: Collection[str], *, by: Mapping[str, str], reason: str | None) -> None:
+    """Bring the dataset's folder to a state without the cases, by one rename. The caller holds the registration lock.
+
+    Leftovers of a killed registration go too: they may hold files of the cases. Remaining files that are missing are named and left
+    to the next registration; a withdrawal does not wait for that.
+    """
+    store.abandon()
+    gone = sorted(set(cases) & set(manifest["cases"]))
+    if not gone:
+        return
+    ending = manifest["file_ending"]
+    left = {case: entry for case, entry in manifest["cases"].items() if case not in cases}
+    new = build_manifest(
+        dataset=manifest["dataset"],
+        dataset_id=manifest["dataset_id"],
+        tables=Tables(**{name: manifest[name] for name in ("channel_names", "labels", "regions_class_order")}),
+        file_ending=ending,
+        holdout=manifest["holdout"],
+        cases=left,
+        previous=manifest,
+        counts={"added": 0, "changed": 0, "removed": 0, "withdrawn": len(gone)},
+        by=by,
+        withdrawn=gone,
+        reason=reason,
+    )
+    unknown = {name: value for name, value in manifest.items() if name not in new}  # a later version's fields stay
+    store.begin({name for case, entry in left.items() for name in files_of(case, entry, ending)}, left)
+    for case, entry in left.items():
+        try:
+            store.carry_over(case, entry, entry, ending)
+        except FileNotFoundError:
+            log.warning("%s: registered files are missing; the next registration brings them again", case)
+    description = read_json(store.folder / "dataset.json")
+    description["numTraining"] = sum(entry["split"] == TRAIN for entry in left.values())
+    store.commit({**unknown, **new}, description)
+    store.abandon()
+
+
+def forget(workspace: Workspace, dataset: str, stones: Tombstones, cases: Collection[str], beat: Callable[[], None]) -> list[str]:
+    """Remove the cases from what registration remembers: hashes, summaries, converted DICOM series, who is behind an id.
+
+    Caches that do not say which case they hold are removed whole; the next registration makes them again.
+
+    Returns:
+        What could not be removed, each with the reason, for a person to do.
+    """
+    state = Path(workspace.raw) / ".state"
+    sizes: dict[str, int] = {}
+    for case in cases:
+        sizes |= stones.cases[case]["images"]
+    labels = {digest for case in cases for digest in stones.cases[case]["labels"]}
+    HashCache(state / f"{dataset}.json").forget({*sizes, *labels})
+    for path in state.glob(f"{dataset}.summaries*"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    known = {size for size in sizes.values() if size}
+    for path in (state / "dicom").rglob("*"):
+        if path.is_file() and path.stat().st_size in known and sha256_file(path) in sizes:
+            path.unlink(missing_ok=True)
+        beat()
+    left = []
+    try:
+        _forget_persons(Path(workspace.raw) / ".private", dataset, cases)
+    except PermissionError as error:
+        left.append(f"{error.filename}: only its owner can remove these cases' lines ({error.strerror}); run this again as its owner")
+    return left
+
+
+def _forget_persons(folder: Path, dataset: str, cases: Collection[str]) -> None:
+    """Remove the lines of the file that says which patient is behind an id, and the note of the last run's files."""
+    path = folder / f"{dataset}.jsonl"
+    if not path.exists():
+        return
+    with locked(folder / ".lock"):
+        lines = path.read_text().splitlines(keepends=True)
+        kept = [line for line in lines if json.loads(line)["case"] not in cases]
+        if kept != lines:
+            (folder / f"{dataset}.files.json").unlink(missing_ok=True)
+            temporary = temporary_beside(path)
+            fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            try:
+                with open(fd, "w") as file:
+                    file.writelines(kept)
+                    file.flush()
+                    os.fsync(fd)
+                os.replace(temporary, path)
+            finally:
+                with contextlib.suppress(FileNotFoundError):
+                    temporary.unlink()
+
+
+def copies_of(workspace: Workspace, digests: Collection[str], *, but: Mapping[str, Collection[str]]) -> list[dict[str, str]]:
+    """Registered cases of any dataset with the same images, as ``{"dataset", "case"}``.
+
+    Args:
+        but: dataset to the cases that are withdrawn themselves.
+    """
+    found = []
+    for name in workspace.datasets().values():
+        with contextlib.suppress(Exception):  # a dataset made by hand has no manifest, and is not ours to judge
+            for case, entry in workspace.manifest(name)["cases"].items():
+                hashes = {*entry["images"], *entry.get("source", {}).get("images", ())}
+                if not hashes.isdisjoint(digests) and case not in but.get(name, ()):
+                    found.append({"dataset": name, "case": case})
+    return found

@@ -1,0 +1,83 @@
+"""Withdrawn cases and predictions: which prediction folders hold one, and its removal from there when asked for."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nnunet_jobs.contract.files import locked, read_json, write_json
+from nnunet_jobs.contract.workspace import Workspace
+from nnunet_jobs.prediction.records import PREDICTIONS, RECORDS, mean_dice
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Predicted:
+    """A prediction folder below ``output_roots`` and the cases of it."""
+
+    folder: str
+    cases: tuple[str, ...]
+
+
+def predictions_of(workspace: Workspace, dataset: str, cases: Collection[str]) -> list[Predicted]:
+    """Prediction folders of a dataset's models that hold a record of one of the cases."""
+    found = []
+    for folder in _folders(workspace):
+        if _summary(folder).get("dataset") in (dataset, None):
+            here = tuple(sorted(case for case in cases if (folder / RECORDS / f"{case}.json").is_file()))
+            if here:
+                found.append(Predicted(folder=str(folder), cases=here))
+    return found
+
+
+def remove(predicted: Predicted) -> int:
+    """Delete the cases' segmentations, probabilities and records, and take them out of ``predictions.json``. Returns files deleted.
+
+    The record goes last, so that a killed removal is found again.
+    """
+    folder, removed = Path(predicted.folder), 0
+    for case in predicted.cases:
+        record = folder / RECORDS / f"{case}.json"
+        for name in read_json(record).get("files", {}):
+            path = folder / name
+            if path.resolve().is_relative_to(folder.resolve()) and path.is_file():
+                path.unlink()
+                removed += 1
+    with locked(folder / RECORDS / "predictions.lock", interval=0.02):
+        summary = _summary(folder)
+        if set(summary.get("cases", {})) & set(predicted.cases):
+            write_json(folder / PREDICTIONS, _without(summary, predicted.cases))
+        for case in predicted.cases:
+            (folder / RECORDS / f"{case}.json").unlink(missing_ok=True)
+    return removed
+
+
+def _folders(workspace: Workspace) -> Iterator[Path]:
+    for root in workspace.output_roots:
+        for parent, folders, _ in os.walk(root):
+            if RECORDS in folders:
+                yield Path(parent)
+            folders[:] = [name for name in folders if name != RECORDS]
+
+
+def _summary(folder: Path) -> dict[str, Any]:
+    try:
+        data = read_json(folder / PREDICTIONS)
+    except (FileNotFoundError, ValueError):
+        return {}
+    return data if isinstance(data, dict) else {}
+
+
+def _without(summary: dict[str, Any], cases: Collection[str]) -> dict[str, Any]:
+    """The summary as if the cases had never been there; counts and Dice are of what the summary's model made."""
+    left = {case: entry for case, entry in summary["cases"].items() if case not in cases}
+    ours = [entry for entry in left.values() if entry.get("model_hash") in (summary["model_hash"], None)]
+    return {
+        **summary,
+        "predicted": sum(entry["status"] == "predicted" for entry in ours),
+        "failed": sum(entry["status"] == "failed" for entry in ours),
+        "dice": mean_dice([entry["dice"] for entry in ours if entry.get("dice")]),
+        "cases": left,
+    }

@@ -1,0 +1,224 @@
+"""Withdraw cases: from the raw dataset, every preprocessed version, models' predictions, and from whatever would bring them back.
+
+Not a step of a pipeline but a person's act, by ``python -m nnunet_jobs withdraw`` or ``airflow nnunet dataset withdraw``. The order
+makes it repeatable: the tombstones come first, so that nothing comes back from then on, and are marked complete last. Killed in
+between and run again, it completes; registration and preprocessing say so until then.
+"""
+
+from __future__ import annotations
+
+import difflib
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from nnunet_jobs.context import StepContext, acting
+from nnunet_jobs.contract.failure import ConfigError
+from nnunet_jobs.contract.withdrawals import Tombstones, WithdrawParams
+from nnunet_jobs.contract.workspace import DATASET_NAME
+from nnunet_jobs.dataset import withdraw as raw
+from nnunet_jobs.dataset.changes import pulse
+from nnunet_jobs.dataset.staging import Store
+from nnunet_jobs.dataset.transfer import recover
+from nnunet_jobs.prediction import withdraw as predictions
+from nnunet_jobs.preprocessing import withdraw as versions
+from nnunet_jobs.selection.card import demote
+from nnunet_jobs.training import withdraw as models
+
+log = logging.getLogger("nnunet_jobs")
+
+
+def run(params: WithdrawParams, context: StepContext) -> dict[str, Any]:
+    """Withdraw, or only say what would go (``dry_run``), or lift a withdrawal (``restore``).
+
+    Returns:
+        ``dataset``, ``cases``, ``groups``, ``dry_run``, ``restored``, ``already_done``; ``splits`` (case to what it was in); ``versions``
+        and ``models`` with what they lose; ``predictions`` (folder, cases, ``deleted``); ``copies``, cases that are registered with the
+        same images; ``demoted`` models; ``left``, what a person must still do.
+
+    Raises:
+        ConfigError: the dataset, a case or a group is not known, or was not withdrawn (``restore``).
+    """
+    dataset = context.workspace.resolve_dataset(params.dataset)
+    return _Withdrawal(params=params, context=context, dataset=dataset).run()
+
+
+class _Withdrawal:
+    """One run."""
+
+    def __init__(self, *, params: WithdrawParams, context: StepContext, dataset: str) -> None:
+        self.params, self.context, self.dataset = params, context, dataset
+        self.workspace = context.workspace
+        self.folder = self.workspace.raw_dataset(dataset)
+        match = DATASET_NAME.fullmatch(dataset)
+        number = int(match[1]) if match else 0
+        self.lock = Path(self.workspace.raw) / ".locks" / f"{number:03d}.lock"
+        self.at = datetime.now(UTC).isoformat(timespec="seconds")
+        self.by = acting(context)
+        self.left: list[str] = []
+
+    def run(self) -> dict[str, Any]:
+        with self.context.content_lock(self.lock, what=self.dataset):
+            recover(self.folder)
+            manifest = self.workspace.manifest(self.dataset)
+            stones = Tombstones(self.workspace, self.dataset)
+            if self.params.restore:
+                return self._restore(stones)
+            cases = self._cases(manifest, stones)
+            digests = {digest for case in cases for digest in self._stone(case, manifest, stones)["images"]}
+            already_done = all(case in stones.cases and stones.cases[case]["complete"] for case in cases) and all(
+                stones.group_key(group) in stones.groups for group in self.params.groups
+            )
+            splits = {case: manifest["cases"][case]["split"] for case in cases if case in manifest["cases"]}
+            if not self.params.dry_run:
+                self._set_stones(cases, manifest, stones)
+                raw.take_out(Store(folder=self.folder), manifest, cases, by=self.by, reason=self.params.reason)
+                self.left += raw.forget(self.workspace, self.dataset, stones, cases, pulse(self.context))
+        found = self._derived(cases)
+        if not self.params.dry_run:
+            with self.context.content_lock(self.lock, what=self.dataset):
+                stones = Tombstones(self.workspace, self.dataset)
+                for case in cases:
+                    stones.cases[case]["complete"] = not self.left
+                stones.save()
+        return {
+            "dataset": self.dataset,
+            "cases": cases,
+            "groups": sorted(self.params.groups),
+            "dry_run": self.params.dry_run,
+            "restored": False,
+            "already_done": already_done,
+            "splits": splits,
+            **found,
+            "copies": raw.copies_of(self.workspace, digests, but={self.dataset: cases}),
+            "left": self.left,
+        }
+
+    # --- which ones ---------------------------------------------------------------------------------------------
+    def _cases(self, manifest: Mapping[str, Any], stones: Tombstones) -> list[str]:
+        """Ids of the cases that are named, by themselves or by their group; also of those withdrawn before, to complete them."""
+        known = {*manifest["cases"], *stones.cases}
+        for case in self.params.cases:
+            if case not in known:
+                near = difflib.get_close_matches(case, sorted(known), n=1)
+                hint = f"; did you mean {near[0]!r}?" if near else ""
+                raise ConfigError(f"cases: {case!r} is not a case of {self.dataset}{hint}")
+        found = set(self.params.cases)
+        for group in self.params.groups:
+            members = {case for case, entry in manifest["cases"].items() if entry["group"] == group}
+            members |= {case for case, stone in stones.cases.items() if stone["group"] == stones.group_key(group)}
+            if not members and stones.group_key(group) not in stones.groups:
+                groups = sorted({entry["group"] for entry in manifest["cases"].values()})
+                near = difflib.get_close_matches(group, groups, n=1)
+                raise ConfigError(f"groups: no case of {self.dataset} is of {group!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+            found |= members
+        return sorted(found)
+
+    def _stone(self, case: str, manifest: Mapping[str, Any], stones: Tombstones) -> dict[str, Any]:
+        if case not in manifest["cases"]:
+            return stones.cases[case]
+        entry = manifest["cases"][case]
+        return {
+            "at": self.at,
+            "by": self.by,
+            "reason": self.params.reason,
+            "group": stones.group_key(entry["group"]),
+            "images": raw.image_sizes(self.folder, case, entry, manifest["file_ending"]),
+            "labels": sorted({digest for digest in (entry["label"], entry.get("source", {}).get("label")) if digest}),
+            "complete": False,
+        }
+
+    def _set_stones(self, cases: list[str], manifest: Mapping[str, Any], stones: Tombstones) -> None:
+        for case in cases:
+            stones.cases[case] = {**self._stone(case, manifest, stones), "complete": False}
+        for group in self.params.groups:
+            stones.groups.setdefault(stones.group_key(group), {"at": self.at, "by": self.by, "reason": self.params.reason})
+        stones.save()
+
+    # --- what was made from them --------------------------------------------------------------------------------
+    def _derived(self, cases: list[str]) -> dict[str, Any]:
+        """Versions, models and predictions; all but ``--dry-run`` removes what is to go."""
+        workspace, dry = self.workspace, self.params.dry_run
+        lock = Path(workspace.preprocessed) / ".locks" / f"{self.dataset}.lock"
+        if dry:
+            lost = versions.look(workspace, self.dataset, cases)
+        else:
+            with self.context.content_lock(lock, what=f"preprocessing of {self.dataset}"):
+                lost = versions.take_out(workspace, self.dataset, cases, at=self.at)
+        seen = models.models_that_saw(workspace, self.dataset, {item.version: item.cases for item in lost})
+        demoted = []
+        for model in seen:
+            if not dry:
+                models.mark(workspace, model, at=self.at)
+                if self.params.demote and demote(workspace, model.dataset, model.model):
+                    demoted.append(model.model)
+        files = self._remove_from_models(cases)
+        predicted = predictions.predictions_of(workspace, self.dataset, cases)
+        deleting = self.params.predictions and not dry
+        if deleting:
+            for item in predicted:
+                predictions.remove(item)
+        return {
+            "versions": [asdict(item) for item in lost],
+            "models": [asdict(item) for item in seen],
+            "model_files": files,
+            "demoted": demoted,
+            "predictions": [{**asdict(item), "deleted": deleting} for item in predicted],
+        }
+
+    def _remove_from_models(self, cases: list[str]) -> int:
+        """Predictions of the cases in every model of the dataset: a hold-out case was predicted without having been trained on."""
+        folders = sorted((Path(self.workspace.results) / ".versions").glob(f"[!.]*/{self.dataset}"))
+        if self.params.dry_run:
+            return sum(len(list(models.files_of(folder, cases))) for folder in folders)
+        return sum(models.remove_files(folder, cases) for folder in folders)
+
+    # --- back again ---------------------------------------------------------------------------------------------
+    def _restore(self, stones: Tombstones) -> dict[str, Any]:
+        """Lift the withdrawal: the next registration may bring the cases. What was deleted stays deleted."""
+        keys = {stones.group_key(group): group for group in self.params.groups}
+        missing = [case for case in self.params.cases if case not in stones.cases]
+        missing += [group for key, group in keys.items() if key not in stones.groups]
+        if missing:
+            raise ConfigError(f"cases: {', '.join(map(repr, missing))} of {self.dataset} are not withdrawn; nothing to restore")
+        cases = sorted({*self.params.cases, *(case for case, stone in stones.cases.items() if stone["group"] in keys)})
+        if not self.params.dry_run:
+            for case in cases:
+                del stones.cases[case]
+            for key in keys:
+                del stones.groups[key]
+            stones.save()
+            models.unmark(self.workspace, self.dataset, cases)
+        return {
+            "dataset": self.dataset, "cases": cases, "groups": sorted(self.params.groups), "dry_run": self.params.dry_run, "restored": True,
+            "already_done": False, "splits": {}, "versions": [], "models": [], "model_files": 0, "demoted": [], "predictions": [],
+            "copies": [], "left": [],
+        }  # fmt: skip
+
+
+def text(result: Mapping[str, Any]) -> str:
+    """The result for a person."""
+    cases, dry = result["cases"], result["dry_run"]
+    if result["restored"]:
+        what = "would be restored" if dry else "restored: the next registration may bring them from their source again"
+        return f"{result['dataset']}: {len(cases)} cases ({', '.join(cases) or 'none now'}) {what}"
+    verb = "would be withdrawn" if dry else "were withdrawn before, and again" if result["already_done"] else "withdrawn"
+    lines = [f"{result['dataset']}: {len(cases)} cases {verb}: {', '.join(cases) or 'none is registered now; later ones stay out'}"]
+    lines += [f"  {case} was in {split}" for case, split in result["splits"].items()]
+    lines += [f"  version {item['version']}: {len(item['cases'])} cases, {item['files']} files" for item in result["versions"]]
+    lines += [f"  {item['folder']}: predictions of {', '.join(item['cases'])} {_fate(item, dry)}" for item in result["predictions"]]
+    lines.append(f"  {result['model_files']} predictions in model folders")
+    lines.append(f"Models trained on them: {len(result['models']) or 'none'}")
+    lines += [f"  {models.Seen(**item)}" for item in result["models"]]
+    lines += [f"  {model} was demoted" for model in result["demoted"]]
+    lines += [f"WARNING: {item['case']} of {item['dataset']} has the same image; withdraw it too?" for item in result["copies"]]
+    lines += [f"STILL TO DO: {item}" for item in result["left"]]
+    lines.append("The source itself, backups and exported predictions are not ours to delete: remove the cases there too.")
+    return "\n".join(lines)
+
+
+def _fate(item: Mapping[str, Any], dry: bool) -> str:
+    return "deleted" if item["deleted"] else "found" if dry else "stay; --predictions deletes them"

@@ -1,0 +1,135 @@
+"""Withdrawn cases and nnUNet_results: which models have seen them, what of the cases is removed, and the mark that stays."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from nnunet_jobs.contract.files import write_json
+from nnunet_jobs.contract.withdrawals import MARK, SCHEMA, trained_on_withdrawn
+from nnunet_jobs.contract.workspace import VERSIONS, Workspace
+from nnunet_jobs.training.fold import FINAL, FOLD_RECORD, SETTINGS_RECORD, read_json_or_empty
+
+# Predictions, probabilities and a cascade's input; the image endings that nnU-Net writes stand for whatever a dataset has.
+_SUFFIXES = (".npz", ".pkl", ".npy", ".b2nd", "_seg.b2nd", ".nii.gz", ".nii", ".nrrd", ".mha", ".png", ".tif", ".tiff")
+
+Lost = Mapping[str, Mapping[str, Mapping[str, list[int]]]]
+"""Version to case to ``train`` and ``val``: the folds in which the case was."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seen:
+    """One model that has seen withdrawn cases.
+
+    Attributes:
+        dataset, model: of the model; a fine-tuned one may be of another dataset. promoted: it is the champion.
+        configurations: name to the folds in whose training the cases were. through: the model that it was fine-tuned from.
+        files: predictions of the cases below its folder, to go.
+    """
+
+    dataset: str
+    model: str
+    cases: tuple[str, ...]
+    configurations: dict[str, list[int | str]] = field(default_factory=dict)
+    through: str | None = None
+    promoted: bool = False
+    files: int = 0
+
+    def __str__(self) -> str:
+        where = "; ".join(f"{name} folds {', '.join(map(str, folds))}" for name, folds in self.configurations.items())
+        how = f"fine-tuned from {self.through}" if self.through else where or "no fold has begun"
+        return f"model {self.model} of {self.dataset}{' (promoted)' if self.promoted else ''}: {how}"
+
+
+def models_that_saw(workspace: Workspace, dataset: str, lost: Lost) -> list[Seen]:
+    """Models trained on a version that has lost cases, and those fine-tuned from them, in any dataset of the workspace."""
+    settings = _settings(workspace)
+    found: dict[tuple[str, str], Seen] = {}
+    for (name, model), values in settings.items():
+        cases = lost.get(str(values["version"]), {})
+        if name == dataset and cases:
+            folder = workspace.model_root(model) / name
+            trained = _trained_folds(folder, cases)
+            found[name, model] = Seen(
+                dataset=name,
+                model=model,
+                cases=tuple(sorted(cases)),
+                configurations=trained,
+                promoted=workspace.champion(name) == model,
+                files=len(list(files_of(folder, cases))),
+            )
+    grown = True
+    while grown:
+        weights = {source: seen for seen in found.values() for source in _weights(workspace, seen)}
+        derived = [key for key, values in settings.items() if key not in found and values.get("pretrained_sha256") in weights]
+        for name, model in derived:
+            origin = weights[settings[name, model]["pretrained_sha256"]]
+            champion = workspace.champion(name) == model
+            found[name, model] = Seen(dataset=name, model=model, cases=origin.cases, through=origin.model, promoted=champion)
+        grown = bool(derived)
+    return [found[key] for key in sorted(found)]
+
+
+def _settings(workspace: Workspace) -> dict[tuple[str, str], Mapping[str, Any]]:
+    paths = sorted((Path(workspace.results) / VERSIONS).glob(f"[!.]*/*/{SETTINGS_RECORD}"))
+    return {(path.parent.name, path.parent.parent.name): read_json_or_empty(path) for path in paths}
+
+
+def _trained_folds(folder: Path, cases: Mapping[str, Mapping[str, list[int]]]) -> dict[str, list[int | str]]:
+    """Configuration to those of its begun folds that had one of the cases in training."""
+    seen = {str(fold) for where in cases.values() for fold in where["train"]} | {"all"}
+    found: dict[str, list[int | str]] = {}
+    for path in sorted(folder.glob("*__*__*/fold_*")):
+        fold = path.name.removeprefix("fold_")
+        if fold in seen and any(path.glob("checkpoint_*.pth")):
+            found.setdefault(path.parent.name.split("__")[2], []).append(fold if fold == "all" else int(fold))
+    return found
+
+
+def _weights(workspace: Workspace, seen: Seen) -> Iterator[str]:
+    """What another model's settings say when it began from this one: the model's name, or a final checkpoint's hash."""
+    yield seen.model
+    for path in (workspace.model_root(seen.model) / seen.dataset).glob(f"*/fold_*/{FOLD_RECORD}"):
+        stamped = read_json_or_empty(path).get("files", {}).get(FINAL)
+        if stamped:
+            yield stamped["sha256"]
+
+
+def files_of(folder: Path, cases: Collection[str]) -> Iterator[Path]:
+    """Predictions and probabilities of the cases below a model's folder, by exact name: ``case1`` is not ``case10``."""
+    names = {f"{case}{suffix}" for case in cases for suffix in _SUFFIXES}
+    for parent, _, files in os.walk(folder):
+        yield from (Path(parent, name) for name in files if name in names)
+
+
+def remove_files(folder: Path, cases: Collection[str]) -> int:
+    """Remove them, and say how many there were."""
+    doomed = list(files_of(folder, cases)) if cases else []
+    for path in doomed:
+        path.unlink(missing_ok=True)
+    return len(doomed)
+
+
+def mark(workspace: Workspace, seen: Seen, *, at: str) -> None:
+    """Write beside the model's card that it has seen withdrawn cases."""
+    folder = workspace.model_root(seen.model) / seen.dataset
+    known = trained_on_withdrawn(folder)
+    where = {"configurations": seen.configurations} | ({"through": seen.through} if seen.through else {})
+    cases = known | {case: {"at": known.get(case, {}).get("at", at), **where} for case in seen.cases}
+    if cases != known:
+        write_json(folder / MARK, {"schema": SCHEMA, "cases": cases})
+
+
+def unmark(workspace: Workspace, dataset: str, cases: Collection[str]) -> None:
+    """Take a dataset's cases whose withdrawal was lifted off every mark."""
+    for path in (Path(workspace.results) / VERSIONS).glob(f"[!.]*/*/{MARK}"):
+        known = trained_on_withdrawn(path.parent)
+        ours = {case for case, entry in known.items() if path.parent.name == dataset or "through" in entry}
+        left = {case: entry for case, entry in known.items() if case not in ours or case not in cases}
+        if left and left != known:
+            write_json(path, {"schema": SCHEMA, "cases": left})
+        elif not left:
+            path.unlink()
