@@ -6,18 +6,16 @@ import errno
 import gzip
 import io
 import os
-import shutil
 import stat
 import tarfile
-import time
 import zipfile
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Protocol
 
 from nnunet_jobs.context import StepContext
-from nnunet_jobs.contract.failure import DiskFull, Fault, JobError
+from nnunet_jobs.contract.failure import DiskFull, Fault
 from nnunet_jobs.dataset.archive_entries import Entries, Limits, kind_of_mode
+from nnunet_jobs.dataset.archive_writer import LOOK_AT_DISK, Damaged, Writer, as_damage, guarded
 from nnunet_jobs.dataset.faults import Code, data_error
 from nnunet_jobs.dataset.manifest import signature_of
 from nnunet_jobs.dataset.volume import open_regular
@@ -26,19 +24,10 @@ ENDINGS = (".zip", ".tar", ".tar.gz", ".tgz")
 _CHUNK = 1 << 20
 _BLOCK = 512  # of tar
 _MAX_HEADER = 1 << 20  # bytes of one tar header with its extensions; tarfile reads them whole into memory
-_RESERVE = 1 << 30  # bytes that stay free on the disk, or a twentieth of it where that is less
-_LOOK_AT_DISK = 64 << 20
-_REPORT_S = 0.5
 
 
 class _Readable(Protocol):
     def read(self, size: int = ..., /) -> bytes: ...
-
-
-class _Damaged(Exception):
-    def __init__(self, message: str, *, entry: str | None = None, code: Code = Code.ARCHIVE_DAMAGED) -> None:
-        super().__init__(message)
-        self.entry, self.code = entry, code
 
 
 def named_as_one(path: Path) -> bool:
@@ -66,7 +55,7 @@ def unpack(archive: Path, folder: Path, *, context: StepContext, limits: Limits 
     before = signature_of(archive)
     entries = Entries(limits=limits or Limits(), packed=before[2])
     folder.mkdir(mode=0o700)
-    writer = _Writer(folder, context, entries)
+    writer = Writer(folder, context, entries)
     try:
         with open_regular(archive) as raw, io.BufferedReader(raw, _CHUNK) as file:
             magic = file.peek(4)[:4]
@@ -75,13 +64,13 @@ def unpack(archive: Path, folder: Path, *, context: StepContext, limits: Limits 
             elif magic[:2] == b"\x1f\x8b":
                 with gzip.GzipFile(fileobj=file) as inflated:
                     forward = _untar(inflated, entries, writer)
-                    for _ in () if entries.full else _guarded(lambda: forward.read(_MAX_HEADER), None):  # to the checksum at the end
+                    for _ in () if entries.full else guarded(lambda: forward.read(_MAX_HEADER), None):  # to the checksum at the end
                         writer.beat()
             else:
                 writer.need(entries.packed)
                 _untar(file, entries, writer)
         _link(folder, entries)
-    except _Damaged as damaged:
+    except Damaged as damaged:
         entries.faults.append(Fault(code=damaged.code, file=damaged.entry, message=str(damaged)))
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -107,88 +96,9 @@ def _top(folder: Path) -> Path:
         folder = inside[0]
 
 
-class _Writer:
-    """Writes the files of an archive, and keeps an eye on the stop flag and the disk."""
-
-    def __init__(self, folder: Path, context: StepContext, entries: Entries) -> None:
-        self.folder, self.context, self.entries = folder, context, entries
-        self.written, self._looked_at, self._reported = 0, 0, 0.0
-
-    def beat(self) -> None:
-        """Sign of life; raises when the job is to stop."""
-        self.context.check_stop()
-        self.context.beat()
-
-    def need(self, size: int) -> None:
-        """Raise DiskFull unless ``size`` bytes more fit, with a reserve for everybody else's work."""
-        usage = shutil.disk_usage(self.folder)
-        reserve = min(_RESERVE, usage.total // 20)
-        if usage.free < size + reserve:
-            raise DiskFull(
-                f"{self.folder.parent} has {usage.free >> 20} MiB free; unpacking needs {size >> 20} MiB "
-                f"and leaves {reserve >> 20} MiB; make room and run again"
-            )
-
-    def write(self, name: str, size: int, pieces: Iterator[bytes]) -> None:
-        """Write one admitted file of just ``size`` bytes.
-
-        Raises:
-            _Damaged: there are more or fewer.
-        """
-        path = self.folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        written = 0
-        with open(path, "xb") as file:
-            for piece in pieces:
-                written += len(piece)
-                if written > size:
-                    break
-                file.write(piece)
-                self._count(len(piece))
-        if written != size:
-            raise _Damaged(f"holds {'more' if written > size else 'fewer'} bytes than its header says; copy the archive again", entry=name)
-        path.chmod(0o444)
-
-    def _count(self, size: int) -> None:
-        self.written += size
-        if self.written - self._looked_at >= _LOOK_AT_DISK:
-            self._looked_at = self.written
-            self.need(0)
-        self.beat()
-        if time.monotonic() - self._reported > _REPORT_S:
-            self._reported = time.monotonic()
-            self.context.progress("unpack", self.written >> 20, unit="MiB")
-
-
-def _guarded(pieces: Callable[[], bytes], entry: str | None) -> Iterator[bytes]:
-    """Pieces until an empty one. Damage makes the libraries raise almost anything; whatever it is, it is this archive's fault."""
-    while True:
-        with _as_damage(entry):
-            piece = pieces()
-        if not piece:
-            return
-        yield piece
-
-
-class _as_damage:  # noqa: N801  a context manager used as a statement
-    """Turns what damaged data makes a library raise into damage of the archive."""
-
-    def __init__(self, entry: str | None = None) -> None:
-        self.entry = entry
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, EOFError):
-            raise _Damaged("ends early; copy the archive again", entry=self.entry) from error
-        if isinstance(error, Exception) and not isinstance(error, _Damaged | JobError | MemoryError):
-            raise _Damaged(f"cannot be read ({error}); copy the archive again", entry=self.entry) from error
-
-
 # --- zip ------------------------------------------------------------------------------------------------------------
-def _unzip(file: IO[bytes], entries: Entries, writer: _Writer) -> None:
-    with _as_damage():
+def _unzip(file: IO[bytes], entries: Entries, writer: Writer) -> None:
+    with as_damage():
         opened = zipfile.ZipFile(file)
     with opened as archive:
         jobs = []
@@ -204,7 +114,7 @@ def _unzip(file: IO[bytes], entries: Entries, writer: _Writer) -> None:
                 if info.file_size > _MAX_HEADER:
                     entries.fault(name, "is a link with an endless target")
                     continue
-                with _as_damage(name):
+                with as_damage(name):
                     target = archive.read(info).decode("utf-8")
                 entries.link(name, target, relative=True)
             elif path := entries.file(name, info.file_size):
@@ -217,24 +127,24 @@ def _unzip(file: IO[bytes], entries: Entries, writer: _Writer) -> None:
             return
         writer.need(entries.size)
         for path, info in jobs:
-            with _as_damage(path):
+            with as_damage(path):
                 reader = archive.open(info)
             with reader:
-                writer.write(path, info.file_size, _guarded(lambda reader=reader: reader.read(_CHUNK), path))  # type: ignore[misc]
+                writer.write(path, info.file_size, guarded(lambda reader=reader: reader.read(_CHUNK), path))  # type: ignore[misc]
 
 
 # --- tar ------------------------------------------------------------------------------------------------------------
 class _Forward:
     """A stream that tarfile may read and seek forward in. Counts what comes out, so that nothing is skipped without being counted."""
 
-    def __init__(self, stream: _Readable, writer: _Writer, limit: int) -> None:
+    def __init__(self, stream: _Readable, writer: Writer, limit: int) -> None:
         self._stream, self._writer, self._limit = stream, writer, limit
         self._at = 0
         self.last = b""
 
     def read(self, size: int = -1) -> bytes:
         if not 0 <= size <= _MAX_HEADER:
-            raise _Damaged("has a header of more than 1 MiB; pack the dataset again", code=Code.ARCHIVE_UNSAFE)
+            raise Damaged("has a header of more than 1 MiB; pack the dataset again", code=Code.ARCHIVE_UNSAFE)
         pieces = []
         while size > 0 and (piece := self._stream.read(size)):
             pieces.append(piece)
@@ -243,7 +153,7 @@ class _Forward:
         self._at += len(self.last)
         if self._at > self._limit:
             message = f"unpacks to more than {self._limit} bytes; unpack it by hand if it is sound"
-            raise _Damaged(message, code=Code.ARCHIVE_TOO_LARGE)
+            raise Damaged(message, code=Code.ARCHIVE_TOO_LARGE)
         return self.last
 
     def tell(self) -> int:
@@ -251,7 +161,7 @@ class _Forward:
 
     def seek(self, position: int, whence: int = 0) -> int:
         if whence or position < self._at:
-            raise _Damaged("has headers that point back; copy the archive again")
+            raise Damaged("has headers that point back; copy the archive again")
         while self._at < position:
             self._writer.beat()
             if not self.read(min(_MAX_HEADER, position - self._at)):
@@ -262,15 +172,15 @@ class _Forward:
         """The stream is closed by who opened it."""
 
 
-def _untar(stream: _Readable, entries: Entries, writer: _Writer) -> _Forward:
+def _untar(stream: _Readable, entries: Entries, writer: Writer) -> _Forward:
     # headers and padding are up to 1.5 KiB an entry, and more with long names
     limit = entries.limits.bytes_for(entries.packed) + entries.packed + (16 << 20)
     forward = _Forward(stream, writer, limit)
-    with _as_damage():
+    with as_damage():
         archive = tarfile.TarFile(fileobj=forward)  # type: ignore[arg-type]  # all that it needs of a file is there
     last = None
     while True:
-        with _as_damage(last):
+        with as_damage(last):
             member = archive.next()
         archive.members = []  # type: ignore[attr-defined]  # nobody needs the list of all, and there may be a million
         if member is None:
@@ -282,14 +192,14 @@ def _untar(stream: _Readable, entries: Entries, writer: _Writer) -> _Forward:
             return forward
     if len(forward.last) < _BLOCK or forward.last.strip(b"\0"):
         # tarfile takes a damaged header, or the end of the file, for the end of the archive
-        raise _Damaged("ends early or is damaged after this entry; copy the archive again", entry=last)
+        raise Damaged("ends early or is damaged after this entry; copy the archive again", entry=last)
     return forward
 
 
-def _take(archive: tarfile.TarFile, member: tarfile.TarInfo, entries: Entries, writer: _Writer) -> None:
+def _take(archive: tarfile.TarFile, member: tarfile.TarInfo, entries: Entries, writer: Writer) -> None:
     name = member.name
     if member.size < 0:
-        raise _Damaged("has a negative size; copy the archive again", entry=name)
+        raise Damaged("has a negative size; copy the archive again", entry=name)
     if member.isdir():
         entries.folder(name + "/")
     elif member.issym() or member.islnk():
@@ -297,13 +207,13 @@ def _take(archive: tarfile.TarFile, member: tarfile.TarInfo, entries: Entries, w
     elif not member.isreg():
         entries.special(name, "a pipe" if member.isfifo() else "a device" if member.isdev() else f"of the unknown kind {member.type!r}")
     elif (path := entries.file(name, member.size)) and not entries.faults:
-        if member.size > _LOOK_AT_DISK:
+        if member.size > LOOK_AT_DISK:
             writer.need(member.size)
-        with _as_damage(path):
+        with as_damage(path):
             tarfile.data_filter(member, str(writer.folder))  # a second opinion; it must find nothing that is left
             reader = archive.extractfile(member)
         if reader is not None:
-            writer.write(path, member.size, _guarded(lambda: reader.read(_CHUNK), path))
+            writer.write(path, member.size, guarded(lambda: reader.read(_CHUNK), path))
 
 
 # --- links ----------------------------------------------------------------------------------------------------------

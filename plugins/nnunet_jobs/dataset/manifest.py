@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import threading
@@ -156,7 +157,7 @@ class HashCache:
     def sha256(self, path: Path, beat: Callable[[], None]) -> str:
         """Hash of a file's present content, read only when its signature is new."""
         now, signature = time.time_ns(), signature_of(path)
-        known = self._known.get(str(path))
+        known = self._known.get(_key(path))
         if known and known[:5] == signature and max(signature[3], signature[4]) < known[5] - _RACY_NS:
             self._remember(path, known)
             return str(known[6])
@@ -187,7 +188,12 @@ class HashCache:
 
     def _remember(self, path: Path, record: list[Any]) -> None:
         with self._lock:
-            self._seen[str(path)] = record
+            self._seen[_key(path)] = record
+
+
+def _key(path: Path) -> str:
+    """A path in the cache: hashed, since a source's file names may name patients and the cache is for everybody's eyes."""
+    return hashlib.sha256(os.fsencode(path)).hexdigest()
 
 
 def signature_of(path: Path) -> list[int]:

@@ -117,6 +117,10 @@ def _read(path: Path) -> dict[str, str]:
             raise ValueError(f"the head line is not {','.join(_HEAD)}")
         for identity, original in rows[1:]:
             ids[str(json.loads(original))] = identity
+    except PermissionError as error:
+        raise ConfigError(
+            f"rename: {path} is for its owner's eyes only; run as the user who owns it, or give it to the one who runs"
+        ) from error
     except (OSError, ValueError, csv.Error) as error:
         raise ConfigError(f"rename: {path} cannot be read ({error}); restore it: it says which case is which") from error
     return ids

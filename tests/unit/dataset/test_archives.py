@@ -220,9 +220,9 @@ def test_the_real_decathlon_archive_as_it_is_distributed(tmp_path, workspace, hi
     first = register_dataset(workspace, archive, name="Hippocampus")
     assert first["added"] == 200
     assert register_dataset(workspace, archive, name="Hippocampus")["already_done"]
-    original = (hippocampus / "imagesTr" / "hippocampus_001.nii.gz").read_bytes()
-    folder = "imagesTr" if workspace.manifest("Dataset004_Hippocampus")["cases"]["hippocampus_001"]["split"] == "train" else "imagesTs"
-    assert (Path(first["path"]) / folder / "hippocampus_001_0000.nii.gz").read_bytes() == original
+    case, entry = next(iter(workspace.manifest("Dataset004_Hippocampus")["cases"].items()))
+    registered = Path(first["path"], "imagesTr" if entry["split"] == "train" else "imagesTs", f"{case}_0000.nii.gz")
+    assert registered.read_bytes() == (hippocampus / "imagesTr" / f"{case}.nii.gz").read_bytes()
 
 
 # --- row 51: the corpus ---------------------------------------------------------------------------------------------

@@ -1,0 +1,104 @@
+"""Writing what an archive holds: each file no larger than it claims, with an eye on the disk, the stop flag and damaged data."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from nnunet_jobs.context import StepContext
+from nnunet_jobs.contract.failure import DiskFull, JobError
+from nnunet_jobs.dataset.archive_entries import Entries
+from nnunet_jobs.dataset.faults import Code
+
+_RESERVE = 1 << 30  # bytes that stay free on the disk, or a twentieth of it where that is less
+LOOK_AT_DISK = 64 << 20  # bytes written between two looks
+_REPORT_S = 0.5
+
+
+class Damaged(Exception):
+    """The archive's data are not what they should be; becomes a fault with its code and entry."""
+
+    def __init__(self, message: str, *, entry: str | None = None, code: Code = Code.ARCHIVE_DAMAGED) -> None:
+        super().__init__(message)
+        self.entry, self.code = entry, code
+
+
+class Writer:
+    """Writes the files of an archive, and keeps an eye on the stop flag and the disk."""
+
+    def __init__(self, folder: Path, context: StepContext, entries: Entries) -> None:
+        self.folder, self.context, self.entries = folder, context, entries
+        self.written, self._looked_at, self._reported = 0, 0, 0.0
+
+    def beat(self) -> None:
+        """Sign of life; raises when the job is to stop."""
+        self.context.check_stop()
+        self.context.beat()
+
+    def need(self, size: int) -> None:
+        """Raise DiskFull unless ``size`` bytes more fit, with a reserve for everybody else's work."""
+        usage = shutil.disk_usage(self.folder)
+        reserve = min(_RESERVE, usage.total // 20)
+        if usage.free < size + reserve:
+            raise DiskFull(
+                f"{self.folder.parent} has {usage.free >> 20} MiB free; unpacking needs {size >> 20} MiB "
+                f"and leaves {reserve >> 20} MiB; make room and run again"
+            )
+
+    def write(self, name: str, size: int, pieces: Iterator[bytes]) -> None:
+        """Write one admitted file of just ``size`` bytes.
+
+        Raises:
+            Damaged: there are more or fewer.
+        """
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        written = 0
+        with open(path, "xb") as file:
+            for piece in pieces:
+                written += len(piece)
+                if written > size:
+                    break
+                file.write(piece)
+                self._count(len(piece))
+        if written != size:
+            raise Damaged(f"holds {'more' if written > size else 'fewer'} bytes than its header says; copy the archive again", entry=name)
+        path.chmod(0o444)
+
+    def _count(self, size: int) -> None:
+        self.written += size
+        if self.written - self._looked_at >= LOOK_AT_DISK:
+            self._looked_at = self.written
+            self.need(0)
+        self.beat()
+        if time.monotonic() - self._reported > _REPORT_S:
+            self._reported = time.monotonic()
+            self.context.progress("unpack", self.written >> 20, unit="MiB")
+
+
+def guarded(pieces: Callable[[], bytes], entry: str | None) -> Iterator[bytes]:
+    """Pieces until an empty one. Damage makes the libraries raise almost anything; whatever it is, it is this archive's fault."""
+    while True:
+        with as_damage(entry):
+            piece = pieces()
+        if not piece:
+            return
+        yield piece
+
+
+class as_damage:  # noqa: N801  a context manager used as a statement
+    """Turns what damaged data makes a library raise into damage of the archive."""
+
+    def __init__(self, entry: str | None = None) -> None:
+        self.entry = entry
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, EOFError):
+            raise Damaged("ends early; copy the archive again", entry=self.entry) from error
+        if isinstance(error, Exception) and not isinstance(error, Damaged | JobError | MemoryError):
+            raise Damaged(f"cannot be read ({error}); copy the archive again", entry=self.entry) from error
