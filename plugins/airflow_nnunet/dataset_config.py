@@ -45,10 +45,10 @@ class DatasetSection(_Section):
     source: str = Field(
         description="Absolute folder to read, or a .zip, .tar, .tar.gz or .tgz of one, below `input_roots`. A Jinja template is allowed."
     )
-    layout: Literal["auto", "nnunet", "nnunet_v1", "decathlon", "bids", "csv", "folders"] = Field(
+    layout: Literal["auto", "nnunet", "nnunet_v1", "decathlon", "bids", "csv", "folders", "dicom"] = Field(
         default="auto",
         description="`nnunet` (raw v2), `nnunet_v1` (raw v1, `TaskXXX`), `decathlon` (MSD), `bids` (labels in derivatives), "
-        "`csv` (a table), `folders` (images and labels); `auto` looks.",
+        "`csv` (a table), `folders` (images and labels), `dicom` (a tree of DICOM files); `auto` looks.",
     )
     images: str = Field(default="images", description="Sub-folder of the images, for `folders`.")
     labels: str = Field(
@@ -74,6 +74,17 @@ class DatasetSection(_Section):
     )
     label_names: dict[str, Any] | None = Field(default=None, description="Label name to value, or to a list of values for regions.")
     regions_class_order: list[int] | None = Field(default=None, description="For regions: nnU-Net's order of values.")
+    series: dict[str, Any] | None = Field(
+        default=None,
+        description="For DICOM: channel name to the rule that chooses its series, of `modality`, `description` and `protocol` (regular "
+        "expressions), `tags` (DICOM keyword to expression or number), `each` (every matching series is a case).",
+    )
+    label_rules: dict[str, Any] | None = Field(
+        default=None,
+        description="For labels from DICOM SEG and RTSTRUCT: label name to names or regular expressions of segments, which fuse; "
+        "`skip` lists segments to leave out, `priority` the labels that win where two overlap, first wins; `threshold` (0.5) is for "
+        "fractional segments. A segment named like a label needs no rule.",
+    )
     group_pattern: str | None = Field(default=None, description="Regular expression on the case id whose group is the patient.")
     holdout_fraction: float = Field(default=0.1, description="Share of patients never trained on, stable as data grows.")
     holdout_cases: list[str] = Field(default=[], description="Case ids that are hold-out whatever the hash says.")
@@ -136,6 +147,15 @@ class PredictSection(_Section):
     step_size: float = Field(default=0.5, description="Of the sliding window.")
     postprocessing: bool = Field(default=True, description="Apply what the selection chose.")
     probabilities: bool = Field(default=False, description="Also save softmax files.")
+    series: dict[str, Any] | None = Field(
+        default=None, description="For DICOM studies: channel name to rule, in place of those that the dataset was registered with."
+    )
+    dicom_seg: bool = Field(default=False, description="Also write a DICOM SEG for each case; `cases` must be a folder of DICOM studies.")
+    segment_codes: dict[str, Any] = Field(
+        default={},
+        description="What each label is, in the DICOM SEG: label name to `[value, scheme, meaning]` such as `[10200004, SCT, Liver]` "
+        "(quote the number), or to `category` and `type` of that form.",
+    )
 
 
 class ResourcesSection(_Section):
@@ -194,6 +214,8 @@ class TrainingConfig(_Section):
         absolute = self.predict.cases in (*_HELD_OUT, "none") or self.predict.cases.startswith(("/", "{{"))
         if not absolute:
             raise ValueError(f"predict.cases={self.predict.cases!r}: must be holdout, imagesTs, none or an absolute folder")
+        if self.predict.dicom_seg and self.predict.cases in (*_HELD_OUT, "none"):
+            raise ValueError("predict.dicom_seg=True: predict.cases must be a folder of DICOM studies, whose series the result belongs to")
         return self
 
     @property

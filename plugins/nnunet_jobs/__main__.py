@@ -33,6 +33,10 @@ def main(argv: Sequence[str] | None = None, *, module: str = "nnunet_jobs", step
 
         write_phantom(arguments.out.absolute(), cases=arguments.cases, seed=arguments.seed)
         return 0
+    if arguments.command == "deidentify":
+        from nnunet_jobs.dicom import export
+
+        return export.main(arguments.source, arguments.out, arguments.private)
     if arguments.command == "withdraw":
         return commands.withdraw(arguments)
     from nnunet_jobs.probe import probe
@@ -68,6 +72,12 @@ def _parser() -> argparse.ArgumentParser:
     phantom.add_argument("out", type=Path, help="folder to make")
     phantom.add_argument("--cases", type=int, default=40, help="number of cases (default 40)")
     phantom.add_argument("--seed", type=int, default=0, help="same seed, same voxels (default 0)")
+    deidentify = subparsers.add_parser(
+        "deidentify", help="copy DICOM images without what identifies patients (the standard's basic profile)"
+    )
+    deidentify.add_argument("source", metavar="IN", type=Path, help="folder with DICOM files")
+    deidentify.add_argument("out", metavar="OUT", type=Path, help="new or empty folder")
+    deidentify.add_argument("--private", type=Path, help="folder with the site's key (default: .private in nnUNet_raw)")
     commands.add_withdraw(subparsers)
     subparsers.add_parser("probe", help="print GPUs, cores, memory, limits, compiler and versions as JSON")
     return parser

@@ -11,9 +11,12 @@ from typing import Any, ClassVar, Self
 
 from nnunet_jobs.contract.failure import ConfigError
 from nnunet_jobs.contract.fields import describe, field_types, fits
+from nnunet_jobs.contract.label_rules import LabelRules
+from nnunet_jobs.contract.segment_codes import parse_segment_codes
+from nnunet_jobs.contract.series_rules import channel_rules, parse_rules
 
 CONFIGURATIONS = ("2d", "3d_fullres", "3d_lowres", "3d_cascade_fullres")
-LAYOUTS = ("auto", "nnunet", "nnunet_v1", "decathlon", "bids", "csv", "folders")
+LAYOUTS = ("auto", "nnunet", "nnunet_v1", "decathlon", "bids", "csv", "folders", "dicom")
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
 
 
@@ -71,7 +74,7 @@ class RegisterParams(StepParams):
         dataset_id: nnU-Net's number, 1 to 99999. name: the rest of the folder name.
         source: folder to read, or a .zip, .tar, .tar.gz or .tgz of one, below ``input_roots``.
         layout: ``nnunet`` (raw v2), ``nnunet_v1`` (raw v1, ``TaskXXX``), ``decathlon`` (MSD), ``bids`` (labels in derivatives), ``csv``
-            (a table, see ``mapping``), ``folders`` (images and labels), ``auto`` looks.
+            (a table, see ``mapping``), ``folders`` (images and labels), ``dicom`` (a tree of DICOM files), ``auto`` looks.
         images, labels: sub-folders for ``folders``; for ``bids``, ``labels`` names the pipeline's folder where several have labels.
         mapping: for ``csv``, the table below the source: columns ``case``, ``image`` (or one for each channel, by name or number),
             ``label`` (empty for test images), and perhaps ``group`` (patient) and ``split`` (``train``, ``holdout``, ``test``).
@@ -84,6 +87,10 @@ class RegisterParams(StepParams):
             name is the suffix of the channel's images, with entities where it takes them, such as ``ce-gadolinium_T1w``.
         label_names: label name to value, or to a list of values for regions, default from the source.
         regions_class_order: for regions, nnU-Net's order of values.
+        series: for DICOM, channel name to the rule that chooses its series; see
+            :class:`~nnunet_jobs.contract.series_rules.SeriesRule`. One channel needs none where a study has one CT, MR or PT series.
+        label_rules: for labels from DICOM SEG and RTSTRUCT, label name to names or regular expressions of segments, beside the rules
+            ``skip``, ``priority`` and ``threshold``; see :class:`~nnunet_jobs.contract.label_rules.LabelRules`.
         group_pattern: regular expression on the case id whose group 1 (or ``group``) is the patient.
         holdout_fraction: share of patients never trained on, chosen by hash, stable as data grows.
         holdout_cases: case ids that are hold-out whatever the hash says.
@@ -108,6 +115,8 @@ class RegisterParams(StepParams):
     channel_names: dict[str, str] | None = None
     label_names: dict[str, Any] | None = None
     regions_class_order: list[int] | None = None
+    series: dict[str, Any] | None = None
+    label_rules: dict[str, Any] | None = None
     group_pattern: str | None = None
     holdout_fraction: float = 0.1
     holdout_cases: list[str] = field(default_factory=list)
@@ -126,6 +135,17 @@ class RegisterParams(StepParams):
         self.require(self.transfer in ("auto", "reflink", "hardlink", "copy"), "transfer", "must be auto, reflink, hardlink or copy")
         self.require(self.on_changed in ("update", "fail"), "on_changed", "must be update or fail")
         self.require(self.on_removed in ("keep", "drop", "fail"), "on_removed", "must be keep, drop or fail")
+        if self.series is not None:
+            try:
+                channel_rules(self.series, self.channel_names)
+            except ValueError as error:
+                raise ConfigError(f"{self.step}: series={self.series!r}: {error}") from error
+        try:
+            rules = LabelRules.parse(self.label_rules)
+            if self.label_names is not None and self.label_rules:
+                rules.check_labels(self.label_names)
+        except ValueError as error:
+            raise ConfigError(f"{self.step}: label_rules={self.label_rules!r}: {error}") from error
         for name in ("case_pattern", "group_pattern"):
             pattern = getattr(self, name)
             try:
@@ -266,13 +286,16 @@ class PredictParams(StepParams):
 
     Attributes:
         dataset: whose model; id or full name. model: model id; the promoted one when empty.
-        cases: ``holdout`` or ``imagesTs`` of the dataset, a folder below ``input_roots``, or a list of
+        cases: ``holdout`` or ``imagesTs`` of the dataset, a folder below ``input_roots`` (images, or DICOM studies), or a list of
             ``{"case": id, "images": [one path a channel]}`` or of single paths (one channel).
+        series: for DICOM studies, channel name to rule, in place of those that the dataset was registered with.
         output: folder below ``output_roots``.
         part, parts: this job predicts every ``parts``-th case, starting at ``part``.
         folds: override of the model's folds. mirroring: False is faster and a little worse. step_size: of the sliding window.
         postprocessing: apply what FindBestConfigOperator selected. probabilities: also save softmax files.
         overwrite: predict again what is already done by content.
+        dicom_seg: also write ``<case>.seg.dcm``, for cases from a folder of DICOM studies. segment_codes: what each label is, as
+            ``{"liver": ["10200004", "SCT", "Liver"]}``; see :func:`~nnunet_jobs.contract.segment_codes.parse_segment_codes`.
     """
 
     step: ClassVar[str] = "predict"
@@ -289,8 +312,16 @@ class PredictParams(StepParams):
     postprocessing: bool = True
     probabilities: bool = False
     overwrite: bool = False
+    series: dict[str, Any] | None = None
+    dicom_seg: bool = False
+    segment_codes: dict[str, Any] = field(default_factory=dict)
 
     def _check(self) -> None:
+        for name, parse, value in (("segment_codes", parse_segment_codes, self.segment_codes), ("series", parse_rules, self.series or {})):
+            try:
+                parse(value)
+            except ValueError as error:
+                raise ConfigError(f"{self.step}: {name}={value!r}: {error}") from error
         self.require(self.parts >= 1, "parts", "must be 1 or more")
         self.require(0 <= self.part < self.parts, "part", f"must be 0 to {self.parts - 1}")
         self.require(0 < self.step_size <= 1, "step_size", "must be more than 0 and at most 1")

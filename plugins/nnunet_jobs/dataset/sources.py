@@ -72,6 +72,15 @@ def _description(root: Path) -> dict[str, Any]:
     return data
 
 
+def recognised(params: RegisterParams, root: Path) -> bool:
+    """Whether a folder has one of the layouts that ``auto`` looks for."""
+    try:
+        description = _description(root)
+    except DataError:  # a dataset.json that cannot be read is named by whoever reads the source
+        return True
+    return any(layout.recognise(params, root, description) for layout in LAYOUTS.values())
+
+
 def _detect(params: RegisterParams, root: Path, description: dict[str, Any]) -> Layout:
     for layout in LAYOUTS.values():
         if layout.recognise(params, root, description):

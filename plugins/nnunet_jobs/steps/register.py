@@ -233,8 +233,10 @@ class _Registration:
         asked = sorted(source.renamed.get(case, case) for case in self.params.holdout_cases)
         settings = {"fraction": self.params.holdout_fraction, "cases": asked}
 
+        rules = {"series": self.params.series or {}} if source.layout == "dicom" else {}  # predictions of studies choose by them too
+
         def manifest() -> dict[str, Any]:
-            return build_manifest(
+            return rules | build_manifest(
                 dataset=self.dataset,
                 dataset_id=self.params.dataset_id,
                 tables=source.tables,

@@ -1,0 +1,100 @@
+"""``python -m nnunet_jobs deidentify IN OUT``: a tree of DICOM images, each de-identified under guard, for others to have."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import json
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from nnunet_jobs.contract.failure import ConfigError
+from nnunet_jobs.dicom.guard import Broken, Workers
+from nnunet_jobs.dicom.identity import Identity, write_private
+from nnunet_jobs.dicom.series import Scan, walk
+
+log = logging.getLogger("nnunet_jobs")
+
+_FILE_S = 300.0
+_FILE_MIB = 4096
+NOTE = "deidentified.files.json"
+"""In the private folder: which file is behind each number of the last export's refusals."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Export:
+    """What became of a tree's files.
+
+    Attributes:
+        written: images. other: files that are not DICOM. refused: number of a file to the reason why it stays here.
+    """
+
+    written: int = 0
+    other: int = 0
+    refused: dict[int, str] = field(default_factory=dict)
+
+
+def export(source: Path, out: Path, private: Path, *, threads: int = 1, beat: Callable[[], None] = lambda: None) -> Export:
+    """De-identify every image below a folder; see :func:`nnunet_jobs.dicom.deidentify.deidentify` for what becomes of it.
+
+    Args:
+        source: folder with DICOM files. out: new or empty folder. private: with the site's key, which makes ids and UIDs;
+            :attr:`Workspace.private <nnunet_jobs.contract.workspace.Workspace.private>` gives the ids of registered cases.
+        threads: files at once. beat: sign of life, may raise to stop.
+
+    Raises:
+        ConfigError: a folder is missing, not empty, or inside the other one.
+    """
+    source, out = Path(os.path.realpath(source)), Path(os.path.realpath(out))
+    if not source.is_dir():
+        raise ConfigError("IN: no such folder")
+    if out.is_relative_to(source) or source.is_relative_to(out):
+        raise ConfigError("OUT: must not be inside IN, nor around it")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError("OUT: must be a new or an empty folder, so that nothing in it was there before")
+    identity = Identity(private)
+    out.mkdir(parents=True, exist_ok=True)
+    found, done = Scan(), Export()
+    files = list(enumerate(walk(source, found, beat), 1))
+    done.refused.update(dict.fromkeys(found.files, "is, or comes after, a folder or link that cannot be followed"))
+
+    def one(item: tuple[int, Path]) -> dict[str, str | None]:
+        data = {"path": os.path.realpath(item[1]), "out": str(out), "private": str(private)}
+        try:
+            return workers.call("deidentify", data, timeout_s=_FILE_S, memory_mib=_FILE_MIB, beat=beat)
+        except Broken as broken:
+            return {"refused": f"cannot be read: {broken}"}
+
+    with Workers(threads) as workers, concurrent.futures.ThreadPoolExecutor(max_workers=threads) as pool:
+        for (number, path), answer in zip(files, pool.map(one, files), strict=True):
+            if reason := answer.get("refused"):
+                done.refused[number] = reason
+                found.files[number] = path
+            elif answer["written"]:
+                done.written += 1
+            else:
+                done.other += 1
+    names = {str(number): str(path) for number, path in sorted(found.files.items())}
+    write_private(identity.folder / NOTE, (json.dumps(names, indent=1) + "\n").encode())
+    return done
+
+
+def main(source: Path, out: Path, private: Path | None) -> int:
+    """The command; 0 when every image was written, 3 when some stay here, 2 for wrong arguments."""
+    raw = os.environ.get("nnUNet_raw")  # noqa: SIM112  nnU-Net's own name
+    folder = private or (Path(raw) / ".private" if raw else None)
+    try:
+        if folder is None:
+            raise ConfigError("--private: name the folder of the site's key, or set nnUNet_raw to use its .private")
+        done = export(source, out, folder.absolute(), threads=max(1, min(os.cpu_count() or 1, 16)))
+    except ConfigError as error:
+        log.error("%s", error)
+        return 2
+    for number, reason in sorted(done.refused.items()):
+        log.warning("file %d %s", number, reason)
+    log.info("%d images written, %d files refused, %d files are not DICOM", done.written, len(done.refused), done.other)
+    if done.refused:
+        log.info("the paths of refused files are in %s", folder / NOTE)
+    return 3 if done.refused or not done.written else 0
