@@ -100,10 +100,10 @@ class StudyQuery:
         """Short name of the query without its dates: what successive runs of a sensor have in common."""
         return content_hash([conn_id, self.modality, self.description, self.series_description])
 
-    def matches(self, study_date: str, modalities: list[str], description: str | None) -> bool:
-        """Check an answer again: some archives ignore filters that they do not know and return everything.
+    def matches(self, study_date: str, modalities: list[str], description: str) -> bool:
+        """Judge an answer: some archives ignore filters that they do not know and return everything.
 
-        Values that the answer lacks (empty, or None) cannot be checked and pass.
+        A date or modalities that the answer lacks cannot be checked again and pass; a missing description is an empty one.
         """
         if study_date and self.date_from and study_date < f"{self.date_from:%Y%m%d}":
             return False
@@ -111,7 +111,7 @@ class StudyQuery:
             return False
         if self.modality and modalities and self.modality not in modalities:
             return False
-        return description is None or matches_pattern(description, self.description)
+        return matches_pattern(description, self.description)
 
     def to_json(self) -> dict[str, Any]:
         """JSON object, inverse of :meth:`from_json`."""

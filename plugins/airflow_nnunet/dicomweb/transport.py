@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import requests
 from requests.auth import AuthBase, HTTPBasicAuth
-from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential_jitter
+from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential, wait_random
 
 from airflow_nnunet.dicomweb.endpoint import Endpoint
 from airflow_nnunet.exceptions import ArchiveRefused, ArchiveUnavailable, InvalidConfig
@@ -23,7 +23,7 @@ T = TypeVar("T")
 # The codes that say "not now"; all other errors of the 400s say "never like this".
 _PASSING = (408, 425, 429)
 _LONGEST_WAIT_S = 30.0
-_BACKOFF = wait_exponential_jitter(initial=0.5, max=_LONGEST_WAIT_S, jitter=1.0)
+_BACKOFF = wait_exponential(multiplier=0.5, max=_LONGEST_WAIT_S) + wait_random(0, 1)
 
 
 class _Bearer(AuthBase):

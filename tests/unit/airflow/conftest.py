@@ -6,11 +6,16 @@ import atexit
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from support.airflow import environment, run
+
+if TYPE_CHECKING:
+    from support.orthanc import Orthanc
 
 if "AIRFLOW_HOME" not in os.environ:
     _home = tempfile.mkdtemp(prefix="airflow-unit-")
@@ -44,3 +49,25 @@ def home(migrated: Path, tmp_path: Path) -> Path:
         (folder / name).mkdir(parents=True)
     shutil.copy(migrated / "airflow.db", folder / "airflow.db")
     return folder
+
+
+@pytest.fixture(scope="session")
+def running_orthanc(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Orthanc]:
+    """A real archive on loopback, or a skip that says what to install."""
+    from support.orthanc import Orthanc, missing
+
+    if reason := missing():
+        pytest.skip(reason)
+    server = Orthanc(tmp_path_factory.mktemp("orthanc"))
+    try:
+        yield server.start()
+    finally:
+        server.stop()
+
+
+@pytest.fixture
+def orthanc(running_orthanc: Orthanc, monkeypatch: pytest.MonkeyPatch) -> Orthanc:
+    """The archive, empty, behind the connection dicomweb_default."""
+    running_orthanc.clear()
+    monkeypatch.setenv("AIRFLOW_CONN_DICOMWEB_DEFAULT", running_orthanc.connection())
+    return running_orthanc
