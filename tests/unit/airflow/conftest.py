@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from support.airflow import environment, run
+from support.airflow import PROJECT, environment, run
 
 if TYPE_CHECKING:
     from support.orthanc import Orthanc
@@ -71,3 +71,12 @@ def orthanc(running_orthanc: Orthanc, monkeypatch: pytest.MonkeyPatch) -> Orthan
     running_orthanc.clear()
     monkeypatch.setenv("AIRFLOW_CONN_DICOMWEB_DEFAULT", running_orthanc.connection())
     return running_orthanc
+
+
+@pytest.fixture
+def series(tmp_path: Path) -> list[Path]:
+    """Files of one MR series: the real one where there is real data, else a made one."""
+    from support.orthanc import copy_real, made_series
+
+    data = Path(os.environ.get("NNUNET_TEST_DATA", PROJECT.parent / "shared" / "data")) / "dicom" / "12-T1post-05670"
+    return copy_real(data, tmp_path / "series") if data.is_dir() else made_series(tmp_path / "series", slices=22)
