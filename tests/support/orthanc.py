@@ -175,3 +175,44 @@ def copy_real(source: Path, folder: Path) -> list[Path]:
     """The real series, or a skip by the caller when there is none."""
     folder.mkdir(parents=True, exist_ok=True)
     return [Path(shutil.copy(path, folder / path.name)) for path in sorted(source.glob("*.dcm"))]
+
+
+def made_seg(series: Sequence[Path], path: Path) -> np.ndarray:
+    """A segmentation of a series as highdicom makes it, two slabs in the middle slices; returns its mask, slice by slice."""
+    import highdicom as hd
+    from highdicom.sr.coding import CodedConcept
+    from pydicom.sr.codedict import codes
+
+    sources = [pydicom.dcmread(source) for source in series]
+    mask = np.zeros((len(sources), sources[0].Rows, sources[0].Columns), dtype=np.uint8)
+    mask[1:-1, 4:12, 5:20] = 1
+    mask[1:-1, 14:20, 5:20] = 2
+    algorithm = hd.AlgorithmIdentificationSequence(name="test", version="1", family=codes.cid7162.ArtificialIntelligence)
+    segments = [
+        hd.seg.SegmentDescription(
+            segment_number=number,
+            segment_label=label,
+            segmented_property_category=codes.SCT.Tissue,
+            segmented_property_type=CodedConcept("119406000", "SCT", "Hippocampus"),
+            algorithm_type=hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
+            algorithm_identification=algorithm,
+        )
+        for number, label in ((1, "front"), (2, "back"))
+    ]
+    segmentation = hd.seg.Segmentation(
+        source_images=sources,
+        pixel_array=mask,
+        segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
+        segment_descriptions=segments,
+        series_instance_uid=hd.UID(),
+        series_number=100,
+        sop_instance_uid=hd.UID(),
+        instance_number=1,
+        manufacturer="test",
+        manufacturer_model_name="test",
+        software_versions="1",
+        device_serial_number="1",
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    segmentation.save_as(path)
+    return mask

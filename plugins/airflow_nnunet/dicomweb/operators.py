@@ -164,7 +164,7 @@ class DicomWebStoreOperator(_ArchiveOperator):
             self._empty(f"folder={self.folder!r}: holds no .dcm file; predict with dicom_seg=True")
         report = hook.store(files, folder=folder, modalities=self._modalities())
         if report.faults:
-            message = f"{len(report.faults)} of {len(files)} files were not stored; {report.stored} were, and are not sent again"
+            message = f"{len(report.faults)} of {len(files)} files were not stored; the others are not sent again"
             failure_class = FailureClass.LOST if report.may_pass else FailureClass.DATA
             raise to_airflow_error(Failure(failure_class=failure_class, message=message, faults=report.faults))
         return {"stored": report.stored, "already_stored": report.already_stored}
