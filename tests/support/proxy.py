@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import ssl
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import requests
 
@@ -34,11 +37,13 @@ Rule = Callable[[str, int], Act | None]
 class Proxy:
     """Passes requests on to ``target`` unless ``rule`` says otherwise. A rule gets the request's path and its number for that kind.
 
+    With ``certificate``, a PEM file with its key, it speaks TLS; Debian's Orthanc dies at the first handshake when told to do so itself.
+
     Attributes:
         paths: of all requests so far, in order, without queries' texts.
     """
 
-    def __init__(self, target: str, rule: Rule = lambda path, number: None) -> None:
+    def __init__(self, target: str, rule: Rule = lambda path, number: None, *, certificate: Path | None = None) -> None:
         self.target = target
         self.rule = rule
         self.paths: list[str] = []
@@ -47,6 +52,11 @@ class Proxy:
         self._lock = threading.Lock()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
         self._server.daemon_threads = True
+        if certificate:
+            tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            tls.load_cert_chain(certificate)
+            # The handshake belongs to the request's thread: a client that hangs up in it must not stop the others.
+            self._server.socket = tls.wrap_socket(self._server.socket, server_side=True, do_handshake_on_connect=False)
         self.port = int(self._server.server_address[1])
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
 
@@ -81,6 +91,10 @@ def is_instance(path: str) -> bool:
 def _handler(proxy: Proxy) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+
+        def handle(self) -> None:
+            with contextlib.suppress(ssl.SSLError, ConnectionError):
+                super().handle()
 
         def do_GET(self) -> None:
             self._serve("GET", None)
