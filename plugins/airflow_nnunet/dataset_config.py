@@ -54,6 +54,12 @@ class DatasetSection(_Section):
     channel_names: dict[str, str] | None = Field(default=None, description="Channel number to name; `CT` switches CT normalisation on.")
     label_names: dict[str, Any] | None = Field(default=None, description="Label name to value, or to a list of values for regions.")
     regions_class_order: list[int] | None = Field(default=None, description="For regions: nnU-Net's order of values.")
+    label_rules: dict[str, Any] | None = Field(
+        default=None,
+        description="For labels from DICOM SEG and RTSTRUCT: label name to names or regular expressions of segments, which fuse; "
+        "`skip` lists segments to leave out, `priority` the labels that win where two overlap, first wins; `threshold` (0.5) is for "
+        "fractional segments. A segment named like a label needs no rule.",
+    )
     group_pattern: str | None = Field(default=None, description="Regular expression on the case id whose group is the patient.")
     holdout_fraction: float = Field(default=0.1, description="Share of patients never trained on, stable as data grows.")
     holdout_cases: list[str] = Field(default=[], description="Case ids that are hold-out whatever the hash says.")
@@ -116,6 +122,12 @@ class PredictSection(_Section):
     step_size: float = Field(default=0.5, description="Of the sliding window.")
     postprocessing: bool = Field(default=True, description="Apply what the selection chose.")
     probabilities: bool = Field(default=False, description="Also save softmax files.")
+    dicom_seg: bool = Field(default=False, description="Also write a DICOM SEG for each case; `cases` must be a folder of DICOM studies.")
+    segment_codes: dict[str, Any] = Field(
+        default={},
+        description="What each label is, in the DICOM SEG: label name to `[value, scheme, meaning]` such as `[10200004, SCT, Liver]` "
+        "(quote the number), or to `category` and `type` of that form.",
+    )
 
 
 class ResourcesSection(_Section):

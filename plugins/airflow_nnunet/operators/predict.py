@@ -25,6 +25,8 @@ class BatchPredictOperator(NnunetOperator):
         folds: in place of the model's own. mirroring: False is faster and a little worse. step_size: of the sliding window.
         postprocessing: apply what FindBestConfigOperator selected. probabilities: also save softmax files.
         overwrite: predict again what is done already.
+        dicom_seg: also write ``<case>.seg.dcm``, for cases from a folder of DICOM studies. segment_codes: label name to
+            ``[value, scheme, meaning]`` or ``{"category": [...], "type": [...]}``, such as ``{"liver": ["10200004", "SCT", "Liver"]}``.
         num_gpus: GPUs to predict on.
         kwargs: see :class:`NnunetOperator`.
     """
@@ -51,6 +53,8 @@ class BatchPredictOperator(NnunetOperator):
         postprocessing: bool | str = True,
         probabilities: bool | str = False,
         overwrite: bool | str = False,
+        dicom_seg: bool | str = False,
+        segment_codes: dict[str, Any] | str | None = None,
         num_gpus: int | str = 1,
         pool: str = GPU_POOL,
         **kwargs: Any,
@@ -68,4 +72,6 @@ class BatchPredictOperator(NnunetOperator):
         self.postprocessing = postprocessing
         self.probabilities = probabilities
         self.overwrite = overwrite
+        self.dicom_seg = dicom_seg
+        self.segment_codes = {} if segment_codes is None else segment_codes
         self.check_fields()

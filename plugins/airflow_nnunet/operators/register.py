@@ -31,6 +31,9 @@ class RegisterDatasetOperator(NnunetOperator):
         channel_names: channel number to name; ``CT`` switches CT normalisation on; the source's own when empty.
         label_names: label name to value, or to a list of values for regions; the source's own when empty.
         regions_class_order: for regions, nnU-Net's order of values.
+        label_rules: for labels from DICOM SEG and RTSTRUCT: label name to names or regular expressions of segments, which fuse;
+            ``skip`` names segments to leave out, ``priority`` says which label wins where two overlap, ``threshold`` is the share
+            from which a fractional segment covers a voxel (0.5).
         group_pattern: regular expression on the case id whose group is the patient.
         holdout_fraction: share of patients never trained on. holdout_cases: case ids that are held out in any case.
         transfer: ``auto``, ``reflink``, ``hardlink`` or ``copy``.
@@ -57,6 +60,7 @@ class RegisterDatasetOperator(NnunetOperator):
         channel_names: dict[str, str] | str | None = None,
         label_names: dict[str, Any] | str | None = None,
         regions_class_order: list[int] | str | None = None,
+        label_rules: dict[str, Any] | str | None = None,
         group_pattern: str | None = None,
         holdout_fraction: float | str = 0.1,
         holdout_cases: list[str] | str = (),  # type: ignore[assignment]
@@ -78,6 +82,7 @@ class RegisterDatasetOperator(NnunetOperator):
         self.channel_names = channel_names
         self.label_names = label_names
         self.regions_class_order = regions_class_order
+        self.label_rules = label_rules
         self.group_pattern = group_pattern
         self.holdout_fraction = holdout_fraction
         self.holdout_cases = holdout_cases

@@ -11,6 +11,8 @@ from typing import Any, ClassVar, Self
 
 from nnunet_jobs.contract.failure import ConfigError
 from nnunet_jobs.contract.fields import describe, field_types, fits
+from nnunet_jobs.contract.label_rules import LabelRules
+from nnunet_jobs.contract.segment_codes import parse_segment_codes
 
 CONFIGURATIONS = ("2d", "3d_fullres", "3d_lowres", "3d_cascade_fullres")
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
@@ -75,6 +77,8 @@ class RegisterParams(StepParams):
         channel_names: channel number to name (``CT`` switches nnU-Net's CT normalisation on), default from the source.
         label_names: label name to value, or to a list of values for regions, default from the source.
         regions_class_order: for regions, nnU-Net's order of values.
+        label_rules: for labels from DICOM SEG and RTSTRUCT, label name to names or regular expressions of segments, beside the rules
+            ``skip``, ``priority`` and ``threshold``; see :class:`~nnunet_jobs.contract.label_rules.LabelRules`.
         group_pattern: regular expression on the case id whose group 1 (or ``group``) is the patient.
         holdout_fraction: share of patients never trained on, chosen by hash, stable as data grows.
         holdout_cases: case ids that are hold-out whatever the hash says.
@@ -96,6 +100,7 @@ class RegisterParams(StepParams):
     channel_names: dict[str, str] | None = None
     label_names: dict[str, Any] | None = None
     regions_class_order: list[int] | None = None
+    label_rules: dict[str, Any] | None = None
     group_pattern: str | None = None
     holdout_fraction: float = 0.1
     holdout_cases: list[str] = field(default_factory=list)
@@ -111,6 +116,12 @@ class RegisterParams(StepParams):
         self.require(self.transfer in ("auto", "reflink", "hardlink", "copy"), "transfer", "must be auto, reflink, hardlink or copy")
         self.require(self.on_changed in ("update", "fail"), "on_changed", "must be update or fail")
         self.require(self.on_removed in ("keep", "drop", "fail"), "on_removed", "must be keep, drop or fail")
+        try:
+            rules = LabelRules.parse(self.label_rules)
+            if self.label_names is not None and self.label_rules:
+                rules.check_labels(self.label_names)
+        except ValueError as error:
+            raise ConfigError(f"{self.step}: label_rules={self.label_rules!r}: {error}") from error
         for name in ("case_pattern", "group_pattern"):
             pattern = getattr(self, name)
             try:
@@ -258,6 +269,8 @@ class PredictParams(StepParams):
         folds: override of the model's folds. mirroring: False is faster and a little worse. step_size: of the sliding window.
         postprocessing: apply what FindBestConfigOperator selected. probabilities: also save softmax files.
         overwrite: predict again what is already done by content.
+        dicom_seg: also write ``<case>.seg.dcm``, for cases from a folder of DICOM studies. segment_codes: what each label is, as
+            ``{"liver": ["10200004", "SCT", "Liver"]}``; see :func:`~nnunet_jobs.contract.segment_codes.parse_segment_codes`.
     """
 
     step: ClassVar[str] = "predict"
@@ -274,8 +287,14 @@ class PredictParams(StepParams):
     postprocessing: bool = True
     probabilities: bool = False
     overwrite: bool = False
+    dicom_seg: bool = False
+    segment_codes: dict[str, Any] = field(default_factory=dict)
 
     def _check(self) -> None:
+        try:
+            parse_segment_codes(self.segment_codes)
+        except ValueError as error:
+            raise ConfigError(f"{self.step}: segment_codes: {error}") from error
         self.require(self.parts >= 1, "parts", "must be 1 or more")
         self.require(0 <= self.part < self.parts, "part", f"must be 0 to {self.parts - 1}")
         self.require(0 < self.step_size <= 1, "step_size", "must be more than 0 and at most 1")

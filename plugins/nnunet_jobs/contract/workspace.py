@@ -132,6 +132,11 @@ class Workspace:
         data: dict[str, Any] = read_json(path)
         return data
 
+    @property
+    def private(self) -> Path:
+        """What identifies patients, for its owner's eyes only: the site's key and who is behind which case id."""
+        return Path(self.raw) / ".private"
+
     # --- preprocessed versions ----------------------------------------------------------------------------------
     def preprocessed_root(self, version: str) -> Path:
         """What ``nnUNet_preprocessed`` points to while version ``version`` is used."""

@@ -12,12 +12,17 @@ import numpy.typing as npt
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Instance:
-    """One DICOM file. ``sop_uid`` is its SOPInstanceUID; ``sha256`` of the whole file."""
+    """One DICOM file. ``sop_uid`` is its SOPInstanceUID; ``sha256`` of the whole file.
+
+    ``image`` is what :mod:`nnunet_jobs.dicom.header` read of an image's matrix, pixels and planes, so that nobody reads the header
+    twice; empty for other objects, and for instances made by hand, whose header :func:`nnunet_jobs.dicom.geometry.grid_of` reads.
+    """
 
     path: Path
     sop_class: str
     sop_uid: str
     sha256: str
+    image: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

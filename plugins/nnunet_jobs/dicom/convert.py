@@ -1,0 +1,238 @@
+"""An image series becomes one NIfTI file: stored values decoded slice by slice, rescaled by each slice's own tags, on our own grid."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pydicom
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import (
+    UID,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    generate_uid,
+)
+
+from nnunet_jobs.contract.failure import Fault
+from nnunet_jobs.contract.files import sync_directory, temporary_beside
+from nnunet_jobs.dataset.faults import Code
+from nnunet_jobs.dicom.geometry import SeriesRefused
+from nnunet_jobs.dicom.model import Grid, Series
+
+VERSION = 1
+"""Of the conversion; part of the names in the cache, so that a better converter converts again."""
+
+_NATIVE = (ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian)
+_GDCM = tuple(f"1.2.840.10008.1.2.{rest}" for rest in ("4.50", "4.51", "4.57", "4.70", "4.80", "4.81", "4.90", "4.91", "5"))
+_LOSSY = tuple(f"1.2.840.10008.1.2.4.{rest}" for rest in ("50", "51", "81", "91"))
+_SECONDARY_CAPTURE = {1: "1.2.840.10008.5.1.4.1.1.7.2", 2: "1.2.840.10008.5.1.4.1.1.7.3"}  # multi-frame grey, by bytes a sample
+_PIXELS = ("Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated", "BitsStored", "HighBit",
+           "PixelRepresentation", "PixelData")  # fmt: skip
+Stored = npt.NDArray[np.integer[Any]]
+
+
+class Undecodable(Exception):
+    """A file's pixels cannot be used; the text is for people and says nothing of the patient."""
+
+
+def pixel_faults(series: Series) -> list[Fault]:
+    """What the headers alone show to be in the way of decoding; a warning for images that a lossy compression has changed."""
+    images = [instance.image for instance in series.instances if instance.image]
+    faults = []
+    for reason in sorted({reason for image in images if (reason := _obstacle(image))}):
+        faults.append(Fault(code=Code.DICOM_PIXELS, message=f"{reason}; export the original images, uncompressed"))
+    lossy = sum(image["lossy"] or (image["syntax"] in _LOSSY[:2]) for image in images)
+    if lossy:
+        message = f"{lossy} of {len(images)} files have been compressed with loss; train on the original images where there are any"
+        faults.append(Fault(code=Code.DICOM_LOSSY, message=message, severity="warning"))
+    return faults
+
+
+def _obstacle(image: dict[str, Any]) -> str | None:
+    if image["syntax"] not in (*_NATIVE, *_GDCM):
+        name = UID(image["syntax"]).name if image["syntax"] else "none"
+        return f"transfer syntax {name if name != image['syntax'] else 'unknown'} is not read"
+    if image["lut"]:
+        return "values come from a Modality LUT, not from slope and intercept"
+    if image["allocated"] not in (8, 16, 32) or not 0 < image["stored"] <= image["allocated"] or image["high_bit"] != image["stored"] - 1:
+        return f"pixels of {image['stored']} bits, the highest at {image['high_bit']}, in {image['allocated']} bits are not read"
+    return None
+
+
+def write_nifti(series: Series, grid: Grid, target: Path, *, beat: Callable[[], None]) -> None:
+    """Convert a series whose grid is known, in this process; see :func:`request` for the guarded way.
+
+    Values are ``stored * RescaleSlope + RescaleIntercept``, with each slice's own numbers: Hounsfield units for CT, activity (not
+    SUV) for PET, what the scanner says for MR. They are int16 where all of them are whole and fit, else float32. Axes are the
+    grid's; the affine is the grid's in NIfTI's RAS. The header holds nothing else of the DICOM files.
+
+    Args:
+        series: with ``Instance.image``. grid: of it. target: ``.nii.gz``, written whole or not at all. beat: called for each slice.
+
+    Raises:
+        SeriesRefused: pixels cannot be decoded, or a file is no longer what was scanned.
+    """
+    answer = _convert(request(series, grid, target), beat)
+    if answer["faults"]:
+        raise SeriesRefused([Fault(**fault) for fault in answer["faults"]])
+
+
+def request(series: Series, grid: Grid, target: Path) -> dict[str, Any]:
+    """Argument of :func:`task`: the slices in their verified order."""
+    by_uid = {instance.sop_uid: instance for instance in series.instances}
+    uids = grid.sop_uids * len(grid.frames) if grid.frames else grid.sop_uids
+    return {
+        "slices": [
+            {
+                "path": os.path.realpath(by_uid[uid].path),
+                "sha256": by_uid[uid].sha256,
+                "frame": frame - 1,
+                **_scale(by_uid[uid].image, frame),
+            }
+            for uid, frame in zip(uids, grid.frames or (1,) * len(uids), strict=True)
+        ],
+        "shape": list(grid.shape),
+        "affine": grid.affine.tolist(),
+        "target": str(target),
+    }
+
+
+def _scale(image: dict[str, Any], frame: int) -> dict[str, float]:
+    plane = image["planes"][frame - 1]
+    return {"slope": plane["slope"], "intercept": plane["intercept"]}
+
+
+def memory_mib(series: Series, grid: Grid) -> int:
+    """What a conversion may take: doubles of all voxels, the result beside them, a file or two, and the libraries."""
+    voxels = grid.shape[0] * grid.shape[1] * grid.shape[2]
+    return 1024 + (voxels * 24 >> 20) + 2 * (max(os.path.getsize(instance.path) for instance in series.instances) >> 20)
+
+
+def task(data: dict[str, Any]) -> dict[str, Any]:
+    """A conversion for the guard: ``{"faults": [...]}``, empty when the file is written."""
+    return _convert(data, lambda: None)
+
+
+def _convert(data: dict[str, Any], beat: Callable[[], None]) -> dict[str, Any]:
+    columns, rows, count = data["shape"]
+    values = np.empty((columns, rows, count), dtype=np.float64, order="F")
+    faults = []
+    path, frames = "", np.empty((0, rows, columns), dtype=np.int16)
+    for index, item in enumerate(data["slices"]):
+        beat()
+        try:
+            if item["path"] != path:
+                frames = _stored(item["path"], item["sha256"])
+                path = item["path"]
+            if frames.shape[1:] != (rows, columns) or item["frame"] >= len(frames):
+                raise Undecodable(f"its pixels decode to {frames.shape}, not to {rows} rows and {columns} columns")
+            values[:, :, index] = frames[item["frame"]].T * item["slope"] + item["intercept"]
+        except Undecodable as refused:
+            message = f"slice {index + 1} of {count}: {refused}"
+            faults.append({"code": Code.DICOM_PIXELS, "message": message})
+            path = ""
+            if len(faults) == 10:
+                break
+    if not faults:
+        write_volume(_smallest(values), np.array(data["affine"]), Path(data["target"]))
+    return {"faults": faults}
+
+
+def _smallest(values: npt.NDArray[np.float64]) -> npt.NDArray[Any]:
+    limits = np.iinfo(np.int16)
+    if values.min() >= limits.min and values.max() <= limits.max:
+        whole = values.astype(np.int16)
+        if np.array_equal(whole, values):
+            return whole
+    return values.astype(np.float32)
+
+
+def write_volume(array: npt.NDArray[Any], affine: npt.NDArray[np.float64], target: Path) -> None:
+    """Write voxels (i, j, k) with an LPS affine as write-protected ``.nii.gz``, the same bytes for the same content."""
+    import nibabel
+
+    image = nibabel.Nifti1Image(array, np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine)
+    image.header.set_xyzt_units("mm")
+    image.set_sform(image.affine, code="scanner")
+    image.set_qform(image.affine, code="scanner")
+    temporary = temporary_beside(target)
+    try:
+        with open(temporary, "xb") as raw:
+            with gzip.GzipFile(fileobj=raw, filename="", mode="wb", compresslevel=3, mtime=0) as file:
+                file.write(image.to_bytes())
+            raw.flush()
+            os.fsync(raw.fileno())
+            os.fchmod(raw.fileno(), 0o444)
+        os.replace(temporary, target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_directory(target.parent)
+
+
+def _stored(path: str, sha256: str) -> Stored:
+    """Stored values (frame, row, column) of a file that still is what was scanned."""
+    with open(path, "rb") as file:
+        data = file.read()
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise Undecodable("the file changed while it was read; run again when the source is at rest")
+    dataset = pydicom.dcmread(io.BytesIO(data), specific_tags=[*_PIXELS, "NumberOfFrames"])
+    if "PixelData" not in dataset:
+        raise Undecodable("there are no pixels in the file")
+    syntax = dataset.file_meta.TransferSyntaxUID
+    try:
+        array = dataset.pixel_array if syntax in _NATIVE else _decompressed(dataset, syntax)
+    except (ValueError, AttributeError, RuntimeError, NotImplementedError) as error:
+        raise Undecodable(f"its pixels cannot be decoded ({type(error).__name__}); the file may be cut off, export it again") from error
+    rows, columns = int(dataset.Rows), int(dataset.Columns)
+    if array.size % (rows * columns) or array.size == 0:
+        raise Undecodable("its pixels are not what rows and columns say; the file may be cut off, export it again")
+    return _sign_extended(array.reshape(-1, rows, columns), int(dataset.BitsStored), signed=dataset.PixelRepresentation == 1)
+
+
+def _sign_extended(array: npt.NDArray[Any], stored: int, *, signed: bool) -> Stored:
+    """Only the stored bits, as numbers: old files keep overlays in the bits above them."""
+    bits = array.dtype.itemsize * 8
+    whole: Stored = array.astype(np.dtype(f"{'i' if signed else 'u'}{array.dtype.itemsize}"), copy=False)
+    return whole << (bits - stored) >> (bits - stored) if stored < bits else whole
+
+
+def _decompressed(dataset: Dataset, syntax: UID) -> npt.NDArray[Any]:
+    """Decode by GDCM, through SimpleITK, from a copy that holds nothing but the pixels.
+
+    GDCM shall decode and not interpret: it ignores the rescale of some modalities and applies it to others. The copy says so little
+    that there is nothing to interpret, and its stored values come back as they are.
+    """
+    import SimpleITK
+
+    copy = Dataset()
+    for keyword in _PIXELS:
+        if keyword in dataset:
+            copy[keyword] = dataset[keyword]
+    copy.NumberOfFrames = int(dataset.get("NumberOfFrames") or 1)
+    copy.SOPClassUID = _SECONDARY_CAPTURE[1 if dataset.BitsAllocated == 8 else 2]
+    copy.SOPInstanceUID, copy.StudyInstanceUID, copy.SeriesInstanceUID = generate_uid(), generate_uid(), generate_uid()
+    copy.Modality = "OT"
+    copy.file_meta = FileMetaDataset()
+    copy.file_meta.TransferSyntaxUID = syntax
+    copy.file_meta.MediaStorageSOPClassUID, copy.file_meta.MediaStorageSOPInstanceUID = copy.SOPClassUID, copy.SOPInstanceUID
+    with tempfile.TemporaryDirectory(prefix="nnunet-pixels-") as private:
+        name = str(Path(private) / "pixels.dcm")
+        copy.save_as(name, enforce_file_format=True)
+        image = SimpleITK.ReadImage(name, imageIO="GDCMImageIO")
+    array: npt.NDArray[Any] = SimpleITK.GetArrayFromImage(image)
+    expected = copy.NumberOfFrames * int(copy.Rows) * int(copy.Columns)
+    if array.size != expected:
+        raise ValueError(f"{array.size} values instead of {expected}")
+    return array

@@ -1,0 +1,132 @@
+"""Work on foreign files in processes of its own: a file that hangs, crashes or eats memory costs one answer, never the step."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import queue
+import select
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+_POLL_S = 0.2
+_ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS")
+
+
+class Broken(Exception):
+    """A worker gave no answer. The text says why, without anything that the file says."""
+
+
+class Workers:
+    """A few worker processes that do the tasks of :mod:`nnunet_jobs.dicom.worker`. Thread-safe; a context manager.
+
+    What a worker prints is dropped: libraries put file names and header values into their warnings.
+
+    Args:
+        count: how many work at once.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._idle: queue.SimpleQueue[_Worker | None] = queue.SimpleQueue()
+        self._count = max(1, count)
+        for _ in range(self._count):
+            self._idle.put(None)  # started when first needed
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for _ in range(self._count):
+            worker = self._idle.get()
+            if worker is not None:
+                worker.kill()
+
+    def call(self, task: str, data: dict[str, Any], *, timeout_s: float, memory_mib: int, beat: Callable[[], None]) -> dict[str, Any]:
+        """Do one task.
+
+        Args:
+            task: name of a function in the worker. data: its argument, JSON. timeout_s: of wall time, and of CPU time.
+            memory_mib: that the task may take beside what the worker has already. beat: called while waiting; may raise to give up.
+
+        Raises:
+            Broken: it died, took too long or too much memory, or raised.
+        """
+        worker = self._idle.get()
+        try:
+            if worker is None:
+                worker = _Worker()
+            request = {"task": task, "data": data, "timeout_s": timeout_s, "memory_mib": memory_mib}
+            answer = worker.ask(request, timeout_s=timeout_s, beat=beat)
+        except BaseException:
+            if worker is not None:
+                worker.kill()
+            worker = None
+            raise
+        finally:
+            self._idle.put(worker)
+        if "error" in answer:
+            raise Broken(answer["error"])
+        result: dict[str, Any] = answer["result"]
+        return result
+
+
+class _Worker:
+    def __init__(self) -> None:
+        self._answers, theirs = os.pipe()
+        plugins = str(Path(__file__).resolve().parents[2])
+        path = os.pathsep.join(part for part in (plugins, os.environ.get("PYTHONPATH", "")) if part)
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "nnunet_jobs.dicom.worker", str(theirs)],
+                stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, pass_fds=(theirs,),
+                env={**os.environ, **dict.fromkeys(_ONE_THREAD, "1"), "PYTHONPATH": path},
+            )  # fmt: skip
+        except BaseException:
+            os.close(self._answers)
+            raise
+        finally:
+            os.close(theirs)
+        self._rest = b""
+
+    def ask(self, request: dict[str, Any], *, timeout_s: float, beat: Callable[[], None]) -> dict[str, Any]:
+        pipe = self._process.stdin
+        if pipe is None:
+            raise RuntimeError("the worker has no stdin")
+        try:
+            pipe.write(json.dumps(request).encode() + b"\n")
+            pipe.flush()
+        except BrokenPipeError:
+            raise Broken(self._death()) from None
+        deadline = time.monotonic() + timeout_s
+        while b"\n" not in self._rest:
+            beat()
+            if time.monotonic() > deadline:
+                raise Broken(f"it took longer than {timeout_s:.0f} s")
+            if select.select([self._answers], [], [], _POLL_S)[0]:
+                chunk = os.read(self._answers, 1 << 20)
+                if not chunk:
+                    raise Broken(self._death())
+                self._rest += chunk
+        line, _, self._rest = self._rest.partition(b"\n")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def _death(self) -> str:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            code = self._process.wait(5)
+            return f"its reader died of signal {-code}" if code < 0 else f"its reader ended with code {code}"
+        return "its reader closed the door"
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        if self._process.stdin is not None:
+            with contextlib.suppress(BrokenPipeError):
+                self._process.stdin.close()
+        os.close(self._answers)

@@ -1,0 +1,134 @@
+"""A label volume from DICOM SEG and RTSTRUCT objects: segments matched to labels by name, painted on the image's own grid."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from nnunet_jobs.contract.failure import ConfigError, Fault
+from nnunet_jobs.contract.label_rules import LabelRules
+from nnunet_jobs.dataset.faults import Code, data_error
+from nnunet_jobs.dicom.model import Grid, Series
+from nnunet_jobs.dicom.rtstruct import read_rtstruct
+from nnunet_jobs.dicom.seg_reader import read_seg
+from nnunet_jobs.dicom.segments import Report, Segment
+
+log = logging.getLogger("nnunet_jobs")
+
+_READERS = {"SEG": read_seg, "RTSTRUCT": read_rtstruct}
+
+
+def label_volume(
+    objects: Sequence[Series],
+    reference: Series,
+    grid: Grid,
+    rules: Mapping[str, Any] | None,
+    label_names: Mapping[str, int],
+    *,
+    on_warning: Callable[[Fault], None] | None = None,
+) -> npt.NDArray[np.unsignedinteger[Any]]:
+    """Paint the segments of SEG and RTSTRUCT objects into one label volume.
+
+    Args:
+        objects: series of modality SEG or RTSTRUCT that describe ``reference``. grid: the reference's voxels.
+        rules: field ``label_rules``, see :class:`~nnunet_jobs.contract.label_rules.LabelRules`.
+        label_names: label name to value; ``background`` is 0.
+        on_warning: takes each warning; the log does without it.
+
+    Returns:
+        Label values in the grid's (i, j, k) order, uint8, or uint16 for values above 255.
+
+    Raises:
+        ConfigError: a rule or a label is malformed. DataError: with every fault of every object. The faults name no case, file or UID.
+    """
+    parsed = _checked(rules, label_names)
+    report = Report()
+    if not objects:
+        report.error(Code.LABEL_MISSING, "no SEG or RTSTRUCT object describes this series; export it, or leave the series out")
+    by_label = _assign(_segments(objects, reference, grid, parsed, report), parsed, label_names, report)
+    volume = _painted(by_label, grid, parsed, label_names, report)
+    if objects and not by_label and not report.faults:
+        report.warning(Code.LABEL_EMPTY, "no segment becomes a label; every one is skipped by label_rules")
+    errors = [fault for fault in report.faults if fault.severity == "error"]
+    for fault in report.faults:
+        if fault.severity != "error":
+            (on_warning or _log_warning)(fault)
+    if errors:
+        raise data_error(errors, what="label not read")
+    return volume
+
+
+def _checked(rules: Mapping[str, Any] | None, label_names: Mapping[str, int]) -> LabelRules:
+    for name, value in label_names.items():
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= 65535:
+            raise ConfigError(f"label_names: {name!r}={value!r}: labels from DICOM need one value each; regions are made of single labels")
+    try:
+        parsed = LabelRules.parse(rules)
+        parsed.check_labels(label_names)
+    except ValueError as error:
+        raise ConfigError(f"label_rules: {error}") from None
+    return parsed
+
+
+def _segments(objects: Sequence[Series], reference: Series, grid: Grid, rules: LabelRules, report: Report) -> list[Segment]:
+    found: list[Segment] = []
+    files = [(series, instance) for series in objects for instance in series.instances]
+    for number, (series, instance) in enumerate(files, start=1):
+        source = f"{series.modality} {number} of {len(files)}"
+        reader = _READERS.get(series.modality)
+        if reader is None:
+            report.error(Code.LABEL_OBJECT, f"{series.modality} objects hold no labels that can be read; give SEG or RTSTRUCT")
+            continue
+        found += reader(instance.path, reference=reference, grid=grid, source=source, threshold=rules.threshold, report=report)
+    return found
+
+
+def _assign(segments: Sequence[Segment], rules: LabelRules, label_names: Mapping[str, int], report: Report) -> dict[str, list[Segment]]:
+    """Segments by label, in the order in which labels are painted."""
+    by_label: dict[str, list[Segment]] = {}
+    seen: dict[str, Segment] = {}
+    for segment in segments:
+        labels = rules.labels_of(segment.name, label_names)
+        if not labels:
+            report.error(
+                Code.SEGMENT_UNKNOWN,
+                f"{segment}: matches no label; name it in label_rules, such as {{{next(iter(label_names))!r}: [...]}}, or in 'skip'",
+            )
+        elif len(labels) > 1:
+            report.error(Code.SEGMENT_AMBIGUOUS, f"{segment}: matches the labels {', '.join(map(str, labels))}; make the rules narrower")
+        elif labels[0] is not None and label_names[labels[0]] != 0:
+            folded = segment.name.strip().casefold()
+            other = seen.setdefault(folded, segment)
+            if other is not segment and other.source != segment.source:
+                mend = "keep the one that counts, or rename one of them"
+                report.error(Code.SEGMENT_TWICE, f"{segment}: {other.source} has a segment of this name too; {mend}")
+            by_label.setdefault(labels[0], []).append(segment)
+    rank = {name: place for place, name in enumerate(rules.priority)}
+    return {name: by_label[name] for name in sorted(by_label, key=lambda name: (rank.get(name, len(rank)), label_names[name]))}
+
+
+def _painted(
+    by_label: Mapping[str, Sequence[Segment]], grid: Grid, rules: LabelRules, label_names: Mapping[str, int], report: Report
+) -> npt.NDArray[np.unsignedinteger[Any]]:
+    wide = max(label_names.values(), default=0) > 255
+    volume: npt.NDArray[np.unsignedinteger[Any]] = np.zeros(grid.shape, dtype=np.uint16 if wide else np.uint8)
+    owners = {label_names[name]: name for name in by_label}
+    mask = np.zeros(grid.shape, dtype=np.bool_)
+    for name, segments in by_label.items():
+        mask[...] = False
+        for segment in segments:
+            segment.paint(mask, report)
+        for value, voxels in zip(*(found.tolist() for found in np.unique(volume[mask], return_counts=True)), strict=True):
+            if value and not {name, owners[value]} <= set(rules.priority):
+                message = f"labels {owners[value]!r} and {name!r} overlap in {voxels} voxels; say in label_rules' 'priority' which one wins"
+                report.error(Code.LABEL_OVERLAP, message)
+        volume[mask & (volume == 0)] = label_names[name]
+    return volume
+
+
+def _log_warning(fault: Fault) -> None:
+    log.warning("%s", fault)

@@ -1,0 +1,210 @@
+"""DICOM SEG read segment by segment onto the grid of its reference series, each frame by its reference and by its own geometry."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from nnunet_jobs.dataset.faults import Code
+from nnunet_jobs.dicom.model import Grid, Series
+from nnunet_jobs.dicom.segments import Mask, Report, Segment, quiet_libraries, referenced, shown_name
+
+# How far a frame's corner may lie from the centre of the grid's voxel, in voxels: decimal strings round, other grids are off by more.
+_TOLERANCE = 0.1
+_ORIENTATION, _MEASURES, _POSITION = "PlaneOrientationSequence", "PixelMeasuresSequence", "PlanePositionSequence"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Frame:
+    """A frame's place on the grid: index of its first pixel, and the steps along its columns and rows, in whole voxels.
+
+    ``slices`` are those that it refers to: empty when it refers to none, None when it refers to images that are not of this grid.
+    """
+
+    number: int
+    origin: npt.NDArray[np.int64] | None
+    along_column: npt.NDArray[np.int64]
+    along_row: npt.NDArray[np.int64]
+    slices: frozenset[int] | None
+
+
+def read_seg(path: Path, *, reference: Series, grid: Grid, source: str, threshold: float, report: Report) -> list[Segment]:
+    """Segments of one SEG object. What is wrong with the object as a whole is reported here, what is wrong with a frame when it is painted.
+
+    Args:
+        reference, grid: the series that it must describe. source: what to call the object in faults.
+        threshold: share of a fractional segment's maximum from which a voxel belongs to it.
+    """
+    quiet_libraries()
+    import pydicom
+    from highdicom.seg import Segmentation
+
+    try:
+        dataset = pydicom.dcmread(path)
+        seg = Segmentation.from_dataset(dataset, copy=False)
+    except Exception as error:  # whatever a broken file makes two libraries say; their words may quote the file
+        report.error(Code.UNREADABLE, f"{source}: is not a readable SEG object ({type(error).__name__}); export it again")
+        return []
+    if not _describes(seg, reference, grid, source, report):
+        return []
+    try:
+        by_number = _frames_by_segment(seg, reference, grid)
+        reader = _Reader(seg, source, threshold=threshold, needs_reference=not _same_frame(seg, reference))
+        return [
+            Segment(
+                name=str(item.SegmentLabel),
+                shown=shown_name(item.SegmentLabel, seg),
+                source=source,
+                paint=reader.painter(int(item.SegmentNumber), by_number.get(int(item.SegmentNumber), by_number.get(0, []))),
+            )
+            for item in seg.SegmentSequence
+        ]
+    except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
+        message = f"{source}: lacks what places its frames in the patient ({type(error).__name__}); export it with plane positions"
+        report.error(Code.LABEL_OBJECT, message)
+        return []
+
+
+def _describes(seg: Any, reference: Series, grid: Grid, source: str, report: Report) -> bool:
+    series = referenced(seg, "ReferencedSeriesSequence", "SeriesInstanceUID")
+    images = referenced(seg, "SourceImageSequence", "ReferencedSOPInstanceUID")
+    if (series and reference.series_uid not in series) or (not series and images and not images & set(grid.sop_uids)):
+        report.error(Code.LABEL_REFERENCE, f"{source}: describes another series; segment on this one, or choose the one it describes")
+        return False
+    if not _same_frame(seg, reference) and seg.get("FrameOfReferenceUID") and reference.frame_of_reference_uid:
+        report.error(Code.LABEL_REFERENCE, f"{source}: is in another frame of reference than its series; register and resample it first")
+        return False
+    if not series and not images and not _same_frame(seg, reference):
+        report.error(
+            Code.LABEL_REFERENCE, f"{source}: says neither which series it describes nor in which frame of reference; export it again"
+        )
+        return False
+    return True
+
+
+def _same_frame(seg: Any, reference: Series) -> bool:
+    return bool(reference.frame_of_reference_uid) and str(seg.get("FrameOfReferenceUID", "")) == reference.frame_of_reference_uid
+
+
+def _frames_by_segment(seg: Any, reference: Series, grid: Grid) -> dict[int, list[_Frame]]:
+    """Frames of each segment; a LABELMAP's frames belong to all of them and stand under 0."""
+    shared = seg.SharedFunctionalGroupsSequence[0]
+    inverse = np.linalg.inv(grid.affine)
+    place_of = _places(reference, grid)
+    by_number: dict[int, list[_Frame]] = {}
+    for number, item in enumerate(seg.PerFrameFunctionalGroupsSequence, start=1):
+
+        def group(name: str, item: Any = item) -> Any:
+            return (item if name in item else shared)[name][0]
+
+        spacing = [float(value) for value in group(_MEASURES).PixelSpacing]
+        orientation = [float(value) for value in group(_ORIENTATION).ImageOrientationPatient]
+        position = [float(value) for value in group(_POSITION).ImagePositionPatient]
+        origin, along_column, along_row = _placed(inverse, position, orientation, spacing, seg.Rows, seg.Columns)
+        holder = item if "SegmentIdentificationSequence" in item else shared
+        identified = holder.get("SegmentIdentificationSequence")
+        segment = int(identified[0].ReferencedSegmentNumber) if identified else 0
+        frame = _Frame(number=number, origin=origin, along_column=along_column, along_row=along_row, slices=_slices(item, place_of))
+        by_number.setdefault(segment, []).append(frame)
+    return by_number
+
+
+def _placed(inverse: Any, position: Any, orientation: Any, spacing: Any, rows: int, columns: int) -> Any:
+    """Index of a frame's first pixel and its two steps in whole voxels of the grid; no origin when the frame is not on the grid."""
+    step_column = inverse[:3, :3] @ (np.asarray(orientation[:3]) * spacing[1])
+    step_row = inverse[:3, :3] @ (np.asarray(orientation[3:]) * spacing[0])
+    origin = inverse[:3, :3] @ np.asarray(position) + inverse[:3, 3]
+    whole = [np.rint(vector).astype(np.int64) for vector in (origin, step_column, step_row)]
+    worst = max(
+        float(np.abs((origin + column * step_column + row * step_row) - (whole[0] + column * whole[1] + row * whole[2])).max())
+        for column in (0, columns - 1)
+        for row in (0, rows - 1)
+    )
+    steps_fit = all(np.abs(step).sum() == 1 for step in whole[1:]) and not (whole[1] @ whole[2])
+    return (whole[0] if steps_fit and worst <= _TOLERANCE else None), whole[1], whole[2]
+
+
+def _places(reference: Series, grid: Grid) -> dict[tuple[str, int], int]:
+    """Slice of each image of the grid, by SOPInstanceUID and frame number (0 for single-frame images)."""
+    if grid.frames:
+        return {(grid.sop_uids[0], frame): place for place, frame in enumerate(grid.frames)}
+    return {(uid, 0): place for place, uid in enumerate(grid.sop_uids)}
+
+
+def _slices(item: Any, place_of: dict[tuple[str, int], int]) -> frozenset[int] | None:
+    uids = {uid for uid, _ in place_of}
+    found: set[int] = set()
+    mentioned = False
+    for derivation in item.get("DerivationImageSequence") or ():
+        for image in derivation.get("SourceImageSequence") or ():
+            mentioned = True
+            uid = str(image.ReferencedSOPInstanceUID)
+            numbers = image.get("ReferencedFrameNumber")
+            frames = [numbers] if isinstance(numbers, int | str) else list(numbers or ())
+            if uid in uids and not frames:
+                found |= {place for (other, _), place in place_of.items() if other == uid}
+            found |= {place_of[key] for frame in frames for key in ((uid, int(frame)), (uid, 0)) if key in place_of}
+    return None if mentioned and not found else frozenset(found)
+
+
+class _Reader:
+    """Decodes frames when they are painted; a LABELMAP's frames once for all segments."""
+
+    def __init__(self, seg: Any, source: str, *, threshold: float, needs_reference: bool) -> None:
+        self._seg, self._source, self._threshold, self._needs_reference = seg, source, threshold, needs_reference
+        self._type = str(seg.SegmentationType)
+        self._decoded: dict[int, Any] = {}
+
+    def painter(self, segment: int, frames: list[_Frame]) -> Any:
+        """What sets a segment's voxels in a mask."""
+
+        def paint(mask: Mask, report: Report) -> None:
+            for frame in frames:
+                try:
+                    pixels = self._covered(segment, frame.number)
+                except Exception as error:  # decoders raise anything, and quote the data
+                    message = f"{self._source}: frame {frame.number} cannot be decoded ({type(error).__name__}); export it uncompressed"
+                    report.error(Code.UNREADABLE, message)
+                    return
+                rows, columns = np.nonzero(pixels)
+                if rows.size and not self._paint_frame(mask, frame, rows, columns, report):
+                    return  # the other frames have the same fault
+
+        return paint
+
+    def _covered(self, segment: int, frame: int) -> Any:
+        if self._type == "LABELMAP":
+            if frame not in self._decoded:
+                self._decoded[frame] = self._seg.get_stored_frame(frame)
+            return self._decoded[frame] == segment
+        pixels = self._seg.get_stored_frame(frame)
+        if self._type == "FRACTIONAL":
+            return pixels >= self._threshold * float(self._seg.MaximumFractionalValue)
+        return pixels != 0
+
+    def _paint_frame(self, mask: Mask, frame: _Frame, rows: Any, columns: Any, report: Report) -> bool:
+        where = f"{self._source}: frame {frame.number}"
+        if frame.origin is None:
+            mend = "resample it to the series' grid, or segment on the series itself"
+            report.error(Code.LABEL_GRID, f"{where} is not on the voxels of its series; {mend}")
+            return False
+        if frame.slices is None or (self._needs_reference and not frame.slices):
+            message = "refers to images that are not of this series" if frame.slices is None else "refers to no image"
+            report.error(Code.LABEL_REFERENCE, f"{where} {message}; export it again from the series it describes")
+            return False
+        index = frame.origin[:, None] + frame.along_column[:, None] * columns + frame.along_row[:, None] * rows
+        if (index < 0).any() or (index >= np.asarray(mask.shape)[:, None]).any():
+            report.error(Code.LABEL_GRID, f"{where} marks voxels outside of its series; export the series whole")
+            return False
+        slices = set(np.unique(index[2]).tolist())
+        in_plane = not frame.along_column[2] and not frame.along_row[2]
+        if in_plane and frame.slices and not slices <= frame.slices:
+            message = f"lies at slice {min(slices)} but refers to slice {min(frame.slices)}; one of the two is wrong"
+            report.error(Code.LABEL_REFERENCE, f"{where} {message}, so it is not used")
+            return False
+        mask[tuple(index)] = True
+        return True

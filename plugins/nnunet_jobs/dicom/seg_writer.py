@@ -1,0 +1,276 @@
+"""A segmentation as DICOM SEG that belongs to its source series: the archive files it, a viewer lays it over the images."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, field
+from hashlib import sha256
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from nnunet_jobs.contract.failure import ConfigError, DataError, Fault
+from nnunet_jobs.contract.files import content_hash, sync_directory, temporary_beside
+from nnunet_jobs.contract.segment_codes import SegmentCodes
+from nnunet_jobs.dataset.faults import Code
+from nnunet_jobs.dicom.model import Grid, Series
+from nnunet_jobs.dicom.segments import quiet_libraries
+
+ENDING = ".seg.dcm"
+_PROVIDER = "airflow-provider-nnunet"
+_LO = 64  # characters of the value representation LO
+_TOLERANCE = 0.1  # voxels between the grid and what a source slice says of its place
+# What the patient and study levels of the source say, copied as it stands: the archive files the object by it.
+_COPIED = (
+    "PatientName", "PatientID", "IssuerOfPatientID", "PatientBirthDate", "PatientSex", "StudyInstanceUID", "StudyID", "StudyDate",
+    "StudyTime", "AccessionNumber", "ReferringPhysicianName",
+)  # fmt: skip
+_CHECKED = ("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyID", "StudyDate", "StudyTime", "AccessionNumber",
+            "ReferringPhysicianName")  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutputSegment:
+    """One segment to write: its name, the label values that it is made of (several for a region), and what it is."""
+
+    name: str
+    values: tuple[int, ...]
+    codes: SegmentCodes = field(default_factory=SegmentCodes)
+
+
+def output_segments(labels: Mapping[str, tuple[int, ...]], codes: Mapping[str, SegmentCodes]) -> list[OutputSegment]:
+    """Segments of foreground labels, by value.
+
+    Raises:
+        ConfigError: ``codes`` names a label that is not there.
+    """
+    unknown = sorted(set(codes) - set(labels))
+    if unknown:
+        raise ConfigError(f"segment_codes: {unknown[0]!r} is no label of the model; its labels are {', '.join(labels)}")
+    segments = [OutputSegment(name=name, values=values, codes=codes.get(name, SegmentCodes())) for name, values in labels.items()]
+    return sorted(segments, key=lambda segment: segment.values)
+
+
+def write_seg(
+    segmentation: npt.NDArray[Any],
+    grid: Grid,
+    reference: Series,
+    *,
+    segments: Sequence[OutputSegment],
+    model: str,
+    model_hash: str,
+    target: Path,
+    kind: str = "BINARY",
+) -> str:
+    """Write a segmentation as a SEG of mode 0600 (it names the patient, for the archive), whole or not at all.
+
+    UIDs are derived from source series, model and content: the same work gives the same SOPInstanceUID, so storing it again adds nothing.
+
+    Args:
+        segmentation: label values in the grid's (i, j, k) order. grid, reference: the source series and its voxels.
+        segments: what becomes a segment. model, model_hash: named in the content description and the algorithm identification.
+        target: file to write, named by the case; ``kind``: ``BINARY`` or ``LABELMAP``.
+
+    Returns:
+        The SOPInstanceUID.
+
+    Raises:
+        DataError: the source is not where the grid says, or lacks what a SEG needs. ConfigError: segments overlap in a LABELMAP.
+    """
+    if segmentation.shape != grid.shape:
+        raise DataError(f"segmentation has the shape {segmentation.shape}, its grid {grid.shape}")
+    quiet_libraries()
+    sources = _sources(reference, grid)
+    frames = _in_source_order(_planes(segmentation, segments, kind), sources, grid)
+    series_uid = _uid("series", reference.series_uid, model_hash)
+    described = [[item.name, list(item.values), repr(item.codes)] for item in segments]
+    content = sha256(np.ascontiguousarray(segmentation).astype("<u4").tobytes()).hexdigest()
+    sop_uid = _uid("instance", series_uid, kind, content_hash(described, length=64), content, list(grid.sop_uids))
+    seg = _build(frames, sources, segments, kind=kind, model=model, model_hash=model_hash, series_uid=series_uid, sop_uid=sop_uid)
+    _save(seg, target)
+    return sop_uid
+
+
+def _sources(reference: Series, grid: Grid) -> list[Any]:
+    """The source images' headers in the grid's order, each checked to lie where the grid has it."""
+    import pydicom
+
+    by_uid = {instance.sop_uid: instance.path for instance in reference.instances}
+    missing = [uid for uid in grid.sop_uids if uid not in by_uid]
+    if missing:
+        raise _unusable(Code.IMAGE_MISSING, f"{len(missing)} source images are missing from their series")
+    try:
+        sources = [pydicom.dcmread(by_uid[uid], stop_before_pixels=True) for uid in grid.sop_uids]
+        if grid.frames:
+            return sources
+        inverse = np.linalg.inv(grid.affine)
+        corner = np.asarray([grid.shape[0] - 1, grid.shape[1] - 1, 0, 0], dtype=np.float64)
+        for place, source in enumerate(sources):
+            across, down = (np.asarray(source.ImageOrientationPatient[part], float) for part in (slice(0, 3), slice(3, 6)))
+            spacing = [float(value) for value in source.PixelSpacing]
+            first = np.asarray([float(value) for value in source.ImagePositionPatient])
+            last = first + across * spacing[1] * corner[0] + down * spacing[0] * corner[1]
+            for point, index in ((first, (0, 0, place)), (last, (grid.shape[0] - 1, grid.shape[1] - 1, place))):
+                if np.abs(inverse[:3, :3] @ point + inverse[:3, 3] - index).max() > _TOLERANCE:
+                    raise _unusable(Code.LABEL_GRID, f"the voxels of slice {place} are not where its source image is")
+    except (AttributeError, TypeError, ValueError, OSError, IndexError) as error:
+        raise _unusable(Code.UNREADABLE, f"a source image lacks what places it in the patient ({type(error).__name__})") from None
+    return sources
+
+
+def _unusable(code: Code, message: str) -> DataError:
+    return DataError(f"no DICOM SEG: {message}", faults=[Fault(code=code, message=message)])
+
+
+def _planes(segmentation: npt.NDArray[Any], segments: Sequence[OutputSegment], kind: str) -> Any:
+    """Pixels as (k, row, column): segment numbers, or with overlapping segments one more axis of masks."""
+    values = [value for segment in segments for value in segment.values]
+    turned = segmentation.transpose(2, 1, 0)
+    if len(set(values)) == len(values):
+        lookup = np.zeros(int(max([*values, int(segmentation.max(initial=0))])) + 1, dtype=np.uint16 if len(segments) > 255 else np.uint8)
+        for number, segment in enumerate(segments, start=1):
+            lookup[list(segment.values)] = number
+        return lookup[turned]
+    if kind == "LABELMAP":
+        raise ConfigError("dicom_seg: regions overlap, which a LABELMAP cannot hold; write BINARY segments")
+    return np.stack([np.isin(turned, segment.values) for segment in segments], axis=-1).astype(np.uint8)
+
+
+def _in_source_order(planes: Any, sources: Sequence[Any], grid: Grid) -> Any:
+    """A multi-frame source wants a plane for each of its frames, in its own order."""
+    if not grid.frames:
+        return planes
+    frames = np.zeros((int(sources[0].NumberOfFrames), *planes.shape[1:]), dtype=planes.dtype)
+    frames[np.asarray(grid.frames) - 1] = planes
+    return frames
+
+
+def _build(
+    frames: Any,
+    sources: Sequence[Any],
+    segments: Sequence[OutputSegment],
+    *,
+    kind: str,
+    model: str,
+    model_hash: str,
+    series_uid: str,
+    sop_uid: str,
+) -> Any:
+    import highdicom as hd
+    from pydicom.sr.codedict import codes
+
+    first = sources[0]
+    kept = {keyword: deepcopy(first[keyword]) for keyword in _COPIED if keyword in first}
+    for keyword in _CHECKED:  # highdicom refuses odd values and logs them; they are put back below, as they are
+        setattr(first, keyword, None)
+    nnunet = _version("nnunetv2")
+    algorithm = hd.AlgorithmIdentificationSequence(
+        name="nnU-Net",
+        family=codes.DCM.ArtificialIntelligence,
+        version=_lo(f"{nnunet} {model}"),
+        source=_PROVIDER,
+        parameters={"model": model, "hash": model_hash},
+    )
+    descriptions = [
+        hd.seg.SegmentDescription(
+            segment_number=number,
+            segment_label=_lo(segment.name),
+            segmented_property_category=_concept(segment.codes.category),
+            segmented_property_type=_concept(segment.codes.kind),
+            algorithm_type=hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
+            algorithm_identification=algorithm,
+        )
+        for number, segment in enumerate(segments, start=1)
+    ]
+    try:
+        seg = hd.seg.Segmentation(
+            source_images=list(sources),
+            pixel_array=frames,
+            segmentation_type=kind,
+            segment_descriptions=descriptions,
+            series_instance_uid=series_uid,
+            series_number=_series_number(first),
+            sop_instance_uid=sop_uid,
+            instance_number=1,
+            manufacturer=_PROVIDER,
+            manufacturer_model_name="nnU-Net",
+            software_versions=(f"nnunetv2 {nnunet}", f"{_PROVIDER} {_version(_PROVIDER)}"),
+            device_serial_number=_lo(model_hash),
+            content_label="NNUNET",
+            content_description=_description(model, model_hash),
+            series_description=_lo(f"nnU-Net segmentation, {model}"),
+            specific_character_set="ISO_IR 192",
+            omit_empty_frames=bool(frames.any()),
+        )
+    except (AttributeError, TypeError, ValueError) as error:
+        # highdicom's message may quote the header, so only its kind is told
+        raise _unusable(Code.UNREADABLE, f"the source images lack what a SEG needs ({type(error).__name__})") from None
+    for keyword in _CHECKED:
+        setattr(seg, keyword, None)
+    for keyword, element in kept.items():
+        seg[keyword] = element
+    _fix_random_uids(seg, sop_uid)
+    return seg
+
+
+def _fix_random_uids(seg: Any, sop_uid: str) -> None:
+    """highdicom draws the dimension organisation's UID; a derived one keeps the object the same."""
+    organisation = _uid("dimensions", sop_uid)
+    for item in (*seg.get("DimensionOrganizationSequence", ()), *seg.get("DimensionIndexSequence", ())):
+        item.DimensionOrganizationUID = organisation
+
+
+def _save(seg: Any, target: Path) -> None:
+    temporary = temporary_beside(target)
+    try:
+        with os.fdopen(os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as file:
+            seg.save_as(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_directory(target.parent)
+
+
+def _uid(*parts: Any) -> str:
+    """A UID from a UUID (DICOM PS3.5, B.2), which is a function of the parts."""
+    name = content_hash([_PROVIDER, *parts], length=64)
+    return f"2.25.{uuid.uuid5(uuid.NAMESPACE_OID, name).int}"
+
+
+def _series_number(source: Any) -> int:
+    """A number beside the scanner's own, which end at some hundreds."""
+    number = source.get("SeriesNumber")
+    return 9000 + (int(number) % 1000 if number is not None else 0)
+
+
+def _description(model: str, model_hash: str) -> str:
+    """Model and hash within 64 characters: the model's name is cut, the hash never below 16 digits."""
+    digits = model_hash[:32] if len(model) + len(model_hash[:32]) + 9 <= _LO else model_hash[:16]
+    room = _LO - len(digits) - 9
+    return _lo(f"nnU-Net {model[:room]} {digits}")
+
+
+def _lo(text: str) -> str:
+    return text.replace("\\", "/").strip()[:_LO].strip()
+
+
+def _concept(code: Any) -> Any:
+    from pydicom.sr.coding import Code as Coded
+
+    return Coded(code.value, code.scheme, code.meaning)
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # used as a plain folder, without pip
+        return "unknown"

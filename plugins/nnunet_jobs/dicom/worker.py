@@ -1,0 +1,76 @@
+"""The program behind :mod:`nnunet_jobs.dicom.guard`: one JSON request a line in, one JSON answer a line out."""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import resource
+import sys
+import threading
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+Task = Callable[[dict[str, Any]], dict[str, Any]]
+
+
+def main(argv: list[str]) -> int:
+    """Answer on the file descriptor ``argv[0]`` until stdin ends."""
+    answers = int(argv[0])
+    requests: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+    threading.Thread(target=_receive, args=(requests,), daemon=True).start()
+    warnings.simplefilter("ignore")
+    while True:
+        request = json.loads(requests.get())
+        answer = _answer(request)
+        line = json.dumps(answer).encode() + b"\n"
+        while line:
+            line = line[os.write(answers, line) :]
+
+
+def _receive(requests: queue.SimpleQueue[bytes]) -> None:
+    """Take requests, and end this process with its parent whatever the main thread is busy with."""
+    for line in sys.stdin.buffer:
+        requests.put(line)
+    os._exit(0)
+
+
+def _answer(request: dict[str, Any]) -> dict[str, Any]:
+    try:
+        task = _task(request["task"])
+        _limit(request["memory_mib"], request["timeout_s"])
+        return {"result": task(request["data"])}
+    except MemoryError:
+        return {"error": f"it needs more than {request['memory_mib']} MiB of memory"}
+    except RecursionError:
+        return {"error": "it is nested too deeply"}
+    except Exception as error:  # the text of a library's error may hold header values and file names; its type does not
+        return {"error": f"{type(error).__name__}{f' {os.strerror(error.errno)}' if isinstance(error, OSError) and error.errno else ''}"}
+
+
+def _task(name: str) -> Task:
+    """Tasks import their libraries here, before the memory limit counts."""
+    if name == "header":
+        from nnunet_jobs.dicom import header
+
+        return header.task
+    if name == "convert":
+        from nnunet_jobs.dicom import convert
+
+        return convert.task
+    raise ValueError(f"no task {name!r}")
+
+
+def _limit(memory_mib: int, timeout_s: float) -> None:
+    """Soft limits beyond what this process uses already; SIGXCPU ends a loop in a library that lets no other thread run."""
+    with open("/proc/self/statm") as file:
+        mapped = int(file.read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (mapped + (memory_mib << 20), resource.RLIM_INFINITY))
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    seconds = int(used.ru_utime + used.ru_stime + timeout_s) + 2
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, resource.RLIM_INFINITY))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

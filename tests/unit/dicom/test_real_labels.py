@@ -1,0 +1,67 @@
+"""Real label maps as SEG and RTSTRUCT on real series: what is read back is the map, also flipped and oblique."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nibabel  # noqa: TID253  the rule is for what Airflow imports
+import numpy as np
+import pytest
+
+from nnunet_jobs.dicom.labels import label_volume
+from support.dicom_labels import contours_of, series_of, write_rtstruct, write_seg_object, write_series
+
+SERIES = ("12-T1post-05670", "13_HCropVolume", "14_HCropVolume")
+LABELS = {"background": 0, "Anterior": 1, "Posterior": 2}
+
+
+def fitted(label: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """A label map moved into a volume of another shape: enlarged in plane where there is room, off the centre, cut where it is larger."""
+    zoom = max(1, min(shape[0] // label.shape[0], shape[1] // label.shape[1]) // 2)
+    label = label.repeat(zoom, axis=0).repeat(zoom, axis=1)
+    volume = np.zeros(shape, np.uint8)
+    size = tuple(min(pair) for pair in zip(label.shape, shape, strict=True))
+    start = tuple((whole - part) // 3 for whole, part in zip(shape, size, strict=True))
+    place = tuple(slice(first, first + part) for first, part in zip(start, size, strict=True))
+    volume[place] = label[tuple(slice(0, part) for part in size)]
+    return volume
+
+
+def dice(a: np.ndarray, b: np.ndarray) -> float:
+    return float(2 * np.count_nonzero(a & b) / (np.count_nonzero(a) + np.count_nonzero(b)))
+
+
+@pytest.mark.parametrize("flipped", [False, True])
+@pytest.mark.parametrize("name", SERIES)
+def test_a_hippocampus_map_comes_back_from_seg_and_rtstruct(
+    test_data: Path, hippocampus: Path, tmp_path: Path, name: str, flipped: bool
+) -> None:
+    paths = sorted((test_data / "dicom" / name).glob("*.dcm"))
+    series, grid = series_of(paths, flipped=flipped)
+    label = fitted(np.asarray(nibabel.load(hippocampus / "labelsTr" / "hippocampus_190.nii.gz").dataobj, dtype=np.uint8), grid.shape)
+    assert all(np.count_nonzero(label == value) > 200 for value in (1, 2))
+    by_name = {label_name: label == value for label_name, value in LABELS.items() if value}
+    in_order = [instance.path for instance in series.instances]
+    seg = write_seg_object(tmp_path / "seg.dcm", in_order, by_name)
+    np.testing.assert_array_equal(label_volume([seg], series, grid, None, LABELS), label)
+    rois = {label_name: contours_of(mask, grid) for label_name, mask in by_name.items()}
+    for decimals, least in ((4, 1.0), (2, 0.99)):  # scanners give 0.0001 mm, planning systems often 0.01 mm
+        rtstruct = write_rtstruct(tmp_path / f"{decimals}.dcm", series, grid, rois, decimals=decimals)
+        volume = label_volume([rtstruct], series, grid, None, LABELS)
+        for value in (1, 2):
+            assert dice(volume == value, label == value) >= least
+
+
+def test_a_ct_map_of_41_classes_comes_back_from_seg_and_rtstruct(test_data: Path, tmp_path: Path) -> None:
+    label = np.asarray(nibabel.load(test_data / "ct" / "example_seg.nii.gz").dataobj).astype(np.uint8)
+    series, grid = series_of(write_series(tmp_path / "s", shape=label.shape, spacing=(3.0, 3.0, 3.0)))
+    values = [value for value in np.unique(label).tolist() if value]
+    names = {"background": 0, **{f"organ {value}": value for value in values}}
+    by_name = {f"Organ {value}": label == value for value in values}
+    assert len(by_name) == 41
+    for kind in ("BINARY", "LABELMAP"):
+        seg = write_seg_object(tmp_path / f"{kind}.dcm", [item.path for item in series.instances], by_name, kind=kind)
+        np.testing.assert_array_equal(label_volume([seg], series, grid, None, names), label)
+    rtstruct = write_rtstruct(tmp_path / "rt.dcm", series, grid, {name: contours_of(mask, grid) for name, mask in by_name.items()})
+    volume = label_volume([rtstruct], series, grid, None, names, on_warning=lambda _fault: None)
+    np.testing.assert_array_equal(volume, label)
