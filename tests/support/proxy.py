@@ -115,7 +115,9 @@ def _handler(proxy: Proxy) -> type[BaseHTTPRequestHandler]:
             if act.status:
                 self._answer(act.status, act.headers, act.body)
                 return
-            passed = {name: value for name, value in self.headers.items() if name.lower() not in ("host", "connection", "transfer-encoding")}
+            passed = {
+                name: value for name, value in self.headers.items() if name.lower() not in ("host", "connection", "transfer-encoding")
+            }
             try:
                 found = requests.request(method, proxy.target + self.path, data=body, headers=passed, timeout=60)
             except requests.ConnectionError:

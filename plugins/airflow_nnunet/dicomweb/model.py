@@ -154,6 +154,11 @@ def matches_pattern(text: str, pattern: str | None) -> bool:
     return fnmatch.fnmatchcase(text.strip().casefold(), pattern.strip().casefold().replace("[", "[[]"))
 
 
+def blank(value: Any) -> Any:
+    """None for what a form or a template leaves blank, else the value."""
+    return None if value is None or (isinstance(value, str) and value.strip() in ("", "None")) else value
+
+
 def _as_date(field: str, value: Any) -> date | None:
     if value is None or value == "":
         return None

@@ -11,7 +11,7 @@ from airflow.sdk.exceptions import AirflowSkipException
 
 from airflow_nnunet.config import NnunetConfig
 from airflow_nnunet.dicomweb.hook import DEFAULT_CONN_ID, DicomWebHook
-from airflow_nnunet.dicomweb.model import SeriesFilter, checked_modality, checked_uid
+from airflow_nnunet.dicomweb.model import SeriesFilter, blank, checked_modality, checked_uid
 from airflow_nnunet.exceptions import from_job_error, to_airflow_error
 from airflow_nnunet.operators.fields import coerce, is_template
 from airflow_nnunet.retry import DEFAULT_RETRIES, DEFAULT_RETRY_DELAY, NnunetRetryPolicy
@@ -120,7 +120,7 @@ class DicomWebRetrieveOperator(_ArchiveOperator):
         return result.to_json()
 
     def _series(self) -> SeriesFilter:
-        return SeriesFilter(modality=self.modality or None, description=self.series_description or None)
+        return SeriesFilter(modality=blank(self.modality), description=blank(self.series_description))
 
     def _workers(self) -> int:
         workers = int(coerce(self.workers, int, "workers"))

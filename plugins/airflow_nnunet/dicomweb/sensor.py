@@ -11,7 +11,7 @@ from airflow.sdk.bases.sensor import PokeReturnValue
 from airflow.sdk.exceptions import AirflowSensorTimeout, AirflowSkipException, TaskDeferralTimeout
 
 from airflow_nnunet.dicomweb.hook import DEFAULT_CONN_ID, DicomWebHook
-from airflow_nnunet.dicomweb.model import StudyQuery
+from airflow_nnunet.dicomweb.model import StudyQuery, blank
 from airflow_nnunet.dicomweb.stability import Seen, StudyWatch
 from airflow_nnunet.dicomweb.trigger import DicomWebStudyTrigger, poke
 from airflow_nnunet.exceptions import ArchiveUnavailable, from_job_error, to_airflow_error
@@ -169,7 +169,7 @@ class DicomWebStudySensor(BaseSensorOperator):  # type: ignore[misc, unused-igno
         return f"{_SEEN}_{query.key(self.dicomweb_conn_id)}"
 
     def _query(self, context: Context) -> StudyQuery:
-        first, last = _empty(self.date_from), _empty(self.date_to)
+        first, last = blank(self.date_from), blank(self.date_to)
         if first is None and last is None:
             days = coerce(self.lookback_days, int, "lookback_days")
             if days < 0:
@@ -180,23 +180,18 @@ class DicomWebStudySensor(BaseSensorOperator):  # type: ignore[misc, unused-igno
         return StudyQuery(
             date_from=first,
             date_to=last,
-            modality=_empty(self.modality),
-            description=_empty(self.description),
-            series_description=_empty(self.series_description),
+            modality=blank(self.modality),
+            description=blank(self.description),
+            series_description=blank(self.series_description),
         )
 
     def _check_constants(self) -> None:
         """Judge what is known at parse time."""
         names = ("modality", "description", "series_description", "date_from", "date_to")
-        StudyQuery(**{name: _empty(getattr(self, name)) for name in names if not is_template(getattr(self, name))})
+        StudyQuery(**{name: blank(getattr(self, name)) for name in names if not is_template(getattr(self, name))})
         for name in ("stable_for", "hold_s"):
             if not is_template(getattr(self, name)):
                 _seconds(name, getattr(self, name))
-
-
-def _empty(value: Any) -> Any:
-    """None for what a form or a template leaves blank."""
-    return None if value is None or (isinstance(value, str) and value.strip() in ("", "None")) else value
 
 
 def _seconds(name: str, value: Any) -> float:

@@ -87,7 +87,9 @@ def test_pages_that_the_archive_cuts_short_and_filters_that_it_ignores_do_no_har
     import requests
 
     everything = requests.get(f"{orthanc.url}/dicom-web/studies", auth=orthanc.auth, timeout=10).content
-    with Proxy(orthanc.url, lambda path, number: Act(status=200, headers={"Content-Type": "application/dicom+json"}, body=everything)) as proxy:
+    with Proxy(
+        orthanc.url, lambda path, number: Act(status=200, headers={"Content-Type": "application/dicom+json"}, body=everything)
+    ) as proxy:
         found = through(monkeypatch, orthanc, proxy).find_studies(modality="MR", date_from="2024-02-01")
         assert [study.uid for study in found] == [brains["new"]]
         assert len(proxy.paths) == 2, "the page that repeats itself is the last one"
@@ -177,9 +179,8 @@ def test_what_is_no_dicom_file_is_refused_without_quoting_it(
     part = b"--x\r\nContent-Type: application/dicom\r\n\r\n%b\r\n--x--"
     for body, words in ((PATIENT.encode() * 100, "no DICOM file"), (archive.fetch(brains["ct"], series, other), "another instance")):
         act = Act(status=200, headers={"Content-Type": 'multipart/related; type="application/dicom"; boundary=x'}, body=part % body)
-        with Proxy(orthanc.url, lambda path, number, act=act: act) as proxy:  # type: ignore[misc]
-            with pytest.raises(InstancesRejected, match=words) as caught:
-                through(monkeypatch, orthanc, proxy).get_conn().fetch(brains["ct"], series, uid)
+        with Proxy(orthanc.url, lambda path, number, act=act: act) as proxy, pytest.raises(InstancesRejected, match=words) as caught:  # type: ignore[misc]
+            through(monkeypatch, orthanc, proxy).get_conn().fetch(brains["ct"], series, uid)
         assert PATIENT not in str(caught.value)
 
 
@@ -201,7 +202,12 @@ def test_requests_of_many_threads_do_not_mix(brains: dict[str, str]) -> None:
 
 def test_wrong_arguments_are_refused_before_a_request(orthanc: Orthanc) -> None:
     hook = DicomWebHook()
-    for query in ({"modality": "mr"}, {"description": "a\\b"}, {"date_from": "yesterday"}, {"date_from": "2024-02-01", "date_to": "2024-01-01"}):
+    for query in (
+        {"modality": "mr"},
+        {"description": "a\\b"},
+        {"date_from": "yesterday"},
+        {"date_from": "2024-02-01", "date_to": "2024-01-01"},
+    ):
         with pytest.raises(InvalidConfig):
             hook.find_studies(**query)  # type: ignore[arg-type]
 

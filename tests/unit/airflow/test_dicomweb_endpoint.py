@@ -57,7 +57,11 @@ def test_every_field_of_the_form_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("extra", "fields", "words"),
     [
-        ({"verify": False}, {}, "verify=False: must be true or the absolute path of a CA bundle. Checking certificates cannot be turned off"),
+        (
+            {"verify": False},
+            {},
+            "verify=False: must be true or the absolute path of a CA bundle. Checking certificates cannot be turned off",
+        ),
         ({"verify": "false"}, {}, "verify='false'"),
         ({"verify": 0}, {}, "verify=0"),
         ({"verify": "ca.pem"}, {}, "absolute path"),

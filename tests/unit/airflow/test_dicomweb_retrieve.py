@@ -66,7 +66,9 @@ def test_a_study_arrives_byte_for_byte_in_parallel(orthanc: Orthanc, series: lis
     assert len(manifest["files"]) == len(series)
 
 
-def test_a_study_that_is_there_costs_only_queries(orthanc: Orthanc, series: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_study_that_is_there_costs_only_queries(
+    orthanc: Orthanc, series: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     orthanc.upload(series)
     with Proxy(orthanc.url) as proxy:
         hook = connect(monkeypatch, orthanc, proxy.port)

@@ -62,7 +62,8 @@ def trigger_of(task: DicomWebStudySensor, ctx: Any) -> DicomWebStudyTrigger:
 
 
 async def first_event(trigger: DicomWebStudyTrigger) -> Any:
-    return [event.payload async for event in trigger.run()][0]
+    (payload,) = [event.payload async for event in trigger.run()]
+    return payload
 
 
 def run(task: DicomWebStudySensor, ctx: Any) -> list[str]:
@@ -166,7 +167,7 @@ def test_an_archive_that_is_down_for_a_while_is_asked_again(orthanc: Orthanc, tm
 def test_fault_04_a_new_triggerer_goes_on_from_what_was_stored(orthanc: Orthanc, tmp_path: Path) -> None:
     paths = made_series(tmp_path / "made", slices=2)
     orthanc.upload(paths)
-    path, arguments = trigger_of(sensor(), History().context()).serialize()
+    _, arguments = trigger_of(sensor(), History().context()).serialize()
 
     async def killed_and_started_again() -> Any:
         first = asyncio.ensure_future(first_event(DicomWebStudyTrigger(**arguments)))

@@ -64,7 +64,9 @@ def test_what_was_stored_back_is_not_taken_for_an_image(orthanc: Orthanc, series
     assert DicomWebHook().retrieve_study(study_uid(series), tmp_path / "in").instances == len(series)
 
 
-def test_storing_twice_leaves_one_instance(orthanc: Orthanc, series: list[Path], predictions: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_storing_twice_leaves_one_instance(
+    orthanc: Orthanc, series: list[Path], predictions: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     made_seg(series, predictions / "case1.dcm")
     with Proxy(orthanc.url) as proxy:
         through(monkeypatch, orthanc, proxy)
@@ -132,7 +134,9 @@ def test_an_answer_that_says_nothing_is_checked_by_a_query(
         assert store(predictions, dicomweb_conn_id="proxied") == {"stored": 1, "already_stored": 0}
 
 
-def test_a_large_batch_survives_a_busy_archive(orthanc: Orthanc, tmp_path: Path, predictions: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_batch_survives_a_busy_archive(
+    orthanc: Orthanc, tmp_path: Path, predictions: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """More than dicomweb-client's chunk of 1 MB: such a body is a generator, which a retry below the client would send empty."""
     images = made_series(tmp_path / "made", slices=6, size=1024)
     for number in range(20):
@@ -144,7 +148,9 @@ def test_a_large_batch_survives_a_busy_archive(orthanc: Orthanc, tmp_path: Path,
     assert len(orthanc.instances(Modality="SEG")) == 20
 
 
-def test_after_an_outage_only_the_rest_is_sent(orthanc: Orthanc, tmp_path: Path, predictions: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_after_an_outage_only_the_rest_is_sent(
+    orthanc: Orthanc, tmp_path: Path, predictions: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("airflow_nnunet.dicomweb.store._BATCH_FILES", 2)
     images = made_series(tmp_path / "made", slices=4)
     for number in range(6):
