@@ -149,6 +149,7 @@ def made_series(
         meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
         path = folder / f"{number:04d}.dcm"
         dataset = FileDataset(path, {}, file_meta=meta, preamble=b"\0" * 128)
+        dataset.SpecificCharacterSet = "ISO_IR 192"
         dataset.SOPClassUID, dataset.SOPInstanceUID = sop_class, meta.MediaStorageSOPInstanceUID
         dataset.StudyInstanceUID, dataset.SeriesInstanceUID, dataset.FrameOfReferenceUID = study, series, frame
         dataset.PatientName, dataset.PatientID, dataset.AccessionNumber = PATIENT, "CANARY-42", "CANARY-77"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import logging
 import threading
+import warnings
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -131,7 +132,7 @@ class Transport:
             raise InvalidConfig(f"config: {error}; pip install 'airflow-provider-nnunet[dicomweb]' on the workers") from error
 
         endpoint = self.endpoint
-        _hush()
+        pydicom()
         session = _Session()
         session.verify = endpoint.verify
         if endpoint.token:
@@ -170,14 +171,13 @@ def _seconds(text: str | None) -> float:
 
 
 def pydicom() -> Any:
-    """pydicom, which dicomweb-client brings. Only this room has it; by name, so that the wing's static contract stays exact."""
-    return importlib.import_module("pydicom")
+    """pydicom, which dicomweb-client brings. Only this room has it; by name, so that the wing's static contract stays exact.
 
-
-def _hush() -> None:
-    """Keep what libraries print out of task logs: request lines hold UIDs, warnings about odd values quote the values."""
-    logging.getLogger("dicomweb_client").setLevel(logging.ERROR)
-    logging.getLogger("pydicom").setLevel(logging.ERROR)
-    config = pydicom().config
-    config.settings.reading_validation_mode = config.IGNORE
-    config.settings.writing_validation_mode = config.IGNORE
+    What it and dicomweb-client print stays out of task logs: request lines hold UIDs, warnings about odd values quote the values.
+    """
+    module = importlib.import_module("pydicom")
+    for name in ("dicomweb_client", "pydicom"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"pydicom\b")
+    module.config.settings.reading_validation_mode = module.config.IGNORE
+    return module

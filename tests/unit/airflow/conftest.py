@@ -66,11 +66,20 @@ def running_orthanc(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Orthan
 
 
 @pytest.fixture
-def orthanc(running_orthanc: Orthanc, monkeypatch: pytest.MonkeyPatch) -> Orthanc:
-    """The archive, empty, behind the connection dicomweb_default."""
+def orthanc(running_orthanc: Orthanc, monkeypatch: pytest.MonkeyPatch) -> Iterator[Orthanc]:
+    """The archive, empty, behind the connection dicomweb_default. What the hook hushes for its process speaks again afterwards."""
+    import logging
+
+    import pydicom
+
+    settings, loggers = pydicom.config.settings, [logging.getLogger(name) for name in ("dicomweb_client", "pydicom")]
+    before = settings.reading_validation_mode, [logger.level for logger in loggers]
     running_orthanc.clear()
     monkeypatch.setenv("AIRFLOW_CONN_DICOMWEB_DEFAULT", running_orthanc.connection())
-    return running_orthanc
+    yield running_orthanc
+    settings.reading_validation_mode = before[0]
+    for logger, level in zip(loggers, before[1], strict=True):
+        logger.setLevel(level)
 
 
 @pytest.fixture
