@@ -11,7 +11,8 @@ from typing import Any
 from airflow_nnunet.dicomweb.endpoint import Endpoint
 from airflow_nnunet.dicomweb.model import Series, SeriesFilter, Study, StudyQuery, checked_uid
 from airflow_nnunet.dicomweb.transport import Transport, pydicom
-from airflow_nnunet.exceptions import ArchiveRefused, InstancesRejected
+from airflow_nnunet.exceptions import ArchiveRefused, ArchiveUnavailable, InstancesRejected
+from nnunet_jobs.contract.failure import ConfigError
 
 _PAGE = 500
 # A query that matches more than this is a mistake, such as a forgotten date; asking on would load the archive for hours.
@@ -42,7 +43,8 @@ class Answer:
 class Archive:
     """One archive behind one connection.
 
-    All methods raise :class:`~airflow_nnunet.exceptions.ArchiveUnavailable` when it does not answer after several tries and
+    UIDs that it is given must be checked ones (:func:`~airflow_nnunet.dicomweb.model.checked_uid`). All methods raise
+    :class:`~airflow_nnunet.exceptions.ArchiveUnavailable` when it does not answer after several tries and
     :class:`~airflow_nnunet.exceptions.ArchiveRefused` when credentials, address or rights are wrong.
     """
 
@@ -77,7 +79,6 @@ class Archive:
 
     def study(self, uid: str) -> Study:
         """Counts of one study; zero when the archive has no such study."""
-        uid = checked_uid(uid, field="study")
         found = self._pages(
             "a query for one study",
             _STUDY_UID,
@@ -94,7 +95,6 @@ class Archive:
 
     def series(self, study: str, only: SeriesFilter | None) -> list[Series]:
         """Series of a study that ``only`` means; all of them for None."""
-        study = checked_uid(study, field="study")
         found = self._pages(
             "a query for series",
             _SERIES_UID,
@@ -104,7 +104,7 @@ class Archive:
         )
         return [
             Series(
-                uid=checked_uid(_text(item, _SERIES_UID), field="SeriesInstanceUID of the answer"),
+                uid=_answered_uid(item, _SERIES_UID),
                 modality=_text(item, _MODALITY),
                 instances=_number(item, _SERIES_INSTANCES),
             )
@@ -120,7 +120,7 @@ class Archive:
             lambda client, page: client.search_for_instances(study, series, **page),
             most=_MOST_INSTANCES,
         )
-        return [checked_uid(_text(item, _SOP_UID), field="SOPInstanceUID of the answer") for item in found]
+        return [_answered_uid(item, _SOP_UID) for item in found]
 
     def count(self, study: str, series: Series) -> int:
         """Instances of a series: as the archive counts them, else counted here."""
@@ -170,8 +170,15 @@ class Archive:
 
         Raises:
             InstancesRejected: what came is not DICOM, or is another instance.
+            ArchiveUnavailable: also when the instance was withdrawn after it was listed; the next try lists again.
         """
-        dataset = self.transport.call("a retrieval", lambda client: _parsed(client, study, series, sop_uid))
+        try:
+            dataset = self.transport.call("a retrieval", lambda client: _parsed(client, study, series, sop_uid))
+        except ArchiveRefused as error:
+            if error.status == 404 and not self.has(study, sop_uid):
+                where = f"connection {self.endpoint.conn_id!r}"
+                raise ArchiveUnavailable(f"lost: {where}: an instance was withdrawn while its study was retrieved") from None
+            raise
         if dataset is None or str(dataset.get("SOPInstanceUID", "")) != sop_uid:
             what = "no DICOM file" if dataset is None else "another instance"
             raise InstancesRejected(f"data: connection {self.endpoint.conn_id!r}: asked for an instance, the archive sent {what}")
@@ -247,8 +254,15 @@ def _matches(query: StudyQuery, item: Mapping[str, Any]) -> bool:
 
 
 def _study(item: Mapping[str, Any]) -> Study:
-    uid = checked_uid(_text(item, _STUDY_UID), field="StudyInstanceUID of the answer")
-    return Study(uid=uid, series=_number(item, _STUDY_SERIES), instances=_number(item, _STUDY_INSTANCES))
+    return Study(uid=_answered_uid(item, _STUDY_UID), series=_number(item, _STUDY_SERIES), instances=_number(item, _STUDY_INSTANCES))
+
+
+def _answered_uid(item: Mapping[str, Any], tag: str) -> str:
+    """A UID of an answer. It becomes a part of URLs, so it is checked like a user's."""
+    try:
+        return checked_uid(_text(item, tag), field=f"({tag[:4]},{tag[4:]})")
+    except ConfigError as error:
+        raise InstancesRejected(f"data: the archive's answer: {error}") from None
 
 
 def _values(item: Mapping[str, Any], tag: str) -> list[Any]:

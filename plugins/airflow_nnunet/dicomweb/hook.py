@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow.sdk import BaseHook
+from airflow.sdk.exceptions import AirflowNotFoundException
 
 from airflow_nnunet.dicomweb.endpoint import Endpoint
-from airflow_nnunet.dicomweb.model import SeriesFilter, Study, StudyQuery
-from airflow_nnunet.exceptions import NnunetJobError, from_job_error
+from airflow_nnunet.dicomweb.model import SeriesFilter, Study, StudyQuery, checked_uid
+from airflow_nnunet.exceptions import InvalidConfig, NnunetJobError, from_job_error
 from nnunet_jobs.contract.failure import JobError
 
 if TYPE_CHECKING:
@@ -46,13 +47,13 @@ class DicomWebHook(BaseHook):
     def get_conn(self) -> Archive:
         """The archive; the same object for the hook's life, usable in threads."""
         if self._archive is None:
-            self._archive = open_archive(self.get_connection(self.dicomweb_conn_id))
+            self._archive = open_archive(self._connection())
         return self._archive
 
     def test_connection(self) -> tuple[bool, str]:
         """What the UI's test button says: whether a query is answered."""
         try:
-            archive = open_archive(self.get_connection(self.dicomweb_conn_id), tries=1)
+            archive = open_archive(self._connection(), tries=1)
             archive.ping()
         except NnunetJobError as error:
             return False, str(error)
@@ -73,7 +74,7 @@ class DicomWebHook(BaseHook):
 
     def study_state(self, study: str) -> Study:
         """How many series and instances the archive has of a study; zero of an unknown one."""
-        return self.get_conn().study(study)
+        return self.get_conn().study(_checked(checked_uid, study, field="study"))
 
     def retrieve_study(
         self, study: str, folder: Path, *, modality: str | None = None, series_description: str | None = None, workers: int = 4
@@ -82,13 +83,24 @@ class DicomWebHook(BaseHook):
         from airflow_nnunet.dicomweb.retrieve import retrieve_study
 
         only = _checked(SeriesFilter, modality=modality, description=series_description)
-        return retrieve_study(self.get_conn(), study, folder, only=only, workers=workers)
+        return retrieve_study(self.get_conn(), _checked(checked_uid, study, field="study"), folder, only=only, workers=workers)
 
     def store(self, paths: Sequence[Path], *, folder: Path, modalities: Sequence[str] = ("SEG",)) -> StoreReport:
         """Store files of a folder, each one once; see :mod:`airflow_nnunet.dicomweb.store`."""
         from airflow_nnunet.dicomweb.store import store_files
 
         return store_files(self.get_conn(), paths, folder=folder, modalities=modalities)
+
+    def _connection(self) -> Any:
+        try:
+            return self.get_connection(self.dicomweb_conn_id)
+        except AirflowNotFoundException as error:
+            raise unknown_connection(self.dicomweb_conn_id) from error
+
+
+def unknown_connection(conn_id: str) -> InvalidConfig:
+    """The error of a connection that nobody has made."""
+    return InvalidConfig(f"config: connection {conn_id!r}: does not exist; add one of type dicomweb, see include/connections.example.json")
 
 
 def open_archive(connection: Any, *, tries: int | None = None) -> Archive:

@@ -11,7 +11,7 @@ from airflow.sdk.exceptions import AirflowSkipException
 
 from airflow_nnunet.config import NnunetConfig
 from airflow_nnunet.dicomweb.hook import DEFAULT_CONN_ID, DicomWebHook
-from airflow_nnunet.dicomweb.model import SeriesFilter, blank, checked_modality, checked_uid
+from airflow_nnunet.dicomweb.model import SeriesFilter, blank, checked_modality
 from airflow_nnunet.exceptions import from_job_error, to_airflow_error
 from airflow_nnunet.operators.fields import coerce, is_template
 from airflow_nnunet.retry import DEFAULT_RETRIES, DEFAULT_RETRY_DELAY, NnunetRetryPolicy
@@ -109,7 +109,7 @@ class DicomWebRetrieveOperator(_ArchiveOperator):
         folder = config.workspace.confine_incoming(self.folder, field="folder")
         only = self._series()
         result = hook.retrieve_study(
-            checked_uid(self.study, field="study"),
+            self.study,
             folder,
             modality=only.modality,
             series_description=only.description,

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from airflow_nnunet.dicomweb.archive import Archive
-from airflow_nnunet.dicomweb.model import SeriesFilter, checked_uid
+from airflow_nnunet.dicomweb.model import SeriesFilter
 from nnunet_jobs.contract.files import content_hash, locked, read_json, sha256_file, write_atomic, write_json
 
 log = logging.getLogger(__name__)
@@ -63,7 +63,7 @@ def retrieve_study(archive: Archive, study: str, folder: Path, *, only: SeriesFi
     """Bring a study's series below ``folder`` and make the copy equal to what the archive has now.
 
     Args:
-        study: StudyInstanceUID. only: series that are meant. workers: requests at once.
+        study: StudyInstanceUID, checked. only: series that are meant. workers: requests at once.
 
     Returns:
         Counts; zero series when the archive has none that is meant.
@@ -71,7 +71,6 @@ def retrieve_study(archive: Archive, study: str, folder: Path, *, only: SeriesFi
     Raises:
         ArchiveUnavailable, ArchiveRefused, InstancesRejected: see :class:`Archive`. What has arrived stays and is not asked for again.
     """
-    study = checked_uid(study, field="study")
     name = study_name(study, only)
     notes = folder / RETRIEVED
     notes.mkdir(parents=True, exist_ok=True)

@@ -9,9 +9,10 @@ from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 from airflow.sdk import BaseHook
+from airflow.sdk.exceptions import AirflowNotFoundException
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
-from airflow_nnunet.dicomweb.hook import open_archive
+from airflow_nnunet.dicomweb.hook import open_archive, unknown_connection
 from airflow_nnunet.dicomweb.model import StudyQuery
 from airflow_nnunet.dicomweb.stability import Look, StudyWatch
 from airflow_nnunet.exceptions import ArchiveUnavailable, NnunetJobError
@@ -73,7 +74,10 @@ class DicomWebStudyTrigger(BaseTrigger):
     async def _until_complete(self) -> Look:
         query = StudyQuery.from_json(self.query)
         watch = StudyWatch(stable_for=self.stable_for, hold_s=self.hold_s, seen=self.seen)
-        connection = await BaseHook.aget_connection(self.dicomweb_conn_id)
+        try:
+            connection = await BaseHook.aget_connection(self.dicomweb_conn_id)
+        except AirflowNotFoundException as error:
+            raise unknown_connection(self.dicomweb_conn_id) from error
         # One try a poke: a thread that sleeps between tries is one that other triggers wait for.
         archive = await asyncio.to_thread(open_archive, connection, tries=1)
         told: tuple[int, int] | None = None

@@ -95,6 +95,15 @@ def test_pages_that_the_archive_cuts_short_and_filters_that_it_ignores_do_no_har
         assert len(proxy.paths) == 2, "the page that repeats itself is the last one"
 
 
+def test_an_answer_with_a_uid_that_is_a_path_goes_no_further(
+    brains: dict[str, str], orthanc: Orthanc, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evil = json.dumps([{"0020000D": {"vr": "UI", "Value": ["1.2/../../../users"]}}]).encode()
+    act = Act(status=200, headers={"Content-Type": "application/dicom+json"}, body=evil)
+    with Proxy(orthanc.url, lambda path, number: act) as proxy, pytest.raises(InstancesRejected, match="must be a DICOM UID"):
+        through(monkeypatch, orthanc, proxy).find_studies()
+
+
 def test_all_pages_are_read(brains: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("airflow_nnunet.dicomweb.archive._PAGE", 1)
     assert {study.uid for study in DicomWebHook().find_studies()} == set(brains.values())
@@ -162,11 +171,16 @@ def test_a_cut_answer_is_asked_for_again(brains: dict[str, str], orthanc: Orthan
         assert proxy.fetched == 2
 
 
-def test_another_instance_than_the_one_asked_for_is_refused(brains: dict[str, str]) -> None:
+def test_an_instance_that_is_gone_is_told_from_a_wrong_address(
+    brains: dict[str, str], orthanc: Orthanc, monkeypatch: pytest.MonkeyPatch
+) -> None:
     archive = DicomWebHook().get_conn()
     series = archive.series(brains["ct"], None)[0].uid
-    with pytest.raises(ArchiveRefused, match="404"):
+    with pytest.raises(ArchiveUnavailable, match="withdrawn"):
         archive.fetch(brains["ct"], series, "1.2.3.4")
+    monkeypatch.setenv("AIRFLOW_CONN_WRONG", orthanc.connection(wado_prefix="no-such-prefix"))
+    with pytest.raises(ArchiveRefused, match=r"404.*check base_path and the prefixes"):
+        DicomWebHook("wrong").get_conn().fetch(brains["ct"], series, archive.instances(brains["ct"], series)[0])
 
 
 def test_what_is_no_dicom_file_is_refused_without_quoting_it(
@@ -210,6 +224,8 @@ def test_wrong_arguments_are_refused_before_a_request(orthanc: Orthanc) -> None:
     ):
         with pytest.raises(InvalidConfig):
             hook.find_studies(**query)  # type: ignore[arg-type]
+    with pytest.raises(InvalidConfig, match="must be a DICOM UID"):
+        hook.study_state("1.2/../3")
 
 
 def test_no_log_line_holds_a_patient_or_a_secret(brains: dict[str, str], orthanc: Orthanc, caplog: pytest.LogCaptureFixture) -> None:

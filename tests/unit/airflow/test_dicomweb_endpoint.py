@@ -95,11 +95,10 @@ def test_a_credential_is_in_no_printed_form() -> None:
         assert SECRET not in found.key
 
 
-def test_a_missing_connection_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    from airflow.sdk.exceptions import AirflowNotFoundException
-
-    with pytest.raises(AirflowNotFoundException, match="no_such_pacs"):
+def test_a_missing_connection_is_named_with_the_mend() -> None:
+    with pytest.raises(InvalidConfig, match="connection 'no_such_pacs': does not exist; add one of type dicomweb"):
         DicomWebHook("no_such_pacs").find_studies()
+    assert not DicomWebHook("no_such_pacs").test_connection()[0]
 
 
 def certificate(folder: Path) -> Path:
@@ -208,3 +207,20 @@ def test_the_example_connections_hold_no_secret_and_can_be_imported(home: Path) 
         assert endpoint(extra, **{name: value for name, value in fields.items() if name not in ("conn_type", "extra", "description")})
     done = run_python(["-m", "airflow", "connections", "import", path], environment(home))
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_doctor_asks_every_archive_and_looks_for_their_pool(orthanc: Orthanc, home: Path, tmp_path: Path) -> None:
+    good = json.loads(orthanc.connection())
+    connections = {"good": good, "stale": {**good, "password": "old-" + SECRET}}
+    for fields in connections.values():
+        fields.pop("extra")
+    (tmp_path / "connections.json").write_text(json.dumps(connections))
+    env = environment(home)
+    done = run_python(["-m", "airflow", "connections", "import", tmp_path / "connections.json"], env)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = run_python(["-m", "airflow_nnunet", "doctor"], env).stdout
+    assert f"ok    archive good: {orthanc.url}/dicom-web answers" in found
+    assert "warn  archive stale: config: connection 'stale': a query: the archive answers 401" in found
+    assert "warn  pool pacs: missing, retrieval would wait for ever" in found
+    assert SECRET not in found
+    assert orthanc.password not in found

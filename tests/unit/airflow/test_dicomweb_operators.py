@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-import errno
 import json
+import os
+import subprocess
+import sys
+import textwrap
 import warnings
 from pathlib import Path
 from typing import Any
@@ -15,7 +18,7 @@ from airflow_nnunet.dicomweb import DicomWebRetrieveOperator, DicomWebStoreOpera
 from airflow_nnunet.exceptions import ArchiveRefused, InvalidConfig, InvalidData
 from airflow_nnunet.retry import NnunetRetryPolicy
 from nnunet_jobs.contract.failure import ConfigError
-from support.airflow import context
+from support.airflow import PROJECT, context
 from support.orthanc import LOGIN, PATIENT, Orthanc, made_seg, made_series, study_uid
 
 
@@ -108,25 +111,26 @@ def test_a_wrong_password_names_the_connection_and_burns_no_retry(
     assert NnunetRetryPolicy().evaluate(caught.value, 1, 3).action.name == "FAIL"
 
 
-def test_fault_15_a_full_disk_is_told_as_such_and_the_rest_follows_later(orthanc: Orthanc, incoming: Path, tmp_path: Path) -> None:
-    """The limit on a file's size stands in for the disk's: the same code path, without a file system to mount."""
-    import resource
-    import signal
-
+def test_fault_15_a_full_disk_leaves_no_half_file_and_the_rest_follows_later(orthanc: Orthanc, incoming: Path, tmp_path: Path) -> None:
+    """The limit on a file's size stands in for the disk's: a write that the kernel refuses, without a file system to mount."""
     paths = made_series(tmp_path / "made", slices=3, size=128)
     orthanc.upload(paths)
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (16 * 1024, limits[1]))
-    try:
-        with pytest.raises(OSError) as caught:
-            retrieve(study_uid(paths), incoming)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-        signal.signal(signal.SIGXFSZ, before)
-    assert caught.value.errno in (errno.EFBIG, errno.ENOSPC)
-    assert NnunetRetryPolicy().evaluate(caught.value, 1, 3).action.name == "RETRY"
-    assert not list(incoming.rglob("*.dcm"))
+    program = f"""
+        import resource, signal
+        from pathlib import Path
+        from airflow_nnunet.dicomweb import DicomWebHook
+        from airflow_nnunet.retry import NnunetRetryPolicy
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (16 * 1024, 16 * 1024))
+        try:
+            DicomWebHook().retrieve_study({study_uid(paths)!r}, Path({str(incoming)!r}))
+        except OSError as error:
+            print(error.strerror, NnunetRetryPolicy().evaluate(error, 1, 3).action.name)
+    """
+    environment = {**os.environ, "PYTHONPATH": str(PROJECT / "plugins")}
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1:] == ["File too large RETRY"], done.stderr
+    assert [path for path in incoming.rglob("*") if path.suffix in (".dcm", ".tmp")] == []
     assert retrieve(study_uid(paths), incoming)["fetched"] == 3
 
 

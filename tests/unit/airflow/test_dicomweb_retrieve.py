@@ -66,6 +66,17 @@ def test_a_study_arrives_byte_for_byte_in_parallel(orthanc: Orthanc, series: lis
     assert len(manifest["files"]) == len(series)
 
 
+def test_compressed_images_come_as_they_are_stored(orthanc: Orthanc, tmp_path: Path) -> None:
+    paths = made_series(tmp_path / "made", slices=3)
+    for path in paths:
+        dataset = pydicom.dcmread(path)
+        dataset.compress(pydicom.uid.RLELossless, generate_instance_uid=False)
+        dataset.save_as(path)
+    orthanc.upload(paths)
+    result = DicomWebHook().retrieve_study(study_uid(paths), tmp_path / "in")
+    assert files(Path(result.folder)) == originals(paths)
+
+
 def test_a_study_that_is_there_costs_only_queries(
     orthanc: Orthanc, series: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

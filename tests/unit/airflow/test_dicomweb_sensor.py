@@ -185,6 +185,11 @@ def test_a_wrong_password_fails_at_once_and_is_never_skipped(orthanc: Orthanc, m
     assert NnunetRetryPolicy().evaluate(caught.value, 1, 3).action.name == "FAIL"
 
 
+def test_a_missing_connection_fails_at_once() -> None:
+    with pytest.raises(InvalidConfig, match="connection 'no_such_pacs': does not exist"):
+        run(sensor(dicomweb_conn_id="no_such_pacs"), History().context())
+
+
 def test_without_deferral_the_worker_looks_itself(orthanc: Orthanc, tmp_path: Path) -> None:
     paths = made_series(tmp_path / "made", slices=2)
     orthanc.upload(paths)
