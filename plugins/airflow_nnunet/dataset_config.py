@@ -43,8 +43,9 @@ class DatasetSection(_Section):
     id: int = Field(description="nnU-Net's dataset number, 1 to 99999.")
     name: str = Field(description="Rest of the folder name: `Hippocampus` makes `Dataset004_Hippocampus`.")
     source: str = Field(description="Absolute folder to read, below `input_roots`. A Jinja template is allowed.")
-    layout: Literal["auto", "nnunet", "decathlon", "folders"] = Field(
-        default="auto", description="`nnunet` (raw v2), `decathlon` (MSD), `folders` (images and labels); `auto` looks."
+    layout: Literal["auto", "nnunet", "decathlon", "folders", "dicom"] = Field(
+        default="auto",
+        description="`nnunet` (raw v2), `decathlon` (MSD), `folders` (images and labels), `dicom` (a tree of DICOM files); `auto` looks.",
     )
     images: str = Field(default="images", description="Sub-folder of the images, for `folders`.")
     labels: str = Field(default="labels", description="Sub-folder of the labels, for `folders`.")
@@ -54,6 +55,11 @@ class DatasetSection(_Section):
     channel_names: dict[str, str] | None = Field(default=None, description="Channel number to name; `CT` switches CT normalisation on.")
     label_names: dict[str, Any] | None = Field(default=None, description="Label name to value, or to a list of values for regions.")
     regions_class_order: list[int] | None = Field(default=None, description="For regions: nnU-Net's order of values.")
+    series: dict[str, Any] | None = Field(
+        default=None,
+        description="For DICOM: channel name to the rule that chooses its series, of `modality`, `description` and `protocol` (regular "
+        "expressions), `tags` (DICOM keyword to expression or number), `each` (every matching series is a case).",
+    )
     label_rules: dict[str, Any] | None = Field(
         default=None,
         description="For labels from DICOM SEG and RTSTRUCT: label name to names or regular expressions of segments, which fuse; "
@@ -122,6 +128,9 @@ class PredictSection(_Section):
     step_size: float = Field(default=0.5, description="Of the sliding window.")
     postprocessing: bool = Field(default=True, description="Apply what the selection chose.")
     probabilities: bool = Field(default=False, description="Also save softmax files.")
+    series: dict[str, Any] | None = Field(
+        default=None, description="For DICOM studies: channel name to rule, in place of those that the dataset was registered with."
+    )
     dicom_seg: bool = Field(default=False, description="Also write a DICOM SEG for each case; `cases` must be a folder of DICOM studies.")
     segment_codes: dict[str, Any] = Field(
         default={},
@@ -186,6 +195,8 @@ class TrainingConfig(_Section):
         absolute = self.predict.cases in (*_HELD_OUT, "none") or self.predict.cases.startswith(("/", "{{"))
         if not absolute:
             raise ValueError(f"predict.cases={self.predict.cases!r}: must be holdout, imagesTs, none or an absolute folder")
+        if self.predict.dicom_seg and self.predict.cases in (*_HELD_OUT, "none"):
+            raise ValueError("predict.dicom_seg=True: predict.cases must be a folder of DICOM studies, whose series the result belongs to")
         return self
 
     @property

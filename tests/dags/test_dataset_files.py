@@ -28,6 +28,8 @@ def write(folder: Path, text: str, name: str = "a.yaml") -> Path:
         (GOOD + "train: {folds: [7]}\n", r"a\.yaml:2: train\.folds=\[7\]: the split has folds 0 to 4; raise preprocess\.folds"),
         (GOOD + "preprocess: {configurations: [3d_cascade_fullres]}\n", r"starts from 3d_lowres; add 3d_lowres"),
         (GOOD + "predict: {cases: somewhere}\n", r"predict\.cases='somewhere': must be holdout, imagesTs, none or an absolute"),
+        (GOOD + "predict: {dicom_seg: true}\n", r"a\.yaml:2: predict\.dicom_seg=True: predict\.cases must be a folder of DICOM"),
+        (GOOD + "predict: {segment_codes: {head: [1]}}\n", r"a\.yaml:2: predict\.segment_codes=.*such as"),
         (GOOD + "resources: {cpus: -1}\n", r"resources\.cpus=-1: must be 0 or more"),
         ("dataset: {id: 0, name: A, source: /data}\n", r"dataset\.id=0: must be between 1 and 99999"),
         ("dataset: {id: 4, name: 'a b', source: /data}\n", r"dataset\.name='a b': use letters, digits"),

@@ -18,8 +18,9 @@ class BatchPredictOperator(NnunetOperator):
 
     Args:
         dataset: whose model; id or full name. model: model id; the promoted one when empty.
-        cases: ``holdout`` or ``imagesTs`` of the dataset, a folder below ``input_roots``, or a list of
+        cases: ``holdout`` or ``imagesTs`` of the dataset, a folder below ``input_roots`` (images, or DICOM studies), or a list of
             ``{"case": id, "images": [one path a channel]}`` or of single paths.
+        series: for DICOM studies, channel name to rule, in place of those that the dataset was registered with.
         output_folder: absolute folder below ``output_roots``.
         part, parts: this job predicts every ``parts``-th case, starting at ``part``.
         folds: in place of the model's own. mirroring: False is faster and a little worse. step_size: of the sliding window.
@@ -53,6 +54,7 @@ class BatchPredictOperator(NnunetOperator):
         postprocessing: bool | str = True,
         probabilities: bool | str = False,
         overwrite: bool | str = False,
+        series: dict[str, Any] | str | None = None,
         dicom_seg: bool | str = False,
         segment_codes: dict[str, Any] | str | None = None,
         num_gpus: int | str = 1,
@@ -72,6 +74,7 @@ class BatchPredictOperator(NnunetOperator):
         self.postprocessing = postprocessing
         self.probabilities = probabilities
         self.overwrite = overwrite
+        self.series = series
         self.dicom_seg = dicom_seg
         self.segment_codes = {} if segment_codes is None else segment_codes
         self.check_fields()

@@ -25,12 +25,15 @@ class RegisterDatasetOperator(NnunetOperator):
     Args:
         dataset_id: nnU-Net's number, 1 to 99999. name: the rest of the folder name.
         source: absolute folder to read, below ``input_roots``.
-        layout: ``nnunet`` (raw v2), ``decathlon`` (MSD), ``folders`` (images and labels); ``auto`` looks.
+        layout: ``nnunet`` (raw v2), ``decathlon`` (MSD), ``folders`` (images and labels), ``dicom`` (a tree of DICOM files); ``auto``
+            looks.
         images, labels: sub-folders for ``folders``.
         case_pattern: regular expression on the image file name with the groups ``case`` and, for several channels, ``channel``.
         channel_names: channel number to name; ``CT`` switches CT normalisation on; the source's own when empty.
         label_names: label name to value, or to a list of values for regions; the source's own when empty.
         regions_class_order: for regions, nnU-Net's order of values.
+        series: for DICOM, channel name to the rule that chooses its series: ``modality``, ``description`` and ``protocol`` (regular
+            expressions), ``tags`` (DICOM keyword to expression or number), ``each`` (every matching series is a case).
         label_rules: for labels from DICOM SEG and RTSTRUCT: label name to names or regular expressions of segments, which fuse;
             ``skip`` names segments to leave out, ``priority`` says which label wins where two overlap, ``threshold`` is the share
             from which a fractional segment covers a voxel (0.5).
@@ -60,6 +63,7 @@ class RegisterDatasetOperator(NnunetOperator):
         channel_names: dict[str, str] | str | None = None,
         label_names: dict[str, Any] | str | None = None,
         regions_class_order: list[int] | str | None = None,
+        series: dict[str, Any] | str | None = None,
         label_rules: dict[str, Any] | str | None = None,
         group_pattern: str | None = None,
         holdout_fraction: float | str = 0.1,
@@ -82,6 +86,7 @@ class RegisterDatasetOperator(NnunetOperator):
         self.channel_names = channel_names
         self.label_names = label_names
         self.regions_class_order = regions_class_order
+        self.series = series
         self.label_rules = label_rules
         self.group_pattern = group_pattern
         self.holdout_fraction = holdout_fraction

@@ -13,6 +13,7 @@ from nnunet_jobs.contract.failure import ConfigError
 from nnunet_jobs.contract.fields import describe, field_types, fits
 from nnunet_jobs.contract.label_rules import LabelRules
 from nnunet_jobs.contract.segment_codes import parse_segment_codes
+from nnunet_jobs.contract.series_rules import channel_rules, parse_rules
 
 CONFIGURATIONS = ("2d", "3d_fullres", "3d_lowres", "3d_cascade_fullres")
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
@@ -71,12 +72,15 @@ class RegisterParams(StepParams):
     Attributes:
         dataset_id: nnU-Net's number, 1 to 99999. name: the rest of the folder name.
         source: folder to read, below ``input_roots``.
-        layout: ``nnunet`` (raw v2), ``decathlon`` (MSD), ``folders`` (images and labels), ``auto`` looks.
+        layout: ``nnunet`` (raw v2), ``decathlon`` (MSD), ``folders`` (images and labels), ``dicom`` (a tree of DICOM files),
+            ``auto`` looks.
         images, labels: sub-folders for ``folders``. case_pattern: regular expression on the image file name with the
             named groups ``case`` and, for several channels, ``channel``.
         channel_names: channel number to name (``CT`` switches nnU-Net's CT normalisation on), default from the source.
         label_names: label name to value, or to a list of values for regions, default from the source.
         regions_class_order: for regions, nnU-Net's order of values.
+        series: for DICOM, channel name to the rule that chooses its series; see
+            :class:`~nnunet_jobs.contract.series_rules.SeriesRule`. One channel needs none where a study has one CT, MR or PT series.
         label_rules: for labels from DICOM SEG and RTSTRUCT, label name to names or regular expressions of segments, beside the rules
             ``skip``, ``priority`` and ``threshold``; see :class:`~nnunet_jobs.contract.label_rules.LabelRules`.
         group_pattern: regular expression on the case id whose group 1 (or ``group``) is the patient.
@@ -100,6 +104,7 @@ class RegisterParams(StepParams):
     channel_names: dict[str, str] | None = None
     label_names: dict[str, Any] | None = None
     regions_class_order: list[int] | None = None
+    series: dict[str, Any] | None = None
     label_rules: dict[str, Any] | None = None
     group_pattern: str | None = None
     holdout_fraction: float = 0.1
@@ -111,11 +116,20 @@ class RegisterParams(StepParams):
 
     def _check(self) -> None:
         self.require(1 <= self.dataset_id <= 99_999, "dataset_id", "must be between 1 and 99999")
-        self.require(self.layout in ("auto", "nnunet", "decathlon", "folders"), "layout", "must be auto, nnunet, decathlon or folders")
+        self.require(
+            self.layout in ("auto", "nnunet", "decathlon", "folders", "dicom"),
+            "layout",
+            "must be auto, nnunet, decathlon, folders or dicom",
+        )
         self.require(0 <= self.holdout_fraction < 1, "holdout_fraction", "must be at least 0 and less than 1")
         self.require(self.transfer in ("auto", "reflink", "hardlink", "copy"), "transfer", "must be auto, reflink, hardlink or copy")
         self.require(self.on_changed in ("update", "fail"), "on_changed", "must be update or fail")
         self.require(self.on_removed in ("keep", "drop", "fail"), "on_removed", "must be keep, drop or fail")
+        if self.series is not None:
+            try:
+                channel_rules(self.series, self.channel_names)
+            except ValueError as error:
+                raise ConfigError(f"{self.step}: series={self.series!r}: {error}") from error
         try:
             rules = LabelRules.parse(self.label_rules)
             if self.label_names is not None and self.label_rules:
@@ -262,8 +276,9 @@ class PredictParams(StepParams):
 
     Attributes:
         dataset: whose model; id or full name. model: model id; the promoted one when empty.
-        cases: ``holdout`` or ``imagesTs`` of the dataset, a folder below ``input_roots``, or a list of
+        cases: ``holdout`` or ``imagesTs`` of the dataset, a folder below ``input_roots`` (images, or DICOM studies), or a list of
             ``{"case": id, "images": [one path a channel]}`` or of single paths (one channel).
+        series: for DICOM studies, channel name to rule, in place of those that the dataset was registered with.
         output: folder below ``output_roots``.
         part, parts: this job predicts every ``parts``-th case, starting at ``part``.
         folds: override of the model's folds. mirroring: False is faster and a little worse. step_size: of the sliding window.
@@ -287,14 +302,16 @@ class PredictParams(StepParams):
     postprocessing: bool = True
     probabilities: bool = False
     overwrite: bool = False
+    series: dict[str, Any] | None = None
     dicom_seg: bool = False
     segment_codes: dict[str, Any] = field(default_factory=dict)
 
     def _check(self) -> None:
-        try:
-            parse_segment_codes(self.segment_codes)
-        except ValueError as error:
-            raise ConfigError(f"{self.step}: segment_codes: {error}") from error
+        for name, parse, value in (("segment_codes", parse_segment_codes, self.segment_codes), ("series", parse_rules, self.series or {})):
+            try:
+                parse(value)
+            except ValueError as error:
+                raise ConfigError(f"{self.step}: {name}={value!r}: {error}") from error
         self.require(self.parts >= 1, "parts", "must be 1 or more")
         self.require(0 <= self.part < self.parts, "part", f"must be 0 to {self.parts - 1}")
         self.require(0 < self.step_size <= 1, "step_size", "must be more than 0 and at most 1")

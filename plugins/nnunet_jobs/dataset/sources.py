@@ -10,13 +10,15 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from nnunet_jobs.contract.failure import ConfigError, Fault
+from nnunet_jobs.contract.failure import ConfigError, DataError, Fault
 from nnunet_jobs.contract.params import RegisterParams
 from nnunet_jobs.dataset.faults import Code, data_error
 from nnunet_jobs.dataset.labels import Tables, channel_table, decathlon_labels, label_table
 from nnunet_jobs.dataset.names import ENDINGS, Refused, below, check_case_ids, check_links, listing, split_ending
 from nnunet_jobs.dataset.volume import open_regular
 
+DICOM_CASES = "dicom_cases"
+"""Key of ``dataset.json`` that tells a folder of converted DICOM series."""
 _EXTRAS = ("description", "reference", "licence", "license", "release", "citation", "overwrite_image_reader_writer")
 
 
@@ -117,7 +119,20 @@ def _description(root: Path) -> dict[str, Any]:
     return data
 
 
+def recognised(params: RegisterParams, root: Path) -> bool:
+    """Whether a folder has one of the layouts that ``auto`` looks for."""
+    try:
+        _detect(params, root, _description(root))
+    except ConfigError:
+        return False
+    except DataError:  # a dataset.json that cannot be read is named by whoever reads the source
+        return True
+    return True
+
+
 def _detect(params: RegisterParams, root: Path, description: dict[str, Any]) -> str:
+    if isinstance(description.get(DICOM_CASES), dict):
+        return "dicom"
     if isinstance(description.get("training"), list):
         return "decathlon"
     if "file_ending" in description or ("channel_names" in description and (root / "imagesTr").is_dir()):
@@ -255,6 +270,19 @@ def _folders(params: RegisterParams, source: Source, description: dict[str, Any]
     _without_image(source, params.labels, strays)
 
 
+def _dicom(params: RegisterParams, source: Source, description: dict[str, Any]) -> None:
+    """What :mod:`nnunet_jobs.dataset.dicom_source` converted; cases without a label are test cases."""
+    for case, entry in description[DICOM_CASES].items():
+        try:
+            paths = tuple(below(source.root, image, case=case) for image in entry["images"])
+            label = below(source.root, entry["label"], case=case) if entry["label"] else None
+        except Refused as refused:
+            source.faults.append(refused.fault)
+            continue
+        source.add(SourceCase(case=case, images=paths, label=label, labelled=label is not None, group=entry["group"]))
+    source.faults += [Fault(**fault) for fault in description["faults"]]
+
+
 def _list(source: Source, folder: str) -> list[str]:
     path = source.root / folder
     if not path.is_dir():
@@ -321,4 +349,5 @@ _LAYOUTS: dict[str, Callable[[RegisterParams, Source, dict[str, Any]], None]] = 
     "decathlon": _decathlon,
     "nnunet": _nnunet,
     "folders": _folders,
+    "dicom": _dicom,
 }

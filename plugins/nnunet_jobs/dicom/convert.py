@@ -28,11 +28,14 @@ from nnunet_jobs.contract.failure import Fault
 from nnunet_jobs.contract.files import sync_directory, temporary_beside
 from nnunet_jobs.dataset.faults import Code
 from nnunet_jobs.dicom.geometry import SeriesRefused
+from nnunet_jobs.dicom.guard import Broken, Workers
 from nnunet_jobs.dicom.model import Grid, Series
 
 VERSION = 1
 """Of the conversion; part of the names in the cache, so that a better converter converts again."""
 
+_LEAST_S, _SLOWEST_MIB_S = 60.0, 1.0
+"""A conversion that takes longer than the first, and more than a second a MiB of its files, hangs."""
 _NATIVE = (ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian)
 _GDCM = tuple(f"1.2.840.10008.1.2.{rest}" for rest in ("4.50", "4.51", "4.57", "4.70", "4.80", "4.81", "4.90", "4.91", "5"))
 _LOSSY = tuple(f"1.2.840.10008.1.2.4.{rest}" for rest in ("50", "51", "81", "91"))
@@ -70,22 +73,37 @@ def _obstacle(image: dict[str, Any]) -> str | None:
     return None
 
 
-def write_nifti(series: Series, grid: Grid, target: Path, *, beat: Callable[[], None]) -> None:
-    """Convert a series whose grid is known, in this process; see :func:`request` for the guarded way.
+def write_nifti(series: Series, grid: Grid, target: Path, *, beat: Callable[[], None], workers: Workers | None = None) -> None:
+    """Convert a series whose grid is known, in a guarded process.
 
     Values are ``stored * RescaleSlope + RescaleIntercept``, with each slice's own numbers: Hounsfield units for CT, activity (not
     SUV) for PET, what the scanner says for MR. They are int16 where all of them are whole and fit, else float32. Axes are the
     grid's; the affine is the grid's in NIfTI's RAS. The header holds nothing else of the DICOM files.
 
     Args:
-        series: with ``Instance.image``. grid: of it. target: ``.nii.gz``, written whole or not at all. beat: called for each slice.
+        series: with ``Instance.image``. grid: of it. target: ``.nii.gz``, written whole or not at all. beat: sign of life, may raise
+            to stop. workers: to convert with, one of its own when None.
 
     Raises:
-        SeriesRefused: pixels cannot be decoded, or a file is no longer what was scanned.
+        SeriesRefused: pixels cannot be decoded, a file is no longer what was scanned, or decoding hangs or crashes.
     """
-    answer = _convert(request(series, grid, target), beat)
+    if workers is None:
+        with Workers(1) as own:
+            return write_nifti(series, grid, target, beat=beat, workers=own)
+    mib = sum(size_of(instance.path) for instance in series.instances) / (1 << 20)
+    try:
+        answer = workers.call(
+            "convert",
+            request(series, grid, target),
+            timeout_s=_LEAST_S + mib / _SLOWEST_MIB_S,
+            memory_mib=memory_mib(series, grid),
+            beat=beat,
+        )
+    except Broken as broken:
+        raise SeriesRefused([Fault(code=Code.DICOM_UNREADABLE, message=f"cannot be converted: {broken}; export it again")]) from None
     if answer["faults"]:
         raise SeriesRefused([Fault(**fault) for fault in answer["faults"]])
+    return None
 
 
 def request(series: Series, grid: Grid, target: Path) -> dict[str, Any]:
@@ -116,21 +134,24 @@ def _scale(image: dict[str, Any], frame: int) -> dict[str, float]:
 def memory_mib(series: Series, grid: Grid) -> int:
     """What a conversion may take: doubles of all voxels, the result beside them, a file or two, and the libraries."""
     voxels = grid.shape[0] * grid.shape[1] * grid.shape[2]
-    return 1024 + (voxels * 24 >> 20) + 2 * (max(os.path.getsize(instance.path) for instance in series.instances) >> 20)
+    return 1024 + (voxels * 24 >> 20) + 2 * (max(size_of(instance.path) for instance in series.instances) >> 20)
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file; 0 when it is gone since the scan, which whoever reads it will say without naming it."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
 
 
 def task(data: dict[str, Any]) -> dict[str, Any]:
     """A conversion for the guard: ``{"faults": [...]}``, empty when the file is written."""
-    return _convert(data, lambda: None)
-
-
-def _convert(data: dict[str, Any], beat: Callable[[], None]) -> dict[str, Any]:
     columns, rows, count = data["shape"]
     values = np.empty((columns, rows, count), dtype=np.float64, order="F")
     faults = []
     path, frames = "", np.empty((0, rows, columns), dtype=np.int16)
     for index, item in enumerate(data["slices"]):
-        beat()
         try:
             if item["path"] != path:
                 frames = _stored(item["path"], item["sha256"])

@@ -161,7 +161,8 @@ def _step(heights: Vector, positions: Vector, normal: Vector, spacing: Vector, t
     twice = int((gaps < tolerance / 2).sum())
     if usual < tolerance / 2 or twice:
         places = len(heights) - twice
-        message = f"{len(heights)} slices lie at {places} positions: several volumes (time points, echoes, contrasts) or repeated slices; {_SPLIT}"
+        several = "several volumes (time points, echoes, contrasts) or repeated slices"
+        message = f"{len(heights)} slices lie at {places} positions: {several}; {_SPLIT}"
         code = Code.DICOM_SEVERAL_VOLUMES if places and len(heights) % places == 0 else Code.DICOM_SLICE_DUPLICATE
         raise SeriesRefused([_fault(code, message)])
     drift = positions - positions[0] - np.outer(heights - heights[0], normal)

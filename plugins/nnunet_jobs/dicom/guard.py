@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import queue
@@ -55,7 +56,7 @@ class Workers:
             memory_mib: that the task may take beside what the worker has already. beat: called while waiting; may raise to give up.
 
         Raises:
-            Broken: it died, took too long or too much memory, or raised.
+            Broken: it died, took too long or too much memory, or raised. OSError: no space left where it writes.
         """
         worker = self._idle.get()
         try:
@@ -70,6 +71,8 @@ class Workers:
             raise
         finally:
             self._idle.put(worker)
+        if answer.get("errno") in (errno.ENOSPC, errno.EDQUOT):
+            raise OSError(answer["errno"], os.strerror(answer["errno"]))  # our disk, not their file
         if "error" in answer:
             raise Broken(answer["error"])
         result: dict[str, Any] = answer["result"]

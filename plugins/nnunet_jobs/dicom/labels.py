@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -83,7 +84,8 @@ def _segments(objects: Sequence[Series], reference: Series, grid: Grid, rules: L
         if reader is None:
             report.error(Code.LABEL_OBJECT, f"{series.modality} objects hold no labels that can be read; give SEG or RTSTRUCT")
             continue
-        found += reader(instance.path, reference=reference, grid=grid, source=source, threshold=rules.threshold, report=report)
+        with _broken(f"{source}: is not readable", report):
+            found += reader(instance.path, reference=reference, grid=grid, source=source, threshold=rules.threshold, report=report)
     return found
 
 
@@ -115,19 +117,32 @@ def _painted(
     by_label: Mapping[str, Sequence[Segment]], grid: Grid, rules: LabelRules, label_names: Mapping[str, int], report: Report
 ) -> npt.NDArray[np.unsignedinteger[Any]]:
     wide = max(label_names.values(), default=0) > 255
-    volume: npt.NDArray[np.unsignedinteger[Any]] = np.zeros(grid.shape, dtype=np.uint16 if wide else np.uint8)
+    volume: npt.NDArray[np.unsignedinteger[Any]] = np.zeros(grid.shape, dtype=np.uint16 if wide else np.uint8, order="F")
     owners = {label_names[name]: name for name in by_label}
-    mask = np.zeros(grid.shape, dtype=np.bool_)
+    mask = np.zeros(grid.shape, dtype=np.bool_, order="F")  # slice by slice, as it is painted
+    stored, marked = volume.T, mask.T  # in the order of memory, which boolean indexing wants
     for name, segments in by_label.items():
         mask[...] = False
         for segment in segments:
-            segment.paint(mask, report)
-        for value, voxels in zip(*(found.tolist() for found in np.unique(volume[mask], return_counts=True)), strict=True):
+            with _broken(f"{segment}: cannot be read", report):
+                segment.paint(mask, report)
+        for value, voxels in zip(*(found.tolist() for found in np.unique(stored[marked], return_counts=True)), strict=True):
             if value and not {name, owners[value]} <= set(rules.priority):
                 message = f"labels {owners[value]!r} and {name!r} overlap in {voxels} voxels; say in label_rules' 'priority' which one wins"
                 report.error(Code.LABEL_OVERLAP, message)
-        volume[mask & (volume == 0)] = label_names[name]
+        stored[marked & (stored == 0)] = label_names[name]
     return volume
+
+
+@contextlib.contextmanager
+def _broken(what: str, report: Report) -> Iterator[None]:
+    """Whatever a damaged file makes a library raise is a fault of that file; the library's words may quote it."""
+    try:
+        yield
+    except MemoryError:
+        raise
+    except Exception as error:
+        report.error(Code.UNREADABLE, f"{what} ({type(error).__name__}); export it again")
 
 
 def _log_warning(fault: Fault) -> None:

@@ -39,13 +39,9 @@ def read_rtstruct(path: Path, *, reference: Series, grid: Grid, source: str, thr
     quiet_libraries()
     import pydicom
 
-    try:
-        dataset = pydicom.dcmread(path)
-        names = {int(item.ROINumber): item for item in dataset.StructureSetROISequence}
-        contours = {int(item.ReferencedROINumber): item.get("ContourSequence") or () for item in dataset.get("ROIContourSequence") or ()}
-    except Exception as error:  # whatever a broken file makes the library say; its words may quote the file
-        report.error(Code.UNREADABLE, f"{source}: is not a readable RTSTRUCT ({type(error).__name__}); export it again")
-        return []
+    dataset = pydicom.dcmread(path)
+    names = {int(item.ROINumber): item for item in dataset.StructureSetROISequence}
+    contours = {int(item.ReferencedROINumber): item.get("ContourSequence") or () for item in dataset.get("ROIContourSequence") or ()}
     if reference.series_uid not in referenced(dataset, *_SERIES_PATH):
         report.error(Code.LABEL_REFERENCE, f"{source}: describes another series; contour on this one, or choose the one it describes")
         return []

@@ -43,12 +43,7 @@ def read_seg(path: Path, *, reference: Series, grid: Grid, source: str, threshol
     import pydicom
     from highdicom.seg import Segmentation
 
-    try:
-        dataset = pydicom.dcmread(path)
-        seg = Segmentation.from_dataset(dataset, copy=False)
-    except Exception as error:  # whatever a broken file makes two libraries say; their words may quote the file
-        report.error(Code.UNREADABLE, f"{source}: is not a readable SEG object ({type(error).__name__}); export it again")
-        return []
+    seg = Segmentation.from_dataset(pydicom.dcmread(path), copy=False)
     if not _describes(seg, reference, grid, source, report):
         return []
     try:
@@ -164,12 +159,7 @@ class _Reader:
 
         def paint(mask: Mask, report: Report) -> None:
             for frame in frames:
-                try:
-                    pixels = self._covered(segment, frame.number)
-                except Exception as error:  # decoders raise anything, and quote the data
-                    message = f"{self._source}: frame {frame.number} cannot be decoded ({type(error).__name__}); export it uncompressed"
-                    report.error(Code.UNREADABLE, message)
-                    return
+                pixels = self._covered(segment, frame.number)
                 rows, columns = np.nonzero(pixels)
                 if rows.size and not self._paint_frame(mask, frame, rows, columns, report):
                     return  # the other frames have the same fault

@@ -131,7 +131,7 @@ def _unusable(code: Code, message: str) -> DataError:
 def _planes(segmentation: npt.NDArray[Any], segments: Sequence[OutputSegment], kind: str) -> Any:
     """Pixels as (k, row, column): segment numbers, or with overlapping segments one more axis of masks."""
     values = [value for segment in segments for value in segment.values]
-    turned = segmentation.transpose(2, 1, 0)
+    turned = np.ascontiguousarray(segmentation.transpose(2, 1, 0))  # whole frames are taken from it, again and again
     if len(set(values)) == len(values):
         lookup = np.zeros(int(max([*values, int(segmentation.max(initial=0))])) + 1, dtype=np.uint16 if len(segments) > 255 else np.uint8)
         for number, segment in enumerate(segments, start=1):

@@ -29,19 +29,23 @@ class Scan:
     Attributes:
         series: images, SEG and RTSTRUCT, in the order of study and series UID.
         faults: of files and series; they name a file by its number only, because paths in an archive's export hold names of people.
+        studies: ``file N`` of a fault to its StudyInstanceUID, where the file says it.
         files: number to path of the files that faults name, for those who may see it.
         other: files that are not DICOM. ignored: DICOM objects that are neither images nor labels (reports, DICOMDIR, doses).
     """
 
     series: list[Series] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
+    studies: dict[str, str] = field(default_factory=dict)
     files: dict[int, Path] = field(default_factory=dict)
     other: int = 0
     ignored: int = 0
 
-    def fault(self, code: Code, number: int, path: Path, message: str, *, severity: str = "error") -> None:
+    def fault(self, code: Code, number: int, path: Path, message: str, *, severity: str = "error", study: str = "") -> None:
         """Add a fault of the file with this number."""
         self.files[number] = path
+        if study:
+            self.studies[f"file {number}"] = study
         self.faults.append(Fault(code=code, file=f"file {number}", message=message, severity=severity))
 
 
@@ -151,20 +155,23 @@ def _group(found: Scan, headers: Sequence[tuple[int, Path, dict[str, Any]]]) -> 
             message = f"has no {' and no '.join(missing)}, so nobody knows where it belongs; export it again or move it away"
             found.fault(Code.DICOM_UNREADABLE, number, path, message)
             continue
+        study = header["study_uid"]
         first, other = by_uid.setdefault(header["sop_uid"], (number, header))
         if first != number:
             if other["sha256"] == header["sha256"]:
-                found.fault(Code.DICOM_DUPLICATE, number, path, f"is file {first} once more and is left out", severity="warning")
+                found.fault(
+                    Code.DICOM_DUPLICATE, number, path, f"is file {first} once more and is left out", severity="warning", study=study
+                )
             else:
                 message = f"has the SOPInstanceUID of file {first} but another content; keep the right one"
-                found.fault(Code.DICOM_DUPLICATE, number, path, message)
+                found.fault(Code.DICOM_DUPLICATE, number, path, message, study=study)
             continue
-        first, patient = patients.setdefault(header["study_uid"], (number, patient_of(header)))
+        first, patient = patients.setdefault(study, (number, patient_of(header)))
         if patient != patient_of(header):
             message = f"has the StudyInstanceUID of file {first} but another PatientID; correct the one that is wrong"
-            found.fault(Code.DICOM_PATIENT, number, path, message)
+            found.fault(Code.DICOM_PATIENT, number, path, message, study=study)
             continue
-        groups[header["study_uid"], header["series_uid"]].append((path, header))
+        groups[study, header["series_uid"]].append((path, header))
     found.series = [_series(items) for _, items in sorted(groups.items())]
 
 

@@ -45,8 +45,10 @@ def _answer(request: dict[str, Any]) -> dict[str, Any]:
         return {"error": f"it needs more than {request['memory_mib']} MiB of memory"}
     except RecursionError:
         return {"error": "it is nested too deeply"}
+    except OSError as error:
+        return {"error": f"{type(error).__name__} {os.strerror(error.errno) if error.errno else ''}", "errno": error.errno}
     except Exception as error:  # the text of a library's error may hold header values and file names; its type does not
-        return {"error": f"{type(error).__name__}{f' {os.strerror(error.errno)}' if isinstance(error, OSError) and error.errno else ''}"}
+        return {"error": type(error).__name__}
 
 
 def _task(name: str) -> Task:
@@ -59,6 +61,10 @@ def _task(name: str) -> Task:
         from nnunet_jobs.dicom import convert
 
         return convert.task
+    if name == "label":
+        from nnunet_jobs.dicom import label_task
+
+        return label_task.task
     raise ValueError(f"no task {name!r}")
 
 

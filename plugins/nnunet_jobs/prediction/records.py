@@ -126,5 +126,5 @@ def mean_dice(cases: Sequence[Mapping[str, float | None]]) -> dict[str, Any] | N
 
 
 def _entry(record: Mapping[str, Any]) -> dict[str, Any]:
-    kept = ("status", "reason", "file", "volumes_ml", "dice", "seconds", "model", "model_hash", "at")
+    kept = ("status", "reason", "file", "seg", "volumes_ml", "dice", "seconds", "model", "model_hash", "at")
     return {name: record[name] for name in kept if name in record}

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nnunet_jobs.context import StepContext
-from nnunet_jobs.contract.failure import Bug, DataError, FailureClass, Fault
+from nnunet_jobs.contract.failure import Bug, ConfigError, DataError, FailureClass, Fault
 from nnunet_jobs.contract.files import read_json
 from nnunet_jobs.contract.params import PredictParams
+from nnunet_jobs.dataset.changes import pulse
+from nnunet_jobs.dataset.materialise import holds_dicom
 from nnunet_jobs.dataset.volume import hash_file
 from nnunet_jobs.prediction.cases import Case, collect_cases
+from nnunet_jobs.prediction.export import fresh_folder
 from nnunet_jobs.prediction.model import SelectedModel, resolve_model
 from nnunet_jobs.prediction.records import Records, Settings, case_key, settings_key
+
+if TYPE_CHECKING:
+    from nnunet_jobs.prediction.studies import SegWriter, Studies
 
 _SHOWN = 20
 
@@ -42,31 +52,20 @@ def run(params: PredictParams, context: StepContext) -> dict[str, Any]:
         probabilities=params.probabilities,
     )
     description = read_json(model.members[0].folder / "dataset.json")
-    cases = collect_cases(
-        params.cases,
-        workspace=workspace,
-        dataset=dataset,
-        file_ending=description["file_ending"],
-        channels=len(description["channel_names"]),
-    )[params.part :: params.parts]
     output.mkdir(parents=True, exist_ok=True)
     records = Records(output)
+    scratch = records.scratch(params.part, params.parts)
+    studies = _studies(params, context, dataset, description, images=scratch.with_suffix(".converted"))
+    found = studies.cases if studies else _cases(params, context, dataset, description)
+    cases = found[params.part :: params.parts]
+    segs = studies.seg_writer(model, description, params.segment_codes) if studies and params.dicom_seg else None
     with context.content_lock(records.part_lock(params.part, params.parts), what=f"part {params.part} of {output.name}"):
-        keys = {case.case: _key(case, model, settings, context) for case in cases}
-        done = {
-            case.case
-            for case in cases
-            if not params.overwrite and (key := keys[case.case]) and records.done(case.case, key, probabilities=params.probabilities)
-        }
-        failed = _predict(
-            [case for case in cases if case.case not in done],
-            model,
-            settings,
-            context,
-            records,
-            keys,
-            scratch=records.scratch(params.part, params.parts),
-        )
+        keys = {case.case: _key(case, model, settings, context, studies) for case in cases}
+        work = _Work(model=model, settings=settings, context=context, records=records, keys=keys, studies=studies, segs=segs)
+        done = {} if params.overwrite else work.done(cases, probabilities=params.probabilities)
+        work.complete(done)
+        work.predict([case for case in cases if case.case not in done], scratch=scratch)
+        failed = work.failed
         predictions = records.merge(model, settings)
     if cases and len(failed) == len(cases):
         faults = [Fault(code="not-predicted", message=item["reason"], case=item["case"]) for item in failed]
@@ -79,8 +78,8 @@ def run(params: PredictParams, context: StepContext) -> dict[str, Any]:
         "model": model.model,
         "output": str(output),
         "predictions": str(predictions),
-        "predicted": len(cases) - len(done) - len(failed),
-        "already_done": len(done),
+        "predicted": len(cases) - len(done) - len({item["case"] for item in failed} - set(done)),
+        "already_done": len(set(done) - {item["case"] for item in failed}),
         "failed": [{"case": item["case"], "reason": item["reason"]} for item in failed],
         "dice": read_json(predictions)["dice"],
         "part": params.part,
@@ -88,41 +87,106 @@ def run(params: PredictParams, context: StepContext) -> dict[str, Any]:
     }
 
 
-def _key(case: Case, model: SelectedModel, settings: Settings, context: StepContext) -> str | None:
-    """What the case's segmentation depends on; None for a case whose files cannot even be read."""
+def _cases(params: PredictParams, context: StepContext, dataset: str, description: Mapping[str, Any]) -> list[Case]:
+    if params.dicom_seg:
+        raise ConfigError(f"dicom_seg=True: cases={params.cases!r} are no DICOM studies; name a folder that holds their DICOM files")
+    return collect_cases(
+        params.cases,
+        workspace=context.workspace,
+        dataset=dataset,
+        file_ending=description["file_ending"],
+        channels=len(description["channel_names"]),
+    )
 
-    def beat() -> None:
-        context.check_stop()
-        context.beat()
 
+def _studies(params: PredictParams, context: StepContext, dataset: str, description: Mapping[str, Any], *, images: Path) -> Studies | None:
+    """The studies of a folder of DICOM files; None when ``cases`` is anything else."""
+    if not isinstance(params.cases, str) or params.cases in ("holdout", "imagesTs"):
+        return None
+    folder = context.workspace.confine_input(params.cases, field="cases")
+    if not folder.is_dir() or not holds_dicom(folder):
+        return None
+    if description["file_ending"] != ".nii.gz":
+        raise ConfigError(f"cases={params.cases!r}: DICOM is converted to .nii.gz, the model reads {description['file_ending']}")
     try:
-        return case_key(model, settings, [hash_file(path, beat) for path in case.images])
+        from nnunet_jobs.prediction.studies import find_studies, registered_rules, series_rules
+    except ImportError as error:
+        raise ConfigError(f"cases={params.cases!r}: reading DICOM needs {error.name}; install airflow-provider-nnunet[dicom]") from error
+    rules = series_rules(params.series or registered_rules(context.workspace, dataset), description["channel_names"])
+    return find_studies(folder, rules=rules, dataset=dataset, images=images, context=context)
+
+
+def _key(case: Case, model: SelectedModel, settings: Settings, context: StepContext, studies: Studies | None) -> str | None:
+    """What the case's segmentation depends on; None for a case whose files cannot even be read."""
+    if studies is not None:
+        study = studies.by_case.get(case.case)
+        return case_key(model, settings, study.content()) if study else None
+    try:
+        return case_key(model, settings, [hash_file(path, pulse(context)) for path in case.images])
     except OSError:
         return None
 
 
-def _predict(
-    cases: list[Case],
-    model: SelectedModel,
-    settings: Settings,
-    context: StepContext,
-    records: Records,
-    keys: dict[str, str | None],
-    *,
-    scratch: Path,
-) -> list[dict[str, str]]:
-    """Predict what is not done yet. Returns the failed cases with their reasons."""
-    if not cases:
-        return []  # nothing new: torch is not even imported
-    from nnunet_jobs.prediction.predictor import Predictor
+@dataclass(slots=True, kw_only=True)
+class _Work:
+    """One part's cases, under its lock."""
 
-    failed = []
-    made = settings_key(model, settings)
+    model: SelectedModel
+    settings: Settings
+    context: StepContext
+    records: Records
+    keys: Mapping[str, str | None]
+    studies: Studies | None
+    segs: SegWriter | None
+    failed: list[dict[str, str]] = field(default_factory=list)
 
-    def keep(case: Case, record: dict[str, Any]) -> None:
-        records.write(case.case, {**record, "settings_key": made, "key": keys[case.case]})
+    def done(self, cases: Sequence[Case], *, probabilities: bool) -> dict[str, dict[str, Any]]:
+        """Records of the cases whose segmentation is there already."""
+        found = {}
+        for case in cases:
+            key = self.keys[case.case]
+            record = self.records.done(case.case, key, probabilities=probabilities) if key else None
+            if record is not None:
+                found[case.case] = record
+        return found
+
+    def complete(self, done: Mapping[str, dict[str, Any]]) -> None:
+        """Write the DICOM SEG where a finished case has none, or one with other codes."""
+        for case, record in done.items():
+            if self.segs is not None and record.get("seg_key") != self.segs.key:
+                self.context.check_stop()
+                self._keep(case, record)
+
+    def predict(self, cases: list[Case], *, scratch: Path) -> None:
+        """Predict what is not done yet."""
+        if not cases:
+            return  # nothing new: torch is not even imported
+        from nnunet_jobs.prediction.predictor import Predictor
+
+        with self._converted(cases, scratch.with_suffix(".converted")) as ready:
+            made = settings_key(self.model, self.settings)
+
+            def keep(case: Case, record: dict[str, Any]) -> None:
+                self._keep(case.case, {**record, "settings_key": made, "key": self.keys[case.case]})
+
+            Predictor(self.model, self.context, self.settings).predict(ready, self.records.output, scratch=scratch, on_record=keep)
+
+    @contextlib.contextmanager
+    def _converted(self, cases: list[Case], folder: Path) -> Iterator[list[Case]]:
+        """The cases with images that exist; converted ones are removed afterwards."""
+        if self.studies is None:
+            yield cases
+            return
+        fresh_folder(folder)
+        try:
+            yield self.studies.convert(cases, self.context)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _keep(self, case: str, record: dict[str, Any]) -> None:
+        if self.segs is not None and record["status"] == "predicted":
+            record = self.segs.add(record, case, self.records.output)
+            self.context.beat()
+        self.records.write(case, record)
         if record["status"] == "failed":
-            failed.append({"case": case.case, "reason": record["reason"], "failure_class": record["failure_class"]})
-
-    Predictor(model, context, settings).predict(cases, records.output, scratch=scratch, on_record=keep)
-    return failed
+            self.failed.append({"case": case, "reason": record["reason"], "failure_class": record["failure_class"]})

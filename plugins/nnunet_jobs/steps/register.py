@@ -195,8 +195,10 @@ class _Registration:
         counts = {"added": len(changes.added), "changed": len(changes.changed), "removed": len(changes.removed)}
         settings = {"fraction": self.params.holdout_fraction, "cases": sorted(self.params.holdout_cases)}
 
+        rules = {"series": self.params.series or {}} if source.layout == "dicom" else {}  # predictions of studies choose by them too
+
         def manifest() -> dict[str, Any]:
-            return build_manifest(
+            return rules | build_manifest(
                 dataset=self.dataset,
                 dataset_id=self.params.dataset_id,
                 tables=source.tables,

@@ -40,6 +40,7 @@ def test_json_round_trip(params: type[StepParams]) -> None:
         (RegisterParams, {"label_rules": {"liver": ["("]}}, r"label_rules=.*'\(' is not a regular expression"),
         (RegisterParams, {"label_rules": {"threshold": 0}}, "above 0"),
         (RegisterParams, {"label_rules": {"lver": ["x"]}, "label_names": {"background": 0, "liver": 1}}, "'lver' is no label"),
+        (PredictParams, {"series": {"T1": {"description": "("}}}, "not a regular expression"),
         (PredictParams, {"segment_codes": {"liver": ["10200004", "SCT"]}}, "such as"),
         (PreprocessParams, {"folds": 1}, "2 or more"),
         (TrainParams, {"fold": "some"}, "or 'all'"),

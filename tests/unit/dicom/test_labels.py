@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -333,3 +334,28 @@ def test_a_broken_object_is_reported_and_never_quoted(paths: list[Path], tmp_pat
     found = faults_of([seg, rtstruct], series, grid)
     assert {code for code, _ in found} == {"unreadable"}
     assert "Canary" not in str(found)
+
+
+def test_fault_57_damaged_objects_end_in_faults_and_nothing_else(paths: list[Path], tmp_path: Path) -> None:
+    series, grid = series_of(paths)
+    found = masks(grid.shape)
+    seg = write_seg_object(tmp_path / "seg.dcm", paths, found)
+    rtstruct = write_rtstruct(tmp_path / "rt.dcm", series, grid, {name: contours_of(mask, grid) for name, mask in found.items()})
+    rng = np.random.default_rng(57)
+    refused: list[int] = []
+    for number in range(120):
+        whole = seg if number % 2 else rtstruct
+        data = bytearray(whole.instances[0].path.read_bytes())
+        if number % 3 == 0:
+            data = data[: rng.integers(132, len(data))]
+        else:
+            for place in rng.integers(132, len(data), rng.integers(1, 12)):
+                data[place] = rng.integers(256)
+        broken = tmp_path / "broken.dcm"
+        broken.write_bytes(data)
+        try:
+            label_volume([replace(whole, instances=(replace(whole.instances[0], path=broken),))], series, grid, None, LABELS)
+        except DataError as error:
+            refused.append(len(error.faults))
+    assert len(refused) > 60
+    assert min(refused) > 0

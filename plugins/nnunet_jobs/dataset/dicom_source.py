@@ -1,0 +1,206 @@
+"""DICOM as a source: a tree of studies becomes a hidden folder of NIfTI files and a list of cases; unchanged series stay converted."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from nnunet_jobs.context import StepContext
+from nnunet_jobs.contract.failure import ConfigError, Fault
+from nnunet_jobs.contract.files import temporary_beside, write_json
+from nnunet_jobs.contract.params import RegisterParams
+from nnunet_jobs.contract.series_rules import SeriesRule, channel_rules
+from nnunet_jobs.dataset.changes import parallel, pulse
+from nnunet_jobs.dataset.dicom_cases import DicomCase, cases_of, faults_of, keywords
+from nnunet_jobs.dataset.faults import Code
+from nnunet_jobs.dataset.names import ENDINGS
+from nnunet_jobs.dataset.sources import DICOM_CASES
+from nnunet_jobs.dataset.volume import hash_file
+from nnunet_jobs.dicom import convert, label_task
+from nnunet_jobs.dicom.geometry import SeriesRefused, grid_of
+from nnunet_jobs.dicom.guard import Broken, Workers
+from nnunet_jobs.dicom.identity import Identity
+from nnunet_jobs.dicom.model import Grid, Series
+from nnunet_jobs.dicom.series import scan
+
+log = logging.getLogger("nnunet_jobs")
+
+_LABEL_S = 900.0
+_THREADS = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Converted:
+    """A case on disk: files relative to the folder, none where faults forbid it."""
+
+    case: DicomCase
+    images: tuple[str, ...] = ()
+    label: str | None = None
+    faults: tuple[Fault, ...] = ()
+
+
+@contextlib.contextmanager
+def converted(params: RegisterParams, root: Path, context: StepContext, *, dataset: str) -> Iterator[Path]:
+    """Convert what is new of a DICOM tree and yield the folder that lists all of it; then forget what the tree no longer has.
+
+    Files are named by a keyed hash of what they were made of, so a series is converted once. Nothing in the folder, its file names
+    included, comes from a header; who is behind a case is in :attr:`Workspace.private` alone.
+
+    Args:
+        params, context: of the step. root: resolved folder with the DICOM files. dataset: full name.
+
+    Raises:
+        ConfigError: rules or tables are wrong, or there is no DICOM file.
+    """
+    channels, rules = _rules(params)
+    folder = Path(context.workspace.raw) / ".state" / "dicom" / dataset
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    folder.chmod(0o700)
+    done, faults = _Conversion(params=params, root=root, context=context, dataset=dataset, folder=folder, rules=rules).run()
+    for fault in faults:
+        if fault.severity == "warning":
+            log.warning("%s", fault)
+    cases = {
+        item.case.person.case: {"images": item.images, "label": item.label, "group": item.case.person.group} for item in done if item.images
+    }
+    errors = [_plain(fault) for fault in faults if fault.severity == "error"]
+    write_json(folder / "dataset.json", {"channel_names": channels, DICOM_CASES: cases, "faults": errors})
+    yield folder
+    kept = {name for item in done for name in (*item.images, item.label)}
+    for path in folder.iterdir():
+        if path.name not in kept and path.name != "dataset.json":
+            path.unlink()
+
+
+def _rules(params: RegisterParams) -> tuple[dict[str, str], dict[str, SeriesRule]]:
+    """Channel names by number, and the rules in that order."""
+    if not params.channel_names and not params.series:
+        raise ConfigError('register: channel_names is missing; DICOM needs it, such as {"0": "CT"}')
+    if not params.label_names:
+        raise ConfigError('register: label_names is missing; DICOM needs it, such as {"background": 0, "tumour": 1}')
+    try:
+        return channel_rules(params.series, params.channel_names)
+    except ValueError as error:
+        raise ConfigError(f"register: series={params.series!r}: {error}") from error
+
+
+def _plain(fault: Fault) -> dict[str, Any]:
+    return {"code": str(fault.code), "message": fault.message, "case": fault.case, "file": fault.file}
+
+
+class _Conversion:
+    def __init__(
+        self, *, params: RegisterParams, root: Path, context: StepContext, dataset: str, folder: Path, rules: Mapping[str, SeriesRule]
+    ) -> None:
+        self.params, self.root, self.context, self.dataset, self.folder, self.rules = params, root, context, dataset, folder, rules
+        self.identity = Identity(context.workspace.private)
+        self.beat = pulse(context)
+
+    def run(self) -> tuple[list[_Converted], list[Fault]]:
+        """Every case, and all faults: of files, then of cases."""
+        threads = max(1, min(self.context.cpus, _THREADS))
+        with Workers(threads) as workers:
+            found = scan(
+                self.root,
+                beat=self.beat,
+                workers=workers,
+                threads=threads,
+                keywords=keywords(self.rules),
+                done=lambda done, total: self.context.progress("scan", done, total) if done % 500 == 0 or done == total else None,
+            )
+            log.info(
+                "%d DICOM series; left out: %d files that are not DICOM, %d DICOM objects that are neither images nor labels",
+                len(found.series), found.other, found.ignored,
+            )  # fmt: skip
+            if not found.series and not found.faults:
+                raise ConfigError(f"source={self.params.source!r}: holds no DICOM file with images")
+            cases = cases_of(found, self.rules, self.identity)
+            self.identity.remember(self.dataset, [case.person for case in cases])
+            note = self.identity.note_files(self.dataset, found.files)
+            if note is not None:
+                log.warning("%d files are named by number only; their paths are in %s", len(found.files), note)
+            done = parallel(self.context, "convert", lambda case: self._convert(case, workers), cases)
+        return done, [*faults_of(found, self.identity), *(fault for item in done for fault in item.faults)]
+
+    # --- one case -----------------------------------------------------------------------------------------------
+    def _convert(self, case: DicomCase, workers: Workers) -> _Converted:
+        faults = list(case.faults)
+        images: list[str] = []
+        grids: list[Grid] = []
+        for number, series in enumerate(case.channels):
+            prefix = f"channel {number}: " if len(case.channels) > 1 else ""
+            try:
+                grid = grid_of(series)
+                grids.append(grid)
+                images.append(self._image(series, grid, workers, faults))
+            except SeriesRefused as refused:
+                faults += [replace(fault, message=prefix + fault.message) for fault in refused.faults]
+        label = None
+        if case.channels and len(images) == len(case.channels):
+            label = self._label_file(case.person.case)
+            if label is None and case.reference is not None:
+                label = self._label(case, grids[case.channels.index(case.reference)], workers, faults)
+        faults = [replace(fault, case=case.person.case) for fault in faults]
+        if any(fault.severity == "error" for fault in faults):
+            return _Converted(case=case, faults=tuple(faults))
+        return _Converted(case=case, images=tuple(images), label=label, faults=tuple(faults))
+
+    def _image(self, series: Series, grid: Grid, workers: Workers, faults: list[Fault]) -> str:
+        pixels = convert.pixel_faults(series)
+        faults += [fault for fault in pixels if fault.severity == "warning"]
+        errors = [fault for fault in pixels if fault.severity == "error"]
+        if errors:
+            raise SeriesRefused(errors)
+        name = f"i{self._content(convert.VERSION, series)}.nii.gz"
+        if not (self.folder / name).exists():
+            convert.write_nifti(series, grid, self.folder / name, beat=self.beat, workers=workers)
+        return name
+
+    def _label(self, case: DicomCase, grid: Grid, workers: Workers, faults: list[Fault]) -> str | None:
+        reference = case.reference
+        if reference is None:
+            return None
+        rules = {"rules": self.params.label_rules, "names": self.params.label_names}
+        name = f"l{self._content(label_task.VERSION, reference, *case.objects, **rules)}.nii.gz"
+        if (self.folder / name).exists():
+            return name
+        request = label_task.request(
+            case.objects, reference, grid, self.params.label_rules, self.params.label_names or {}, self.folder / name
+        )
+        memory = 1024 + (grid.shape[0] * grid.shape[1] * grid.shape[2] * 64 >> 20)
+        try:
+            answer = workers.call("label", request, timeout_s=_LABEL_S, memory_mib=memory, beat=self.beat)
+        except Broken as broken:
+            message = f"SEG and RTSTRUCT objects cannot be read: {broken}; export them again"
+            faults.append(Fault(code=Code.DICOM_UNREADABLE, message=message))
+            return None
+        if answer["config"]:
+            raise ConfigError(f"register: {answer['config']}")
+        faults += [Fault(**fault) for fault in answer["faults"]]
+        return name
+
+    def _label_file(self, case: str) -> str | None:
+        """A NIfTI label that somebody put beside the studies under the case's id; it is taken before any DICOM object."""
+        for ending in ENDINGS:
+            path = self.root / self.params.labels / f"{case}{ending}"
+            if not os.path.realpath(path).startswith(f"{self.root}{os.sep}") or not path.is_file():
+                continue
+            name = f"n{self.identity.digest('label file', hash_file(path, self.beat))}{ending}"
+            target = self.folder / name
+            if not target.exists():
+                temporary = temporary_beside(target)
+                shutil.copyfile(path, temporary)
+                os.replace(temporary, target)
+            return name
+        return None
+
+    def _content(self, version: int, *series: Series, **more: Any) -> str:
+        """Name for what is made of these files: changes with any of them, with the converter and with the rules."""
+        files = [[instance.sop_uid, instance.sha256] for item in series for instance in item.instances]
+        return self.identity.digest("content", repr([version, files, more]))

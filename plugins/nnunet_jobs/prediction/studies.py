@@ -1,0 +1,231 @@
+"""Cases from a folder of DICOM studies: series chosen by rule and converted under guard, segmentations written back as DICOM SEG."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nnunet_jobs.context import StepContext
+from nnunet_jobs.contract.failure import ConfigError, DataError, FailureClass, Fault, classify
+from nnunet_jobs.contract.files import content_hash, sha256_file
+from nnunet_jobs.contract.segment_codes import parse_segment_codes
+from nnunet_jobs.contract.series_rules import SeriesRule, channel_rules
+from nnunet_jobs.contract.workspace import Workspace
+from nnunet_jobs.dataset.changes import parallel, pulse
+from nnunet_jobs.dataset.dicom_cases import DicomCase, cases_of, faults_of, keywords
+from nnunet_jobs.dataset.faults import Code
+from nnunet_jobs.dicom import convert
+from nnunet_jobs.dicom.geometry import SeriesRefused, grid_of
+from nnunet_jobs.dicom.guard import Broken, Workers
+from nnunet_jobs.dicom.identity import Identity
+from nnunet_jobs.dicom.model import Grid, Series
+from nnunet_jobs.dicom.series import scan
+from nnunet_jobs.prediction.cases import Case
+from nnunet_jobs.prediction.export import label_values
+from nnunet_jobs.prediction.model import SelectedModel
+
+log = logging.getLogger("nnunet_jobs")
+
+SEG_VERSION = 1
+"""Of what a DICOM SEG holds; part of what decides whether one is up to date."""
+_CONVERT_S = 1800.0
+_SAME_PLACE = 0.1  # voxels that the corners of two channels' grids may lie apart
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Study:
+    """One case's channels, as series with their grids, in the model's order."""
+
+    case: str
+    channels: tuple[Series, ...]
+    grids: tuple[Grid, ...]
+
+    def content(self) -> list[str]:
+        """What the converted images depend on: hashes of the files in their order, and the converter."""
+        found = [f"dicom {convert.VERSION}"]
+        for series, grid in zip(self.channels, self.grids, strict=True):
+            by_uid = {instance.sop_uid: instance.sha256 for instance in series.instances}
+            found += [by_uid[uid] for uid in grid.sop_uids] + [",".join(map(str, grid.frames))]
+        return found
+
+
+@dataclass(slots=True, kw_only=True)
+class Studies:
+    """What a folder of DICOM studies holds for a model.
+
+    Attributes:
+        cases: sorted by id, images named as they will be converted; what cannot be predicted has its reason.
+        by_case: the usable ones.
+    """
+
+    cases: list[Case] = field(default_factory=list)
+    by_case: dict[str, Study] = field(default_factory=dict)
+
+    def add(self, found: DicomCase, errors: Sequence[Fault], images: Path) -> None:
+        """Take up a case of the scan, with what is wrong with it."""
+        case, faults, grids = found.person.case, list(errors), []
+        for series in found.channels:
+            faults += [fault for fault in convert.pixel_faults(series) if fault.severity == "error"]
+            try:
+                grids.append(grid_of(series))
+            except SeriesRefused as refused:
+                faults += refused.faults
+        if not faults and any(not _same_place(grids[0], grid) for grid in grids[1:]):
+            message = "its channels lie on different grids; resample them to one, or choose other series"
+            faults.append(Fault(code=Code.AFFINE_MISMATCH, message=message))
+        if faults:
+            problem = "; ".join(f"{fault.code}: {fault.message}" for fault in faults)
+            self.cases.append(Case(case=case, images=(), problem=problem))
+            return
+        self.by_case[case] = Study(case=case, channels=found.channels, grids=tuple(grids))
+        names = (f"{case}_{channel:04d}.nii.gz" for channel in range(len(found.channels)))
+        self.cases.append(Case(case=case, images=tuple(images / name for name in names)))
+
+    def convert(self, cases: Sequence[Case], context: StepContext) -> list[Case]:
+        """Write the NIfTI files of these cases; those that cannot be converted come back with their reason."""
+        with Workers(max(1, context.cpus)) as workers:
+
+            def one(name: str) -> Case:
+                case = by_name[name]
+                return case if case.problem else _converted(case, self.by_case[name], workers, context)
+
+            by_name = {case.case: case for case in cases}
+            return list(parallel(context, "convert", one, sorted(by_name)))
+
+    def seg_writer(self, model: SelectedModel, description: Mapping[str, Any], codes: Mapping[str, Any]) -> SegWriter:
+        """What writes the predictions of these studies as DICOM SEG; see :class:`SegWriter`."""
+        return SegWriter(model, description, codes, self)
+
+
+def find_studies(folder: Path, *, rules: Mapping[str, SeriesRule], dataset: str, images: Path, context: StepContext) -> Studies:
+    """Scan a folder and choose each channel's series in each study.
+
+    Args:
+        folder: resolved. rules: channel name to rule, in the model's order. dataset: whose predictions they are, for the mapping.
+        images: folder that the converted images will be in.
+
+    Raises:
+        DataError: not one study is there. ConfigError: the site's key is not as it must be.
+    """
+    identity = Identity(context.workspace.private)
+    found = scan(folder, beat=pulse(context), threads=max(1, context.cpus), keywords=keywords(rules))
+    of_files: dict[str, list[Fault]] = defaultdict(list)
+    for fault in faults_of(found, identity):
+        if fault.case is None or fault.severity != "error":
+            log.warning("%s", fault)
+        else:
+            of_files[fault.case].append(fault)
+    studies, people, others = Studies(), [], 0
+    for item in cases_of(found, rules, identity):
+        errors = [*of_files[item.person.case], *(fault for fault in item.faults if fault.severity == "error")]
+        if [str(fault.code) for fault in errors] == [Code.DICOM_SERIES_MISSING] * len(rules):
+            others += 1  # a study of another kind, in a folder that holds all sorts
+            continue
+        studies.add(item, errors, images)
+        people.append(item.person)
+    if others:
+        log.info("%d studies have no series that the rules choose, and are left out", others)
+    if not studies.cases:
+        faults = [fault for fault in found.faults if fault.severity == "error"]
+        raise DataError("cases: no study of this folder has a series that the rules of 'series' choose", faults=faults)
+    identity.remember(f"{dataset}.predicted", people)
+    return studies
+
+
+def _same_place(first: Grid, other: Grid) -> bool:
+    if first.shape != other.shape:
+        return False
+    corners = np.asarray([(*np.multiply(corner, np.subtract(first.shape, 1)), 1) for corner in np.ndindex(2, 2, 2)], dtype=np.float64)
+    seen = corners @ other.affine.T @ np.linalg.inv(first.affine).T  # the other's corners in voxels of the first
+    return bool(np.abs(seen - corners).max() <= _SAME_PLACE)
+
+
+def _converted(case: Case, study: Study, workers: Workers, context: StepContext) -> Case:
+    for series, grid, target in zip(study.channels, study.grids, case.images, strict=True):
+        memory = convert.memory_mib(series, grid)
+        try:
+            request = convert.request(series, grid, target)
+            answer = workers.call("convert", request, timeout_s=_CONVERT_S, memory_mib=memory, beat=pulse(context))
+            problem = "; ".join(str(Fault(**fault)) for fault in answer["faults"])
+        except Broken as broken:
+            problem = f"its series cannot be converted: {broken}; export it again"
+        except OSError as error:
+            problem = f"its series cannot be read ({os.strerror(error.errno) if error.errno else 'unknown'})"
+        if problem:
+            return Case(case=case.case, images=(), problem=problem)
+    return case
+
+
+class SegWriter:
+    """Writes each predicted case of a folder of studies as ``<case>.seg.dcm``, of mode 0600: it names the patient, for the archive.
+
+    Args:
+        codes: field ``segment_codes``. description: the model's ``dataset.json``.
+
+    Raises:
+        ConfigError: a code is of a label that the model does not have.
+    """
+
+    def __init__(self, model: SelectedModel, description: Mapping[str, Any], codes: Mapping[str, Any], studies: Studies) -> None:
+        from nnunet_jobs.dicom.seg_writer import output_segments
+
+        self._model, self._studies = model, studies
+        self._segments = output_segments(label_values(description), parse_segment_codes(codes))
+        self.key = content_hash([SEG_VERSION, dict(codes)], length=32)
+
+    def add(self, record: Mapping[str, Any], case: str, output: Path) -> dict[str, Any]:
+        """The case's record with its SEG written, or as failed with the reason. Reads the segmentation that is in ``output``."""
+        import nibabel
+
+        from nnunet_jobs.dicom.seg_writer import ENDING, write_seg
+
+        study, target = self._studies.by_case[case], output / f"{case}{ENDING}"
+        grid = study.grids[0]
+        try:
+            image = nibabel.load(output / record["file"])
+            written = np.diag([-1.0, -1.0, 1.0, 1.0]) @ image.affine
+            if image.shape != grid.shape or not _same_place(grid, Grid(shape=grid.shape, affine=written, sop_uids=())):
+                raise DataError("the segmentation does not lie on the voxels of its series")
+            write_seg(
+                np.asarray(image.dataobj),
+                grid,
+                study.channels[0],
+                segments=self._segments,
+                model=self._model.model,
+                model_hash=self._model.hash,
+                target=target,
+            )
+        except Exception as error:
+            kind = classify(error)
+            if kind not in (FailureClass.DATA, FailureClass.BUG):
+                raise
+            # a library's words may quote the header
+            reason = str(error) if kind is FailureClass.DATA else f"could not be written ({type(error).__name__})"
+            return {**record, "status": "failed", "reason": f"DICOM SEG: {reason}", "failure_class": str(kind)}
+        files = {**record["files"], target.name: sha256_file(target)}
+        return {**record, "files": files, "seg": target.name, "seg_key": self.key}
+
+
+def series_rules(series: Mapping[str, Any] | None, channel_names: Mapping[str, str]) -> dict[str, SeriesRule]:
+    """Rules of the model's channels, in its order.
+
+    Raises:
+        ConfigError: a channel has no rule, or a rule is malformed.
+    """
+    try:
+        return channel_rules(series, channel_names)[1]
+    except ValueError as error:
+        raise ConfigError(f"series: {error}") from error
+
+
+def registered_rules(workspace: Workspace, dataset: str) -> Mapping[str, Any] | None:
+    """The rules of ``series`` that the dataset was registered with; None when it did not come from DICOM."""
+    rules: Mapping[str, Any] | None = workspace.manifest(dataset).get("series")
+    return rules
