@@ -27,12 +27,14 @@ class Look:
     Attributes:
         ready: UIDs of studies that are complete and new. changing: studies that are new and still arriving.
         fire: whether to hand out ``ready`` now. seen: what the next run must know.
+        due_s: seconds until the first of those that are still arriving may be complete; None when there is none.
     """
 
     ready: tuple[str, ...]
     changing: int
     fire: bool
     seen: Seen
+    due_s: float | None = None
 
 
 @dataclass(slots=True)
@@ -61,7 +63,7 @@ class StudyWatch:
         """
         seen: Seen = {key: list(value) for key, value in self.seen.items()}
         ready: list[str] = []
-        changing = 0
+        due: list[float] = []
         counts: dict[str, _Count] = {}
         for study in studies:
             key = content_hash(study.uid)
@@ -74,7 +76,7 @@ class StudyWatch:
             if before and before[0] == instances:
                 continue
             if now - known.since < self.stable_for:
-                changing += 1
+                due.append(self.stable_for - (now - known.since))
                 continue
             if known.meant is None:
                 known.meant = meant(study.uid)
@@ -84,7 +86,8 @@ class StudyWatch:
                 seen.pop(key, None)  # to the end: the oldest are forgotten first
                 seen[key] = [instances, known.meant]
         self._counts = counts
-        return Look(ready=tuple(ready), changing=changing, fire=self._fire(bool(ready), changing, now), seen=_bounded(seen))
+        fire = self._fire(bool(ready), len(due), now)
+        return Look(ready=tuple(ready), changing=len(due), fire=fire, seen=_bounded(seen), due_s=min(due, default=None))
 
     def _fire(self, ready: bool, changing: int, now: float) -> bool:
         if not ready:

@@ -101,6 +101,14 @@ def test_a_study_that_still_arrives_is_waited_for(orthanc: Orthanc, tmp_path: Pa
     assert list(payload["seen"].values()) == [[8, 8]]
 
 
+def test_a_rare_look_does_not_make_a_study_late(orthanc: Orthanc, tmp_path: Path) -> None:
+    paths = made_series(tmp_path / "made", slices=2)
+    orthanc.upload(paths)
+    began = time.monotonic()
+    assert run(sensor(poke_interval=50), History().context()) == [study_uid(paths)]
+    assert time.monotonic() - began < 25
+
+
 def test_a_study_is_handed_out_once_and_again_only_when_images_come(orthanc: Orthanc, tmp_path: Path) -> None:
     history = History()
     first = made_series(tmp_path / "first", slices=4)
@@ -249,6 +257,7 @@ def looks(watch: StudyWatch, *steps: tuple[float, dict[str, int]], meant: dict[s
 def test_a_count_that_changes_starts_the_wait_again() -> None:
     found = looks(StudyWatch(stable_for=10, hold_s=0, seen={}), (0, {"1": 5}), (9, {"1": 6}), (18, {"1": 6}), (19, {"1": 6}))
     assert [look.fire for look in found] == [False, False, False, True]
+    assert [look.due_s for look in found] == [10, 10, 1, None]
 
 
 def test_complete_studies_wait_for_the_others_but_not_for_ever() -> None:
