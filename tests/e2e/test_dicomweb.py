@@ -154,7 +154,7 @@ def test_fault_55_airflow_keeps_no_patient_and_no_password(stack: Stack, archive
             if not path.is_file() or path.name.endswith(".dcm"):
                 continue
             if ".private" in path.parts:
-                assert path.stat().st_mode & 0o077 == 0, path
+                assert path.parent.stat().st_mode & 0o077 == 0, path
                 continue
             data = path.read_bytes()
             read += 1

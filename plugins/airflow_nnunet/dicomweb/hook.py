@@ -13,7 +13,7 @@ from airflow.sdk.exceptions import AirflowNotFoundException
 
 from airflow_nnunet.dicomweb.endpoint import Endpoint
 from airflow_nnunet.dicomweb.model import SeriesFilter, Study, StudyQuery, checked_uid
-from airflow_nnunet.exceptions import InvalidConfig, NnunetJobError, from_job_error
+from airflow_nnunet.exceptions import ArchiveUnavailable, NnunetJobError, from_job_error
 from nnunet_jobs.contract.failure import JobError
 
 if TYPE_CHECKING:
@@ -98,9 +98,10 @@ class DicomWebHook(BaseHook):
             raise unknown_connection(self.dicomweb_conn_id) from error
 
 
-def unknown_connection(conn_id: str) -> InvalidConfig:
-    """The error of a connection that nobody has made."""
-    return InvalidConfig(f"config: connection {conn_id!r}: does not exist; add one of type dicomweb, see include/connections.example.json")
+def unknown_connection(conn_id: str) -> ArchiveUnavailable:
+    """The error of a connection that Airflow does not find: worth another try, as Airflow says so too when its API fails for a moment."""
+    mend = "add one of type dicomweb, see include/connections.example.json"
+    return ArchiveUnavailable(f"lost: connection {conn_id!r}: does not exist, or Airflow's API does not answer; {mend}")
 
 
 def open_archive(connection: Any, *, tries: int | None = None) -> Archive:

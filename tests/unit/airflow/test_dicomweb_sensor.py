@@ -17,7 +17,7 @@ from airflow.sdk.exceptions import AirflowSensorTimeout, AirflowSkipException, T
 from airflow_nnunet.dicomweb import DicomWebStudySensor, DicomWebStudyTrigger
 from airflow_nnunet.dicomweb.model import Study
 from airflow_nnunet.dicomweb.stability import Look, StudyWatch
-from airflow_nnunet.exceptions import InvalidConfig
+from airflow_nnunet.exceptions import InvalidConfig, JobLost
 from airflow_nnunet.retry import NnunetRetryPolicy
 from nnunet_jobs.contract.failure import ConfigError
 from support.airflow import Task
@@ -193,8 +193,8 @@ def test_a_wrong_password_fails_at_once_and_is_never_skipped(orthanc: Orthanc, m
     assert NnunetRetryPolicy().evaluate(caught.value, 1, 3).action.name == "FAIL"
 
 
-def test_a_missing_connection_fails_at_once() -> None:
-    with pytest.raises(InvalidConfig, match="connection 'no_such_pacs': does not exist"):
+def test_a_missing_connection_is_named_by_the_task() -> None:
+    with pytest.raises(JobLost, match="connection 'no_such_pacs': does not exist"):
         run(sensor(dicomweb_conn_id="no_such_pacs"), History().context())
 
 
