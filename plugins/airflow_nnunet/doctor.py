@@ -25,6 +25,8 @@ _LOW_SHM_MIB = 2048
 # Each data worker holds dozens of files and sockets.
 _LOW_FILES = 4096
 _OURS = (".locks", ".state", ".versions")  # made by whoever was first
+# Caps how many studies are fetched from or stored in archives at once; the pulling DAG uses it.
+ARCHIVE_POOL = "pacs"
 _SYNC = "run airflow nnunet sync-pools, or python -m airflow_nnunet sync-pools"
 _NETWORK_FILE_SYSTEMS = ("nfs", "cifs", "smb", "ceph", "lustre", "fuse.sshfs", "9p", "gpfs", "beegfs")
 
@@ -60,6 +62,7 @@ def examine(config: NnunetConfig) -> Iterator[Finding]:
         yield from _memory(host)
         yield from _gpus(host)
     yield _pool(config, host)
+    yield from _archives()
 
 
 def _roots(config: NnunetConfig) -> Iterator[Finding]:
@@ -177,6 +180,36 @@ def _pool(config: NnunetConfig, host: dict[str, Any] | None) -> Finding:
         text = f"{slots} slots for {fit} on this host; fine with several hosts, else jobs wait for a lease; {_SYNC}"
         return Finding(topic=topic, text=text)
     return Finding(topic=topic, text=f"{slots} slots, deferred tasks keep theirs")
+
+
+def _archives() -> Iterator[Finding]:
+    """Connections of type dicomweb in Airflow's database, each asked for one study, and their pool."""
+    from airflow.models.connection import Connection
+    from airflow.models.pool import Pool
+    from airflow.utils.session import create_session
+    from sqlalchemy.exc import SQLAlchemyError
+
+    from airflow_nnunet.dicomweb.hook import open_archive
+    from airflow_nnunet.exceptions import NnunetJobError
+
+    try:
+        with create_session() as session:
+            archives = list(session.query(Connection).filter(Connection.conn_type == "dicomweb").order_by(Connection.conn_id))
+            session.expunge_all()
+            pool = Pool.get_pool(ARCHIVE_POOL, session=session) is not None
+    except SQLAlchemyError:
+        return  # the pool's finding has said so
+    for connection in archives:
+        topic = f"archive {connection.conn_id}"
+        try:
+            archive = open_archive(connection, tries=1)
+            archive.ping()
+        except NnunetJobError as error:
+            yield Finding(topic=topic, ok=False, text=str(error))
+        else:
+            yield Finding(topic=topic, text=f"{archive.endpoint.url} answers")
+    if archives and not pool:
+        yield Finding(topic=f"pool {ARCHIVE_POOL}", ok=False, text=f"missing, retrieval would wait for ever; {_SYNC}")
 
 
 def _unwritable(path: Path) -> str:

@@ -5,13 +5,16 @@ Exceptions::
     AirflowException
     └── NnunetJobError          base; ``failure_class`` and ``cancelled`` say what a retry may hope for
         ├── InvalidData         the input is wrong: never retried
+        │   └── InstancesRejected   an archive will not take what it was sent
         ├── InvalidConfig       a field or setting is wrong: never retried
+        │   └── ArchiveRefused      an archive turns the request down: credentials, address, rights
         ├── JobCancelled        a user stopped the job: never retried
         ├── GpuOutOfMemory      CUDA ran out of memory: two tries
         ├── HostOutOfMemory     the host ran out of memory
         ├── GpuLost             the GPU is gone or quarantined
         ├── JobHung             no progress for too long
         ├── JobLost             the runner or its host vanished
+        │   └── ArchiveUnavailable  an archive does not answer, or not for now
         ├── JobInterrupted      stopped by a signal, work is saved
         ├── DiskFull            no space left
         └── JobBug              anything else
@@ -97,6 +100,25 @@ class DiskFull(NnunetJobError):
 
 class JobBug(NnunetJobError):
     """Anything that no other class describes."""
+
+
+class ArchiveRefused(InvalidConfig):
+    """An archive turns the request down: wrong credentials, address or rights. ``status`` is its HTTP status, None without one."""
+
+    status: int | None = None
+
+
+class InstancesRejected(InvalidData):
+    """An archive will not take an instance, or what it sent is not what was asked for."""
+
+
+class ArchiveUnavailable(JobLost):
+    """An archive does not answer, or says that it cannot for now. Work that is done stays done; the next try goes on from there.
+
+    ``retry_after_s``: seconds that the archive asks to be left alone.
+    """
+
+    retry_after_s: float = 0.0
 
 
 _BY_CLASS: dict[FailureClass, type[NnunetJobError]] = {

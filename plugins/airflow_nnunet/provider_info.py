@@ -44,6 +44,21 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "lost_after": _option("Seconds without a heartbeat after which a job counts as lost and is started again.", "120.0", type_="float"),
 }
 
+# Fields of a dicomweb connection's extra; the connection's form and the hook's check share them.
+DICOMWEB_FIELDS: dict[str, dict[str, Any]] = {
+    name: {"label": label, "description": description, "schema": {"type": ["string", "null"], **more}}
+    for name, label, description, more in (
+        ("base_path", "Base path", "Path of the DICOMweb service. Empty means dicom-web; a single / means none.", {}),
+        ("qido_prefix", "QIDO prefix", "Sub-path of queries, where the archive has one.", {}),
+        ("wado_prefix", "WADO prefix", "Sub-path of retrieval, where the archive has one.", {}),
+        ("stow_prefix", "STOW prefix", "Sub-path of storage, where the archive has one.", {}),
+        ("verify", "CA bundle", "Absolute path of a CA bundle. Empty means the system's; checking cannot be turned off.", {}),
+        ("timeout_s", "Timeout", "Seconds to wait for the archive's next bytes; 60 when empty.", {}),
+        ("tries", "Tries", "Requests in all before a task fails and is retried by Airflow; 5 when empty.", {}),
+        ("token", "Bearer token", "In place of login and password.", {"format": "password"}),
+    )
+}
+
 
 def get_provider_info() -> dict[str, Any]:
     """Name, configuration section, connection type, extra links and commands, in the form of Airflow's provider schema."""
@@ -69,7 +84,18 @@ def get_provider_info() -> dict[str, Any]:
                     "relabeling": {},
                     "placeholders": {"extra": '{"workspace": "/data/radiology/nnunet", "input_roots": "/data/radiology/incoming"}'},
                 },
-            }
+            },
+            {
+                "hook-class-name": "airflow_nnunet.dicomweb.hook.DicomWebHook",
+                "hook-name": "DICOMweb archive",
+                "connection-type": "dicomweb",
+                "conn-fields": DICOMWEB_FIELDS,
+                "ui-field-behaviour": {
+                    "hidden-fields": [],
+                    "relabeling": {"schema": "http or https"},
+                    "placeholders": {"host": "pacs.example", "schema": "https", "port": "443"},
+                },
+            },
         ],
         "extra-links": [f"airflow_nnunet.links.{name}" for name in ("JobLogLink", "JobFolderLink", "DatasetReportLink")],
         "cli": ["airflow_nnunet.cli.get_cli_commands"],

@@ -46,7 +46,7 @@ def test_every_dag_file_of_the_project_loads_and_serializes() -> None:
 
     dags, errors = bag()
     assert not errors
-    assert set(dags) == {"nnunet_hippocampus", "nnunet_phantom_tiny", "nnunet_prediction", "hospital_etl_example"}
+    assert set(dags) == {"nnunet_hippocampus", "nnunet_phantom_tiny", "nnunet_prediction", "nnunet_dicom_pull", "hospital_etl_example"}
     for dag in dags.values():
         DagSerialization.to_dict(dag)
 
@@ -77,6 +77,32 @@ def test_a_hundred_dataset_files_are_parsed_without_the_heavy_stack(datasets: Pa
     """)
     done = subprocess.run([sys.executable, "-c", code], env=os.environ, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_the_pulling_dag_is_parsed_quickly_and_without_what_reads_dicom() -> None:
+    code = textwrap.dedent("""
+        import sys, time
+        import airflow.sdk
+        began = time.perf_counter()
+        import runpy
+        assert runpy.run_path(sys.argv[1])["dag"].dag_id == "nnunet_dicom_pull"
+        heavy = {"pydicom", "numpy", "dicomweb_client", "highdicom", "requests", "torch", "nibabel", "SimpleITK"}
+        print(sorted({name.partition(".")[0] for name in sys.modules} & heavy), f"{time.perf_counter() - began:.2f} s")
+    """)
+    path = PROJECT / "dags" / "nnunet_dicom_pull.py"
+    environment = {**os.environ, "PYTHONPATH": str(PROJECT / "plugins")}
+    done = subprocess.run([sys.executable, "-c", code, path], env=environment, capture_output=True, text=True, check=True)
+    heavy, _, seconds = done.stdout.splitlines()[-1].partition("] ")
+    print(f"dags/nnunet_dicom_pull.py: {seconds} beyond airflow.sdk")
+    assert heavy == "["
+
+
+def test_the_pulling_dag_takes_each_study_through_its_steps() -> None:
+    dag = bag()[0]["nnunet_dicom_pull"]
+    order = ["new_studies", "study.retrieve", "study.predict", "study.store"]
+    for before, after in itertools.pairwise(order):
+        assert after in dag.get_task(before).downstream_task_ids, f"{before} -> {after}"  # type: ignore[attr-defined]
+    assert [dag.get_task(name).pool for name in order[1:]] == ["pacs", "gpu", "pacs"]  # type: ignore[attr-defined]
 
 
 def test_the_pipeline_has_its_order_and_its_settings() -> None:

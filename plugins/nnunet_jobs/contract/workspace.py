@@ -206,6 +206,10 @@ class Workspace:
         """Resolve a path that a user named for writing; see :meth:`confine_input`."""
         return _confine(path, self.output_roots, field=field, setting="output_roots")
 
+    def confine_incoming(self, path: str | Path, *, field: str) -> Path:
+        """Resolve a folder that is to be filled with input, such as studies of an archive: below ``input_roots`` only."""
+        return _confine(path, self.input_roots, field=field, setting="input_roots")
+
     # --- nnU-Net ------------------------------------------------------------------------------------------------
     def nnunet_environment(self, *, version: str | None = None, model: str | None = None) -> dict[str, str]:
         """nnU-Net's environment variables, pinned to one preprocessed version and one model when these are given."""

@@ -6,11 +6,16 @@ import atexit
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
-from support.airflow import environment, run
+from support.airflow import PROJECT, environment, run
+
+if TYPE_CHECKING:
+    from support.orthanc import Orthanc
 
 if "AIRFLOW_HOME" not in os.environ:
     _home = tempfile.mkdtemp(prefix="airflow-unit-")
@@ -44,3 +49,43 @@ def home(migrated: Path, tmp_path: Path) -> Path:
         (folder / name).mkdir(parents=True)
     shutil.copy(migrated / "airflow.db", folder / "airflow.db")
     return folder
+
+
+@pytest.fixture(scope="session")
+def running_orthanc(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Orthanc]:
+    """A real archive on loopback, or a skip that says what to install."""
+    from support.orthanc import Orthanc, missing
+
+    if reason := missing():
+        pytest.skip(reason)
+    server = Orthanc(tmp_path_factory.mktemp("orthanc"))
+    try:
+        yield server.start()
+    finally:
+        server.stop()
+
+
+@pytest.fixture
+def orthanc(running_orthanc: Orthanc, monkeypatch: pytest.MonkeyPatch) -> Iterator[Orthanc]:
+    """The archive, empty, behind the connection dicomweb_default. What the hook hushes for its process speaks again afterwards."""
+    import logging
+
+    import pydicom
+
+    settings, loggers = pydicom.config.settings, [logging.getLogger(name) for name in ("dicomweb_client", "pydicom")]
+    before = settings.reading_validation_mode, [logger.level for logger in loggers]
+    running_orthanc.clear()
+    monkeypatch.setenv("AIRFLOW_CONN_DICOMWEB_DEFAULT", running_orthanc.connection())
+    yield running_orthanc
+    settings.reading_validation_mode = before[0]
+    for logger, level in zip(loggers, before[1], strict=True):
+        logger.setLevel(level)
+
+
+@pytest.fixture
+def series(tmp_path: Path) -> list[Path]:
+    """Files of one MR series: the real one where there is real data, else a made one."""
+    from support.orthanc import copy_real, made_series
+
+    data = Path(os.environ.get("NNUNET_TEST_DATA", PROJECT.parent / "shared" / "data")) / "dicom" / "12-T1post-05670"
+    return copy_real(data, tmp_path / "series") if data.is_dir() else made_series(tmp_path / "series", slices=22)

@@ -1,0 +1,148 @@
+"""What a connection of type ``dicomweb`` says: address, paths, credentials and trust, checked before anything is sent."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+from airflow_nnunet.provider_info import DICOMWEB_FIELDS
+from nnunet_jobs.contract.failure import ConfigError
+from nnunet_jobs.contract.files import content_hash
+
+_HOST = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?")
+_PATH = re.compile(r"[A-Za-z0-9._~%-]+(?:/[A-Za-z0-9._~%-]+)*")
+_LOOPBACK = ("localhost", "127.0.0.1")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Endpoint:
+    """Where an archive is and how it is spoken to. Credentials are not part of its printed form.
+
+    Attributes:
+        conn_id: the connection, named in every error.
+        url: base address without a slash at its end, such as ``https://pacs.example/dicom-web``.
+        qido_prefix, wado_prefix, stow_prefix: sub-paths of single services, where an archive has them.
+        login, password: HTTP basic credentials. token: bearer token, in their place.
+        verify: True checks the server's certificate against the system's authorities; a path names a CA bundle to use instead.
+        timeout_s: seconds to wait for a connection, and for the next bytes of an answer. tries: requests in all before giving up.
+    """
+
+    conn_id: str
+    url: str
+    qido_prefix: str | None = None
+    wado_prefix: str | None = None
+    stow_prefix: str | None = None
+    login: str | None = None
+    password: str | None = field(default=None, repr=False)
+    token: str | None = field(default=None, repr=False)
+    verify: bool | str = True
+    timeout_s: float = 60.0
+    tries: int = 5
+
+    @classmethod
+    def from_connection(cls, connection: Any) -> Self:
+        """Read an Airflow connection.
+
+        Raises:
+            ConfigError: a field is missing or wrong; the message names connection, field and mend, never a credential.
+        """
+        conn_id = str(connection.conn_id)
+        extra = _extra(conn_id, connection.extra)
+        return cls(
+            conn_id=conn_id,
+            url=_url(conn_id, connection, extra.get("base_path")),
+            **{name: _path(conn_id, name, extra.get(name)) for name in ("qido_prefix", "wado_prefix", "stow_prefix")},
+            **_credentials(conn_id, connection, extra.get("token")),
+            verify=_verify(conn_id, extra.get("verify")),
+            timeout_s=_number(conn_id, "timeout_s", extra.get("timeout_s", 60.0), lowest=0.1),
+            tries=int(_number(conn_id, "tries", extra.get("tries", 5), lowest=1)),
+        )
+
+    @property
+    def key(self) -> str:
+        """Short name of the archive for files that remember what it was sent. Holds no credential."""
+        return content_hash([self.url, self.stow_prefix])
+
+    @property
+    def in_the_clear(self) -> bool:
+        """True when credentials would cross a network unencrypted."""
+        host = self.url.partition("://")[2].partition("/")[0].partition(":")[0]
+        return self.url.startswith("http://") and bool(self.password or self.token) and host not in _LOOPBACK
+
+
+def _extra(conn_id: str, text: str | None) -> dict[str, Any]:
+    try:
+        data = json.loads(text) if text else {}
+    except ValueError:
+        data = None  # the text may hold a token, so it is not shown
+    if not isinstance(data, dict):
+        raise ConfigError(f"connection {conn_id!r}: extra: must be a JSON object; known fields: {', '.join(DICOMWEB_FIELDS)}")
+    values = {name: value for name, value in data.items() if value is not None and value != ""}  # the UI's form leaves blanks
+    for name in values:
+        if name not in DICOMWEB_FIELDS:
+            near = difflib.get_close_matches(name, DICOMWEB_FIELDS, n=1)
+            mend = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(DICOMWEB_FIELDS)}"
+            raise ConfigError(f"connection {conn_id!r}: extra has the unknown field {name!r}; {mend}")
+    return values
+
+
+def _url(conn_id: str, connection: Any, base_path: Any) -> str:
+    scheme = (connection.schema or "https").lower()
+    if scheme not in ("http", "https"):
+        raise ConfigError(f"connection {conn_id!r}: schema={scheme!r}: must be https or http")
+    host = connection.host or ""
+    if not _HOST.fullmatch(host):
+        raise ConfigError(
+            f"connection {conn_id!r}: host={host!r}: must be a bare host name such as pacs.example; http or https goes to schema, "
+            "the path to base_path"
+        )
+    port = f":{int(connection.port)}" if connection.port else ""
+    path = _path(conn_id, "base_path", "dicom-web" if base_path is None else base_path, empty=True)
+    return f"{scheme}://{host}{port}" + (f"/{path}" if path else "")
+
+
+def _path(conn_id: str, name: str, value: Any, *, empty: bool = False) -> str | None:
+    text = str(value).strip("/") if value is not None else ""
+    if not text and (value is None or empty):
+        return None
+    if not _PATH.fullmatch(text) or ".." in text.split("/"):
+        raise ConfigError(f"connection {conn_id!r}: {name}={value!r}: must be a plain URL path such as dicom-web")
+    return text
+
+
+def _credentials(conn_id: str, connection: Any, token: Any) -> Mapping[str, Any]:
+    if token is not None and (not isinstance(token, str) or not token.isprintable() or not token.isascii()):
+        raise ConfigError(f"connection {conn_id!r}: token: must be printable ASCII text")
+    if token and connection.login:
+        raise ConfigError(f"connection {conn_id!r}: has a login and a token; keep the one that the archive expects")
+    return {"login": connection.login or None, "password": connection.password or None, "token": token}
+
+
+def _verify(conn_id: str, value: Any) -> bool | str:
+    """Certificates are always checked: a switch that turns this off is found in every leaked configuration."""
+    if value is None or value is True or (isinstance(value, str) and value.lower() == "true"):
+        return True
+    if isinstance(value, str) and os.path.isabs(value):
+        if not os.path.exists(value):
+            raise ConfigError(f"connection {conn_id!r}: verify={value!r}: no such file on this host; name a CA bundle in PEM form")
+        return value
+    raise ConfigError(
+        f"connection {conn_id!r}: verify={value!r}: must be true or the absolute path of a CA bundle. Checking certificates cannot be "
+        "turned off; for a self-signed archive, save its certificate to a file and name that file here"
+    )
+
+
+def _number(conn_id: str, name: str, value: Any, *, lowest: float) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not (math.isfinite(number) and number >= lowest):
+        raise ConfigError(f"connection {conn_id!r}: {name}={value!r}: must be a number of {lowest:g} or more")
+    return number

@@ -1,0 +1,172 @@
+"""What an archive is asked for and what it answers, reduced to what identifies no patient."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import date, datetime
+from typing import Any, Self
+
+from nnunet_jobs.contract.failure import ConfigError
+from nnunet_jobs.contract.files import content_hash
+
+_UID = re.compile(r"[0-9][0-9.]{0,63}")
+_MODALITY = re.compile(r"[A-Z0-9_]{1,16}")
+# What is derived from images, and what this package itself stores back: never taken for a study's images.
+DERIVED = ("SEG", "RTSTRUCT", "SR", "PR", "KO", "REG")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Study:
+    """One study of an answer. Counts are None where the archive does not tell them."""
+
+    uid: str
+    series: int | None = None
+    instances: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Series:
+    """One series of a study."""
+
+    uid: str
+    modality: str
+    instances: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SeriesFilter:
+    """Which series of a study are meant.
+
+    Attributes:
+        modality: such as ``MR``; None means every series of images, so no segmentations, structure sets and reports.
+        description: pattern with ``*`` and ``?`` for the series description, capitals ignored.
+    """
+
+    modality: str | None = None
+    description: str | None = None
+
+    def __post_init__(self) -> None:
+        checked_modality(self.modality)
+        checked_pattern("series_description", self.description)
+
+    def matches(self, modality: str, description: str) -> bool:
+        """Whether a series with these values is meant."""
+        fits = modality == self.modality if self.modality else modality not in DERIVED
+        return fits and matches_pattern(description, self.description)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StudyQuery:
+    """Which studies are meant.
+
+    Attributes:
+        date_from, date_to: first and last study date, included. None leaves that end open.
+        modality: one that the study must have. description: pattern with ``*`` and ``?`` for the study description.
+        series_description: pattern that a series of it must match.
+    """
+
+    date_from: date | None = None
+    date_to: date | None = None
+    modality: str | None = None
+    description: str | None = None
+    series_description: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("date_from", "date_to"):
+            object.__setattr__(self, name, _as_date(name, getattr(self, name)))
+        if self.date_from and self.date_to and self.date_from > self.date_to:
+            raise ConfigError(f"date_from={self.date_from}: is after date_to={self.date_to}; swap them")
+        checked_modality(self.modality)
+        checked_pattern("description", self.description)
+        checked_pattern("series_description", self.series_description)
+
+    @property
+    def series_filter(self) -> SeriesFilter:
+        """The series that count when a study is judged complete."""
+        return SeriesFilter(modality=self.modality, description=self.series_description)
+
+    @property
+    def dates(self) -> str | None:
+        """DICOM's range, such as ``20240101-20240131``."""
+        if not (self.date_from or self.date_to):
+            return None
+        first, last = (f"{day:%Y%m%d}" if day else "" for day in (self.date_from, self.date_to))
+        return first if first == last else f"{first}-{last}"
+
+    def key(self, conn_id: str) -> str:
+        """Short name of the query without its dates: what successive runs of a sensor have in common."""
+        return content_hash([conn_id, self.modality, self.description, self.series_description])
+
+    def matches(self, study_date: str, modalities: list[str], description: str) -> bool:
+        """Judge an answer: some archives ignore filters that they do not know and return everything.
+
+        A date or modalities that the answer lacks cannot be checked again and pass; a missing description is an empty one.
+        """
+        if study_date and self.date_from and study_date < f"{self.date_from:%Y%m%d}":
+            return False
+        if study_date and self.date_to and study_date > f"{self.date_to:%Y%m%d}":
+            return False
+        if self.modality and modalities and self.modality not in modalities:
+            return False
+        return matches_pattern(description, self.description)
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON object, inverse of :meth:`from_json`."""
+        return {name: value.isoformat() if isinstance(value, date) else value for name, value in asdict(self).items()}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """Read what :meth:`to_json` wrote."""
+        return cls(**data)
+
+
+def checked_uid(uid: Any, *, field: str) -> str:
+    """The UID, if it is one; it becomes a part of URLs.
+
+    Raises:
+        ConfigError: it has anything but digits and dots.
+    """
+    text = str(uid).strip()
+    if not _UID.fullmatch(text):
+        raise ConfigError(f"{field}={text[:80]!r}: must be a DICOM UID: digits and dots, at most 64")
+    return text
+
+
+def checked_modality(modality: str | None) -> None:
+    """Refuse what is no DICOM code string."""
+    if modality is not None and not _MODALITY.fullmatch(modality):
+        raise ConfigError(f"modality={modality!r}: must be a DICOM modality such as MR or CT, in capitals")
+
+
+def checked_pattern(field: str, pattern: str | None) -> None:
+    """Refuse what QIDO would not take for one value of DICOM's LO."""
+    if pattern is not None and (not pattern.strip() or len(pattern) > 64 or not pattern.isprintable() or "\\" in pattern):
+        raise ConfigError(f"{field}={pattern!r}: must be 1 to 64 printable characters without a backslash; * and ? are wildcards")
+
+
+def matches_pattern(text: str, pattern: str | None) -> bool:
+    """DICOM wildcard matching, capitals ignored. ``[`` is an ordinary character in DICOM."""
+    if pattern is None:
+        return True
+    return fnmatch.fnmatchcase(text.strip().casefold(), pattern.strip().casefold().replace("[", "[[]"))
+
+
+def blank(value: Any) -> Any:
+    """None for what a form or a template leaves blank, else the value."""
+    return None if value is None or (isinstance(value, str) and value.strip() in ("", "None")) else value
+
+
+def _as_date(field: str, value: Any) -> date | None:
+    if value is None or value == "":
+        return None
+    if isinstance(value, datetime):
+        return value.date()
+    if isinstance(value, date):
+        return value
+    try:
+        return datetime.fromisoformat(str(value)).date()
+    except ValueError as error:
+        raise ConfigError(f"{field}={value!r}: must be a date such as 2024-01-31") from error

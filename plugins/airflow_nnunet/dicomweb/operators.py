@@ -1,0 +1,178 @@
+"""Operators that move files between the archive and the workspace: network steps, run in the worker, resumed by the next try."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from airflow.sdk import BaseOperator
+from airflow.sdk.exceptions import AirflowSkipException
+
+from airflow_nnunet.config import NnunetConfig
+from airflow_nnunet.dicomweb.hook import DEFAULT_CONN_ID, DicomWebHook
+from airflow_nnunet.dicomweb.model import SeriesFilter, blank, checked_modality
+from airflow_nnunet.exceptions import from_job_error, to_airflow_error
+from airflow_nnunet.operators.fields import coerce, is_template
+from airflow_nnunet.retry import DEFAULT_RETRIES, DEFAULT_RETRY_DELAY, NnunetRetryPolicy
+from nnunet_jobs.contract.failure import ConfigError, DataError, Failure, FailureClass, JobError
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+_ON_EMPTY = ("fail", "skip")
+_MOST_WORKERS = 16
+
+
+class _ArchiveOperator(BaseOperator):  # type: ignore[misc, unused-ignore]
+    """What both have: the archive, the workspace, and retries by failure class."""
+
+    ui_color = "#fdf1e3"
+
+    def __init__(
+        self,
+        *,
+        dicomweb_conn_id: str = DEFAULT_CONN_ID,
+        nnunet_conn_id: str | None = None,
+        on_empty: str = "fail",
+        retries: int = DEFAULT_RETRIES,
+        retry_policy: Any = None,
+        retry_delay: timedelta | float = DEFAULT_RETRY_DELAY,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(retries=retries, retry_policy=retry_policy or NnunetRetryPolicy(), retry_delay=retry_delay, **kwargs)
+        if on_empty not in _ON_EMPTY:
+            raise ConfigError(f"on_empty={on_empty!r}: must be fail or skip")
+        self.dicomweb_conn_id = dicomweb_conn_id
+        self.nnunet_conn_id = nnunet_conn_id
+        self.on_empty = on_empty
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        """Do the work, or what is left of it."""
+        try:
+            return self.transfer(NnunetConfig.load(self.nnunet_conn_id), DicomWebHook(self.dicomweb_conn_id))
+        except JobError as error:
+            raise from_job_error(error) from error
+
+    def transfer(self, config: NnunetConfig, hook: DicomWebHook) -> dict[str, Any]:
+        """The operator's own part. Overridden by each."""
+        raise NotImplementedError
+
+    def _empty(self, message: str) -> None:
+        if self.on_empty == "skip":
+            raise AirflowSkipException(message)
+        raise DataError(message)
+
+
+class DicomWebRetrieveOperator(_ArchiveOperator):
+    """Bring one study of an archive below ``input_roots``. Map it over the UIDs that :class:`DicomWebStudySensor` returns.
+
+    Instances arrive in parallel, each under a temporary name until it is whole; a retry fetches only what is missing, and a study
+    that is there already costs a few queries. Folder and file names are hashes of UIDs. Returns ``name`` and ``folder`` of the
+    study, ``series``, ``instances``, how many of these were ``fetched`` now, and files ``removed`` because the archive withdrew them.
+
+    Args:
+        study: StudyInstanceUID. folder: absolute folder below ``input_roots``, with a sub-folder for each study.
+        modality: only series of it, such as ``MR``; empty means all images, without segmentations, structure sets and reports.
+        series_description: only series that match this pattern with ``*`` and ``?``.
+        workers: requests at once, 1 to 16; the pool of the task limits how many studies do this together.
+        on_empty: ``fail`` or ``skip`` when no series is meant.
+        dicomweb_conn_id: connection of type ``dicomweb``. nnunet_conn_id: connection with another workspace.
+        kwargs: everything that any operator takes.
+    """
+
+    template_fields = ("study", "folder", "modality", "series_description", "workers", "dicomweb_conn_id", "nnunet_conn_id")
+
+    def __init__(
+        self,
+        *,
+        study: str,
+        folder: str,
+        modality: str | None = None,
+        series_description: str | None = None,
+        workers: int | str = 4,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.study = study
+        self.folder = folder
+        self.modality = modality
+        self.series_description = series_description
+        self.workers = workers
+        if not (is_template(modality) or is_template(series_description)):
+            self._series()
+        if not is_template(workers):
+            self._workers()
+
+    def transfer(self, config: NnunetConfig, hook: DicomWebHook) -> dict[str, Any]:
+        """Fetch what is missing."""
+        folder = config.workspace.confine_incoming(self.folder, field="folder")
+        only = self._series()
+        result = hook.retrieve_study(
+            self.study,
+            folder,
+            modality=only.modality,
+            series_description=only.description,
+            workers=self._workers(),
+        )
+        if not result.instances:
+            self._empty(f"study {result.name}: the archive has no series of modality {only.modality or 'any image'} that matches")
+        return result.to_json()
+
+    def _series(self) -> SeriesFilter:
+        return SeriesFilter(modality=blank(self.modality), description=blank(self.series_description))
+
+    def _workers(self) -> int:
+        workers = int(coerce(self.workers, int, "workers"))
+        if not 1 <= workers <= _MOST_WORKERS:
+            raise ConfigError(f"workers={self.workers!r}: must be 1 to {_MOST_WORKERS}")
+        return workers
+
+
+class DicomWebStoreOperator(_ArchiveOperator):
+    """Store the DICOM results of a predictions folder in an archive, each file once.
+
+    What the archive has confirmed is noted in the folder by content and archive, so a retry sends only the rest. All files are
+    tried; then those that failed fail the task, each named with its reason. Returns ``stored`` and ``already_stored``.
+
+    Args:
+        folder: absolute folder below ``output_roots``; its ``.dcm`` files and those of its sub-folders are meant.
+        modalities: what may be sent; another file is a failure, so that no source image is sent back by mistake.
+        on_empty: ``fail`` or ``skip`` when the folder has no such file.
+        dicomweb_conn_id: connection of type ``dicomweb``. nnunet_conn_id: connection with another workspace.
+        kwargs: everything that any operator takes.
+    """
+
+    template_fields = ("folder", "modalities", "dicomweb_conn_id", "nnunet_conn_id")
+
+    def __init__(self, *, folder: str, modalities: list[str] | str = "SEG", **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.folder = folder
+        self.modalities = modalities
+        if not is_template(modalities):
+            self._modalities()
+
+    def transfer(self, config: NnunetConfig, hook: DicomWebHook) -> dict[str, Any]:
+        """Send what is not confirmed yet."""
+        from airflow_nnunet.dicomweb.store import find_files
+
+        folder = Path(config.workspace.confine_output(self.folder, field="folder"))
+        if not folder.is_dir():
+            raise ConfigError(f"folder={self.folder!r}: no such folder; name the output_folder of the prediction")
+        files = find_files(folder)
+        if not files:
+            self._empty(f"folder={self.folder!r}: holds no .dcm file; predict with dicom_seg=True")
+        report = hook.store(files, folder=folder, modalities=self._modalities())
+        if report.faults:
+            message = f"{len(report.faults)} of {len(files)} files were not stored; the others are not sent again"
+            failure_class = FailureClass.LOST if report.may_pass else FailureClass.DATA
+            raise to_airflow_error(Failure(failure_class=failure_class, message=message, faults=report.faults))
+        return {"stored": report.stored, "already_stored": report.already_stored}
+
+    def _modalities(self) -> list[str]:
+        modalities: list[str] = coerce(self.modalities, list[str], "modalities")
+        if not modalities:
+            raise ConfigError("modalities=[]: name at least one, such as SEG")
+        for modality in modalities:
+            checked_modality(modality)
+        return modalities

@@ -1,0 +1,188 @@
+"""A study from the archive to a folder: in parallel, instance by instance, and after any interruption from where it stopped.
+
+FOLDER/<study>/<series>/<instance>.dcm      hashes of the UIDs; each file whole, by temporary name and rename
+FOLDER/.retrieved/<study>.json              written last: every file with its sha256
+FOLDER/.retrieved/<study>.jsonl             the same, line by line, while the study is not complete
+FOLDER/.retrieved/<study>.lock              kernel lock: two tasks that want one study become a worker and a waiter
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from collections.abc import Mapping
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from airflow_nnunet.dicomweb.archive import Archive
+from airflow_nnunet.dicomweb.model import SeriesFilter
+from nnunet_jobs.contract.files import content_hash, locked, read_json, sha256_file, write_atomic, write_json
+
+log = logging.getLogger(__name__)
+RETRIEVED = ".retrieved"
+_PROGRESS_EVERY = 100
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Retrieved:
+    """One study on disk.
+
+    Attributes:
+        name: of its folder. folder: absolute path. series, instances: how many it has now. fetched: instances that came over the
+        network this time; the others were there. removed: files that the archive no longer has.
+    """
+
+    name: str
+    folder: str
+    series: int
+    instances: int
+    fetched: int
+    removed: int
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON object of counts and paths."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Wanted:
+    file: str
+    series: str
+    sop_uid: str
+
+
+def study_name(study: str, only: SeriesFilter) -> str:
+    """Folder of a study: a hash of its UID, and of the filter, so that two rules about one study never mix their series."""
+    return content_hash([study, only.modality, only.description], length=24)
+
+
+def retrieve_study(archive: Archive, study: str, folder: Path, *, only: SeriesFilter, workers: int = 4) -> Retrieved:
+    """Bring a study's series below ``folder`` and make the copy equal to what the archive has now.
+
+    Args:
+        study: StudyInstanceUID, checked. only: series that are meant. workers: requests at once.
+
+    Returns:
+        Counts; zero series when the archive has none that is meant.
+
+    Raises:
+        ArchiveUnavailable, ArchiveRefused, InstancesRejected: see :class:`Archive`. What has arrived stays and is not asked for again.
+    """
+    name = study_name(study, only)
+    notes = folder / RETRIEVED
+    notes.mkdir(parents=True, exist_ok=True)
+    with locked(notes / f"{name}.lock"):
+        wanted = _wanted(archive, study, only)
+        target = folder / name
+        journal = _Journal(notes / name)
+        whole = {item.file for item in wanted if journal.is_whole(target, item.file)}
+        missing = [item for item in wanted if item.file not in whole]
+        log.info("study %s: %s instances, %s of them here already", name, len(wanted), len(whole))
+        _fetch_all(archive, study, missing, target, journal, workers)
+        removed = _remove_others(target, {item.file for item in wanted})
+        journal.complete({item.file for item in wanted})
+    return Retrieved(
+        name=name,
+        folder=str(target),
+        series=len({item.series for item in wanted}),
+        instances=len(wanted),
+        fetched=len(missing),
+        removed=removed,
+    )
+
+
+def _wanted(archive: Archive, study: str, only: SeriesFilter) -> list[_Wanted]:
+    return [
+        _Wanted(file=f"{_hash(series.uid)}/{_hash(uid)}.dcm", series=series.uid, sop_uid=uid)
+        for series in archive.series(study, only)
+        for uid in archive.instances(study, series.uid)
+    ]
+
+
+def _fetch_all(archive: Archive, study: str, missing: list[_Wanted], target: Path, journal: _Journal, workers: int) -> None:
+    done = 0
+    counter = threading.Lock()
+
+    def fetch(item: _Wanted) -> None:
+        nonlocal done
+        data = archive.fetch(study, item.series, item.sop_uid)
+        path = target / item.file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, data)
+        journal.add(item.file, sha256_file(path))
+        with counter:
+            done += 1
+            if done % _PROGRESS_EVERY == 0:
+                log.info("%s of %s instances fetched", done, len(missing))
+
+    executor = ThreadPoolExecutor(max_workers=max(1, min(workers, len(missing))), thread_name_prefix="wado")
+    try:
+        futures = [executor.submit(fetch, item) for item in missing]
+        finished, _ = wait(futures, return_when=FIRST_EXCEPTION)
+        for future in finished:
+            future.result()
+    finally:
+        # After a failure nothing new is begun; what is under way ends and is kept.
+        executor.shutdown(wait=True, cancel_futures=True)
+
+
+def _remove_others(target: Path, wanted: set[str]) -> int:
+    """Delete what this room wrote earlier and the archive has withdrawn since, temporary files of a killed try included."""
+    removed = 0
+    for path in sorted(target.glob("*/*")) if target.is_dir() else ():
+        if str(path.relative_to(target)) in wanted:
+            continue
+        if path.suffix == ".dcm":
+            path.unlink()
+            removed += 1
+        elif path.suffix == ".tmp":
+            path.unlink()
+    return removed
+
+
+def _hash(uid: str) -> str:
+    return content_hash(uid, length=24)
+
+
+class _Journal:
+    """sha256 of every instance that has arrived, known again after a kill."""
+
+    def __init__(self, base: Path) -> None:
+        self._manifest = base.with_suffix(".json")
+        self._lines = base.with_suffix(".jsonl")
+        self._lock = threading.Lock()
+        self._known: dict[str, str] = {}
+        if self._manifest.is_file():
+            self._known.update(read_json(self._manifest)["files"])
+        if self._lines.is_file():
+            for line in self._lines.read_text().splitlines():
+                self._known.update(_parsed(line))
+
+    def is_whole(self, target: Path, file: str) -> bool:
+        """Whether a file is there with the content that arrived."""
+        path = target / file
+        return file in self._known and path.is_file() and sha256_file(path) == self._known[file]
+
+    def add(self, file: str, digest: str) -> None:
+        """Note an arrival. A power cut may lose the line; the instance is then fetched again."""
+        with self._lock:
+            self._known[file] = digest
+            with open(self._lines, "a") as lines:
+                lines.write(json.dumps({file: digest}) + "\n")
+
+    def complete(self, files: set[str]) -> None:
+        """Write the manifest of a complete study."""
+        write_json(self._manifest, {"complete": True, "files": {file: self._known[file] for file in sorted(files)}})
+        self._lines.unlink(missing_ok=True)
+
+
+def _parsed(line: str) -> Mapping[str, str]:
+    """One line of the journal. A line that a kill cut off says nothing, so its instance, and the one after it, are fetched again."""
+    try:
+        entry = json.loads(line)
+    except ValueError:
+        return {}
+    return entry if isinstance(entry, dict) else {}

@@ -1,0 +1,126 @@
+"""Result files to the archive: in batches, each file once, every failure named after all have been tried."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from airflow_nnunet.dicomweb.archive import Archive
+from airflow_nnunet.dicomweb.transport import pydicom
+from nnunet_jobs.contract.failure import Fault
+from nnunet_jobs.contract.files import locked, read_json, sha256_file, write_json
+
+log = logging.getLogger(__name__)
+STORED = ".stored"
+# One request holds a batch in memory two or three times over.
+_BATCH_FILES = 16
+_BATCH_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreReport:
+    """What became of a folder's files.
+
+    Attributes:
+        stored: sent now and confirmed. already_stored: sent by an earlier try, unchanged since.
+        faults: one for each file that the archive does not have. may_pass: whether another try may mend one of them.
+    """
+
+    stored: int
+    already_stored: int
+    faults: tuple[Fault, ...] = ()
+    may_pass: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _File:
+    name: str
+    path: Path
+    sha256: str
+
+
+def find_files(folder: Path) -> list[Path]:
+    """DICOM files of a folder and its sub-folders, without what is hidden: notes, scratch, half-written files."""
+    found = sorted(path for path in folder.rglob("*.dcm") if path.is_file() and not path.is_symlink())
+    return [path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
+
+
+def store_files(archive: Archive, paths: Sequence[Path], *, folder: Path, modalities: Sequence[str] = ("SEG",)) -> StoreReport:
+    """Store files and remember in ``folder`` what this archive has confirmed, so that the next try sends only the rest.
+
+    Args:
+        paths: files in ``folder``. modalities: what may be sent; another file is a fault, so that no source image is sent back.
+
+    Raises:
+        ArchiveUnavailable, ArchiveRefused: the archive does not answer at all; what was confirmed before stays on record.
+    """
+    notes = folder / STORED
+    notes.mkdir(parents=True, exist_ok=True)
+    record = notes / f"{archive.endpoint.key}.json"
+    with locked(record.with_suffix(".lock")):
+        confirmed: dict[str, str] = read_json(record) if record.is_file() else {}
+        files = [_File(name=path.relative_to(folder).as_posix(), path=path, sha256=sha256_file(path)) for path in paths]
+        pending = [file for file in files if confirmed.get(file.name) != file.sha256]
+        faults: list[Fault] = []
+        names: dict[str, _File] = {}
+        stored, may_pass = 0, False
+        for batch in _batches(pending):
+            datasets = {}
+            for file in batch:
+                dataset = _read(file.path)
+                fault = _refused(file, dataset, modalities, names)
+                if fault:
+                    faults.append(fault)
+                    continue
+                uid = str(dataset.SOPInstanceUID)
+                datasets[uid], names[uid] = dataset, file
+            if not datasets:
+                continue
+            answer = archive.store(datasets)
+            for uid, (reason, passing) in sorted(answer.failed.items()):
+                faults.append(Fault(code="not_stored", message=reason, file=names[uid].name))
+                may_pass = may_pass or passing
+            confirmed.update({names[uid].name: names[uid].sha256 for uid in answer.stored})
+            stored += len(answer.stored)
+            write_json(record, confirmed)
+            log.info("%s of %s files stored", stored, len(pending))
+    return StoreReport(stored=stored, already_stored=len(files) - len(pending), faults=tuple(faults), may_pass=may_pass)
+
+
+def _batches(files: Sequence[_File]) -> Iterator[list[_File]]:
+    batch: list[_File] = []
+    size = 0
+    for file in files:
+        bytes_ = file.path.stat().st_size
+        if batch and (len(batch) >= _BATCH_FILES or size + bytes_ > _BATCH_BYTES):
+            yield batch
+            batch, size = [], 0
+        batch.append(file)
+        size += bytes_
+    if batch:
+        yield batch
+
+
+def _read(path: Path) -> Any:
+    """The dataset, or None for what is no DICOM file. The parser's words may quote the file, so they go nowhere."""
+    module = pydicom()
+    try:
+        return module.dcmread(path)
+    except (module.errors.InvalidDicomError, ValueError, LookupError, EOFError, AttributeError, TypeError):
+        return None
+
+
+def _refused(file: _File, dataset: Any, modalities: Sequence[str], names: dict[str, _File]) -> Fault | None:
+    if dataset is None or not dataset.get("SOPInstanceUID") or not dataset.get("StudyInstanceUID"):
+        return Fault(code="unreadable", message="is no DICOM file with a SOPInstanceUID and a StudyInstanceUID", file=file.name)
+    modality = str(dataset.get("Modality", ""))
+    if modality not in modalities:
+        message = f"is of modality {modality or 'none'}; only {', '.join(modalities)} is stored back, add it to modalities if it is meant"
+        return Fault(code="wrong_modality", message=message, file=file.name)
+    other = names.get(str(dataset.SOPInstanceUID))
+    if other is not None:
+        return Fault(code="duplicate_uid", message=f"has the SOPInstanceUID of {other.name}", file=file.name)
+    return None

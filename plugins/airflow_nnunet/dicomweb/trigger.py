@@ -1,0 +1,111 @@
+"""The trigger that asks the archive while the sensor is deferred and holds no worker slot."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+from airflow.sdk import BaseHook
+from airflow.sdk.exceptions import AirflowNotFoundException
+from airflow.triggers.base import BaseTrigger, TriggerEvent
+
+from airflow_nnunet.dicomweb.hook import open_archive, unknown_connection
+from airflow_nnunet.dicomweb.model import StudyQuery
+from airflow_nnunet.dicomweb.stability import Look, StudyWatch
+from airflow_nnunet.exceptions import ArchiveUnavailable, NnunetJobError
+
+_SHORTEST_PAUSE_S = 0.5
+
+
+class DicomWebStudyTrigger(BaseTrigger):
+    """One event when studies are complete, or when the archive turns the query down for good.
+
+    A triggerer that starts again begins the count of stable seconds anew: late rather than early. An archive that is down is asked
+    again at the next poke, until the sensor's ``timeout``. The event holds study UIDs and counts, nothing else from the archive.
+
+    Args:
+        dicomweb_conn_id: the archive. query: :meth:`StudyQuery.to_json`. stable_for, hold_s: see :class:`StudyWatch`, seconds.
+        poke_interval: seconds between two queries, give or take ten percent; less when a study may be complete
+            sooner. seen: what earlier runs handed out.
+    """
+
+    def __init__(
+        self,
+        *,
+        dicomweb_conn_id: str,
+        query: Mapping[str, Any],
+        stable_for: float,
+        hold_s: float,
+        poke_interval: float,
+        seen: Mapping[str, list[int]],
+    ) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.dicomweb_conn_id = dicomweb_conn_id
+        self.query = dict(query)
+        self.stable_for = stable_for
+        self.hold_s = hold_s
+        self.poke_interval = poke_interval
+        self.seen = dict(seen)
+
+    def serialize(self) -> tuple[str, dict[str, Any]]:
+        """Class path and arguments, all a triggerer needs to go on."""
+        return (
+            f"{type(self).__module__}.{type(self).__qualname__}",
+            {
+                "dicomweb_conn_id": self.dicomweb_conn_id,
+                "query": self.query,
+                "stable_for": self.stable_for,
+                "hold_s": self.hold_s,
+                "poke_interval": self.poke_interval,
+                "seen": self.seen,
+            },
+        )
+
+    async def run(self) -> AsyncIterator[TriggerEvent]:
+        """Look, sleep, look again."""
+        try:
+            look = await self._until_complete()
+        except NnunetJobError as error:
+            event: dict[str, Any] = {"status": "failed", "failure_class": str(error.failure_class), "message": str(error)}
+        else:
+            event = {"status": "complete", "studies": list(look.ready), "seen": look.seen}
+        yield TriggerEvent(event)  # type: ignore[no-untyped-call]
+
+    async def _until_complete(self) -> Look:
+        query = StudyQuery.from_json(self.query)
+        watch = StudyWatch(stable_for=self.stable_for, hold_s=self.hold_s, seen=self.seen)
+        try:
+            connection = await BaseHook.aget_connection(self.dicomweb_conn_id)
+        except AirflowNotFoundException as error:
+            raise unknown_connection(self.dicomweb_conn_id) from error
+        # One try a poke: a thread that sleeps between tries is one that other triggers wait for.
+        archive = await asyncio.to_thread(open_archive, connection, tries=1)
+        told: tuple[int, int] | None = None
+        while True:
+            pause = self.poke_interval * random.uniform(0.9, 1.1)  # noqa: S311  (jitter, not a secret)
+            try:
+                look = await asyncio.to_thread(poke, archive, query, watch)
+            except ArchiveUnavailable as error:
+                self.log.warning("%s", error)
+            else:
+                if told != (len(look.ready), look.changing):
+                    told = (len(look.ready), look.changing)
+                    self.log.info("%s new studies are complete, %s still arriving", *told)
+                if look.fire:
+                    return look
+                if look.due_s is not None:
+                    pause = min(pause, max(look.due_s, _SHORTEST_PAUSE_S))
+            await asyncio.sleep(pause)
+
+
+def poke(archive: Any, query: StudyQuery, watch: StudyWatch) -> Look:
+    """One look at the archive: a query, and one more for each study that has just become complete."""
+    studies = archive.find_studies(query)
+
+    def meant(uid: str) -> int:
+        return sum(archive.count(uid, series) for series in archive.series(uid, query.series_filter))
+
+    return watch.look(studies, now=time.monotonic(), count=lambda study: archive.study(study.uid).instances or 0, meant=meant)

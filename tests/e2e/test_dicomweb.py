@@ -1,0 +1,164 @@
+"""The archive under a real Airflow: a connection from its database, the sensor in its triggerer, studies mapped, results back.
+
+The project's own pulling DAG runs with a model of random weights. A second DAG, with a stand-in for the model, looks more often.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from io import BytesIO
+from pathlib import Path
+
+import pydicom
+import pytest
+
+from airflow_nnunet.stack import Stack
+from nnunet_jobs.contract.files import repoint, write_json
+from nnunet_jobs.contract.workspace import Workspace
+from nnunet_jobs.prediction.model import selection_hash
+from support.jobs import TESTS
+from support.orthanc import LOGIN, PATIENT, Orthanc, made_series, missing, study_uid
+from support.prediction import PLANS, TRAINER
+from support.stages import DATASET, LOW, save_stage
+
+pytestmark = pytest.mark.e2e
+
+DAGS = """
+from pathlib import Path
+from airflow.sdk import DAG, task, task_group
+from airflow_nnunet.dicomweb import DicomWebRetrieveOperator, DicomWebStoreOperator, DicomWebStudySensor
+
+with DAG("pull", schedule=None, params={"modality": "MR", "series_description": None}, render_template_as_native_obj=True) as dag:
+    new = DicomWebStudySensor(
+        task_id="new_studies", modality="{{ params.modality }}", series_description="{{ params.series_description }}",
+        date_from="2024-01-01", stable_for=2, poke_interval=1, timeout=20, soft_fail=True,
+    )
+
+    @task
+    def draw(folder, name):
+        from support.orthanc import made_seg
+        output = Path("PREDICTIONS") / name
+        made_seg(sorted(Path(folder).glob("*/*.dcm")), output / "case.seg.dcm")
+        return str(output)
+
+    @task_group
+    def study(uid):
+        retrieve = DicomWebRetrieveOperator(
+            task_id="retrieve", study=uid, modality="{{ params.modality }}", series_description="{{ params.series_description }}",
+            folder="INCOMING", multiple_outputs=True, pool="pacs",
+        )
+        DicomWebStoreOperator(task_id="store", folder=draw(retrieve.output["folder"], retrieve.output["name"]), pool="pacs")
+
+    study.expand(uid=new.output)
+"""
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Orthanc]:
+    if reason := missing():
+        pytest.skip(reason)
+    server = Orthanc(tmp_path_factory.mktemp("orthanc"))
+    try:
+        yield server.start()
+    finally:
+        server.stop()
+
+
+@pytest.fixture(scope="module")
+def stack(archive: Orthanc, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    folder = tmp_path_factory.mktemp("pull")
+    (folder / "dags").mkdir()
+    text = DAGS.replace("INCOMING", str(folder / "incoming")).replace("PREDICTIONS", str(folder / "work" / "predictions"))
+    (folder / "dags" / "pull.py").write_text(text)
+    packages = os.pathsep.join([str(TESTS.parent / "plugins"), str(TESTS)])
+    (folder / "dags" / "nnunet_dicom_pull.py").symlink_to(TESTS.parent / "dags" / "nnunet_dicom_pull.py")
+    promote_a_model(Workspace.below(folder / "work"))
+    settings = {"nnunet.workspace": str(folder / "work"), "nnunet.input_roots": str(folder / "incoming"), "nnunet.cpu_slots": "1"}
+    with Stack(folder / "home", dags=folder / "dags", settings=settings, environment={"PYTHONPATH": packages}) as running:
+        fields = json.loads(archive.connection())
+        connection = {"connection_id": "dicomweb_default", **fields, "extra": json.dumps(fields["extra"])}
+        running.client.request("POST", "connections", json=connection)
+        running.client.set_pool("pacs", 2, include_deferred=False)
+        running.client.set_pool("gpu", 1)
+        for name in ("pull", "nnunet_dicom_pull"):
+            running.client.wait_for_dag(name)
+        yield running
+
+
+def promote_a_model(workspace: Workspace) -> None:
+    """One small stage with random weights, for a dataset of one channel."""
+    raw = workspace.raw_dataset(DATASET)
+    raw.mkdir(parents=True)
+    write_json(raw / "manifest.json", {"schema": 1, "cases": {}, "channel_names": {"0": "MRI"}})
+    root = workspace.model_root("m1") / DATASET
+    files = dict(save_stage(root, LOW, seed=1))
+    members = [{"trainer": TRAINER, "plans": PLANS, "folds": [0], "configuration": LOW}]
+    selection = {"members": members, "postprocessing": []}
+    card = {"schema": 1, "dataset": DATASET, "model": "m1", "selection": selection, "files": files}
+    write_json(root / "model.json", {**card, "hash": selection_hash(selection, files)})
+    repoint(workspace.champion_link(DATASET), root)
+
+
+def pull(stack: Stack) -> list[str]:
+    """One run; returns the studies that it took."""
+    run = stack.client.trigger("pull")
+    assert stack.client.wait_for_run("pull", run, timeout_s=180) == "success", stack.client.states("pull", run)
+    if stack.client.states("pull", run)[("new_studies", -1)] == "skipped":
+        return []
+    found: list[str] = stack.client.xcom("pull", run, "new_studies")
+    return found
+
+
+def test_studies_come_and_results_go_back_each_once(stack: Stack, archive: Orthanc, tmp_path: Path) -> None:
+    first = [made_series(tmp_path / name, slices=5) for name in ("a", "b")]
+    for paths in first:
+        archive.upload(paths)
+    assert set(pull(stack)) == {study_uid(paths) for paths in first}
+    assert len(archive.instances(Modality="SEG")) == 2
+
+    later = made_series(tmp_path / "c", slices=4)
+    archive.upload(later)
+    assert pull(stack) == [study_uid(later)], "what was stored back makes no study new"
+    assert len(archive.instances(Modality="SEG")) == 3
+
+    assert pull(stack) == [], "a run with nothing new is skipped"
+
+
+def test_the_projects_own_dag_segments_a_study_and_stores_the_result(stack: Stack, archive: Orthanc, tmp_path: Path) -> None:
+    archive.clear()
+    paths = made_series(tmp_path / "d", slices=24, study_date="20240301", size=40)
+    archive.upload(paths)
+    conf = {
+        "dataset": DATASET,
+        "incoming": str(stack.home.parent / "incoming"),
+        "output": str(stack.home.parent / "work" / "predictions" / "pacs"),
+        "lookback_days": 3650,
+        "stable_for": 1,
+    }
+    run = stack.client.trigger("nnunet_dicom_pull", conf)
+    assert stack.client.wait_for_run("nnunet_dicom_pull", run, timeout_s=300) == "success", stack.client.states("nnunet_dicom_pull", run)
+    assert stack.client.xcom("nnunet_dicom_pull", run, "study.store", map_index=0) == {"stored": 1, "already_stored": 0}
+    (found,) = archive.instances(Modality="SEG")
+    seg = pydicom.dcmread(BytesIO(archive.file(found["ID"])))
+    assert seg.StudyInstanceUID == study_uid(paths)
+    assert seg.PatientName == PATIENT, "in the archive the result belongs to its patient"
+
+
+def test_fault_55_airflow_keeps_no_patient_and_no_password(stack: Stack, archive: Orthanc) -> None:
+    """Logs, database, configuration and job folders of everything that has run before, without the mapping that only its owner reads."""
+    read = 0
+    for root in (stack.home, stack.home.parent / "work"):
+        for path in root.rglob("*"):
+            if not path.is_file() or path.name.endswith(".dcm"):
+                continue
+            if ".private" in path.parts:
+                assert path.parent.stat().st_mode & 0o077 == 0, path
+                continue
+            data = path.read_bytes()
+            read += 1
+            for word in (PATIENT, "CANARY", archive.password):
+                assert word.encode() not in data, path
+    assert read > 10
+    assert LOGIN.encode() in (stack.home / "airflow.db").read_bytes(), "the database was looked at"

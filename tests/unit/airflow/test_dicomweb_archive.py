@@ -1,0 +1,238 @@
+"""Queries and errors against a real Orthanc, and against the same one behind a network with faults."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from airflow_nnunet.dicomweb import DicomWebHook
+from airflow_nnunet.dicomweb.model import SeriesFilter
+from airflow_nnunet.exceptions import ArchiveRefused, ArchiveUnavailable, InstancesRejected, InvalidConfig
+from airflow_nnunet.retry import NnunetRetryPolicy
+from support.orthanc import PATIENT, Orthanc, made_series, study_uid
+from support.proxy import Act, Proxy, is_instance
+
+
+def through(monkeypatch: pytest.MonkeyPatch, orthanc: Orthanc, proxy: Proxy, **extra: Any) -> DicomWebHook:
+    """A hook whose requests go through the proxy."""
+    connection = json.loads(orthanc.connection(**{"tries": 3, "timeout_s": 10, **extra}))
+    monkeypatch.setenv("AIRFLOW_CONN_PROXIED", json.dumps(connection | {"port": proxy.port}))
+    return DicomWebHook("proxied")
+
+
+@pytest.fixture
+def brains(orthanc: Orthanc, tmp_path: Path) -> dict[str, str]:
+    """Three studies: name to StudyInstanceUID."""
+    wanted = {
+        "old": {"study_date": "20240101", "study_description": "Brain [made] old"},
+        "new": {"study_date": "20240215", "study_description": "Brain made new"},
+        "ct": {"study_date": "20240216", "modality": "CT", "description": "Thorax", "study_description": "Thorax made"},
+    }
+    uids = {}
+    for name, fields in wanted.items():
+        paths = made_series(tmp_path / name, slices=3, **fields)  # type: ignore[arg-type]
+        orthanc.upload(paths)
+        uids[name] = study_uid(paths)
+    return uids
+
+
+@pytest.mark.parametrize(
+    ("query", "expected"),
+    [
+        ({}, {"old", "new", "ct"}),
+        ({"date_from": "2024-02-01"}, {"new", "ct"}),
+        ({"date_to": "2024-02-15"}, {"old", "new"}),
+        ({"date_from": "2024-02-15", "date_to": "2024-02-15"}, {"new"}),
+        ({"modality": "CT"}, {"ct"}),
+        ({"modality": "MR", "date_from": "2024-02-01"}, {"new"}),
+        ({"description": "Brain*"}, {"old", "new"}),
+        ({"description": "brain [made]*"}, {"old"}),
+        ({"description": "Brain made ne?"}, {"new"}),
+        ({"modality": "PT"}, set()),
+    ],
+)
+def test_studies_are_found_by_date_modality_and_description(brains: dict[str, str], query: dict[str, str], expected: set[str]) -> None:
+    found = DicomWebHook().find_studies(**query)  # type: ignore[arg-type]
+    assert {study.uid for study in found} == {brains[name] for name in expected}
+    assert all((study.series, study.instances) == (1, 3) for study in found)
+
+
+def test_a_studys_state_is_its_counts(brains: dict[str, str]) -> None:
+    state = DicomWebHook().study_state(brains["ct"])
+    assert (state.series, state.instances) == (1, 3)
+    unknown = DicomWebHook().study_state("1.2.3.4")
+    assert (unknown.series, unknown.instances) == (0, 0)
+
+
+def test_a_series_is_chosen_by_modality_and_description(orthanc: Orthanc, tmp_path: Path) -> None:
+    first = made_series(tmp_path / "t1", slices=2, description="T1 made")
+    uid = study_uid(first)
+    orthanc.upload([*first, *made_series(tmp_path / "t2", slices=3, description="T2 made", study=uid)])
+    archive = DicomWebHook().get_conn()
+    assert [series.instances for series in archive.series(uid, SeriesFilter(modality="MR", description="t2*"))] == [3]
+    assert len(archive.series(uid, SeriesFilter(modality="MR"))) == 2
+    assert archive.series(uid, SeriesFilter(modality="CT")) == []
+
+
+def test_pages_that_the_archive_cuts_short_and_filters_that_it_ignores_do_no_harm(
+    brains: dict[str, str], orthanc: Orthanc, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An archive that answers every query with everything it has, whatever page and filter were asked for."""
+    import requests
+
+    everything = requests.get(f"{orthanc.url}/dicom-web/studies", auth=orthanc.auth, timeout=10).content
+    with Proxy(
+        orthanc.url, lambda path, number: Act(status=200, headers={"Content-Type": "application/dicom+json"}, body=everything)
+    ) as proxy:
+        found = through(monkeypatch, orthanc, proxy).find_studies(modality="MR", date_from="2024-02-01")
+        assert [study.uid for study in found] == [brains["new"]]
+        assert len(proxy.paths) == 2, "the page that repeats itself is the last one"
+
+
+def test_an_answer_with_a_uid_that_is_a_path_goes_no_further(
+    brains: dict[str, str], orthanc: Orthanc, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evil = json.dumps([{"0020000D": {"vr": "UI", "Value": ["1.2/../../../users"]}}]).encode()
+    act = Act(status=200, headers={"Content-Type": "application/dicom+json"}, body=evil)
+    with Proxy(orthanc.url, lambda path, number: act) as proxy, pytest.raises(InstancesRejected, match="must be a DICOM UID"):
+        through(monkeypatch, orthanc, proxy).find_studies()
+
+
+def test_all_pages_are_read(brains: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("airflow_nnunet.dicomweb.archive._PAGE", 1)
+    assert {study.uid for study in DicomWebHook().find_studies()} == set(brains.values())
+
+
+def test_a_query_without_bounds_is_refused(brains: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("airflow_nnunet.dicomweb.archive.MOST_STUDIES", 2)
+    with pytest.raises(ArchiveRefused, match="more than 2; narrow it by date"):
+        DicomWebHook().find_studies()
+
+
+def test_a_wrong_password_names_the_connection_and_is_not_retried(orthanc: Orthanc, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AIRFLOW_CONN_WRONG", json.dumps(json.loads(orthanc.connection()) | {"password": "hush-hush"}))
+    hook = DicomWebHook("wrong")
+    with pytest.raises(ArchiveRefused, match=r"connection 'wrong'.*401.*check login and password") as caught:
+        hook.find_studies()
+    assert "hush-hush" not in str(caught.value)
+    assert NnunetRetryPolicy().evaluate(caught.value, 1, 3).action.name == "FAIL"
+    ok, message = hook.test_connection()
+    assert not ok
+    assert "401" in message
+    assert DicomWebHook().test_connection() == (True, f"{orthanc.url}/dicom-web answers")
+
+
+@pytest.mark.parametrize("base_path", ["no-such-path", "/"])
+def test_a_wrong_address_is_not_retried(orthanc: Orthanc, monkeypatch: pytest.MonkeyPatch, base_path: str) -> None:
+    monkeypatch.setenv("AIRFLOW_CONN_WRONG", orthanc.connection(base_path=base_path))
+    with pytest.raises(ArchiveRefused, match="check base_path"):
+        DicomWebHook("wrong").find_studies()
+
+
+def test_a_page_for_people_is_not_taken_for_an_answer(orthanc: Orthanc, monkeypatch: pytest.MonkeyPatch) -> None:
+    login = Act(status=200, headers={"Content-Type": "text/html"}, body=b"<html>Please log in</html>")
+    with Proxy(orthanc.url, lambda path, number: login) as proxy, pytest.raises(ArchiveRefused, match="not DICOM JSON"):
+        through(monkeypatch, orthanc, proxy).find_studies()
+
+
+def test_an_archive_that_is_down_is_worth_another_try(orthanc: Orthanc, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Proxy(orthanc.url) as proxy:
+        hook = through(monkeypatch, orthanc, proxy, tries=2)
+    with pytest.raises(ArchiveUnavailable, match=r"connection 'proxied'.*is the archive up") as caught:
+        hook.find_studies()
+    assert NnunetRetryPolicy().evaluate(caught.value, 1, 3).action.name == "RETRY"
+
+
+def test_passing_errors_are_waited_out_for_as_long_as_the_archive_asks(
+    brains: dict[str, str], orthanc: Orthanc, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    busy = {1: Act(status=429, headers={"Retry-After": "2"}), 2: Act(status=503)}
+    with Proxy(orthanc.url, lambda path, number: busy.get(number)) as proxy:
+        began = time.monotonic()
+        assert len(through(monkeypatch, orthanc, proxy).find_studies()) == 3
+        assert time.monotonic() - began >= 2
+        assert len(proxy.paths) == 4
+
+
+@pytest.mark.parametrize("cut", [Act(cut=True), Act(silent=True)])
+def test_a_cut_answer_is_asked_for_again(brains: dict[str, str], orthanc: Orthanc, monkeypatch: pytest.MonkeyPatch, cut: Act) -> None:
+    archive = DicomWebHook().get_conn()
+    series = archive.series(brains["ct"], None)[0].uid
+    uid = archive.instances(brains["ct"], series)[0]
+    with Proxy(orthanc.url, lambda path, number: cut if is_instance(path) and number == 1 else None) as proxy:
+        through_proxy = through(monkeypatch, orthanc, proxy).get_conn()
+        assert through_proxy.fetch(brains["ct"], series, uid) == archive.fetch(brains["ct"], series, uid)
+        assert proxy.fetched == 2
+
+
+def test_an_instance_that_is_gone_is_told_from_a_wrong_address(
+    brains: dict[str, str], orthanc: Orthanc, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive = DicomWebHook().get_conn()
+    series = archive.series(brains["ct"], None)[0].uid
+    with pytest.raises(ArchiveUnavailable, match="withdrawn"):
+        archive.fetch(brains["ct"], series, "1.2.3.4")
+    monkeypatch.setenv("AIRFLOW_CONN_WRONG", orthanc.connection(wado_prefix="no-such-prefix"))
+    with pytest.raises(ArchiveRefused, match=r"404.*check base_path and the prefixes"):
+        DicomWebHook("wrong").get_conn().fetch(brains["ct"], series, archive.instances(brains["ct"], series)[0])
+
+
+def test_what_is_no_dicom_file_is_refused_without_quoting_it(
+    brains: dict[str, str], orthanc: Orthanc, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive = DicomWebHook().get_conn()
+    series = archive.series(brains["ct"], None)[0].uid
+    uid = archive.instances(brains["ct"], series)[0]
+    other = archive.instances(brains["ct"], series)[1]
+    part = b"--x\r\nContent-Type: application/dicom\r\n\r\n%b\r\n--x--"
+    for body, words in ((PATIENT.encode() * 100, "no DICOM file"), (archive.fetch(brains["ct"], series, other), "another instance")):
+        act = Act(status=200, headers={"Content-Type": 'multipart/related; type="application/dicom"; boundary=x'}, body=part % body)
+        with Proxy(orthanc.url, lambda path, number, act=act: act) as proxy, pytest.raises(InstancesRejected, match=words) as caught:  # type: ignore[misc]
+            through(monkeypatch, orthanc, proxy).get_conn().fetch(brains["ct"], series, uid)
+        assert PATIENT not in str(caught.value)
+
+
+def test_requests_of_many_threads_do_not_mix(brains: dict[str, str]) -> None:
+    archive = DicomWebHook().get_conn()
+    found: dict[str, list[int | None]] = {name: [] for name in brains}
+
+    def ask(name: str) -> None:
+        for _ in range(5):
+            found[name].append(archive.study(brains[name]).instances)
+
+    threads = [threading.Thread(target=ask, args=(name,)) for name in brains for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(counts == [3] * 10 for counts in found.values())
+
+
+def test_wrong_arguments_are_refused_before_a_request(orthanc: Orthanc) -> None:
+    hook = DicomWebHook()
+    for query in (
+        {"modality": "mr"},
+        {"description": "a\\b"},
+        {"date_from": "yesterday"},
+        {"date_from": "2024-02-01", "date_to": "2024-01-01"},
+    ):
+        with pytest.raises(InvalidConfig):
+            hook.find_studies(**query)  # type: ignore[arg-type]
+    with pytest.raises(InvalidConfig, match="must be a DICOM UID"):
+        hook.study_state("1.2/../3")
+
+
+def test_no_log_line_holds_a_patient_or_a_secret(brains: dict[str, str], orthanc: Orthanc, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    hook = DicomWebHook()
+    hook.find_studies()
+    hook.study_state(brains["ct"])
+    assert "anary" not in caplog.text
+    assert orthanc.password not in caplog.text
+    assert brains["ct"] not in caplog.text
