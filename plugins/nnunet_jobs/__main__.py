@@ -1,4 +1,4 @@
-"""Command line of the work's wing: run a job, run its step, make a phantom dataset, say what this host has."""
+"""Command line of the work's wing: run a job, run its step, check or make a dataset, say what this host has."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from nnunet_jobs.contract.jobdir import JobDir
+from nnunet_jobs.dataset import command as validate
 
 
 def main(argv: Sequence[str] | None = None, *, module: str = "nnunet_jobs", steps: Callable[..., object] | None = None) -> int:
@@ -27,6 +28,8 @@ def main(argv: Sequence[str] | None = None, *, module: str = "nnunet_jobs", step
         from nnunet_jobs import child
 
         return child.main(JobDir(arguments.job), arguments.attempt, steps=steps or child.load_step)  # type: ignore[arg-type]
+    if arguments.command == "validate":
+        return validate.run(arguments)
     if arguments.command == "phantom":
         from nnunet_jobs.dataset.phantom import write_phantom
 
@@ -65,6 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     phantom.add_argument("out", type=Path, help="folder to make")
     phantom.add_argument("--cases", type=int, default=40, help="number of cases (default 40)")
     phantom.add_argument("--seed", type=int, default=0, help="same seed, same voxels (default 0)")
+    validate.add_arguments(commands.add_parser("validate", help="check a dataset: every fault of every case, nothing is written"))
     commands.add_parser("probe", help="print GPUs, cores, memory, limits, compiler and versions as JSON")
     return parser
 

@@ -83,6 +83,11 @@ def files_of(case: str, entry: Mapping[str, Any], file_ending: str) -> dict[str,
     return files
 
 
+def channels_of(entry: Mapping[str, Any]) -> int:
+    """A registered case's number of channels: one a file, but for images with colours."""
+    return int(entry.get("channels", len(entry["images"])))
+
+
 def folders_of(cases: Iterable[Mapping[str, Any]]) -> list[str]:
     """Folders that a dataset with these cases has. Those for training are there always: nnU-Net expects them."""
     splits = {entry["split"] for entry in cases}

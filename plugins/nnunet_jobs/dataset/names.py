@@ -11,7 +11,9 @@ from pathlib import Path, PurePosixPath
 from nnunet_jobs.contract.failure import Fault
 from nnunet_jobs.dataset.faults import Code
 
-ENDINGS = (".nii.gz", ".nii")
+NIFTI = (".nii.gz", ".nii")
+PICTURES = (".png", ".bmp", ".tif")  # 2D for nnU-Net, and one file may hold several channels as colours
+ENDINGS = (*NIFTI, ".mha", ".nrrd", *PICTURES, ".tiff")
 _CASE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,119}")
 
 
@@ -24,7 +26,7 @@ class Refused(Exception):
 
 
 def split_ending(name: str) -> tuple[str, str]:
-    """``("case", ".nii.gz")`` of ``case.nii.gz``; an empty ending for anything that is not NIfTI."""
+    """``("case", ".nii.gz")`` of ``case.nii.gz``; an empty ending for anything that nnU-Net does not read."""
     for ending in ENDINGS:
         if name.endswith(ending):
             return name[: -len(ending)], ending

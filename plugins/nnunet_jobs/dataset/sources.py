@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -14,7 +15,7 @@ from nnunet_jobs.contract.failure import ConfigError, Fault
 from nnunet_jobs.contract.params import RegisterParams
 from nnunet_jobs.dataset.faults import Code, data_error
 from nnunet_jobs.dataset.labels import Tables, channel_table, decathlon_labels, label_table
-from nnunet_jobs.dataset.names import ENDINGS, Refused, below, check_case_ids, check_links, listing, split_ending
+from nnunet_jobs.dataset.names import ENDINGS, PICTURES, Refused, below, check_case_ids, check_links, listing, split_ending
 from nnunet_jobs.dataset.volume import open_regular
 
 _EXTRAS = ("description", "reference", "licence", "license", "release", "citation", "overwrite_image_reader_writer")
@@ -63,14 +64,17 @@ class Source:
     def add(self, case: SourceCase) -> None:
         """Add a case, or a fault when its id is there already."""
         if case.case in self.cases:
-            self.faults.append(Fault(code=Code.CASE_DUPLICATE, case=case.case, message="the case is there twice; keep one of them"))
+            file = self.relative(case.images[0]) if case.images else None
+            message = "the case is there twice; keep one of them"
+            self.faults.append(Fault(code=Code.CASE_DUPLICATE, case=case.case, file=file, message=message))
         else:
             self.cases[case.case] = case
 
     def file_ending(self) -> str:
-        """``.nii`` when every image is uncompressed, else ``.nii.gz``."""
-        endings = {split_ending(path.name)[1] for case in self.cases.values() for path in case.images}
-        return ".nii" if endings == {".nii"} else ".nii.gz"
+        """The images' commonest ending; ``.nii`` only when no image is compressed, since NIfTI files can be recoded."""
+        endings = Counter(split_ending(path.name)[1] for case in self.cases.values() for path in case.images)
+        common = max(endings, key=lambda ending: (endings[ending], ending), default=".nii.gz")
+        return ".nii.gz" if common == ".nii" and ".nii.gz" in endings else common or ".nii.gz"
 
 
 def read_source(params: RegisterParams, root: Path, *, known: Iterable[str] = ()) -> Source:
@@ -87,15 +91,16 @@ def read_source(params: RegisterParams, root: Path, *, known: Iterable[str] = ()
         raise ConfigError(f"source={params.source!r}: no such folder")
     description = _description(root)
     layout = params.layout if params.layout != "auto" else _detect(params, root, description)
-    source = Source(root=root, layout=layout, tables=_tables(params, layout, description), splits_4d=layout != "nnunet")
+    tables, faults = _tables(params, layout, description)
+    source = Source(root=root, layout=layout, tables=tables, splits_4d=layout != "nnunet", faults=faults)
     source.extras = {key: description[key] for key in _EXTRAS if isinstance(description.get(key), str)}
     _LAYOUTS[layout](params, source, description)
     if not source.cases and not source.faults:
         source.faults.append(Fault(code=Code.NO_CASES, message=f"no cases found in {root} (layout {layout})"))
     hostile = check_case_ids(source.cases, known=known)
     for fault in hostile:
-        source.cases.pop(fault.case or "", None)  # named already; nothing more is done with such a name
-    source.faults += hostile
+        case = source.cases.pop(fault.case or "", None)  # named already; nothing more is done with such a name
+        source.faults.append(replace(fault, file=source.relative(case.images[0])) if case and case.images else fault)
     return source
 
 
@@ -130,8 +135,8 @@ def _detect(params: RegisterParams, root: Path, description: dict[str, Any]) -> 
     )
 
 
-def _tables(params: RegisterParams, layout: str, description: dict[str, Any]) -> Tables:
-    """Channels and labels: the parameters' where given, else the source's."""
+def _tables(params: RegisterParams, layout: str, description: dict[str, Any]) -> tuple[Tables, list[Fault]]:
+    """Channels and labels, the parameters' where given, else the source's; and what is wrong with the labels."""
     channels = params.channel_names if params.channel_names is not None else description.get("channel_names", description.get("modality"))
     order = params.regions_class_order if params.regions_class_order is not None else description.get("regions_class_order")
     labels = params.label_names
@@ -145,12 +150,13 @@ def _tables(params: RegisterParams, layout: str, description: dict[str, Any]) ->
             raise ConfigError(f"register: {name} is missing and the source has no dataset.json that says it; set it, such as {example}")
     channel_names, problems = channel_table(channels)
     label_names, regions, more = label_table(labels, order)
-    if not problems and not more:
-        return Tables(channel_names=channel_names, labels=label_names, regions_class_order=regions)
-    if params.label_names is not None or params.channel_names is not None or params.regions_class_order is not None:
-        raise ConfigError("register: " + "; ".join(problems + more))
-    faults = [Fault(code=Code.LABELS_INVALID, file="dataset.json", message=text) for text in problems + more]
-    raise data_error(faults, what="dataset.json")
+    found = [(Code.LABELS_INVALID, text) for text in problems] + more
+    if found and (params.label_names is not None or params.channel_names is not None or params.regions_class_order is not None):
+        raise ConfigError("register: " + "; ".join(text for _, text in found))
+    faults = [Fault(code=code, file="dataset.json", message=text) for code, text in found]
+    if problems:
+        raise data_error(faults, what="dataset.json")  # which file is which channel cannot be known
+    return Tables(channel_names=channel_names, labels=label_names, regions_class_order=regions), faults
 
 
 def _decathlon(params: RegisterParams, source: Source, description: dict[str, Any]) -> None:
@@ -246,7 +252,7 @@ def _folders(params: RegisterParams, source: Source, description: dict[str, Any]
             strays.add(name)
         elif case in labels:
             message = f"two label files for one case: {labels[case]!r} and {name!r}; keep one"
-            source.faults.append(Fault(code=Code.CASE_DUPLICATE, case=case, message=message))
+            source.faults.append(Fault(code=Code.CASE_DUPLICATE, case=case, file=f"{params.labels}/{name}", message=message))
         else:
             labels[case] = name
     for case, files in found.items():
@@ -278,27 +284,33 @@ def _channels(source: Source, folder: str, match: Callable[[str], re.Match[str] 
         channel = 0 if text is None else int(text) if text.isdecimal() else by_name.get(text)
         if not case or channel is None or not split_ending(name)[1]:
             reason = mend if channel is not None else f"channel {text!r} is not one of channel_names {list(by_name)}"
+            if source.layout == "nnunet" and not mend.endswith(ending := split_ending(name)[1]):
+                stem = re.sub(r"_\d{4}$", "", split_ending(name)[0])
+                message = f"ends in {ending}, {mend}; convert the file or move it away"
+                source.faults.append(Fault(code=Code.ENDING_MIXED, case=stem, file=f"{folder}/{name}", message=message))
+                continue
             source.faults.append(
                 Fault(code=Code.NAME_UNMATCHED, file=f"{folder}/{name}", message=f"{reason}; rename the file or move it away")
             )
         elif channel in found.setdefault(case, {}):
             message = f"channel {channel} is there twice: {found[case][channel].name!r} and {name!r}; keep one"
-            source.faults.append(Fault(code=Code.CASE_DUPLICATE, case=case, message=message))
+            source.faults.append(Fault(code=Code.CASE_DUPLICATE, case=case, file=f"{folder}/{name}", message=message))
         else:
             found[case][channel] = source.root / folder / name
     return found
 
 
 def _in_order(source: Source, case: str, files: dict[int, Path]) -> tuple[Path, ...]:
-    """A case's files by channel, with faults for gaps. A lone file may be 4D and hold all channels, where the layout allows it."""
+    """A case's files by channel, with faults for gaps. A lone file may hold all channels: 4D where the layout allows it, or colours."""
     expected = source.tables.channels
-    lone_4d = source.splits_4d and set(files) == {0}
+    lone_4d = set(files) == {0} and (source.splits_4d or files[0].name.endswith(PICTURES))
     missing = [number for number in range(expected) if number not in files]
     if missing and not lone_4d:
         source.faults.append(
             Fault(
                 code=Code.CHANNEL_MISSING,
                 case=case,
+                file=_sibling(source, files, missing[0]),
                 message=f"channels {missing} of {expected} are missing; add the files or change channel_names",
             )
         )
@@ -307,14 +319,23 @@ def _in_order(source: Source, case: str, files: dict[int, Path]) -> tuple[Path, 
         message = f"channels {extra} are not in channel_names ({expected} channels); name them, or remove the files"
         if source.layout == "folders":
             message += r", or, when the number belongs to the case id, set case_pattern to '(?P<case>.+)\.nii\.gz'"
-        source.faults.append(Fault(code=Code.CHANNEL_EXTRA, case=case, message=message))
+        source.faults.append(Fault(code=Code.CHANNEL_EXTRA, case=case, file=source.relative(files[extra[0]]), message=message))
     return tuple(files[number] for number in sorted(files) if number < expected)
+
+
+def _sibling(source: Source, files: dict[int, Path], channel: int) -> str:
+    """What a missing channel's file would be called, to judge by a file that is there."""
+    there, path = next(iter(files.items()))
+    place = path.name.rfind(f"_{there:04d}")
+    name = path.name if place < 0 else f"{path.name[:place]}_{channel:04d}{path.name[place + 5 :]}"
+    return source.relative(path.with_name(name))
 
 
 def _without_image(source: Source, folder: str | None, names: set[str]) -> None:
     for name in sorted(names):
         message = "no image belongs to this label file; add the image or move the label away"
-        source.faults.append(Fault(code=Code.LABEL_WITHOUT_IMAGE, file=f"{folder}/{name}", message=message))
+        case = split_ending(name)[0]
+        source.faults.append(Fault(code=Code.LABEL_WITHOUT_IMAGE, case=case, file=f"{folder}/{name}", message=message))
 
 
 _LAYOUTS: dict[str, Callable[[RegisterParams, Source, dict[str, Any]], None]] = {

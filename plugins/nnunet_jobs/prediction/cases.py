@@ -15,7 +15,7 @@ import numpy as np
 from nnunet_jobs.contract.failure import ConfigError, DataError, Fault
 from nnunet_jobs.contract.workspace import Workspace
 from nnunet_jobs.dataset.faults import Code
-from nnunet_jobs.dataset.volume import read_volume
+from nnunet_jobs.dataset.formats import read_volume
 
 NIFTI = (".nii.gz", ".nii")
 _SPACING_TOLERANCE = 1e-3

@@ -163,6 +163,7 @@ class _Registration:
                 "spacing": list(checked.spacing),
                 "values": list(checked.values),
                 "source": {"images": list(checked.hashes), "label": checked.label_hash},
+                **({"channels": checked.channels} if checked.channels != len(checked.component) else {}),
             }
         return cases
 
