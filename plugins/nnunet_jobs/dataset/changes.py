@@ -18,9 +18,11 @@ from nnunet_jobs.dataset.faults import Code
 from nnunet_jobs.dataset.holdout import TEST
 from nnunet_jobs.dataset.labels import Tables
 from nnunet_jobs.dataset.manifest import HashCache, channels_of, signature_of
+from nnunet_jobs.dataset.pictures import spacing_beside
 from nnunet_jobs.dataset.sources import Source, SourceCase
 from nnunet_jobs.dataset.staging import Store
 from nnunet_jobs.dataset.validate import CheckedCase
+from nnunet_jobs.dataset.volume import Damaged
 from nnunet_jobs.dataset.whole import CaseFacts, check_endings, check_unused, check_whole
 from nnunet_jobs.dataset.workers import check_cases
 
@@ -169,8 +171,10 @@ def _is_registered(case: SourceCase, source: Source, entry: Mapping[str, Any] | 
         return False
     known = [*entry["source"]["images"], *([entry["source"]["label"]] if entry["source"]["label"] else [])]
     try:
+        if case.images[0].name.endswith((".tif", ".tiff")) and list(spacing_beside(case.images[0], label=False)[0]) != entry["spacing"]:
+            return False  # the spacing of a 3D TIFF lies in another file
         return [cache.sha256(path, beat) for path in _files(case)] == known
-    except OSError:
+    except (OSError, Damaged):
         return False  # the check names the file and the reason
 
 

@@ -8,6 +8,7 @@ import logging
 import math
 import re
 import zlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -63,7 +64,7 @@ def _take_flat(reading: Reading, array: Array) -> None:
 def _take_stack(reading: Reading, array: Array) -> None:
     """A 3D TIFF, with its spacing from the JSON file beside it, as nnU-Net has it."""
     turned = array.transpose(2, 1, 0)
-    spacing, known = spacing_beside(reading)
+    spacing, known = spacing_beside(reading.path, label=reading.label)
     if not check_extent(reading, turned.shape) or not take_geometry(reading, spacing, np.diag([*spacing, 1.0]), millimetres=known):
         return
     if not known and not reading.label:
@@ -73,10 +74,14 @@ def _take_stack(reading: Reading, array: Array) -> None:
     take_values(reading, turned)
 
 
-def spacing_beside(reading: Reading) -> tuple[tuple[float, ...], bool]:
-    """Spacing along x, y, z in mm of a 3D TIFF, and whether a file says so."""
-    stem = reading.path.name.rsplit(".", 1)[0]
-    path = reading.path.with_name((stem if reading.label else _CHANNEL.sub("", stem)) + ".json")
+def spacing_beside(tiff: Path, *, label: bool) -> tuple[tuple[float, ...], bool]:
+    """Spacing along x, y, z in mm of a 3D TIFF, and whether the JSON file says so that nnU-Net looks for.
+
+    Raises:
+        Damaged: there is one, and it does not hold three numbers.
+    """
+    stem = tiff.name.rsplit(".", 1)[0]
+    path = tiff.with_name((stem if label else _CHANNEL.sub("", stem)) + ".json")
     try:
         with open_regular(path) as file:
             found = json.loads(file.read(_SIDECAR))["spacing"]

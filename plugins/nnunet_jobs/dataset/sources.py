@@ -99,8 +99,10 @@ def read_source(params: RegisterParams, root: Path, *, known: Iterable[str] = ()
         source.faults.append(Fault(code=Code.NO_CASES, message=f"no cases found in {root} (layout {layout})"))
     hostile = check_case_ids(source.cases, known=known)
     for fault in hostile:
-        case = source.cases.pop(fault.case or "", None)  # named already; nothing more is done with such a name
-        source.faults.append(replace(fault, file=source.relative(case.images[0])) if case and case.images else fault)
+        case = source.cases[fault.case or ""]
+        source.faults.append(replace(fault, file=source.relative(case.images[0])) if case.images else fault)
+    for fault in hostile:
+        source.cases.pop(fault.case or "", None)  # named already; nothing more is done with such a name
     return source
 
 

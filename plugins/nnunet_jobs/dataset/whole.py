@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,7 +55,8 @@ def check_unused(source: Source) -> list[Fault]:
             path = folder / name
             if path not in used and split_ending(name)[1] and not name.startswith(".") and (file := source.relative(path)) not in named:
                 message = "is used by no case; list it, or move it away"
-                faults.append(_fault(Code.FILE_UNUSED, message, case=split_ending(name)[0], file=file))
+                case = re.sub(r"_\d{4}$", "", split_ending(name)[0])
+                faults.append(_fault(Code.FILE_UNUSED, message, case=case, file=file))
     return faults
 
 
