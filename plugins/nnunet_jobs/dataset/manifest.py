@@ -57,7 +57,11 @@ def build_manifest(
 
 
 def _hash(tables: Tables, file_ending: str, cases: Iterable[tuple[str, Mapping[str, Any]]]) -> str:
-    content = {case: {key: entry[key] for key in ("images", "label", "group", "split")} for case, entry in cases}
+    keys = ("images", "label", "group", "split")
+    content = {
+        case: {key: entry[key] for key in (*keys, *(("spacing",) if sidecars_of(case, entry, file_ending) else ()))}
+        for case, entry in cases
+    }
     return content_hash({**tables.to_json(), "labels": list(tables.labels.items()), "file_ending": file_ending, "cases": content})
 
 

@@ -89,6 +89,12 @@ def listing(root: Path, folder: Path, faults: list[Fault]) -> list[str]:
     return sorted(names)
 
 
+def without_sidecars(names: list[str]) -> list[str]:
+    """The names without the ``<case>.json`` files that hold the spacing of 3D TIFF images and labels."""
+    tiffs = {re.sub(r"_\d{4}$", "", split_ending(name)[0]) for name in names if name.endswith((".tif", ".tiff"))}
+    return [name for name in names if not (name.endswith(".json") and name[: -len(".json")] in tiffs)]
+
+
 def check_case_ids(cases: Iterable[str], *, known: Iterable[str] = ()) -> list[Fault]:
     """Faults of ids that file systems, shells or people would stumble over, and of ids that differ only by case or Unicode form.
 

@@ -15,7 +15,17 @@ from nnunet_jobs.contract.failure import ConfigError, Fault
 from nnunet_jobs.contract.params import RegisterParams
 from nnunet_jobs.dataset.faults import Code, data_error
 from nnunet_jobs.dataset.labels import Tables, channel_table, decathlon_labels, label_table
-from nnunet_jobs.dataset.names import ENDINGS, PICTURES, Refused, below, check_case_ids, check_links, listing, split_ending
+from nnunet_jobs.dataset.names import (
+    ENDINGS,
+    PICTURES,
+    Refused,
+    below,
+    check_case_ids,
+    check_links,
+    listing,
+    split_ending,
+    without_sidecars,
+)
 from nnunet_jobs.dataset.volume import open_regular
 
 _EXTRAS = ("description", "reference", "licence", "license", "release", "citation", "overwrite_image_reader_writer")
@@ -273,7 +283,7 @@ def _list(source: Source, folder: str) -> list[str]:
     except Refused as refused:
         source.faults.append(refused.fault)
         return []
-    return listing(source.root, path, source.faults)
+    return without_sidecars(listing(source.root, path, source.faults))
 
 
 def _channels(source: Source, folder: str, match: Callable[[str], re.Match[str] | None], *, mend: str) -> dict[str, dict[int, Path]]:
