@@ -95,7 +95,9 @@ def main(parent: int) -> None:
     # nibabel imports pydicom only to look for private headers in NIfTI files; that is three quarters of our start.
     sys.modules.setdefault("pydicom", None)  # type: ignore[arg-type]
     import nibabel  # noqa: F401
+    import numpy as np
 
+    np.seterr(all="ignore")  # odd values are looked for and reported; the log would only repeat them without a name
     hello = json.loads(sys.stdin.buffer.readline())
     source = Source(root=Path(hello["root"]), layout=hello["layout"], tables=Tables(**hello["tables"]), splits_4d=hello["splits_4d"])
     memory = Memory(hello["budget"])
