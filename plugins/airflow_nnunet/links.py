@@ -1,8 +1,8 @@
-"""Buttons in the task's page: the job's log and its folder, shown by :mod:`airflow_nnunet.jobs_view`."""
+"""Buttons in the task's page: the job's log, its folder and what else a step makes, shown by :mod:`airflow_nnunet.jobs_view`."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 from urllib.parse import urlparse
 
 import attrs
@@ -23,28 +23,36 @@ def job_url(job_id: str, page: str) -> str:
     return f"{base}{URL_PREFIX}/jobs/{job_id}/{page}"
 
 
+class JobLink(BaseOperatorLink):  # type: ignore[misc, unused-ignore]
+    """Base of the links to pages of a job. ``page`` is the page's place below the job."""
+
+    page: ClassVar[str]
+
+    def get_link(self, operator: BaseOperator, *, ti_key: TaskInstanceKey) -> str:
+        """Path of the page; empty before the job is submitted."""
+        job_id = getattr(operator, "job_id", None)
+        return job_url(job_id, self.page) if job_id else ""
+
+
 @attrs.define()
-class JobLogLink(BaseOperatorLink):  # type: ignore[misc, unused-ignore]
+class JobLogLink(JobLink):
     """The job's own log: runner, nnU-Net and all."""
 
     name: str = "Job log"
-
-    def get_link(self, operator: BaseOperator, *, ti_key: TaskInstanceKey) -> str:
-        """Path of the log page; empty before the job is submitted."""
-        return _link(operator, "log")
+    page: ClassVar[str] = "log"
 
 
 @attrs.define()
-class JobFolderLink(BaseOperatorLink):  # type: ignore[misc, unused-ignore]
+class JobFolderLink(JobLink):
     """The job's directory: specification, state, metrics, result."""
 
     name: str = "Job folder"
-
-    def get_link(self, operator: BaseOperator, *, ti_key: TaskInstanceKey) -> str:
-        """Path of the folder page; empty before the job is submitted."""
-        return _link(operator, "")
+    page: ClassVar[str] = ""
 
 
-def _link(operator: BaseOperator, page: str) -> str:
-    job_id = getattr(operator, "job_id", None)
-    return job_url(job_id, page) if job_id else ""
+@attrs.define()
+class DatasetReportLink(JobLink):
+    """What a registration found: faults, ranges and a picture of each case."""
+
+    name: str = "Dataset report"
+    page: ClassVar[str] = "report"

@@ -8,7 +8,7 @@ from typing import Any
 from airflow.plugins_manager import AirflowPlugin
 
 from airflow_nnunet import listeners
-from airflow_nnunet.links import URL_PREFIX, JobFolderLink, JobLogLink
+from airflow_nnunet.links import URL_PREFIX, DatasetReportLink, JobFolderLink, JobLogLink
 
 
 class NnunetPlugin(AirflowPlugin):  # type: ignore[misc, unused-ignore]
@@ -16,7 +16,7 @@ class NnunetPlugin(AirflowPlugin):  # type: ignore[misc, unused-ignore]
 
     name = "nnunet"
     listeners = [listeners]  # noqa: RUF012  (Airflow reads class attributes)
-    operator_extra_links = [JobLogLink(), JobFolderLink()]  # noqa: RUF012
+    operator_extra_links = [JobLogLink(), JobFolderLink(), DatasetReportLink()]  # noqa: RUF012
 
     @functools.cached_property
     def fastapi_apps(self) -> list[dict[str, Any]]:  # type: ignore[override, unused-ignore]

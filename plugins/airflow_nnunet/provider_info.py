@@ -65,6 +65,6 @@ def get_provider_info() -> dict[str, Any]:
                 },
             }
         ],
-        "extra-links": ["airflow_nnunet.links.JobLogLink", "airflow_nnunet.links.JobFolderLink"],
+        "extra-links": [f"airflow_nnunet.links.{name}" for name in ("JobLogLink", "JobFolderLink", "DatasetReportLink")],
         "cli": ["airflow_nnunet.cli.get_cli_commands"],
     }

@@ -20,7 +20,7 @@ from airflow.sdk.exceptions import AirflowRescheduleException, AirflowTaskTimeou
 from airflow_nnunet.backends import Backend, JobStatus, Watch, read_status
 from airflow_nnunet.config import NnunetConfig
 from airflow_nnunet.exceptions import JobCancelled, from_job_error, to_airflow_error
-from airflow_nnunet.links import JobFolderLink, JobLogLink, job_url
+from airflow_nnunet.links import JobFolderLink, JobLink, JobLogLink, job_url
 from airflow_nnunet.operators.fields import build_params, check_constants, coerce
 from airflow_nnunet.progress import ProgressLines
 from airflow_nnunet.retry import DEFAULT_RETRIES, DEFAULT_RETRY_DELAY, NnunetRetryPolicy
@@ -73,7 +73,7 @@ class NnunetOperator(BaseOperator):  # type: ignore[misc, unused-ignore]
     renamed: ClassVar[Mapping[str, str]] = {}
     judged_together: ClassVar[tuple[str, ...]] = ()
     default_pool: ClassVar[str | None] = None
-    operator_extra_links = (JobLogLink(), JobFolderLink())
+    operator_extra_links: tuple[JobLink, ...] = (JobLogLink(), JobFolderLink())
     ui_color = "#e8f0fe"
     ui_fgcolor = "#1a3a6b"
 
@@ -283,8 +283,8 @@ class NnunetOperator(BaseOperator):  # type: ignore[misc, unused-ignore]
         self.job_id = job.job_id
         ti = context["ti"]
         ti.xcom_push(key=JOB_XCOM, value={"job_id": job.job_id, "path": str(job.path)})
-        for link, page in zip(self.operator_extra_links, ("log", ""), strict=True):
-            ti.xcom_push(key=link.xcom_key, value=job_url(job.job_id, page))
+        for link in self.operator_extra_links:
+            ti.xcom_push(key=link.xcom_key, value=job_url(job.job_id, link.page))
 
     def _outcome(self, context: Context, job: JobDir, status: JobStatus) -> dict[str, Any]:
         if status.failure is not None:

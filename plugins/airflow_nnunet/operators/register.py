@@ -6,6 +6,7 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from airflow_nnunet.assets import REGISTERED, dataset_registered
+from airflow_nnunet.links import DatasetReportLink
 from airflow_nnunet.operators.base import NnunetOperator, as_list, templated
 from nnunet_jobs.contract.params import RegisterParams
 
@@ -20,7 +21,8 @@ class RegisterDatasetOperator(NnunetOperator):
 
     All fields are templates. Returns counts (``train``, ``holdout``, ``added``, ``changed``, ``removed``), the content ``hash`` and
     the full ``dataset`` name. Sends the event of :func:`~airflow_nnunet.assets.dataset_asset` when the content changed. Wrong input
-    fails as ``data`` with all faults of all cases, and nothing is written.
+    fails as ``data`` with all faults of all cases, and nothing is written. The button "Dataset report" shows faults, ranges and a picture
+    of each case, after a failure too.
 
     Args:
         dataset_id: nnU-Net's number, 1 to 99999. name: the rest of the folder name.
@@ -42,6 +44,7 @@ class RegisterDatasetOperator(NnunetOperator):
 
     params_class = RegisterParams
     template_fields = templated(RegisterParams)
+    operator_extra_links = (*NnunetOperator.operator_extra_links, DatasetReportLink())
     ui_color = "#e6f4ea"
 
     def __init__(

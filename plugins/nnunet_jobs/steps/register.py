@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_jobs.context import StepContext
-from nnunet_jobs.contract.failure import ConfigError, DiskFull, Fault, Interrupted
+from nnunet_jobs.contract.failure import ConfigError, DataError, DiskFull, Fault, Interrupted
 from nnunet_jobs.contract.files import read_json
 from nnunet_jobs.contract.params import RegisterParams
 from nnunet_jobs.contract.workspace import DATASET_NAME, MANIFEST, dataset_name
@@ -22,10 +22,11 @@ from nnunet_jobs.dataset.faults import data_error
 from nnunet_jobs.dataset.labels import Tables
 from nnunet_jobs.dataset.manifest import SCHEMA, HashCache, build_manifest, description, files_of
 from nnunet_jobs.dataset.materialise import plain_source
+from nnunet_jobs.dataset.reporting import Reporter, SummaryStore
 from nnunet_jobs.dataset.sources import Source, read_source
 from nnunet_jobs.dataset.staging import Store
 from nnunet_jobs.dataset.transfer import recover
-from nnunet_jobs.dataset.validate import CheckedCase
+from nnunet_jobs.dataset.validate import CheckedCase, check_case
 
 log = logging.getLogger("nnunet_jobs")
 
@@ -35,7 +36,8 @@ def run(params: RegisterParams, context: StepContext) -> dict[str, Any]:
 
     Returns:
         ``dataset``, ``dataset_id``, ``hash``, ``training_hash``; cases now there: ``train``, ``holdout``, ``test``; cases of this run:
-        ``added``, ``changed``, ``removed``; ``already_done`` when nothing had to be written; ``path`` of the folder.
+        ``added``, ``changed``, ``removed``; ``already_done`` when nothing had to be written; ``path`` of the folder; ``report``: name
+        of the page in the job folder, which is there after a DataError too.
 
     Raises:
         DataError: faults of the source, all of them at once. ConfigError: a field is wrong, or the id is taken. DiskFull: no space left.
@@ -57,12 +59,18 @@ class _Registration:
         self.folder = raw / dataset
         self.store = Store(folder=self.folder)
         self.cache = HashCache(raw / ".state" / f"{dataset}.json")
+        self.summaries = SummaryStore(raw / ".state" / f"{dataset}.summaries.json")
+        self.report = Reporter(dataset=dataset, job=context.job.path, store=self.summaries)
 
     def run(self) -> dict[str, Any]:
         recover(self.folder)
         self._check_id()
-        with plain_source(self.params, self.root, self.context, dataset=self.dataset) as root:
-            return self._register(root)
+        try:
+            with plain_source(self.params, self.root, self.context, dataset=self.dataset) as root:
+                return self._register(root)
+        except DataError as error:
+            self.report.failed(error.faults)
+            raise
 
     def _register(self, root: Path) -> dict[str, Any]:
         previous = self._previous()
@@ -72,12 +80,21 @@ class _Registration:
             raise ConfigError(f"source={self.params.source!r}: is the dataset's own folder; register from a folder outside of it")
         ending: str = previous["file_ending"] if previous else source.file_ending()
         changes = compare(self.params, self.context, source, registered, store=self.store, cache=self.cache, ending=ending)
+        self.report.checked(source.tables.to_json(), registered, changes.checked)
+        self._summarise(source, registered, changes)
         if changes.faults:
             raise data_error(changes.faults, what=f"{self.dataset} not registered")
         if previous:
             self._check_same_dataset(previous, source.tables, changes)
         cases = self._plan(source, registered, changes)
         return self._write(source, previous, cases, ending, changes)
+
+    def _summarise(self, source: Source, registered: Mapping[str, Any], changes: Changes) -> None:
+        """Unchanged cases are not read, unless the summaries kept from their first check are gone."""
+        beat, tolerance = pulse(self.context), self.params.spacing_tolerance
+        lost = [source.cases[name] for name in sorted(changes.unchanged - set(changes.checked)) if not self.summaries.has(registered[name])]
+        for checked in parallel(self.context, "summarise", lambda case: check_case(case, source, tolerance=tolerance, beat=beat), lost):
+            self.summaries.keep(checked)
 
     # --- what is there ------------------------------------------------------------------------------------------
     def _check_id(self) -> None:
@@ -263,6 +280,7 @@ class _Registration:
             **counts,
             "already_done": already_done,
             "path": str(self.folder),
+            "report": self.report.succeeded(manifest["cases"]),
         }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -62,6 +63,45 @@ def test_what_a_log_holds_is_never_markup(get: object, job: JobDir) -> None:
     assert "default-src 'none'" in page.headers["content-security-policy"]
 
 
+def test_the_report_is_shown_with_pictures_and_without_any_power(get: object, job: JobDir) -> None:
+    answer = get(f"/jobs/{job.job_id}/report")  # type: ignore[operator]
+    assert answer.status_code == 404
+    assert "when the check of the dataset ends" in answer.json()["detail"]
+    assert 'href="report"' not in get(f"/jobs/{job.job_id}/").text  # type: ignore[operator]
+    (job.path / "report.html").write_text("<!doctype html><h1>Liver ä</h1>")
+    answer = get(f"/jobs/{job.job_id}/report")  # type: ignore[operator]
+    assert answer.status_code == 200
+    assert answer.text == "<!doctype html><h1>Liver ä</h1>"
+    assert answer.headers["content-type"].startswith("text/html")
+    policy = answer.headers["content-security-policy"].split("; ")
+    assert policy == ["default-src 'none'", "style-src 'unsafe-inline'", "img-src data:", "sandbox"]
+    assert 'href="report"' in get(f"/jobs/{job.job_id}/").text  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe", "folder"])
+def test_a_report_that_is_no_plain_file_is_not_opened(get: object, job: JobDir, kind: str) -> None:
+    report = job.path / "report.html"
+    {"link": lambda: report.symlink_to(job.path.parents[1] / "secret.txt"), "pipe": lambda: os.mkfifo(report), "folder": report.mkdir}[
+        kind
+    ]()
+    answer = get(f"/jobs/{job.job_id}/report")  # type: ignore[operator]
+    assert answer.status_code == 404
+    assert "secret" not in answer.text
+
+
+@pytest.mark.parametrize("page", ["log", "", "report", "files/spec.json"])
+def test_without_a_login_nothing_is_shown(job: JobDir, page: str) -> None:
+    from fastapi.testclient import TestClient
+
+    from airflow_nnunet.jobs_view import create_app
+
+    (job.path / "report.html").write_text("secret")
+    with TestClient(create_app()) as client:
+        answer = client.get(f"/jobs/{job.job_id}/{page}")
+    assert answer.status_code == 401
+    assert "secret" not in answer.text
+
+
 @pytest.mark.parametrize(
     "path",
     [
@@ -70,6 +110,9 @@ def test_what_a_log_holds_is_never_markup(get: object, job: JobDir) -> None:
         "/jobs/%2e%2e/",
         "/jobs/{id}/files/link.txt",
         "/jobs/{id}/files/checkpoint.pth",
+        "/jobs/{id}/files/report.html",
+        "/jobs/{id}/report/",
+        "/jobs/train-00000000000000000000/report",
         "/jobs/{id}/files/..%2f..%2fsecret.txt",
         "/jobs/{id}/files/%2e%2e%2f%2e%2e%2fsecret.txt",
         "/jobs/.{id}/log",

@@ -63,6 +63,27 @@ def test_a_task_returns_its_steps_result_and_leaves_its_job_on_record(nnunet: Pa
     assert json.loads(json.dumps(result)) == result
 
 
+def test_only_a_registration_links_to_a_dataset_report(nnunet: Path, tmp_path: Path) -> None:
+    linked = {}
+    for task in (train(), RegisterDatasetOperator(task_id="task", dataset_id=4, name="Small", source=str(tmp_path))):
+        ctx = context()
+        task.execute(ctx)
+        job_id = ctx["ti"].pushed[JOB_XCOM]["job_id"]
+        linked[type(task)] = {key: url.removeprefix(f"/nnunet/jobs/{job_id}/") for key, url in ctx["ti"].pushed.items() if key != JOB_XCOM}
+    common = {"_link_JobLogLink": "log", "_link_JobFolderLink": ""}
+    assert linked[TrainFoldOperator] == common
+    assert linked[RegisterDatasetOperator] == {**common, "_link_DatasetReportLink": "report"}
+
+
+def test_every_link_is_known_to_airflow(nnunet: Path) -> None:
+    from airflow_nnunet.plugin import NnunetPlugin
+    from airflow_nnunet.provider_info import get_provider_info
+
+    used = {f"{type(link).__module__}.{type(link).__name__}" for link in RegisterDatasetOperator.operator_extra_links}
+    assert set(get_provider_info()["extra-links"]) == used
+    assert {f"{type(link).__module__}.{type(link).__name__}" for link in NnunetPlugin.operator_extra_links} == used
+
+
 def test_all_tries_share_a_job_and_a_clear_makes_a_new_one(nnunet: Path) -> None:
     first, retry, cleared, other = (context(), context(try_number=2), context(try_number=2, max_tries=4), context(map_index=1))
     ids = []

@@ -1,0 +1,109 @@
+"""The report's pictures as inline SVG: small histograms for table rows, and mid-slices with label outlines."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from nnunet_jobs.dataset.report_facts import Range, share
+from nnunet_jobs.dataset.report_html import text
+
+BINS = 32
+_WIDTH, _HEIGHT = 192, 28
+_MIMES = ("image/png", "image/jpeg")
+# Bright enough for dark images, and told apart by most colour-blind people as far as they go; then round the colour circle.
+_COLOURS = ("#ff5c5c", "#35c4f0", "#ffd23f", "#5fd068", "#d78bff", "#ff9a3c", "#3fe0c5", "#ff8fc7", "#a5b4fc", "#c8e04a")
+_GOLDEN_ANGLE = 137.508
+_NARROWEST = 0.2  # of a picture's cell; thinner slices are drawn wider than they are
+
+
+def colour(place: int) -> str:
+    """Colour of the n-th label value."""
+    return _COLOURS[place] if place < len(_COLOURS) else f"hsl({place * _GOLDEN_ANGLE % 360:.0f} 85% 65%)"
+
+
+def swatch(fill: str) -> str:
+    """A small square of a label's colour."""
+    return f'<svg class="swatch" viewBox="0 0 10 10" aria-hidden="true"><rect width="10" height="10" rx="2" fill="{fill}"/></svg>'
+
+
+def histogram(values: Range, *, fill: str | None = None) -> str:
+    """How many cases have which value, from the smallest to the largest, with a line at the median."""
+    low, high = values.low, values.high
+    if not 0 < high - low < math.inf:
+        return '<span class="none">the same in all cases</span>' if len(values.values) > 1 else ""
+    bins = _bins(values)
+    counts = [0.0] * bins
+    for value in values.values:
+        counts[min(bins - 1, int((value - low) / (high - low) * bins))] += 1
+    return bars(counts, fill=fill, median=(values.median - low) / (high - low))
+
+
+def _bins(values: Range) -> int:
+    """As many bars as the number of cases can fill, and no more than there are whole numbers."""
+    wanted = min(BINS, max(8, 2 * math.isqrt(len(values.values))))
+    if all(value == int(value) for value in values.values):
+        wanted = min(wanted, int(values.high - values.low) + 1)
+    return wanted
+
+
+def intensity_histogram(channels: Sequence[Mapping[str, Any]], low: float, high: float) -> str:
+    """The histograms of all cases as one, each case with the same weight, between two intensities; what lies outside is left out."""
+    counts = [0.0] * BINS
+    if not 0 < high - low < math.inf:
+        return ""
+    for channel in channels:
+        start, stop = channel["percentiles"][0], channel["percentiles"][-1]
+        shares = channel["histogram"]
+        step = (stop - start) / len(shares)
+        for place, part in enumerate(shares):
+            _spread(counts, part, (start + place * step - low) / (high - low), (start + (place + 1) * step - low) / (high - low))
+    return bars(counts)
+
+
+def _spread(counts: list[float], part: float, begin: float, end: float) -> None:
+    """Add a share that lies evenly between two places (0 to 1) to the bins that it covers."""
+    first, last = begin * BINS, end * BINS
+    if last - first < 1e-9:
+        if 0 <= first <= BINS:
+            counts[min(BINS - 1, int(first))] += part
+        return
+    for place in range(max(0, int(first)), min(BINS - 1, int(last)) + 1):
+        counts[place] += part * max(0.0, min(last, place + 1) - max(first, place)) / (last - first)
+
+
+def bars(counts: Sequence[float], *, fill: str | None = None, median: float | None = None) -> str:
+    """Bars over a base line; whatever is not zero can be seen."""
+    step = _WIDTH / max(1, len(counts))
+    shapes = []
+    for place, part in enumerate(share(counts)):
+        if part > 0:
+            height = max(2.0, part * (_HEIGHT - 2))
+            shapes.append(f"M{place * step + 0.5:.1f} {_HEIGHT - 1}v-{height:.1f}h{step - 1:.1f}v{height:.1f}z")
+    style = f' style="fill:{fill}"' if fill else ""
+    line = f'<path class="median" d="M{median * _WIDTH:.1f} 0v{_HEIGHT}"/>' if median is not None else ""
+    return (
+        f'<svg class="bars" viewBox="0 0 {_WIDTH} {_HEIGHT}" aria-hidden="true">'
+        f'<path d="{"".join(shapes)}"{style}/><path class="base" d="M0 {_HEIGHT - 0.5}h{_WIDTH}"/>{line}</svg>'
+    )
+
+
+def slice_picture(picture: Mapping[str, Any] | None, colours: Mapping[str, str], *, title: str) -> str:
+    """A mid-slice in its true proportions, filling a square cell, with an outline in the colour of each label value."""
+    if not picture or picture["mime"] not in _MIMES:
+        return '<span class="none">no picture</span>'
+    width, height = (int(n) for n in picture["pixels"])
+    across, down = (float(size) if float(size) > 0 else 1.0 for size in picture["size_mm"])
+    largest = max(across, down)
+    cell = [100 * max(_NARROWEST, size / largest) for size in (across, down)]
+    outlines = "".join(
+        f'<path stroke="{colours.get(value, "#fff")}" d="{html.escape(str(path))}"/>' for value, path in picture["contours"].items()
+    )
+    return (
+        f'<svg viewBox="0 0 {width} {height}" preserveAspectRatio="none" role="img" aria-label="{text(title)}"'
+        f' style="width:{cell[0]:.1f}%;height:{cell[1]:.1f}%">'
+        f'<image href="data:{picture["mime"]};base64,{html.escape(str(picture["data"]))}" width="{width}" height="{height}"'
+        f' preserveAspectRatio="none"/>{outlines}</svg>'
+    )
