@@ -90,7 +90,7 @@ def test_fault_44_a_reader_that_aborts_is_isolated_to_its_case(tmp_path, treache
         ("reader_crashed", case, f"imagesTr/{case}_0000.nii.gz") for case in ("c05", "c21", "c22")
     }
     assert all("SIGABRT" in fault.message for fault in report.faults)
-    assert len(report.summaries) == 37
+    assert sum(bool(summary) for summary in report.summaries.values()) == 37
     assert children() == []
 
 

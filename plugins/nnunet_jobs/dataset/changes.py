@@ -107,18 +107,31 @@ def compare(
 def _check(
     changes: Changes, params: RegisterParams, context: StepContext, source: Source, cases: list[SourceCase], cache: HashCache
 ) -> list[Fault]:
-    """Read cases in processes of their own, remember their hashes, and return their faults."""
+    """Read cases, remember their hashes, and return their faults."""
     signatures = {case.case: _signatures(case) for case in cases}
-    begun, finished, reported = time.time_ns(), 0, 0.0
+    begun = time.time_ns()
+    checked = read_cases(params, context, source, cases, phase="validate")
+    for item in checked:
+        changes.checked[item.case.case] = item
+        if not item.errors:
+            hashes = [*item.hashes, *([item.label_hash] if item.label_hash else [])]
+            for path, signature, sha256 in zip(_files(item.case), signatures[item.case.case], hashes, strict=False):
+                cache.learn(path, sha256, signature, begun)
+    return [fault for item in checked for fault in item.faults]
+
+
+def read_cases(params: RegisterParams, context: StepContext, source: Source, cases: list[SourceCase], *, phase: str) -> list[CheckedCase]:
+    """Check cases in processes of their own, as many as the job has cores, with progress and signs of life."""
+    finished, reported = 0, 0.0
 
     def done(_checked: CheckedCase) -> None:
         nonlocal finished, reported
         finished += 1
         if finished == len(cases) or time.monotonic() - reported > _REPORT_S:
-            context.progress("validate", finished, len(cases))
+            context.progress(phase, finished, len(cases))
             reported = time.monotonic()
 
-    checked = check_cases(
+    return check_cases(
         source,
         cases,
         tolerance=params.spacing_tolerance,
@@ -128,13 +141,6 @@ def _check(
         look=context.check_stop,
         done=done,
     )
-    for item in checked:
-        changes.checked[item.case.case] = item
-        if not item.errors:
-            hashes = [*item.hashes, *([item.label_hash] if item.label_hash else [])]
-            for path, signature, sha256 in zip(_files(item.case), signatures[item.case.case], hashes, strict=False):
-                cache.learn(path, sha256, signature, begun)
-    return [fault for item in checked for fault in item.faults]
 
 
 def _registered_facts(staying: Mapping[str, Mapping[str, Any]], changes: Changes) -> list[CaseFacts]:

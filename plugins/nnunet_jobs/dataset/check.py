@@ -22,7 +22,7 @@ class Report:
     """What the validator found.
 
     Attributes:
-        cases: number of cases. faults: all of them, errors first, then by case. summaries: by case, of those that could be read.
+        cases: number of cases. faults: all of them, errors first, then by case. summaries: by case, empty for those that could not be read.
         tables: channels and labels, None where the description is unusable. layout: of the source. seconds: that it took.
     """
 
@@ -98,7 +98,7 @@ def check_dataset(
     return Report(
         cases=len(cases),
         faults=ordered(faults),
-        summaries={case.case.case: case.summary for case in checked if case.summary is not None},
+        summaries={case.case.case: case.summary or {} for case in checked},
         tables=source.tables.to_json(),
         layout=source.layout,
         seconds=time.monotonic() - begun,

@@ -31,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("path", type=Path, help="folder of the dataset, in any layout that registration reads")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout: ok, cases, faults")
     parser.add_argument("--fix-plan", action="store_true", help="print what to do with which file")
+    parser.add_argument("--html", type=Path, help="write a page with numbers, pictures of all cases, and the faults to this file")
     parser.add_argument("--layout", help="auto (default), or a layout that registration knows")
     parser.add_argument("--images", help="sub-folder of the images, for the layout folders")
     parser.add_argument("--labels", help="sub-folder of the labels, for the layout folders")
@@ -52,6 +53,8 @@ def run(arguments: argparse.Namespace) -> int:
     except ConfigError as error:
         print(str(error), file=sys.stderr)
         return USAGE
+    if arguments.html is not None and not _write_page(arguments.html, arguments.path, report):
+        return USAGE
     if arguments.json:
         print(json.dumps(report.to_json(), indent=1))
     elif arguments.fix_plan:
@@ -59,6 +62,20 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         print("\n".join(text(report)))
     return USABLE if report.ok else FAULTS
+
+
+def _write_page(target: Path, source: Path, report: Report) -> bool:
+    from nnunet_jobs.contract.files import write_atomic
+    from nnunet_jobs.dataset.report import render_report
+
+    tables = report.tables or {"channel_names": {}, "labels": {}}
+    page = render_report(title=source.resolve().name, tables=tables, cases=report.summaries, faults=report.faults, seconds=report.seconds)
+    try:
+        write_atomic(target, page.encode())
+    except OSError as error:
+        print(f"--html={target}: cannot be written: {error.strerror}", file=sys.stderr)
+        return False
+    return True
 
 
 def text(report: Report) -> Iterator[str]:

@@ -17,7 +17,7 @@ from nnunet_jobs.contract.files import read_json
 from nnunet_jobs.contract.params import RegisterParams
 from nnunet_jobs.contract.workspace import DATASET_NAME, MANIFEST, dataset_name
 from nnunet_jobs.dataset import holdout
-from nnunet_jobs.dataset.changes import Changes, compare, parallel, pulse
+from nnunet_jobs.dataset.changes import Changes, compare, parallel, pulse, read_cases
 from nnunet_jobs.dataset.faults import data_error
 from nnunet_jobs.dataset.labels import Tables
 from nnunet_jobs.dataset.manifest import SCHEMA, HashCache, build_manifest, description, files_of
@@ -26,7 +26,7 @@ from nnunet_jobs.dataset.reporting import Reporter, SummaryStore
 from nnunet_jobs.dataset.sources import Source, read_source
 from nnunet_jobs.dataset.staging import Store
 from nnunet_jobs.dataset.transfer import recover
-from nnunet_jobs.dataset.validate import CheckedCase, check_case
+from nnunet_jobs.dataset.validate import CheckedCase
 
 log = logging.getLogger("nnunet_jobs")
 
@@ -80,7 +80,7 @@ class _Registration:
             raise ConfigError(f"source={self.params.source!r}: is the dataset's own folder; register from a folder outside of it")
         ending: str = previous["file_ending"] if previous else source.file_ending()
         changes = compare(self.params, self.context, source, registered, store=self.store, cache=self.cache, ending=ending)
-        self.report.checked(source.tables.to_json(), registered, changes.checked)
+        self.report.checked(source.tables.to_json(), registered, changes.checked, changes.warnings)
         self._summarise(source, registered, changes)
         if changes.faults:
             raise data_error(changes.faults, what=f"{self.dataset} not registered")
@@ -91,9 +91,8 @@ class _Registration:
 
     def _summarise(self, source: Source, registered: Mapping[str, Any], changes: Changes) -> None:
         """Unchanged cases are not read, unless the summaries kept from their first check are gone."""
-        beat, tolerance = pulse(self.context), self.params.spacing_tolerance
         lost = [source.cases[name] for name in sorted(changes.unchanged - set(changes.checked)) if not self.summaries.has(registered[name])]
-        for checked in parallel(self.context, "summarise", lambda case: check_case(case, source, tolerance=tolerance, beat=beat), lost):
+        for checked in read_cases(self.params, self.context, source, lost, phase="summarise"):
             self.summaries.keep(checked)
 
     # --- what is there ------------------------------------------------------------------------------------------

@@ -101,6 +101,14 @@ def test_an_unusable_description_is_a_report_too(tmp_path):
     assert [fault["code"] for fault in json.loads(done.stdout)["faults"]] == ["description_invalid"]
 
 
+def test_the_page_shows_every_case_and_fault(faulty, tmp_path):
+    done = validate(faulty, "--html", tmp_path / "page.html")
+    assert done.returncode == 3
+    page = (tmp_path / "page.html").read_text()
+    assert all(word in page for word in ("truncated", "label_undeclared", "label_empty", "imagesTr/a_0000.nii.gz", "<svg"))
+    assert validate(faulty, "--html", tmp_path / "no" / "page.html").returncode == 2
+
+
 def test_nothing_is_written(faulty):
     before = {path: path.stat().st_mtime_ns for path in faulty.rglob("*")}
     validate(faulty)
