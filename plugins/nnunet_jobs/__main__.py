@@ -1,4 +1,4 @@
-"""Command line of the work's wing: run a job, run its step, make a phantom dataset, withdraw cases, say what this host has."""
+"""Command line of the work's wing: run a job or its step; check, make or change a dataset; say what this host has."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 
 from nnunet_jobs import commands
 from nnunet_jobs.contract.jobdir import JobDir
+from nnunet_jobs.dataset import command as validate
 
 
 def main(argv: Sequence[str] | None = None, *, module: str = "nnunet_jobs", steps: Callable[..., object] | None = None) -> int:
@@ -28,6 +29,8 @@ def main(argv: Sequence[str] | None = None, *, module: str = "nnunet_jobs", step
         from nnunet_jobs import child
 
         return child.main(JobDir(arguments.job), arguments.attempt, steps=steps or child.load_step)  # type: ignore[arg-type]
+    if arguments.command == "validate":
+        return validate.run(arguments)
     if arguments.command == "phantom":
         from nnunet_jobs.dataset.phantom import write_phantom
 
@@ -79,6 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     deidentify.add_argument("out", metavar="OUT", type=Path, help="new or empty folder")
     deidentify.add_argument("--private", type=Path, help="folder with the site's key (default: .private in nnUNet_raw)")
     commands.add_withdraw(subparsers)
+    validate.add_arguments(subparsers.add_parser("validate", help="check a dataset: every fault of every case, nothing is written"))
     subparsers.add_parser("probe", help="print GPUs, cores, memory, limits, compiler and versions as JSON")
     return parser
 

@@ -111,7 +111,7 @@ class RegisterParams(StepParams):
     mapping: str | None = None
     bids_label: str | None = None
     rename: bool = False
-    case_pattern: str = r"(?P<case>.+?)(?:_(?P<channel>\d{4}))?\.nii(?:\.gz)?"
+    case_pattern: str = r"(?P<case>.+?)(?:_(?P<channel>\d{4}))?\.(?:nii(?:\.gz)?|mha|nrrd|png|bmp|tiff?)"
     channel_names: dict[str, str] | None = None
     label_names: dict[str, Any] | None = None
     regions_class_order: list[int] | None = None

@@ -7,18 +7,24 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TypeVar
 
 from nnunet_jobs.context import StepContext
 from nnunet_jobs.contract.failure import Fault
 from nnunet_jobs.contract.params import RegisterParams
+from nnunet_jobs.dataset.check import facts_of, ordered
 from nnunet_jobs.dataset.faults import Code
 from nnunet_jobs.dataset.holdout import TEST
 from nnunet_jobs.dataset.labels import Tables
-from nnunet_jobs.dataset.manifest import HashCache, signature_of
+from nnunet_jobs.dataset.manifest import HashCache, channels_of, signature_of
+from nnunet_jobs.dataset.pictures import spacing_beside
 from nnunet_jobs.dataset.sources import Source, SourceCase
 from nnunet_jobs.dataset.staging import Store
-from nnunet_jobs.dataset.validate import CheckedCase, check_case
+from nnunet_jobs.dataset.validate import CheckedCase
+from nnunet_jobs.dataset.volume import Damaged
+from nnunet_jobs.dataset.whole import CaseFacts, check_endings, check_unused, check_whole
+from nnunet_jobs.dataset.workers import check_cases
 
 log = logging.getLogger("nnunet_jobs")
 Item = TypeVar("Item")
@@ -35,7 +41,7 @@ class Changes:
         checked: cases to be brought, with what their check found: all that are added, changed or damaged.
         added, changed, unchanged: of the source. kept: registered, no longer in the source, to stay. removed: to go.
         damaged: registered files are missing or not what the manifest says; brought again.
-        faults: all that forbid the registration.
+        faults: all that forbid the registration. warnings: what a person should look at.
     """
 
     checked: dict[str, CheckedCase] = field(default_factory=dict)
@@ -46,6 +52,7 @@ class Changes:
     removed: set[str] = field(default_factory=set)
     damaged: set[str] = field(default_factory=set)
     faults: list[Fault] = field(default_factory=list)
+    warnings: list[Fault] = field(default_factory=list)
 
 
 def compare(
@@ -65,22 +72,13 @@ def compare(
         cache: of file hashes. ending: of the registered files.
     """
     beat = pulse(context)
-
-    def examine(case: SourceCase) -> CheckedCase | None:
-        return _examine(case, source, registered.get(case.case), cache, params.spacing_tolerance, beat)
-
-    changes = Changes(faults=list(source.faults))
-    examined = parallel(context, "validate", examine, source.cases.values())
-    for case, checked in zip(source.cases.values(), examined, strict=True):
-        if checked is None:
-            changes.unchanged.add(case.case)
-        else:
-            (changes.changed if case.case in registered else changes.added).add(case.case)
-            changes.checked[case.case] = checked
-            changes.faults += checked.errors
-            for fault in checked.faults:
-                if fault.severity == "warning":
-                    log.warning("%s", fault)
+    cases = list(source.cases.values())
+    same = parallel(context, "compare", lambda case: _is_registered(case, source, registered.get(case.case), cache, beat), cases)
+    changes = Changes(unchanged={case.case for case, unchanged in zip(cases, same, strict=True) if unchanged})
+    found = [*source.faults, *check_endings(source, ending), *check_unused(source)]
+    found += _check(changes, params, context, source, [case for case in cases if case.case not in changes.unchanged], cache)
+    for name in changes.checked:
+        (changes.changed if name in registered else changes.added).add(name)
     gone = set(registered) - set(source.cases)
     (changes.removed if params.on_removed == "drop" else changes.kept).update(gone)
     if gone:
@@ -94,11 +92,74 @@ def compare(
     changes.damaged = store.damaged(staying, ending, cache, beat)
     message = "its registered files are damaged and the source no longer has it; bring it back, or set on_removed to drop"
     changes.faults += [Fault(code=Code.CASE_REMOVED, case=name, message=message) for name in sorted(changes.damaged & changes.kept)]
-    for name in sorted(changes.damaged & changes.unchanged):
+    damaged = sorted(changes.damaged & changes.unchanged)
+    for name in damaged:
         log.warning("%s: registered files are missing or damaged and are brought from the source again", name)
-        changes.checked[name] = check_case(source.cases[name], source, tolerance=params.spacing_tolerance, beat=beat)
-        changes.faults += changes.checked[name].errors
+    found += _check(changes, params, context, source, [source.cases[name] for name in damaged], cache)
+    found += check_whole(source, [*facts_of(source, list(changes.checked.values())), *_registered_facts(staying, changes)])
+    changes.faults += [fault for fault in found if fault.severity == "error"]
+    changes.warnings += [fault for fault in ordered(found) if fault.severity == "warning"]
+    for fault in changes.warnings:
+        log.warning("%s", fault)
     return changes
+
+
+def _check(
+    changes: Changes, params: RegisterParams, context: StepContext, source: Source, cases: list[SourceCase], cache: HashCache
+) -> list[Fault]:
+    """Read cases, remember their hashes, and return their faults."""
+    signatures = {case.case: _signatures(case) for case in cases}
+    begun = time.time_ns()
+    checked = read_cases(params, context, source, cases, phase="validate")
+    for item in checked:
+        changes.checked[item.case.case] = item
+        if not item.errors:
+            hashes = [*item.hashes, *([item.label_hash] if item.label_hash else [])]
+            for path, signature, sha256 in zip(_files(item.case), signatures[item.case.case], hashes, strict=False):
+                cache.learn(path, sha256, signature, begun)
+    return [fault for item in checked for fault in item.faults]
+
+
+def read_cases(params: RegisterParams, context: StepContext, source: Source, cases: list[SourceCase], *, phase: str) -> list[CheckedCase]:
+    """Check cases in processes of their own, as many as the job has cores, with progress and signs of life."""
+    finished, reported = 0, 0.0
+
+    def done(_checked: CheckedCase) -> None:
+        nonlocal finished, reported
+        finished += 1
+        if finished == len(cases) or time.monotonic() - reported > _REPORT_S:
+            context.progress(phase, finished, len(cases))
+            reported = time.monotonic()
+
+    return check_cases(
+        source,
+        cases,
+        tolerance=params.spacing_tolerance,
+        processes=max(1, context.cpus),
+        memory_mib=context.memory_mib,
+        beat=context.beat,
+        look=context.check_stop,
+        done=done,
+    )
+
+
+def _registered_facts(staying: Mapping[str, Mapping[str, Any]], changes: Changes) -> list[CaseFacts]:
+    return [
+        CaseFacts(case=name, file=None, labelled=bool(entry["values"]), shape=entry["shape"], values=entry["values"])
+        for name, entry in staying.items()
+        if name not in changes.checked
+    ]
+
+
+def _files(case: SourceCase) -> list[Path]:
+    return [*case.images, *([case.label] if case.label else [])]
+
+
+def _signatures(case: SourceCase) -> list[list[int]]:
+    try:
+        return [signature_of(path) for path in _files(case)]
+    except OSError:
+        return []  # the check names the file and the reason
 
 
 def _apply_policies(params: RegisterParams, changes: Changes, gone: set[str]) -> None:
@@ -110,33 +171,24 @@ def _apply_policies(params: RegisterParams, changes: Changes, gone: set[str]) ->
         changes.faults += [Fault(code=Code.CASE_CHANGED, case=name, message=message) for name in sorted(changes.changed)]
 
 
-def _examine(
-    case: SourceCase, source: Source, entry: Mapping[str, Any] | None, cache: HashCache, tolerance: float, beat: Callable[[], None]
-) -> CheckedCase | None:
-    """None when the case is registered with just this content, else the checked case."""
-    files = [*case.images, *([case.label] if case.label else [])]
+def _is_registered(case: SourceCase, source: Source, entry: Mapping[str, Any] | None, cache: HashCache, beat: Callable[[], None]) -> bool:
+    """Whether the case is registered with just this content."""
+    if not entry or (entry["split"] != TEST) != case.labelled or channels_of(entry) != source.tables.channels:
+        return False
+    known = [*entry["source"]["images"], *([entry["source"]["label"]] if entry["source"]["label"] else [])]
     try:
-        if entry and (entry["split"] != TEST) == case.labelled and len(entry["images"]) == source.tables.channels:
-            known = [*entry["source"]["images"], *([entry["source"]["label"]] if entry["source"]["label"] else [])]
-            if [cache.sha256(path, beat) for path in files] == known:
-                return None
-        signatures = [signature_of(path) for path in files]
-    except OSError:
-        signatures = []  # the check names the file and the reason
-    now = time.time_ns()
-    checked = check_case(case, source, tolerance=tolerance, beat=beat)
-    hashes = [*checked.hashes, *([checked.label_hash] if checked.label_hash else [])]
-    if not checked.errors:
-        for path, signature, sha256 in zip(files, signatures, hashes, strict=False):
-            cache.learn(path, sha256, signature, now)
-    return checked
+        if case.images[0].name.endswith((".tif", ".tiff")) and list(spacing_beside(case.images[0], label=False)[0]) != entry["spacing"]:
+            return False  # the spacing of a 3D TIFF lies in another file
+        return [cache.sha256(path, beat) for path in _files(case)] == known
+    except (OSError, Damaged):
+        return False  # the check names the file and the reason
 
 
 def _check_tables(case: str, entry: Mapping[str, Any], tables: Tables) -> list[Fault]:
     """Channels and labels may be declared anew although the images stay."""
     faults = []
-    if len(entry["images"]) != tables.channels:
-        message = f"is registered with {len(entry['images'])} channels where channel_names has {tables.channels}; correct channel_names"
+    if channels_of(entry) != tables.channels:
+        message = f"is registered with {channels_of(entry)} channels where channel_names has {tables.channels}; correct channel_names"
         faults.append(Fault(code=Code.CHANNEL_MISSING, case=case, message=message))
     unknown = sorted(set(entry["values"]) - tables.values)
     if unknown:
@@ -158,7 +210,7 @@ def pulse(context: StepContext) -> Callable[[], None]:
 def parallel(context: StepContext, phase: str, function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
     """Results in the order of the items, computed by as many threads as the job has cores.
 
-    Threads do: inflating, hashing and NumPy all release the interpreter lock.
+    Threads do for hashing and copying, which release the interpreter lock. What parses files runs in processes: see workers.
     """
     work: Sequence[Item] = list(items)
     with concurrent.futures.ThreadPoolExecutor(max_workers=max(1, min(context.cpus, _THREADS))) as pool:

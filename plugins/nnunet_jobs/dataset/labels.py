@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from nnunet_jobs.dataset.faults import Code
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tables:
@@ -59,44 +61,56 @@ def decathlon_labels(raw: Any) -> Any:
     return turned
 
 
-def label_table(raw: Any, order: Sequence[int] | None) -> tuple[dict[str, int | list[int]], list[int] | None, list[str]]:
+def label_table(raw: Any, order: Sequence[int] | None) -> tuple[dict[str, int | list[int]], list[int] | None, list[tuple[Code, str]]]:
     """Labels and regions_class_order in nnU-Net's form, and every breach of nnU-Net's rules.
 
     The rules: ``background`` is 0; values are whole numbers 0, 1, 2, ... without a gap; ``ignore`` is one value, the highest;
     regions need a ``regions_class_order`` with one declared value for each region, and that value lies in its region.
     """
     if not isinstance(raw, Mapping) or not raw:
-        return {}, None, ["label_names must map names to values, such as {'background': 0, 'tumour': 1}"]
+        return {}, None, [(Code.LABELS_INVALID, "label_names must map names to values, such as {'background': 0, 'tumour': 1}")]
     table: dict[str, int | list[int]] = {}
-    problems = []
+    problems: list[tuple[Code, str]] = []
     for name, entry in raw.items():
         numbers = [_whole(item) for item in (entry if isinstance(entry, list | tuple) else [entry])]
         good = [number for number in numbers if number is not None]
         if not _printable(str(name)) or not good or len(good) != len(numbers) or len(set(good)) != len(good):
-            problems.append(f"label {name!r}={entry!r} must be a whole number of 0 or more, or a list of different ones")
+            problems.append(
+                (Code.LABELS_INVALID, f"label {name!r}={entry!r} must be a whole number of 0 or more, or a list of different ones")
+            )
             continue
         table[str(name)] = sorted(good) if isinstance(entry, list | tuple) else good[0]
     if table.get("background") != 0:
-        problems.append("labels need 'background' with the value 0")
+        problems.append((Code.BACKGROUND_MISSING, "labels need 'background' with the value 0"))
     ignore = table.get("ignore")
     values = sorted({v for name, entry in table.items() if name != "ignore" for v in (entry if isinstance(entry, list) else [entry])})
     if values != list(range(len(values))):
-        problems.append(f"label values {values} must be 0, 1, 2, ... without a gap")
+        problems.append((Code.LABELS_NOT_CONSECUTIVE, f"label values {values} must be 0, 1, 2, ... without a gap"))
     if ignore is not None and (not isinstance(ignore, int) or ignore != (values[-1] + 1 if values else 0)):
-        problems.append(f"'ignore'={ignore!r} must be one value, one higher than all others")
+        problems.append((Code.IGNORE_NOT_HIGHEST, f"'ignore'={ignore!r} must be one value, one higher than all others"))
     regions = [entry for name, entry in table.items() if name != "ignore" and entry not in (0, [0])]
     single = [entry for entry in regions if isinstance(entry, int)]
     if not any(isinstance(entry, list) and len(entry) > 1 for entry in regions):
         if len(set(single)) != len(single):
-            problems.append(f"two labels share one value: {table}")
+            problems.append((Code.LABELS_INVALID, f"two labels share one value: {table}"))
         return table, None, problems
     checked = [_whole(value) for value in order or ()]
     if len(checked) != len(regions):
-        problems.append(f"regions_class_order={order!r} needs one value for each of the {len(regions)} regions, in the order of the labels")
+        problems.append(
+            (
+                Code.REGIONS_ORDER_INVALID,
+                f"regions_class_order={order!r} needs one value for each of the {len(regions)} regions, in the order of the labels",
+            )
+        )
         return table, None, problems
     for value, region in zip(checked, regions, strict=True):
         if value not in (region if isinstance(region, list) else [region]):
-            problems.append(f"regions_class_order: {value!r} is not a value of its region {region!r}; list the regions in the same order")
+            problems.append(
+                (
+                    Code.REGIONS_ORDER_INVALID,
+                    f"regions_class_order: {value!r} is not a value of its region {region!r}; list the regions in the same order",
+                )
+            )
     return table, [value for value in checked if value is not None], problems
 
 

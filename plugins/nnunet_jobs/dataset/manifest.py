@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import os
 import threading
@@ -98,7 +99,11 @@ def _difference(before: Mapping[str, Any], after: Mapping[str, Any], withdrawn: 
 
 
 def _hash(tables: Tables, file_ending: str, cases: Iterable[tuple[str, Mapping[str, Any]]]) -> str:
-    content = {case: {key: entry[key] for key in ("images", "label", "group", "split")} for case, entry in cases}
+    keys = ("images", "label", "group", "split")
+    content = {
+        case: {key: entry[key] for key in (*keys, *(("spacing",) if sidecars_of(case, entry, file_ending) else ()))}
+        for case, entry in cases
+    }
     return content_hash({**tables.to_json(), "labels": list(tables.labels.items()), "file_ending": file_ending, "cases": content})
 
 
@@ -123,7 +128,22 @@ def files_of(case: str, entry: Mapping[str, Any], file_ending: str) -> dict[str,
     files = {f"{images}/{case}_{channel:04d}{file_ending}": sha256 for channel, sha256 in enumerate(entry["images"])}
     if entry["label"] is not None:
         files[f"{labels}/{case}{file_ending}"] = entry["label"]
-    return files
+    sidecars = sidecars_of(case, entry, file_ending)
+    return files | {name: hashlib.sha256(content).hexdigest() for name, content in sidecars.items()}
+
+
+def sidecars_of(case: str, entry: Mapping[str, Any], file_ending: str) -> dict[str, bytes]:
+    """Spacing files that nnU-Net reads beside 3D TIFF images and labels, which have no place for it: path to content."""
+    if file_ending not in (".tif", ".tiff") or not entry.get("shape") or entry["shape"][2] == 1:
+        return {}
+    content = json.dumps({"spacing": [float(value) for value in reversed(entry["spacing"])]}).encode()
+    images, labels = ("imagesTr", "labelsTr") if entry["split"] == TRAIN else ("imagesTs", "labelsTs")
+    return {f"{folder}/{case}.json": content for folder in ((images, labels) if entry["label"] is not None else (images,))}
+
+
+def channels_of(entry: Mapping[str, Any]) -> int:
+    """A registered case's number of channels: one a file, but for images with colours."""
+    return int(entry.get("channels", len(entry["images"])))
 
 
 def folders_of(cases: Iterable[Mapping[str, Any]]) -> list[str]:

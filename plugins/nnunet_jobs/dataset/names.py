@@ -11,7 +11,9 @@ from pathlib import Path, PurePosixPath
 from nnunet_jobs.contract.failure import Fault
 from nnunet_jobs.dataset.faults import Code
 
-ENDINGS = (".nii.gz", ".nii")
+NIFTI = (".nii.gz", ".nii")
+PICTURES = (".png", ".bmp", ".tif")  # 2D for nnU-Net, and one file may hold several channels as colours
+ENDINGS = (*NIFTI, ".mha", ".nrrd", *PICTURES, ".tiff")
 _CASE = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,118}[A-Za-z0-9_-])?")  # no dot at the end: Windows and SMB shares drop it
 
 
@@ -24,7 +26,7 @@ class Refused(Exception):
 
 
 def split_ending(name: str) -> tuple[str, str]:
-    """``("case", ".nii.gz")`` of ``case.nii.gz``; an empty ending for anything that is not NIfTI."""
+    """``("case", ".nii.gz")`` of ``case.nii.gz``; an empty ending for anything that nnU-Net does not read."""
     for ending in ENDINGS:
         if name.endswith(ending):
             return name[: -len(ending)], ending
@@ -95,6 +97,12 @@ def usable(case: str) -> bool:
 def folded(case: str) -> str:
     """What two ids share that differ only by upper and lower case or Unicode form."""
     return unicodedata.normalize("NFKC", case).casefold()
+
+
+def without_sidecars(names: list[str]) -> list[str]:
+    """The names without the ``<case>.json`` files that hold the spacing of 3D TIFF images and labels."""
+    tiffs = {re.sub(r"_\d{4}$", "", split_ending(name)[0]) for name in names if name.endswith((".tif", ".tiff"))}
+    return [name for name in names if not (name.endswith(".json") and name[: -len(".json")] in tiffs)]
 
 
 def check_case_ids(cases: Iterable[str], *, known: Iterable[str] = ()) -> list[Fault]:

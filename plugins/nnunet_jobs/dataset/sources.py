@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,8 @@ def read_source(params: RegisterParams, root: Path, *, known: Iterable[str] = ()
     description = _description(root)
     layout = LAYOUTS[params.layout] if params.layout != "auto" else _detect(params, root, description)
     description = layout.describe(params, root, description)
-    source = Source(root=root, layout=layout.name, tables=_tables(params, layout, description), splits_4d=layout.splits_4d)
+    tables, faults = _tables(params, layout, description)
+    source = Source(root=root, layout=layout.name, tables=tables, splits_4d=layout.splits_4d, faults=faults)
     source.extras = {key: description[key] for key in _EXTRAS if isinstance(description.get(key), str)}
     layout.read(params, source, description)
     if not source.cases and not source.faults:
@@ -49,8 +51,10 @@ def read_source(params: RegisterParams, root: Path, *, known: Iterable[str] = ()
         (names or CaseNames()).apply(source, known)
     hostile = check_case_ids(source.cases, known=known)
     for fault in hostile:
+        case = source.cases[fault.case or ""]
+        source.faults.append(replace(fault, file=source.relative(case.images[0])) if case.images else fault)
+    for fault in hostile:
         source.cases.pop(fault.case or "", None)  # named already; nothing more is done with such a name
-    source.faults += hostile
     return source
 
 
@@ -112,8 +116,8 @@ def _has_layout(params: RegisterParams, folder: Path) -> bool:
     return any(layout.recognise(params, folder, description) for layout in LAYOUTS.values())
 
 
-def _tables(params: RegisterParams, layout: Layout, description: dict[str, Any]) -> Tables:
-    """Channels and labels: the parameters' where given, else the source's."""
+def _tables(params: RegisterParams, layout: Layout, description: dict[str, Any]) -> tuple[Tables, list[Fault]]:
+    """Channels and labels, the parameters' where given, else the source's; and what is wrong with the labels."""
     channels = params.channel_names if params.channel_names is not None else description.get("channel_names", description.get("modality"))
     order = params.regions_class_order if params.regions_class_order is not None else description.get("regions_class_order")
     labels = params.label_names if params.label_names is not None else description.get("labels")
@@ -126,11 +130,11 @@ def _tables(params: RegisterParams, layout: Layout, description: dict[str, Any])
             raise ConfigError(f"register: {name} is missing and the source has no {said_by} that says it; set it, such as {example}")
     channel_names, channel_problems = channel_table(channels)
     label_names, regions, label_problems = label_table(labels, order)
-    problems = channel_problems + label_problems
-    if not problems:
-        return Tables(channel_names=channel_names, labels=label_names, regions_class_order=regions)
+    found = [(Code.LABELS_INVALID, text) for text in channel_problems] + label_problems
     own_labels = params.label_names is not None or params.regions_class_order is not None
     if (channel_problems and params.channel_names is not None) or (label_problems and own_labels):
-        raise ConfigError("register: " + "; ".join(problems))
-    faults = [Fault(code=Code.LABELS_INVALID, file=layout.described_by, message=text) for text in problems]
-    raise data_error(faults, what=layout.described_by)
+        raise ConfigError("register: " + "; ".join(text for _, text in found))
+    faults = [Fault(code=code, file=layout.described_by, message=text) for code, text in found]
+    if channel_problems:
+        raise data_error(faults, what=layout.described_by)  # which file is which channel cannot be known
+    return Tables(channel_names=channel_names, labels=label_names, regions_class_order=regions), faults

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_jobs.contract.failure import ConfigError, Fault
-from nnunet_jobs.contract.files import write_json
+from nnunet_jobs.contract.files import write_atomic, write_json
 from nnunet_jobs.contract.workspace import MANIFEST
 from nnunet_jobs.dataset.faults import Code
-from nnunet_jobs.dataset.manifest import HashCache, files_of, folders_of
+from nnunet_jobs.dataset.manifest import HashCache, files_of, folders_of, sidecars_of
 from nnunet_jobs.dataset.names import split_ending
 from nnunet_jobs.dataset.transfer import NOT_HERE, SourceChanged, link_or_copy, place, recode, swap_in
 from nnunet_jobs.dataset.validate import CheckedCase
@@ -106,6 +106,8 @@ class Store:
                 faults.append(Fault(code=Code.SOURCE_CHANGED, case=case.case, file=source.name, message=message))
         if faults:
             return [], None, faults
+        for name, content in sidecars_of(case.case, {**blank, "shape": checked.shape, "spacing": checked.spacing}, ending).items():
+            write_atomic(self.staging / name, content)
         return hashes[:count], hashes[count] if case.label else None, []
 
     def commit(self, manifest: Mapping[str, Any], description: Mapping[str, Any]) -> None:

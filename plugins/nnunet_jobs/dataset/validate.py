@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,15 @@ import numpy.typing as npt
 
 from nnunet_jobs.contract.failure import Fault
 from nnunet_jobs.dataset.faults import Code
+from nnunet_jobs.dataset.formats import read_volume
 from nnunet_jobs.dataset.labels import Tables
 from nnunet_jobs.dataset.sources import Source, SourceCase
 from nnunet_jobs.dataset.summary import summarise_case
-from nnunet_jobs.dataset.volume import Volume, read_volume
+from nnunet_jobs.dataset.volume import Array, Beat, Reserve, Volume
 
 _EXTENT = 100  # voxels; see check_case
+_NO_MEMORY = "there was not enough memory to read it; look whether its size is true, or give the step more"
+_OnFile = Callable[[str], None] | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +40,7 @@ class CheckedCase:
     hashes: tuple[str, ...] = ()
     label_hash: str | None = None
     component: tuple[int | None, ...] = ()
+    channels: int = 0
     shape: tuple[int, ...] = ()
     spacing: tuple[float, ...] = ()
     values: tuple[int, ...] = ()
@@ -48,8 +52,24 @@ class CheckedCase:
         """The faults that forbid the case."""
         return [fault for fault in self.faults if fault.severity == "error"]
 
+    def to_json(self) -> dict[str, Any]:
+        """All but ``case``, for :meth:`from_json` in the process that asked."""
+        data = {name: getattr(self, name) for name in _PLAIN}
+        return {**data, "faults": [asdict(fault) for fault in self.faults]}
 
-def check_case(case: SourceCase, source: Source, *, tolerance: float, beat: Callable[[], None]) -> CheckedCase:
+    @classmethod
+    def from_json(cls, case: SourceCase, data: Mapping[str, Any]) -> CheckedCase:
+        """Read what :meth:`to_json` wrote."""
+        plain: dict[str, Any] = {name: tuple(value) if isinstance(value := data[name], list) else value for name in _PLAIN}
+        return cls(case=case, faults=tuple(Fault(**fault) for fault in data["faults"]), **plain)
+
+
+_PLAIN = ("hashes", "label_hash", "component", "channels", "shape", "spacing", "values", "summary")
+
+
+def check_case(
+    case: SourceCase, source: Source, *, tolerance: float, beat: Beat, reserve: Reserve = lambda _size: None, on_file: _OnFile = None
+) -> CheckedCase:
     """Read every file of a case once and report all faults.
 
     Spacings must agree within ``tolerance`` (relative). Affines agree when every corner of the volume comes out at the same place
@@ -58,29 +78,49 @@ def check_case(case: SourceCase, source: Source, *, tolerance: float, beat: Call
 
     Args:
         case: to check. source: it comes from. tolerance: of spacing and affine. beat: sign of life, may raise to stop.
+        reserve: called with bytes before they are needed; may raise MemoryError, which becomes a fault. on_file: called with the name
+            of each file before it is read.
     """
-    tables, faults = source.tables, list[Fault]()
-    images = [_read(source, case, path, label=False, beat=beat) for path in case.images]
-    label = _read(source, case, case.label, label=True, beat=beat) if case.label else None
+    faults = list[Fault]()
+
+    def read(path: Path, *, label: bool) -> Volume:
+        name = source.relative(path)
+        if on_file is not None:
+            on_file(name)
+        if not os.path.exists(path):
+            code = Code.LABEL_MISSING if label else Code.IMAGE_MISSING
+            return Volume(faults=[Fault(code=code, case=case.case, file=name, message="the file is missing")])
+        try:
+            return read_volume(path, case=case.case, name=name, label=label, beat=beat, reserve=reserve, keep=True)
+        except MemoryError as error:
+            message = (
+                f"needs more memory than may be used ({error}); look whether its size is true, or give more" if str(error) else _NO_MEMORY
+            )
+            return Volume(faults=[Fault(code=Code.MEMORY_LIMIT, case=case.case, file=name, message=message)])
+
+    images = [read(path, label=False) for path in case.images]
+    label = read(case.label, label=True) if case.label else None
+    names = [source.relative(path) for path in (*case.images, *([case.label] if case.label else []))]
     if label is None and case.labelled:
-        faults.append(Fault(code=Code.LABEL_MISSING, case=case.case, message="has no label; add the label file or remove the image"))
+        message = "has no label; add the label file or remove the image"
+        faults.append(Fault(code=Code.LABEL_MISSING, case=case.case, file=names[0] if names else None, message=message))
     if not images:
         faults.append(Fault(code=Code.IMAGE_MISSING, case=case.case, message="has no image"))
     for volume in (*images, *([label] if label else [])):
         faults += volume.faults
     component = _components(case, source, images, faults)
-    names = [source.relative(path) for path in (*case.images, *([case.label] if case.label else []))]
     usable = [(name, volume) for name, volume in zip(names, (*images, *([label] if label else [])), strict=True) if volume.usable]
     for (name, volume), (other_name, other) in itertools.islice(itertools.product(usable[:1], usable), 1, None):
         faults += _agree(case.case, name, volume, other_name, other, tolerance)
-    if label and label.usable:
-        faults += _check_values(case, source.relative(case.label) if case.label else "", label, tables)
+    if label and label.usable and source.tables.values:
+        faults += _check_values(case, source.relative(case.label) if case.label else "", label, source.tables)
     first = images[0] if images else Volume()
     return CheckedCase(
         case=case,
         hashes=tuple(volume.sha256 for volume in images),
         label_hash=label.sha256 if label else None,
         component=component,
+        channels=source.tables.channels if component else 0,
         shape=first.shape[:3],
         spacing=first.spacing,
         values=label.values if label else (),
@@ -90,26 +130,23 @@ def check_case(case: SourceCase, source: Source, *, tolerance: float, beat: Call
 
 
 def _summary(images: list[Volume], label: Volume | None) -> dict[str, Any] | None:
-    arrays = [volume.array for volume in images if volume.array is not None]
-    if not arrays or len(arrays) < len(images):
+    channels: list[Array] = []
+    for volume in images:
+        if volume.array is not None:
+            several = volume.array.ndim == 4
+            channels += [volume.array[..., number] for number in range(volume.array.shape[3])] if several else [volume.array]
+    if not channels:
         return None
-    if len(arrays) == 1 and arrays[0].ndim == 4:
-        arrays = [arrays[0][..., channel] for channel in range(arrays[0].shape[3])]
-    return summarise_case(arrays, label.array if label else None, images[0].spacing, affine=images[0].affine)
-
-
-def _read(source: Source, case: SourceCase, path: Path, *, label: bool, beat: Callable[[], None]) -> Volume:
-    name = source.relative(path)
-    if not os.path.exists(path):
-        code = Code.LABEL_MISSING if label else Code.IMAGE_MISSING
-        return Volume(faults=[Fault(code=code, case=case.case, file=name, message="the file is missing")])
-    return read_volume(path, case=case.case, name=name, label=label, beat=beat)
+    try:
+        return summarise_case(channels, label.array if label else None, images[0].spacing, affine=images[0].affine)
+    except MemoryError:
+        return None  # the case is sound; its picture is not worth failing for
 
 
 def _components(case: SourceCase, source: Source, images: list[Volume], faults: list[Fault]) -> tuple[int | None, ...]:
     """Which part of which file is which channel; faults where the number of channels is wrong."""
     expected = source.tables.channels
-    if any(volume.faults for volume in images) or not images:
+    if not images or not all(volume.sound for volume in images):
         return ()
     dimensions = [len(volume.shape) for volume in images]
     if len(images) == 1 and dimensions[0] == 4 and source.splits_4d:
@@ -122,20 +159,15 @@ def _components(case: SourceCase, source: Source, images: list[Volume], faults: 
         faults.append(Fault(code=Code.NOT_3D, case=case.case, file=name, message=message))
         return ()
     else:
-        held = len(images)
+        held = sum(volume.channels for volume in images)
         if held == expected:
-            return (None,) * expected
-        if len(images) > 1 or not source.splits_4d:
-            if not any(fault.case == case.case and fault.code in (Code.CHANNEL_MISSING, Code.CHANNEL_EXTRA) for fault in source.faults):
-                faults.append(_channel_fault(case, held, expected))
-            return ()
-    faults.append(_channel_fault(case, held, expected))
-    return ()
-
-
-def _channel_fault(case: SourceCase, held: int, expected: int) -> Fault:
+            return (None,) * len(images)
+        if any(fault.case == case.case and fault.code in (Code.CHANNEL_MISSING, Code.CHANNEL_EXTRA) for fault in source.faults):
+            return ()  # the listing has said so
     code = Code.CHANNEL_MISSING if held < expected else Code.CHANNEL_EXTRA
-    return Fault(code=code, case=case.case, message=f"has {held} channels where channel_names has {expected}; mend the one or the other")
+    message = f"has {held} channels where channel_names has {expected}; mend the one or the other"
+    faults.append(Fault(code=code, case=case.case, file=source.relative(case.images[-1]), message=message))
+    return ()
 
 
 def _agree(case: str, name: str, volume: Volume, other_name: str, other: Volume, tolerance: float) -> list[Fault]:

@@ -1,4 +1,4 @@
-"""Reading one NIfTI file to its last byte: hash, gzip check, header and values in a single pass over the file."""
+"""What every reader of image files shares: the volume it fills, the checks of geometry and values, and reading bytes only once."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import io
 import math
 import os
 import stat
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,13 +15,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from nnunet_jobs.contract.failure import Fault, JobError
-from nnunet_jobs.dataset.faults import Code
+from nnunet_jobs.contract.failure import Fault
+from nnunet_jobs.dataset.faults import MENDS, Code
 
-_CHUNK = 1 << 20
-_HEADER = 540  # bytes, of NIfTI-2; NIfTI-1 has 348
-_AFTER_DATA = 1 << 16  # bytes that may follow the voxels; more means that header and data do not belong together
+CHUNK = 1 << 20
+Array = npt.NDArray[Any]
+Beat = Callable[[], None]
+Reserve = Callable[[int], None]
 _ORTHOGONAL = 1e-3
+_SMALLEST, _LARGEST = 0.01, 50.0  # mm; voxels of no scanner are that small along every axis, or that large along one
+_PROBE = 4096  # voxels that mostly show already that an image is not constant
+_COUNTED = 1 << 16  # label values below are counted, which is much faster than sorting
 
 
 @dataclass(slots=True, kw_only=True)
@@ -30,8 +33,9 @@ class Volume:
     """What one image or label file holds.
 
     Attributes:
-        sha256: of the file's bytes. shape: voxels along x, y, z (and channels). spacing: mm along x, y, z.
-        affine: voxel to world in mm, 4 x 4. values: different values, for labels only. array: the voxels, of a readable file.
+        sha256: of the file's bytes. shape: voxels along x, y, z (and channels, where they are the last axis of a 4D file).
+        spacing: mm along x, y, z. affine: voxel to world in mm, 4 x 4, RAS. values: different values, for labels only.
+        channels: colours of a natural image. array: the voxels, in the order of ``shape``, colours last.
         faults: what is wrong with the file alone.
     """
 
@@ -40,7 +44,8 @@ class Volume:
     spacing: tuple[float, ...] = ()
     affine: npt.NDArray[np.float64] | None = None
     values: tuple[int, ...] = ()
-    array: npt.NDArray[Any] | None = None
+    channels: int = 1
+    array: Array | None = None
     faults: list[Fault] = field(default_factory=list)
 
     @property
@@ -48,44 +53,48 @@ class Volume:
         """Whether shape, spacing and affine can be compared with other files."""
         return self.affine is not None
 
+    @property
+    def sound(self) -> bool:
+        """Whether the file has no error of its own."""
+        return not any(fault.severity == "error" for fault in self.faults)
 
-class _Damaged(Exception):
+
+@dataclass(slots=True, kw_only=True)
+class Reading:
+    """One file being read: where faults go, and how life and memory are asked for.
+
+    Attributes:
+        volume: to be filled. label: read as label values, else as intensities. case, name: for the faults.
+        beat: called for each MiB; may raise to stop. reserve: called with bytes that will be needed, before they are; may raise
+            MemoryError.
+    """
+
+    volume: Volume
+    path: Path
+    case: str
+    name: str
+    label: bool
+    beat: Beat
+    reserve: Reserve
+
+    def fault(self, code: Code, message: str) -> None:
+        """Add a fault, with the severity that its code has."""
+        self.volume.faults.append(Fault(code=code, severity=MENDS[code].severity, case=self.case, file=self.name, message=message))
+
+
+class Damaged(Exception):
+    """The file cannot be read further."""
+
     def __init__(self, code: Code, message: str) -> None:
         super().__init__(message)
         self.code = code
 
 
-def read_volume(path: Path, *, case: str, name: str, label: bool, beat: Callable[[], None]) -> Volume:
-    """Read a file whole and look for faults of its own. Never raises for bad content; never blocks on pipes and devices.
-
-    Args:
-        path: the file. case, name: for the faults. label: check values as labels, else as intensities.
-        beat: called for each MiB; it may raise to stop.
-    """
-    volume = Volume()
-
-    def fault(code: Code, message: str) -> None:
-        volume.faults.append(Fault(code=code, case=case, file=name, message=message))
-
-    try:
-        data, volume.sha256 = _read(path, beat)
-        _parse(volume, data, fault, label)
-    except _Damaged as damaged:
-        fault(damaged.code, str(damaged))
-    except OSError as error:
-        fault(Code.UNREADABLE, f"cannot be read: {error.strerror or error}")
-    except (JobError, MemoryError):
-        raise
-    except Exception as error:  # bad content makes nibabel raise almost anything; whatever it is, it is this file's fault
-        fault(Code.NOT_NIFTI, f"not a readable NIfTI file ({error})")
-    return volume
-
-
-def hash_file(path: Path, beat: Callable[[], None]) -> str:
+def hash_file(path: Path, beat: Beat) -> str:
     """sha256 of a regular file; ``beat`` is called for each MiB."""
     digest = hashlib.sha256()
     with open_regular(path) as file:
-        while chunk := file.read(_CHUNK):
+        while chunk := file.read(CHUNK):
             digest.update(chunk)
             beat()
     return digest.hexdigest()
@@ -100,145 +109,105 @@ def open_regular(path: Path) -> io.FileIO:
     return io.FileIO(fd, "rb")
 
 
-def _read(path: Path, beat: Callable[[], None]) -> tuple[bytearray, str]:
-    """The uncompressed content and the sha256 of the file."""
-    digest, out = hashlib.sha256(), bytearray()
-    compressed = path.name.endswith(".gz")
-    inflate = zlib.decompressobj(wbits=31)
-    limit: int | None = None
-    with open_regular(path) as file:
-        first = True
-        while chunk := file.read(_CHUNK):
-            beat()
+def read_bytes(reading: Reading) -> bytearray:
+    """The file's bytes, whole; fills in the sha256.
+
+    Raises:
+        Damaged: there are none.
+    """
+    digest, data = hashlib.sha256(), bytearray()
+    with open_regular(reading.path) as file:
+        reading.reserve(2 * os.fstat(file.fileno()).st_size)
+        while chunk := file.read(CHUNK):
+            reading.beat()
             digest.update(chunk)
-            if not compressed:
-                out += chunk
-                continue
-            if first and chunk[:2] != b"\x1f\x8b":
-                raise _Damaged(Code.NOT_GZIP, "the name ends in .gz but the file is not compressed; rename or compress it")
-            first = False
-            while chunk:
-                if inflate.eof:  # gzip files may be several streams in a row, padded with zeros
-                    chunk = chunk.lstrip(b"\0")
-                    if not chunk:
-                        break
-                    inflate = zlib.decompressobj(wbits=31)
-                try:
-                    out += inflate.decompress(chunk, _CHUNK * 16)
-                except zlib.error as error:
-                    raise _Damaged(Code.GZIP_DAMAGED, f"gzip data is damaged ({error}); copy the file again") from error
-                chunk = inflate.unconsumed_tail or (inflate.unused_data if inflate.eof else b"")
-                if limit is None and len(out) >= _HEADER:
-                    limit = _expected_size(out)
-                    if limit is None:
-                        raise _Damaged(Code.NOT_NIFTI, "not a readable NIfTI file")
-                if limit is not None and len(out) > limit + _AFTER_DATA:
-                    raise _Damaged(Code.NOT_NIFTI, "holds far more data than its header says")
-        size = file.tell()
-    if not size:
-        raise _Damaged(Code.EMPTY_FILE, "has no bytes; copy the file again")
-    if compressed and not inflate.eof:
-        raise _Damaged(Code.TRUNCATED, f"gzip data ends early, after {size} bytes; copy the file again")
-    return out, digest.hexdigest()
+            data += chunk
+    if not data:
+        raise Damaged(Code.EMPTY_FILE, "has no bytes; copy the file again")
+    reading.volume.sha256 = digest.hexdigest()
+    return data
 
 
-def _expected_size(data: bytearray) -> int | None:
-    """Bytes that the header promises; None when there is no readable header."""
-    try:
-        header = _header(data)
-        count = math.prod(int(n) for n in header.get_data_shape())
-        return int(header["vox_offset"]) + count * int(header.get_data_dtype().itemsize)
-    except Exception:  # nibabel raises many types for bad headers; the parser reports them with their text
-        return None
-
-
-def _header(data: bytearray) -> Any:
-    import nibabel
-
-    sizes = {int.from_bytes(data[:4], order) for order in ("little", "big")}
-    kind = nibabel.Nifti1Header if 348 in sizes else nibabel.Nifti2Header if 540 in sizes else None
-    if kind is None:
-        raise ValueError("no NIfTI header")
-    size = kind.template_dtype.itemsize
-    if len(data) < size:
-        raise ValueError("the header is cut off")
-    return kind(bytes(data[:size]), check=False)
-
-
-def _parse(volume: Volume, data: bytearray, fault: Callable[[Code, str], None], label: bool) -> None:
-    import nibabel
-
-    expected = _expected_size(data)
-    if expected is not None and len(data) < expected:
-        raise _Damaged(Code.TRUNCATED, f"holds {len(data)} bytes where its header promises {expected}; copy the file again")
-    try:
-        header = _header(data)
-        kind = nibabel.Nifti1Image if isinstance(header, nibabel.Nifti1Header) and header["sizeof_hdr"] == 348 else nibabel.Nifti2Image
-        image = kind.from_stream(io.BytesIO(data))
-        shape, dtype = tuple(int(n) for n in image.shape), image.get_data_dtype()
-    except Exception as error:  # nibabel raises many types for bad headers
-        raise _Damaged(Code.NOT_NIFTI, f"not a readable NIfTI file ({error})") from error
-    if dtype.kind not in "iufb" or dtype.itemsize > 8:
-        what = "complex numbers" if dtype.kind == "c" else "colours" if dtype.fields else str(dtype)
-        return fault(Code.DTYPE, f"holds {what}; store whole or floating-point numbers of at most 64 bits")
-    if len(shape) not in ((3,) if label else (3, 4)) or min(shape) < 1:
-        return fault(Code.NOT_3D, f"has the shape {shape}; must be three-dimensional")
-    if sum(n > 1 for n in shape[:3]) < 2:
-        return fault(Code.NOT_3D, f"has the shape {shape}; a single voxel or a line of voxels is no image")
-    if not _geometry(volume, header, image, fault):
-        return None
-    volume.shape = shape
-    array = volume.array = np.asanyarray(image.dataobj)
-    if label:
-        volume.values = _label_values(array, fault)
-    else:
-        _finite(array, fault)
-    return None
-
-
-def _geometry(volume: Volume, header: Any, image: Any, fault: Callable[[Code, str], None]) -> bool:
-    spacing = tuple(float(value) for value in header["pixdim"][1:4])  # nibabel's own reader mends zeros
+def take_geometry(reading: Reading, spacing: tuple[float, ...], affine: npt.NDArray[np.float64], *, millimetres: bool = True) -> bool:
+    """Check spacing (mm) and affine, and put them into the volume where they are sound. ``millimetres`` is False for natural images."""
     if not all(math.isfinite(value) and value > 0 for value in spacing):
-        fault(Code.SPACING_INVALID, f"has the spacing {spacing} mm; each must be more than 0")
+        reading.fault(Code.SPACING_INVALID, f"has the spacing {spacing} mm; each must be more than 0")
         return False
-    affine = np.asarray(image.affine, dtype=np.float64)
     lengths = np.linalg.norm(affine[:3, :3], axis=0)
     if not np.isfinite(affine).all() or not (lengths > 0).all():
-        fault(Code.AFFINE_INVALID, "has an affine with NaN, infinite or zero columns; write the file again with a valid sform or qform")
+        message = "has an affine with NaN, infinite or zero columns; write the file again with a valid sform or qform"
+        reading.fault(Code.AFFINE_INVALID, message)
         return False
     axes = affine[:3, :3] / lengths
     if np.abs(axes.T @ axes - np.eye(3)).max() > _ORTHOGONAL:
-        fault(Code.AFFINE_INVALID, "has a sheared affine; nnU-Net's reader refuses it, resample the image to orthogonal axes")
+        reading.fault(Code.AFFINE_INVALID, "has a sheared affine; nnU-Net's reader refuses it, resample the image to orthogonal axes")
         return False
-    volume.spacing, volume.affine = spacing, affine
+    if millimetres and (max(spacing) < _SMALLEST or max(spacing) > _LARGEST):
+        shown = ", ".join(f"{value:g}" for value in spacing)
+        reading.fault(Code.UNITS_SUSPICIOUS, f"has the spacing ({shown}) mm; look whether it was meant in another unit")
+    reading.volume.spacing, reading.volume.affine = spacing, affine
     return True
 
 
-def _finite(array: npt.NDArray[Any], fault: Callable[[Code, str], None]) -> None:
-    if array.dtype.kind != "f":
-        return
-    with np.errstate(all="ignore"):
-        if math.isfinite(float(array.sum(dtype=np.float64))):
+def check_extent(reading: Reading, shape: tuple[int, ...]) -> bool:
+    """Refuse images that are a single voxel or line."""
+    if sum(n > 1 for n in shape[:3]) < 2:
+        reading.fault(Code.NOT_3D, f"has the shape {shape}; a single voxel or a line of voxels is no image")
+        return False
+    return True
+
+
+def take_values(reading: Reading, array: Array) -> None:
+    """Check the voxels and keep them: label values, or whether intensities are finite and not all the same."""
+    reading.volume.array = array
+    if reading.label:
+        reading.volume.values = _label_values(reading, array)
+    else:
+        _check_intensities(reading, array)
+
+
+def _check_intensities(reading: Reading, array: Array) -> None:
+    channels = [array[..., number] for number in range(array.shape[3])] if array.ndim > 3 else [array]
+    for number, channel in enumerate(channels):
+        reading.beat()
+        flat = channel.ravel(order="K")
+        probe = flat[:_PROBE]
+        if array.dtype.kind != "f" and (probe != probe[0]).any():
+            continue
+        low, high = float(flat.min()), float(flat.max())
+        if not (math.isfinite(low) and math.isfinite(high)):
+            _report_not_finite(reading, array)
             return
+        if low == high:
+            where = f" in channel {number}" if len(channels) > 1 else ""
+            reading.fault(Code.IMAGE_CONSTANT, f"has the value {low:g} everywhere{where}; look whether the export failed")
+
+
+def _report_not_finite(reading: Reading, array: Array) -> None:
     nans, infinities = int(np.isnan(array).sum()), int(np.isinf(array).sum())
     if nans:
-        fault(Code.VALUE_NAN, f"has {nans} NaN voxels; nnU-Net's reader would turn them into 0, replace them by a sensible value")
+        message = f"has {nans} NaN voxels; nnU-Net's reader would turn them into 0, replace them by a sensible value"
+        reading.fault(Code.VALUE_NAN, message)
     if infinities:
-        fault(Code.VALUE_INF, f"has {infinities} infinite voxels; replace them by a sensible value")
+        reading.fault(Code.VALUE_INF, f"has {infinities} infinite voxels; replace them by a sensible value")
 
 
-def _label_values(array: npt.NDArray[Any], fault: Callable[[Code, str], None]) -> tuple[int, ...]:
-    if array.dtype == np.uint8:
-        return tuple(int(value) for value in np.flatnonzero(np.bincount(array.ravel(order="K"), minlength=256)))
-    if array.dtype.kind == "f":
-        if not np.isfinite(array).all():
-            fault(Code.VALUE_NAN, "has NaN or infinite voxels; labels must be whole numbers")
+def _label_values(reading: Reading, array: Array) -> tuple[int, ...]:
+    flat = array.ravel(order="K")
+    reading.beat()
+    if flat.dtype.kind == "b" or flat.dtype == np.uint8:
+        return tuple(int(value) for value in np.flatnonzero(np.bincount(flat, minlength=2)))
+    low, high = flat.min(), flat.max()
+    if flat.dtype.kind == "f":
+        if not (np.isfinite(low) and np.isfinite(high)):
+            reading.fault(Code.VALUE_NAN, "has NaN or infinite voxels; labels must be whole numbers")
             return ()
-        values = np.unique(array)
-        broken = values[values != np.rint(values)]
+        broken = flat[flat != np.rint(flat)]
         if broken.size:
-            shown = ", ".join(f"{value:g}" for value in broken[:5])
-            fault(Code.LABEL_NOT_INTEGER, f"has values that are not whole numbers ({shown}{', ...' if broken.size > 5 else ''})")
+            few = np.unique(broken[:_COUNTED])
+            shown = ", ".join(f"{value:g}" for value in few[:5])
+            reading.fault(Code.LABEL_NOT_INTEGER, f"has values that are not whole numbers ({shown}{', ...' if few.size > 5 else ''})")
             return ()
-        return tuple(int(value) for value in values)
-    return tuple(int(value) for value in np.unique(array))
+    if low >= 0 and high < _COUNTED:
+        return tuple(int(value) for value in np.flatnonzero(np.bincount(flat.astype(np.uint16, copy=False))))
+    return tuple(int(value) for value in np.unique(flat))

@@ -15,9 +15,9 @@ import numpy as np
 from nnunet_jobs.contract.failure import ConfigError, DataError, Fault
 from nnunet_jobs.contract.workspace import Workspace
 from nnunet_jobs.dataset.faults import Code
-from nnunet_jobs.dataset.volume import read_volume
+from nnunet_jobs.dataset.formats import read_volume
+from nnunet_jobs.dataset.names import ENDINGS, PICTURES
 
-NIFTI = (".nii.gz", ".nii")
 _SPACING_TOLERANCE = 1e-3
 
 
@@ -70,27 +70,33 @@ def checked_case_id(case: str, *, field: str) -> str:
     return case
 
 
-def check_images(case: Case, *, file_ending: str, beat: Callable[[], None] = lambda: None) -> None:
+def check_images(case: Case, *, file_ending: str, channels: int | None = None, beat: Callable[[], None] = lambda: None) -> None:
     """Read every image to its last byte and refuse what nnU-Net's reader would take without a word.
 
     SimpleITK fills a truncated file with zeros, turns NaN into 0 and stops before a gzip checksum, so each file is first read
-    as registration reads it. Other formats than NIfTI are left to nnU-Net's own reader.
+    as registration reads it. Endings that registration does not know are left to nnU-Net's own reader.
 
     Args:
+        channels: that the files must hold together, where colours are channels.
         beat: called for each MiB; may raise to stop.
 
     Raises:
         DataError: with all faults of the case.
     """
-    if not file_ending.endswith(NIFTI):
+    if file_ending not in ENDINGS:
         return
     faults: list[Fault] = []
     volumes = [read_volume(path, case=case.case, name=path.name, label=False, beat=beat) for path in case.images]
     for path, volume in zip(case.images, volumes, strict=True):
-        faults += volume.faults
+        faults += [fault for fault in volume.faults if fault.severity == "error"]
         if len(volume.shape) > 3:
             message = f"has the shape {volume.shape}; give one file a channel"
             faults.append(Fault(code=Code.NOT_3D, message=message, case=case.case, file=path.name))
+    held = sum(volume.channels for volume in volumes)
+    if not faults and file_ending in PICTURES and channels is not None and held != channels:
+        code = Code.CHANNEL_MISSING if held < channels else Code.CHANNEL_EXTRA
+        message = f"its files hold {held} channels where the model needs {channels}"
+        faults.append(Fault(code=code, message=message, case=case.case, file=case.images[-1].name))
     if not faults:
         first, *others = zip(case.images, volumes, strict=True)
         for path, volume in others:
@@ -106,6 +112,8 @@ def check_images(case: Case, *, file_ending: str, beat: Callable[[], None] = lam
 
 
 def _with_channels(case: Case, channels: int) -> Case:
+    if len(case.images) == 1 and case.images[0].name.endswith(PICTURES):
+        return case  # one file may hold all channels as colours; whether it does is seen when it is read
     if case.problem is None and len(case.images) != channels:
         problem = f"has {len(case.images)} images; the model needs {channels}, one a channel"
         return Case(case=case.case, images=case.images, label=case.label, problem=problem)

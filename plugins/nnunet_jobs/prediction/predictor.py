@@ -128,7 +128,7 @@ class Predictor:
         work = _Work(case=case, begun=time.monotonic(), problem=case.problem)
 
         def prepare() -> None:
-            check_images(case, file_ending=self._last.file_ending, beat=self._on_tile)
+            check_images(case, file_ending=self._last.file_ending, channels=self._last.channels, beat=self._on_tile)
             for stage, network in self._networks.items():
                 if stage.previous is None:
                     work.arrays[stage] = network.preprocess(case.images, previous=None)

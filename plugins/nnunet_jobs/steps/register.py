@@ -18,7 +18,7 @@ from nnunet_jobs.contract.params import RegisterParams
 from nnunet_jobs.contract.withdrawals import Tombstones, images_withdrawn_elsewhere
 from nnunet_jobs.contract.workspace import DATASET_NAME, MANIFEST, dataset_name
 from nnunet_jobs.dataset import holdout
-from nnunet_jobs.dataset.changes import Changes, compare, parallel, pulse
+from nnunet_jobs.dataset.changes import Changes, compare, parallel, pulse, read_cases
 from nnunet_jobs.dataset.faults import data_error
 from nnunet_jobs.dataset.labels import Tables
 from nnunet_jobs.dataset.manifest import SCHEMA, HashCache, build_manifest, description, files_of
@@ -28,7 +28,7 @@ from nnunet_jobs.dataset.reporting import Reporter, SummaryStore
 from nnunet_jobs.dataset.sources import Source, read_source
 from nnunet_jobs.dataset.staging import Store
 from nnunet_jobs.dataset.transfer import recover
-from nnunet_jobs.dataset.validate import CheckedCase, check_case
+from nnunet_jobs.dataset.validate import CheckedCase
 from nnunet_jobs.dataset.withdraw import leave_copies_out, leave_out, warn_of_incomplete
 
 log = logging.getLogger("nnunet_jobs")
@@ -92,7 +92,7 @@ class _Registration:
         changes = compare(self.params, self.context, source, registered, store=self.store, cache=self.cache, ending=ending)
         elsewhere = images_withdrawn_elsewhere(self.context.workspace, self.dataset)
         self.left_out += leave_copies_out(changes, source, registered, self.stones, elsewhere)
-        self.report.checked(source.tables.to_json(), registered, changes.checked)
+        self.report.checked(source.tables.to_json(), registered, changes.checked, changes.warnings)
         self._summarise(source, registered, changes)
         if self.left_out:
             log.info("%d cases of the source were withdrawn and stay out", len(self.left_out))
@@ -105,9 +105,8 @@ class _Registration:
 
     def _summarise(self, source: Source, registered: Mapping[str, Any], changes: Changes) -> None:
         """Unchanged cases are not read, unless the summaries kept from their first check are gone."""
-        beat, tolerance = pulse(self.context), self.params.spacing_tolerance
         lost = [source.cases[name] for name in sorted(changes.unchanged - set(changes.checked)) if not self.summaries.has(registered[name])]
-        for checked in parallel(self.context, "summarise", lambda case: check_case(case, source, tolerance=tolerance, beat=beat), lost):
+        for checked in read_cases(self.params, self.context, source, lost, phase="summarise"):
             self.summaries.keep(checked)
 
     # --- what is there ------------------------------------------------------------------------------------------
@@ -196,6 +195,7 @@ class _Registration:
                 "spacing": list(checked.spacing),
                 "values": list(checked.values),
                 "source": {"images": list(checked.hashes), "label": checked.label_hash},
+                **({"channels": checked.channels} if checked.channels != len(checked.component) else {}),
             }
         return cases
 

@@ -183,7 +183,7 @@ def test_all_listing_faults_come_in_one_report(tmp_path, workspace):
         register_dataset(workspace, source)
     assert codes(caught.value) == {
         ("channel_missing", "gap"), ("label_missing", "nolabel"), ("channel_extra", "ok"),
-        ("label_without_image", None), ("name_unmatched", None),
+        ("label_without_image", "lonely"), ("name_unmatched", None),
     }  # fmt: skip
     assert "lonely.nii.gz" in str(caught.value)
     assert not Path(workspace.raw, "Dataset004_Small").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +13,7 @@ from nnunet_jobs.contract.failure import Fault
 from nnunet_jobs.contract.params import RegisterParams
 from nnunet_jobs.dataset.faults import Code
 from nnunet_jobs.dataset.labels import Tables
-from nnunet_jobs.dataset.names import Refused, below, check_links, listing, split_ending
+from nnunet_jobs.dataset.names import PICTURES, Refused, below, check_links, listing, split_ending, without_sidecars
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,14 +63,17 @@ class Source:
     def add(self, case: SourceCase) -> None:
         """Add a case, or a fault when its id is there already."""
         if case.case in self.cases:
-            self.faults.append(Fault(code=Code.CASE_DUPLICATE, case=case.case, message="the case is there twice; keep one of them"))
+            file = self.relative(case.images[0]) if case.images else None
+            message = "the case is there twice; keep one of them"
+            self.faults.append(Fault(code=Code.CASE_DUPLICATE, case=case.case, file=file, message=message))
         else:
             self.cases[case.case] = case
 
     def file_ending(self) -> str:
-        """``.nii`` when every image is uncompressed, else ``.nii.gz``."""
-        endings = {split_ending(path.name)[1] for case in self.cases.values() for path in case.images}
-        return ".nii" if endings == {".nii"} else ".nii.gz"
+        """The images' commonest ending; ``.nii`` only when no image is compressed, since NIfTI files can be recoded."""
+        endings = Counter(split_ending(path.name)[1] for case in self.cases.values() for path in case.images)
+        common = max(endings, key=lambda ending: (endings[ending], ending), default=".nii.gz")
+        return ".nii.gz" if common == ".nii" and ".nii.gz" in endings else common or ".nii.gz"
 
 
 Description = dict[str, Any]
@@ -123,7 +127,7 @@ def names_in(source: Source, folder: str) -> list[str]:
     except Refused as refused:
         source.faults.append(refused.fault)
         return []
-    return listing(source.root, path, source.faults)
+    return without_sidecars(listing(source.root, path, source.faults))
 
 
 def channel_files(source: Source, folder: str, match: Callable[[str], re.Match[str] | None], *, mend: str) -> dict[str, dict[int, Path]]:
@@ -141,27 +145,33 @@ def channel_files(source: Source, folder: str, match: Callable[[str], re.Match[s
         channel = 0 if text is None else int(text) if text.isdecimal() else by_name.get(text)
         if not case or channel is None or not split_ending(name)[1]:
             reason = mend if channel is not None else f"channel {text!r} is not one of channel_names {list(by_name)}"
+            if source.layout == "nnunet" and not mend.endswith(ending := split_ending(name)[1]):
+                stem = re.sub(r"_\d{4}$", "", split_ending(name)[0])
+                message = f"ends in {ending}, {mend}; convert the file or move it away"
+                source.faults.append(Fault(code=Code.ENDING_MIXED, case=stem, file=f"{folder}/{name}", message=message))
+                continue
             source.faults.append(
                 Fault(code=Code.NAME_UNMATCHED, file=f"{folder}/{name}", message=f"{reason}; rename the file or move it away")
             )
         elif channel in found.setdefault(case, {}):
             message = f"channel {channel} is there twice: {found[case][channel].name!r} and {name!r}; keep one"
-            source.faults.append(Fault(code=Code.CASE_DUPLICATE, case=case, message=message))
+            source.faults.append(Fault(code=Code.CASE_DUPLICATE, case=case, file=f"{folder}/{name}", message=message))
         else:
             found[case][channel] = source.root / folder / name
     return found
 
 
 def in_order(source: Source, case: str, files: Mapping[int, Path]) -> tuple[Path, ...]:
-    """A case's files by channel, with faults for gaps. A lone file may be 4D and hold all channels, where the layout allows it."""
+    """A case's files by channel, with faults for gaps. A lone file may hold all channels: 4D where the layout allows it, or colours."""
     expected = source.tables.channels
-    lone_4d = source.splits_4d and set(files) == {0}
+    lone_4d = set(files) == {0} and (source.splits_4d or files[0].name.endswith(PICTURES))
     missing = [number for number in range(expected) if number not in files]
     if missing and not lone_4d:
         source.faults.append(
             Fault(
                 code=Code.CHANNEL_MISSING,
                 case=case,
+                file=_sibling(source, files, missing[0]),
                 message=f"channels {missing} of {expected} are missing; add the files or change channel_names",
             )
         )
@@ -170,12 +180,21 @@ def in_order(source: Source, case: str, files: Mapping[int, Path]) -> tuple[Path
         message = f"channels {extra} are not in channel_names ({expected} channels); name them, or remove the files"
         if source.layout == "folders":
             message += r", or, when the number belongs to the case id, set case_pattern to '(?P<case>.+)\.nii\.gz'"
-        source.faults.append(Fault(code=Code.CHANNEL_EXTRA, case=case, message=message))
+        source.faults.append(Fault(code=Code.CHANNEL_EXTRA, case=case, file=source.relative(files[extra[0]]), message=message))
     return tuple(files[number] for number in sorted(files) if number < expected)
+
+
+def _sibling(source: Source, files: Mapping[int, Path], channel: int) -> str:
+    """What a missing channel's file would be called, to judge by a file that is there."""
+    there, path = next(iter(files.items()))
+    place = path.name.rfind(f"_{there:04d}")
+    name = path.name if place < 0 else f"{path.name[:place]}_{channel:04d}{path.name[place + 5 :]}"
+    return source.relative(path.with_name(name))
 
 
 def without_image(source: Source, folder: str | None, names: set[str]) -> None:
     """Faults of label files that no image belongs to."""
     for name in sorted(names):
         message = "no image belongs to this label file; add the image or move the label away"
-        source.faults.append(Fault(code=Code.LABEL_WITHOUT_IMAGE, file=f"{folder}/{name}", message=message))
+        case = split_ending(name)[0]
+        source.faults.append(Fault(code=Code.LABEL_WITHOUT_IMAGE, case=case, file=f"{folder}/{name}", message=message))

@@ -39,7 +39,7 @@ def _read(params: RegisterParams, source: Source, description: Description) -> N
             strays.add(name)
         elif case in labels:
             message = f"two label files for one case: {labels[case]!r} and {name!r}; keep one"
-            source.faults.append(Fault(code=Code.CASE_DUPLICATE, case=case, message=message))
+            source.faults.append(Fault(code=Code.CASE_DUPLICATE, case=case, file=f"{params.labels}/{name}", message=message))
         else:
             labels[case] = name
     for case, files in found.items():

@@ -1,0 +1,128 @@
+"""The validator: every fault of every case of a dataset in one report, without registering anything."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from nnunet_jobs.contract.failure import DataError, Fault
+from nnunet_jobs.contract.params import RegisterParams
+from nnunet_jobs.dataset.faults import shown
+from nnunet_jobs.dataset.sources import Source, read_source
+from nnunet_jobs.dataset.validate import CheckedCase
+from nnunet_jobs.dataset.whole import CaseFacts, check_endings, check_unused, check_whole
+from nnunet_jobs.dataset.workers import TIME_LIMIT_S, check_cases
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """What the validator found.
+
+    Attributes:
+        cases: number of cases. faults: all of them, errors first, then by case. summaries: by case, empty for those that could not be read.
+        tables: channels and labels, None where the description is unusable. layout: of the source. seconds: that it took.
+    """
+
+    cases: int
+    faults: tuple[Fault, ...]
+    summaries: dict[str, dict[str, Any]] = field(default_factory=dict)
+    tables: dict[str, Any] | None = None
+    layout: str | None = None
+    seconds: float = 0.0
+
+    @property
+    def ok(self) -> bool:
+        """Whether the dataset can be used: there is no error; warnings may be."""
+        return not any(fault.severity == "error" for fault in self.faults)
+
+    def to_json(self) -> dict[str, Any]:
+        """``ok``, ``cases`` and ``faults`` with ``code``, ``severity``, ``case``, ``file``, ``message``."""
+        keys = ("code", "severity", "case", "file", "message")
+        faults = [{key: None if getattr(fault, key) is None else str(getattr(fault, key)) for key in keys} for fault in self.faults]
+        return {"ok": self.ok, "cases": self.cases, "faults": faults}
+
+
+def check_dataset(
+    root: Path,
+    *,
+    params: RegisterParams,
+    processes: int = 1,
+    memory_mib: int | None = None,
+    time_limit_s: float = TIME_LIMIT_S,
+    beat: Callable[[], None] = lambda: None,
+    look: Callable[[], None] = lambda: None,
+    progress: Callable[[int, int], None] = lambda _done, _total: None,
+) -> Report:
+    """Check a dataset without writing anything.
+
+    Args:
+        root: folder of the source. params: how it is laid out and what it is called, as for registration.
+        processes: that read at once. memory_mib: for them together, default what the host or its cgroup allows.
+        time_limit_s: for one case, plus a second for each MiB of its files.
+        beat: called when a reader shows life. look: called several times a second. Either may raise to stop.
+        progress: called with cases done and to do.
+
+    Raises:
+        ConfigError: no such folder, layout not recognised, or a field is wrong.
+    """
+    begun = time.monotonic()
+    try:
+        source = read_source(params, root.resolve())
+    except DataError as error:
+        return Report(cases=0, faults=ordered(error.faults), seconds=time.monotonic() - begun)
+    cases = list(source.cases.values())
+    finished = 0
+
+    def done(_checked: CheckedCase) -> None:
+        nonlocal finished
+        finished += 1
+        progress(finished, len(cases))
+
+    checked = check_cases(
+        source,
+        cases,
+        tolerance=params.spacing_tolerance,
+        processes=processes,
+        memory_mib=memory_mib,
+        time_limit_s=time_limit_s,
+        beat=beat,
+        look=look,
+        done=done,
+    )
+    faults = [*source.faults, *check_endings(source, source.file_ending()), *check_unused(source)]
+    faults += [fault for case in checked for fault in case.faults]
+    faults += check_whole(source, facts_of(source, checked))
+    return Report(
+        cases=len(cases),
+        faults=ordered(faults),
+        summaries={case.case.case: case.summary or {} for case in checked},
+        tables=source.tables.to_json(),
+        layout=source.layout,
+        seconds=time.monotonic() - begun,
+    )
+
+
+def facts_of(source: Source, checked: Sequence[CheckedCase]) -> list[CaseFacts]:
+    """What the check of the whole needs of cases that were just read."""
+    return [
+        CaseFacts(
+            case=item.case.case,
+            file=source.relative(item.case.images[0]) if item.case.images else None,
+            labelled=bool(item.values),
+            shape=item.shape,
+            values=item.values,
+        )
+        for item in checked
+    ]
+
+
+def ordered(faults: Sequence[Fault]) -> tuple[Fault, ...]:
+    """Each fault once, errors first, then by case, file and code; unprintable names are shown escaped."""
+    unique = {(fault.code, fault.case, fault.file, fault.message): shown(fault) for fault in faults}
+    return tuple(
+        replace(fault, code=str(fault.code))
+        for fault in sorted(unique.values(), key=lambda fault: (fault.severity, fault.case or "", fault.file or "", fault.code))
+    )

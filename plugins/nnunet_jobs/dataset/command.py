@@ -1,0 +1,186 @@
+"""``python -m nnunet_jobs validate``: the validator for a person at a terminal, and for a script that reads JSON."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import fields
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nnunet_jobs.contract.failure import ConfigError, DataError, Fault
+from nnunet_jobs.contract.params import RegisterParams
+from nnunet_jobs.dataset.faults import MENDS, Code
+
+if TYPE_CHECKING:
+    from nnunet_jobs.dataset.check import Report
+
+USABLE, USAGE, FAULTS = 0, 2, 3
+_SHOWN_S = 0.5  # seconds between two states of the progress line
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments; those of a source are the fields of registration."""
+    parser.description = "Exit code 0: usable (warnings may be there); 3: faults; 2: wrong usage or configuration."
+    parser.add_argument("path", type=Path, help="folder of the dataset, in any layout that registration reads")
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout: ok, cases, faults")
+    parser.add_argument("--fix-plan", action="store_true", help="print what to do with which file")
+    parser.add_argument("--html", type=Path, help="write a page with numbers, pictures of all cases, and the faults to this file")
+    parser.add_argument("--layout", help="auto (default), or a layout that registration knows")
+    parser.add_argument("--images", help="sub-folder of the images, for the layout folders")
+    parser.add_argument("--labels", help="sub-folder of the labels, for the layout folders")
+    parser.add_argument("--case-pattern", help="regular expression on image file names with the groups case and channel")
+    parser.add_argument("--channel-names", type=_json, help='JSON such as {"0": "T1"}')
+    parser.add_argument("--label-names", type=_json, help='JSON such as {"background": 0, "tumour": 1}')
+    parser.add_argument("--regions-class-order", type=_json, help="JSON such as [1, 2]")
+    parser.add_argument("--spacing-tolerance", type=float, help="relative tolerance of spacing and affine")
+    parser.add_argument("--processes", type=int, help="processes that read at once (default: cores that may be used)")
+    parser.add_argument("--memory-mib", type=int, help="memory for them together (default: what host or cgroup allows)")
+    parser.add_argument("--time-limit", type=float, help="seconds for one case, plus one for each MiB (default 60)")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Check, print, and return the exit code."""
+    logging.getLogger("nnunet_jobs").setLevel(logging.WARNING)
+    try:
+        report = _check(arguments)
+    except ConfigError as error:
+        print(str(error), file=sys.stderr)
+        return USAGE
+    if arguments.html is not None and not _write_page(arguments.html, arguments.path, report):
+        return USAGE
+    if arguments.json:
+        print(json.dumps(report.to_json(), indent=1))
+    elif arguments.fix_plan:
+        print("\n".join(fix_plan(report.faults)))
+    else:
+        print("\n".join(text(report)))
+    return USABLE if report.ok else FAULTS
+
+
+def _write_page(target: Path, source: Path, report: Report) -> bool:
+    from nnunet_jobs.contract.files import write_atomic
+    from nnunet_jobs.dataset.report import render_report
+
+    tables = report.tables or {"channel_names": {}, "labels": {}}
+    page = render_report(title=source.resolve().name, tables=tables, cases=report.summaries, faults=report.faults, seconds=report.seconds)
+    try:
+        write_atomic(target, page.encode())
+    except OSError as error:
+        print(f"--html={target}: cannot be written: {error.strerror}", file=sys.stderr)
+        return False
+    return True
+
+
+def text(report: Report) -> Iterator[str]:
+    """Lines for people: a verdict, then all faults, errors first, grouped by code."""
+    errors = [fault for fault in report.faults if fault.severity == "error"]
+    warnings = [fault for fault in report.faults if fault.severity != "error"]
+    verdict = "usable" if report.ok else "NOT usable"
+    layout = f", layout {report.layout}" if report.layout else ""
+    counts = f"{len(errors)} error{'s'[: len(errors) != 1]}, {len(warnings)} warning{'s'[: len(warnings) != 1]}"
+    yield f"{verdict}: {report.cases} case{'s'[: report.cases != 1]}{layout}, {counts} ({report.seconds:.1f} s)"
+    for title, faults in (("Errors", errors), ("Warnings", warnings)):
+        if faults:
+            yield f"\n{title}"
+        for code, group in _by_code(faults):
+            yield f"  {code} ({len(group)}): {MENDS[code].what}"
+            for fault in group:
+                yield f"    {_where(fault)}: {fault.message}"
+    if report.faults:
+        yield "\nRun again with --fix-plan for what to do, file by file."
+
+
+def fix_plan(faults: Sequence[Fault]) -> Iterator[str]:
+    """Lines of a plan to follow from top to bottom: what to do, and with which files."""
+    if not faults:
+        yield "Nothing to mend."
+        return
+    errors_first = sorted(_by_code(faults), key=lambda item: MENDS[item[0]].severity)
+    for number, (code, group) in enumerate(errors_first, 1):
+        must = "must be mended" if group[0].severity == "error" else "look at it"
+        yield f"{number}. {code} ({must}): {MENDS[code].mend}"
+        for fault in group:
+            yield f"   [ ] {_where(fault)}: {fault.message}"
+
+
+def _by_code(faults: Sequence[Fault]) -> list[tuple[Code, list[Fault]]]:
+    order = list(Code)
+    ranked = sorted(faults, key=lambda fault: (order.index(Code(fault.code)), fault.case or "", fault.file or ""))
+    return [(Code(code), list(group)) for code, group in groupby(ranked, key=lambda fault: fault.code)]
+
+
+def _where(fault: Fault) -> str:
+    return " ".join(part for part in (fault.case, fault.file) if part) or "dataset"
+
+
+def _check(arguments: argparse.Namespace) -> Report:
+    from nnunet_jobs import host
+    from nnunet_jobs.context import StepContext
+    from nnunet_jobs.contract.jobdir import JobDir
+    from nnunet_jobs.contract.workspace import Workspace
+    from nnunet_jobs.dataset.check import Report, check_dataset, ordered
+    from nnunet_jobs.dataset.materialise import plain_source
+    from nnunet_jobs.dataset.workers import TIME_LIMIT_S
+
+    params = _params(arguments)
+    root = arguments.path.resolve()
+    if not root.exists():
+        raise ConfigError(f"{arguments.path}: no such folder")
+    processes = arguments.processes if arguments.processes is not None else max(1, int(host.cores()))
+    time_limit = arguments.time_limit if arguments.time_limit is not None else TIME_LIMIT_S
+    for name, value in (("processes", processes), ("memory-mib", arguments.memory_mib), ("time-limit", time_limit)):
+        if value is not None and value <= 0:
+            raise ConfigError(f"--{name}={value}: must be more than 0")
+    with tempfile.TemporaryDirectory(prefix="nnunet_validate_") as scratch:
+        # Sources that must be converted first are converted here, and forgotten.
+        workspace = Workspace.below(Path(scratch) / "work", input_roots=(str(root),))
+        Path(workspace.jobs, "validate").mkdir(parents=True)
+        context = StepContext(workspace=workspace, job=JobDir(Path(workspace.jobs) / "validate"), cpus=processes)
+        try:
+            with plain_source(params, root, context, dataset="Dataset001_Validate") as folder:
+                return check_dataset(
+                    folder,
+                    params=params,
+                    processes=processes,
+                    memory_mib=arguments.memory_mib,
+                    time_limit_s=time_limit,
+                    progress=_Progress(),
+                )
+        except DataError as error:  # the source could not even become a folder of images
+            return Report(cases=0, faults=ordered(error.faults))
+
+
+def _params(arguments: argparse.Namespace) -> RegisterParams:
+    known = {item.name for item in fields(RegisterParams)}
+    given = {name: value for name, value in vars(arguments).items() if name in known and value is not None}
+    return RegisterParams(dataset_id=1, name="Validate", source=str(arguments.path), **given)
+
+
+class _Progress:
+    """One line on a terminal's stderr that counts up; a few lines where stderr is a file."""
+
+    def __init__(self) -> None:
+        self._next = 0.0
+
+    def __call__(self, done: int, total: int) -> None:
+        now = time.monotonic()
+        if now < self._next and done < total:
+            return
+        terminal = sys.stderr.isatty()
+        self._next = now + (_SHOWN_S if terminal else 10 * _SHOWN_S)
+        start, end = ("\r" if terminal else ""), ("" if terminal and done < total else "\n")
+        print(f"{start}checked {done} of {total} cases", end=end, file=sys.stderr, flush=True)
+
+
+def _json(value: str) -> Any:
+    try:
+        return json.loads(value)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"not JSON: {error}") from error

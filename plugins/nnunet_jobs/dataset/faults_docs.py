@@ -1,0 +1,26 @@
+"""``docs/faults.md`` from the table of codes: ``python -m nnunet_jobs.dataset.faults_docs > docs/faults.md``."""
+
+from __future__ import annotations
+
+from nnunet_jobs.dataset.faults import MENDS, Code
+
+_INTRODUCTION = """\
+# Faults of a dataset
+
+What `python -m nnunet_jobs validate PATH` and `RegisterDatasetOperator` can find. Codes are stable. An error would spoil training or
+prediction: nothing is registered until it is mended. A warning is for a person to look at. `--fix-plan` prints the mend with each file.
+This page is made from the table of codes by `python -m nnunet_jobs.dataset.faults_docs`.
+
+| code | severity | what | mend |
+|---|---|---|---|
+"""
+
+
+def page() -> str:
+    """Markdown with one row for each code."""
+    rows = [f"| `{code}` | {MENDS[code].severity} | {MENDS[code].what} | {MENDS[code].mend} |" for code in Code]
+    return _INTRODUCTION + "\n".join(rows) + "\n"
+
+
+if __name__ == "__main__":
+    print(page(), end="")

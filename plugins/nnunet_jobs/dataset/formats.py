@@ -1,0 +1,67 @@
+"""Which reader reads which file: one function for all endings that nnU-Net reads, and it never raises for bad content."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from nnunet_jobs.contract.failure import JobError
+from nnunet_jobs.dataset.faults import Code
+from nnunet_jobs.dataset.itk import read_itk
+from nnunet_jobs.dataset.names import split_ending
+from nnunet_jobs.dataset.nifti import read_nifti
+from nnunet_jobs.dataset.pictures import read_picture
+from nnunet_jobs.dataset.volume import Beat, Damaged, Reading, Reserve, Volume
+
+_READERS: dict[str, Callable[[Reading], None]] = {
+    ".nii.gz": read_nifti,
+    ".nii": read_nifti,
+    ".mha": read_itk,
+    ".nrrd": read_itk,
+    ".png": read_picture,
+    ".bmp": read_picture,
+    ".tif": read_picture,
+    ".tiff": read_picture,
+}
+_SAID = 300  # characters of a library's message that are shown
+
+
+def read_volume(
+    path: Path, *, case: str, name: str, label: bool, beat: Beat, reserve: Reserve = lambda _size: None, keep: bool = False
+) -> Volume:
+    """Read a file whole and look for faults of its own. Never raises for bad content; never blocks on pipes and devices.
+
+    Args:
+        path: the file; its ending says which reader. case, name: for the faults. label: check values as labels, else as intensities.
+        beat: called for each MiB; it may raise to stop. reserve: called with bytes that will be needed before they are; it may raise
+            MemoryError. keep: leave the voxels in ``array``.
+    """
+    volume = Volume()
+    reading = Reading(volume=volume, path=path, case=case, name=name, label=label, beat=beat, reserve=reserve)
+    ending = split_ending(path.name)[1]
+    try:
+        if not ending:
+            raise Damaged(Code.ENDING_UNSUPPORTED, "has an ending that nnU-Net does not read; convert it to .nii.gz")
+        _READERS[ending](reading)
+    except Damaged as damaged:
+        reading.fault(damaged.code, str(damaged))
+    except OSError as error:
+        # Pillow raises OSErrors without a number for bad content; the system's have one.
+        code = Code.UNREADABLE if error.errno is not None else _bad(ending)
+        reading.fault(code, f"cannot be read: {error.strerror or _printable(error)}")
+    except (JobError, MemoryError):
+        raise
+    except Exception as error:  # bad content makes the libraries raise almost anything; whatever it is, it is this file's fault
+        reading.fault(_bad(ending), f"not a readable {'NIfTI' if '.nii' in ending else ending} file ({_printable(error)})")
+    if not keep:
+        volume.array = None
+    return volume
+
+
+def _bad(ending: str) -> Code:
+    return Code.NOT_NIFTI if ending.startswith(".nii") else Code.NOT_READABLE
+
+
+def _printable(error: BaseException) -> str:
+    text = str(error)[:_SAID]
+    return text if text.isprintable() else ascii(text)

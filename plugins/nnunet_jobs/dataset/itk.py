@@ -1,0 +1,195 @@
+"""Reading MetaImage (.mha) and NRRD files as nnU-Net reads them, by SimpleITK, after the header was held against the data.
+
+SimpleITK may fill what a cut file lacks, and would follow a header to any other file on the disk; both are refused first.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from nnunet_jobs.dataset.faults import Code
+from nnunet_jobs.dataset.volume import CHUNK, Damaged, Reading, check_extent, read_bytes, take_geometry, take_values
+
+_LONGEST_HEADER = 1 << 16
+_META_TYPES = {
+    "CHAR": 1,
+    "UCHAR": 1,
+    "SHORT": 2,
+    "USHORT": 2,
+    "INT": 4,
+    "UINT": 4,
+    "FLOAT": 4,
+    "DOUBLE": 8,
+    "LONG_LONG": 8,
+    "ULONG_LONG": 8,
+}
+_META_TYPES |= {"LONG": 4, "ULONG": 4}  # MetaIO's own size of a long, on every platform
+_NRRD_TYPES = {
+    **dict.fromkeys(("signed char", "int8", "int8_t", "uchar", "unsigned char", "uint8", "uint8_t"), 1),
+    **dict.fromkeys(("short", "short int", "signed short", "signed short int", "int16", "int16_t"), 2),
+    **dict.fromkeys(("ushort", "unsigned short", "unsigned short int", "uint16", "uint16_t"), 2),
+    **dict.fromkeys(("int", "signed int", "int32", "int32_t", "uint", "unsigned int", "uint32", "uint32_t", "float"), 4),
+    **dict.fromkeys(("longlong", "long long", "long long int", "signed long long", "signed long long int", "int64", "int64_t"), 8),
+    **dict.fromkeys(("ulonglong", "unsigned long long", "unsigned long long int", "uint64", "uint64_t", "double"), 8),
+}
+_LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+
+
+def read_itk(reading: Reading) -> None:
+    """Fill the volume from a ``.mha`` or ``.nrrd`` file.
+
+    Raises:
+        Damaged, OSError, MemoryError: it cannot be read. Others: bad content that SimpleITK stumbles over.
+    """
+    data = read_bytes(reading)
+    expected = _check_meta(reading, data) if reading.path.name.endswith(".mha") else _check_nrrd(reading, data)
+    del data
+    reading.reserve(4 * expected)
+    reading.beat()
+    import SimpleITK
+
+    SimpleITK.ProcessObject.SetGlobalWarningDisplay(False)
+    SimpleITK.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
+    try:
+        image = SimpleITK.ReadImage(str(reading.path))
+    except RuntimeError as error:
+        if "alloc" in str(error).lower():
+            raise MemoryError("ITK could not get the memory for the image") from error
+        raise Damaged(Code.NOT_READABLE, f"not a readable image ({_last_line(error)})") from error
+    reading.beat()
+    size, components = tuple(int(n) for n in image.GetSize()), int(image.GetNumberOfComponentsPerPixel())
+    if components != 1 or "complex" in image.GetPixelIDTypeAsString():
+        what = f"{components} values a voxel" if components != 1 else "complex numbers"
+        return reading.fault(Code.DTYPE, f"holds {what}; store one whole or floating-point number a voxel, one file a channel")
+    if len(size) not in (2, 3):
+        return reading.fault(Code.NOT_3D, f"has the shape {size}; must be three-dimensional, one file a channel")
+    shape = (*size, 1)[:3]
+    if not check_extent(reading, shape) or not _geometry(reading, image):
+        return None
+    reading.volume.shape = shape
+    array = SimpleITK.GetArrayFromImage(image)
+    take_values(reading, array.reshape(shape[::-1]).transpose(2, 1, 0))
+    return None
+
+
+def _geometry(reading: Reading, image: Any) -> bool:
+    axes = image.GetDimension()
+    spacing, direction, origin = np.ones(3), np.eye(3), np.zeros(3)
+    spacing[:axes], origin[:axes] = image.GetSpacing(), image.GetOrigin()
+    direction[:axes, :axes] = np.reshape(image.GetDirection(), (axes, axes))
+    affine: npt.NDArray[np.float64] = np.eye(4)
+    affine[:3, :3], affine[:3, 3] = direction * spacing, origin
+    return take_geometry(reading, tuple(float(value) for value in spacing), _LPS_TO_RAS @ affine)
+
+
+# --- MetaImage ------------------------------------------------------------------------------------------------------
+def _check_meta(reading: Reading, data: bytearray) -> int:
+    """Hold a MetaImage header against the file. Returns the bytes of the voxels."""
+    fields: dict[str, str] = {}
+    start = 0
+    while True:
+        end = data.find(b"\n", start, _LONGEST_HEADER)
+        if end < 0:
+            raise Damaged(Code.NOT_READABLE, "not a MetaImage file: its header has no ElementDataFile")
+        key, separator, value = data[start:end].decode("latin-1").partition("=")
+        start = end + 1
+        fields[key.strip()] = value.strip()
+        if not separator:
+            raise Damaged(Code.NOT_READABLE, "not a MetaImage file: a line of its header is not 'key = value'")
+        if key.strip() == "ElementDataFile":
+            break
+    if fields["ElementDataFile"].upper() != "LOCAL":
+        raise Damaged(Code.PATH_OUTSIDE, "its header names another file for the voxels; write header and voxels into one file")
+    if fields.get("BinaryData", "True").lower() not in ("true", "1"):
+        raise Damaged(Code.NOT_READABLE, "holds its voxels as text; write the file again in binary form")
+    spacing = fields.get("ElementSpacing", fields.get("ElementSize", "1"))
+    _refuse_bad_spacing(reading, spacing.split())
+    item = _META_TYPES.get(fields.get("ElementType", "").removeprefix("MET_").removesuffix("_ARRAY"))
+    if item is None:
+        raise Damaged(Code.DTYPE, f"holds {fields.get('ElementType', 'voxels of no type')!r}; store whole or floating-point numbers")
+    expected = _count(fields.get("DimSize", "").split()) * item * int(fields.get("ElementNumberOfChannels", "1"))
+    if fields.get("CompressedData", "False").lower() in ("true", "1"):
+        _check_deflated(reading, data, start, expected, wbits=47)
+    else:
+        _check_size(len(data) - start, expected)
+    return expected
+
+
+# --- NRRD -----------------------------------------------------------------------------------------------------------
+def _check_nrrd(reading: Reading, data: bytearray) -> int:
+    """Hold an NRRD header against the file. Returns the bytes of the voxels."""
+    if data[:4] != b"NRRD":
+        raise Damaged(Code.NOT_READABLE, "not an NRRD file")
+    ends = [(place, len(mark)) for mark in (b"\n\n", b"\r\n\r\n") if (place := data.find(mark, 0, _LONGEST_HEADER)) >= 0]
+    if not ends:
+        raise Damaged(Code.NOT_READABLE, "the NRRD header does not end, or names another file for the voxels")
+    place, length = min(ends)
+    fields: dict[str, str] = {}
+    for line in data[:place].decode("latin-1").splitlines()[1:]:
+        key, separator, value = line.partition(":")
+        if separator and not line.startswith("#") and not value.startswith("="):
+            fields[key.strip().lower()] = value.strip()
+    if "data file" in fields or "datafile" in fields:
+        raise Damaged(Code.PATH_OUTSIDE, "its header names another file for the voxels; write header and voxels into one file")
+    if any(fields.get(key, "0") not in ("", "0") for key in ("line skip", "lineskip", "byte skip", "byteskip")):
+        raise Damaged(Code.NOT_READABLE, "skips lines or bytes before its voxels; write the file again without")
+    _refuse_bad_spacing(reading, [value for value in fields.get("spacings", "").split() if value.lower() != "nan"])
+    item = _NRRD_TYPES.get(fields.get("type", "").lower())
+    if item is None:
+        raise Damaged(Code.DTYPE, f"holds {fields.get('type', 'voxels of no type')!r}; store whole or floating-point numbers")
+    expected, encoding = _count(fields.get("sizes", "").split()) * item, fields.get("encoding", "").lower()
+    if encoding in ("gzip", "gz"):
+        _check_deflated(reading, data, place + length, expected, wbits=31)
+    elif encoding == "raw":
+        _check_size(len(data) - place - length, expected)
+    else:
+        raise Damaged(Code.NOT_READABLE, f"has the encoding {encoding!r}; write the file again with raw or gzip encoding")
+    return expected
+
+
+# --- both -----------------------------------------------------------------------------------------------------------
+def _refuse_bad_spacing(reading: Reading, values: list[str]) -> None:
+    numbers = [float(value) for value in values]
+    if not all(math.isfinite(number) and number > 0 for number in numbers):
+        raise Damaged(Code.SPACING_INVALID, f"has the spacing {tuple(numbers)} mm; each must be more than 0")
+
+
+def _count(sizes: list[str]) -> int:
+    numbers = [int(size) for size in sizes]
+    if not numbers or min(numbers) < 1:
+        raise Damaged(Code.NOT_3D, f"has the shape {tuple(numbers)}; must be three-dimensional")
+    return math.prod(numbers)
+
+
+def _check_size(held: int, expected: int) -> None:
+    if held < expected:
+        raise Damaged(Code.TRUNCATED, f"holds {held} bytes of voxels where its header promises {expected}; copy the file again")
+
+
+def _check_deflated(reading: Reading, data: bytearray, start: int, expected: int, *, wbits: int) -> None:
+    """Inflate to the end, keeping nothing: zlib and gzip carry a checksum of the whole."""
+    inflate, held, place = zlib.decompressobj(wbits=wbits), 0, start
+    try:
+        while not inflate.eof and place < len(data):
+            chunk = data[place : place + CHUNK]
+            held += len(inflate.decompress(chunk, CHUNK * 16))
+            place += len(chunk) - len(inflate.unconsumed_tail)
+            reading.beat()
+            if held > expected:
+                raise Damaged(Code.NOT_READABLE, "holds more data than its header says")
+    except zlib.error as error:
+        raise Damaged(Code.GZIP_DAMAGED, f"compressed data is damaged ({error}); copy the file again") from error
+    if not inflate.eof:
+        raise Damaged(Code.TRUNCATED, f"compressed data ends early, after {len(data)} bytes; copy the file again")
+    _check_size(held, expected)
+
+
+def _last_line(error: BaseException) -> str:
+    """ITK's errors are many lines with addresses and paths; the last says what is wrong."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1][:200] if lines else type(error).__name__

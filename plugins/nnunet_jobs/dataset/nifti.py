@@ -1,0 +1,159 @@
+"""Reading a NIfTI file to its last byte: hash, gzip check, header and values in a single pass over the file."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+import os
+import zlib
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from nnunet_jobs.dataset.faults import Code
+from nnunet_jobs.dataset.volume import CHUNK, Damaged, Reading, check_extent, open_regular, take_geometry, take_values
+
+_HEADER = 540  # bytes, of NIfTI-2; NIfTI-1 has 348
+_AFTER_DATA = 1 << 16  # bytes that may follow the voxels; more means that header and data do not belong together
+_DEFLATE = 1032  # the most that deflate can shrink anything
+_SERIOUS = 40  # of nibabel's own levels: what it would refuse to read (magic, offsets, data type); what is less it mends
+_QUIET = logging.getLogger("nnunet_jobs.nifti_header")
+_QUIET.disabled = True  # what matters is reported as a fault
+_UNITS = {1: ("metres", 1e3), 3: ("micrometres", 1e-3)}  # of xyzt_units; nnU-Net's reader scales spacing and origin by them
+
+
+def read_nifti(reading: Reading) -> None:
+    """Fill the volume from a ``.nii`` or ``.nii.gz`` file.
+
+    Raises:
+        Damaged, OSError, MemoryError: it cannot be read. Others: bad content that nibabel stumbles over.
+    """
+    data, reading.volume.sha256 = _read(reading)
+    _parse(reading, data)
+
+
+def _read(reading: Reading) -> tuple[bytearray, str]:
+    """The uncompressed content and the sha256 of the file."""
+    digest, out = hashlib.sha256(), bytearray()
+    compressed = reading.path.name.endswith(".gz")
+    inflate = zlib.decompressobj(wbits=31)
+    limit: int | None = None
+    with open_regular(reading.path) as file:
+        on_disk = os.fstat(file.fileno()).st_size
+        if not compressed:
+            reading.reserve(2 * on_disk)
+        first = True
+        while chunk := file.read(CHUNK):
+            reading.beat()
+            digest.update(chunk)
+            if not compressed:
+                out += chunk
+                continue
+            if first and chunk[:2] != b"\x1f\x8b":
+                raise Damaged(Code.NOT_GZIP, "the name ends in .gz but the file is not compressed; rename or compress it")
+            first = False
+            while chunk:
+                if inflate.eof:  # gzip files may be several streams in a row, padded with zeros
+                    chunk = chunk.lstrip(b"\0")
+                    if not chunk:
+                        break
+                    inflate = zlib.decompressobj(wbits=31)
+                try:
+                    out += inflate.decompress(chunk, CHUNK * 16)
+                except zlib.error as error:
+                    raise Damaged(Code.GZIP_DAMAGED, f"gzip data is damaged ({error}); copy the file again") from error
+                reading.beat()
+                chunk = inflate.unconsumed_tail or (inflate.unused_data if inflate.eof else b"")
+                if limit is None and len(out) >= _HEADER:
+                    limit = _expected_size(out)
+                    if limit is None:
+                        raise Damaged(Code.NOT_NIFTI, "not a readable NIfTI file")
+                    reading.reserve(2 * min(limit, on_disk * _DEFLATE))
+                if limit is not None and len(out) > limit + _AFTER_DATA:
+                    raise Damaged(Code.NOT_NIFTI, "holds far more data than its header says")
+        size = file.tell()
+    if not size:
+        raise Damaged(Code.EMPTY_FILE, "has no bytes; copy the file again")
+    if compressed and not inflate.eof:
+        raise Damaged(Code.TRUNCATED, f"gzip data ends early, after {size} bytes; copy the file again")
+    return out, digest.hexdigest()
+
+
+def _expected_size(data: bytearray) -> int | None:
+    """Bytes that the header promises; None when there is no readable header."""
+    try:
+        header = _header(data)
+        count = math.prod(int(n) for n in header.get_data_shape())
+        return int(header["vox_offset"]) + count * int(header.get_data_dtype().itemsize)
+    except Exception:  # nibabel raises many types for bad headers; the parser reports them with their text
+        return None
+
+
+def _header(data: bytearray) -> Any:
+    import nibabel
+
+    sizes = {int.from_bytes(data[:4], order) for order in ("little", "big")}
+    kind = nibabel.Nifti1Header if 348 in sizes else nibabel.Nifti2Header if 540 in sizes else None
+    if kind is None:
+        raise ValueError("no NIfTI header")
+    size = kind.template_dtype.itemsize
+    if len(data) < size:
+        raise ValueError("the header is cut off")
+    return kind(bytes(data[:size]), check=False)
+
+
+def _parse(reading: Reading, data: bytearray) -> None:
+    expected = _expected_size(data)
+    if expected is not None and len(data) < expected:
+        raise Damaged(Code.TRUNCATED, f"holds {len(data)} bytes where its header promises {expected}; copy the file again")
+    try:
+        header = _header(data)
+        shape, dtype = tuple(int(n) for n in header.get_data_shape()), header.get_data_dtype()
+        slope, intercept = header.get_slope_inter()
+        start = int(header["vox_offset"])
+        header.copy().check_fix(logger=_QUIET, error_level=_SERIOUS)
+    except Exception as error:  # nibabel raises many types for bad headers
+        raise Damaged(Code.NOT_NIFTI, f"not a readable NIfTI file ({error})") from error
+    if dtype.kind not in "iufb" or dtype.itemsize > 8:
+        what = "complex numbers" if dtype.kind == "c" else "colours" if dtype.fields else str(dtype)
+        return reading.fault(Code.DTYPE, f"holds {what}; store whole or floating-point numbers of at most 64 bits")
+    flat = len(shape) == 2
+    if len(shape) not in ((2, 3) if reading.label else (2, 3, 4)) or min(shape) < 1:
+        return reading.fault(Code.NOT_3D, f"has the shape {shape}; must be three-dimensional")
+    if flat and not reading.path.name.endswith(".gz"):
+        message = (
+            f"has the shape {shape}; nnU-Net reads .nii files with two axes not at all, add a third axis of 1 or compress it to .nii.gz"
+        )
+        return reading.fault(Code.NOT_3D, message)
+    shape = (*shape, 1) if flat else shape
+    if not check_extent(reading, shape) or not _geometry(reading, header, flat=flat):
+        return None
+    reading.volume.shape = shape
+    count = math.prod(shape)
+    reading.reserve(count * (16 if slope is not None else 8))
+    array = np.frombuffer(data, dtype=dtype, count=count, offset=start).reshape(shape, order="F")
+    if slope is not None and (slope, intercept) != (1, 0):
+        array = array * np.float64(slope) + np.float64(intercept)
+    take_values(reading, array)
+    return None
+
+
+def _geometry(reading: Reading, header: Any, *, flat: bool) -> bool:
+    pixdim = [float(value) for value in header["pixdim"][1:4]]
+    if flat and not (math.isfinite(pixdim[2]) and pixdim[2] > 0):
+        pixdim[2] = 1.0  # the third axis of a 2D image means nothing
+        header["pixdim"][3] = 1.0
+    if not all(math.isfinite(value) and value > 0 for value in pixdim):
+        return take_geometry(reading, tuple(pixdim), np.eye(4))  # nibabel's own reader would mend zeros
+    affine: npt.NDArray[np.float64] = np.array(header.get_best_affine(), dtype=np.float64)
+    if flat and not affine[:3, 2].any():
+        affine[:3, 2] = np.cross(affine[:3, 0], affine[:3, 1]) / max(float(np.linalg.norm(affine[:3, 0])) * pixdim[1], 1e-12)
+    unit, scale = _UNITS.get(int(header["xyzt_units"]) & 7, ("", 1.0))
+    if unit:
+        affine[:3] *= scale
+        shown = ", ".join(f"{value:g}" for value in pixdim)
+        reading.fault(Code.UNITS_SUSPICIOUS, f"says that its spacing ({shown}) is in {unit}; nnU-Net's reader converts it, check it")
+    spacing = tuple(value * scale for value in pixdim)
+    return take_geometry(reading, spacing, affine, millimetres=not unit)

@@ -1,0 +1,115 @@
+"""What is wrong with a dataset as a whole, seen only when all its cases are known."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from nnunet_jobs.contract.failure import Fault
+from nnunet_jobs.dataset.faults import MENDS, Code
+from nnunet_jobs.dataset.names import NIFTI, split_ending
+from nnunet_jobs.dataset.sources import Source
+
+_NAMED = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CaseFacts:
+    """What the whole needs to know of a case, whether it was read now or is registered already.
+
+    Attributes:
+        case: id. file: name of its first image. labelled: it has a label that could be read. shape: voxels along x, y, z.
+        values: of the label.
+    """
+
+    case: str
+    file: str | None
+    labelled: bool
+    shape: Sequence[int]
+    values: Sequence[int]
+
+
+def check_endings(source: Source, ending: str) -> list[Fault]:
+    """Files that cannot be registered beside files with ``ending``: only NIfTI is recoded."""
+    allowed = NIFTI if ending in NIFTI else (ending,)
+    faults = []
+    for case in source.cases.values():
+        for path in (*case.images, *([case.label] if case.label else [])):
+            own = split_ending(path.name)[1]
+            if own and own not in allowed:
+                message = f"ends in {own} where the dataset has {ending}; convert it"
+                faults.append(_fault(Code.ENDING_MIXED, message, case=case.case, file=source.relative(path)))
+    return faults
+
+
+def check_unused(source: Source) -> list[Fault]:
+    """Image files that lie beside the dataset's and that no case uses."""
+    used = {path for case in source.cases.values() for path in (*case.images, *([case.label] if case.label else []))}
+    named = {fault.file for fault in source.faults}
+    faults = []
+    for folder in sorted({path.parent for path in used}):
+        for name in _names(folder):
+            path = folder / name
+            if path not in used and split_ending(name)[1] and not name.startswith(".") and (file := source.relative(path)) not in named:
+                message = "is used by no case; list it, or move it away"
+                case = re.sub(r"_\d{4}$", "", split_ending(name)[0])
+                faults.append(_fault(Code.FILE_UNUSED, message, case=case, file=file))
+    return faults
+
+
+def check_whole(source: Source, facts: Iterable[CaseFacts]) -> list[Fault]:
+    """Faults that no case has alone. ``facts`` are of all cases that will be there and could be read."""
+    known = list(facts)
+    labelled = [fact for fact in known if fact.labelled]
+    return [*_check_number(source, labelled), *_check_labels(source, labelled), *_check_dimensions(known)]
+
+
+def _check_number(source: Source, labelled: list[CaseFacts]) -> list[Fault]:
+    if len(labelled) != 1 or sum(case.labelled for case in source.cases.values()) > 1:
+        return []
+    message = "is the only labelled case; add cases, or no fold can be validated"
+    return [_fault(Code.SINGLE_CASE, message, case=labelled[0].case, file=labelled[0].file)]
+
+
+def _check_labels(source: Source, labelled: list[CaseFacts]) -> list[Fault]:
+    present = {value for fact in labelled for value in fact.values}
+    if not labelled or not present:
+        return []
+    if present == {0}:
+        return [_fault(Code.LABELS_ALL_EMPTY, f"all {len(labelled)} labels hold background only; export the labels again")]
+    faults = []
+    for name, entry in source.tables.labels.items():
+        values = set(entry if isinstance(entry, list) else [entry])
+        if not values & present:
+            message = f"label {name!r}={entry!r} is in none of {len(labelled)} cases; look whether an export lost it"
+            faults.append(_fault(Code.LABEL_UNUSED, message, file="dataset.json" if (source.root / "dataset.json").exists() else None))
+    return faults
+
+
+def _check_dimensions(known: list[CaseFacts]) -> list[Fault]:
+    flat = [fact for fact in known if len(fact.shape) == 3 and min(fact.shape) == 1]
+    solid = [fact for fact in known if len(fact.shape) == 3 and min(fact.shape) > 1]
+    if not flat or not solid:
+        return []
+    odd, others, what = (
+        (solid, flat, "a volume among 2D cases") if len(solid) < len(flat) else (flat, solid, "a single slice among volumes")
+    )
+    named = ", ".join(fact.case for fact in others[:_NAMED])
+    return [
+        _fault(Code.DIMENSION_MIXED, f"has the shape {tuple(fact.shape)}: {what} ({named}, ...)", case=fact.case, file=fact.file)
+        for fact in odd
+    ]
+
+
+def _names(folder: Path) -> list[str]:
+    try:
+        return sorted(os.listdir(folder))
+    except OSError:  # each missing file in it is reported by its case
+        return []
+
+
+def _fault(code: Code, message: str, *, case: str | None = None, file: str | None = None) -> Fault:
+    return Fault(code=code, severity=MENDS[code].severity, message=message, case=case, file=file)
