@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import stat
 import struct
 from pathlib import Path
@@ -107,6 +108,26 @@ def test_a_withdrawal_says_what_only_another_user_can_remove() -> None:
         assert as_user(ALICE, act)["result"] == []
         assert Tombstones(workspace, "Dataset004_Small").incomplete() == []
         assert (private / "Dataset004_Small.jsonl").read_text() == ""
+
+
+def test_what_a_killed_run_of_one_user_left_does_not_stop_the_other() -> None:
+    with open_folder(group=GROUP, mode=0o2770) as folder:
+        source = decathlon(folder / "source", CASES)
+        workspace = Workspace.below(folder / "shared" / "work", input_roots=(str(source),), sharing="group")
+        as_user(ALICE, lambda: act_register(workspace, source))
+        registered = Path(workspace.raw) / "Dataset004_Small"
+
+        def leave() -> None:
+            share(workspace)
+            (registered / "notes").mkdir()
+            (registered / "notes" / "by_hand.txt").write_text("kept")
+            shutil.copytree(registered, registered.with_name(f".{registered.name}.staging"))
+
+        as_user(ALICE, leave)
+        grow(source, "d", 20)
+        assert as_user(BOB, lambda: act_register(workspace, source))["result"]["added"] == 1
+        assert (registered / "notes" / "by_hand.txt").read_text() == "kept"
+        assert not registered.with_name(f".{registered.name}.staging").exists()
 
 
 def test_without_sharing_the_umask_of_the_process_stays(tmp_path: Path) -> None:
