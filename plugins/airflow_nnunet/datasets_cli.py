@@ -12,6 +12,7 @@ from typing import Any
 from airflow_nnunet.config import NnunetConfig
 from airflow_nnunet.pools import jobs_environment
 from nnunet_jobs.contract.failure import ConfigError, JobError
+from nnunet_jobs.contract.sharing import explain
 from nnunet_jobs.contract.withdrawals import Tombstones
 from nnunet_jobs.contract.workspace import Workspace
 
@@ -90,6 +91,10 @@ def history_text(dataset: str, lines: list[dict[str, Any]]) -> str:
     return "\n".join(out)
 
 
+def _reason(error: JobError | PermissionError) -> str:
+    return explain(error) if isinstance(error, PermissionError) else str(error)
+
+
 # --- commands ---------------------------------------------------------------------------------------------------------
 def log_command(args: argparse.Namespace) -> None:
     """``dataset log``: exit code 1 and the reason when there is no such dataset."""
@@ -97,8 +102,8 @@ def log_command(args: argparse.Namespace) -> None:
         workspace = NnunetConfig.load(args.conn_id).workspace
         name = find_dataset(workspace, args.dataset)
         lines = dataset_history(workspace, name)
-    except JobError as error:
-        raise SystemExit(str(error)) from error
+    except (JobError, PermissionError) as error:
+        raise SystemExit(_reason(error)) from error
     print(json.dumps({"dataset": name, "history": lines}, indent=1) if args.json else history_text(name, lines))
 
 
@@ -106,8 +111,8 @@ def list_command(args: argparse.Namespace) -> None:
     """``dataset list``."""
     try:
         rows = dataset_rows(NnunetConfig.load(args.conn_id).workspace)
-    except JobError as error:
-        raise SystemExit(str(error)) from error
+    except (JobError, PermissionError) as error:
+        raise SystemExit(_reason(error)) from error
     if args.json:
         print(json.dumps(rows, indent=1))
         return
@@ -128,8 +133,8 @@ def withdraw_command(args: argparse.Namespace) -> None:
     try:
         config = NnunetConfig.load(args.conn_id)
         name = find_dataset(config.workspace, args.dataset)
-    except JobError as error:
-        raise SystemExit(str(error)) from error
+    except (JobError, PermissionError) as error:
+        raise SystemExit(_reason(error)) from error
     flags = [f"--{name.replace('_', '-')}" for name in ("dry_run", "restore", "predictions", "demote", "json") if getattr(args, name)]
     values = {"--case": args.case, "--group": args.group, "--reason": [args.reason] if args.reason else []}
     words = [f"{flag}={value}" for flag, given in values.items() for value in given or ()]

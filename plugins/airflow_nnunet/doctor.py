@@ -15,7 +15,8 @@ from airflow_nnunet.config import NnunetConfig
 from airflow_nnunet.operators.base import GPU_POOL
 from airflow_nnunet.pools import automatic_slots, probe_host
 from nnunet_jobs.contract.failure import ConfigError
-from nnunet_jobs.contract.sharing import blocking, describe, not_shared, whoami
+from nnunet_jobs.contract.sharing import blocking, describe, explain, not_shared, whoami
+from nnunet_jobs.contract.withdrawals import Tombstones
 
 _ROOTS = ("raw", "preprocessed", "results", "jobs", "leases")
 # A preprocessed dataset of a few hundred volumes takes tens of GB; less than this is trouble soon.
@@ -49,6 +50,7 @@ def examine(config: NnunetConfig) -> Iterator[Finding]:
     """Everything that the doctor looks at, in the order in which a person would mend it."""
     yield from _roots(config)
     yield from _user_folders(config)
+    yield from _withdrawals(config)
     try:
         host = probe_host(config)
     except ConfigError as error:
@@ -106,6 +108,26 @@ def _user_folders(config: NnunetConfig) -> Iterator[Finding]:
     for path in workspace.trainer_paths:
         there = os.path.isdir(path)
         yield Finding(topic="trainer_paths", ok=there, text=path if there else f"{path}: no such folder")
+
+
+def _withdrawals(config: NnunetConfig) -> Iterator[Finding]:
+    """Withdrawn cases of which something may still be there."""
+    try:
+        names = list(config.workspace.datasets().values())
+    except PermissionError:  # said of raw already
+        return
+    for name in names:
+        try:
+            cases = Tombstones(config.workspace, name).incomplete()
+        except PermissionError as error:
+            yield Finding(topic="withdrawals", ok=False, blocks=True, text=explain(error))
+            continue
+        except ConfigError as error:
+            yield Finding(topic="withdrawals", ok=False, blocks=True, text=str(error))
+            continue
+        if cases:
+            again = f"airflow nnunet dataset withdraw {name} --case {' '.join(cases)}"
+            yield Finding(topic="withdrawals", ok=False, text=f"{len(cases)} cases of {name} are not gone everywhere; run {again}")
 
 
 def _versions(host: dict[str, Any]) -> Iterator[Finding]:

@@ -51,7 +51,7 @@ class WithdrawParams(StepParams):
 class Tombstones:
     """The withdrawn cases and groups of one dataset. Whoever changes them holds the dataset's registration lock.
 
-    ``cases``: id to ``at``, ``by``, ``reason``, ``images`` (sha256 to size in bytes), ``labels`` (sha256), ``group`` (hash) and
+    ``cases``: id to ``at``, ``by``, ``reason``, ``images`` and ``labels`` (sha256 to size in bytes), ``group`` (hash) and
     ``complete``.
     ``groups``: hash of the group to ``at``, ``by`` and ``reason``.
 

@@ -63,7 +63,9 @@ class Store:
             raise ConfigError(f"{self.folder} holds files that no registration put there ({shown}); move them away, or into the source")
 
     def begin(self, expected: set[str], cases: Mapping[str, Mapping[str, Any]]) -> None:
-        """Make the staging folder; of a killed run's leftovers only files that may be of use stay."""
+        """Make the staging folder; of a killed run's leftovers only files that may be of use stay, and none of another user's."""
+        if self.staging.is_dir() and self.staging.stat().st_uid != os.geteuid():
+            self.abandon()  # modes and times of their folders are theirs to set
         if self.staging.is_dir():
             for parent, _, names in os.walk(self.staging):
                 for name in names:

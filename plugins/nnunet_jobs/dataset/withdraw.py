@@ -7,14 +7,16 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from nnunet_jobs.contract.failure import Fault
 from nnunet_jobs.contract.files import locked, read_json, sha256_file, temporary_beside
+from nnunet_jobs.contract.sharing import explain
 from nnunet_jobs.contract.withdrawals import Tombstones
-from nnunet_jobs.contract.workspace import Workspace
+from nnunet_jobs.contract.workspace import Workspace, dataset_name
 from nnunet_jobs.dataset.changes import Changes
 from nnunet_jobs.dataset.faults import Code
 from nnunet_jobs.dataset.holdout import TRAIN
@@ -88,13 +90,14 @@ def _drop(source: Source, cases: Collection[str]) -> None:
 
 
 # --- withdrawal -------------------------------------------------------------------------------------------------------
-def image_sizes(folder: Path, case: str, entry: Mapping[str, Any], ending: str) -> dict[str, int]:
-    """sha256 to size in bytes of a registered case's images, and of the source files that they were made from (size 0: not known)."""
-    sizes = dict.fromkeys(entry.get("source", {}).get("images", ()), 0)
-    for name, digest in files_of(case, {**entry, "label": None}, ending).items():
+def file_sizes(folder: Path, case: str, entry: Mapping[str, Any], ending: str) -> tuple[dict[str, int], dict[str, int]]:
+    """sha256 to size in bytes of a registered case's images and of its label; of the source files too, with 0 where they are others."""
+    source = entry.get("source", {})
+    images, labels = dict.fromkeys(source.get("images", ()), 0), {source["label"]: 0} if source.get("label") else {}
+    for name, digest in files_of(case, entry, ending).items():
         path = folder / name
-        sizes[digest] = path.stat().st_size if path.is_file() else 0
-    return sizes
+        (labels if name.startswith("labels") else images)[digest] = path.stat().st_size if path.is_file() else 0
+    return images, labels
 
 
 def take_out(store: Store, manifest: Mapping[str, Any], cases: Collection[str], *, by: Mapping[str, str], reason: str | None) -> None:
@@ -136,7 +139,7 @@ def take_out(store: Store, manifest: Mapping[str, Any], cases: Collection[str], 
 
 
 def forget(workspace: Workspace, dataset: str, stones: Tombstones, cases: Collection[str], beat: Callable[[], None]) -> list[str]:
-    """Remove the cases from what registration remembers: hashes, summaries, converted DICOM series, who is behind an id.
+    """Remove the cases from what registration remembers: hashes, summaries, reports, converted DICOM series, who is behind an id.
 
     Caches that do not say which case they hold are removed whole; the next registration makes them again.
 
@@ -146,22 +149,49 @@ def forget(workspace: Workspace, dataset: str, stones: Tombstones, cases: Collec
     state = Path(workspace.raw) / ".state"
     sizes: dict[str, int] = {}
     for case in cases:
-        sizes |= stones.cases[case]["images"]
-    labels = {digest for case in cases for digest in stones.cases[case]["labels"]}
-    HashCache(state / f"{dataset}.json").forget({*sizes, *labels})
+        sizes |= stones.cases[case]["images"] | stones.cases[case]["labels"]
+    HashCache(state / f"{dataset}.json").forget(sizes)
     for path in state.glob(f"{dataset}.summaries*"):
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-    known = {size for size in sizes.values() if size}
-    for path in (state / "dicom").rglob("*"):
-        if path.is_file() and path.stat().st_size in known and sha256_file(path) in sizes:
+    left = []
+    for what in (
+        partial(_forget_converted, state / "dicom", sizes, beat),
+        partial(_forget_persons, Path(workspace.raw) / ".private", dataset, cases),
+        partial(_forget_reports, Path(workspace.jobs), dataset, cases),
+    ):
+        try:
+            what()
+        except PermissionError as error:
+            left.append(f"{explain(error)}; then run this again, or run it as that user")
+    return left
+
+
+def _forget_converted(folder: Path, sizes: Mapping[str, int], beat: Callable[[], None]) -> None:
+    """Remove files with the content of the cases, whatever they are called. A size that is not known means looking at all of them."""
+    known = set(sizes.values())
+    for path in _files(folder):
+        if (0 in known or path.stat().st_size in known) and sha256_file(path) in sizes:
             path.unlink(missing_ok=True)
         beat()
-    left = []
-    try:
-        _forget_persons(Path(workspace.raw) / ".private", dataset, cases)
-    except PermissionError as error:
-        left.append(f"{error.filename}: only its owner can remove these cases' lines ({error.strerror}); run this again as its owner")
-    return left
+
+
+def _forget_reports(jobs: Path, dataset: str, cases: Collection[str]) -> None:
+    """Remove the reports of the dataset's registrations that name the cases: they show slices of them."""
+    for path in jobs.glob("*/report.html"):
+        params = read_json(path.parent / "spec.json")["params"]
+        if dataset_name(int(params["dataset_id"]), str(params["name"])) == dataset and any(case in path.read_text() for case in cases):
+            path.unlink(missing_ok=True)
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """All files below a folder. One that may not be looked at is an error, not silence."""
+
+    def refuse(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError):
+            raise error
+
+    for parent, _, names in os.walk(folder, onerror=refuse):
+        yield from (Path(parent, name) for name in names)
 
 
 def _forget_persons(folder: Path, dataset: str, cases: Collection[str]) -> None:

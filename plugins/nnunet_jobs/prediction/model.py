@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,8 +10,10 @@ from typing import Any
 
 from nnunet_jobs.contract.failure import ConfigError, DataError
 from nnunet_jobs.contract.files import content_hash, sha256_file
+from nnunet_jobs.contract.withdrawals import listed, trained_on_withdrawn
 from nnunet_jobs.contract.workspace import Workspace
 
+log = logging.getLogger("nnunet_jobs")
 CHECKPOINT = "checkpoint_final.pth"
 
 
@@ -108,7 +111,10 @@ def resolve_model(workspace: Workspace, dataset: str, model: str | None) -> Sele
             f"model: no model of {dataset} is promoted (selected ones: {known}); promote one with FindBestConfigOperator or name one"
         )
     card = workspace.model_card(dataset, name)
-    return model_from_card(card, root=workspace.model_root(name) / dataset, model=name)
+    root = workspace.model_root(name) / dataset
+    if seen := trained_on_withdrawn(root):
+        log.warning("model %s: %s withdrawn since it was trained on; train another and promote that", name, listed(seen))
+    return model_from_card(card, root=root, model=name)
 
 
 def model_from_card(card: Mapping[str, Any], *, root: Path, model: str) -> SelectedModel:

@@ -121,13 +121,14 @@ class _Withdrawal:
         if case not in manifest["cases"]:
             return stones.cases[case]
         entry = manifest["cases"][case]
+        images, labels = raw.file_sizes(self.folder, case, entry, manifest["file_ending"])
         return {
             "at": self.at,
             "by": self.by,
             "reason": self.params.reason,
             "group": stones.group_key(entry["group"]),
-            "images": raw.image_sizes(self.folder, case, entry, manifest["file_ending"]),
-            "labels": sorted({digest for digest in (entry["label"], entry.get("source", {}).get("label")) if digest}),
+            "images": images,
+            "labels": labels,
             "complete": False,
         }
 

@@ -11,6 +11,7 @@ from typing import Any
 from nnunet_jobs.contract.failure import ConfigError
 from nnunet_jobs.contract.files import sha256_file
 from nnunet_jobs.contract.params import TrainParams
+from nnunet_jobs.contract.withdrawals import listed, trained_on_withdrawn
 from nnunet_jobs.contract.workspace import Workspace
 from nnunet_jobs.training import checkpoint
 
@@ -32,7 +33,7 @@ def find(params: TrainParams, workspace: Workspace) -> Pretrained | None:
     The same fold is taken, so that no validation case was trained on before; else ``fold_all``.
 
     Raises:
-        ConfigError: no such file or model, or the model has no such configuration and fold.
+        ConfigError: no such file or model, or the model has no such configuration and fold, or has seen withdrawn cases.
     """
     if params.pretrained is None:
         return None
@@ -40,12 +41,14 @@ def find(params: TrainParams, workspace: Workspace) -> Pretrained | None:
         path = workspace.confine_input(params.pretrained, field="pretrained")
         if not path.is_file():
             raise ConfigError(f"pretrained={params.pretrained!r}: no such file; name a checkpoint_final.pth or a model id")
+        _require_consent(params, path)
         return Pretrained(path=path, identity=sha256_file(path))
     root = workspace.model_root(params.pretrained)
     trained = sorted(root.glob(f"*/*__*__{params.configuration}/fold_*/{checkpoint.FINAL}"))
     for fold in (params.fold, "all"):
         for path in trained:
             if path.parent.name == f"fold_{fold}":
+                _require_consent(params, path)
                 if fold != params.fold:
                     log.warning("fine-tuning from fold 'all': Dice is flattering where a validation case was among its cases")
                 return Pretrained(path=path, identity=params.pretrained)
@@ -54,6 +57,13 @@ def find(params: TrainParams, workspace: Workspace) -> Pretrained | None:
         f"pretrained={params.pretrained!r}: no fold {params.fold} or 'all' of {params.configuration} in {root} (found: {folds}); "
         "name a model that has it, or a checkpoint file"
     )
+
+
+def _require_consent(params: TrainParams, checkpoint_path: Path) -> None:
+    """Refuse weights of a model that has seen withdrawn cases: the new model would have seen them too."""
+    for folder in list(checkpoint_path.parents)[:3]:  # fold, configuration, dataset
+        if seen := trained_on_withdrawn(folder):
+            raise ConfigError(f"pretrained={params.pretrained!r}: {listed(seen)} withdrawn since that model was trained on; name another")
 
 
 def load_into(trainer: Any, pretrained: Pretrained) -> None:

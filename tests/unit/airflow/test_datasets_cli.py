@@ -14,6 +14,7 @@ from nnunet_jobs.contract.failure import ConfigError
 from nnunet_jobs.contract.files import read_json, write_json
 from nnunet_jobs.contract.params import RegisterParams
 from nnunet_jobs.contract.spec import JobSpec
+from nnunet_jobs.contract.withdrawals import Tombstones
 from nnunet_jobs.contract.workspace import Workspace
 from nnunet_jobs.steps import register
 from support import airflow
@@ -128,6 +129,11 @@ def test_the_commands_list_log_and_withdraw(home: Path) -> None:
     assert f"1 withdrawn  by {ME}" in log.stdout
     assert "    reason: letter of May" in log.stdout
     assert run(["-m", "airflow_nnunet", "dataset", "log", "Other"], env).returncode == 1
+    stones = Tombstones(workspace, "Dataset004_Small")
+    stones.cases["a"]["complete"] = False
+    stones.save()
+    sick = run(["-m", "airflow_nnunet", "doctor"], env)
+    assert "warn  withdrawals: 1 cases of Dataset004_Small are not gone everywhere; run airflow nnunet dataset withdraw" in sick.stdout
 
 
 def test_a_tasks_job_says_who_triggered_the_run(nnunet: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import stat
@@ -12,7 +13,8 @@ import pytest
 
 from airflow_nnunet.backends import FakeBackend
 from airflow_nnunet.config import NnunetConfig
-from airflow_nnunet.doctor import examine
+from airflow_nnunet.datasets_cli import log_command
+from airflow_nnunet.doctor import _withdrawals, examine
 from airflow_nnunet.operators import TrainFoldOperator
 from nnunet_jobs.contract.failure import ConfigError
 from nnunet_jobs.contract.workspace import Workspace
@@ -64,6 +66,25 @@ def test_fault_jobs_that_cannot_be_written_are_refused_at_submit_with_the_mend(n
         refused = as_user(MALLORY, lambda: task().execute(context()))
         assert refused["error"] == "InvalidConfig"
         assert "permission denied for user" in refused["message"]
+
+
+def test_a_dataset_that_may_not_be_read_is_said_in_words(nnunet: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with open_folder(group=GROUP, mode=0o2775) as folder:
+        raw = folder / "shared" / "nnUNet_raw"
+        raw.mkdir(mode=0o700)
+        monkeypatch.setenv("AIRFLOW__NNUNET__WORKSPACE", str(folder / "shared"))
+
+        def log() -> str:
+            try:
+                log_command(argparse.Namespace(conn_id=None, dataset="4", json=False))
+            except SystemExit as end:
+                return str(end.code)
+            return "printed"
+
+        assert "not registered" in log()  # once as root, to import what saying it needs
+        assert as_user(BOB, log)["result"].startswith(f"{raw}: permission denied for user {BOB.uid} (groups {BOB.uid}, {GROUP})")
+        config = NnunetConfig(workspace=Workspace.below(folder / "shared"))
+        assert as_user(BOB, lambda: [finding.topic for finding in _withdrawals(config)])["result"] == []
 
 
 def test_the_doctor_tells_whose_a_folder_is_and_what_is_not_shared() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import stat
 import struct
 from pathlib import Path
@@ -20,7 +21,7 @@ from nnunet_jobs.contract.jobdir import JobDir
 from nnunet_jobs.contract.params import RegisterParams
 from nnunet_jobs.contract.sharing import blocking, denial, explain, not_shared, share, shared_umask
 from nnunet_jobs.contract.spec import JobSpec
-from nnunet_jobs.contract.withdrawals import WithdrawParams
+from nnunet_jobs.contract.withdrawals import Tombstones, WithdrawParams
 from nnunet_jobs.contract.workspace import Workspace
 from nnunet_jobs.steps import register, withdraw
 from support.data import decathlon, describe_decathlon, image_array, register_dataset, tree, write_nifti
@@ -79,6 +80,54 @@ def test_two_users_of_a_group_register_append_and_withdraw_in_turn(sharing: str,
             assert status.st_gid == GROUP, path
             wanted = (0o2770 | others) if path.is_dir() else (0o660 | (others & 0o004))
             assert stat.S_IMODE(status.st_mode) == wanted, f"{path} {stat.filemode(status.st_mode)}"
+
+
+def test_a_withdrawal_says_what_only_another_user_can_remove() -> None:
+    with open_folder(group=GROUP, mode=0o2770) as folder:
+        source = decathlon(folder / "source", CASES)
+        workspace = Workspace.below(folder / "shared" / "work", input_roots=(str(source),), sharing="group")
+        as_user(ALICE, lambda: act_register(workspace, source))
+        private, cache = (Path(workspace.raw) / name for name in (".private", ".state/dicom"))
+
+        def identify() -> None:
+            for path in (private, cache):
+                path.mkdir(mode=0o700)
+            (private / "Dataset004_Small.jsonl").write_text('{"case": "b", "patient": "DOE"}\n')
+
+        as_user(ALICE, identify)
+        job = JobDir(Path(workspace.jobs) / "withdraw")
+
+        def act() -> list[str]:
+            share(workspace)
+            job.path.mkdir(exist_ok=True)
+            return list(withdraw.run(WithdrawParams(dataset="4", cases=["b"]), StepContext(workspace=workspace, job=job))["left"])
+
+        left = as_user(BOB, act)["result"]
+        assert [f"{path} belongs to {ALICE.uid}:" in line for path, line in zip((cache, private), left, strict=True)] == [True, True]
+        assert Tombstones(workspace, "Dataset004_Small").incomplete() == ["b"]
+        assert as_user(ALICE, act)["result"] == []
+        assert Tombstones(workspace, "Dataset004_Small").incomplete() == []
+        assert (private / "Dataset004_Small.jsonl").read_text() == ""
+
+
+def test_what_a_killed_run_of_one_user_left_does_not_stop_the_other() -> None:
+    with open_folder(group=GROUP, mode=0o2770) as folder:
+        source = decathlon(folder / "source", CASES)
+        workspace = Workspace.below(folder / "shared" / "work", input_roots=(str(source),), sharing="group")
+        as_user(ALICE, lambda: act_register(workspace, source))
+        registered = Path(workspace.raw) / "Dataset004_Small"
+
+        def leave() -> None:
+            share(workspace)
+            (registered / "notes").mkdir()
+            (registered / "notes" / "by_hand.txt").write_text("kept")
+            shutil.copytree(registered, registered.with_name(f".{registered.name}.staging"))
+
+        as_user(ALICE, leave)
+        grow(source, "d", 20)
+        assert as_user(BOB, lambda: act_register(workspace, source))["result"]["added"] == 1
+        assert (registered / "notes" / "by_hand.txt").read_text() == "kept"
+        assert not registered.with_name(f".{registered.name}.staging").exists()
 
 
 def test_without_sharing_the_umask_of_the_process_stays(tmp_path: Path) -> None:

@@ -67,6 +67,7 @@ def test_nothing_of_the_case_stays_in_hidden_state(tmp_path, workspace):
     registered = Path(workspace.raw) / NAME / "imagesTr" / "bbb_0000.nii.gz"
     (state / "dicom" / "x").mkdir(parents=True)
     shutil.copy(registered, state / "dicom" / "x" / "0123.nii.gz")
+    shutil.copy(Path(workspace.raw) / NAME / "labelsTr" / "bbb.nii.gz", state / "dicom" / "x" / "4567.nii.gz")
     (state / "dicom" / "x" / "other.nii.gz").write_bytes(b"of another case")
     (state / f"{NAME}.summaries.json").write_text('{"bbb": {}}')
     private = Path(workspace.raw) / ".private"
@@ -74,11 +75,16 @@ def test_nothing_of_the_case_stays_in_hidden_state(tmp_path, workspace):
     lines = [json.dumps({"case": case, "patient": f"PATIENT OF {case}"}) + "\n" for case in ("aaa", "bbb")]
     (private / f"{NAME}.jsonl").write_text("".join(lines))
     (private / f"{NAME}.jsonl").chmod(0o600)
+    for number, text in (("1", "slices of aaa and bbb"), ("2", "slices of aaa")):
+        (Path(workspace.jobs) / number).mkdir()
+        (Path(workspace.jobs) / number / "report.html").write_text(text)
+        write_json(Path(workspace.jobs) / number / "spec.json", {"params": {"dataset_id": 4, "name": "Small"}})
     staging = Path(workspace.raw) / f".{NAME}.staging" / "imagesTr"
     staging.mkdir(parents=True)
     shutil.copy(registered, staging / "bbb_0000.nii.gz")
     take_out(workspace, "bbb")
     assert present(workspace, "bbb") == []
+    assert [path.parent.name for path in Path(workspace.jobs).rglob("report.html")] == ["2"]
     assert sorted(path.name for path in (state / "dicom").rglob("*.nii.gz")) == ["other.nii.gz"]
     assert (private / f"{NAME}.jsonl").read_text() == lines[0]
     assert (private / f"{NAME}.jsonl").stat().st_mode & 0o777 == 0o600
@@ -163,7 +169,7 @@ def test_an_interrupted_withdrawal_is_named_and_carried_on_by_a_registration(tmp
     source = decathlon(tmp_path / "s", ["a", "b", "c"])
     register_dataset(workspace, source, holdout_fraction=0.0)
     stones = Tombstones(workspace, NAME)
-    stones.cases["b"] = {"at": "2026-01-01", "by": {}, "reason": None, "group": "", "images": {}, "labels": [], "complete": False}
+    stones.cases["b"] = {"at": "2026-01-01", "by": {}, "reason": None, "group": "", "images": {}, "labels": {}, "complete": False}
     stones.save()
     result = register_dataset(workspace, source, holdout_fraction=0.0)
     assert (result["train"], result["withdrawn"], result["removed"]) == (2, 1, 0)

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from nnunet_jobs.contract.failure import ConfigError, FailureClass
 from nnunet_jobs.contract.files import read_json
-from nnunet_jobs.contract.params import FindBestParams
+from nnunet_jobs.contract.params import FindBestParams, TrainParams
 from nnunet_jobs.contract.withdrawals import WithdrawParams, trained_on_withdrawn
 from nnunet_jobs.contract.workspace import Workspace
 from nnunet_jobs.dataset.phantom import write_phantom
 from nnunet_jobs.preprocessing import fingerprint
 from nnunet_jobs.selection.card import promote
 from nnunet_jobs.steps import find_best_config, withdraw
+from nnunet_jobs.training import pretrained
 from support.data import context
 from support.training import DATASET as PHANTOM
 from support.training import Warm, build_workspace, wait_for
@@ -58,6 +60,12 @@ def test_models_trained_on_the_case_are_listed_and_marked(filled: tuple[Workspac
         promote(workspace, DATASET, "first")
     with pytest.raises(ConfigError, match=f"model='first': case {case} was withdrawn since it was trained on; train on a new version"):
         find_best_config.run(FindBestParams(dataset=DATASET, model="first", folds=[0, 1]), context(workspace))
+    tuning = TrainParams(dataset=DATASET, configuration="2d", fold=0, pretrained="first")
+    file = workspace.model_root("first") / DATASET / "nnUNetTrainer__nnUNetPlans__2d" / "fold_1" / "checkpoint_final.pth"
+    inside = Workspace(**{**workspace.to_json(), "input_roots": (workspace.results,)})
+    for params in (tuning, replace(tuning, pretrained=str(file))):
+        with pytest.raises(ConfigError, match=f"pretrained='.*': case {case} was withdrawn since that model was trained on; name another"):
+            pretrained.find(params, inside)
     assert take_out(workspace, case, demote=True)["demoted"] == ["first"]
     assert workspace.champion(DATASET) is None
     take_out(workspace, case, restore=True)
