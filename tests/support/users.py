@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import json
 import os
 import pwd
 import shutil
+import stat
 import sys
 import tempfile
 import traceback
@@ -35,6 +38,53 @@ BOB = User(uid=70002, groups=(70002, GROUP))
 MALLORY = User(uid=70003, groups=(70003,))
 
 
+_PYTHON = "NNUNET_TEST_PYTHON"
+
+
+@functools.cache
+def reachable_python() -> str:
+    """This interpreter where every user can start it: jobs start reading processes, and a home folder keeps others out."""
+    if _PYTHON in os.environ:  # made by the test that started this process, which removes it too
+        return os.environ[_PYTHON]
+    real = Path(os.path.realpath(sys.executable))
+    if all(parent.stat().st_mode & stat.S_IXOTH for parent in real.parents):
+        return sys.executable
+    base = Path(sys.base_prefix)
+    copy = Path(tempfile.mkdtemp(prefix="nnunet-python-"))
+    atexit.register(functools.partial(_remove_own, copy, os.getpid()))
+    copy.chmod(0o755)
+    for part in ("bin", "lib"):
+        skipped = shutil.ignore_patterns("site-packages", "test", "idlelib", "*.a", "__pycache__")
+        shutil.copytree(base / part, copy / part, symlinks=True, copy_function=_link, ignore=skipped)
+    os.environ[_PYTHON] = str(copy / "bin" / real.name)
+    return os.environ[_PYTHON]
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target, follow_symlinks=False)
+    except OSError:
+        shutil.copy2(source, target, follow_symlinks=False)
+
+
+def _remove_own(folder: Path, owner: int) -> None:
+    if os.getpid() == owner:  # not a forked child that ends
+        shutil.rmtree(folder)
+
+
+def become(user: User) -> None:
+    """Take the user's rights and an interpreter that the user can start, with this one's packages."""
+    python = reachable_python()
+    if python != sys.executable:
+        packages = [entry for entry in sys.path if entry.endswith("site-packages")]
+        os.environ["PYTHONPATH"] = os.pathsep.join([*packages, *filter(None, [os.environ.get("PYTHONPATH")])])
+        os.environ["LD_LIBRARY_PATH"] = str(Path(python).parents[1] / "lib")
+        sys.executable = python
+    os.setgroups(user.groups)
+    os.setresgid(user.groups[0], user.groups[0], user.groups[0])
+    os.setresuid(user.uid, user.uid, user.uid)
+
+
 @contextmanager
 def open_folder(*, group: int | None = None, mode: int = 0o755) -> Iterator[Path]:
     """A folder that every user can reach, which pytest's own are not; with ``group``, one that a group shares."""
@@ -57,15 +107,14 @@ def as_user(user: User, act: Callable[[], Any], *, umask: int = 0o022) -> dict[s
     Returns:
         ``{"result": ...}``, or ``{"error": class of the exception, "failure_class", "message"}`` with the message of a refusal in words.
     """
+    reachable_python()
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
         os.close(reader)
         code = 1
         try:
-            os.setgroups(user.groups)
-            os.setresgid(user.groups[0], user.groups[0], user.groups[0])
-            os.setresuid(user.uid, user.uid, user.uid)
+            become(user)
             os.umask(umask)
             outcome = _outcome(act)
             with open(writer, "w") as file:

@@ -13,7 +13,7 @@ from typing import Any
 from nnunet_jobs.contract.workspace import Workspace
 from nnunet_jobs.dataset.phantom import write_phantom
 from support.data import describe_decathlon
-from support.users import ALICE, BOB, GROUP, User, open_folder
+from support.users import ALICE, BOB, GROUP, User, open_folder, reachable_python
 
 # The first run, as root and somewhere else, imports all that is ever imported: another user may not read this interpreter.
 PROGRAM = """
@@ -24,6 +24,7 @@ from nnunet_jobs.contract.sharing import share
 from nnunet_jobs.contract.workspace import Workspace
 from nnunet_jobs.preprocessing import fingerprint
 from support.data import register_dataset
+from support.users import User, become
 from support.withdraw import prepare
 
 asked = json.loads(sys.argv[1])
@@ -33,9 +34,7 @@ def work(workspace):
     register_dataset(workspace, Path(asked["source"]), holdout_fraction=0.0)
     return prepare(workspace)
 work(Workspace.below(asked["warm"], input_roots=(asked["source"],)))
-os.setgroups(asked["groups"])
-os.setresgid(*[asked["groups"][0]] * 3)
-os.setresuid(*[asked["uid"]] * 3)
+become(User(uid=asked["uid"], groups=tuple(asked["groups"])))
 os.umask(0o022)
 print(json.dumps(work(Workspace.from_json(asked["workspace"]))))
 """
@@ -43,6 +42,7 @@ print(json.dumps(work(Workspace.from_json(asked["workspace"]))))
 
 def prepare_as(user: User, workspace: Workspace, source: Path, warm: Path) -> dict[str, Any]:
     asked = {"uid": user.uid, "groups": user.groups, "workspace": workspace.to_json(), "source": str(source), "warm": str(warm)}
+    reachable_python()
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, json.dumps(asked)], env=environment, capture_output=True, text=True, timeout=300, check=False
