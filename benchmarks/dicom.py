@@ -31,7 +31,7 @@ from nnunet_jobs.dicom.guard import Workers  # noqa: E402
 from nnunet_jobs.dicom.series import scan  # noqa: E402
 from nnunet_jobs.steps import register  # noqa: E402
 from support.data import context  # noqa: E402
-from support.data import write_nifti as write_label
+from support.data import write_nifti as write_label  # noqa: E402
 
 SERIES = PROJECT.parent / "shared" / "data" / "dicom" / "12-T1post-05670"
 
