@@ -28,9 +28,9 @@ from airflow_nnunet.task_state import JOB_XCOM, task_state
 from airflow_nnunet.triggers import JobTrigger
 from nnunet_jobs.contract.failure import ConfigError, JobError
 from nnunet_jobs.contract.jobdir import JobDir
-from nnunet_jobs.contract.params import StepParams
 from nnunet_jobs.contract.sharing import explain
 from nnunet_jobs.contract.spec import JobSpec, Resources, make_job_id
+from nnunet_jobs.contract.step_params import StepParams
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
