@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from nnunet_jobs.contract.failure import FailureClass
-from nnunet_jobs.contract.jobdir import read_counter
+from nnunet_jobs.contract.liveness import read_counter
 from nnunet_jobs.contract.workspace import Workspace
 from support.training import DATASET, Training, Warm, dead, wait_for, warm_process, without_models
 
