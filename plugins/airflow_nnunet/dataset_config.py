@@ -1,4 +1,4 @@
-"""The schema of ``include/datasets/*.yaml``: one file describes one dataset's pipeline, checked before a DAG is built from it.
+"""``include/datasets/*.yaml``: one file describes one dataset's pipeline, read and checked whole before a DAG is built from it.
 
 Exceptions::
 
@@ -14,17 +14,41 @@ import typing
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
+from airflow_nnunet.dataset_sections import (
+    DatasetSection,
+    Fold,
+    PredictSection,
+    PreprocessSection,
+    ResourcesSection,
+    Section,
+    SelectSection,
+    TrainSection,
+)
 from nnunet_jobs.contract.failure import ConfigError
 from nnunet_jobs.contract.params import FindBestParams, PredictParams, PreprocessParams, RegisterParams, TrainParams
 from nnunet_jobs.contract.spec import Resources
 from nnunet_jobs.contract.workspace import dataset_name
 
-Fold = Annotated[int, Field(ge=0)] | Literal["all"]
+__all__ = [
+    "CASCADE",
+    "DatasetConfigError",
+    "DatasetSection",
+    "Fold",
+    "Loaded",
+    "PredictSection",
+    "PreprocessSection",
+    "ResourcesSection",
+    "SelectSection",
+    "TrainSection",
+    "TrainingConfig",
+    "load_config",
+    "load_folder",
+]
 CASCADE = "3d_cascade_fullres"
 _HELD_OUT = ("holdout", "imagesTs")
 
@@ -33,146 +57,7 @@ class DatasetConfigError(ValueError):
     """A dataset file is wrong. The message names file, line, field, value and mend."""
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-
-class DatasetSection(_Section):
-    """Where the dataset comes from and what it is called in nnU-Net."""
-
-    id: int = Field(description="nnU-Net's dataset number, 1 to 99999.")
-    name: str = Field(description="Rest of the folder name: `Hippocampus` makes `Dataset004_Hippocampus`.")
-    source: str = Field(
-        description="Absolute folder to read, or a .zip, .tar, .tar.gz or .tgz of one, below `input_roots`. A Jinja template is allowed."
-    )
-    layout: Literal["auto", "nnunet", "nnunet_v1", "decathlon", "bids", "csv", "folders", "dicom"] = Field(
-        default="auto",
-        description="`nnunet` (raw v2), `nnunet_v1` (raw v1, `TaskXXX`), `decathlon` (MSD), `bids` (labels in derivatives), "
-        "`csv` (a table), `folders` (images and labels), `dicom` (a tree of DICOM files); `auto` looks.",
-    )
-    images: str = Field(default="images", description="Sub-folder of the images, for `folders`.")
-    labels: str = Field(
-        default="labels", description="Sub-folder of the labels, for `folders`; for `bids`, of the pipeline where several have labels."
-    )
-    mapping: str | None = Field(
-        default=None,
-        description="For `csv`: the table below the source, with the columns `case`, `image` (or one for each channel, by name or number), "
-        "`label` (empty for test images), and perhaps `group` (patient) and `split` (`train`, `holdout`, `test`).",
-    )
-    bids_label: str | None = Field(
-        default=None, description="For `bids`: which label file is meant, such as `dseg` or `label-lesion_mask`; looked for when empty."
-    )
-    rename: bool = Field(
-        default=False, description="Give case ids that file systems or nnU-Net cannot carry a safe one, instead of refusing them."
-    )
-    case_pattern: str | None = Field(
-        default=None, description="Regular expression on the image file name with the groups `case` and, for several channels, `channel`."
-    )
-    channel_names: dict[str, str] | None = Field(
-        default=None,
-        description="Channel number to name; `CT` switches CT normalisation on. For `bids`, the suffix of its images, such as `T1w`.",
-    )
-    label_names: dict[str, Any] | None = Field(default=None, description="Label name to value, or to a list of values for regions.")
-    regions_class_order: list[int] | None = Field(default=None, description="For regions: nnU-Net's order of values.")
-    series: dict[str, Any] | None = Field(
-        default=None,
-        description="For DICOM: channel name to the rule that chooses its series, of `modality`, `description` and `protocol` (regular "
-        "expressions), `tags` (DICOM keyword to expression or number), `each` (every matching series is a case).",
-    )
-    label_rules: dict[str, Any] | None = Field(
-        default=None,
-        description="For labels from DICOM SEG and RTSTRUCT: label name to names or regular expressions of segments, which fuse; "
-        "`skip` lists segments to leave out, `priority` the labels that win where two overlap, first wins; `threshold` (0.5) is for "
-        "fractional segments. A segment named like a label needs no rule.",
-    )
-    group_pattern: str | None = Field(default=None, description="Regular expression on the case id whose group is the patient.")
-    holdout_fraction: float = Field(default=0.1, description="Share of patients never trained on, stable as data grows.")
-    holdout_cases: list[str] = Field(default=[], description="Case ids that are hold-out whatever the hash says.")
-    transfer: Literal["auto", "reflink", "hardlink", "copy"] = Field(default="auto", description="How files get into nnUNet_raw.")
-    on_changed: Literal["update", "fail"] = Field(default="update", description="What to do when a known case's content changed.")
-    on_removed: Literal["keep", "drop", "fail"] = Field(default="keep", description="What to do when a known case left the source.")
-    spacing_tolerance: float = Field(default=1e-3, description="Relative tolerance of spacing and affine between channels and label.")
-
-
-class PreprocessSection(_Section):
-    """How nnU-Net plans and preprocesses."""
-
-    configurations: list[str] = Field(default=["2d", "3d_fullres"], description="Configurations to train, custom ones included.")
-    planner: str = Field(default="ExperimentPlanner", description="Any nnU-Net experiment planner class.")
-    gpu_memory_gb: float | None = Field(default=None, description="The planner's GPU memory target in GB.")
-    plans: str | None = Field(default=None, description="Name of the plans; the planner's own when empty.")
-    custom_configurations: dict[str, dict[str, Any]] = Field(default={}, description="Name to plans entry, usually with `inherits_from`.")
-    replan: Literal["auto", "always", "never"] = Field(default="auto", description="`auto` keeps plans while they remain valid.")
-    folds: int = Field(default=5, description="Number of cross-validation folds to split into, 2 or more.")
-    seed: int = Field(default=12345, description="Seed of the splits.")
-    processes: int = Field(default=0, description="Cases at once; 0 lets cores and memory decide.")
-
-
-class TrainSection(_Section):
-    """How each fold is trained. Empty numbers leave nnU-Net's own."""
-
-    trainer: str = Field(default="nnUNetTrainer", description="Any nnU-Net or user trainer class.")
-    folds: list[Fold] | None = Field(default=None, description="Folds to train; every fold of the split when empty.")
-    epochs: int | None = Field(default=None, description="Number of epochs.")
-    iterations: int | None = Field(default=None, description="Training iterations an epoch.")
-    val_iterations: int | None = Field(default=None, description="Validation iterations an epoch.")
-    optimizer: Literal["sgd", "adamw"] | None = Field(default=None, description="In place of the trainer's own.")
-    initial_lr: float | None = Field(default=None, description="Start of the polynomial learning rate schedule.")
-    mirroring: bool | None = Field(default=None, description="false trains and predicts without mirroring.")
-    pretrained: str | None = Field(default=None, description="Checkpoint file or model id to fine-tune from.")
-    npz: bool | None = Field(default=None, description="Save validation probabilities; true when ensembles are compared, unless set.")
-    checkpoint_every: int = Field(default=1, description="Epochs between verified checkpoints.")
-    early_stop: int | None = Field(default=None, description="Stop after this many epochs without a better smoothed Dice.")
-    seed: int | None = Field(default=None, description="Of Python, NumPy and torch.")
-    plots: bool = Field(default=False, description="nnU-Net's progress.png after each epoch, about one second each.")
-
-
-class SelectSection(_Section):
-    """How the best configuration is chosen and promoted."""
-
-    ensembles: bool = Field(default=True, description="Also compare pairs of configurations.")
-    repair: bool = Field(default=True, description="Run a fold's validation where its output is missing, instead of refusing.")
-    promote: Literal["never", "always", "if_better"] = Field(default="if_better", description="When the link moves to the new model.")
-
-
-class PredictSection(_Section):
-    """What is predicted with the promoted model once it is chosen."""
-
-    cases: str = Field(default="holdout", description="`holdout`, `imagesTs`, an absolute folder below `input_roots`, or `none`.")
-    output: str | None = Field(
-        default=None, description="Absolute folder below `output_roots`; `<first output root>/<dataset>` when empty."
-    )
-    parts: int = Field(default=1, ge=1, description="Over how many parallel tasks the cases are split.")
-    mirroring: bool = Field(default=True, description="false is faster and a little worse.")
-    step_size: float = Field(default=0.5, description="Of the sliding window.")
-    postprocessing: bool = Field(default=True, description="Apply what the selection chose.")
-    probabilities: bool = Field(default=False, description="Also save softmax files.")
-    series: dict[str, Any] | None = Field(
-        default=None, description="For DICOM studies: channel name to rule, in place of those that the dataset was registered with."
-    )
-    dicom_seg: bool = Field(default=False, description="Also write a DICOM SEG for each case; `cases` must be a folder of DICOM studies.")
-    segment_codes: dict[str, Any] = Field(
-        default={},
-        description="What each label is, in the DICOM SEG: label name to `[value, scheme, meaning]` such as `[10200004, SCT, Liver]` "
-        "(quote the number), or to `category` and `type` of that form.",
-    )
-
-
-class ResourcesSection(_Section):
-    """What one training or prediction needs of its host."""
-
-    device: Literal["auto", "cuda", "cpu"] = Field(
-        default="auto", description="`cuda` insists on a GPU, `auto` takes one where there is one."
-    )
-    num_gpus: int = Field(default=1, ge=1, description="GPUs a training uses.")
-    gpu_memory_mib: int | None = Field(default=None, description="Memory to reserve on each GPU; whole GPUs when empty.")
-    cpus: int = Field(default=0, description="Cores a job uses; 0 shares all of them fairly.")
-    memory_mib: int | None = Field(default=None, description="Limit of a job's memory.")
-    hang_s: float = Field(default=300.0, description="Floor of the hang watch in seconds.")
-    grace_s: float = Field(default=120.0, description="Seconds a stopped job has to save its work.")
-
-
-class TrainingConfig(_Section):
+class TrainingConfig(Section):
     """One file of ``include/datasets``, or what a Python author passes to the builder."""
 
     dag_id: str | None = Field(default=None, pattern=r"^[A-Za-z0-9_.\-]{1,200}$", description="`nnunet_<file name>` when empty.")

@@ -6,15 +6,11 @@ Here each component is a process of its own session with its own log file, and i
 
 from __future__ import annotations
 
-import base64
-import configparser
 import contextlib
 import datetime as dt
 import json
 import os
-import secrets
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -23,6 +19,7 @@ from pathlib import Path
 from typing import Self
 
 from airflow_nnunet.rest_client import AirflowClient, wait_until
+from airflow_nnunet.stack_config import USER, password_file, read_config, write_config, write_private
 
 PROJECT = Path(__file__).resolve().parents[2]
 COMPONENTS: dict[str, tuple[str, ...]] = {
@@ -33,7 +30,6 @@ COMPONENTS: dict[str, tuple[str, ...]] = {
 }
 _STOP_ORDER = ("scheduler", "triggerer", "dag-processor", "api-server")
 _HEALTH_NAMES = {"scheduler": "scheduler", "dag-processor": "dag_processor", "triggerer": "triggerer"}
-_USER = "admin"
 _START_S = 180.0
 _STOP_S = 20.0
 _STATE, _SESSION, _STARTED = 0, 3, 19  # of /proc/<pid>/stat, after the command
@@ -85,7 +81,7 @@ class Stack:
         if self._running():
             raise StackError(f"an Airflow runs below {self.home} already; stop it first")
         try:
-            self._write_config()
+            write_config(self.home, template=PROJECT / "airflow.cfg.template", dags=self._dags, settings=self._settings, port=self._port)
             self.airflow("db", "migrate")
             for name in COMPONENTS:
                 self._spawn(name)
@@ -133,17 +129,17 @@ class Stack:
     @property
     def url(self) -> str:
         """Address of the UI and the API."""
-        return str(self._read_config().get("api", "base_url"))
+        return str(read_config(self.home).get("api", "base_url"))
 
     @property
     def username(self) -> str:
         """User of the UI and the API."""
-        return _USER
+        return USER
 
     @property
     def password(self) -> str:
         """The generated password of :attr:`username`."""
-        return str(json.loads(self._password_file.read_text())[_USER])
+        return str(json.loads(password_file(self.home).read_text())[USER])
 
     @property
     def client(self) -> AirflowClient:
@@ -202,55 +198,6 @@ class Stack:
         return done.stdout
 
     # --- private ------------------------------------------------------------------------------------------------
-    @property
-    def _password_file(self) -> Path:
-        return self.home / "passwords.json"
-
-    def _read_config(self) -> configparser.ConfigParser:
-        config = configparser.ConfigParser(interpolation=None)
-        config.read(self.home / "airflow.cfg")
-        return config
-
-    def _write_config(self) -> None:
-        """The template, then what makes it private and quick, then the caller's settings. Secrets are made once."""
-        earlier = self._read_config()
-        config = configparser.ConfigParser(interpolation=None)
-        config.read(PROJECT / "airflow.cfg.template")
-        port = self._port or _free_port()
-        own = {
-            "core.dags_folder": str(self._dags),
-            "core.plugins_folder": str(self.home / "plugins"),
-            "core.executor": "LocalExecutor",
-            "core.load_examples": "False",
-            "core.fernet_key": earlier.get("core", "fernet_key", fallback=base64.urlsafe_b64encode(os.urandom(32)).decode()),
-            "core.simple_auth_manager_users": f"{_USER}:admin",
-            "core.simple_auth_manager_passwords_file": str(self._password_file),
-            "core.execution_api_server_url": f"http://127.0.0.1:{port}/execution/",
-            "database.sql_alchemy_conn": f"sqlite:///{self.home / 'airflow.db'}",
-            "logging.base_log_folder": str(self.home / "logs"),
-            "api.host": "127.0.0.1",
-            "api.port": str(port),
-            "api.base_url": f"http://127.0.0.1:{port}",
-            "api.workers": "1",
-            "api.secret_key": earlier.get("api", "secret_key", fallback=secrets.token_urlsafe(32)),
-            "api_auth.jwt_secret": earlier.get("api_auth", "jwt_secret", fallback=secrets.token_urlsafe(48)),
-            "scheduler.scheduler_idle_sleep_time": "0.5",
-            "triggerer.job_heartbeat_sec": "2",
-            "dag_processor.parsing_processes": "1",
-            "dag_processor.print_stats_interval": "0",
-        }
-        for name, value in (own | self._settings).items():
-            section, _, option = name.partition(".")
-            if not config.has_section(section):
-                config.add_section(section)
-            config.set(section, option, value)
-        (self.home / "logs").mkdir(exist_ok=True)
-        (self.home / "plugins").mkdir(exist_ok=True)
-        if not self._password_file.exists():
-            _write_private(self._password_file, json.dumps({_USER: secrets.token_urlsafe(12)}))
-        with open(self.home / "airflow.cfg", "w", opener=_private_opener) as file:
-            config.write(file)
-
     def _spawn(self, component: str) -> None:
         with open(self.log_file(component), "ab") as log:
             process = subprocess.Popen(
@@ -268,7 +215,7 @@ class Stack:
         if component in recorded:  # a killed scheduler leaves workers behind, which are still known by its session
             recorded[f"{component}-{recorded[component]['pid']}"] = recorded[component]
         recorded[component] = {"pid": process.pid, "started": started}
-        _write_private(self.home / "stack.json", json.dumps(recorded))
+        write_private(self.home / "stack.json", json.dumps(recorded))
 
     def _wait_ready(self, component: str, since: dt.datetime) -> None:
         process = self._processes[component]
@@ -319,18 +266,3 @@ def _reused(pid: int, started: int) -> bool:
         return int(_stat(pid)[_STARTED]) != started
     except OSError:
         return False
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def _private_opener(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)
-
-
-def _write_private(path: Path, text: str) -> None:
-    with open(path, "w", opener=_private_opener) as file:
-        file.write(text)

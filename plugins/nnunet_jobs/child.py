@@ -21,8 +21,8 @@ from nnunet_jobs.context import StepContext
 from nnunet_jobs.contract.failure import Failure, FailureClass, JobError, classify
 from nnunet_jobs.contract.files import write_json
 from nnunet_jobs.contract.jobdir import JobDir
-from nnunet_jobs.contract.params import StepParams
 from nnunet_jobs.contract.sharing import denial, explain, share
+from nnunet_jobs.contract.step_params import StepParams
 from nnunet_jobs.processes import die_with_parent, end_forks_with_us
 
 log = logging.getLogger("nnunet_jobs")

@@ -17,7 +17,8 @@ from typing import Any
 
 from nnunet_jobs.contract.failure import Interrupted
 from nnunet_jobs.contract.files import locked
-from nnunet_jobs.contract.jobdir import JobDir, write_counter
+from nnunet_jobs.contract.jobdir import JobDir
+from nnunet_jobs.contract.liveness import write_counter
 from nnunet_jobs.contract.workspace import Workspace
 
 log = logging.getLogger("nnunet_jobs")

@@ -22,7 +22,7 @@ from typing import Any
 
 from nnunet_jobs.booking import Book, Device, Request
 from nnunet_jobs.contract.files import locked, read_json, try_lock, write_json
-from nnunet_jobs.contract.jobdir import boot_id, read_counter, write_counter
+from nnunet_jobs.contract.liveness import boot_id, read_counter, write_counter
 from nnunet_jobs.host import require_local
 
 _PAGE = 4096

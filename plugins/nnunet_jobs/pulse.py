@@ -10,7 +10,8 @@ import signal
 import time
 
 from nnunet_jobs.contract.failure import Interrupted
-from nnunet_jobs.contract.jobdir import JobDir, write_counter
+from nnunet_jobs.contract.jobdir import JobDir
+from nnunet_jobs.contract.liveness import write_counter
 
 log = logging.getLogger("nnunet_jobs")
 

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from nnunet_jobs import allowance, processes
 from nnunet_jobs.child import GRANT, outcome_path
 from nnunet_jobs.contract.failure import FailureClass, Interrupted
-from nnunet_jobs.contract.jobdir import Fenced, JobDir, read_counter
+from nnunet_jobs.contract.jobdir import Fenced, JobDir
+from nnunet_jobs.contract.liveness import read_counter
 from nnunet_jobs.contract.spec import JobSpec
 from nnunet_jobs.gpu import Placement
 from nnunet_jobs.hang import HangWatch

@@ -10,31 +10,19 @@ import shutil
 import signal
 import subprocess
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from nnunet_jobs.contract.failure import FailureClass
-from nnunet_jobs.contract.jobdir import read_counter
+from nnunet_jobs.contract.liveness import read_counter
 from nnunet_jobs.contract.workspace import Workspace
-from support.training import DATASET, Training, Warm, dead, wait_for, warm_process, without_models
+from support.training import DATASET, Training, Warm, dead, wait_for
 
 pytestmark = pytest.mark.training
 
 NAMES = ("checkpoint_latest.pth", "checkpoint_previous.pth", "checkpoint_best.pth")
-
-
-@pytest.fixture
-def warm() -> Warm:
-    return warm_process()
-
-
-@pytest.fixture
-def phantom() -> Iterator[Workspace]:
-    with without_models() as workspace:
-        yield workspace
 
 
 def epochs_done(training: Training) -> int:

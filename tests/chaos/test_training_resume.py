@@ -14,7 +14,7 @@ from nnunet_jobs.contract.failure import FailureClass
 from nnunet_jobs.contract.workspace import Workspace
 from nnunet_jobs.training import checkpoint
 from nnunet_jobs.training.checkpoint import FINAL, LATEST, PREVIOUS
-from support.training import Training, Warm, phantom_workspace, warm_process
+from support.training import Training, Warm, phantom_workspace
 
 pytestmark = pytest.mark.training
 
@@ -85,11 +85,6 @@ class Falling(Noting):
         if self.current_epoch and self.once("kill_at_epoch", self.current_epoch):
             os.kill(os.getpid(), signal.SIGKILL)
 '''
-
-
-@pytest.fixture
-def warm() -> Warm:
-    return warm_process()
 
 
 @pytest.fixture

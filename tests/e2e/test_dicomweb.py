@@ -19,7 +19,7 @@ from nnunet_jobs.contract.files import repoint, write_json
 from nnunet_jobs.contract.workspace import Workspace
 from nnunet_jobs.prediction.model import selection_hash
 from support.jobs import TESTS
-from support.orthanc import LOGIN, PATIENT, Orthanc, made_series, missing, study_uid
+from support.orthanc import LOGIN, PATIENT, Orthanc, made_series, running_archive, study_uid
 from support.prediction import PLANS, TRAINER
 from support.stages import DATASET, LOW, save_stage
 
@@ -57,13 +57,8 @@ with DAG("pull", schedule=None, params={"modality": "MR", "series_description": 
 
 @pytest.fixture(scope="module")
 def archive(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Orthanc]:
-    if reason := missing():
-        pytest.skip(reason)
-    server = Orthanc(tmp_path_factory.mktemp("orthanc"))
-    try:
-        yield server.start()
-    finally:
-        server.stop()
+    with running_archive(tmp_path_factory.mktemp("orthanc")) as server:
+        yield server
 
 
 @pytest.fixture(scope="module")

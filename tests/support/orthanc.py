@@ -8,13 +8,15 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pydicom
 import pydicom.uid
+import pytest
 import requests
 from pydicom.dataset import FileDataset, FileMetaDataset
 
@@ -22,6 +24,18 @@ ORTHANC = "/usr/sbin/Orthanc"
 PLUGIN = "/usr/share/orthanc/plugins/libOrthancDicomWeb.so"
 PATIENT = "Canary^Avasarala"
 LOGIN = "nnunet"
+
+
+@contextmanager
+def running_archive(folder: Path) -> Iterator[Orthanc]:
+    """A started archive with its storage below ``folder``, or a skip that says what to install."""
+    if reason := missing():
+        pytest.skip(reason)
+    server = Orthanc(folder)
+    try:
+        yield server.start()
+    finally:
+        server.stop()
 
 
 def missing() -> str | None:

@@ -12,7 +12,8 @@ from typing import Any
 from airflow_nnunet.backends.base import Backend
 from nnunet_jobs.contract.failure import Failure, FailureClass
 from nnunet_jobs.contract.files import content_hash, locked
-from nnunet_jobs.contract.jobdir import Fenced, JobDir, Phase, write_counter
+from nnunet_jobs.contract.jobdir import Fenced, JobDir, Phase
+from nnunet_jobs.contract.liveness import write_counter
 from nnunet_jobs.contract.spec import JobSpec
 
 _BEAT_S = 0.02

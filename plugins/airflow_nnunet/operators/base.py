@@ -7,30 +7,28 @@ cancels a job, and a cancelled training has saved a checkpoint.
 
 from __future__ import annotations
 
-import time
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow.sdk import BaseOperator
-from airflow.sdk.exceptions import AirflowRescheduleException, AirflowTaskTimeout, TaskDeferralTimeout
+from airflow.sdk.exceptions import TaskDeferralTimeout
 
-from airflow_nnunet.backends import Backend, JobStatus, Watch, read_status
+from airflow_nnunet.backends import Backend, JobStatus, read_status
 from airflow_nnunet.config import NnunetConfig
-from airflow_nnunet.exceptions import JobCancelled, from_job_error, to_airflow_error
+from airflow_nnunet.exceptions import from_job_error, to_airflow_error
 from airflow_nnunet.links import JobFolderLink, JobLink, JobLogLink, job_url
 from airflow_nnunet.operators.fields import build_params, check_constants, coerce
-from airflow_nnunet.progress import ProgressLines
+from airflow_nnunet.operators.waiting import WaitingOperator
 from airflow_nnunet.retry import DEFAULT_RETRIES, DEFAULT_RETRY_DELAY, NnunetRetryPolicy
-from airflow_nnunet.task_state import JOB_XCOM, task_state
-from airflow_nnunet.triggers import JobTrigger
+from airflow_nnunet.task_state import JOB_XCOM
 from nnunet_jobs.contract.failure import ConfigError, JobError
 from nnunet_jobs.contract.jobdir import JobDir
-from nnunet_jobs.contract.params import StepParams
 from nnunet_jobs.contract.sharing import explain
 from nnunet_jobs.contract.spec import JobSpec, Resources, make_job_id
+from nnunet_jobs.contract.step_params import StepParams
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -38,9 +36,6 @@ if TYPE_CHECKING:
 GPU_POOL = "gpu"
 _RESOURCE_FIELDS = ("device", "num_gpus", "gpu_memory_mib", "cpus", "memory_mib", "hang_s", "grace_s")
 _LOG_TAIL_BYTES = 4096
-_SLICE_S = 0.5
-# Long enough for the scheduler to have heard from the stopping worker: a task that comes back before that costs a retry.
-_COME_BACK_S = 20.0
 _NO_OWNER = "airflow"  # what Airflow writes where the DAG's author named nobody
 DEFAULT_RETRY_POLICY = NnunetRetryPolicy()
 
@@ -51,7 +46,7 @@ def templated(params_class: type[StepParams], renamed: Mapping[str, str] | None 
     return (*names, *_RESOURCE_FIELDS, "nnunet_conn_id")
 
 
-class NnunetOperator(BaseOperator):  # type: ignore[misc, unused-ignore]
+class NnunetOperator(WaitingOperator):
     """Base of the five operators.
 
     Args:
@@ -206,75 +201,10 @@ class NnunetOperator(BaseOperator):  # type: ignore[misc, unused-ignore]
             self._cancel(config.make_backend(), job, "execution timeout")
             raise
 
-    def on_kill(self) -> None:
-        """Note that the worker wants this process gone. The job is not touched here.
-
-        SIGTERM comes both from a user's act and from a worker that is being replaced, with SIGKILL a few seconds later: too short
-        for a checkpoint. The waiting loop asks Airflow which of the two it was; a deferred task's cancel is the trigger's work.
-        """
-        # A plain flag: this runs in a signal handler, where taking a lock could wait for ever.
-        self._stopping = True
-
     def result_ready(self, context: Context, result: dict[str, Any]) -> None:
         """What an operator does with a good result before it becomes the XCom, such as asset events. Overridden where needed."""
 
     # --- private ------------------------------------------------------------------------------------------------
-    def _wait(self, context: Context, config: NnunetConfig, job: JobDir, *, then: str) -> None:
-        """Wait for the end of the attempt: in the triggerer (does not return), or here."""
-        if self._stopping and task_state(context["ti"]) != "running":
-            self._stopped_by_user(config.make_backend(), job)
-        if self.deferrable:
-            offset = job.metrics.stat().st_size if job.metrics.exists() else 0
-            self.defer(
-                trigger=JobTrigger(
-                    job=str(job.path),
-                    backend=config.backend,
-                    backend_options=config.backend_options,
-                    poll_interval=config.poll_interval,
-                    lost_after=config.lost_after,
-                    metrics_offset=offset,
-                ),
-                method_name=then,
-                timeout=self.execution_timeout,
-            )
-        self._poll(context, config, job)
-
-    def _poll(self, context: Context, config: NnunetConfig, job: JobDir) -> None:
-        backend = config.make_backend()
-        watch, lines = Watch(lost_after_s=config.lost_after), ProgressLines(job)
-        try:
-            while True:
-                status = backend.status(job, watch)
-                for line in lines.poll(final=status.final):
-                    self.log.info("%s", line)
-                if status.final:
-                    return
-                until = time.monotonic() + config.poll_interval
-                while not self._stopping and (left := until - time.monotonic()) > 0:
-                    time.sleep(min(left, _SLICE_S))
-                if self._stopping:
-                    self._stop_waiting(context, backend, job)
-        except AirflowTaskTimeout:
-            self._cancel(backend, job, "execution timeout")
-            raise
-
-    def _stop_waiting(self, context: Context, backend: Backend, job: JobDir) -> NoReturn:
-        """Tell a user's act from a stopping worker by what Airflow says about the task now."""
-        if task_state(context["ti"]) != "running":
-            self._stopped_by_user(backend, job)
-        # No retry is spent: the task comes back on another worker and attaches to the job.
-        self.log.info("this worker stops; the job goes on and the task will attach to it again")
-        raise AirflowRescheduleException(datetime.now(tz=UTC) + timedelta(seconds=_COME_BACK_S))  # type: ignore[no-untyped-call]
-
-    def _stopped_by_user(self, backend: Backend, job: JobDir) -> NoReturn:
-        self._cancel(backend, job, "the task was marked or cleared by a user")
-        raise JobCancelled(f"interrupted: the task was marked or cleared by a user; job {job.job_id} saves its work and stops")
-
-    def _cancel(self, backend: Backend, job: JobDir, reason: str) -> None:
-        if job.path.exists() and not read_status(job).final:
-            backend.cancel(job, reason)
-            self.log.info("cancelled job %s: %s", job.job_id, reason)
-
     def _cancel_superseded(self, context: Context, spec: JobSpec, backend: Backend) -> None:
         """Stop what runs from before a clear, in case nobody was there to see the clear."""
         ti = context["ti"]

@@ -12,7 +12,7 @@ from typing import Any
 
 from nnunet_jobs.contract.failure import ConfigError
 from nnunet_jobs.contract.fields import field_types
-from nnunet_jobs.contract.params import StepParams
+from nnunet_jobs.contract.step_params import StepParams
 
 _TRUE = ("true", "yes", "on", "1")
 _FALSE = ("false", "no", "off", "0")

@@ -11,8 +11,9 @@ import secrets
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
+PRIVATE = 0o600  # mode of a file for its owner's eyes only
 _CHUNK = 1 << 20
 
 
@@ -39,12 +40,18 @@ def temporary_beside(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
 
 
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write ``data`` so that a reader sees the old file or the whole new one, also after a crash."""
+@contextlib.contextmanager
+def replacing(path: Path, *, mode: int = 0o666) -> Iterator[BinaryIO]:
+    """Open a file that takes the place of ``path`` when the block ends: a reader sees the old one or the whole new one, also after a crash.
+
+    Args:
+        mode: of the new file, less the umask, from its first byte on. When the block raises, ``path`` stays as it is.
+    """
     temporary = temporary_beside(path)
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     try:
-        with open(temporary, "xb") as file:
-            file.write(data)
+        with open(fd, "wb") as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -52,6 +59,17 @@ def write_atomic(path: Path, data: bytes) -> None:
         temporary.unlink(missing_ok=True)
         raise
     sync_directory(path.parent)
+
+
+def write_atomic(path: Path, data: bytes, *, mode: int = 0o666) -> None:
+    """Write ``data`` by :func:`replacing`."""
+    with replacing(path, mode=mode) as file:
+        file.write(data)
+
+
+def write_private(path: Path, data: bytes) -> None:
+    """:func:`write_atomic` of what only its owner may read."""
+    write_atomic(path, data, mode=PRIVATE)
 
 
 def write_json(path: Path, data: Any) -> None:

@@ -28,6 +28,7 @@ from typing import Any
 
 from nnunet_jobs.contract.failure import ConfigError, Failure
 from nnunet_jobs.contract.files import locked, read_json, temporary_beside, try_lock, write_json
+from nnunet_jobs.contract.liveness import boot_id, read_counter
 from nnunet_jobs.contract.spec import JobSpec
 
 
@@ -282,28 +283,3 @@ class JobDir:
             self.path / "state.json",
             {name: getattr(state, name) for name in ("attempt", "phase", "message", "host", "pid", "boot_id")},
         )
-
-
-def read_counter(path: Path) -> int:
-    """Value of a counter file; -1 before the first beat."""
-    try:
-        return int(path.read_text() or -1)
-    except (FileNotFoundError, ValueError):
-        return -1
-
-
-def write_counter(path: Path, value: int) -> None:
-    """Set a counter file in place. Fixed width, one ``pwrite``: a reader never sees half a number, and nothing is renamed each second."""
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o664)
-    try:
-        os.pwrite(fd, f"{value:020d}\n".encode(), 0)
-    finally:
-        os.close(fd)
-
-
-def boot_id() -> str:
-    """Identity of this boot of this host: a pid or a lock means nothing after a reboot."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        return ""

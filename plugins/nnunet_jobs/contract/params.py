@@ -2,68 +2,20 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any, ClassVar, Self
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 from nnunet_jobs.contract.failure import ConfigError
-from nnunet_jobs.contract.fields import describe, field_types, fits
 from nnunet_jobs.contract.label_rules import LabelRules
 from nnunet_jobs.contract.segment_codes import parse_segment_codes
 from nnunet_jobs.contract.series_rules import channel_rules, parse_rules
+from nnunet_jobs.contract.step_params import StepParams
 
 CONFIGURATIONS = ("2d", "3d_fullres", "3d_lowres", "3d_cascade_fullres")
 LAYOUTS = ("auto", "nnunet", "nnunet_v1", "decathlon", "bids", "csv", "folders", "dicom")
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StepParams:
-    """Base: JSON in and out, types and unknown fields checked with the mend named."""
-
-    step: ClassVar[str] = ""
-
-    def __post_init__(self) -> None:
-        hints = field_types(type(self))
-        for item in fields(self):
-            value = getattr(self, item.name)
-            if not fits(value, hints[item.name]):
-                raise ConfigError(f"{self.step}: {item.name}={value!r}: must be {describe(hints[item.name])}")
-        self._check()
-
-    def _check(self) -> None:
-        """Raise ConfigError where a value is out of range. Overridden by each step."""
-
-    def require(self, holds: bool, name: str, mend: str) -> None:
-        """Raise a ConfigError that names the field, its value and the mend unless ``holds``."""
-        if not holds:
-            raise ConfigError(f"{self.step}: {name}={getattr(self, name)!r}: {mend}")
-
-    def to_json(self) -> dict[str, Any]:
-        """JSON object, inverse of :meth:`from_json`."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Self:
-        """Build from JSON.
-
-        Raises:
-            ConfigError: unknown or missing field, wrong type, value out of range.
-        """
-        known = [item.name for item in fields(cls)]
-        for name in data:
-            if name not in known:
-                near = difflib.get_close_matches(name, known, n=1)
-                raise ConfigError(
-                    f"{cls.step}: unknown field {name!r}" + (f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}")
-                )
-        try:
-            return cls(**data)
-        except TypeError as error:
-            raise ConfigError(f"{cls.step}: {error}") from error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

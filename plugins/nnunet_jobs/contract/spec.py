@@ -9,7 +9,8 @@ from typing import Any
 
 from nnunet_jobs.contract.failure import ConfigError
 from nnunet_jobs.contract.files import content_hash
-from nnunet_jobs.contract.params import STEPS, StepParams
+from nnunet_jobs.contract.params import STEPS
+from nnunet_jobs.contract.step_params import StepParams
 from nnunet_jobs.contract.workspace import Workspace
 
 JOB_ID = re.compile(r"[a-z][a-z0-9-]{7,79}")

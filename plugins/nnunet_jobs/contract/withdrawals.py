@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 from nnunet_jobs.contract.failure import ConfigError, Interrupted
 from nnunet_jobs.contract.files import content_hash, read_json, write_json
-from nnunet_jobs.contract.params import StepParams
+from nnunet_jobs.contract.step_params import StepParams
 from nnunet_jobs.contract.workspace import DATASET_NAME, Workspace
 
 SCHEMA = 1

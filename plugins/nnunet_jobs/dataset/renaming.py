@@ -6,7 +6,6 @@ import csv
 import hashlib
 import io
 import json
-import os
 import re
 import unicodedata
 from collections.abc import Collection, Iterable
@@ -14,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from nnunet_jobs.contract.failure import ConfigError, Fault
-from nnunet_jobs.contract.files import sync_directory, temporary_beside
+from nnunet_jobs.contract.files import write_private
 from nnunet_jobs.dataset.faults import Code
 from nnunet_jobs.dataset.layouts.base import Source
 from nnunet_jobs.dataset.names import folded, usable
@@ -94,17 +93,7 @@ class CaseNames:
         for original, identity in self._ids.items():
             writer.writerow([identity, json.dumps(original, ensure_ascii=not original.isprintable())])
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = temporary_beside(self._path)
-        try:
-            fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-            with open(fd, "wb") as file:
-                file.write(text.getvalue().encode())
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, self._path)
-        finally:
-            temporary.unlink(missing_ok=True)
-        sync_directory(self._path.parent)
+        write_private(self._path, text.getvalue().encode())
         self._kept = len(self._ids)
 
 

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from nnunet_jobs.contract.failure import ConfigError
+from nnunet_jobs.contract.files import write_private
 from nnunet_jobs.dicom.guard import Broken, Workers
-from nnunet_jobs.dicom.identity import Identity, write_private
+from nnunet_jobs.dicom.identity import Identity
 from nnunet_jobs.dicom.series import Scan, walk
 
 log = logging.getLogger("nnunet_jobs")

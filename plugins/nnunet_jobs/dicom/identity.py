@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hmac
 import json
-import os
 import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_jobs.contract.failure import ConfigError
-from nnunet_jobs.contract.files import locked, sync_directory, temporary_beside
+from nnunet_jobs.contract.files import locked, write_private
 
 _KEY = "site.key"
 _DIGITS = 12
@@ -135,22 +134,6 @@ def _check_groups(known: Mapping[str, Person]) -> None:
         name = person.patient.partition("^^^")[0] or person.study
         if names.setdefault(person.group, name) != name:
             raise ConfigError(f"group {person.group}: two patients share this id; register their studies under two dataset_ids")
-
-
-def write_private(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all, readable by its owner alone from its first byte on."""
-    temporary = temporary_beside(path)
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    try:
-        with open(fd, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    sync_directory(path.parent)
 
 
 def _check_closed(path: Path) -> None:

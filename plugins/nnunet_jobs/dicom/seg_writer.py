@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import uuid
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
@@ -16,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nnunet_jobs.contract.failure import ConfigError, DataError, Fault
-from nnunet_jobs.contract.files import content_hash, sync_directory, temporary_beside
+from nnunet_jobs.contract.files import PRIVATE, content_hash, replacing
 from nnunet_jobs.contract.segment_codes import SegmentCodes
 from nnunet_jobs.dataset.faults import Code
 from nnunet_jobs.dicom.model import Grid, Series
@@ -93,7 +92,8 @@ def write_seg(
     content = sha256(np.ascontiguousarray(segmentation).astype("<u4").tobytes()).hexdigest()
     sop_uid = _uid("instance", series_uid, kind, content_hash(described, length=64), content, list(grid.sop_uids))
     seg = _build(frames, sources, segments, kind=kind, model=model, model_hash=model_hash, series_uid=series_uid, sop_uid=sop_uid)
-    _save(seg, target)
+    with replacing(target, mode=PRIVATE) as file:
+        seg.save_as(file)
     return sop_uid
 
 
@@ -224,20 +224,6 @@ def _fix_random_uids(seg: Any, sop_uid: str) -> None:
     organisation = _uid("dimensions", sop_uid)
     for item in (*seg.get("DimensionOrganizationSequence", ()), *seg.get("DimensionIndexSequence", ())):
         item.DimensionOrganizationUID = organisation
-
-
-def _save(seg: Any, target: Path) -> None:
-    temporary = temporary_beside(target)
-    try:
-        with os.fdopen(os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as file:
-            seg.save_as(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    sync_directory(target.parent)
 
 
 def _uid(*parts: Any) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import errno
 import logging
 import os
@@ -21,14 +20,14 @@ from nnunet_jobs.dataset import holdout
 from nnunet_jobs.dataset.changes import Changes, compare, parallel, pulse, read_cases
 from nnunet_jobs.dataset.faults import data_error
 from nnunet_jobs.dataset.labels import Tables
-from nnunet_jobs.dataset.manifest import SCHEMA, HashCache, build_manifest, description, files_of
+from nnunet_jobs.dataset.manifest import SCHEMA, HashCache, build_manifest, description
 from nnunet_jobs.dataset.materialise import plain_source
-from nnunet_jobs.dataset.renaming import CaseNames, safe_group
+from nnunet_jobs.dataset.placing import Placing, expected_files
+from nnunet_jobs.dataset.renaming import CaseNames
 from nnunet_jobs.dataset.reporting import Reporter, SummaryStore
 from nnunet_jobs.dataset.sources import Source, read_source
 from nnunet_jobs.dataset.staging import Store
 from nnunet_jobs.dataset.transfer import recover
-from nnunet_jobs.dataset.validate import CheckedCase
 from nnunet_jobs.dataset.withdraw import leave_copies_out, leave_out, warn_of_incomplete
 
 log = logging.getLogger("nnunet_jobs")
@@ -87,7 +86,8 @@ class _Registration:
         source = read_source(self.params, root, known=registered if self.params.on_removed == "keep" else (), names=self.names)
         if self.root.is_relative_to(os.path.realpath(self.folder)):
             raise ConfigError(f"source={self.params.source!r}: is the dataset's own folder; register from a folder outside of it")
-        self.left_out = leave_out(source, self.stones, lambda: self._groups(source, registered, list(source.cases)))
+        self.places = Placing(params=self.params, source=source, registered=registered, withdrawn=self.stones.cases)
+        self.left_out = leave_out(source, self.stones, lambda: self.places.groups(list(source.cases)))
         ending: str = previous["file_ending"] if previous else source.file_ending()
         changes = compare(self.params, self.context, source, registered, store=self.store, cache=self.cache, ending=ending)
         elsewhere = images_withdrawn_elsewhere(self.context.workspace, self.dataset)
@@ -100,7 +100,7 @@ class _Registration:
             raise data_error(changes.faults, what=f"{self.dataset} not registered")
         if previous:
             self._check_same_dataset(previous, source.tables, changes)
-        cases = self._plan(source, registered, changes)
+        cases = self.places.entries(changes)
         return self._write(source, previous, cases, ending, changes)
 
     def _summarise(self, source: Source, registered: Mapping[str, Any], changes: Changes) -> None:
@@ -151,78 +151,6 @@ class _Registration:
                 f"choose another dataset_id, or move {self.folder} away"
             )
 
-    # --- what is to be there ------------------------------------------------------------------------------------
-    def _plan(self, source: Source, registered: Mapping[str, Any], changes: Changes) -> dict[str, dict[str, Any]]:
-        """Manifest entries of all cases that will be there; hashes of files still to be brought are empty."""
-        staying = sorted({*source.cases, *changes.kept})
-        groups = self._groups(source, registered, staying)
-        labelled = {
-            case: groups[case]
-            for case in staying
-            if (source.cases[case].labelled if case in source.cases else registered[case]["split"] != holdout.TEST)
-        }
-        known = self._known_groups(registered, labelled)
-        by_source = {case.case for case in source.cases.values() if case.holdout}
-        known = {labelled[case.case]: holdout.TRAIN for case in source.cases.values() if case.training} | known
-        asked = {source.renamed.get(case, case) for case in self.params.holdout_cases}
-        unknown = sorted(asked - set(labelled) - set(self.stones.cases))
-        if unknown:
-            near = difflib.get_close_matches(unknown[0], list(labelled), n=1)
-            raise ConfigError(f"holdout_cases={unknown}: no such labelled cases" + (f"; did you mean {near[0]!r}?" if near else ""))
-        splits = holdout.choose(
-            dataset_id=self.params.dataset_id,
-            groups=labelled,
-            known=known,
-            explicit={*asked, *by_source},
-            fraction=0.0 if by_source else self.params.holdout_fraction,
-        )
-        if holdout.TRAIN not in splits.values():
-            raise ConfigError(
-                f"source={self.params.source!r}: no training case is left; give labelled cases that are not all in holdout_cases"
-            )
-        cases: dict[str, dict[str, Any]] = {}
-        for case in staying:
-            place = {"group": groups[case], "split": splits.get(case, holdout.TEST)}
-            checked = changes.checked.get(case)
-            if checked is None:
-                cases[case] = {**registered[case], **place}
-                continue
-            cases[case] = {
-                "images": [],
-                "label": None,
-                **place,
-                "shape": list(checked.shape),
-                "spacing": list(checked.spacing),
-                "values": list(checked.values),
-                "source": {"images": list(checked.hashes), "label": checked.label_hash},
-                **({"channels": checked.channels} if checked.channels != len(checked.component) else {}),
-            }
-        return cases
-
-    def _groups(self, source: Source, registered: Mapping[str, Any], staying: list[str]) -> dict[str, str]:
-        """Patient of each case: by ``group_pattern`` where it is given, else as the source says, else the case itself."""
-        originals = {new: original for original, new in source.renamed.items()}
-        found = holdout.groups_of([originals.get(case, case) for case in staying], self.params.group_pattern)
-        groups = {case: safe_group(found[originals[case]]) if case in originals else found[case] for case in staying}
-        if self.params.group_pattern is None:
-            groups |= {case: case for case in staying}
-            groups |= {case: item.group for case, item in source.cases.items() if item.group is not None}
-            groups |= {case: registered[case]["group"] for case in staying if case not in source.cases}
-        return groups
-
-    def _known_groups(self, registered: Mapping[str, Any], labelled: Mapping[str, str]) -> dict[str, str]:
-        known: dict[str, str] = {}
-        for case, group in labelled.items():
-            split = registered.get(case, {}).get("split", holdout.TEST)
-            if split == holdout.TEST:
-                continue
-            if known.setdefault(group, split) != split:
-                raise ConfigError(
-                    f"group_pattern={self.params.group_pattern!r}: joins training and hold-out cases into one patient ({group!r}); "
-                    "restore the former pattern, or register under a new dataset_id"
-                )
-        return known
-
     # --- writing ------------------------------------------------------------------------------------------------
     def _write(
         self, source: Source, previous: dict[str, Any] | None, cases: dict[str, dict[str, Any]], ending: str, changes: Changes
@@ -230,8 +158,7 @@ class _Registration:
         registered = previous["cases"] if previous else {}
         withdrawn = sorted(set(registered) & set(self.stones.cases))
         counts = {"added": len(changes.added), "changed": len(changes.changed), "removed": len(changes.removed)}
-        asked = sorted(source.renamed.get(case, case) for case in self.params.holdout_cases)
-        settings = {"fraction": self.params.holdout_fraction, "cases": asked}
+        settings = {"fraction": self.params.holdout_fraction, "cases": self.places.asked()}
 
         rules = {"series": self.params.series or {}} if source.layout == "dicom" else {}  # predictions of studies choose by them too
 
@@ -258,12 +185,7 @@ class _Registration:
             self.cache.save()
             return self._result(previous, counts, already_done=True)
         try:
-            expected = {
-                name
-                for case, entry in cases.items()
-                for name in files_of(case, {**entry, **_blank(changes.checked.get(case), entry)}, ending)
-            }
-            self.store.begin(expected, cases)
+            self.store.begin(expected_files(cases, changes, ending), cases)
             for case, entry in cases.items():
                 if case not in changes.checked:
                     self.store.carry_over(case, registered[case], entry, ending)
@@ -308,13 +230,6 @@ class _Registration:
             "path": str(self.folder),
             "report": self.report.succeeded(manifest["cases"]),
         }
-
-
-def _blank(checked: CheckedCase | None, entry: Mapping[str, Any]) -> dict[str, Any]:
-    """Stand-ins for hashes that are not known yet, to name the files."""
-    if checked is None:
-        return {}
-    return {"images": [""] * len(checked.component), "label": "" if checked.case.label else None}
 
 
 def _read_description(folder: Path) -> Any:

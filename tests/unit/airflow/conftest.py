@@ -54,15 +54,10 @@ def home(migrated: Path, tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def running_orthanc(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Orthanc]:
     """A real archive on loopback, or a skip that says what to install."""
-    from support.orthanc import Orthanc, missing
+    from support.orthanc import running_archive
 
-    if reason := missing():
-        pytest.skip(reason)
-    server = Orthanc(tmp_path_factory.mktemp("orthanc"))
-    try:
-        yield server.start()
-    finally:
-        server.stop()
+    with running_archive(tmp_path_factory.mktemp("orthanc")) as server:
+        yield server
 
 
 @pytest.fixture

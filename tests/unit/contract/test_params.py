@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from nnunet_jobs.contract.failure import ConfigError
-from nnunet_jobs.contract.params import STEPS, PredictParams, PreprocessParams, RegisterParams, StepParams, TrainParams
+from nnunet_jobs.contract.params import STEPS, PredictParams, PreprocessParams, RegisterParams, TrainParams
+from nnunet_jobs.contract.step_params import StepParams
 
 GOOD: dict[type[StepParams], dict[str, Any]] = {
     RegisterParams: {"dataset_id": 4, "name": "Hippocampus", "source": "/data"},

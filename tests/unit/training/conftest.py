@@ -1,21 +1,5 @@
 """The warm process and the preprocessed phantom that the tests of the training share."""
 
-from __future__ import annotations
+from support.training_fixtures import phantom, warm
 
-from collections.abc import Iterator
-
-import pytest
-
-from nnunet_jobs.contract.workspace import Workspace
-from support.training import Warm, warm_process, without_models
-
-
-@pytest.fixture
-def warm() -> Warm:
-    return warm_process()
-
-
-@pytest.fixture
-def phantom() -> Iterator[Workspace]:
-    with without_models() as workspace:
-        yield workspace
+__all__ = ["phantom", "warm"]

@@ -1,0 +1,101 @@
+"""Waiting for a job without losing it: in the triggerer or in the worker, and what a stop, a user's act or a timeout means for the job."""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, NoReturn
+
+from airflow.sdk import BaseOperator
+from airflow.sdk.exceptions import AirflowRescheduleException, AirflowTaskTimeout
+
+from airflow_nnunet.backends import Backend, Watch, read_status
+from airflow_nnunet.config import NnunetConfig
+from airflow_nnunet.exceptions import JobCancelled
+from airflow_nnunet.progress import ProgressLines
+from airflow_nnunet.task_state import task_state
+from airflow_nnunet.triggers import JobTrigger
+from nnunet_jobs.contract.jobdir import JobDir
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+_SLICE_S = 0.5
+# Long enough for the scheduler to have heard from the stopping worker: a task that comes back before that costs a retry.
+_COME_BACK_S = 20.0
+
+
+class WaitingOperator(BaseOperator):  # type: ignore[misc, unused-ignore]
+    """An operator that waits for a job. Which job, and what its end means, is the heir's part.
+
+    Attributes:
+        deferrable: True waits in the triggerer and holds no worker slot; False polls in the worker.
+    """
+
+    deferrable: bool
+    _stopping: bool
+
+    def on_kill(self) -> None:
+        """Note that the worker wants this process gone. The job is not touched here.
+
+        SIGTERM comes both from a user's act and from a worker that is being replaced, with SIGKILL a few seconds later: too short
+        for a checkpoint. The waiting loop asks Airflow which of the two it was; a deferred task's cancel is the trigger's work.
+        """
+        # A plain flag: this runs in a signal handler, where taking a lock could wait for ever.
+        self._stopping = True
+
+    def _wait(self, context: Context, config: NnunetConfig, job: JobDir, *, then: str) -> None:
+        """Wait for the end of the attempt: in the triggerer (does not return), or here."""
+        if self._stopping and task_state(context["ti"]) != "running":
+            self._stopped_by_user(config.make_backend(), job)
+        if self.deferrable:
+            offset = job.metrics.stat().st_size if job.metrics.exists() else 0
+            self.defer(
+                trigger=JobTrigger(
+                    job=str(job.path),
+                    backend=config.backend,
+                    backend_options=config.backend_options,
+                    poll_interval=config.poll_interval,
+                    lost_after=config.lost_after,
+                    metrics_offset=offset,
+                ),
+                method_name=then,
+                timeout=self.execution_timeout,
+            )
+        self._poll(context, config, job)
+
+    def _poll(self, context: Context, config: NnunetConfig, job: JobDir) -> None:
+        backend = config.make_backend()
+        watch, lines = Watch(lost_after_s=config.lost_after), ProgressLines(job)
+        try:
+            while True:
+                status = backend.status(job, watch)
+                for line in lines.poll(final=status.final):
+                    self.log.info("%s", line)
+                if status.final:
+                    return
+                until = time.monotonic() + config.poll_interval
+                while not self._stopping and (left := until - time.monotonic()) > 0:
+                    time.sleep(min(left, _SLICE_S))
+                if self._stopping:
+                    self._stop_waiting(context, backend, job)
+        except AirflowTaskTimeout:
+            self._cancel(backend, job, "execution timeout")
+            raise
+
+    def _stop_waiting(self, context: Context, backend: Backend, job: JobDir) -> NoReturn:
+        """Tell a user's act from a stopping worker by what Airflow says about the task now."""
+        if task_state(context["ti"]) != "running":
+            self._stopped_by_user(backend, job)
+        # No retry is spent: the task comes back on another worker and attaches to the job.
+        self.log.info("this worker stops; the job goes on and the task will attach to it again")
+        raise AirflowRescheduleException(datetime.now(tz=UTC) + timedelta(seconds=_COME_BACK_S))  # type: ignore[no-untyped-call]
+
+    def _stopped_by_user(self, backend: Backend, job: JobDir) -> NoReturn:
+        self._cancel(backend, job, "the task was marked or cleared by a user")
+        raise JobCancelled(f"interrupted: the task was marked or cleared by a user; job {job.job_id} saves its work and stops")
+
+    def _cancel(self, backend: Backend, job: JobDir, reason: str) -> None:
+        if job.path.exists() and not read_status(job).final:
+            backend.cancel(job, reason)
+            self.log.info("cancelled job %s: %s", job.job_id, reason)
