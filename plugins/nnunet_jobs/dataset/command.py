@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from nnunet_jobs.contract.failure import ConfigError, DataError, Fault
 from nnunet_jobs.contract.params import RegisterParams
-from nnunet_jobs.dataset.faults import MENDS, Code
+from nnunet_jobs.dataset.faults import Code
+from nnunet_jobs.dataset.mends import MENDS
 
 if TYPE_CHECKING:
     from nnunet_jobs.dataset.check import Report
@@ -102,9 +103,11 @@ def fix_plan(faults: Sequence[Fault]) -> Iterator[str]:
     if not faults:
         yield "Nothing to mend."
         return
-    errors_first = sorted(_by_code(faults), key=lambda item: MENDS[item[0]].severity)
-    for number, (code, group) in enumerate(errors_first, 1):
-        must = "must be mended" if group[0].severity == "error" else "look at it"
+    errors_first = [
+        (severity, item) for severity in ("error", "warning") for item in _by_code([f for f in faults if f.severity == severity])
+    ]
+    for number, (severity, (code, group)) in enumerate(errors_first, 1):
+        must = "must be mended" if severity == "error" else "look at it"
         yield f"{number}. {code} ({must}): {MENDS[code].mend}"
         for fault in group:
             yield f"   [ ] {_where(fault)}: {fault.message}"

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nnunet_jobs.contract.failure import Fault
-from nnunet_jobs.dataset.faults import MENDS, Code
+from nnunet_jobs.dataset.faults import Code
+from nnunet_jobs.dataset.mends import MENDS
 from nnunet_jobs.dataset.names import NIFTI, split_ending
 from nnunet_jobs.dataset.sources import Source
 

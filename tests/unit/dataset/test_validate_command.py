@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from nnunet_jobs.dataset.faults import MENDS, Code
+from nnunet_jobs.dataset.faults import Code
 from nnunet_jobs.dataset.faults_docs import page
+from nnunet_jobs.dataset.mends import MENDS
 from support.data import LABELS, decathlon, image_array, label_array, raw, write_nifti
 
 PROJECT = Path(__file__).resolve().parents[3]
