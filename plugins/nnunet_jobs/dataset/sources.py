@@ -45,7 +45,7 @@ def read_source(params: RegisterParams, root: Path, *, known: Iterable[str] = ()
     source = Source(root=root, layout=layout.name, tables=tables, splits_4d=layout.splits_4d, faults=faults)
     source.extras = {key: description[key] for key in _EXTRAS if isinstance(description.get(key), str)}
     layout.read(params, source, description)
-    if not source.cases and not source.faults:
+    if not source.cases and all(fault.severity == "warning" for fault in source.faults):
         source.faults.append(Fault(code=Code.NO_CASES, message=f"no cases found in {params.source} (layout {layout.name})"))
     if params.rename:
         (names or CaseNames()).apply(source, known)
