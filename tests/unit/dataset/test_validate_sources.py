@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
 import subprocess
+import tarfile
 import time
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -135,6 +138,47 @@ def test_the_private_folder_says_who_is_who(tmp_path: Path, scratch: Path) -> No
     assert str(private) in done.stderr
     assert os.stat(private).st_mode & 0o077 == 0
     assert list(scratch.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["Canary^Yellow/IM0001", "Canary^Yellow.dcm"])
+def test_names_in_a_folder_that_is_not_recognised_are_not_said_where_there_is_dicom(tmp_path: Path, name: str) -> None:
+    source = tmp_path / "s"
+    for number in range(1001):  # more than are looked at to recognise DICOM
+        (source / "Canary").mkdir(parents=True, exist_ok=True)
+        (source / "Canary" / f"{number}.txt").write_text("")
+    (source / name).parent.mkdir(parents=True, exist_ok=True)
+    (source / name).write_bytes(bytes(128) + (b"" if name.endswith(".dcm") else b"DICM"))
+    done = quiet(validate(source))
+    assert done.returncode == 2
+    assert "layout not recognised; the folder holds" in done.stderr
+    assert "not named here" in done.stderr
+
+
+@pytest.mark.parametrize("bad", ["first", "last"])
+@pytest.mark.parametrize("name", ["IM0001", "IM0001.dcm"])
+@pytest.mark.parametrize("kind", ["zip", "tar", "tar.gz"])
+def test_faults_of_an_archive_with_dicom_name_no_entry(tmp_path: Path, scratch: Path, kind: str, name: str, bad: str) -> None:
+    content = {f"Canary^Yellow/{name}": bytes(128) + b"DICM" + bytes(100), "../Canary^Yellow": b"x"}
+    archive = packed(tmp_path / f"s.{kind}", dict(sorted(content.items(), reverse=bad == "last")))
+    done = quiet(validate(archive, *TABLES, "--json", scratch=scratch))
+    [fault] = json.loads(done.stdout)["faults"]
+    assert (done.returncode, fault["code"], fault["file"]) == (3, "archive_unsafe", None)
+    assert fault["message"].startswith("1 entry, not named here since the archive holds DICOM files: ")
+
+
+def packed(archive: Path, content: dict[str, bytes]) -> Path:
+    """An archive of these entries in this order, whatever they are called."""
+    if archive.name.endswith(".zip"):
+        with zipfile.ZipFile(archive, "w") as file:
+            for name, data in content.items():
+                file.writestr(name, data)
+    else:
+        with tarfile.open(archive, "w:gz" if archive.name.endswith("gz") else "w") as file:
+            for name, data in content.items():
+                info = tarfile.TarInfo(name)
+                info.size = len(data)
+                file.addfile(info, io.BytesIO(data))
+    return archive
 
 
 # --- other layouts ------------------------------------------------------------------------------------------------------

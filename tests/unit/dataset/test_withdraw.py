@@ -1,6 +1,8 @@
 """Withdrawal from nnUNet_raw: what goes, what stays away, what is said."""
 
+import contextlib
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -12,7 +14,7 @@ from nnunet_jobs.contract.failure import ConfigError, DataError
 from nnunet_jobs.contract.files import write_json
 from nnunet_jobs.contract.withdrawals import Tombstones, WithdrawParams
 from nnunet_jobs.steps import withdraw
-from support.data import context, decathlon, describe_decathlon, raw, register_dataset, tree
+from support.data import context, decathlon, describe_decathlon, label_array, raw, register_dataset, tree, write_nifti
 
 NAME = "Dataset004_Small"
 
@@ -108,6 +110,32 @@ def test_fault_withdrawn_a_copy_under_another_name_is_recognised_and_left_out(tm
     describe_decathlon(source, ["a", "c"])
     with pytest.raises(DataError, match=r"withdrawn \[c\]: has now the image of a withdrawn case"):
         register_dataset(workspace, source, holdout_fraction=0.0)
+
+
+def test_reports_show_nothing_of_what_is_left_out(tmp_path, workspace):
+    def report(**faults):
+        with pytest.raises(DataError, **faults) if faults else contextlib.nullcontext():
+            register_dataset(workspace, source, holdout_fraction=0.0)
+        page = (Path(workspace.jobs) / "register-test" / "report.html").read_text()
+        return page, set(re.findall(r"data:image/[^\"')]+", page))
+
+    source = decathlon(tmp_path / "s", ["a", "bbb", "c"])
+    write_nifti(source / "labelsTr" / "bbb.nii.gz", label_array((0,)))  # a warning of its own
+    page, all_pictures = report()
+    assert "bbb" in page
+    take_out(workspace, "bbb")
+    page, pictures = report()
+    assert "bbb" not in page
+    assert pictures < all_pictures
+    for folder in ("imagesTr", "labelsTr"):
+        shutil.move(source / folder / "bbb.nii.gz", source / folder / "renamed.nii.gz")
+    describe_decathlon(source, ["a", "c", "renamed"])
+    page, shown = report()
+    assert ("renamed" in page, shown) == (False, pictures)
+    shutil.copy(source / "imagesTr" / "renamed.nii.gz", source / "imagesTr" / "c.nii.gz")
+    page, shown = report(match=r"withdrawn \[c\]: has now the image")
+    assert ("renamed" in page, shown) == (False, pictures)
+    assert len(json.loads((Path(workspace.raw) / ".state" / f"{NAME}.summaries.json").read_text())["summaries"]) == 2
 
 
 def test_another_dataset_warns_of_the_image_and_the_withdrawal_names_it(tmp_path, workspace, caplog):
