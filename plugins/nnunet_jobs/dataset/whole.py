@@ -50,7 +50,7 @@ def check_unused(source: Source) -> list[Fault]:
     """Image files that lie beside the dataset's and that no case uses. What was converted before lies beside what is converted now."""
     if source.layout == "dicom":
         return []
-    used = {path for case in source.cases.values() for path in (*case.images, *([case.label] if case.label else []))}
+    used = source.left_out | {path for case in source.cases.values() for path in (*case.images, *([case.label] if case.label else []))}
     named = {fault.file for fault in source.faults}
     faults = []
     for folder in sorted({path.parent for path in used}):

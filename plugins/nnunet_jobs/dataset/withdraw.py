@@ -88,7 +88,8 @@ def warn_of_incomplete(stones: Tombstones) -> None:
 
 def _drop(source: Source, cases: Collection[str]) -> None:
     for case in cases:
-        del source.cases[case]
+        gone = source.cases.pop(case)
+        source.left_out.update((*gone.images, *([gone.label] if gone.label else [])))
     source.faults = [fault for fault in source.faults if fault.case is None or fault.case not in cases]
 
 
