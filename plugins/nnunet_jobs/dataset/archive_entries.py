@@ -6,12 +6,15 @@ import posixpath
 import re
 import stat
 import unicodedata
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
 from nnunet_jobs.contract.failure import Fault
+from nnunet_jobs.dataset.dicom_mark import named_like
 from nnunet_jobs.dataset.faults import Code
+from nnunet_jobs.dataset.mends import MENDS
 
 _MAX_NAME, _MAX_PATH = 255, 2000  # bytes; what Linux file systems carry, with room for the folder that it is unpacked into
 _DRIVE = re.compile(r"[A-Za-z]:")
@@ -45,6 +48,7 @@ class Entries:
     Attributes:
         limits: how much there may be. packed: bytes of the archive. files: path to size. folders: paths, parents included.
         links: path to (target, whether the target is relative to the link's own folder). faults: of all entries.
+        dicom: whether one of them is a DICOM file, by name or content.
     """
 
     limits: Limits
@@ -55,6 +59,7 @@ class Entries:
     faults: list[Fault] = field(default_factory=list)
     count: int = 0
     size: int = 0
+    dicom: bool = False
     _spelled: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -64,7 +69,22 @@ class Entries:
 
     def fault(self, name: str, message: str, code: Code = Code.ARCHIVE_UNSAFE) -> None:
         """Note what is wrong with an entry."""
+        self.dicom |= named_like(name)
         self.faults.append(Fault(code=code, file=name[:200], message=message))
+
+    def reported(self) -> list[Fault]:
+        """The faults, without names where there are DICOM files: one for each code, with the number of entries."""
+        if not self.dicom:
+            return self.faults
+        counts = Counter(str(fault.code) for fault in self.faults)
+        return [
+            Fault(
+                code=code,
+                message=f"{count} {'entry' if count == 1 else 'entries'}, not named here since the archive holds DICOM files: "
+                f"{MENDS[Code(code)].what} {MENDS[Code(code)].mend}",
+            )
+            for code, count in counts.items()
+        ]
 
     def folder(self, name: str) -> None:
         """Admit a folder."""
@@ -116,6 +136,7 @@ class Entries:
 
     def _admit(self, name: str, size: int) -> str | None:
         """The entry's path in plain form, or None with a fault."""
+        self.dicom |= named_like(name)
         self.count += 1
         self.size += size
         if self.count > self.limits.entries:

@@ -10,6 +10,7 @@ from pathlib import Path
 from nnunet_jobs.context import StepContext
 from nnunet_jobs.contract.failure import DiskFull, JobError
 from nnunet_jobs.dataset.archive_entries import Entries
+from nnunet_jobs.dataset.dicom_mark import marked
 from nnunet_jobs.dataset.faults import Code
 
 _RESERVE = 1 << 30  # bytes that stay free on the disk, or a twentieth of it where that is less
@@ -58,6 +59,7 @@ class Writer:
         written = 0
         with open(path, "xb") as file:
             for piece in pieces:
+                self.entries.dicom |= not written and marked(piece)
                 written += len(piece)
                 if written > size:
                     break

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import gzip
 import io
@@ -16,6 +17,7 @@ from nnunet_jobs.context import StepContext
 from nnunet_jobs.contract.failure import DiskFull, Fault
 from nnunet_jobs.dataset.archive_entries import Entries, Limits, kind_of_mode
 from nnunet_jobs.dataset.archive_writer import LOOK_AT_DISK, Damaged, Writer, as_damage, guarded
+from nnunet_jobs.dataset.dicom_mark import HEAD, marked
 from nnunet_jobs.dataset.faults import Code, data_error
 from nnunet_jobs.dataset.manifest import signature_of
 from nnunet_jobs.dataset.volume import open_regular
@@ -23,6 +25,7 @@ from nnunet_jobs.dataset.volume import open_regular
 ENDINGS = (".zip", ".tar", ".tar.gz", ".tgz")
 _CHUNK = 1 << 20
 _BLOCK = 512  # of tar
+_LOOKED_AT = 1000  # entries of a zip with faults
 _MAX_HEADER = 1 << 20  # bytes of one tar header with its extensions; tarfile reads them whole into memory
 
 
@@ -83,7 +86,7 @@ def unpack(archive: Path, folder: Path, *, context: StepContext, limits: Limits 
         message = "holds only further archives, which are not opened; unpack it and name one of them"
         entries.faults.append(Fault(code=Code.ARCHIVE_NESTED, file=next(iter(entries.files)), message=message))
     if entries.faults:
-        raise data_error(entries.faults, what=archive.name)
+        raise data_error(entries.reported(), what=archive.name)
     return _top(folder)
 
 
@@ -120,10 +123,12 @@ def _unzip(file: IO[bytes], entries: Entries, writer: Writer) -> None:
             elif path := entries.file(name, info.file_size):
                 jobs.append((path, info))
             if entries.full:
+                _look_for_dicom(archive, [info for _, info in jobs], entries)
                 return
         if sum(info.compress_size for info in archive.infolist()) > entries.packed:
             entries.fault("", "has entries that overlap: one piece of data under many names; pack the dataset again")
         if entries.faults:
+            _look_for_dicom(archive, [info for _, info in jobs], entries)
             return
         writer.need(entries.size)
         for path, info in jobs:
@@ -131,6 +136,15 @@ def _unzip(file: IO[bytes], entries: Entries, writer: Writer) -> None:
                 reader = archive.open(info)
             with reader:
                 writer.write(path, info.file_size, guarded(lambda reader=reader: reader.read(_CHUNK), path))  # type: ignore[misc]
+
+
+def _look_for_dicom(archive: zipfile.ZipFile, infos: list[zipfile.ZipInfo], entries: Entries) -> None:
+    """Nothing is unpacked of an archive with faults, and whether they may name its entries depends on what these are."""
+    for info in infos[:_LOOKED_AT]:
+        with contextlib.suppress(Damaged), as_damage(), archive.open(info) as reader:
+            entries.dicom |= marked(reader.read(HEAD))
+        if entries.dicom:
+            return
 
 
 # --- tar ------------------------------------------------------------------------------------------------------------
@@ -206,7 +220,11 @@ def _take(archive: tarfile.TarFile, member: tarfile.TarInfo, entries: Entries, w
         entries.link(name, member.linkname, relative=member.issym())
     elif not member.isreg():
         entries.special(name, "a pipe" if member.isfifo() else "a device" if member.isdev() else f"of the unknown kind {member.type!r}")
-    elif (path := entries.file(name, member.size)) and not entries.faults:
+    elif (path := entries.file(name, member.size)) and entries.faults:
+        with as_damage(path):
+            peeked = archive.extractfile(member)
+            entries.dicom |= peeked is not None and marked(peeked.read(HEAD))
+    elif path:
         if member.size > LOOK_AT_DISK:
             writer.need(member.size)
         with as_damage(path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import signal
 import sys
 import tempfile
 import time
@@ -14,9 +15,10 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nnunet_jobs.contract.failure import ConfigError, DataError, Fault
+from nnunet_jobs.contract.failure import ConfigError, DataError, DiskFull, Fault
 from nnunet_jobs.contract.params import RegisterParams
-from nnunet_jobs.dataset.faults import MENDS, Code
+from nnunet_jobs.dataset.faults import Code
+from nnunet_jobs.dataset.mends import MENDS
 
 if TYPE_CHECKING:
     from nnunet_jobs.dataset.check import Report
@@ -28,13 +30,18 @@ _SHOWN_S = 0.5  # seconds between two states of the progress line
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments; those of a source are the fields of registration."""
     parser.description = "Exit code 0: usable (warnings may be there); 3: faults; 2: wrong usage or configuration."
-    parser.add_argument("path", type=Path, help="folder of the dataset, in any layout that registration reads")
+    parser.add_argument("path", type=Path, help="folder or archive of the dataset, in any layout that registration reads")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout: ok, cases, faults")
     parser.add_argument("--fix-plan", action="store_true", help="print what to do with which file")
     parser.add_argument("--html", type=Path, help="write a page with numbers, pictures of all cases, and the faults to this file")
     parser.add_argument("--layout", help="auto (default), or a layout that registration knows")
     parser.add_argument("--images", help="sub-folder of the images, for the layout folders")
     parser.add_argument("--labels", help="sub-folder of the labels, for the layout folders")
+    parser.add_argument("--mapping", help="for the layout csv, the table below the source that lists the cases")
+    parser.add_argument("--bids-label", help="for the layout bids, which label file is meant, such as label-lesion_mask")
+    parser.add_argument("--series", type=_object, help='for DICOM, JSON such as {"T1": {"description": "(?i)t1"}}')
+    parser.add_argument("--label-rules", type=_object, help='for DICOM SEG and RTSTRUCT, JSON such as {"tumour": ["GTV.*"]}')
+    parser.add_argument("--private", type=Path, help="for DICOM, folder with the site's key, for who is who; forgotten without")
     parser.add_argument("--case-pattern", help="regular expression on image file names with the groups case and channel")
     parser.add_argument("--channel-names", type=_json, help='JSON such as {"0": "T1"}')
     parser.add_argument("--label-names", type=_json, help='JSON such as {"background": 0, "tumour": 1}')
@@ -47,12 +54,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Check, print, and return the exit code."""
-    logging.getLogger("nnunet_jobs").setLevel(logging.WARNING)
+    # without --private, what the log says of the private folder is gone before anybody can look
+    logging.getLogger("nnunet_jobs").setLevel(logging.WARNING if arguments.private else logging.ERROR)
+    before = signal.signal(signal.SIGTERM, _terminated)
     try:
         report = _check(arguments)
-    except ConfigError as error:
+    except (ConfigError, DiskFull) as error:
         print(str(error), file=sys.stderr)
         return USAGE
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    if report.layout == "dicom" and arguments.private is None:
+        print("ids of cases are made up for this run; --private gives those of registration, and a list of who is who", file=sys.stderr)
     if arguments.html is not None and not _write_page(arguments.html, arguments.path, report):
         return USAGE
     if arguments.json:
@@ -62,6 +75,11 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         print("\n".join(text(report)))
     return USABLE if report.ok else FAULTS
+
+
+def _terminated(number: int, _frame: object) -> None:
+    """Leave in good order: scratch folders with images of patients are removed on the way out."""
+    sys.exit(128 + number)
 
 
 def _write_page(target: Path, source: Path, report: Report) -> bool:
@@ -102,9 +120,11 @@ def fix_plan(faults: Sequence[Fault]) -> Iterator[str]:
     if not faults:
         yield "Nothing to mend."
         return
-    errors_first = sorted(_by_code(faults), key=lambda item: MENDS[item[0]].severity)
-    for number, (code, group) in enumerate(errors_first, 1):
-        must = "must be mended" if group[0].severity == "error" else "look at it"
+    errors_first = [
+        (severity, item) for severity in ("error", "warning") for item in _by_code([f for f in faults if f.severity == severity])
+    ]
+    for number, (severity, (code, group)) in enumerate(errors_first, 1):
+        must = "must be mended" if severity == "error" else "look at it"
         yield f"{number}. {code} ({must}): {MENDS[code].mend}"
         for fault in group:
             yield f"   [ ] {_where(fault)}: {fault.message}"
@@ -132,7 +152,7 @@ def _check(arguments: argparse.Namespace) -> Report:
     params = _params(arguments)
     root = arguments.path.resolve()
     if not root.exists():
-        raise ConfigError(f"{arguments.path}: no such folder")
+        raise ConfigError(f"{arguments.path}: no such folder or archive")
     processes = arguments.processes if arguments.processes is not None else max(1, int(host.cores()))
     time_limit = arguments.time_limit if arguments.time_limit is not None else TIME_LIMIT_S
     for name, value in (("processes", processes), ("memory-mib", arguments.memory_mib), ("time-limit", time_limit)):
@@ -142,9 +162,13 @@ def _check(arguments: argparse.Namespace) -> Report:
         # Sources that must be converted first are converted here, and forgotten.
         workspace = Workspace.below(Path(scratch) / "work", input_roots=(str(root),))
         Path(workspace.jobs, "validate").mkdir(parents=True)
+        Path(workspace.raw).mkdir(parents=True)
+        if arguments.private is not None:
+            arguments.private.mkdir(mode=0o700, parents=True, exist_ok=True)
+            workspace.private.symlink_to(arguments.private.resolve())
         context = StepContext(workspace=workspace, job=JobDir(Path(workspace.jobs) / "validate"), cpus=processes)
         try:
-            with plain_source(params, root, context, dataset="Dataset001_Validate") as folder:
+            with plain_source(params, root, context, dataset="Validate") as folder:
                 return check_dataset(
                     folder,
                     params=params,
@@ -161,6 +185,13 @@ def _params(arguments: argparse.Namespace) -> RegisterParams:
     known = {item.name for item in fields(RegisterParams)}
     given = {name: value for name, value in vars(arguments).items() if name in known and value is not None}
     return RegisterParams(dataset_id=1, name="Validate", source=str(arguments.path), **given)
+
+
+def _object(value: str) -> dict[str, Any]:
+    found = _json(value)
+    if not isinstance(found, dict):
+        raise argparse.ArgumentTypeError("not a JSON object")
+    return found
 
 
 class _Progress:

@@ -127,7 +127,7 @@ def _case(
     name, notes = identity.case(study, series_uid), list(faults)
     reference = next((channel for channel in channels if any(channel.series_uid in item.refers_to for item in objects)), None)
     used = tuple(item for item in objects if reference and reference.series_uid in item.refers_to)
-    if len(used) < len(objects) and not own_series:
+    if channels and len(used) < len(objects) and not own_series:
         message = (
             f"{len(objects) - len(used)} of {len(objects)} SEG and RTSTRUCT series describe another series than its image, and are unused"
         )

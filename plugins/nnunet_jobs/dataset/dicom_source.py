@@ -65,16 +65,12 @@ def converted(params: RegisterParams, root: Path, context: StepContext, *, datas
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     folder.chmod(0o700)
     done, faults = _Conversion(params=params, root=root, context=context, dataset=dataset, folder=folder, rules=rules).run()
-    for fault in faults:
-        if fault.severity == "warning":
-            log.warning("%s", fault)
     cases = {
         item.case.person.case: {"images": item.images, "label": item.label, "group": item.case.person.group}
         for item in done
         if item.images or item.withdrawn
     }
-    errors = [_plain(fault) for fault in faults if fault.severity == "error"]
-    write_json(folder / "dataset.json", {"channel_names": channels, CASES: cases, "faults": errors})
+    write_json(folder / "dataset.json", {"channel_names": channels, CASES: cases, "faults": [_plain(fault) for fault in faults]})
     yield folder
     kept = {name for item in done for name in (*item.images, item.label)}
     for path in folder.iterdir():
@@ -95,7 +91,7 @@ def _rules(params: RegisterParams) -> tuple[dict[str, str], dict[str, SeriesRule
 
 
 def _plain(fault: Fault) -> dict[str, Any]:
-    return {"code": str(fault.code), "message": fault.message, "case": fault.case, "file": fault.file}
+    return {"code": str(fault.code), "severity": fault.severity, "message": fault.message, "case": fault.case, "file": fault.file}
 
 
 class _Conversion:
@@ -128,7 +124,7 @@ class _Conversion:
             self.identity.remember(self.dataset, [case.person for case in cases])
             note = self.identity.note_files(self.dataset, found.files)
             if note is not None:
-                log.warning("%d files are named by number only; their paths are in %s", len(found.files), note)
+                log.warning("%d files are named by number only; their paths are in %s", len(found.files), os.path.realpath(note))
             done = parallel(self.context, "convert", lambda case: self._convert(case, workers), cases)
         done += [_Converted(case=case, withdrawn=True) for case in withdrawn]
         return done, [*faults_of(found, self.identity), *(fault for item in done for fault in item.faults)]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from nnunet_jobs.dataset.faults import MENDS, Code
+from nnunet_jobs.dataset.faults import Code
+from nnunet_jobs.dataset.mends import MENDS
 
 _INTRODUCTION = """\
 # Faults of a dataset

@@ -12,10 +12,8 @@ from nnunet_jobs.context import StepContext
 from nnunet_jobs.contract.failure import ConfigError
 from nnunet_jobs.contract.params import RegisterParams
 from nnunet_jobs.dataset import archives
+from nnunet_jobs.dataset.dicom_mark import holds_dicom
 from nnunet_jobs.dataset.sources import recognised
-from nnunet_jobs.dataset.volume import open_regular
-
-_LOOKED_AT = 1000
 
 
 @contextlib.contextmanager
@@ -59,23 +57,3 @@ def _unpacked(params: RegisterParams, root: Path, context: StepContext) -> Itera
         yield archives.unpack(root, scratch, context=context)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-
-
-def holds_dicom(root: Path) -> bool:
-    """Whether one of the first files below a folder has the mark of DICOM files: ``DICM`` after 128 bytes."""
-    looked = 0
-    for place, folders, names in os.walk(root):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(names):
-            if name.startswith("."):
-                continue
-            looked += 1
-            try:
-                with open_regular(Path(place) / name) as file:
-                    if file.read(132)[128:] == b"DICM":
-                        return True
-            except OSError:  # a link that leads nowhere, a pipe
-                pass
-            if looked >= _LOOKED_AT:
-                return False
-    return False

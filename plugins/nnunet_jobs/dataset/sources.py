@@ -11,6 +11,7 @@ from typing import Any
 
 from nnunet_jobs.contract.failure import ConfigError, DataError, Fault
 from nnunet_jobs.contract.params import RegisterParams
+from nnunet_jobs.dataset.dicom_mark import may_hold_dicom
 from nnunet_jobs.dataset.faults import Code, data_error
 from nnunet_jobs.dataset.labels import Tables, channel_table, label_table
 from nnunet_jobs.dataset.layouts import LAYOUTS
@@ -45,7 +46,7 @@ def read_source(params: RegisterParams, root: Path, *, known: Iterable[str] = ()
     source = Source(root=root, layout=layout.name, tables=tables, splits_4d=layout.splits_4d, faults=faults)
     source.extras = {key: description[key] for key in _EXTRAS if isinstance(description.get(key), str)}
     layout.read(params, source, description)
-    if not source.cases and not source.faults:
+    if not source.cases and all(fault.severity == "warning" for fault in source.faults):
         source.faults.append(Fault(code=Code.NO_CASES, message=f"no cases found in {params.source} (layout {layout.name})"))
     if params.rename:
         (names or CaseNames()).apply(source, known)
@@ -91,6 +92,10 @@ def _detect(params: RegisterParams, root: Path, description: dict[str, Any]) -> 
             return layout
     names = sorted(entry.name + ("/" if entry.is_dir() else "") for entry in root.iterdir() if not entry.name.startswith("."))
     shown = ", ".join(map(repr, names[:6])) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
+    if may_hold_dicom(root):
+        folders = sum(name.endswith("/") for name in names)
+        shown = f"{folders} folders and {len(names) - folders} files, not named here since there are DICOM files (layout dicom reads them)"
+        names = []
     lines = [f"  {layout.name}: {layout.expects}" for layout in LAYOUTS.values()]
     if (root / "dataset.json").is_file():
         shown += "; its dataset.json has " + (", ".join(map(repr, list(description)[:12])) or "no entries")

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nnunet_jobs.contract.failure import Fault
-from nnunet_jobs.dataset.faults import MENDS, Code
+from nnunet_jobs.dataset.faults import Code
+from nnunet_jobs.dataset.mends import MENDS
 from nnunet_jobs.dataset.names import NIFTI, split_ending
 from nnunet_jobs.dataset.sources import Source
 
@@ -46,8 +47,10 @@ def check_endings(source: Source, ending: str) -> list[Fault]:
 
 
 def check_unused(source: Source) -> list[Fault]:
-    """Image files that lie beside the dataset's and that no case uses."""
-    used = {path for case in source.cases.values() for path in (*case.images, *([case.label] if case.label else []))}
+    """Image files that lie beside the dataset's and that no case uses. What was converted before lies beside what is converted now."""
+    if source.layout == "dicom":
+        return []
+    used = source.left_out | {path for case in source.cases.values() for path in (*case.images, *([case.label] if case.label else []))}
     named = {fault.file for fault in source.faults}
     faults = []
     for folder in sorted({path.parent for path in used}):

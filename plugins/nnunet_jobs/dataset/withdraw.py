@@ -53,12 +53,13 @@ def leave_copies_out(
     Args:
         changes: as compared; its faults are added to. elsewhere: image sha256 to the other dataset that it was withdrawn from.
     """
-    withdrawn, copies = stones.images, []
+    withdrawn, copies, became = stones.images, [], []
     for case, checked in changes.checked.items():
         if not withdrawn.isdisjoint(checked.hashes):
             if case in registered:
                 message = "has now the image of a withdrawn case; restore the source, or withdraw this case too"
                 changes.faults.append(Fault(code=Code.WITHDRAWN, case=case, message=message))
+                became.append(case)
             else:
                 copies.append(case)
         elif other := next((elsewhere[digest] for digest in checked.hashes if digest in elsewhere), None):
@@ -67,9 +68,11 @@ def leave_copies_out(
     for case in copies:
         message = "has the image of a withdrawn case under another name and is left out; remove it from the source"
         log.warning("%s", Fault(code=Code.WITHDRAWN, case=case, message=message, severity="warning"))
+    for case in (*copies, *became):  # what the check saw of a withdrawn image, its picture above all, is for no report
         del changes.checked[case]
     changes.added -= set(copies)
     changes.faults = [fault for fault in changes.faults if fault.case not in copies]
+    changes.warnings = [fault for fault in changes.warnings if fault.case not in copies]
     _drop(source, copies)
     return copies
 
@@ -85,7 +88,8 @@ def warn_of_incomplete(stones: Tombstones) -> None:
 
 def _drop(source: Source, cases: Collection[str]) -> None:
     for case in cases:
-        del source.cases[case]
+        gone = source.cases.pop(case)
+        source.left_out.update((*gone.images, *([gone.label] if gone.label else [])))
     source.faults = [fault for fault in source.faults if fault.case is None or fault.case not in cases]
 
 
@@ -176,15 +180,18 @@ def _forget_converted(folder: Path, sizes: Mapping[str, int], beat: Callable[[],
 
 
 def _forget_reports(jobs: Path, dataset: str, cases: Collection[str]) -> None:
-    """Remove the reports of the dataset's registrations that name the cases: they show slices of them."""
+    """Remove the reports of the dataset's registrations that name the cases: they show slices of them.
+
+    Where a job folder no longer says what the job was, the page does: the dataset is its title.
+    """
     for path in jobs.glob("*/report.html"):
-        spec, text = path.parent / "spec.json", path.read_text()
-        if spec.is_file():
-            params = read_json(spec)["params"]
-            ours = dataset_name(int(params["dataset_id"]), str(params["name"])) == dataset
-        else:
-            ours = dataset in text  # of a step that ran without a runner; the page names its dataset
-        if ours and any(case in text for case in cases):
+        page = path.read_text()
+        try:
+            params = read_json(path.parent / "spec.json")["params"]
+            of_dataset = dataset_name(int(params["dataset_id"]), str(params["name"])) == dataset
+        except FileNotFoundError:
+            of_dataset = dataset in page
+        if of_dataset and any(case in page for case in cases):
             path.unlink(missing_ok=True)
 
 

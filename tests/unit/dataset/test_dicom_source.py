@@ -269,8 +269,9 @@ def test_labels_that_describe_another_series_are_named(tmp_path: Path, workspace
     with caplog.at_level(logging.WARNING, logger="nnunet_jobs"):
         result = register(workspace, source, series={"MR": {"modality": "MR"}}, channel_names=None)
     assert (result["train"], result["test"]) == (1, 1)
-    [warning] = [record.getMessage() for record in caplog.records if record.name == "nnunet_jobs"]
-    assert warning.startswith(f"label_reference [{case_of(workspace, 's1')}]: 1 of 1 SEG and RTSTRUCT series describe another series")
+    other, single = sorted(record.getMessage() for record in caplog.records if record.name == "nnunet_jobs")
+    assert other.startswith(f"label_reference [{case_of(workspace, 's1')}]: 1 of 1 SEG and RTSTRUCT series describe another series")
+    assert single.startswith(f"single_case [{case_of(workspace, 's0')} ")
 
 
 # --- fields -----------------------------------------------------------------------------------------------------------

@@ -1,24 +1,17 @@
 """``python -m nnunet_jobs validate``: exit codes, JSON, the text, the plan, and the page that documents the codes."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from nnunet_jobs.dataset.faults import MENDS, Code
+from nnunet_jobs.dataset.faults import Code
 from nnunet_jobs.dataset.faults_docs import page
+from nnunet_jobs.dataset.mends import MENDS
 from support.data import LABELS, decathlon, image_array, label_array, raw, write_nifti
+from support.validating import validate
 
 PROJECT = Path(__file__).resolve().parents[3]
-
-
-def validate(*arguments: object) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, "-m", "nnunet_jobs", "validate", *map(str, arguments)]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
 
 
 @pytest.fixture

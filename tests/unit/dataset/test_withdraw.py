@@ -1,6 +1,8 @@
 """Withdrawal from nnUNet_raw: what goes, what stays away, what is said."""
 
+import contextlib
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -12,7 +14,7 @@ from nnunet_jobs.contract.failure import ConfigError, DataError
 from nnunet_jobs.contract.files import write_json
 from nnunet_jobs.contract.withdrawals import Tombstones, WithdrawParams
 from nnunet_jobs.steps import withdraw
-from support.data import context, decathlon, describe_decathlon, raw, register_dataset, tree
+from support.data import context, decathlon, describe_decathlon, label_array, raw, register_dataset, tree, write_nifti
 
 NAME = "Dataset004_Small"
 
@@ -61,35 +63,35 @@ def test_the_next_registrations_leave_it_out_whatever_the_policy_for_gone_cases(
 
 
 def test_nothing_of_the_case_stays_in_hidden_state(tmp_path, workspace):
-    source = decathlon(tmp_path / "s", ["aaa", "bbb", "ccc"])
+    source = decathlon(tmp_path / "s", ["x_a", "x_b", "x_c"])
     register_dataset(workspace, source, holdout_fraction=0.0)
     state = Path(workspace.raw) / ".state"
-    registered = Path(workspace.raw) / NAME / "imagesTr" / "bbb_0000.nii.gz"
+    registered = Path(workspace.raw) / NAME / "imagesTr" / "x_b_0000.nii.gz"
     (state / "dicom" / "x").mkdir(parents=True)
     shutil.copy(registered, state / "dicom" / "x" / "0123.nii.gz")
-    shutil.copy(Path(workspace.raw) / NAME / "labelsTr" / "bbb.nii.gz", state / "dicom" / "x" / "4567.nii.gz")
+    shutil.copy(Path(workspace.raw) / NAME / "labelsTr" / "x_b.nii.gz", state / "dicom" / "x" / "4567.nii.gz")
     (state / "dicom" / "x" / "other.nii.gz").write_bytes(b"of another case")
-    (state / f"{NAME}.summaries.json").write_text('{"bbb": {}}')
+    (state / f"{NAME}.summaries.json").write_text('{"x_b": {}}')
     private = Path(workspace.raw) / ".private"
     private.mkdir(mode=0o700)
-    lines = [json.dumps({"case": case, "patient": f"PATIENT OF {case}"}) + "\n" for case in ("aaa", "bbb")]
+    lines = [json.dumps({"case": case, "patient": f"PATIENT OF {case}"}) + "\n" for case in ("x_a", "x_b")]
     (private / f"{NAME}.jsonl").write_text("".join(lines))
     (private / f"{NAME}.jsonl").chmod(0o600)
-    for number, text in (("1", "slices of aaa and bbb"), ("2", "slices of aaa")):
+    for number, text in (("1", "slices of x_a and x_b"), ("2", "slices of x_a")):
         (Path(workspace.jobs) / number).mkdir()
         (Path(workspace.jobs) / number / "report.html").write_text(text)
         write_json(Path(workspace.jobs) / number / "spec.json", {"params": {"dataset_id": 4, "name": "Small"}})
     staging = Path(workspace.raw) / f".{NAME}.staging" / "imagesTr"
     staging.mkdir(parents=True)
-    shutil.copy(registered, staging / "bbb_0000.nii.gz")
-    take_out(workspace, "bbb")
-    assert present(workspace, "bbb") == []
+    shutil.copy(registered, staging / "x_b_0000.nii.gz")
+    take_out(workspace, "x_b")
+    assert present(workspace, "x_b") == []
     assert [path.parent.name for path in Path(workspace.jobs).rglob("report.html")] == ["2"]
     assert sorted(path.name for path in (state / "dicom").rglob("*.nii.gz")) == ["other.nii.gz"]
     assert (private / f"{NAME}.jsonl").read_text() == lines[0]
     assert (private / f"{NAME}.jsonl").stat().st_mode & 0o777 == 0o600
     texts = {path.name: path.read_text() for path in Path(workspace.raw).rglob("*.json*")}
-    assert sorted(name for name, text in texts.items() if "bbb" in text) == [f"{NAME}.withdrawn.json", "manifest.json"]
+    assert sorted(name for name, text in texts.items() if "x_b" in text) == [f"{NAME}.withdrawn.json", "manifest.json"]
     assert list(workspace.manifest(NAME)["history"][-1]["cases"]) == ["withdrawn"]
 
 
@@ -108,6 +110,32 @@ def test_fault_withdrawn_a_copy_under_another_name_is_recognised_and_left_out(tm
     describe_decathlon(source, ["a", "c"])
     with pytest.raises(DataError, match=r"withdrawn \[c\]: has now the image of a withdrawn case"):
         register_dataset(workspace, source, holdout_fraction=0.0)
+
+
+def test_reports_show_nothing_of_what_is_left_out(tmp_path, workspace):
+    def report(**faults):
+        with pytest.raises(DataError, **faults) if faults else contextlib.nullcontext():
+            register_dataset(workspace, source, holdout_fraction=0.0)
+        page = (Path(workspace.jobs) / "register-test" / "report.html").read_text()
+        return page, set(re.findall(r"data:image/[^\"')]+", page))
+
+    source = decathlon(tmp_path / "s", ["a", "of_anna", "c"])
+    write_nifti(source / "labelsTr" / "of_anna.nii.gz", label_array((0,)))  # a warning of its own
+    page, all_pictures = report()
+    assert "of_anna" in page
+    take_out(workspace, "of_anna")
+    page, pictures = report()
+    assert "of_anna" not in page
+    assert pictures < all_pictures
+    for folder in ("imagesTr", "labelsTr"):
+        shutil.move(source / folder / "of_anna.nii.gz", source / folder / "re_named.nii.gz")
+    describe_decathlon(source, ["a", "c", "re_named"])
+    page, shown = report()
+    assert ("re_named" in page, shown) == (False, pictures)
+    shutil.copy(source / "imagesTr" / "re_named.nii.gz", source / "imagesTr" / "c.nii.gz")
+    page, shown = report(match=r"withdrawn \[c\]: has now the image")
+    assert ("re_named" in page, shown) == (False, pictures)
+    assert len(json.loads((Path(workspace.raw) / ".state" / f"{NAME}.summaries.json").read_text())["summaries"]) == 2
 
 
 def test_another_dataset_warns_of_the_image_and_the_withdrawal_names_it(tmp_path, workspace, caplog):

@@ -11,7 +11,7 @@ import pytest
 
 from nnunet_jobs.context import StepContext
 from nnunet_jobs.contract.workspace import Workspace
-from nnunet_jobs.dataset.materialise import holds_dicom
+from nnunet_jobs.dataset.dicom_mark import holds_dicom
 from nnunet_jobs.prediction.studies import find_studies, series_rules
 from support.dicom_labels import write_series
 from support.prediction import job_dir

@@ -45,6 +45,7 @@ class Source:
         splits_4d: whether 4D images are channels along the last axis. faults: what the listing alone shows to be wrong.
         extras: name, licence, reference and the like, carried into ``dataset.json``.
         renamed: id in the source to the id it is registered under, for those that differ, of this and earlier runs.
+        left_out: files of withdrawn cases, of which nothing more is said.
     """
 
     root: Path
@@ -55,6 +56,7 @@ class Source:
     faults: list[Fault] = field(default_factory=list)
     extras: dict[str, Any] = field(default_factory=dict)
     renamed: dict[str, str] = field(default_factory=dict)
+    left_out: set[Path] = field(default_factory=set)
 
     def relative(self, path: Path) -> str:
         """A file's name for people: relative to the source."""

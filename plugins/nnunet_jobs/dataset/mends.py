@@ -1,0 +1,232 @@
+"""What each code of a fault means and how to mend it: the one table that the fix plan and ``docs/faults.md`` are made from."""
+
+from __future__ import annotations
+
+from nnunet_jobs.dataset.faults import Code, Mend
+from nnunet_jobs.dataset.mends_dicom import DICOM
+
+MENDS: dict[Code, Mend] = {
+    Code.PATH_OUTSIDE: Mend(
+        "error",
+        "A path or link leads out of the source, or could: absolute, `..`, `$ENV`, a link, a header that names another data file.",
+        "Copy the file into the source and name it relative to it; write images with header and data in one file.",
+    ),
+    Code.NAME_INVALID: Mend(
+        "error",
+        "The case id has characters that file systems, shells or nnU-Net stumble over.",
+        "Rename the files: letters, digits, `_`, `-`, `.`, at most 120, starting with a letter or digit.",
+    ),
+    Code.NAME_CLASH: Mend(
+        "error",
+        "Two case ids differ only by upper and lower case or by Unicode form, so that some file systems hold only one of them.",
+        "Rename one of the two cases, its image files and its label file.",
+    ),
+    Code.NAME_UNMATCHED: Mend(
+        "error",
+        "A file among the images has a name that the naming rule does not know.",
+        "Rename it to `<case>_<channel, 4 digits><ending>`, set `case_pattern`, or move it away.",
+    ),
+    Code.CASE_DUPLICATE: Mend("error", "The same case, channel or label is there twice.", "Keep one of the files and move the other away."),
+    Code.CASE_REMOVED: Mend(
+        "error", "A registered case is no longer in the source.", "Bring it back, or set `on_removed` to `keep` or `drop`."
+    ),
+    Code.CASE_CHANGED: Mend(
+        "error", "A registered case has other content in the source.", "Restore it in the source, or set `on_changed` to `update`."
+    ),
+    Code.NO_CASES: Mend(
+        "error", "There is no case at all.", "Look whether path and layout are right, and set `layout` where it is guessed wrong."
+    ),
+    Code.SINGLE_CASE: Mend(
+        "warning", "There is one labelled case only: no fold can be trained and validated on different cases.", "Add cases."
+    ),
+    Code.DESCRIPTION_INVALID: Mend(
+        "error",
+        "`dataset.json` is not JSON, or an entry has not the form that its layout wants.",
+        "Correct the entry that the message names.",
+    ),
+    Code.LABELS_INVALID: Mend(
+        "error",
+        "The table of channels or labels is malformed.",
+        'Write `{"0": "T1"}` for channels, `{"background": 0, "tumour": 1}` for labels.',
+    ),
+    Code.BACKGROUND_MISSING: Mend("error", "No label is called `background` with the value 0.", 'Add `"background": 0` to the labels.'),
+    Code.LABELS_NOT_CONSECUTIVE: Mend(
+        "error", "Label values have a gap.", "Number the labels 0, 1, 2, ... in the table and in the label images alike."
+    ),
+    Code.IGNORE_NOT_HIGHEST: Mend(
+        "error",
+        "The label `ignore` is not one value above all others.",
+        "Give `ignore` the highest value, in the table and in the label images.",
+    ),
+    Code.REGIONS_ORDER_INVALID: Mend(
+        "error",
+        "Labels are regions and `regions_class_order` is missing or does not fit them.",
+        "List one value for each region in the order of the labels, each a value of its region, larger regions first.",
+    ),
+    Code.GROUP_UNMATCHED: Mend(
+        "error", "`group_pattern` does not match a case id, so its patient is unknown.", "Widen the pattern, or rename the case."
+    ),
+    Code.IMAGE_MISSING: Mend(
+        "error", "A listed image, or a folder of images, is not there.", "Bring the file, or take the case out of the list."
+    ),
+    Code.CHANNEL_MISSING: Mend("error", "A channel of a case is missing.", "Bring the missing file, or correct `channel_names`."),
+    Code.CHANNEL_EXTRA: Mend(
+        "error", "A case has more channels than `channel_names` says.", "Name the channel in `channel_names`, or move the file away."
+    ),
+    Code.LABEL_MISSING: Mend("error", "A training case has no label.", "Add the label file, or move the image to the test images."),
+    Code.LABEL_WITHOUT_IMAGE: Mend("error", "A label file belongs to no image.", "Bring the image, rename the label, or move it away."),
+    Code.FILE_UNUSED: Mend(
+        "warning",
+        "An image file lies in a folder of the dataset and no case uses it.",
+        "List it in `dataset.json`, or move it away if it is not wanted.",
+    ),
+    Code.ENDING_MIXED: Mend(
+        "error",
+        "Files have different endings; nnU-Net reads one ending a dataset (`.nii` and `.nii.gz` may be mixed, they are recoded).",
+        "Convert the file to the ending of the others.",
+    ),
+    Code.ENDING_UNSUPPORTED: Mend(
+        "error",
+        "No reader of nnU-Net reads files of this ending without loss.",
+        "Convert to `.nii.gz`, `.nii`, `.mha`, `.nrrd`, or for 2D images to `.png`, `.bmp`, `.tif`.",
+    ),
+    Code.UNREADABLE: Mend(
+        "error", "The operating system refuses to read the file.", "Check its permissions and the disk, or copy it again."
+    ),
+    Code.EMPTY_FILE: Mend("error", "The file has no bytes.", "Copy it again from where it came from."),
+    Code.TRUNCATED: Mend(
+        "error",
+        "The file ends before its data does. nnU-Net would read zeros for the rest.",
+        "Copy it again from where it came from and compare sizes.",
+    ),
+    Code.GZIP_DAMAGED: Mend("error", "The compressed data is damaged (CRC or stream).", "Copy the file again from where it came from."),
+    Code.NOT_GZIP: Mend(
+        "error", "The name ends in `.gz`, the content is not compressed.", "Rename it to `.nii`, or compress it with gzip."
+    ),
+    Code.NOT_NIFTI: Mend("error", "The file is not a readable NIfTI file.", "Write it again as NIfTI-1 from the original images."),
+    Code.NOT_READABLE: Mend(
+        "error", "The file is not a readable image of its ending.", "Write it again from the original images with a common program."
+    ),
+    Code.CHECKSUM_WRONG: Mend(
+        "error", "A checksum inside of the file does not fit its data.", "Copy the file again from where it came from."
+    ),
+    Code.READER_CRASHED: Mend(
+        "error",
+        "The process that read the case died or failed in a way nobody foresaw; the other cases were checked by another one.",
+        "Look whether the host is short of memory and run again; if it happens again, write the case's files anew.",
+    ),
+    Code.MEMORY_LIMIT: Mend(
+        "error",
+        "Reading the case needs more memory than this host lends to it, or than its header can be true for.",
+        "Check the image size that the header claims; give the step more memory if it is right.",
+    ),
+    Code.TIME_LIMIT: Mend(
+        "error",
+        "Reading the case took much longer than its size explains.",
+        "Look whether the disk is slow or hangs, then run again; else write the files anew.",
+    ),
+    Code.DTYPE: Mend(
+        "error",
+        "Voxels are of a kind that nnU-Net cannot use (complex, colours or vectors in a medical image, palette colours in a label).",
+        "Store whole or floating-point numbers of at most 64 bits, one file a channel.",
+    ),
+    Code.NOT_3D: Mend(
+        "error",
+        "The image has the wrong number of dimensions, or is a single voxel or line.",
+        "Store one three-dimensional (or 2D) image a file.",
+    ),
+    Code.DIMENSION_MIXED: Mend(
+        "error",
+        "Some cases are single slices and others volumes; plans made for such a mix fit neither.",
+        "Register 2D and 3D cases as two datasets.",
+    ),
+    Code.SPACING_INVALID: Mend(
+        "error", "A voxel size is zero, negative, infinite or NaN.", "Write the file again with the true voxel size in mm."
+    ),
+    Code.SPACING_ASSUMED: Mend(
+        "warning",
+        "A 3D TIFF has no `<case>.json` with its spacing, so that nnU-Net takes 1 mm.",
+        'Write `{"spacing": [z, y, x]}` (mm) beside the image and the label, if the voxels are not 1 mm.',
+    ),
+    Code.UNITS_SUSPICIOUS: Mend(
+        "warning",
+        "The header says metres or micrometres, or the voxel size is implausible in mm.",
+        "Check the voxel size against the scanner's; write it in mm with the unit code 2.",
+    ),
+    Code.AFFINE_INVALID: Mend(
+        "error",
+        "The affine is sheared, or has NaN, infinite or zero columns.",
+        "Write the file again with a valid affine, or resample it to orthogonal axes.",
+    ),
+    Code.SHAPE_MISMATCH: Mend(
+        "error", "Channels or label of a case differ in shape.", "Resample or export the file again on the grid of the first channel."
+    ),
+    Code.SPACING_MISMATCH: Mend(
+        "error", "Channels or label of a case differ in voxel size.", "Resample or export the file again on the grid of the first channel."
+    ),
+    Code.AFFINE_MISMATCH: Mend(
+        "error",
+        "Channels or label of a case lie in different places (origin or direction).",
+        "Look at both in a viewer: resample if the place is right, copy the affine if it was only lost.",
+    ),
+    Code.VALUE_NAN: Mend(
+        "error",
+        "There are NaN voxels. nnU-Net would turn them into 0, whatever 0 means in this image.",
+        "Replace them by a sensible value, such as that of air.",
+    ),
+    Code.VALUE_INF: Mend("error", "There are infinite voxels.", "Replace them by a sensible value."),
+    Code.IMAGE_CONSTANT: Mend(
+        "warning",
+        "All voxels of the image have one value: it teaches nothing.",
+        "Look whether the export failed; take the case or the channel out.",
+    ),
+    Code.LABEL_NOT_INTEGER: Mend(
+        "error",
+        "The label has values that are not whole numbers, often from resampling with interpolation.",
+        "Resample labels with nearest neighbour.",
+    ),
+    Code.LABEL_UNDECLARED: Mend(
+        "error", "The label has values that no label declares.", "Correct the label image, or declare the value in the labels."
+    ),
+    Code.LABEL_UNUSED: Mend(
+        "warning",
+        "A declared label is in no case, so that the network cannot learn it.",
+        "Look whether an export lost it; else take it out of the labels.",
+    ),
+    Code.LABEL_EMPTY: Mend(
+        "warning", "The label of a case holds background only.", "Right for a case without findings; else export the label again."
+    ),
+    Code.LABELS_ALL_EMPTY: Mend("error", "Every label holds background only: there is nothing to learn.", "Export the labels again."),
+    Code.SOURCE_CHANGED: Mend("error", "A file changed while it was read or copied.", "Run again when the source is at rest."),
+    Code.MAPPING_INVALID: Mend(
+        "error",
+        "A table (`mapping`, or the TSV files of BIDS) is not as it must be: encoding, delimiter, columns, or an entry.",
+        "Correct the line that the message names.",
+    ),
+    Code.ARCHIVE_UNSAFE: Mend(
+        "error",
+        "An archive has an entry that could write outside of its folder or over another: by path, link, device or repeated name.",
+        "Pack the dataset again, with plain relative names and with files in place of links.",
+    ),
+    Code.ARCHIVE_DAMAGED: Mend(
+        "error",
+        "An archive ends early, or its checksums or headers do not fit.",
+        "Copy the archive again from where it came from and compare sizes.",
+    ),
+    Code.ARCHIVE_ENCRYPTED: Mend("error", "An archive is protected by a password.", "Pack the dataset again without one."),
+    Code.ARCHIVE_TOO_LARGE: Mend(
+        "error",
+        "An archive would unpack to far more bytes or entries than its own size explains.",
+        "Unpack it by hand if it is sound, and name the folder.",
+    ),
+    Code.ARCHIVE_NESTED: Mend(
+        "error", "An archive holds nothing but further archives, which are not opened.", "Unpack it and name one of them."
+    ),
+    Code.WITHDRAWN: Mend(
+        "error or warning",
+        "A case has the image of a case whose consent was withdrawn. A copy under a new name is left out with a warning; a registered "
+        "case that would become one is an error.",
+        "Remove the copy from the source; restore the registered case's own image, or withdraw that case too.",
+    ),
+    **DICOM,
+}
