@@ -18,11 +18,11 @@ from nnunet_jobs.dataset.faults import Code
 from nnunet_jobs.dataset.holdout import TEST
 from nnunet_jobs.dataset.labels import Tables
 from nnunet_jobs.dataset.manifest import HashCache, channels_of, signature_of
-from nnunet_jobs.dataset.pictures import spacing_beside
+from nnunet_jobs.dataset.readers.pictures import spacing_beside
+from nnunet_jobs.dataset.readers.volume import Damaged
 from nnunet_jobs.dataset.sources import Source, SourceCase
 from nnunet_jobs.dataset.staging import Store
 from nnunet_jobs.dataset.validate import CheckedCase
-from nnunet_jobs.dataset.volume import Damaged
 from nnunet_jobs.dataset.whole import CaseFacts, check_endings, check_unused, check_whole
 from nnunet_jobs.dataset.workers import check_cases
 

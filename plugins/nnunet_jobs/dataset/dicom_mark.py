@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-from nnunet_jobs.dataset.volume import open_regular
+from nnunet_jobs.dataset.readers.volume import open_regular
 
 HEAD = 132
 """Bytes of a file that :func:`marked` wants."""

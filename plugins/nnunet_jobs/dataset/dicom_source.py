@@ -22,7 +22,7 @@ from nnunet_jobs.dataset.dicom_cases import DicomCase, cases_of, faults_of, keyw
 from nnunet_jobs.dataset.faults import Code
 from nnunet_jobs.dataset.layouts.dicom import CASES
 from nnunet_jobs.dataset.names import ENDINGS
-from nnunet_jobs.dataset.volume import hash_file
+from nnunet_jobs.dataset.readers.volume import hash_file
 from nnunet_jobs.dicom import convert, label_task
 from nnunet_jobs.dicom.geometry import SeriesRefused, grid_of
 from nnunet_jobs.dicom.guard import Broken, Workers

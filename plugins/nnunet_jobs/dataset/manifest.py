@@ -16,7 +16,7 @@ from typing import Any
 from nnunet_jobs.contract.files import content_hash, read_json, write_json
 from nnunet_jobs.dataset.holdout import HOLDOUT, TEST, TRAIN
 from nnunet_jobs.dataset.labels import Tables
-from nnunet_jobs.dataset.volume import hash_file
+from nnunet_jobs.dataset.readers.volume import hash_file
 
 log = logging.getLogger("nnunet_jobs")
 SCHEMA = 1

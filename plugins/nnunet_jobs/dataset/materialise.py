@@ -11,7 +11,7 @@ from pathlib import Path
 from nnunet_jobs.context import StepContext
 from nnunet_jobs.contract.failure import ConfigError
 from nnunet_jobs.contract.params import RegisterParams
-from nnunet_jobs.dataset import archives
+from nnunet_jobs.dataset.archives import unpack as archives
 from nnunet_jobs.dataset.dicom_mark import holds_dicom
 from nnunet_jobs.dataset.sources import recognised
 

@@ -17,8 +17,8 @@ from nnunet_jobs.dataset.labels import Tables, channel_table, label_table
 from nnunet_jobs.dataset.layouts import LAYOUTS
 from nnunet_jobs.dataset.layouts.base import Layout, Source, SourceCase
 from nnunet_jobs.dataset.names import Refused, check_case_ids, check_links
+from nnunet_jobs.dataset.readers.volume import open_regular
 from nnunet_jobs.dataset.renaming import CaseNames
-from nnunet_jobs.dataset.volume import open_regular
 
 __all__ = ["Source", "SourceCase", "read_source"]
 

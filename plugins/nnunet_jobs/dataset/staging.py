@@ -16,9 +16,9 @@ from nnunet_jobs.contract.workspace import MANIFEST
 from nnunet_jobs.dataset.faults import Code
 from nnunet_jobs.dataset.manifest import HashCache, files_of, folders_of, sidecars_of
 from nnunet_jobs.dataset.names import split_ending
+from nnunet_jobs.dataset.readers.volume import hash_file
 from nnunet_jobs.dataset.transfer import NOT_HERE, SourceChanged, link_or_copy, place, recode, swap_in
 from nnunet_jobs.dataset.validate import CheckedCase
-from nnunet_jobs.dataset.volume import hash_file
 
 log = logging.getLogger("nnunet_jobs")
 _FOLDERS = ("imagesTr", "labelsTr", "imagesTs", "labelsTs")

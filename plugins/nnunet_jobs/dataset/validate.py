@@ -14,11 +14,11 @@ import numpy.typing as npt
 
 from nnunet_jobs.contract.failure import Fault
 from nnunet_jobs.dataset.faults import Code
-from nnunet_jobs.dataset.formats import read_volume
 from nnunet_jobs.dataset.labels import Tables
+from nnunet_jobs.dataset.readers.formats import read_volume
+from nnunet_jobs.dataset.readers.volume import Array, Beat, Reserve, Volume
+from nnunet_jobs.dataset.report.summary import summarise_case
 from nnunet_jobs.dataset.sources import Source, SourceCase
-from nnunet_jobs.dataset.summary import summarise_case
-from nnunet_jobs.dataset.volume import Array, Beat, Reserve, Volume
 
 _EXTENT = 100  # voxels; see check_case
 _NO_MEMORY = "there was not enough memory to read it; look whether its size is true, or give the step more"

@@ -15,8 +15,8 @@ import numpy as np
 from nnunet_jobs.contract.failure import ConfigError, DataError, Fault
 from nnunet_jobs.contract.workspace import Workspace
 from nnunet_jobs.dataset.faults import Code
-from nnunet_jobs.dataset.formats import read_volume
 from nnunet_jobs.dataset.names import ENDINGS, PICTURES
+from nnunet_jobs.dataset.readers.formats import read_volume
 
 _SPACING_TOLERANCE = 1e-3
 

@@ -16,7 +16,7 @@ from nnunet_jobs.contract.files import read_json
 from nnunet_jobs.contract.params import PredictParams
 from nnunet_jobs.dataset.changes import pulse
 from nnunet_jobs.dataset.dicom_mark import holds_dicom
-from nnunet_jobs.dataset.volume import hash_file
+from nnunet_jobs.dataset.readers.volume import hash_file
 from nnunet_jobs.prediction.cases import Case, collect_cases
 from nnunet_jobs.prediction.export import fresh_folder
 from nnunet_jobs.prediction.model import SelectedModel, resolve_model

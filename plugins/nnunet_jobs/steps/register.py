@@ -24,7 +24,7 @@ from nnunet_jobs.dataset.manifest import SCHEMA, HashCache, build_manifest, desc
 from nnunet_jobs.dataset.materialise import plain_source
 from nnunet_jobs.dataset.placing import Placing, expected_files
 from nnunet_jobs.dataset.renaming import CaseNames
-from nnunet_jobs.dataset.reporting import Reporter, SummaryStore
+from nnunet_jobs.dataset.report.store import Reporter, SummaryStore
 from nnunet_jobs.dataset.sources import Source, read_source
 from nnunet_jobs.dataset.staging import Store
 from nnunet_jobs.dataset.transfer import recover

@@ -14,8 +14,8 @@ import tifffile
 from PIL import Image
 
 from nnunet_jobs.contract.failure import DataError
-from nnunet_jobs.dataset.formats import read_volume
-from nnunet_jobs.dataset.volume import Volume
+from nnunet_jobs.dataset.readers.formats import read_volume
+from nnunet_jobs.dataset.readers.volume import Volume
 from support.data import LABELS, SHAPE, image_array, label_array, register_dataset
 
 READERS = {".mha": "SimpleITKIO", ".nrrd": "SimpleITKIO", ".png": "NaturalImage2DIO", ".bmp": "NaturalImage2DIO", ".tiff": "Tiff3DIO"}

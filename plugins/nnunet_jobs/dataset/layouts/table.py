@@ -10,7 +10,7 @@ from typing import Any
 
 from nnunet_jobs.contract.failure import Fault
 from nnunet_jobs.dataset.faults import Code
-from nnunet_jobs.dataset.volume import open_regular
+from nnunet_jobs.dataset.readers.volume import open_regular
 
 _MAX_BYTES = 64 << 20
 _MAX_ROWS = 1_000_000

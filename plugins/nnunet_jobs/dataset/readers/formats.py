@@ -7,11 +7,11 @@ from pathlib import Path
 
 from nnunet_jobs.contract.failure import JobError
 from nnunet_jobs.dataset.faults import Code
-from nnunet_jobs.dataset.itk import read_itk
 from nnunet_jobs.dataset.names import split_ending
-from nnunet_jobs.dataset.nifti import read_nifti
-from nnunet_jobs.dataset.pictures import read_picture
-from nnunet_jobs.dataset.volume import Beat, Damaged, Reading, Reserve, Volume
+from nnunet_jobs.dataset.readers.itk import read_itk
+from nnunet_jobs.dataset.readers.nifti import read_nifti
+from nnunet_jobs.dataset.readers.pictures import read_picture
+from nnunet_jobs.dataset.readers.volume import Beat, Damaged, Reading, Reserve, Volume
 
 _READERS: dict[str, Callable[[Reading], None]] = {
     ".nii.gz": read_nifti,

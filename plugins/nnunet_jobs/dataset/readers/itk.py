@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nnunet_jobs.dataset.faults import Code
-from nnunet_jobs.dataset.volume import CHUNK, Damaged, Reading, check_extent, read_bytes, take_geometry, take_values
+from nnunet_jobs.dataset.readers.volume import CHUNK, Damaged, Reading, check_extent, read_bytes, take_geometry, take_values
 
 _LONGEST_HEADER = 1 << 16
 _META_TYPES = {

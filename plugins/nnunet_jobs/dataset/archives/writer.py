@@ -9,7 +9,7 @@ from pathlib import Path
 
 from nnunet_jobs.context import StepContext
 from nnunet_jobs.contract.failure import DiskFull, JobError
-from nnunet_jobs.dataset.archive_entries import Entries
+from nnunet_jobs.dataset.archives.entries import Entries
 from nnunet_jobs.dataset.dicom_mark import marked
 from nnunet_jobs.dataset.faults import Code
 

@@ -15,12 +15,12 @@ from typing import IO, Protocol
 
 from nnunet_jobs.context import StepContext
 from nnunet_jobs.contract.failure import DiskFull, Fault
-from nnunet_jobs.dataset.archive_entries import Entries, Limits, kind_of_mode
-from nnunet_jobs.dataset.archive_writer import LOOK_AT_DISK, Damaged, Writer, as_damage, guarded
+from nnunet_jobs.dataset.archives.entries import Entries, Limits, kind_of_mode
+from nnunet_jobs.dataset.archives.writer import LOOK_AT_DISK, Damaged, Writer, as_damage, guarded
 from nnunet_jobs.dataset.dicom_mark import HEAD, marked
 from nnunet_jobs.dataset.faults import Code, data_error
 from nnunet_jobs.dataset.manifest import signature_of
-from nnunet_jobs.dataset.volume import open_regular
+from nnunet_jobs.dataset.readers.volume import open_regular
 
 ENDINGS = (".zip", ".tar", ".tar.gz", ".tgz")
 _CHUNK = 1 << 20

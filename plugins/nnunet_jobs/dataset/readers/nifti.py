@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nnunet_jobs.dataset.faults import Code
-from nnunet_jobs.dataset.volume import CHUNK, Damaged, Reading, check_extent, open_regular, take_geometry, take_values
+from nnunet_jobs.dataset.readers.volume import CHUNK, Damaged, Reading, check_extent, open_regular, take_geometry, take_values
 
 _HEADER = 540  # bytes, of NIfTI-2; NIfTI-1 has 348
 _AFTER_DATA = 1 << 16  # bytes that may follow the voxels; more means that header and data do not belong together

@@ -1,0 +1,1 @@
+"""Image files read once to the last byte, strictly: NIfTI, MetaImage and NRRD, pictures."""
