@@ -7,7 +7,7 @@ VENV := .venv/.installed
 RUN := .venv/bin/python
 DATA ?=
 
-.PHONY: help venv demo up down test lint types check bench constraints wheel clean
+.PHONY: help venv demo up down test fuzz lint types check bench constraints wheel clean
 
 help: ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 14
@@ -33,6 +33,9 @@ down: $(VENV) ## stop what `make up` left running
 
 test: $(VENV) ## everything that can run here; says what it skipped and why
 	$(RUN) -m pytest $(ARGS)
+
+fuzz: $(VENV) ## ten minutes of damaged files for every reader
+	FUZZ_SECONDS=$(or $(SECONDS),600) $(RUN) -m pytest tests/chaos/test_validation.py -k fault_57 --timeout 1200
 
 lint: $(VENV) ## ruff and the import contracts
 	.venv/bin/ruff format --check .
