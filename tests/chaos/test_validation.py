@@ -57,7 +57,14 @@ def only_fault(report: Report) -> tuple[str, str | None, str | None]:
 
 
 def children() -> list[int]:
-    return processes.descendants(os.getpid())
+    """Reading processes below this one; other tests of the session leave multiprocessing's resource tracker."""
+    return [pid for pid in processes.descendants(os.getpid()) if b"nnunet_jobs.dataset.worker" in _command(pid)]
+
+
+def _command(pid: int) -> bytes:
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    return b""
 
 
 @contextlib.contextmanager
