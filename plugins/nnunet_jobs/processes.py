@@ -13,6 +13,15 @@ from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _PR_SET_CHILD_SUBREAPER = 36
+_ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS")
+
+
+def reader_environment() -> dict[str, str]:
+    """Of a process that reads foreign files: this package is found, one thread each, no module from the folder where the parent is."""
+    found = {**os.environ, "PYTHONSAFEPATH": "1", **dict.fromkeys(_ONE_THREAD, "1")}
+    packages = str(Path(__file__).resolve().parents[1])
+    found["PYTHONPATH"] = os.pathsep.join([packages, *filter(None, [found.get("PYTHONPATH")])])
+    return found
 
 
 def _prctl(option: int, value: int) -> None:

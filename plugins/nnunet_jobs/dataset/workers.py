@@ -14,7 +14,6 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from nnunet_jobs import host
@@ -23,6 +22,7 @@ from nnunet_jobs.dataset.faults import Code
 from nnunet_jobs.dataset.sources import Source, SourceCase
 from nnunet_jobs.dataset.validate import CheckedCase
 from nnunet_jobs.dataset.worker import BEAT, case_to_json, source_to_json
+from nnunet_jobs.processes import reader_environment
 
 log = logging.getLogger("nnunet_jobs")
 TIME_LIMIT_S = 60.0  # for a case without bytes
@@ -33,7 +33,6 @@ _STARTS = 3  # that may fail in a row before nothing is tried any more
 _LEAVE_S = 5.0  # for a killed process; one that hangs in the kernel is left behind
 _MEMORY = 0.8  # share of what the host or its cgroup allows that all workers together may use
 _CASES_EACH, _BYTES_EACH = 16, 4 << 20  # a further worker is worth its start for so many cases or bytes
-_ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS")
 
 Look = Callable[[], None]
 Done = Callable[[CheckedCase], None]
@@ -108,7 +107,7 @@ class _Reader:
             [sys.executable, "-m", "nnunet_jobs.dataset.worker", str(os.getpid())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env=_environment(),
+            env=reader_environment(),
         )
         self.ready = False
         self.item: _Item | None = None
@@ -244,11 +243,3 @@ class _Pool:
         ended = reader.process.poll()
         code = reader.end()
         return ended if ended is not None else code
-
-
-def _environment() -> dict[str, str]:
-    """Ours, where this package is found and each process is one thread; not the folder where the parent happens to be."""
-    found = {**os.environ, "PYTHONSAFEPATH": "1", **dict.fromkeys(_ONE_THREAD, "1")}
-    packages = str(Path(__file__).resolve().parents[2])
-    found["PYTHONPATH"] = os.pathsep.join([packages, *filter(None, [found.get("PYTHONPATH")])])
-    return found

@@ -12,12 +12,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from nnunet_jobs.processes import reader_environment
+
 _POLL_S = 0.2
-_ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS")
 
 
 class Broken(Exception):
@@ -82,13 +82,11 @@ class Workers:
 class _Worker:
     def __init__(self) -> None:
         self._answers, theirs = os.pipe()
-        plugins = str(Path(__file__).resolve().parents[2])
-        path = os.pathsep.join(part for part in (plugins, os.environ.get("PYTHONPATH", "")) if part)
         try:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "nnunet_jobs.dicom.worker", str(theirs)],
                 stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, pass_fds=(theirs,),
-                env={**os.environ, **dict.fromkeys(_ONE_THREAD, "1"), "PYTHONPATH": path},
+                env=reader_environment(),
             )  # fmt: skip
         except BaseException:
             os.close(self._answers)
