@@ -19,7 +19,7 @@ venv: $(VENV) ## install everything into .venv
 
 $(VENV): pyproject.toml constraints.txt | $(filter .uv/%,$(UV))
 	$(UV) venv --quiet --allow-existing --python '>=3.11' .venv
-	VIRTUAL_ENV=$(CURDIR)/.venv $(UV) pip install --quiet --compile-bytecode --constraint constraints.txt --editable '.[local,dicom,dicomweb,test]'
+	VIRTUAL_ENV=$(CURDIR)/.venv $(UV) pip install --quiet --compile-bytecode --constraint constraints.txt --editable '.[local,dicom,dicomweb,docker,celery,kubernetes,serve,test]'
 	touch $@
 
 demo: $(VENV) ## phantom data (or DATA=folder) through the whole pipeline, run by a private Airflow
