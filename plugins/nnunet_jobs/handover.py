@@ -111,11 +111,14 @@ class Grantor:
         log.info("%s was handed over", what)
 
     def _check(self) -> None:
-        """As the pulse's; also ends with an attempt that a watcher has declared lost: nobody will adopt its lease."""
+        """As the pulse's; also ends with an attempt that a watcher has declared lost: nobody will adopt its lease.
+
+        The verdict's file tells, not the phase, over which a message of ours may have been written a moment later.
+        """
         self.attempt.pulse.check()
-        state = self.job.state()
-        if state.attempt == self.attempt.number and state.phase.final:
-            raise Fenced(f"attempt {state.attempt} of {self.job.job_id} was declared over; its lease is given back")
+        verdict = self.job.failure()
+        if verdict is not None and verdict.attempt == self.attempt.number:
+            raise Fenced(f"attempt {verdict.attempt} of {self.job.job_id} was declared over; its lease is given back")
 
 
 class Adoption:

@@ -28,13 +28,14 @@ HALVES = 2
 
 # --- the step ---------------------------------------------------------------------------------------------------------
 def run(params: RegisterParams, context: StepContext) -> dict[str, Any]:
-    """Occupy the devices, work until the file ``until`` is there (at once without one), say what was seen."""
+    """Occupy the devices, work for ``seconds`` or until the file ``until`` is there, say what was seen."""
     script = json.loads(params.source)
     with contextlib.ExitStack() as stack:
         for gpu in context.gpus:
-            occupied = [_occupy(stack, Path(script["busy"]) / f"{gpu}.{half}") for half in range(HALVES)]
-            if not (any(occupied) if script["half"] else all(occupied)):
+            occupy = any if script["half"] else all  # both stop as soon as they know
+            if not occupy(_occupied(stack, Path(script["busy"]) / f"{gpu}.{half}") for half in range(HALVES)):
                 raise RuntimeError(f"{gpu} is in use by another step")
+        time.sleep(float(script.get("seconds", 0)))
         while "until" in script and not os.path.exists(script["until"]):
             context.beat()
             context.check_stop()
@@ -47,7 +48,7 @@ def run(params: RegisterParams, context: StepContext) -> dict[str, Any]:
     }
 
 
-def _occupy(stack: contextlib.ExitStack, path: Path) -> bool:
+def _occupied(stack: contextlib.ExitStack, path: Path) -> bool:
     file = stack.enter_context(path.open("ab"))
     with contextlib.suppress(BlockingIOError):
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
