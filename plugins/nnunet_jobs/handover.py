@@ -54,7 +54,9 @@ class Grantor:
 
     def _grant(self) -> None:
         if was_granted(self.job, self.attempt.number):
-            raise Refused(f"attempt {self.attempt.number} of {self.job.job_id} has had its grant; one container asks for one attempt's lease")
+            raise Refused(
+                f"attempt {self.attempt.number} of {self.job.job_id} has had its grant; one container asks for one attempt's lease"
+            )
         spec = self.job.spec()
         share(spec.workspace)
         if spec.resources.gpus == 0:

@@ -255,7 +255,13 @@ class Ledger:
         return found
 
     def _write_leases(self, devices: Sequence[str], *, memory_mib: int | None, owner: str, follows: Sequence[int | None] = ()) -> Lease:
-        entry: dict[str, Any] = {"memory_mib": memory_mib, "owner": owner, "pid": os.getpid(), "pid_namespace": pid_namespace(), "sessions": []}
+        entry: dict[str, Any] = {
+            "memory_mib": memory_mib,
+            "owner": owner,
+            "pid": os.getpid(),
+            "pid_namespace": pid_namespace(),
+            "sessions": [],
+        }
         numbers: list[int] = []
         fds: list[int] = []
         try:
