@@ -209,7 +209,7 @@ class JobDir:
                 self._write_state(replace(state, message=message))
 
     def note_container(self, attempt: int, facts: Mapping[str, Any]) -> None:
-        """Add to an outcome what is known only after the runner's end: exit code, the image's digest, and the like. The first note stays."""
+        """Add to an outcome what is known only after the runner's end: exit code, image digest, and the like. The first note stays."""
         with self._state_lock():
             result, failure = self.result(), self.failure()
             if result is not None and result.get("attempt") == attempt and "container" not in result:
