@@ -49,8 +49,15 @@ def main(argv: Sequence[str] | None = None, *, module: str = "nnunet_jobs", step
 
 
 def _run(arguments: argparse.Namespace, module: str) -> int:
-    from nnunet_jobs.runner import Runner
+    from nnunet_jobs.runner import EXIT_NO_FOLDER, Runner
 
+    job = JobDir(arguments.job.absolute())
+    if arguments.own_log:
+        try:
+            _speak_to(job.log)
+        except OSError as error:
+            print(f"{job.log}: {error.strerror}; this container does not see the job's folder, or may not write there", file=sys.stderr)
+            return EXIT_NO_FOLDER
     if arguments.ready_fd is not None:
         os.set_inheritable(arguments.ready_fd, False)
     if arguments.detach:
@@ -58,7 +65,15 @@ def _run(arguments: argparse.Namespace, module: str) -> int:
         if os.fork():
             os._exit(0)
         os.setsid()
-    return Runner(JobDir(arguments.job.absolute()), arguments.attempt, module=module, ready_fd=arguments.ready_fd).run()
+    return Runner(job, arguments.attempt, module=module, ready_fd=arguments.ready_fd).run()
+
+
+def _speak_to(log: Path) -> None:
+    """Send what this process and its children say to the job's log, where everybody looks for it."""
+    fd = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o664)
+    for standard in (1, 2):
+        os.dup2(fd, standard)
+    os.close(fd)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -70,6 +85,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--attempt", type=int, required=True, help="number of the attempt, as begun by submit")
         if name == "run":
             command.add_argument("--detach", action="store_true", help="return at once, the runner goes on in the background")
+            command.add_argument("--own-log", action="store_true", help="write to the job's log instead of stdout and stderr")
             command.add_argument("--ready-fd", type=int, help="file descriptor to write to once the attempt is on record")
     phantom = subparsers.add_parser("phantom", help="write an anatomy-like dataset in Medical Segmentation Decathlon layout")
     phantom.add_argument("out", type=Path, help="folder to make")

@@ -22,7 +22,7 @@ from nnunet_jobs.supervisor import Supervisor
 
 log = logging.getLogger("nnunet_jobs")
 
-EXIT_DONE, EXIT_FAILED, EXIT_FENCED, EXIT_REFUSED = 0, 1, 3, 4
+EXIT_DONE, EXIT_FAILED, EXIT_FENCED, EXIT_REFUSED, EXIT_NO_FOLDER = 0, 1, 3, 4, 5
 _SAVE_RETRIES = 60
 
 

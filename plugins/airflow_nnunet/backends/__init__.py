@@ -6,6 +6,7 @@ from typing import Any
 
 from airflow_nnunet.backends.base import DEFAULT_LOST_AFTER_S, Backend, JobStatus, Watch, read_status
 from airflow_nnunet.backends.fake import FakeBackend, FakeOutcome
+from airflow_nnunet.backends.kubernetes import KubernetesBackend
 from airflow_nnunet.backends.local import LocalBackend
 from nnunet_jobs.contract.failure import ConfigError
 
@@ -15,13 +16,14 @@ __all__ = [
     "FakeBackend",
     "FakeOutcome",
     "JobStatus",
+    "KubernetesBackend",
     "LocalBackend",
     "Watch",
     "get_backend",
     "read_status",
 ]
 
-_BACKENDS: dict[str, type[Backend]] = {cls.name: cls for cls in (LocalBackend, FakeBackend)}
+_BACKENDS: dict[str, type[Backend]] = {cls.name: cls for cls in (LocalBackend, FakeBackend, KubernetesBackend)}
 
 
 def get_backend(name: str, **options: Any) -> Backend:
