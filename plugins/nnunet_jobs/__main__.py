@@ -94,9 +94,10 @@ def _parser() -> argparse.ArgumentParser:
         command = subparsers.add_parser(name, help=text)
         command.add_argument("job", type=Path, help="job directory")
         command.add_argument("--attempt", type=int, required=True, help="number of the attempt, as begun by submit")
+        if name in ("run", "lease"):
+            command.add_argument("--own-log", action="store_true", help="write to the job's log instead of stdout and stderr")
         if name == "run":
             command.add_argument("--detach", action="store_true", help="return at once, the runner goes on in the background")
-            command.add_argument("--own-log", action="store_true", help="write to the job's log instead of stdout and stderr")
             command.add_argument("--ready-fd", type=int, help="file descriptor to write to once the attempt is on record")
             command.add_argument("--grant", action="store_true", help="adopt the lease of grant.json, which the command lease took")
         if name == "lease":

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,8 @@ class Bench:
 
     backend: Backend
     workspace: Workspace
+    elsewhere: Callable[[JobDir], None] = lambda job: None
+    """Make a place look as if it ran a job's first attempt, on a host of which nothing more is heard."""
 
     def submit(self, name: str, **script: Any) -> JobDir:
         return self.backend.submit(make_spec(self.workspace, name, Resources(grace_s=5.0), **script))
@@ -54,10 +57,17 @@ class Bench:
         return job
 
 
-@pytest.fixture(params=["local", "fake"])
-def bench(request: pytest.FixtureRequest, workspace: Workspace) -> Iterator[Bench]:
-    with no_runner_left(workspace):
-        bench = Bench(local_backend() if request.param == "local" else FakeBackend(script=fake_script), workspace)
+@pytest.fixture(params=["local", "fake", "kubernetes"])
+def bench(request: pytest.FixtureRequest, workspace: Workspace, tmp_path: Path) -> Iterator[Bench]:
+    with no_runner_left(workspace), contextlib.ExitStack() as stack:
+        if request.param == "kubernetes":
+            pytest.importorskip("kubernetes", reason="the extra kubernetes is not installed")
+            from support.pods import kubernetes_bench
+
+            backend, elsewhere = stack.enter_context(kubernetes_bench(tmp_path, workspace))
+            bench = Bench(backend, workspace, elsewhere)
+        else:
+            bench = Bench(local_backend() if request.param == "local" else FakeBackend(script=fake_script), workspace)
         yield bench
         for path in Path(workspace.jobs).glob("[a-z]*"):
             JobDir(path).request_cancel("the test is over")
@@ -165,6 +175,7 @@ def test_a_runner_on_a_host_that_vanished_is_lost_after_the_limit(bench: Bench) 
     job.set_phase(1, Phase.RUNNING)
     state = read_json(job.path / "state.json")
     write_json(job.path / "state.json", {**state, "host": "host-that-vanished"})
+    bench.elsewhere(job)
     now = [0.0]
     watch = Watch(lost_after_s=60, clock=lambda: now[0])
     now[0] += 3600  # the watcher itself slept: that is not the runner's silence
@@ -198,7 +209,7 @@ def test_twenty_submits_at_once_start_one_runner(bench: Bench, tmp_path: Path) -
     assert not errors
     job = bench.submit("race", until=str(tmp_path / "go"), note=str(tmp_path / "note"))
     assert job.state().attempt == 1
-    if bench.backend.name == "local":
+    if bench.backend.name != "fake":
         wait_for((tmp_path / "note").exists, what="the step")
         (tmp_path / "go").touch()
         assert bench.end(job).unwrap()["attempt"] == 1
@@ -225,7 +236,7 @@ def test_fault_10_death_between_submit_and_first_record_is_healed(bench: Bench) 
 def test_backends_are_found_by_name() -> None:
     assert get_backend("local").name == "local"
     assert get_backend("fake").name == "fake"
-    with pytest.raises(ConfigError, match="backend='slurm': must be one of fake, local"):
+    with pytest.raises(ConfigError, match="backend='slurm': must be one of fake, kubernetes, local"):
         get_backend("slurm")
     with pytest.raises(ConfigError, match="gpu"):
         get_backend("local", gpu=1)
