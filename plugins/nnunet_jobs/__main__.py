@@ -23,12 +23,21 @@ def main(argv: Sequence[str] | None = None, *, module: str = "nnunet_jobs", step
     """
     arguments = _parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
-    if arguments.command == "run":
-        return _run(arguments, module)
-    if arguments.command == "lease":
+    if arguments.command in ("run", "lease"):
+        from nnunet_jobs.attempt import EXIT_NO_FOLDER
+
+        job = JobDir(arguments.job.absolute())
+        if arguments.own_log:
+            try:
+                _speak_to(job.log)
+            except OSError as error:
+                print(f"{job.log}: {error.strerror}; this container does not see the job's folder, or may not write there", file=sys.stderr)
+                return EXIT_NO_FOLDER
+        if arguments.command == "run":
+            return _run(arguments, job, module)
         from nnunet_jobs.handover import Grantor
 
-        return Grantor(JobDir(arguments.job.absolute()), arguments.attempt, handover_s=arguments.handover_s).run()
+        return Grantor(job, arguments.attempt, handover_s=arguments.handover_s).run()
     if arguments.command == "step":
         from nnunet_jobs import child
 
@@ -52,7 +61,7 @@ def main(argv: Sequence[str] | None = None, *, module: str = "nnunet_jobs", step
     return 0
 
 
-def _run(arguments: argparse.Namespace, module: str) -> int:
+def _run(arguments: argparse.Namespace, job: JobDir, module: str) -> int:
     from nnunet_jobs.runner import Runner
 
     if arguments.ready_fd is not None:
@@ -62,8 +71,16 @@ def _run(arguments: argparse.Namespace, module: str) -> int:
         if os.fork():
             os._exit(0)
         os.setsid()
-    runner = Runner(JobDir(arguments.job.absolute()), arguments.attempt, module=module, ready_fd=arguments.ready_fd)
+    runner = Runner(job, arguments.attempt, module=module, ready_fd=arguments.ready_fd)
     return runner.run_granted() if arguments.grant else runner.run()
+
+
+def _speak_to(log: Path) -> None:
+    """Send what this process and its children say to the job's log, where everybody looks for it."""
+    fd = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o664)
+    for standard in (1, 2):
+        os.dup2(fd, standard)
+    os.close(fd)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -77,6 +94,8 @@ def _parser() -> argparse.ArgumentParser:
         command = subparsers.add_parser(name, help=text)
         command.add_argument("job", type=Path, help="job directory")
         command.add_argument("--attempt", type=int, required=True, help="number of the attempt, as begun by submit")
+        if name in ("run", "lease"):
+            command.add_argument("--own-log", action="store_true", help="write to the job's log instead of stdout and stderr")
         if name == "run":
             command.add_argument("--detach", action="store_true", help="return at once, the runner goes on in the background")
             command.add_argument("--ready-fd", type=int, help="file descriptor to write to once the attempt is on record")

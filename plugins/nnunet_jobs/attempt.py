@@ -19,7 +19,7 @@ from nnunet_jobs.pulse import BEAT_S, Cancelled, Pulse
 
 log = logging.getLogger("nnunet_jobs")
 
-EXIT_DONE, EXIT_FAILED, EXIT_FENCED, EXIT_REFUSED = 0, 1, 3, 4
+EXIT_DONE, EXIT_FAILED, EXIT_FENCED, EXIT_REFUSED, EXIT_NO_FOLDER = 0, 1, 3, 4, 5
 _SAVE_RETRIES = 60
 _LOCK_S = 0.05  # between two tries to get the lock of a runner that is about to end
 

@@ -22,7 +22,7 @@ import shutil
 import socket
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -199,6 +199,23 @@ class JobDir:
         with self._state_lock():
             self.check_fence(attempt)
             yield
+
+    # --- the backend's side -------------------------------------------------------------------------------------
+    def say(self, attempt: int, message: str) -> None:
+        """Record what an attempt waits for that has no runner yet. Nothing once there is one: it speaks for itself."""
+        with self._state_lock():
+            state = self.state()
+            if state.attempt == attempt and not state.pid and not state.phase.final and state.message != message:
+                self._write_state(replace(state, message=message))
+
+    def note_container(self, attempt: int, facts: Mapping[str, Any]) -> None:
+        """Add to an outcome what is known only after the runner's end, such as its exit code. The first note stays."""
+        with self._state_lock():
+            result, failure = self.result(), self.failure()
+            if result is not None and result.get("attempt") == attempt and "container" not in result:
+                write_json(self.result_path, {**result, "container": dict(facts)})
+            elif failure is not None and failure.attempt == attempt and "container" not in failure.details:
+                write_json(self.failure_path, replace(failure, details={**failure.details, "container": dict(facts)}).to_json())
 
     # --- everybody's side ---------------------------------------------------------------------------------------
     def spec(self) -> JobSpec:
