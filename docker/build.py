@@ -1,6 +1,6 @@
 """Build the images with docker or podman, with versions from pyproject.toml and constraints.txt as tag and labels.
 
-python docker/build.py [nnunet] [airflow] [--accelerator cpu] [--torch-backend cpu] [--base IMAGE] [--tag TAG] [-- more arguments of `build`]
+python docker/build.py [nnunet] [airflow] [--accelerator cpu] [--torch-backend cpu] [--base IMAGE] [--tag TAG] [-- arguments of `build`]
 """
 
 from __future__ import annotations

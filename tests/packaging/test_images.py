@@ -46,7 +46,14 @@ def context(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in IN_CONTEXT:
         source = PROJECT / name
         shutil.copytree(source, folder / name) if source.is_dir() else shutil.copy(source, folder / name)
-    for decoy in (".venv/bin/python", ".git/config", "data/case.nii.gz", "airflow.cfg", ".demo/passwords.json", "docker/secrets/fernet_key"):
+    for decoy in (
+        ".venv/bin/python",
+        ".git/config",
+        "data/case.nii.gz",
+        "airflow.cfg",
+        ".demo/passwords.json",
+        "docker/secrets/fernet_key",
+    ):
         (folder / decoy).parent.mkdir(parents=True, exist_ok=True)
         (folder / decoy).write_text("private")
     return folder
