@@ -109,6 +109,7 @@ def acquire(
     workspace: Workspace,
     *,
     owner: str,
+    team: str = "",
     exclude: tuple[str, ...] = (),
     poll: Callable[[], None],
     waiting: Callable[[str], None],
@@ -116,7 +117,7 @@ def acquire(
     """Wait for the devices that a job asked for and take them.
 
     Args:
-        owner: job id, shown to those who wait. exclude: GPUs that failed this job before; used again only if there are no others.
+        owner: job id, shown to those who wait. team: whose turn it must be. exclude: GPUs that failed this job before; used again only if there are no others.
         poll: called at least every half second; may raise to give up. waiting: told why when there is something new to say.
     """
     if resources.gpus == 0:
@@ -131,7 +132,7 @@ def acquire(
         count, memory, slots = resources.gpus, resources.gpu_memory_mib, max(1, len(inventory.gpus) // resources.gpus)
         if len([gpu for gpu in inventory.gpus if gpu.uuid not in exclude]) < count:
             exclude = ()
-    request = Request(kind=kind, count=count, memory_mib=memory, exclude=exclude, owner=owner)
+    request = Request(kind=kind, count=count, memory_mib=memory, exclude=exclude, owner=owner, team=team)
     read_at = time.monotonic()
     told: set[str] = set()
 

@@ -3,6 +3,7 @@
     alloc.lock                  mutex; held for a fraction of a millisecond by whoever reads or changes the ledger
     leases/<n>.json             one file per lease, flocked by its holder and by every process that inherited it
     tickets/<n>.json            one file per waiter, flocked by it; the number is its place in the queue
+    turns/team-<name>           number of the newest lease of each team, by which teams take turns
     quarantine/<device>.json    devices not to be used for a while, with the reason
 
 A lock on an open file belongs to the open file, not to a process: the trainer inherits it, so a lease lives exactly as long as any
@@ -15,6 +16,7 @@ import contextlib
 import json
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,6 +26,7 @@ from nnunet_jobs.booking import Book, Device, Request
 from nnunet_jobs.contract.files import locked, read_json, try_lock, write_json
 from nnunet_jobs.contract.liveness import boot_id, read_counter, write_counter
 from nnunet_jobs.host import require_local
+from nnunet_jobs.turns import Place, in_turn
 
 _PAGE = 4096
 MAX_OVERTAKEN = 3
@@ -42,6 +45,7 @@ class Holder:
     owner: str
     sessions: tuple[int, ...]
     pid: int
+    team: str = ""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -101,7 +105,7 @@ class Ledger:
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
-        for name in ("leases", "tickets", "quarantine"):
+        for name in ("leases", "tickets", "turns", "quarantine"):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
         require_local(self.folder, field="leases")
 
@@ -155,14 +159,11 @@ class Ledger:
         request = ticket.request
         with self._mutex(poll):
             book = Book(devices)
-            for holder in self._holders():
+            holders = self._holders()
+            for holder in holders:
                 book.take([holder.device], holder.memory_mib)
             blocked: list[_Waiter] = []
-            for waiter in self._waiters():
-                if waiter.number == ticket.number:
-                    _change(waiter.path, polls=waiter.polls + 1)
-                if waiter.number >= ticket.number or waiter.request.kind != request.kind or ticket.sleeps(waiter.number, waiter.polls):
-                    continue
+            for waiter in self._before(ticket, [holder for holder in holders if holder.device in book.devices]):
                 placed = book.place(waiter.request)
                 if placed is None:
                     blocked.append(waiter)
@@ -191,6 +192,23 @@ class Ledger:
         with locked(self.folder / "alloc.lock", poll=poll, interval=0.002):
             yield
 
+    def _before(self, ticket: Ticket, holders: Sequence[Holder]) -> list[_Waiter]:
+        """Who is served before a ticket, of those that ask for the same kind of device and are awake. Notes that the ticket asks."""
+        waiting: dict[int, _Waiter] = {}
+        for waiter in self._waiters():
+            if waiter.number == ticket.number:
+                _change(waiter.path, polls=waiter.polls + 1)
+            elif waiter.request.kind != ticket.request.kind or ticket.sleeps(waiter.number, waiter.polls):
+                continue
+            waiting[waiter.number] = waiter
+        places = [Place(number=item.number, team=item.request.team, count=item.request.count) for item in waiting.values()]
+        served = {place.team: read_counter(self._turn(place.team)) for place in places}
+        order = in_turn(places, Counter(holder.team for holder in holders), served)
+        return [waiting[number] for number in order[: order.index(ticket.number)]]
+
+    def _turn(self, team: str) -> Path:
+        return self.folder / "turns" / f"team-{team}"
+
     def _next_number(self) -> int:
         path = self.folder / "next"
         number = read_counter(path)
@@ -217,7 +235,12 @@ class Ledger:
     def _holders(self) -> list[Holder]:
         return [
             Holder(
-                device=data["device"], memory_mib=data["memory_mib"], owner=data["owner"], sessions=tuple(data["sessions"]), pid=data["pid"]
+                device=data["device"],
+                memory_mib=data["memory_mib"],
+                owner=data["owner"],
+                sessions=tuple(data["sessions"]),
+                pid=data["pid"],
+                team=data.get("team", ""),
             )
             for _, data in self._live("leases")
         ]
@@ -233,11 +256,14 @@ class Ledger:
         fds: list[int] = []
         try:
             for uuid in uuids:
-                path = self.folder / "leases" / f"{self._next_number():020d}.json"
+                number = self._next_number()
+                path = self.folder / "leases" / f"{number:020d}.json"
                 fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o664)
                 fds.append(fd)
                 try_lock(fd)
-                _rewrite(fd, {"device": uuid, "memory_mib": request.memory_mib, "owner": request.owner, "pid": os.getpid(), "sessions": []})
+                data = {"device": uuid, "memory_mib": request.memory_mib, "owner": request.owner, "pid": os.getpid(), "sessions": []}
+                _rewrite(fd, {**data, "team": request.team})
+                write_counter(self._turn(request.team), number)
         except BaseException:
             for fd in fds:
                 os.close(fd)

@@ -85,6 +85,7 @@ class Runner:
             allowed.resources,
             spec.workspace,
             owner=self.job.job_id,
+            team=spec.team,
             exclude=allowed.exclude,
             poll=self.pulse.check,
             waiting=self._waiting,
