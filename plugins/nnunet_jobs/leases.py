@@ -202,7 +202,7 @@ class Ledger:
                 continue
             waiting[waiter.number] = waiter
         places = [Place(number=item.number, team=item.request.team, count=item.request.count) for item in waiting.values()]
-        served = {place.team: read_counter(self._turn(place.team)) for place in places}
+        served = {team: read_counter(self._turn(team)) for team in {place.team for place in places}}
         order = in_turn(places, Counter(holder.team for holder in holders), served)
         return [waiting[number] for number in order[: order.index(ticket.number)]]
 
