@@ -118,7 +118,9 @@ class TrainingConfig(Section):
         if self.team is None:
             return self
         if self.nnunet_conn_id:
-            raise ConfigError(f"nnunet_conn_id={self.nnunet_conn_id!r}: the workspace of team {self.team} is in its own file; remove this field")
+            raise ConfigError(
+                f"nnunet_conn_id={self.nnunet_conn_id!r}: the workspace of team {self.team} is in its own file; remove this field"
+            )
         defaults = teams.get(self.team).dataset_defaults()
         return self.model_copy(update={name: value for name, value in defaults.items() if name not in self.model_fields_set})
 
@@ -164,9 +166,7 @@ def load_config(path: Path, teams: Teams | None = None) -> TrainingConfig:
     Raises:
         DatasetConfigError: it is not YAML, a field is unknown, missing or out of range, or there is no such team.
     """
-    config = read_model(
-        path, TrainingConfig, error=DatasetConfigError, hint="that begins with 'dataset:'; see include/datasets/README.md"
-    )
+    config = read_model(path, TrainingConfig, error=DatasetConfigError, hint="that begins with 'dataset:'; see include/datasets/README.md")
     try:
         config = config.of_team(teams or load_teams())
     except ConfigError as error:

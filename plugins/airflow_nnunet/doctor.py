@@ -273,7 +273,7 @@ def _file_system(path: Path) -> str:
 def doctor_command(args: argparse.Namespace) -> None:
     """The command: a line for each finding; exit code 1 when one of them keeps jobs from running."""
     try:
-        config = NnunetConfig.load(args.conn_id)
+        config = NnunetConfig.load(args.conn_id, team=args.team)
     except ConfigError as error:
         raise SystemExit(f"FAIL  configuration: {error}") from error
     blocked = False

@@ -102,8 +102,7 @@ class TeamConfig(Section):
     @property
     def pool_name(self) -> str:
         """Name of the team's pool."""
-        assert self.pool.name is not None, "load_teams gives every pool a name"  # noqa: S101
-        return self.pool.name
+        return str(self.pool.name)  # load_teams gives every pool one
 
     def dataset_defaults(self) -> dict[str, Any]:
         """What dataset files of the team take where they say nothing."""
@@ -214,7 +213,9 @@ def _load_team(path: Path, others: Mapping[str, TeamConfig]) -> TeamConfig:
     name = team.pool.name or path.stem
     for other, config in others.items():
         if config.pool_name == name:
-            raise TeamConfigError(f"{path}:{line_of(path, 'pool', 'name')}: pool.name={name!r}: team {other} has it already; choose another")
+            raise TeamConfigError(
+                f"{path}:{line_of(path, 'pool', 'name')}: pool.name={name!r}: team {other} has it already; choose another"
+            )
         for field, message in _overlaps(team.nnunet.roots(), config.nnunet.roots(), other):
             raise TeamConfigError(f"{path}:{line_of(path, 'nnunet', field)}: nnunet.{field}={message}")
     return team.model_copy(update={"pool": team.pool.model_copy(update={"name": name})})

@@ -117,7 +117,8 @@ def acquire(
     """Wait for the devices that a job asked for and take them.
 
     Args:
-        owner: job id, shown to those who wait. team: whose turn it must be. exclude: GPUs that failed this job before; used again only if there are no others.
+        owner: job id, shown to those who wait. team: teams take turns.
+        exclude: GPUs that failed this job before; used again only if there are no others.
         poll: called at least every half second; may raise to give up. waiting: told why when there is something new to say.
     """
     if resources.gpus == 0:
@@ -163,6 +164,14 @@ def acquire(
             time.sleep(_POLL_S)
             if kind == "cuda" and time.monotonic() >= read_at + _NVML_S:
                 inventory, read_at = read_inventory(), time.monotonic()
+
+
+def memory_share(gpus: tuple[str, ...], memory_mib: int | None) -> float:
+    """Part of its GPUs that a job has reserved, by memory; 1 for whole ones."""
+    if not gpus or memory_mib is None:
+        return 1.0
+    totals = [gpu.total_mib for gpu in read_inventory().gpus if gpu.uuid in gpus]
+    return min(1.0, memory_mib * len(totals) / sum(totals)) if totals else 1.0
 
 
 def lost_gpus(gpus: tuple[str, ...]) -> dict[str, str]:

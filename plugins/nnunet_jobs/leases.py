@@ -261,7 +261,13 @@ class Ledger:
                 fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o664)
                 fds.append(fd)
                 try_lock(fd)
-                data = {"device": uuid, "memory_mib": request.memory_mib, "owner": request.owner, "pid": os.getpid(), "sessions": []}
+                data: dict[str, Any] = {
+                    "device": uuid,
+                    "memory_mib": request.memory_mib,
+                    "owner": request.owner,
+                    "pid": os.getpid(),
+                    "sessions": [],
+                }
                 _rewrite(fd, {**data, "team": request.team})
                 write_counter(self._turn(request.team), number)
         except BaseException:

@@ -16,7 +16,9 @@ from nnunet_jobs.contract.files import locked, read_json
 from nnunet_jobs.contract.jobdir import Fenced, JobDir, Phase
 from nnunet_jobs.contract.sharing import share
 from nnunet_jobs.contract.spec import JobSpec
+from nnunet_jobs.contract.usage import LOST
 from nnunet_jobs.leases import Ledger
+from nnunet_jobs.meter import Meter
 from nnunet_jobs.pulse import BEAT_S, Cancelled, Pulse
 from nnunet_jobs.supervisor import Supervisor
 
@@ -38,6 +40,7 @@ class Runner:
         self.module = module
         self.ready_fd = ready_fd
         self.pulse = Pulse(job, attempt)
+        self.meter = Meter(job, attempt)
         self.details: dict[str, Any] = {"peak_memory_mib": 0}
 
     def run(self) -> int:
@@ -66,13 +69,16 @@ class Runner:
 
     def _outcome(self) -> dict[str, Any] | Failure:
         try:
-            return self._work()
+            outcome = self._work()
         except Fenced:
+            self.meter.end(LOST)
             raise
         except Exception as error:
             failure = replace(describe(error, attempt=self.attempt), cancelled=isinstance(error, Cancelled))
             log.error("%s: %s", failure.failure_class, failure.message, exc_info=failure.failure_class is FailureClass.BUG)
-            return failure
+            outcome = failure
+        self.details |= self.meter.end(outcome if isinstance(outcome, Failure) else None)
+        return outcome
 
     def _work(self) -> dict[str, Any] | Failure:
         spec = self.job.spec()
@@ -81,6 +87,7 @@ class Runner:
         log.info("attempt %d of %s (%s), runner %d", self.attempt, self.job.job_id, spec.step, os.getpid())
         for note in allowed.notes:
             log.warning("%s", note)
+        self.meter.wait(spec)
         placement = gpu.acquire(
             allowed.resources,
             spec.workspace,
@@ -93,6 +100,7 @@ class Runner:
         try:
             cpus = allowed.cpus(placement.slots)
             self.details |= {"device": placement.device, "gpus": list(placement.gpus), "cpus": cpus}
+            self.meter.compute(placement, gpu_share=gpu.memory_share(placement.gpus, allowed.resources.gpu_memory_mib), cpus=cpus)
             where = ", ".join(placement.gpus) or f"{cpus} CPU core(s)"
             self.pulse.check()
             self.job.set_phase(self.attempt, Phase.RUNNING, f"on {where}")

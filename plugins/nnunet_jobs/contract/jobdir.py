@@ -7,6 +7,7 @@
     log.txt         stdout and stderr of runner and step
     metrics.jsonl   one JSON object a line, appended by the step
     result.json     success; or failure.json; both by rename, last of all
+    usage.<n>.json  what attempt n uses or used; see usage.py
     cancel          a user's wish to stop; the runner obeys it on whatever host it is
 
 Fencing: each attempt has a number in ``state.json``. Whoever finds a higher number than its own stops and writes nothing more.
