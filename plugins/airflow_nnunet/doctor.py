@@ -14,6 +14,7 @@ from typing import Any
 from airflow_nnunet.config import NnunetConfig
 from airflow_nnunet.operators.base import GPU_POOL
 from airflow_nnunet.pools import automatic_slots, probe_host
+from airflow_nnunet.teams import load_teams
 from nnunet_jobs.contract.failure import ConfigError
 from nnunet_jobs.contract.sharing import blocking, describe, explain, not_shared, whoami
 from nnunet_jobs.contract.withdrawals import Tombstones
@@ -64,6 +65,7 @@ def examine(config: NnunetConfig) -> Iterator[Finding]:
         yield from _memory(host)
         yield from _gpus(host)
     yield _pool(config, host)
+    yield from _teams()
     yield from _archives()
 
 
@@ -202,6 +204,26 @@ def _pool(config: NnunetConfig, host: dict[str, Any] | None) -> Finding:
         text = f"{slots} slots for {fit} on this host; fine with several hosts, else jobs wait for a lease; {_SYNC}"
         return Finding(topic=topic, text=text)
     return Finding(topic=topic, text=f"{slots} slots, deferred tasks keep theirs")
+
+
+def _teams() -> Iterator[Finding]:
+    """The teams' files, and a pool for each."""
+    from airflow.models.pool import Pool
+    from airflow.utils.session import create_session
+    from sqlalchemy.exc import SQLAlchemyError
+
+    teams = load_teams()
+    for name, error in teams.errors.items():
+        yield Finding(topic=f"team {name}", ok=False, blocks=True, text=error)
+    try:
+        with create_session() as session:
+            missing = [name for name, team in teams.configs.items() if Pool.get_pool(team.pool_name, session=session) is None]
+    except SQLAlchemyError:
+        return  # the pool's finding has said so
+    for name, team in teams.configs.items():
+        lost = f"pool {team.pool_name} is missing, the team's tasks would wait for ever; {_SYNC}"
+        text = lost if name in missing else f"pool {team.pool_name} is there, roots below {team.nnunet.workspace}"
+        yield Finding(topic=f"team {name}", ok=name not in missing, blocks=name in missing, text=text)
 
 
 def _archives() -> Iterator[Finding]:

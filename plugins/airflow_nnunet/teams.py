@@ -21,6 +21,7 @@ from pydantic import Field, model_validator
 
 from airflow_nnunet.yaml_files import Section, line_of, read_model
 from nnunet_jobs.contract.failure import ConfigError
+from nnunet_jobs.contract.sharing import explain
 from nnunet_jobs.contract.spec import TEAM
 from nnunet_jobs.contract.workspace import Workspace
 
@@ -177,12 +178,21 @@ def teams_folder() -> Path:
 
 
 def load_teams(folder: Path | None = None) -> Teams:
-    """Every team of the folder; of the site's own when empty. Files that have not changed are not read again."""
+    """Every team of the folder; of the site's own when empty. Files that have not changed are not read again.
+
+    Raises:
+        ConfigError: this user may not read the folder.
+    """
     folder = folder or teams_folder()
     seen = []
-    for path in sorted(folder.glob("*.yaml")):
-        status = path.stat()
-        seen.append((path, status.st_mtime_ns, status.st_size))
+    try:
+        for path in sorted(folder / name for name in os.listdir(folder) if name.endswith(".yaml")):
+            status = path.stat()
+            seen.append((path, status.st_mtime_ns, status.st_size))
+    except FileNotFoundError:
+        pass  # no folder, no teams
+    except PermissionError as error:
+        raise ConfigError(f"[nnunet] teams: {explain(error)}") from error
     return _load(folder, tuple(seen))
 
 

@@ -105,7 +105,8 @@ def settle(job: JobDir) -> None:
             if data["booked"]:
                 continue
             usage = Usage.from_json(data)
-            if usage.attempt < state.attempt or state.phase.final:
+            # A result counts from its rename on, a moment before the final phase.
+            if usage.attempt < state.attempt or state.phase.final or job.result() is not None:
                 book(job, _ended(job, usage, path.stat().st_mtime))
     except OSError as error:
         log.warning("the usage of job %s cannot be booked now (%s); make %s writable for this user", job.job_id, error, job.path.parent)
