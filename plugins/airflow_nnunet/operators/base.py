@@ -114,6 +114,8 @@ class NnunetOperator(WaitingOperator):
     def partial(cls, **kwargs: Any) -> Any:
         """As every operator's ``partial``; the operator's own pool is kept, which Airflow forgets for mapped tasks; so is its team's."""
         partial = super().partial(**kwargs)
+        # Airflow copies the default of our own ``outlets``, and stumbles over None when a mapped task starts.
+        partial.kwargs["outlets"] = as_list(partial.kwargs.get("outlets"))
         defaults = [getattr(partial.kwargs.get(name), "default_args", None) or {} for name in ("dag", "task_group")]
         given: dict[str, Any] = {**defaults[0], **defaults[1], **kwargs.get("default_args", {}), **kwargs}
         if team := given.get("team"):

@@ -28,7 +28,8 @@ JANUARY = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
 def attempt(hours: float, **fields: Any) -> Usage:
     known = {
         "job": "train-1", "attempt": 1, "step": "train", "dataset": "Dataset004_Hip", "team": "mri", "user": "ada", "host": "a",
-        "started": "2026-01-02T00:00:00+00:00", "ended": "2026-01-02T12:00:00+00:00", "device": "cuda", "gpus": ("GPU-1",), "outcome": "done",
+        "started": "2026-01-02T00:00:00+00:00", "ended": "2026-01-02T12:00:00+00:00", "device": "cuda", "gpus": ("GPU-1",),
+        "outcome": "done",
     }  # fmt: skip
     return Usage(computed_s=hours * 3600, **(known | fields))
 
