@@ -58,6 +58,37 @@ deferred = training("deferred")
 held = training("held", deferrable=False)
 limited = training("limited", execution_timeout=timedelta(seconds=25), retry_policy=None)
 """
+# Two teams with short jobs that wait for a file each; the flood has more slots and a higher priority.
+TEAM_FILE = """
+pool: {{slots: {slots}}}
+priority: {priority}
+nnunet:
+  workspace: {root}/{team}
+  backend_options: {{module: support.jobs, environment: {{PYTHONPATH: {tests}}}}}
+"""
+FLOOD, LATE = 30, 4
+FLOOD_SLOTS = 12
+TEAM_DAGS = f"""
+import json
+from airflow.sdk import DAG
+from airflow_nnunet.operators import RegisterDatasetOperator
+from airflow_nnunet.operators.base import GPU_POOL
+
+class Toy(RegisterDatasetOperator):
+    default_pool = GPU_POOL
+
+    def result_ready(self, context, result):
+        pass
+
+def team(name, jobs):
+    with DAG(name, schedule=None) as dag:
+        Toy.partial(task_id="toy", dataset_id=1, name="Toy", num_gpus=1, device="cpu", grace_s=20, team=name).expand(
+            source=[json.dumps({{"until": f"{{gates}}/{{name}}-{{number}}"}}) for number in range(jobs)]
+        )
+    return dag
+
+flood, late = team("flood", {FLOOD}), team("late", {LATE})
+"""
 FAST = {
     "core.parallelism": "4",
     "scheduler.task_instance_heartbeat_timeout": "15",
@@ -80,6 +111,14 @@ class Site:
         for name in ("nnunet_training.py", "nnunet_dataset_files.py", "nnunet_prediction.py"):
             (self.dags / name).symlink_to(project / "dags" / name)
         (self.dags / "trainings.py").write_text(TRAINING_DAGS.replace("{datasets}", str(self.datasets)))
+        self.gates = root / "gates"
+        self.gates.mkdir()
+        (self.dags / "teams.py").write_text(TEAM_DAGS.replace("{gates}", str(self.gates)))
+        teams = root / "include" / "teams"
+        teams.mkdir(parents=True)
+        for team, slots, priority in (("flood", FLOOD_SLOTS, 10), ("late", LATE, 1)):
+            text = TEAM_FILE.format(slots=slots, priority=priority, root=root, team=team, tests=project / "tests")
+            (teams / f"{team}.yaml").write_text(text)
         (self.datasets / "phantom.yaml").write_text(DATASET_FILE.format(source=source, tiny=TINY))
         self.workspace = Workspace.below(root / "work", input_roots=(str(source.parent),), cpu_slots=2)
         environment = {
