@@ -216,7 +216,7 @@ class Stack:
         with open(self.log_file(component), "ab") as log:
             process = subprocess.Popen(
                 [sys.executable, "-m", "airflow", *self._components[component].arguments],
-                env=self.environment() | self._components[component].environment,
+                env={**self.environment(), **self._components[component].environment},
                 cwd=self.home,
                 stdin=subprocess.DEVNULL,
                 stdout=log,

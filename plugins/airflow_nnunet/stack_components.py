@@ -48,9 +48,7 @@ class CeleryWorker(Component):
     broker: str
 
     @classmethod
-    def on(
-        cls, *queues: str, name: str, broker: str, concurrency: int = 2, environment: Mapping[str, str] | None = None
-    ) -> CeleryWorker:
+    def on(cls, *queues: str, name: str, broker: str, concurrency: int = 2, environment: Mapping[str, str] | None = None) -> CeleryWorker:
         """A worker that serves these queues with ``concurrency`` processes, and serves no logs: they are on a disk that all see."""
         return cls(
             name=name,
@@ -64,7 +62,7 @@ class CeleryWorker(Component):
 
     def is_ready(self, client: AirflowClient, since: dt.datetime) -> bool:
         """Whether it answers a ping that goes through the broker."""
-        from celery import Celery
+        from celery import Celery  # type: ignore[import-untyped, unused-ignore]
         from kombu.exceptions import OperationalError
 
         with Celery(broker=self.broker, set_as_current=False) as app:

@@ -16,11 +16,12 @@ from support.servers import Postgres, Redis
 from support.stack import DATASET, FAST, TINY, Site, epochs_done
 
 WORKERS = ("worker-a", "worker-b")
+DEFERRED_ON = "worker-a"
 EPOCHS = 4
 VISIBILITY_S = 15
 QUEUED_S = 45
 # A trainer that stays in its third epoch until the test lets it go on: "while training" is a state, not a time.
-TRAINER = '''
+TRAINER = """
 import time
 from pathlib import Path
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
@@ -31,8 +32,8 @@ class WaitsInEpochThree(nnUNetTrainer):
         while self.current_epoch == 2 and not Path("$go").exists():
             time.sleep(0.05)
         super().on_epoch_start()
-'''
-DATASET_FILE = '''
+"""
+DATASET_FILE = """
 dataset: {id: 900, name: Phantom, source: $source, layout: decathlon, holdout_fraction: 0.2}
 preprocess:
   configurations: [2d_tiny]
@@ -41,9 +42,9 @@ preprocess:
 train: {epochs: 2, iterations: 10, val_iterations: 1, optimizer: adamw, initial_lr: 0.003, mirroring: false, seed: 1}
 select: {ensembles: false, promote: always}
 retries: 1
-'''
+"""
 # The project's own pipeline with its tasks on a queue, and single trainings: one is held in a worker of any host, one is deferred.
-DAGS = '''
+DAGS = """
 from datetime import timedelta
 from pathlib import Path
 from airflow.sdk import DAG
@@ -65,7 +66,7 @@ def training(name, **fields):
 
 held = training("held", queue="gpu", deferrable=False)
 deferred = training("deferred", queue="gpu-a")
-'''
+"""
 
 
 class Cluster(Site):
@@ -115,15 +116,30 @@ class Cluster(Site):
             extra=workers,
         )
 
+    def prepare(self) -> None:
+        """Run the pipeline, unless a test has done so before."""
+        if self.workspace.champion(DATASET) is None:
+            client = self.stack.client
+            client.wait_for_dag("pipeline")
+            run_id = client.trigger("pipeline")
+            assert client.wait_for_run("pipeline", run_id, timeout_s=400) == "success", client.states("pipeline", run_id)
+
+    def start_both(self, *, seed: int) -> list[tuple[str, str, JobDir]]:
+        """A training that is held in a worker and a deferred one, both in their third epoch; DAG id, run id and job of each."""
+        # Two seeds, or the second would find the first one's content locked and wait for it.
+        return [(dag_id, *self.start_waiting_training(dag_id, seed=seed + more)) for more, dag_id in enumerate(("held", "deferred"))]
+
+    def doctor(self) -> str:
+        """What ``airflow nnunet doctor`` says here."""
+        return self.stack.airflow("nnunet", "doctor")
+
     def start_waiting_training(self, dag_id: str, *, seed: int) -> tuple[str, JobDir]:
         """Trigger a training and wait until it waits in its third epoch; returns run id and job."""
         self.go.unlink(missing_ok=True)
         self.stack.client.wait_for_dag(dag_id)
         run_id = self.stack.client.trigger(dag_id, {"seed": seed})
         job = self.job(dag_id, run_id, "train")
-        wait_until(
-            lambda: epochs_done(job) >= 2 or job.state().phase.final, timeout_s=120, what=lambda: f"no second epoch: {job.state()}"
-        )
+        wait_until(lambda: epochs_done(job) >= 2 or job.state().phase.final, timeout_s=120, what=lambda: f"no second epoch: {job.state()}")
         assert not job.state().phase.final, job.read_log(0)[0].decode()[-3000:]
         return run_id, job
 

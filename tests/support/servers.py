@@ -80,8 +80,8 @@ class Server(ABC):
             )
         deadline = time.monotonic() + _START_S
         while not self.answers():
-            ended = self._process.poll() is not None
-            assert not ended and time.monotonic() < deadline, self.log()
+            assert self._process.poll() is None, self.log()
+            assert time.monotonic() < deadline, self.log()
             time.sleep(0.05)
 
     def stop(self) -> None:
