@@ -7,11 +7,12 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from airflow_nnunet.config import NnunetConfig
+from airflow_nnunet.doctor_executor import examine_executor
+from airflow_nnunet.finding import Finding
 from airflow_nnunet.operators.base import GPU_POOL
 from airflow_nnunet.pools import automatic_slots, probe_host
 from airflow_nnunet.teams import load_teams
@@ -33,20 +34,6 @@ _SYNC = "run airflow nnunet sync-pools, or python -m airflow_nnunet sync-pools"
 _NETWORK_FILE_SYSTEMS = ("nfs", "cifs", "smb", "ceph", "lustre", "fuse.sshfs", "9p", "gpfs", "beegfs")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Finding:
-    """One line of the report. ``blocks`` means that jobs cannot run like this."""
-
-    topic: str
-    text: str
-    ok: bool = True
-    blocks: bool = False
-
-    def __str__(self) -> str:
-        mark = "ok  " if self.ok else "FAIL" if self.blocks else "warn"
-        return f"{mark}  {self.topic}: {self.text}"
-
-
 def examine(config: NnunetConfig) -> Iterator[Finding]:
     """Everything that the doctor looks at, in the order in which a person would mend it."""
     yield from _roots(config)
@@ -66,6 +53,7 @@ def examine(config: NnunetConfig) -> Iterator[Finding]:
         yield from _gpus(host)
     yield _pool(config, host)
     yield from _teams()
+    yield from examine_executor()
     yield from _archives()
 
 

@@ -120,7 +120,9 @@ def test_every_secret_comes_from_a_file_and_none_has_a_default(configs: dict[str
             assert {secret["source"] for secret in service.get("secrets", [])} <= declared
             for option, value in (service.get("environment") or {}).items():
                 if re.search(r"PASSWORD|SECRET|KEY|CONN|BROKER|RESULT_BACKEND|TOKEN|USERS", option) and "CONNECTIONS" not in option:
-                    assert option.startswith("AIRFLOW__CELERY_BROKER_TRANSPORT") or PLACES.fullmatch(str(value)), f"{name}: {option}={value}"
+                    assert option.startswith("AIRFLOW__CELERY_BROKER_TRANSPORT") or PLACES.fullmatch(str(value)), (
+                        f"{name}: {option}={value}"
+                    )
                 assert not re.search(r"://[^/]*:[^/]*@", str(value)), f"{name}: {option} holds a password"
 
 
@@ -247,7 +249,12 @@ def test_the_command_takes_over_with_the_passwords_in_a_file_of_its_own(tmp_path
 
 @pytest.mark.parametrize(
     ("passwords", "users"),
-    [("{}", "admin:admin"), ('{"admin": "short"}', "admin:admin"), ('{"admin": "long enough it is"}', "admin:admin,ward:viewer"), ("[", "a:user")],
+    [
+        ("{}", "admin:admin"),
+        ('{"admin": "short"}', "admin:admin"),
+        ('{"admin": "long enough it is"}', "admin:admin,ward:viewer"),
+        ("[", "a:user"),
+    ],
 )
 def test_a_user_without_a_decent_password_is_refused(tmp_path: Path, passwords: str, users: str) -> None:
     done = enter(passwords_environment(tmp_path, passwords, users), "echo", "started")
