@@ -11,7 +11,8 @@ from airflow_nnunet.teams import load_teams
 from nnunet_jobs.contract.jobdir import JobDir
 from nnunet_jobs.contract.usage import Usage, read_usage
 from nnunet_jobs.leases import Ledger
-from support.stack import FLOOD, FLOOD_SLOTS, LATE, Site, job_processes
+from support.stack import Site, job_processes
+from support.teams import FLOOD, FLOOD_SLOTS, LATE
 
 pytestmark = pytest.mark.e2e
 
