@@ -123,7 +123,9 @@ class Cluster:
             wanted = dict(part.split("=", 1) for part in query.get("labelSelector", [""])[0].split(",") if part)
             with self._lock:
                 found = [
-                    pod for (where, _), pod in self.pods.items() if where == namespace and wanted.items() <= pod["metadata"]["labels"].items()
+                    pod
+                    for (where, _), pod in self.pods.items()
+                    if where == namespace and wanted.items() <= pod["metadata"]["labels"].items()
                 ]
             return {"apiVersion": "v1", "kind": "PodList", "metadata": {"resourceVersion": str(self._version)}, "items": found}
         key = (namespace, parts[5])
@@ -311,5 +313,3 @@ def _leaves(value: Any, path: str = "") -> set[str]:
 
 def _now() -> str:
     return datetime.now(UTC).isoformat()
-
-
