@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from airflow_nnunet.backends.base import DEFAULT_LOST_AFTER_S, Backend, JobStatus, Watch, read_status
+from airflow_nnunet.backends.docker import DockerBackend
 from airflow_nnunet.backends.fake import FakeBackend, FakeOutcome
 from airflow_nnunet.backends.kubernetes import KubernetesBackend
 from airflow_nnunet.backends.local import LocalBackend
@@ -13,6 +14,7 @@ from nnunet_jobs.contract.failure import ConfigError
 __all__ = [
     "DEFAULT_LOST_AFTER_S",
     "Backend",
+    "DockerBackend",
     "FakeBackend",
     "FakeOutcome",
     "JobStatus",
@@ -23,7 +25,7 @@ __all__ = [
     "read_status",
 ]
 
-_BACKENDS: dict[str, type[Backend]] = {cls.name: cls for cls in (LocalBackend, FakeBackend, KubernetesBackend)}
+_BACKENDS: dict[str, type[Backend]] = {cls.name: cls for cls in (LocalBackend, DockerBackend, KubernetesBackend, FakeBackend)}
 
 
 def get_backend(name: str, **options: Any) -> Backend:

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from airflow.sdk import Context
 
 GPU_POOL = "gpu"
-_RESOURCE_FIELDS = ("device", "num_gpus", "gpu_memory_mib", "cpus", "memory_mib", "hang_s", "grace_s")
+_RESOURCE_FIELDS = ("device", "num_gpus", "gpu_memory_mib", "cpus", "memory_mib", "shm_mib", "hang_s", "grace_s")
 _LOG_TAIL_BYTES = 4096
 _NO_OWNER = "airflow"  # what Airflow writes where the DAG's author named nobody
 DEFAULT_RETRY_POLICY = NnunetRetryPolicy()
@@ -55,6 +55,7 @@ class NnunetOperator(WaitingOperator):
         device: ``auto``, ``cuda`` (insist on a GPU) or ``cpu``. num_gpus: GPUs to lease.
         gpu_memory_mib: memory to reserve on each GPU in MiB; None reserves whole GPUs.
         cpus: cores to use; 0 means a fair share. memory_mib: limit of the job's memory in MiB.
+        shm_mib: shared memory in MiB of a job in a container.
         hang_s: seconds without progress after which the job counts as hung, at least.
         grace_s: seconds that a cancelled job has for saving.
         retries, retry_policy: by default three retries for what another try can mend; see :class:`NnunetRetryPolicy`.
@@ -84,6 +85,7 @@ class NnunetOperator(WaitingOperator):
         gpu_memory_mib: int | str | None = None,
         cpus: int | str = 0,
         memory_mib: int | str | None = None,
+        shm_mib: int | str = 8192,
         hang_s: float | str = 300.0,
         grace_s: float | str = 120.0,
         retries: int = DEFAULT_RETRIES,
@@ -99,6 +101,7 @@ class NnunetOperator(WaitingOperator):
         self.gpu_memory_mib = gpu_memory_mib
         self.cpus = cpus
         self.memory_mib = memory_mib
+        self.shm_mib = shm_mib
         self.hang_s = hang_s
         self.grace_s = grace_s
 
