@@ -155,7 +155,7 @@ def test_fault_58_every_pod_has_the_least_privilege(folders: Workspace, tmp_path
     assert own.allow_privilege_escalation is False
     assert own.privileged is False
     assert pod.spec.automount_service_account_token is False
-    assert not (pod.spec.host_network or pod.spec.host_pid or pod.spec.host_ipc)
+    assert not any((pod.spec.host_network, pod.spec.host_pid, pod.spec.host_ipc))
     assert all(volume.persistent_volume_claim or volume.empty_dir for volume in pod.spec.volumes)
     assert not any("AIRFLOW" in item.name for item in container.env)
 
@@ -219,7 +219,7 @@ def test_gpus_are_asked_for_by_the_clusters_name(
 
 
 def test_a_gpu_where_the_cluster_has_none_is_refused(folders: Workspace, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="device='cuda': .*set gpu_resource"):
+    with pytest.raises(ConfigError, match=r"device='cuda': .*set gpu_resource"):
         build(tmp_path, make(folders, "train", gpus=1, device="cuda"), gpu_resource="")
 
 
@@ -243,7 +243,7 @@ def test_a_folder_that_no_claim_holds_is_named(folders: Workspace, tmp_path: Pat
 def test_a_job_runs_as_the_owner_of_its_folder_and_never_as_root(folders: Workspace, tmp_path: Path) -> None:
     spec = make(folders, "train")
     if os.geteuid() == 0:
-        with pytest.raises(ConfigError, match="user=None: .* belongs to root, and jobs never run as root"):
+        with pytest.raises(ConfigError, match=r"user=None: .* belongs to root, and jobs never run as root"):
             build(tmp_path, spec, user=None)
         os.chown(folders.jobs, 1234, 5678)
         os.chown(Path(folders.jobs) / spec.job_id, 1234, 5678)
