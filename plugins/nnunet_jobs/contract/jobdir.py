@@ -209,23 +209,6 @@ class JobDir:
                 self._write_state(replace(state, message=message))
 
     def note_container(self, attempt: int, facts: Mapping[str, Any]) -> None:
-        """Add to an outcome what is known only after the runner's end: exit code, image digest, and the like. The first note stays."""
-        with self._state_lock():
-            result, failure = self.result(), self.failure()
-            if result is not None and result.get("attempt") == attempt and "container" not in result:
-                write_json(self.result_path, {**result, "container": dict(facts)})
-            elif failure is not None and failure.attempt == attempt and "container" not in failure.details:
-                write_json(self.failure_path, replace(failure, details={**failure.details, "container": dict(facts)}).to_json())
-
-    # --- the backend's side -------------------------------------------------------------------------------------
-    def say(self, attempt: int, message: str) -> None:
-        """Record what an attempt waits for that has no runner yet. Nothing once there is one: it speaks for itself."""
-        with self._state_lock():
-            state = self.state()
-            if state.attempt == attempt and not state.pid and not state.phase.final and state.message != message:
-                self._write_state(replace(state, message=message))
-
-    def note_container(self, attempt: int, facts: Mapping[str, Any]) -> None:
         """Add to an outcome what is known only after the runner's end, such as its exit code. The first note stays."""
         with self._state_lock():
             result, failure = self.result(), self.failure()

@@ -51,7 +51,7 @@ class DockerOptions:
     module: str = "nnunet_jobs"
     tmp_mib: int = 16384
     pids_limit: int = 4096
-    nofile: int = 65536
+    nofile: int = 16384
     start_timeout_s: float = 120.0
     keep_containers: bool = False
 
