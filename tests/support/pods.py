@@ -48,7 +48,7 @@ def kubernetes_bench(tmp_path: Path, workspace: Workspace) -> Iterator[tuple[Kub
         def on_a_silent_node(job: JobDir) -> None:
             pod = build_pod(backend.options, job, job.spec(), 1)
             running = {"name": "job", "image": "", "imageID": "", "ready": True, "restartCount": 0, "state": {"running": {}}}
-            body = backend.cluster.api.api_client.sanitize_for_serialization(pod)
+            body = backend.place.api.api_client.sanitize_for_serialization(pod)
             cluster.put(NAMESPACE, body, {"phase": "Running", "containerStatuses": [running]})
 
         yield backend, on_a_silent_node

@@ -7,10 +7,13 @@ import threading
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from airflow_nnunet.backends.contained import Refused, Sight, Unreachable
 from airflow_nnunet.backends.kubernetes.options import PodOptions
-from airflow_nnunet.backends.kubernetes.pod import ATTEMPT_LABEL, job_labels, pod_name
+from airflow_nnunet.backends.kubernetes.pod import ATTEMPT_LABEL, build_pod, grace_period_s, job_labels, pod_name
+from airflow_nnunet.backends.kubernetes.sight import look_at
 from nnunet_jobs.contract.failure import ConfigError
 from nnunet_jobs.contract.jobdir import JobDir
+from nnunet_jobs.contract.spec import JobSpec
 
 if TYPE_CHECKING:
     from airflow.providers.cncf.kubernetes.hooks.kubernetes import KubernetesHook
@@ -25,18 +28,6 @@ _NOT_FOUND, _CONFLICT = 404, 409
 _REFUSED = (400, 401, 403, 404, 405, 422)
 # The client keeps a kubeconfig in a variable of the whole process between reading it and using it.
 _LOADING = threading.Lock()
-
-
-class Unreachable(Exception):
-    """The API server does not answer, or says that it cannot for now. Says nothing about any pod."""
-
-
-class Refused(Exception):
-    """The API server will not do it. ``transient``: a quota that is used up, which other pods' end frees."""
-
-    def __init__(self, message: str, *, transient: bool = False) -> None:
-        super().__init__(message)
-        self.transient = transient
 
 
 class Cluster:
@@ -88,28 +79,61 @@ class Cluster:
 
         return PodManager(kube_client=self.api)
 
-    def read(self, job: JobDir, attempt: int) -> k8s.V1Pod | None:
-        """An attempt's pod, None when there is none.
+    # --- Place --------------------------------------------------------------------------------------------------
+    def name(self, job: JobDir, attempt: int) -> str:
+        """See :class:`Place`."""
+        return f"pod {pod_name(job, attempt)}"
 
-        Raises:
-            Unreachable, Refused.
-        """
-        name = pod_name(job, attempt)
-        found = self._ask(self.api.read_namespaced_pod, name, self.namespace, _request_timeout=_LOOK_TIMEOUT_S, missing=None)
-        if found is not None and not job_labels(job).items() <= (found.metadata.labels or {}).items():
-            raise Refused(f"pod {name} in namespace {self.namespace} is not ours: its labels are not this job's")
-        return found
-
-    def create(self, pod: k8s.V1Pod) -> None:
-        """Create the pod, or find that it is there: another submitter was faster, or an answer of ours was lost. Tries a few times.
-
-        Raises:
-            Unreachable, Refused.
-        """
+    def create(self, job: JobDir, spec: JobSpec, attempt: int) -> None:
+        """See :class:`Place`. Tries a few times; a pod that is there already is another submitter's, or an answer of ours was lost."""
         from airflow.providers.cncf.kubernetes.kubernetes_helper_functions import generic_api_retry
 
+        pod = build_pod(self.options, job, spec, attempt)
         self._ask(generic_api_retry(self._create_once), pod)  # type: ignore[no-untyped-call]
 
+    def look(self, job: JobDir, attempt: int) -> Sight | None:
+        """See :class:`Place`."""
+        name = pod_name(job, attempt)
+        found = self._ask(self.api.read_namespaced_pod, name, self.namespace, _request_timeout=_LOOK_TIMEOUT_S, missing=None)
+        if found is None:
+            return None
+        if not job_labels(job).items() <= (found.metadata.labels or {}).items():
+            raise Refused(f"pod {name} in namespace {self.namespace} is not ours: its labels are not this job's")
+        return look_at(found)
+
+    def stop(self, job: JobDir, attempt: int, *, grace_s: float) -> None:
+        """See :class:`Place`. The cluster sees to it: SIGTERM now, SIGKILL after the grace and a margin, whoever still watches."""
+        self._delete(pod_name(job, attempt), grace_period_seconds=grace_period_s(grace_s))
+
+    def remove(self, job: JobDir, attempt: int) -> None:
+        """See :class:`Place`."""
+        self._delete(pod_name(job, attempt))
+
+    def remove_earlier(self, job: JobDir, attempt: int) -> None:
+        """See :class:`Place`. By labels: nobody may know any more how many attempts there were."""
+        selector = ",".join(f"{name}={value}" for name, value in job_labels(job).items())
+        found = self._ask(self.api.list_namespaced_pod, self.namespace, label_selector=selector, _request_timeout=_LOOK_TIMEOUT_S)
+        for pod in found.items:
+            if int(pod.metadata.labels.get(ATTEMPT_LABEL, "0")) < attempt and pod.metadata.deletion_timestamp is None:
+                self._delete(pod.metadata.name)
+
+    # --- what the doctor asks -----------------------------------------------------------------------------------
+    def version(self) -> str:
+        """The cluster's version."""
+        from kubernetes.client import VersionApi
+
+        return str(self._ask(VersionApi(self.api.api_client).get_code, _request_timeout=_LOOK_TIMEOUT_S).git_version)
+
+    def may(self, verb: str) -> bool:
+        """Whether we are allowed to do that with pods of the namespace."""
+        from kubernetes import client  # type: ignore[import-untyped]
+
+        wish = client.V1ResourceAttributes(namespace=self.namespace, verb=verb, resource="pods")
+        review = client.V1SelfSubjectAccessReview(spec=client.V1SelfSubjectAccessReviewSpec(resource_attributes=wish))
+        api = client.AuthorizationV1Api(self.api.api_client)
+        return bool(self._ask(api.create_self_subject_access_review, review, _request_timeout=_LOOK_TIMEOUT_S).status.allowed)
+
+    # --- private ------------------------------------------------------------------------------------------------
     def _create_once(self, pod: k8s.V1Pod) -> None:
         """The provider's own retry takes a conflict for a passing trouble, so conflicts end here."""
         from kubernetes.client.rest import ApiException  # type: ignore[import-untyped]
@@ -121,54 +145,15 @@ class Cluster:
                 raise
             log.info("pod %s is there already", pod.metadata.name)
 
-    def delete(self, job: JobDir, attempt: int, *, grace_s: int | None = None) -> None:
-        """Delete an attempt's pod; done if there is none. ``grace_s``: between SIGTERM and SIGKILL, the pod's own when None.
-
-        Raises:
-            Unreachable, Refused.
-        """
-        grace = {} if grace_s is None else {"grace_period_seconds": grace_s}
-        name = pod_name(job, attempt)
+    def _delete(self, name: str, **grace: int) -> None:
         self._ask(self.api.delete_namespaced_pod, name, self.namespace, **grace, _request_timeout=_LOOK_TIMEOUT_S, missing=None)
 
-    def delete_earlier(self, job: JobDir, attempt: int) -> None:
-        """Delete what earlier attempts of a job left, also where nobody knows any more how many there were.
-
-        Raises:
-            Unreachable, Refused.
-        """
-        selector = ",".join(f"{name}={value}" for name, value in job_labels(job).items())
-        found = self._ask(self.api.list_namespaced_pod, self.namespace, label_selector=selector, _request_timeout=_LOOK_TIMEOUT_S)
-        for pod in found.items:
-            number = int(pod.metadata.labels.get(ATTEMPT_LABEL, "0"))
-            if number < attempt and pod.metadata.deletion_timestamp is None:
-                self.delete(job, number)
-
-    def version(self) -> str:
-        """The cluster's version.
-
-        Raises:
-            Unreachable, Refused.
-        """
-        from kubernetes.client import VersionApi
-
-        return str(self._ask(VersionApi(self.api.api_client).get_code, _request_timeout=_LOOK_TIMEOUT_S).git_version)
-
-    def may(self, verb: str) -> bool:
-        """Whether we are allowed to do that with pods of the namespace.
-
-        Raises:
-            Unreachable, Refused.
-        """
-        from kubernetes import client  # type: ignore[import-untyped]
-
-        wish = client.V1ResourceAttributes(namespace=self.namespace, verb=verb, resource="pods")
-        review = client.V1SelfSubjectAccessReview(spec=client.V1SelfSubjectAccessReviewSpec(resource_attributes=wish))
-        api = client.AuthorizationV1Api(self.api.api_client)
-        return bool(self._ask(api.create_self_subject_access_review, review, _request_timeout=_LOOK_TIMEOUT_S).status.allowed)
-
     def _ask(self, request: Any, *arguments: Any, missing: Any = Refused, **named: Any) -> Any:
-        """Call the client; its errors as ours. ``missing``: the answer when there is no such object, where that is one."""
+        """Call the client; its errors as ours. ``missing``: the answer when there is no such object, where that is one.
+
+        Raises:
+            Unreachable, Refused.
+        """
         from kubernetes.client.rest import ApiException
         from urllib3.exceptions import HTTPError
 

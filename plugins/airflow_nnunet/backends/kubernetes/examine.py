@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from airflow_nnunet.backends.kubernetes.cluster import Cluster, Refused, Unreachable
+from airflow_nnunet.backends.contained import Refused, Unreachable, job_user
+from airflow_nnunet.backends.kubernetes.cluster import Cluster
 from airflow_nnunet.backends.kubernetes.options import PodOptions
-from airflow_nnunet.backends.kubernetes.pod import build_pod, job_user
+from airflow_nnunet.backends.kubernetes.pod import build_pod
 from nnunet_jobs.contract.failure import ConfigError
 from nnunet_jobs.contract.jobdir import JobDir
 from nnunet_jobs.contract.spec import JobSpec, Resources
@@ -43,7 +44,7 @@ def examine(options: PodOptions, cluster: Cluster, workspace: Workspace) -> Iter
         for step, params in _SAMPLES.items():
             resources = Resources(gpus=1 if step in _GPU_STEPS else 0)
             build_pod(options, job, JobSpec(job_id=job.job_id, step=step, params=params, workspace=workspace, resources=resources), 1)
-        uid, gid = job_user(options, job)
+        uid, gid = job_user(options.user, job)
     except ConfigError as error:
         yield False, str(error)
     else:

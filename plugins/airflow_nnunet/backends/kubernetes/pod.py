@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from airflow_nnunet.backends.contained import groups_of, job_environment, job_user
 from airflow_nnunet.backends.kubernetes.options import PodOptions
 from airflow_nnunet.backends.kubernetes.surface import check_surface
 from airflow_nnunet.backends.mounts import Mode, Mount, mounts_for
@@ -21,9 +22,8 @@ if TYPE_CHECKING:
 CONTAINER = "job"
 APP = "nnunet-job"
 JOB_LABEL, ATTEMPT_LABEL, FOLDER_LABEL = "nnunet-job-id", "nnunet-attempt", "nnunet-jobs-folder"
-_LABELS_OF_AIRFLOW = ("dag_id", "run_id", "task_id", "map_index")  # not the people: who triggered a run is nobody's business here
+_LABELS_OF_AIRFLOW = ("dag_id", "run_id", "task_id", "map_index", "team")  # not the people: who triggered a run is nobody's business here
 _NAME_LENGTH = 40
-_DEFAULT_SHM_MIB = 8192
 # kubelet kills that much after the runner would have done it itself, so that the runner has the last word.
 _GRACE_MARGIN_S = 30
 
@@ -44,9 +44,9 @@ def job_labels(job: JobDir) -> dict[str, str]:
     }
 
 
-def grace_period_s(spec: JobSpec) -> int:
+def grace_period_s(grace_s: float) -> int:
     """Seconds between the cluster's SIGTERM and its SIGKILL: more than the runner takes to end its step."""
-    return math.ceil(spec.resources.grace_s) + _GRACE_MARGIN_S
+    return math.ceil(grace_s) + _GRACE_MARGIN_S
 
 
 def build_pod(options: PodOptions, job: JobDir, spec: JobSpec, attempt: int) -> k8s.V1Pod:
@@ -61,7 +61,7 @@ def build_pod(options: PodOptions, job: JobDir, spec: JobSpec, attempt: int) -> 
     template: k8s.V1Pod | None = None
     if options.pod_template_file:
         template = _template(options.pod_template_file)
-    uid, gid = job_user(options, job)
+    uid, gid = job_user(options.user, job)
     gpus = _gpus(options, spec)
     volumes, mounts = _volumes(options, spec)
     told = {name: make_safe_label_value(spec.labels[name]) for name in _LABELS_OF_AIRFLOW if name in spec.labels}
@@ -73,17 +73,17 @@ def build_pod(options: PodOptions, job: JobDir, spec: JobSpec, attempt: int) -> 
         image=options.image,
         cmds=[options.python],
         arguments=["-m", options.module, "run", str(job.path), "--attempt", str(attempt), "--own-log"],
-        env_vars=_environment(options, gpus),
+        env_vars=job_environment(gpus=gpus > 0, more=options.environment),
         labels={**told, **job_labels(job), ATTEMPT_LABEL: str(attempt), "nnunet-step": spec.step},
         pod_template_file=options.pod_template_file,
         base_container_name=CONTAINER,
         container_resources=_resources(options, spec, gpus, template),
         volumes=volumes,
         volume_mounts=mounts,
-        security_context=_pod_security(uid, gid, template),
+        security_context=_pod_security((uid, gid), groups_of(spec), template),
         container_security_context=_container_security(template),
         automount_service_account_token=False,
-        termination_grace_period=grace_period_s(spec),
+        termination_grace_period=grace_period_s(spec.resources.grace_s),
         # What the runner says before it has found its job, such as a missing package, is in the pod's status then.
         termination_message_policy="FallbackToLogsOnError",
     )
@@ -91,25 +91,6 @@ def build_pod(options: PodOptions, job: JobDir, spec: JobSpec, attempt: int) -> 
     pod = operator.build_pod_request_obj(dry_run=True)
     check_surface(pod, CONTAINER)
     return pod
-
-
-def job_user(options: PodOptions, job: JobDir) -> tuple[int, int]:
-    """(uid, gid) that the job runs as: the option's, else the owner of its folder.
-
-    Raises:
-        ConfigError: that is root.
-    """
-    if options.user:
-        uid, gid = options.user.split(":")
-        return int(uid), int(gid)
-    place = next(path for path in (job.path, *job.path.parents) if path.exists())
-    owner = place.stat()
-    if owner.st_uid == 0:
-        raise ConfigError(
-            f"backend_options: user={options.user!r}: {place} belongs to root, and jobs never run as root; "
-            "run Airflow's workers as another user, or set user to the uid:gid that the data belongs to"
-        )
-    return owner.st_uid, owner.st_gid
 
 
 def _template(path: str) -> k8s.V1Pod:
@@ -157,30 +138,13 @@ def _resources(options: PodOptions, spec: JobSpec, gpus: int, template: k8s.V1Po
     return k8s.V1ResourceRequirements(requests=requests, limits=limits, claims=found.claims)
 
 
-def _environment(options: PodOptions, gpus: int) -> dict[str, str]:
-    found = {
-        # The user has no entry in the image's passwd, and the root file system cannot be written.
-        "HOME": "/tmp",  # noqa: S108 - the pod's own
-        "USER": "nnunet",
-        "LOGNAME": "nnunet",
-        "TMPDIR": "/tmp",  # noqa: S108
-        "PYTHONSAFEPATH": "1",
-        "PYTHONDONTWRITEBYTECODE": "1",
-    }
-    if not gpus:
-        # CUDA images ask for all GPUs by themselves, and some nodes give them to pods that requested none.
-        found["NVIDIA_VISIBLE_DEVICES"] = "void"
-    return {**found, **options.environment}
-
-
 def _volumes(options: PodOptions, spec: JobSpec) -> tuple[list[k8s.V1Volume], list[k8s.V1VolumeMount]]:
     """Claims for the folders that the step works with, and the pod's own: /tmp, shared memory, the lease ledger."""
     from kubernetes.client import models as k8s
 
-    shm = getattr(spec.resources, "shm_mib", _DEFAULT_SHM_MIB)
     own = {
         "nnunet-tmp": ("/tmp", k8s.V1EmptyDirVolumeSource(size_limit=f"{options.tmp_mib}Mi")),  # noqa: S108
-        "nnunet-shm": ("/dev/shm", k8s.V1EmptyDirVolumeSource(medium="Memory", size_limit=f"{shm}Mi")),  # noqa: S108
+        "nnunet-shm": ("/dev/shm", k8s.V1EmptyDirVolumeSource(medium="Memory", size_limit=f"{spec.resources.shm_mib}Mi")),  # noqa: S108
         # The cluster gives the pod its GPUs, and nobody else them: the ledger that leases them out is the pod's own.
         "nnunet-leases": (spec.workspace.leases, k8s.V1EmptyDirVolumeSource(size_limit="16Mi")),
     }
@@ -215,12 +179,16 @@ def _holder(options: PodOptions, mount: Mount) -> tuple[str, str]:
     return found[0].claim, found[1]
 
 
-def _pod_security(uid: int, gid: int, template: k8s.V1Pod | None) -> k8s.V1PodSecurityContext:
+def _pod_security(user: tuple[int, int], groups: list[int], template: k8s.V1Pod | None) -> k8s.V1PodSecurityContext:
     """As the owner of the data. No fsGroup of ours: kubelet would open everything on a volume to that group, the private folder too."""
     from kubernetes.client import models as k8s
 
     ours = k8s.V1PodSecurityContext(
-        run_as_non_root=True, run_as_user=uid, run_as_group=gid, seccomp_profile=k8s.V1SeccompProfile(type="RuntimeDefault")
+        run_as_non_root=True,
+        run_as_user=user[0],
+        run_as_group=user[1],
+        supplemental_groups=groups or None,
+        seccomp_profile=k8s.V1SeccompProfile(type="RuntimeDefault"),
     )
     base = template.spec.security_context if template is not None and template.spec is not None else None
     return _merged(base, ours)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
+from airflow_nnunet.backends.contained import EXIT_NO_FOLDER, Sight, Stage
 from airflow_nnunet.backends.kubernetes.pod import CONTAINER
 from nnunet_jobs.contract.failure import FailureClass
 
@@ -14,41 +12,8 @@ if TYPE_CHECKING:
     from kubernetes.client import models as k8s  # type: ignore[import-untyped]
 
 
-class Stage(StrEnum):
-    """Where a pod stands."""
-
-    UNSCHEDULED = "unscheduled"
-    STARTING = "starting"
-    RUNNING = "running"
-    ENDED = "ended"
-    DOOMED = "doomed"
-    """It waits, and always will."""
-
-    @property
-    def alive(self) -> bool:
-        """True while a runner is, or may still come to be, in the pod."""
-        return self in (Stage.UNSCHEDULED, Stage.STARTING, Stage.RUNNING)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sight:
-    """A pod as seen at one moment.
-
-    Attributes:
-        message: why it waits, or how it ended. failure_class: of an end without an outcome in the job's folder.
-        exit_code: of the runner. facts: for the record: pod, node, image, digest, exit code, out of memory.
-    """
-
-    stage: Stage
-    message: str = ""
-    failure_class: FailureClass = FailureClass.LOST
-    exit_code: int | None = None
-    facts: Mapping[str, Any] = field(default_factory=dict)
-
-
 # What kubelet says while a container waits that no patience mends.
 _DOOMED = ("CreateContainerConfigError", "InvalidImageName", "ErrImageNeverPull")
-_EXIT_NO_FOLDER = 5  # nnunet_jobs.runner
 _NOT_STARTED = ("StartError", "ContainerCannotRun")
 
 
@@ -100,7 +65,7 @@ def _end(pod: k8s.V1Pod, ended: k8s.V1ContainerStateTerminated | None) -> tuple[
     text = f"pod {name} ended with exit code {ended.exit_code} ({ended.reason or 'no reason given'}) and no outcome"
     if ended.reason in _NOT_STARTED or ended.exit_code in (126, 127):
         return FailureClass.CONFIG, f"{text}: {last}; does the image have this interpreter?"
-    if ended.exit_code == _EXIT_NO_FOLDER:
+    if ended.exit_code == EXIT_NO_FOLDER:
         return FailureClass.CONFIG, f"{text}: {last}; check volumes in backend_options, and the user"
     if "No module named" in last:
         return FailureClass.CONFIG, f"{text}: {last}; use an image that has nnunet_jobs"
