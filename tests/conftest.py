@@ -13,6 +13,23 @@ from support.containers import make_engine
 from support.engine import Engine
 
 PROJECT = Path(__file__).resolve().parent.parent
+# Two workers end at about the same time when the longest files come first.
+LONGEST = ("tests/e2e/", "tests/chaos/test_training", "tests/unit/preprocessing/", "tests/unit/selection/", "tests/packaging/")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    """Whole files for each worker of pytest-xdist, where there is one."""
+    from support.parallel import ByRoom
+
+    return ByRoom(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    def rank(item: pytest.Item) -> int:
+        return next((number for number, start in enumerate(LONGEST) if item.nodeid.startswith(start)), len(LONGEST))
+
+    items.sort(key=rank)
 
 
 @pytest.fixture

@@ -58,9 +58,9 @@ def promote_a_model(workspace: Workspace) -> None:
     repoint(workspace.champion_link(DATASET), root)
 
 
-def pull(stack: Stack) -> list[str]:
-    """One run; returns the studies that it took."""
-    run = stack.client.trigger("pull")
+def pull(stack: Stack, *, timeout: float = 120) -> list[str]:
+    """One run that waits so many seconds for studies; returns those that it took."""
+    run = stack.client.trigger("pull", {"timeout": timeout})
     assert stack.client.wait_for_run("pull", run, timeout_s=180) == "success", stack.client.states("pull", run)
     if stack.client.states("pull", run)[("new_studies", -1)] == "skipped":
         return []
@@ -80,7 +80,7 @@ def test_studies_come_and_results_go_back_each_once(stack: Stack, archive: Ortha
     assert pull(stack) == [study_uid(later)], "what was stored back makes no study new"
     assert len(archive.instances(Modality="SEG")) == 3
 
-    assert pull(stack) == [], "a run with nothing new is skipped"
+    assert pull(stack, timeout=20) == [], "a run with nothing new is skipped"
 
 
 def test_the_projects_own_dag_segments_a_study_and_stores_the_result(stack: Stack, archive: Orthanc, tmp_path: Path) -> None:

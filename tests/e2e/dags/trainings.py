@@ -44,4 +44,4 @@ with DAG("prepare", schedule=None) as prepare:
 
 deferred = training("deferred")
 held = training("held", deferrable=False)
-limited = training("limited", execution_timeout=timedelta(seconds=25), retry_policy=None)
+limited = training("limited", execution_timeout=timedelta(seconds=40), retry_policy=None)
