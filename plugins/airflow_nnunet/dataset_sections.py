@@ -4,15 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from airflow_nnunet.yaml_files import Section
 
 Fold = Annotated[int, Field(ge=0)] | Literal["all"]
-
-
-class Section(BaseModel):
-    """Base: unknown fields are refused, values are of the type they should be, and nothing changes afterwards."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 class DatasetSection(Section):

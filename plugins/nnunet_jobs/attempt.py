@@ -15,6 +15,8 @@ from nnunet_jobs.child import describe
 from nnunet_jobs.contract.failure import Failure, FailureClass, Interrupted
 from nnunet_jobs.contract.files import locked
 from nnunet_jobs.contract.jobdir import Fenced, JobDir, Phase
+from nnunet_jobs.contract.usage import LOST
+from nnunet_jobs.meter import Meter
 from nnunet_jobs.pulse import BEAT_S, Cancelled, Pulse
 
 log = logging.getLogger("nnunet_jobs")
@@ -33,13 +35,14 @@ class Refused(Exception):
 class Attempt:
     """The runner's standing in one attempt: whoever is inside :meth:`run` is its runner, and the only one that writes its outcome.
 
-    ``ready_fd`` is written to once the attempt is on record. ``details`` are added to the outcome.
+    ``ready_fd`` is written to once the attempt is on record. ``details`` are added to the outcome; ``meter`` measures what is used.
     """
 
     def __init__(self, job: JobDir, number: int, *, ready_fd: int | None = None) -> None:
         self.job = job
         self.number = number
         self.pulse = Pulse(job, number)
+        self.meter = Meter(job, number)
         self.details: dict[str, Any] = {"peak_memory_mib": 0}
         self._ready_fd = ready_fd
 
@@ -89,13 +92,19 @@ class Attempt:
 
     def _outcome(self, work: Callable[[], Outcome | None]) -> Outcome | None:
         try:
-            return work()
-        except (Fenced, Refused):
+            outcome = work()
+        except Fenced:
+            self.meter.end(LOST)
+            raise
+        except Refused:
             raise
         except Exception as error:
             failure = replace(describe(error, attempt=self.number), cancelled=isinstance(error, Cancelled))
             log.error("%s: %s", failure.failure_class, failure.message, exc_info=failure.failure_class is FailureClass.BUG)
-            return failure
+            outcome = failure
+        if outcome is not None:
+            self.details |= self.meter.end(outcome if isinstance(outcome, Failure) else None)
+        return outcome
 
     def _commit(self, outcome: Outcome) -> int:
         """Write the outcome, patiently: a full disk may have room again once the step's own files are gone."""

@@ -125,6 +125,7 @@ def acquire(
     workspace: Workspace,
     *,
     owner: str,
+    team: str = "",
     exclude: tuple[str, ...] = (),
     poll: Callable[[], None],
     waiting: Callable[[str], None],
@@ -132,7 +133,8 @@ def acquire(
     """Wait for the devices that a job asked for and take them.
 
     Args:
-        owner: job id, shown to those who wait. exclude: GPUs that failed this job before; used again only if there are no others.
+        owner: job id, shown to those who wait. team: teams take turns.
+        exclude: GPUs that failed this job before; used again only if there are no others.
         poll: called at least every half second; may raise to give up. waiting: told why when there is something new to say.
     """
     if resources.gpus == 0:
@@ -147,7 +149,7 @@ def acquire(
         count, memory, slots = resources.gpus, resources.gpu_memory_mib, max(1, len(inventory.gpus) // resources.gpus)
         if len([gpu for gpu in inventory.gpus if gpu.uuid not in exclude]) < count:
             exclude = ()
-    request = Request(kind=kind, count=count, memory_mib=memory, exclude=exclude, owner=owner)
+    request = Request(kind=kind, count=count, memory_mib=memory, exclude=exclude, owner=owner, team=team)
     read_at = time.monotonic()
     told: set[str] = set()
 
@@ -180,15 +182,23 @@ def acquire(
                 inventory, read_at = read_inventory(), time.monotonic()
 
 
-def claim(names: Sequence[str], kind: str, workspace: Workspace, *, memory_mib: int | None, owner: str) -> Lease | None:
+def claim(names: Sequence[str], kind: str, workspace: Workspace, *, memory_mib: int | None, owner: str, team: str = "") -> Lease | None:
     """Just these devices, if they are free now and nobody waits for them, else None."""
     ledger = Ledger(workspace.leases)
     if kind == "cpu":
         devices = [Device(uuid=name, total_mib=1, free_mib=1) for name in names]
     else:
         devices = [device for device in as_devices(read_inventory(), ledger, warn=log.warning) if device.uuid in names]
-    with ledger.ticket(Request(kind=kind, count=len(names), memory_mib=memory_mib, owner=owner)) as ticket:
+    with ledger.ticket(Request(kind=kind, count=len(names), memory_mib=memory_mib, owner=owner, team=team)) as ticket:
         return ticket.try_acquire(devices)
+
+
+def memory_share(gpus: tuple[str, ...], memory_mib: int | None) -> float:
+    """Part of its GPUs that a job has reserved, by memory; 1 for whole ones."""
+    if not gpus or memory_mib is None:
+        return 1.0
+    totals = [gpu.total_mib for gpu in read_inventory().gpus if gpu.uuid in gpus]
+    return min(1.0, memory_mib * len(totals) / sum(totals)) if totals else 1.0
 
 
 def lost_gpus(gpus: tuple[str, ...]) -> dict[str, str]:

@@ -67,6 +67,7 @@ class Grantor:
             allowed.resources,
             spec.workspace,
             owner=self.job.job_id,
+            team=spec.team,
             exclude=allowed.exclude,
             poll=self._check,
             waiting=self.attempt.waiting,
@@ -177,7 +178,8 @@ class Adoption:
     def _anew(self, grant: Grant, workspace: Workspace) -> Lease:
         what = ", ".join(grant.devices)
         log.warning("the lease of %s ended before it was adopted; asking for it again", what)
-        lease = gpu.claim(grant.devices, grant.device, workspace, memory_mib=grant.memory_mib, owner=self.job.job_id)
+        named = {"owner": self.job.job_id, "team": self.job.spec().team}
+        lease = gpu.claim(grant.devices, grant.device, workspace, memory_mib=grant.memory_mib, **named)
         if lease is None:
             raise Lost(f"the lease of {what}, taken in {grant.host}, ended before it was adopted, and others have or want the device now")
         return lease

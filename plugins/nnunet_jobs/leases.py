@@ -3,6 +3,7 @@
     alloc.lock                  mutex; held for a fraction of a millisecond by whoever reads or changes the ledger
     leases/<n>.json             one file per lease, flocked by its holder and by every process that inherited it
     tickets/<n>.json            one file per waiter, flocked by it; the number is its place in the queue
+    turns/team-<name>           number of the newest lease of each team, by which teams take turns
     quarantine/<device>.json    devices not to be used for a while, with the reason
 
 A lock on an open file belongs to the open file, not to a process: the trainer inherits it, so a lease lives exactly as long as any
@@ -16,6 +17,7 @@ import contextlib
 import json
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,6 +28,7 @@ from nnunet_jobs.contract.files import locked, read_json, try_lock, write_json
 from nnunet_jobs.contract.liveness import boot_id, read_counter, write_counter
 from nnunet_jobs.host import require_local
 from nnunet_jobs.processes import pid_namespace
+from nnunet_jobs.turns import Place, in_turn
 
 _PAGE = 4096
 MAX_OVERTAKEN = 3
@@ -47,6 +50,7 @@ class Holder:
     pid: int
     pid_namespace: int
     follows: int | None
+    team: str = ""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -107,7 +111,7 @@ class Ledger:
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
-        for name in ("leases", "tickets", "quarantine"):
+        for name in ("leases", "tickets", "turns", "quarantine"):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
         require_local(self.folder, field="leases")
 
@@ -161,14 +165,11 @@ class Ledger:
         request = ticket.request
         with self._mutex(poll):
             book = Book(devices)
-            for holder in self._holders():
+            holders = self._holders()
+            for holder in holders:
                 book.take([holder.device], holder.memory_mib)
             blocked: list[_Waiter] = []
-            for waiter in self._waiters():
-                if waiter.number == ticket.number:
-                    _change(waiter.path, polls=waiter.polls + 1)
-                if waiter.number >= ticket.number or waiter.request.kind != request.kind or ticket.sleeps(waiter.number, waiter.polls):
-                    continue
+            for waiter in self._before(ticket, [holder for holder in holders if holder.device in book.devices]):
                 placed = book.place(waiter.request)
                 if placed is None:
                     blocked.append(waiter)
@@ -182,7 +183,7 @@ class Ledger:
                 return None
             for waiter in delayed:
                 _change(waiter.path, overtaken=waiter.overtaken + 1)
-            return self._write_leases(placed, memory_mib=request.memory_mib, owner=request.owner)
+            return self._write_leases(placed, memory_mib=request.memory_mib, owner=request.owner, team=request.team)
 
     def adopt(self, numbers: Sequence[int], devices: Sequence[str], *, owner: str, poll: Callable[[], None] | None = None) -> Lease | None:
         """Leases that follow another process's, which may then let go of its own; None when it did already.
@@ -195,7 +196,7 @@ class Ledger:
             found = [live[number] for number in numbers if number in live and number not in followed]
             if [(entry.device, entry.owner) for entry in found] != [(device, owner) for device in devices]:
                 return None
-            return self._write_leases(devices, memory_mib=found[0].memory_mib, owner=owner, follows=numbers)
+            return self._write_leases(devices, memory_mib=found[0].memory_mib, owner=owner, team=found[0].team, follows=numbers)
 
     def is_adopted(self, lease: Lease) -> bool:
         """Whether another process lives that has taken this lease over."""
@@ -214,6 +215,23 @@ class Ledger:
     def _mutex(self, poll: Callable[[], None] | None = None) -> Iterator[None]:
         with locked(self.folder / "alloc.lock", poll=poll, interval=0.002):
             yield
+
+    def _before(self, ticket: Ticket, holders: Sequence[Holder]) -> list[_Waiter]:
+        """Who is served before a ticket, of those that ask for the same kind of device and are awake. Notes that the ticket asks."""
+        waiting: dict[int, _Waiter] = {}
+        for waiter in self._waiters():
+            if waiter.number == ticket.number:
+                _change(waiter.path, polls=waiter.polls + 1)
+            elif waiter.request.kind != ticket.request.kind or ticket.sleeps(waiter.number, waiter.polls):
+                continue
+            waiting[waiter.number] = waiter
+        places = [Place(number=item.number, team=item.request.team, count=item.request.count) for item in waiting.values()]
+        served = {team: read_counter(self._turn(team)) for team in {place.team for place in places}}
+        order = in_turn(places, Counter(holder.team for holder in holders), served)
+        return [waiting[number] for number in order[: order.index(ticket.number)]]
+
+    def _turn(self, team: str) -> Path:
+        return self.folder / "turns" / f"team-{team}"
 
     def _next_number(self) -> int:
         path = self.folder / "next"
@@ -254,10 +272,13 @@ class Ledger:
             found.append(_Waiter(int(path.stem), path, data["overtaken"], data["polls"], request))
         return found
 
-    def _write_leases(self, devices: Sequence[str], *, memory_mib: int | None, owner: str, follows: Sequence[int | None] = ()) -> Lease:
+    def _write_leases(
+        self, devices: Sequence[str], *, memory_mib: int | None, owner: str, team: str, follows: Sequence[int | None] = ()
+    ) -> Lease:
         entry: dict[str, Any] = {
             "memory_mib": memory_mib,
             "owner": owner,
+            "team": team,
             "pid": os.getpid(),
             "pid_namespace": pid_namespace(),
             "sessions": [],
@@ -272,6 +293,7 @@ class Ledger:
                 fds.append(fd)
                 try_lock(fd)
                 _rewrite(fd, {**entry, "device": device, "follows": followed})
+                write_counter(self._turn(team), numbers[-1])
         except BaseException:
             for fd in fds:
                 os.close(fd)

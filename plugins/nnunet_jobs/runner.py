@@ -59,6 +59,7 @@ class Runner:
             allowed.resources,
             spec.workspace,
             owner=self.job.job_id,
+            team=spec.team,
             exclude=allowed.exclude,
             poll=self.attempt.pulse.check,
             waiting=self.attempt.waiting,
@@ -79,10 +80,13 @@ class Runner:
         log.info("attempt %d of %s (%s), runner %d", number, self.job.job_id, spec.step, os.getpid())
         for note in allowed.notes:
             log.warning("%s", note)
+        self.attempt.meter.wait(spec)
         placement = place(spec, allowed)
         try:
             self._note(placement, allowed)
             cpus = allowed.cpus(placement.slots)
+            share_of_gpu = gpu.memory_share(placement.gpus, allowed.resources.gpu_memory_mib)
+            self.attempt.meter.compute(placement, gpu_share=share_of_gpu, cpus=cpus)
             where = ", ".join(placement.gpus) or f"{cpus} CPU core(s)"
             self.attempt.pulse.check()
             self.job.set_phase(number, Phase.RUNNING, f"on {where}")

@@ -22,6 +22,7 @@ from nnunet_jobs.contract.failure import ConfigError, Failure, FailureClass, Los
 from nnunet_jobs.contract.files import PRIVATE
 from nnunet_jobs.contract.jobdir import JobDir, Phase
 from nnunet_jobs.contract.spec import JobSpec
+from nnunet_jobs.contract.usage import settle
 from nnunet_jobs.contract.workspace import SHARING
 
 log = logging.getLogger(__name__)
@@ -278,6 +279,7 @@ class ContainedBackend(Backend):
             # the outcome counts; the container's part in it is not worth a job that never ends
             log.warning("%s is left behind: %s", self.place.name(job, status.attempt), error)
         self._settled.add(key)
+        settle(job)  # the runner sees no more than its job's folder
         return read_status(job)
 
     def _for(self, job: JobDir, attempt: int, what: str) -> float:

@@ -14,7 +14,7 @@ from airflow_nnunet.config import NnunetConfig
 from airflow_nnunet.exceptions import JobCancelled
 from airflow_nnunet.job_log import LogLines, log_size
 from airflow_nnunet.progress import ProgressLines
-from airflow_nnunet.task_state import task_state
+from airflow_nnunet.task_state import is_ended, task_state
 from airflow_nnunet.triggers import JobTrigger
 from nnunet_jobs.contract.jobdir import JobDir
 
@@ -49,7 +49,7 @@ class WaitingOperator(BaseOperator):  # type: ignore[misc, unused-ignore]
 
     def _wait(self, context: Context, config: NnunetConfig, job: JobDir, *, then: str) -> None:
         """Wait for the end of the attempt: in the triggerer (does not return), or here."""
-        if self._stopping and task_state(context["ti"]) != "running":
+        if self._stopping and is_ended(task_state(context["ti"])):
             self._stopped_by_user(config.make_backend(), job)
         if self.deferrable:
             offset = job.metrics.stat().st_size if job.metrics.exists() else 0
@@ -97,7 +97,7 @@ class WaitingOperator(BaseOperator):  # type: ignore[misc, unused-ignore]
 
     def _stop_waiting(self, context: Context, backend: Backend, job: JobDir) -> NoReturn:
         """Tell a user's act from a stopping worker by what Airflow says about the task now."""
-        if task_state(context["ti"]) != "running":
+        if is_ended(task_state(context["ti"])):
             self._stopped_by_user(backend, job)
         # No retry is spent: the task comes back on another worker and attaches to the job.
         self.log.info("this worker stops; the job goes on and the task will attach to it again")

@@ -7,6 +7,7 @@
     log.txt         stdout and stderr of runner and step
     metrics.jsonl   one JSON object a line, appended by the step
     result.json     success; or failure.json; both by rename, last of all
+    usage.<n>.json  what attempt n uses or used; see usage.py
     cancel          a user's wish to stop; the runner obeys it on whatever host it is
     grant.json      devices leased for an attempt whose own runner is still to come; adopted.json once it came (see grant.py)
 

@@ -14,6 +14,8 @@ from nnunet_jobs.contract.step_params import StepParams
 from nnunet_jobs.contract.workspace import Workspace
 
 JOB_ID = re.compile(r"[a-z][a-z0-9-]{7,79}")
+TEAM = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
+"""Name of a team: its file's, a label of its jobs, and a file of the lease ledger."""
 DEVICES = ("auto", "cuda", "cpu")
 
 
@@ -61,7 +63,7 @@ class Resources:
 class JobSpec:
     """One piece of work: which step, with which parameters, where, with what.
 
-    ``labels`` say who asked (dag, run, task, map index); they never hold patient data.
+    ``labels`` say who asked (dag, run, task, map index, team); they never hold patient data.
     """
 
     job_id: str
@@ -76,7 +78,14 @@ class JobSpec:
             raise ConfigError(f"job_id={self.job_id!r}: use 8 to 80 of a-z, 0-9 and '-', starting with a letter")
         if self.step not in STEPS:
             raise ConfigError(f"step={self.step!r}: must be one of {', '.join(STEPS)}")
+        if self.team and not TEAM.fullmatch(self.team):
+            raise ConfigError(f"labels team={self.team!r}: use 1 to 64 of a-z, 0-9, '_' and '-', starting with a letter or digit")
         self.step_params()
+
+    @property
+    def team(self) -> str:
+        """The team whose job it is; empty where there are no teams."""
+        return self.labels.get("team", "")
 
     def step_params(self) -> StepParams:
         """The parameters as the step's own checked dataclass."""
