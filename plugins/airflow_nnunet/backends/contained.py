@@ -121,6 +121,7 @@ class ContainedBackend(Backend):
     runs_here = False
     look_again_s = 1.0
     files_s = _FILES_S
+    settle_s = _SETTLE_S
     place: Place
     schedule_timeout_s: float = 0.0
     start_timeout_s: float = 900.0
@@ -239,6 +240,8 @@ class ContainedBackend(Backend):
         details = {"container": dict(sight.facts)}
         if self._declare(job, attempt, sight.failure_class, message, exit_code=sight.exit_code, details=details):
             self._settled.add((str(job.path), attempt))  # a host that is cut off may never say that it has ended
+        elif sight.stage is Stage.ENDED:
+            job.note_container(attempt, sight.facts)
         if not (self.keep and sight.stage is Stage.ENDED):
             self.place.remove(job, attempt)
 
@@ -268,13 +271,13 @@ class ContainedBackend(Backend):
         try:
             sight = self.place.look(job, status.attempt)
             if sight is not None:
-                if sight.stage.alive and waited < _SETTLE_S:
+                if sight.stage.alive and waited < self.settle_s:
                     return JobStatus(attempt=status.attempt, phase=Phase.RUNNING, message="its container is ending")
                 job.note_container(status.attempt, sight.facts)
                 if not self.keep:
                     self.place.remove(job, status.attempt)
         except CANNOT_ASK as error:
-            if isinstance(error, Unreachable) and waited < _SETTLE_S:
+            if isinstance(error, Unreachable) and waited < self.settle_s:
                 return JobStatus(attempt=status.attempt, phase=Phase.RUNNING, message=str(error))
             # the outcome counts; the container's part in it is not worth a job that never ends
             log.warning("%s is left behind: %s", self.place.name(job, status.attempt), error)
