@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from airflow_nnunet.config import NnunetConfig
+from airflow_nnunet.doctor_backend import examine_backend, runs_here
 from airflow_nnunet.doctor_executor import examine_executor
 from airflow_nnunet.finding import Finding
 from airflow_nnunet.operators.base import GPU_POOL
@@ -39,14 +40,15 @@ def examine(config: NnunetConfig) -> Iterator[Finding]:
     yield from _roots(config)
     yield from _user_folders(config)
     yield from _withdrawals(config)
+    yield from examine_backend(config)
+    host = None
     try:
-        host = probe_host(config)
+        host = probe_host(config) if runs_here(config) else None
     except ConfigError as error:
         yield Finding(
             topic="python", ok=False, blocks=True,
             text=f"{error}. Install airflow-provider-nnunet[local] there, or set python in section [nnunet]",
         )  # fmt: skip
-        host = None
     if host is not None:
         yield from _versions(host)
         yield from _memory(host)

@@ -121,6 +121,7 @@ class ContainedBackend(Backend):
     runs_here = False
     look_again_s = 1.0
     files_s = _FILES_S
+    settle_s = _SETTLE_S
     place: Place
     schedule_timeout_s: float = 0.0
     start_timeout_s: float = 900.0
@@ -190,7 +191,8 @@ class ContainedBackend(Backend):
             if begun and silent >= watch.lost_after_s:
                 message = f"no heartbeat of the runner for {silent:.0f} s, and {self.name} cannot be asked: {error}"
                 self._declare(job, status.attempt, FailureClass.LOST, message)
-        return read_status(job)
+        status = read_status(job)  # which may be the outcome that the runner wrote a moment ago
+        return self._settle(job, status) if status.final else status
 
     def wants_a_look(self, job: JobDir, attempt: int) -> bool:
         """Whether the place has something to do for an attempt although its heart beats."""
@@ -235,16 +237,20 @@ class ContainedBackend(Backend):
 
     def _end(self, job: JobDir, attempt: int, sight: Sight, message: str) -> None:
         """Record an attempt's end as the container tells it, then let go of what the container still holds."""
-        self._declare(job, attempt, sight.failure_class, message, exit_code=sight.exit_code, details={"container": dict(sight.facts)})
+        details = {"container": dict(sight.facts)}
+        if self._declare(job, attempt, sight.failure_class, message, exit_code=sight.exit_code, details=details):
+            self._settled.add((str(job.path), attempt))  # a host that is cut off may never say that it has ended
+        elif sight.stage is Stage.ENDED:
+            job.note_container(attempt, sight.facts)
         if not (self.keep and sight.stage is Stage.ENDED):
             self.place.remove(job, attempt)
 
-    def _declare(self, job: JobDir, attempt: int, failure_class: FailureClass, message: str, **more: Any) -> None:
-        """Record our verdict, unless the runner had the last word, or a cancel explains the end."""
+    def _declare(self, job: JobDir, attempt: int, failure_class: FailureClass, message: str, **more: Any) -> bool:
+        """Record our verdict, unless a cancel explains the end. False when the runner had the last word."""
         reason = job.cancel_requested()
         if reason is not None and failure_class is FailureClass.LOST:
             failure_class, message, more = FailureClass.INTERRUPTED, f"cancelled: {reason} ({message})", {**more, "cancelled": True}
-        job.declare_lost(attempt, Failure(failure_class=failure_class, message=message, attempt=attempt, **more))
+        return job.declare_lost(attempt, Failure(failure_class=failure_class, message=message, attempt=attempt, **more))
 
     def _take_back(self, job: JobDir, attempt: int, reason: str) -> None:
         """Have the container of a cancelled attempt stopped with time for saving; one without a runner has ended by that."""
@@ -265,13 +271,13 @@ class ContainedBackend(Backend):
         try:
             sight = self.place.look(job, status.attempt)
             if sight is not None:
-                if sight.stage.alive and waited < _SETTLE_S:
+                if sight.stage.alive and waited < self.settle_s:
                     return JobStatus(attempt=status.attempt, phase=Phase.RUNNING, message="its container is ending")
                 job.note_container(status.attempt, sight.facts)
                 if not self.keep:
                     self.place.remove(job, status.attempt)
         except CANNOT_ASK as error:
-            if isinstance(error, Unreachable) and waited < _SETTLE_S:
+            if isinstance(error, Unreachable) and waited < self.settle_s:
                 return JobStatus(attempt=status.attempt, phase=Phase.RUNNING, message=str(error))
             # the outcome counts; the container's part in it is not worth a job that never ends
             log.warning("%s is left behind: %s", self.place.name(job, status.attempt), error)
