@@ -215,7 +215,7 @@ class ContainedBackend(Backend):
             elif self._for(job, attempt, "gone") >= self.files_s:
                 self._declare(job, attempt, FailureClass.LOST, f"{name} is gone: removed by somebody, or its host was drained or is lost")
             return
-        if reason is not None and not sight.leaving and sight.stage.alive:
+        if reason is not None and sight.stage.alive and not sight.leaving and not lost:
             self._take_back(job, attempt, reason)
         elif sight.stage is Stage.ENDED:
             if sight.exit_code not in _OUTCOME_WRITTEN or self._for(job, attempt, "ended") >= self.files_s:
@@ -260,15 +260,19 @@ class ContainedBackend(Backend):
         key = (str(job.path), status.attempt)
         if key in self._settled:
             return status
+        waited = self._for(job, status.attempt, "settling")
         try:
             sight = self.place.look(job, status.attempt)
             if sight is not None:
-                if sight.stage.alive and self._for(job, status.attempt, "settling") < _SETTLE_S:
+                if sight.stage.alive and waited < _SETTLE_S:
                     return JobStatus(attempt=status.attempt, phase=Phase.RUNNING, message="its container is ending")
                 job.note_container(status.attempt, sight.facts)
                 if not self.keep:
                     self.place.remove(job, status.attempt)
-        except CANNOT_ASK as error:  # the outcome counts; the container's part in it is not worth a job that never ends
+        except CANNOT_ASK as error:
+            if isinstance(error, Unreachable) and waited < _SETTLE_S:
+                return JobStatus(attempt=status.attempt, phase=Phase.RUNNING, message=str(error))
+            # the outcome counts; the container's part in it is not worth a job that never ends
             log.warning("%s is left behind: %s", self.place.name(job, status.attempt), error)
         self._settled.add(key)
         return read_status(job)

@@ -19,6 +19,7 @@ from airflow.sdk.exceptions import TaskDeferralTimeout
 from airflow_nnunet.backends import Backend, JobStatus, read_status
 from airflow_nnunet.config import NnunetConfig
 from airflow_nnunet.exceptions import from_job_error, to_airflow_error
+from airflow_nnunet.job_log import log_size
 from airflow_nnunet.links import JobFolderLink, JobLink, JobLogLink, job_url
 from airflow_nnunet.operators.fields import build_params, check_constants, coerce
 from airflow_nnunet.operators.waiting import WaitingOperator
@@ -166,6 +167,7 @@ class NnunetOperator(WaitingOperator):
             if job.path.exists() and job.cancel_requested() and not read_status(job).final:
                 self.log.info("an earlier try of %s is still saving its work; the next one begins when it has ended", job.job_id)
                 self._wait(context, config, job, then="execute_after_stop")
+            self._log_from = log_size(job)  # of a job that is found again, what was said before is in an earlier try's log
             job = backend.submit(spec)
         except JobError as error:
             raise from_job_error(error) from error

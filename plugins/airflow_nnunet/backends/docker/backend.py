@@ -46,7 +46,7 @@ class DockerBackend(ContainedBackend):
     def examine(self, workspace: Workspace) -> Iterator[tuple[bool, str]]:
         """See :meth:`Backend.examine`."""
         try:
-            facts = self.place.ask(lambda: self.place.client.info())
+            facts = self.place.ask(self.place.client.info)
             yield True, f"Docker engine {facts.get('ServerVersion')} on {facts.get('Name')} answers"
             image = self.place.image_facts()
         except (ConfigError, Unreachable, Refused) as error:

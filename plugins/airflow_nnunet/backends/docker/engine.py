@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -92,7 +92,7 @@ class Engine:
         Raises:
             ConfigError: the provider is not installed. Unreachable: the engine does not answer.
         """
-        return self._hook(None).api_client
+        return self.ask(lambda: self._hook(None).api_client)
 
     def has_gpus(self, facts: dict[str, Any]) -> bool:
         """Whether containers of this engine can have GPUs; ``facts`` are the engine's own."""
@@ -135,8 +135,7 @@ class Engine:
             from airflow.providers.docker.hooks.docker import DockerHook
         except ImportError as error:
             raise ConfigError(f"backend='docker': {error}; pip install 'airflow-provider-nnunet[docker]'") from error
-        given: dict[str, Any] = dict(self.options.tls)
-        tls = DockerHook.construct_tls_config(**given) if given else None
+        tls = _own_authority(self.options.tls) if self.options.tls else None
         return DockerHook(docker_conn_id=conn_id, base_url=self.options.docker_url, version="auto", tls=tls, timeout=_TIMEOUT_S)
 
     def _wants_gpus(self, spec: JobSpec, facts: dict[str, Any]) -> bool:
@@ -255,3 +254,15 @@ class Engine:
         """The registry's digest of an image that came from one, else the engine's own id of it."""
         found = self.ask(self.client.inspect_image, image_id, missing={}) or {}
         return str(next(iter(found.get("RepoDigests") or []), image_id))
+
+
+def _own_authority(paths: Mapping[str, str]) -> Any:
+    """TLS by these files alone: requests would let REQUESTS_CA_BUNDLE, which sites behind a proxy set, replace the engine's authority."""
+    from docker.tls import TLSConfig
+
+    class OwnAuthority(TLSConfig):  # type: ignore[misc]
+        def configure_client(self, client: Any) -> None:
+            super().configure_client(client)
+            client.trust_env = False
+
+    return OwnAuthority(ca_cert=paths["ca_cert"], client_cert=(paths["client_cert"], paths["client_key"]), verify=True)
