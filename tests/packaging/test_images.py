@@ -104,10 +104,13 @@ def test_no_layer_hides_what_a_later_one_removed(nnunet_image: Image) -> None:
     assert whole < 1.05 * seen, f"{whole / 1e9:.2f} GB of layers for {seen / 1e9:.2f} GB of files: a cache was left in a layer"
 
 
-def test_new_code_reuses_the_layer_of_dependencies(nnunet_image: Image, context: Path) -> None:
+def test_new_code_and_other_settings_reuse_the_layer_of_dependencies(nnunet_image: Image, context: Path) -> None:
     before = nnunet_image.inspect()["RootFS"]["Layers"]
     (context / "plugins" / "nnunet_jobs" / "new_module.py").write_text("CHANGED = True\n")
-    name = build(nnunet_image.engine, "nnunet", "--accelerator", "cpu", "--base", BASE, "--tag", "changed", project=context)
+    with open(context / "pyproject.toml", "a") as project:
+        project.write("\n[tool.unrelated]\nchanged = true\n")
+    arguments = ("--accelerator", "cpu", "--base", BASE, "--tag", "changed", "--", "--network=none")
+    name = build(nnunet_image.engine, "nnunet", *arguments, project=context)
     after = nnunet_image.engine.inspect(name)["RootFS"]["Layers"]
     common = next(number for number, (old, new) in enumerate(zip(before, after, strict=True)) if old != new)
     sizes = nnunet_image.engine.docker("history", "--human=false", "--format", "{{.Size}}", name).split()
