@@ -65,10 +65,11 @@ class CeleryWorker(Component):
         from celery import Celery  # type: ignore[import-untyped, unused-ignore]
         from kombu.exceptions import OperationalError
 
-        with Celery(broker=self.broker, set_as_current=False) as app:
+        # A connection of its own: the pooled one may be from before the broker was restarted.
+        with Celery(broker=self.broker, set_as_current=False) as app, app.connection_for_write() as connection:
             try:
-                return bool(app.control.ping(destination=[f"celery@{self.name}"], timeout=_PING_S))
-            except OperationalError:
+                return bool(app.control.ping(destination=[f"celery@{self.name}"], timeout=_PING_S, connection=connection))
+            except (OperationalError, *connection.connection_errors):
                 return False
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from airflow_nnunet.rest_client import FINISHED_TASK, RestError, wait_until
 from nnunet_jobs.contract.jobdir import JobDir
-from support.celery_cluster import DEFERRED_ON, EPOCHS, QUEUED_S, WORKERS, Cluster
+from support.celery_cluster import EPOCHS, QUEUED_S, WORKERS, Cluster
 from support.servers import Server, running_postgres, running_redis
 from support.stack import epochs_reported, job_processes
 
@@ -136,27 +136,27 @@ def test_a_broker_that_is_away_for_a_minute_costs_nothing(prepared: Cluster) -> 
     for training in trainings:
         finish(prepared, *training)
     tries = {dag_id: prepared.stack.client.task_instance(dag_id, run_id, "train")["try_number"] for dag_id, run_id, _ in trainings}
-    assert tries["deferred"] == 1, "sending it was tried until the broker was back"
+    assert tries["deferred_on_a"] == 1, "sending it was tried until the broker was back"
 
 
 def test_a_broker_that_lost_its_data_delays_the_tasks_that_it_held(prepared: Cluster) -> None:
     client = prepared.stack.client
-    run_id, job = prepared.start_waiting_training("deferred", seed=30)
-    prepared.stack.kill_with_children(DEFERRED_ON)  # so that nobody takes the task from its queue
+    run_id, job = prepared.start_waiting_training("deferred_on_a", seed=30)
+    prepared.stack.kill_with_children("worker-a")  # so that nobody takes the task from its queue
     prepared.go.touch()
-    client.wait_for_task("deferred", run_id, "train", "queued", timeout_s=60)
+    client.wait_for_task("deferred_on_a", run_id, "train", "queued", timeout_s=60)
     prepared.redis.kill()
     prepared.redis.forget()
     prepared.redis.start()
-    prepared.stack.restart(DEFERRED_ON)
+    prepared.stack.restart("worker-a")
     wait_until(
-        lambda: client.task_instance("deferred", run_id, "train")["state"] in FINISHED_TASK,
+        lambda: client.task_instance("deferred_on_a", run_id, "train")["state"] in FINISHED_TASK,
         timeout_s=QUEUED_S + 90,
-        what=lambda: f"not sent again: {client.states('deferred', run_id)}",
+        what=lambda: f"not sent again: {client.states('deferred_on_a', run_id)}",
     )
-    finish(prepared, "deferred", run_id, job)
-    task = client.task_instance("deferred", run_id, "train")
-    assert (task["try_number"], task["hostname"]) == (1, DEFERRED_ON), "it came back to its queue, on the same try"
+    finish(prepared, "deferred_on_a", run_id, job)
+    task = client.task_instance("deferred_on_a", run_id, "train")
+    assert (task["try_number"], task["hostname"]) == (1, "worker-a"), "it came back to its queue, on the same try"
 
 
 def test_a_database_that_is_away_for_a_minute_costs_no_training(prepared: Cluster) -> None:

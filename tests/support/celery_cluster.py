@@ -16,7 +16,6 @@ from support.servers import Postgres, Redis
 from support.stack import DATASET, FAST, TINY, Site, epochs_done
 
 WORKERS = ("worker-a", "worker-b")
-DEFERRED_ON = "worker-a"
 EPOCHS = 4
 VISIBILITY_S = 15
 QUEUED_S = 45
@@ -60,12 +59,13 @@ def training(name, **fields):
         TrainFoldOperator(
             task_id="train", dataset="$dataset", configuration="2d_tiny", fold=0, epochs=$epochs, iterations=5, val_iterations=1,
             trainer="WaitsInEpochThree", optimizer="adamw", initial_lr=3e-3, mirroring=False, seed="{{ params.seed }}",
-            retries=3, retry_delay=timedelta(seconds=1), **fields,
+            hang_s=1800, retries=3, retry_delay=timedelta(seconds=1), **fields,
         )
     return dag
 
 held = training("held", queue="gpu", deferrable=False)
-deferred = training("deferred", queue="gpu-a")
+held_on_b = training("held_on_b", queue="gpu-b", deferrable=False)
+deferred_on_a = training("deferred_on_a", queue="gpu-a")
 """
 
 
@@ -127,7 +127,9 @@ class Cluster(Site):
     def start_both(self, *, seed: int) -> list[tuple[str, str, JobDir]]:
         """A training that is held in a worker and a deferred one, both in their third epoch; DAG id, run id and job of each."""
         # Two seeds, or the second would find the first one's content locked and wait for it.
-        return [(dag_id, *self.start_waiting_training(dag_id, seed=seed + more)) for more, dag_id in enumerate(("held", "deferred"))]
+        return [
+            (dag_id, *self.start_waiting_training(dag_id, seed=seed + more)) for more, dag_id in enumerate(("held_on_b", "deferred_on_a"))
+        ]
 
     def doctor(self) -> str:
         """What ``airflow nnunet doctor`` says here."""
@@ -138,8 +140,8 @@ class Cluster(Site):
         self.go.unlink(missing_ok=True)
         self.stack.client.wait_for_dag(dag_id)
         run_id = self.stack.client.trigger(dag_id, {"seed": seed})
-        job = self.job(dag_id, run_id, "train")
-        wait_until(lambda: epochs_done(job) >= 2 or job.state().phase.final, timeout_s=120, what=lambda: f"no second epoch: {job.state()}")
+        job = self.job(dag_id, run_id, "train", timeout_s=120)
+        wait_until(lambda: epochs_done(job) >= 2 or job.state().phase.final, timeout_s=240, what=lambda: f"no second epoch: {job.state()}")
         assert not job.state().phase.final, job.read_log(0)[0].decode()[-3000:]
         return run_id, job
 

@@ -118,7 +118,7 @@ class Site:
         state = client.wait_for_run("prepare", run_id, timeout_s=180)
         assert state == "success", client.states("prepare", run_id)
 
-    def job(self, dag_id: str, run_id: str, task_id: str, *, map_index: int = -1) -> JobDir:
+    def job(self, dag_id: str, run_id: str, task_id: str, *, map_index: int = -1, timeout_s: float = 60) -> JobDir:
         """The job of a task, as soon as the task has told about it."""
         found: dict[str, Any] = {}
 
@@ -128,7 +128,7 @@ class Site:
                 found = self.stack.client.xcom(dag_id, run_id, task_id, map_index=map_index, key="nnunet_job")
             return bool(found)
 
-        wait_until(told, timeout_s=60, what=lambda: f"{task_id} tells no job: {self.stack.client.states(dag_id, run_id)}")
+        wait_until(told, timeout_s=timeout_s, what=lambda: f"{task_id} tells no job: {self.stack.client.states(dag_id, run_id)}")
         return JobDir(found["path"])
 
     def task_processes(self) -> tuple[int, int]:
