@@ -102,7 +102,9 @@ class Attempt:
             failure = replace(describe(error, attempt=self.number), cancelled=isinstance(error, Cancelled))
             log.error("%s: %s", failure.failure_class, failure.message, exc_info=failure.failure_class is FailureClass.BUG)
             outcome = failure
-        if outcome is not None:
+        if outcome is None:
+            self.meter.hand_over()
+        else:
             self.details |= self.meter.end(outcome if isinstance(outcome, Failure) else None)
         return outcome
 

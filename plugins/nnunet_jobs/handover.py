@@ -63,6 +63,7 @@ class Grantor:
             raise ConfigError("gpus=0: this job needs no lease; start it with the command run, without --grant")
         allowed = allowance.after(self.job.earlier_failures(), spec.resources)
         log.info("attempt %d of %s (%s) asks for a lease", self.attempt.number, self.job.job_id, spec.step)
+        self.attempt.meter.wait(spec)
         placement = gpu.acquire(
             allowed.resources,
             spec.workspace,

@@ -11,7 +11,7 @@ from typing import Any
 from nnunet_jobs.contract.failure import ConfigError, Failure
 from nnunet_jobs.contract.jobdir import JobDir
 from nnunet_jobs.contract.spec import JobSpec
-from nnunet_jobs.contract.usage import Usage, book, note, outcome_of, utc
+from nnunet_jobs.contract.usage import Usage, book, note, noted, outcome_of, utc
 from nnunet_jobs.contract.workspace import dataset_name
 from nnunet_jobs.gpu import Placement
 
@@ -28,8 +28,9 @@ class Meter:
         self._since = time.monotonic()
 
     def wait(self, spec: JobSpec) -> None:
-        """The attempt begins to wait for its device."""
+        """The attempt begins to wait for its device, or waits on in another process than before (a grantor's, see handover.py)."""
         now = utc(time.time())
+        before = self._noted()
         self._since = time.monotonic()
         self._usage = Usage(
             job=self.job.job_id,
@@ -39,8 +40,9 @@ class Meter:
             team=spec.team,
             user=spec.labels.get("triggered_by") or spec.labels.get("owner", ""),
             host=socket.gethostname(),
-            started=now,
+            started=before.started if before else now,
             ended=now,
+            waited_s=before.waited_s if before else 0.0,
         )
         self._keep(self._usage)
 
@@ -54,9 +56,14 @@ class Meter:
                 gpu_share=round(gpu_share, 4),
                 slot=placement.device == "cpu" and placement.lease is not None,
                 cpus=cpus,
-                waited_s=self._lap(),
+                waited_s=round(self._usage.waited_s + self._lap(), 3),
             )
             self._keep(self._usage)
+
+    def hand_over(self) -> None:
+        """Another process goes on with the attempt, and with its record."""
+        if self._usage is not None:
+            self._keep(replace(self._usage, waited_s=round(self._usage.waited_s + self._lap(), 3)))
 
     def end(self, outcome: Failure | str | None) -> dict[str, Any]:
         """The attempt is over: by a failure, for another reason, or well. Returns what the result or failure shall say about it."""
@@ -64,7 +71,7 @@ class Meter:
         if usage is None:
             return {}
         seconds = self._lap()
-        spent: Any = {"computed_s": seconds} if usage.device else {"waited_s": seconds}
+        spent: Any = {"computed_s": seconds} if usage.device else {"waited_s": round(usage.waited_s + seconds, 3)}
         word = outcome if isinstance(outcome, str) else outcome_of(outcome)
         usage = replace(usage, ended=utc(time.time()), outcome=word, **spent)
         try:
@@ -76,6 +83,13 @@ class Meter:
     def _lap(self) -> float:
         before, self._since = self._since, time.monotonic()
         return round(self._since - before, 3)
+
+    def _noted(self) -> Usage | None:
+        try:
+            return noted(self.job, self.attempt)
+        except OSError as error:
+            log.error("what this attempt has used so far cannot be read: %s", error)
+            return None
 
     def _keep(self, usage: Usage) -> None:
         try:

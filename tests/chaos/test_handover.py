@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime as dt
 import json
 import os
 import random
@@ -22,6 +23,7 @@ from nnunet_jobs.contract.files import read_json, try_lock
 from nnunet_jobs.contract.grant import Grant, offer_grant, read_grant
 from nnunet_jobs.contract.jobdir import JobDir, Phase
 from nnunet_jobs.contract.spec import JobSpec, Resources, make_job_id
+from nnunet_jobs.contract.usage import read_usage
 from nnunet_jobs.contract.workspace import Workspace
 from nnunet_jobs.leases import Holder, Ledger
 from support.handover import TESTS, Forge, kill_container
@@ -164,13 +166,20 @@ def test_the_next_waits_until_the_adopter_has_ended_not_the_grantor(host: Host, 
     host.grantor(second)
     wait_gone(grantor)
     wait_for(lambda: f"held: GPU-a by {first.job_id}" in second.state().message, what="the second job to wait")
+    seen = time.monotonic()
     assert read_grant(second, 1) is None
     (tmp_path / "go").touch()
     wait_final(first).unwrap()
+    waited = time.monotonic() - seen
     host.granted(second)
     host.adopter(second)
     assert wait_final(second).unwrap()["gpus"] == ["GPU-a"]
     host.is_free()
+    used, damaged = read_usage(host.workspace.jobs, since=dt.datetime.fromtimestamp(0, dt.UTC))
+    assert sorted((item.job, item.outcome) for item in used) == sorted((job.job_id, "done") for job in (first, second))
+    assert not damaged
+    (mine,) = [item for item in used if item.job == second.job_id]
+    assert mine.waited_s >= waited, "what the grantor waited is a part of the attempt's waiting"
 
 
 def test_what_earlier_attempts_taught_counts_for_the_grant(host: Host) -> None:

@@ -89,6 +89,14 @@ def note(job: JobDir, usage: Usage, *, booked: bool = False) -> None:
     write_json(_path(job, usage.attempt), {"booked": booked, **asdict(usage)})
 
 
+def noted(job: JobDir, attempt: int) -> Usage | None:
+    """The job's own record of an attempt, None when it has none yet."""
+    try:
+        return Usage.from_json(read_json(_path(job, attempt)))
+    except FileNotFoundError:
+        return None
+
+
 def book(job: JobDir, usage: Usage) -> None:
     """Append the line of an attempt that is over to the month's file, and note that it is there."""
     note(job, usage)
@@ -118,7 +126,7 @@ def _ended(job: JobDir, usage: Usage, noted: float) -> Usage:
         return usage
     last = max(noted, job.heartbeat.stat().st_mtime if job.heartbeat.exists() else noted)
     seconds = round(last - noted, 3)
-    spent = {"computed_s": seconds} if usage.device else {"waited_s": seconds}
+    spent = {"computed_s": seconds} if usage.device else {"waited_s": usage.waited_s + seconds}
     outcome = LOST
     if usage.attempt == job.state().attempt:
         outcome = DONE if job.result() is not None else outcome_of(job.failure())
