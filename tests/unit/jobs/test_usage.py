@@ -101,6 +101,7 @@ def test_a_done_a_failed_a_cancelled_and_a_lost_attempt_are_booked_each_with_its
     wait_final(lost)
     attempts = sorted((item.attempt, item.outcome) for item in booked(workspace) if item.job == lost.job_id)
     assert attempts == [(1, "lost"), (2, "done")]
+    wait_for(lambda: lost.state().phase.final, what="the runner's last word")
     shutil.rmtree(lost.path)
     assert sum(item.job == lost.job_id for item in booked(workspace)) == 2, "the jobs' folders may go, the usage stays"
 
