@@ -83,6 +83,11 @@ class Cluster:
             self._reasons[key] = reason
             self._processes[key].kill()
 
+    def release(self, name: str) -> None:
+        """Let a pod that was held have a node, and run it."""
+        with self._lock:
+            self._run(next(key for key in self.pods if key[1] == name))
+
     def put(self, namespace: str, body: dict[str, Any], status: Status | None) -> dict[str, Any]:
         """Create a pod, as the API server does it; run it unless ``status`` is given."""
         checked = _checked(body)
@@ -121,11 +126,12 @@ class Cluster:
             return self.put(namespace, body, self.hold(body))
         if len(parts) == 5 and method == "GET":
             wanted = dict(part.split("=", 1) for part in query.get("labelSelector", [""])[0].split(",") if part)
+            unwanted = {part.removeprefix("status.phase!=") for part in query.get("fieldSelector", [""])[0].split(",") if part}
             with self._lock:
                 found = [
                     pod
                     for (where, _), pod in self.pods.items()
-                    if where == namespace and wanted.items() <= pod["metadata"]["labels"].items()
+                    if where == namespace and wanted.items() <= pod["metadata"]["labels"].items() and pod["status"]["phase"] not in unwanted
                 ]
             return {"apiVersion": "v1", "kind": "PodList", "metadata": {"resourceVersion": str(self._version)}, "items": found}
         key = (namespace, parts[5])

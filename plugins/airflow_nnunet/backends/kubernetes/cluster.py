@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Mapping
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from airflow_nnunet.backends.contained import Refused, Sight, Unreachable
 from airflow_nnunet.backends.kubernetes.options import PodOptions
-from airflow_nnunet.backends.kubernetes.pod import ATTEMPT_LABEL, build_pod, grace_period_s, job_labels, pod_name
+from airflow_nnunet.backends.kubernetes.pod import (
+    ATTEMPT_LABEL,
+    FOLDER_LABEL,
+    JOB_ANNOTATION,
+    build_pod,
+    folder_label,
+    grace_period_s,
+    job_labels,
+    pod_name,
+)
 from airflow_nnunet.backends.kubernetes.sight import look_at
 from nnunet_jobs.contract.failure import ConfigError
 from nnunet_jobs.contract.jobdir import JobDir
@@ -24,6 +35,8 @@ log = logging.getLogger(__name__)
 
 # (connect, read) of a look that is repeated soon anyway; a triggerer has few threads, and a dead API server must not hold them.
 _LOOK_TIMEOUT_S = (5, 15)
+_ENDED = "status.phase!=Pending,status.phase!=Running,status.phase!=Unknown"
+_SWEPT = 20  # at most so many at each start
 _NOT_FOUND, _CONFLICT = 404, 409
 _REFUSED = (400, 401, 403, 404, 405, 422)
 # The client keeps a kubeconfig in a variable of the whole process between reading it and using it.
@@ -111,11 +124,11 @@ class Cluster:
 
     def remove_earlier(self, job: JobDir, attempt: int) -> None:
         """See :class:`Place`. By labels: nobody may know any more how many attempts there were."""
-        selector = ",".join(f"{name}={value}" for name, value in job_labels(job).items())
-        found = self._ask(self.api.list_namespaced_pod, self.namespace, label_selector=selector, _request_timeout=_LOOK_TIMEOUT_S)
-        for pod in found.items:
+        for pod in self._list(job_labels(job)):
             if int(pod.metadata.labels.get(ATTEMPT_LABEL, "0")) < attempt and pod.metadata.deletion_timestamp is None:
                 self._delete(pod.metadata.name)
+        if not self.options.keep_pods:
+            self._sweep(job.path.parent)
 
     # --- what the doctor asks -----------------------------------------------------------------------------------
     def version(self) -> str:
@@ -134,6 +147,24 @@ class Cluster:
         return bool(self._ask(api.create_self_subject_access_review, review, _request_timeout=_LOOK_TIMEOUT_S).status.allowed)
 
     # --- private ------------------------------------------------------------------------------------------------
+    def _sweep(self, jobs: Path) -> None:
+        """Remove ended pods of jobs that are over, where nobody was there to see the end, such as after a cancel from the web page."""
+        for pod in self._list({FOLDER_LABEL: folder_label(jobs)}, field_selector=_ENDED, limit=_SWEPT):
+            job = JobDir(jobs / (pod.metadata.annotations or {}).get(JOB_ANNOTATION, ""))
+            attempt = int(pod.metadata.labels.get(ATTEMPT_LABEL, "0"))
+            if job.path == jobs or not job.path.is_dir():  # somebody removed the job
+                self._delete(pod.metadata.name)
+                continue
+            state = job.state()
+            if state.attempt > attempt or state.phase.final:
+                job.note_container(attempt, look_at(pod).facts)
+                self._delete(pod.metadata.name)
+
+    def _list(self, labels: Mapping[str, str], **more: Any) -> list[k8s.V1Pod]:
+        selector = ",".join(f"{name}={value}" for name, value in labels.items())
+        found = self._ask(self.api.list_namespaced_pod, self.namespace, label_selector=selector, _request_timeout=_LOOK_TIMEOUT_S, **more)
+        return list(found.items)
+
     def _create_once(self, pod: k8s.V1Pod) -> None:
         """The provider's own retry takes a conflict for a passing trouble, so conflicts end here."""
         from kubernetes.client.rest import ApiException  # type: ignore[import-untyped]

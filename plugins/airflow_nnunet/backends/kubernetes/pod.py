@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 CONTAINER = "job"
 APP = "nnunet-job"
 JOB_LABEL, ATTEMPT_LABEL, FOLDER_LABEL = "nnunet-job-id", "nnunet-attempt", "nnunet-jobs-folder"
+JOB_ANNOTATION = "nnunet-job-id"  # whole; a label has 63 characters
 _LABELS_OF_AIRFLOW = ("dag_id", "run_id", "task_id", "map_index", "team")  # not the people: who triggered a run is nobody's business here
 _NAME_LENGTH = 40
 # kubelet kills that much after the runner would have done it itself, so that the runner has the last word.
@@ -40,8 +41,13 @@ def job_labels(job: JobDir) -> dict[str, str]:
     return {
         "app.kubernetes.io/name": APP,
         JOB_LABEL: make_safe_label_value(job.job_id),
-        FOLDER_LABEL: content_hash([str(job.path.parent)]),
+        FOLDER_LABEL: folder_label(job.path.parent),
     }
+
+
+def folder_label(jobs: Path) -> str:
+    """What the pods of all jobs of a workspace have in common."""
+    return content_hash([str(jobs)])
 
 
 def grace_period_s(grace_s: float) -> int:
@@ -75,6 +81,7 @@ def build_pod(options: PodOptions, job: JobDir, spec: JobSpec, attempt: int) -> 
         arguments=["-m", options.module, "run", str(job.path), "--attempt", str(attempt), "--own-log"],
         env_vars=job_environment(gpus=gpus > 0, more=options.environment),
         labels={**told, **job_labels(job), ATTEMPT_LABEL: str(attempt), "nnunet-step": spec.step},
+        annotations={JOB_ANNOTATION: job.job_id},
         pod_template_file=options.pod_template_file,
         base_container_name=CONTAINER,
         container_resources=_resources(options, spec, gpus, template),
