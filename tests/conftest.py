@@ -14,7 +14,15 @@ from support.engine import Engine
 
 PROJECT = Path(__file__).resolve().parent.parent
 # Two workers end at about the same time when the longest files come first.
-LONGEST = ("tests/e2e/", "tests/chaos/test_training", "tests/unit/preprocessing/", "tests/unit/selection/", "tests/packaging/")
+LONGEST = (
+    "tests/e2e/",
+    "tests/chaos/test_training",
+    "tests/unit/preprocessing/",
+    "tests/unit/selection/",
+    "tests/packaging/",
+    "tests/contract/",
+    "tests/chaos/",
+)
 
 
 @pytest.hookimpl(optionalhook=True)

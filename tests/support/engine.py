@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 
+from nnunet_jobs.contract.files import locked
 from support.jobs import wait_for
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -184,8 +185,13 @@ def base_archive() -> Path:
     cache = Path(os.environ.get("NNUNET_TEST_CACHE", default))
     cache.mkdir(mode=0o700, parents=True, exist_ok=True)
     archive = cache / "base-bookworm.tar"
-    if archive.exists():
-        return archive
+    with locked(cache / "lock", interval=0.2):
+        if not archive.exists():
+            _make_base(cache, archive)
+    return archive
+
+
+def _make_base(cache: Path, archive: Path) -> None:
     with tempfile.TemporaryDirectory(dir=cache) as folder:
         root = Path(folder) / "root"
         made = subprocess.run(
@@ -206,7 +212,6 @@ def base_archive() -> Path:
                 if entry.name not in ("proc", "sys", "dev"):
                     tar.add(entry, entry.name, recursive=True)
         partial.rename(archive)
-    return archive
 
 
 def free_port() -> int:

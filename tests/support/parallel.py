@@ -5,8 +5,11 @@ from __future__ import annotations
 import pytest
 from xdist.scheduler import LoadScopeScheduling
 
-# Longest first, so that the workers end at about the same time. A file that is not below any of these is a unit of its own.
-SHARED = ("tests/e2e",)
+# A file that is not below any of these is a unit of its own.
+SHARED = {
+    "one Airflow, and the built image": ("tests/e2e/", "tests/packaging/test_images.py"),
+    "one Docker engine": ("tests/contract/", "tests/chaos/test_docker"),
+}
 
 
 class ByRoom(LoadScopeScheduling):
@@ -18,4 +21,4 @@ class ByRoom(LoadScopeScheduling):
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.partition("::")[0]
-        return next((room for room in SHARED if file.startswith(room + "/")), file)
+        return next((room for room, places in SHARED.items() if file.startswith(places)), file)
