@@ -58,11 +58,11 @@ class Yard:
         client = self.site.stack.client
         client.wait_for_dag(dag_id)
         run_id = client.trigger(dag_id, conf)
-        client.wait_for_task(dag_id, run_id, "train", "running", "deferred", map_index=0, timeout_s=300)
+        client.wait_for_task(dag_id, run_id, "train", "running", "deferred", map_index=0, timeout_s=600)
         job = self.site.job(dag_id, run_id, "train", map_index=0)
         wait_until(
             lambda: epochs_done(job) >= 1 or job.state().phase.final,
-            timeout_s=180,
+            timeout_s=300,
             what=lambda: f"no epoch yet: {job.state()}; {self.containers()}",
         )
         assert not job.state().phase.final, job.read_log(0)[0].decode()[-3000:]
