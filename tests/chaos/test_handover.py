@@ -134,7 +134,7 @@ def test_a_lease_is_handed_over_without_a_moment_in_which_it_counts_twice_or_not
     assert read_grant(job, 1) is None
     assert read_json(job.path / "adopted.json")["attempt"] == 1
     (tmp_path / "go").touch()
-    assert wait_final(job).unwrap() == {"attempt": 1, "device": "cuda", "gpus": ["GPU-a"], "visible": "GPU-a"}
+    assert wait_final(job).unwrap() == {"attempt": 1, "device": "cuda", "gpus": ["GPU-a"], "visible": "GPU-a", "seen": []}
     wait_gone(adopter)
     host.is_free()
 
@@ -152,7 +152,7 @@ def test_two_gpus_and_a_cpu_slot_are_handed_over_like_one_gpu(host: Host) -> Non
     assert (grant.device, grant.gpus, grant.devices) == ("cpu", (), ("cpu-0",))
     assert host.owners() == [plain.job_id]
     host.adopter(plain)
-    assert wait_final(plain).unwrap() == {"attempt": 1, "device": "cpu", "gpus": [], "visible": ""}
+    assert wait_final(plain).unwrap() == {"attempt": 1, "device": "cpu", "gpus": [], "visible": "", "seen": []}
     host.is_free()
 
 

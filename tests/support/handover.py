@@ -20,6 +20,7 @@ from typing import Any
 from nnunet_jobs.context import StepContext
 from nnunet_jobs.contract.jobdir import JobDir
 from nnunet_jobs.contract.params import RegisterParams
+from nnunet_jobs.nvml import read_inventory
 from nnunet_jobs.processes import descendants
 
 TESTS = Path(__file__).resolve().parents[1]
@@ -45,6 +46,7 @@ def run(params: RegisterParams, context: StepContext) -> dict[str, Any]:
         "device": context.device,
         "gpus": list(context.gpus),
         "visible": os.environ.get("CUDA_VISIBLE_DEVICES"),
+        "seen": [gpu.uuid for gpu in read_inventory().gpus] if script.get("look") else [],
     }
 
 
