@@ -237,7 +237,9 @@ def test_a_large_body_is_refused_before_airflow_sees_it(front: Front, client: ht
 
 
 def test_passwords_are_guessed_slowly_while_pages_stay_quick(front: Front, client: httpx.Client) -> None:
-    codes = [client.post(f"{front.plain}/auth/token", json={"username": "admin", "password": str(guess)}).status_code for guess in range(40)]
+    codes = [
+        client.post(f"{front.plain}/auth/token", json={"username": "admin", "password": str(guess)}).status_code for guess in range(40)
+    ]
     assert codes[:10] == [200] * 10
     assert codes.count(429) >= 25
     assert {client.get(f"{front.plain}/auth/login").status_code for _ in range(40)} == {200}
