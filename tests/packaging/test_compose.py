@@ -10,6 +10,8 @@ import shutil
 import stat
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -272,3 +274,39 @@ def test_pools_of_all_hosts_get_the_slots_that_were_named() -> None:
     assert {name: pool for name, pool in after.items() if name != "gpu"} == {name: pool for name, pool in before.items() if name != "gpu"}
     with pytest.raises(SystemExit, match="NNUNET_GPU_SLOTS='auto'"):
         init.pools(text, "auto")
+
+
+# --- health -------------------------------------------------------------------------------------------------------------------------
+class Health(BaseHTTPRequestHandler):
+    """Airflow's health page, with a triggerer that stopped."""
+
+    def do_GET(self) -> None:
+        body = json.dumps({"scheduler": {"status": "healthy"}, "triggerer": {"status": "unhealthy", "latest_triggerer_heartbeat": "noon"}})
+        self.send_response(200 if self.path == "/health" else 503)
+        self.end_headers()
+        self.wfile.write(body.encode())
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+def test_health_is_what_airflow_says_of_the_component() -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Health) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_address[1]}"
+
+        def ask(*arguments: str) -> subprocess.CompletedProcess[str]:
+            environment = {"PATH": os.environ["PATH"], "http_proxy": "http://127.0.0.1:1"}
+            command = [sys.executable, str(DOCKER / "healthcheck.py"), *arguments]
+            return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=30, check=False)
+
+        assert ask(f"{url}/health").returncode == 0
+        assert ask(f"{url}/health", "scheduler").returncode == 0
+        sick = ask(f"{url}/health", "triggerer")
+        assert (sick.returncode, "triggerer is unhealthy, last heartbeat noon" in sick.stderr) == (1, True)
+        assert ask(f"{url}/health", "dag_processor").returncode == 1
+        assert ask(f"{url}/elsewhere").returncode == 1
+        server.shutdown()
+    gone = ask(f"{url}/health")
+    assert gone.returncode == 1
+    assert "refused" in gone.stderr
