@@ -1,6 +1,6 @@
 """Build the images with docker or podman, with versions from pyproject.toml and constraints.txt as tag and labels.
 
-python docker/build.py [nnunet] [airflow] [--accelerator cpu] [--torch-backend cpu] [--base IMAGE] [-- more arguments of `build`]
+python docker/build.py [nnunet] [airflow] [--accelerator cpu] [--torch-backend cpu] [--base IMAGE] [--tag TAG] [-- arguments of `build`]
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ def pinned(package: str) -> str:
     return found[1]
 
 
-def tag(image: str, accelerator: str) -> str:
+def name_of(image: str, *, accelerator: str, tag: str = "") -> str:
     """Name of an image, such as ``nnunet-jobs:0.1.0-cpu``."""
-    return f"{REPOSITORIES[image]}:{version()}" + (f"-{accelerator}" if image == "nnunet" else "")
+    return f"{REPOSITORIES[image]}:{tag or version() + (f'-{accelerator}' if image == 'nnunet' else '')}"
 
 
 def arguments(image: str, *, accelerator: str, torch_backend: str, base: str) -> list[str]:
@@ -51,17 +51,18 @@ def main(argv: Sequence[str]) -> int:
     """Build what was named; the exit code is the builder's."""
     own, more = (list(argv[: argv.index("--")]), list(argv[argv.index("--") + 1 :])) if "--" in argv else (list(argv), [])
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("images", nargs="*", choices=[*REPOSITORIES, []], help="both when none is named")
+    parser.add_argument("images", nargs="*", choices=[*REPOSITORIES, []], metavar="IMAGE", help="both when none is named")
     parser.add_argument("--accelerator", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--torch-backend", default="", help="uv's --torch-backend, such as cpu; empty: the index's default build, for CUDA")
     parser.add_argument("--base", default="", help="base image; empty: the Dockerfile's public one")
+    parser.add_argument("--tag", default="", help="in place of the provider's version")
     parser.add_argument("--engine", default=shutil.which("docker") or shutil.which("podman"), help="docker or podman")
     options = parser.parse_args(own)
     if not options.engine:
         print("neither docker nor podman found; install one, or name it with --engine", file=sys.stderr)
         return 2
     for image in options.images or REPOSITORIES:
-        name = tag(image, options.accelerator)
+        name = name_of(image, accelerator=options.accelerator, tag=options.tag)
         values = arguments(image, accelerator=options.accelerator, torch_backend=options.torch_backend, base=options.base)
         command = [options.engine, "build", "--file", str(PROJECT / "docker" / f"Dockerfile.{image}"), "--tag", name, *values, *more]
         code = subprocess.run([*command, str(PROJECT)], check=False).returncode

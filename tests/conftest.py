@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from nnunet_jobs.contract.workspace import Workspace
+from support.containers import make_engine
+from support.engine import Engine
 
 PROJECT = Path(__file__).resolve().parent.parent
 
@@ -16,6 +19,12 @@ PROJECT = Path(__file__).resolve().parent.parent
 def workspace(tmp_path: Path) -> Workspace:
     """A fresh, empty workspace; inputs anywhere below the test's folder are allowed."""
     return Workspace.below(tmp_path / "work", input_roots=(str(tmp_path),))
+
+
+@pytest.fixture(scope="session")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    """A Docker engine of the tests' own, or a skip that says why."""
+    yield from make_engine(tmp_path_factory)
 
 
 @pytest.fixture(scope="session")

@@ -32,6 +32,7 @@ class NnunetConfig:
         python: interpreter that has nnU-Net and ``nnunet_jobs``.
         poll_interval: seconds between two looks at a running job.
         lost_after: seconds without a heartbeat after which a job counts as lost.
+        task_log: ``full`` streams a job's own log to its task's, ``progress`` shows its progress alone.
     """
 
     workspace: Workspace
@@ -40,11 +41,15 @@ class NnunetConfig:
     python: str = sys.executable
     poll_interval: float = 2.0
     lost_after: float = 120.0
+    task_log: str = "full"
 
     def __post_init__(self) -> None:
         for name in ("poll_interval", "lost_after"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
                 raise ConfigError(f"[{SECTION}] {name}={getattr(self, name)!r}: must be more than 0 seconds")
+
+        if self.task_log not in ("full", "progress"):
+            raise ConfigError(f"[{SECTION}] task_log={self.task_log!r}: must be full or progress")
 
     def make_backend(self) -> Backend:
         """The backend that submits jobs."""
@@ -92,6 +97,7 @@ class NnunetConfig:
             python=str(values["python"] or sys.executable),
             poll_interval=_number("poll_interval", values["poll_interval"], float),
             lost_after=_number("lost_after", values["lost_after"], float),
+            task_log=str(values["task_log"]),
         )
 
 

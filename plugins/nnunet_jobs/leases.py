@@ -7,6 +7,7 @@
 
 A lock on an open file belongs to the open file, not to a process: the trainer inherits it, so a lease lives exactly as long as any
 process that may use the device, stopped ones included. A file without a lock is a dead holder's and is swept by the next reader.
+Another process takes a lease over by writing one of its own that follows it: while both live, only the follower counts.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from nnunet_jobs.booking import Book, Device, Request
 from nnunet_jobs.contract.files import locked, read_json, try_lock, write_json
 from nnunet_jobs.contract.liveness import boot_id, read_counter, write_counter
 from nnunet_jobs.host import require_local
+from nnunet_jobs.processes import pid_namespace
 
 _PAGE = 4096
 MAX_OVERTAKEN = 3
@@ -35,13 +37,16 @@ ASLEEP_S = 30.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Holder:
-    """A live lease as read from the ledger."""
+    """A live lease as read from the ledger. ``pid`` and ``sessions`` mean something in ``pid_namespace`` only."""
 
+    number: int
     device: str
     memory_mib: int | None
     owner: str
     sessions: tuple[int, ...]
     pid: int
+    pid_namespace: int
+    follows: int | None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -49,6 +54,7 @@ class Lease:
     """Leased devices. The files stay locked until the last process that inherited ``fds`` is gone."""
 
     devices: tuple[str, ...]
+    numbers: tuple[int, ...]
     fds: tuple[int, ...]
 
     def release(self) -> None:
@@ -176,7 +182,25 @@ class Ledger:
                 return None
             for waiter in delayed:
                 _change(waiter.path, overtaken=waiter.overtaken + 1)
-            return self._write_leases(placed, request)
+            return self._write_leases(placed, memory_mib=request.memory_mib, owner=request.owner)
+
+    def adopt(self, numbers: Sequence[int], devices: Sequence[str], *, owner: str, poll: Callable[[], None] | None = None) -> Lease | None:
+        """Leases that follow another process's, which may then let go of its own; None when it did already.
+
+        All of them or none; at no moment are the devices free, or taken twice.
+        """
+        with self._mutex(poll):
+            live = {entry.number: entry for entry in self._entries()}
+            followed = {entry.follows for entry in live.values()}
+            found = [live[number] for number in numbers if number in live and number not in followed]
+            if [(entry.device, entry.owner) for entry in found] != [(device, owner) for device in devices]:
+                return None
+            return self._write_leases(devices, memory_mib=found[0].memory_mib, owner=owner, follows=numbers)
+
+    def is_adopted(self, lease: Lease) -> bool:
+        """Whether another process lives that has taken this lease over."""
+        with self._mutex():
+            return set(lease.numbers) <= {entry.follows for entry in self._entries()}
 
     def note_session(self, lease: Lease, session: int) -> None:
         """Record the session of the processes that work under a lease, to tell them from strangers on the GPU."""
@@ -214,13 +238,14 @@ class Ledger:
             finally:
                 os.close(fd)
 
+    def _entries(self) -> list[Holder]:
+        return [Holder(**{**data, "number": int(path.stem), "sessions": tuple(data["sessions"])}) for path, data in self._live("leases")]
+
     def _holders(self) -> list[Holder]:
-        return [
-            Holder(
-                device=data["device"], memory_mib=data["memory_mib"], owner=data["owner"], sessions=tuple(data["sessions"]), pid=data["pid"]
-            )
-            for _, data in self._live("leases")
-        ]
+        """Entries that count: of a lease that changes hands, the newer one."""
+        entries = self._entries()
+        followed = {entry.follows for entry in entries}
+        return [entry for entry in entries if entry.number not in followed]
 
     def _waiters(self) -> list[_Waiter]:
         found = []
@@ -229,20 +254,29 @@ class Ledger:
             found.append(_Waiter(int(path.stem), path, data["overtaken"], data["polls"], request))
         return found
 
-    def _write_leases(self, uuids: Sequence[str], request: Request) -> Lease:
+    def _write_leases(self, devices: Sequence[str], *, memory_mib: int | None, owner: str, follows: Sequence[int | None] = ()) -> Lease:
+        entry: dict[str, Any] = {
+            "memory_mib": memory_mib,
+            "owner": owner,
+            "pid": os.getpid(),
+            "pid_namespace": pid_namespace(),
+            "sessions": [],
+        }
+        numbers: list[int] = []
         fds: list[int] = []
         try:
-            for uuid in uuids:
-                path = self.folder / "leases" / f"{self._next_number():020d}.json"
+            for device, followed in zip(devices, follows or [None] * len(devices), strict=True):
+                numbers.append(self._next_number())
+                path = self.folder / "leases" / f"{numbers[-1]:020d}.json"
                 fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o664)
                 fds.append(fd)
                 try_lock(fd)
-                _rewrite(fd, {"device": uuid, "memory_mib": request.memory_mib, "owner": request.owner, "pid": os.getpid(), "sessions": []})
+                _rewrite(fd, {**entry, "device": device, "follows": followed})
         except BaseException:
             for fd in fds:
                 os.close(fd)
             raise
-        return Lease(devices=tuple(uuids), fds=tuple(fds))
+        return Lease(devices=tuple(devices), numbers=tuple(numbers), fds=tuple(fds))
 
 
 def _change(path: Path, **values: Any) -> None:

@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import tarfile
 import tempfile
@@ -42,10 +43,12 @@ class Engine:
 
     Args:
         root: folder for everything. live_restore: containers go on while the engine is away. path: more folders for its PATH.
+        options: more of dockerd's.
     """
 
-    def __init__(self, root: Path, *, live_restore: bool = False, path: Path | None = None) -> None:
+    def __init__(self, root: Path, *options: str, live_restore: bool = False, path: Path | None = None) -> None:
         self.root = root
+        self.options = options
         self.live_restore = live_restore
         self.path = path
         # Unix sockets' names are short; pytest's folders are not.
@@ -84,6 +87,7 @@ class Engine:
                     "--bridge=none",
                     "--iptables=false",
                     "--ip-masq=false",
+                    *self.options,
                 ],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -203,6 +207,13 @@ def base_archive() -> Path:
                     tar.add(entry, entry.name, recursive=True)
         partial.rename(archive)
     return archive
+
+
+def free_port() -> int:
+    """A port of loopback that nobody uses at this moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def _processes(marker: bytes) -> list[int]:

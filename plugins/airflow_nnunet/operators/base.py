@@ -19,6 +19,7 @@ from airflow.sdk.exceptions import TaskDeferralTimeout
 from airflow_nnunet.backends import Backend, JobStatus, read_status
 from airflow_nnunet.config import NnunetConfig
 from airflow_nnunet.exceptions import from_job_error, to_airflow_error
+from airflow_nnunet.job_log import log_size
 from airflow_nnunet.links import JobFolderLink, JobLink, JobLogLink, job_url
 from airflow_nnunet.operators.fields import build_params, check_constants, coerce
 from airflow_nnunet.operators.waiting import WaitingOperator
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from airflow.sdk import Context
 
 GPU_POOL = "gpu"
-_RESOURCE_FIELDS = ("device", "num_gpus", "gpu_memory_mib", "cpus", "memory_mib", "hang_s", "grace_s")
+_RESOURCE_FIELDS = ("device", "num_gpus", "gpu_memory_mib", "cpus", "memory_mib", "shm_mib", "hang_s", "grace_s")
 _LOG_TAIL_BYTES = 4096
 _NO_OWNER = "airflow"  # what Airflow writes where the DAG's author named nobody
 DEFAULT_RETRY_POLICY = NnunetRetryPolicy()
@@ -55,6 +56,7 @@ class NnunetOperator(WaitingOperator):
         device: ``auto``, ``cuda`` (insist on a GPU) or ``cpu``. num_gpus: GPUs to lease.
         gpu_memory_mib: memory to reserve on each GPU in MiB; None reserves whole GPUs.
         cpus: cores to use; 0 means a fair share. memory_mib: limit of the job's memory in MiB.
+        shm_mib: shared memory in MiB of a job in a container.
         hang_s: seconds without progress after which the job counts as hung, at least.
         grace_s: seconds that a cancelled job has for saving.
         retries, retry_policy: by default three retries for what another try can mend; see :class:`NnunetRetryPolicy`.
@@ -84,6 +86,7 @@ class NnunetOperator(WaitingOperator):
         gpu_memory_mib: int | str | None = None,
         cpus: int | str = 0,
         memory_mib: int | str | None = None,
+        shm_mib: int | str = 8192,
         hang_s: float | str = 300.0,
         grace_s: float | str = 120.0,
         retries: int = DEFAULT_RETRIES,
@@ -99,6 +102,7 @@ class NnunetOperator(WaitingOperator):
         self.gpu_memory_mib = gpu_memory_mib
         self.cpus = cpus
         self.memory_mib = memory_mib
+        self.shm_mib = shm_mib
         self.hang_s = hang_s
         self.grace_s = grace_s
 
@@ -163,6 +167,7 @@ class NnunetOperator(WaitingOperator):
             if job.path.exists() and job.cancel_requested() and not read_status(job).final:
                 self.log.info("an earlier try of %s is still saving its work; the next one begins when it has ended", job.job_id)
                 self._wait(context, config, job, then="execute_after_stop")
+            self._log_from = log_size(job)  # of a job that is found again, what was said before is in an earlier try's log
             job = backend.submit(spec)
         except JobError as error:
             raise from_job_error(error) from error

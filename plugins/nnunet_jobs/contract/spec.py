@@ -27,6 +27,7 @@ class Resources:
         gpu_memory_mib: memory to reserve on each GPU; None reserves whole GPUs.
         cpus: cores to use; 0 means all of the container's or host's quota, shared fairly by CPU slots.
         memory_mib: limit of the job's memory; None means no limit of ours.
+        shm_mib: shared memory of a job in a container, where data workers hand batches over; Docker's own 64 MiB lose batches.
         hang_s: floor of the hang watch in seconds; a job hangs after max(10 median epochs, this) without progress.
         grace_s: seconds between SIGTERM (save, stop) and SIGKILL.
     """
@@ -36,6 +37,7 @@ class Resources:
     gpu_memory_mib: int | None = None
     cpus: int = 0
     memory_mib: int | None = None
+    shm_mib: int = 8192
     hang_s: float = 300.0
     grace_s: float = 120.0
 
@@ -48,6 +50,8 @@ class Resources:
         for name in ("gpu_memory_mib", "memory_mib"):
             if getattr(self, name) is not None and getattr(self, name) <= 0:
                 raise ConfigError(f"{name}={getattr(self, name)}: must be more than 0 MiB, or empty for no limit")
+        if self.shm_mib <= 0:
+            raise ConfigError(f"shm_mib={self.shm_mib}: must be more than 0 MiB")
         for name in ("hang_s", "grace_s"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"{name}={getattr(self, name)}: must be more than 0 seconds")
