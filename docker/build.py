@@ -1,6 +1,7 @@
 """Build the images with docker or podman, with versions from pyproject.toml and constraints.txt as tag and labels.
 
-python docker/build.py [nnunet] [airflow] [--accelerator cpu] [--torch-backend cpu] [--base IMAGE] [--tag TAG] [-- arguments of `build`]
+python docker/build.py [nnunet] [airflow] [worker] [--accelerator cpu] [--torch-backend cpu] [--base IMAGE] [--tag TAG]
+    [-- arguments of `build`]
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parent.parent
-REPOSITORIES = {"nnunet": "nnunet-jobs", "airflow": "nnunet-airflow"}
+REPOSITORIES = {"nnunet": "nnunet-jobs", "airflow": "nnunet-airflow", "worker": "nnunet-worker"}
+# The worker is Airflow on top of the image of the jobs, so that its jobs can run beside it.
+DOCKERFILES = {"nnunet": "Dockerfile.nnunet", "airflow": "Dockerfile.airflow", "worker": "Dockerfile.airflow"}
 
 
 def version() -> str:
@@ -33,7 +36,7 @@ def pinned(package: str) -> str:
 
 def name_of(image: str, *, accelerator: str, tag: str = "") -> str:
     """Name of an image, such as ``nnunet-jobs:0.1.0-cpu``."""
-    return f"{REPOSITORIES[image]}:{tag or version() + (f'-{accelerator}' if image == 'nnunet' else '')}"
+    return f"{REPOSITORIES[image]}:{tag or version() + (f'-{accelerator}' if image != 'airflow' else '')}"
 
 
 def arguments(image: str, *, accelerator: str, torch_backend: str, base: str) -> list[str]:
@@ -51,10 +54,10 @@ def main(argv: Sequence[str]) -> int:
     """Build what was named; the exit code is the builder's."""
     own, more = (list(argv[: argv.index("--")]), list(argv[argv.index("--") + 1 :])) if "--" in argv else (list(argv), [])
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("images", nargs="*", choices=[*REPOSITORIES, []], metavar="IMAGE", help="both when none is named")
+    parser.add_argument("images", nargs="*", choices=[*REPOSITORIES, []], metavar="IMAGE", help="all when none is named")
     parser.add_argument("--accelerator", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--torch-backend", default="", help="uv's --torch-backend, such as cpu; empty: the index's default build, for CUDA")
-    parser.add_argument("--base", default="", help="base image; empty: the Dockerfile's public one")
+    parser.add_argument("--base", default="", help="base image, but the worker's; empty: the Dockerfile's public one")
     parser.add_argument("--tag", default="", help="in place of the provider's version")
     parser.add_argument("--engine", default=shutil.which("docker") or shutil.which("podman"), help="docker or podman")
     options = parser.parse_args(own)
@@ -63,8 +66,9 @@ def main(argv: Sequence[str]) -> int:
         return 2
     for image in options.images or REPOSITORIES:
         name = name_of(image, accelerator=options.accelerator, tag=options.tag)
-        values = arguments(image, accelerator=options.accelerator, torch_backend=options.torch_backend, base=options.base)
-        command = [options.engine, "build", "--file", str(PROJECT / "docker" / f"Dockerfile.{image}"), "--tag", name, *values, *more]
+        base = name_of("nnunet", accelerator=options.accelerator, tag=options.tag) if image == "worker" else options.base
+        values = arguments(image, accelerator=options.accelerator, torch_backend=options.torch_backend, base=base)
+        command = [options.engine, "build", "--file", str(PROJECT / "docker" / DOCKERFILES[image]), "--tag", name, *values, *more]
         code = subprocess.run([*command, str(PROJECT)], check=False).returncode
         if code:
             return code
