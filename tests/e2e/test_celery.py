@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 
+import httpx
 import pytest
 
 from airflow_nnunet.rest_client import FINISHED_TASK, RestError, wait_until
@@ -48,7 +49,7 @@ def finish(cluster: Cluster, dag_id: str, run_id: str, job: JobDir) -> None:
 
     def over() -> bool:
         cluster.stack.restart_ended()  # the part of a service manager
-        with suppress(RestError):  # no database yet
+        with suppress(RestError, httpx.TransportError):  # no database yet
             return cluster.stack.client.task_instance(dag_id, run_id, "train")["state"] in FINISHED_TASK
         return False
 
