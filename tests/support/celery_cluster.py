@@ -18,7 +18,7 @@ from support.stack import DATASET, FAST, TINY, Site, epochs_done
 WORKERS = ("worker-a", "worker-b")
 EPOCHS = 4
 VISIBILITY_S = 15
-QUEUED_S = 45
+QUEUED_S = 40
 # A trainer that stays in its third epoch until the test lets it go on: "while training" is a state, not a time.
 TRAINER = """
 import time
