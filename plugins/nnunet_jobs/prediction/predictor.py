@@ -66,7 +66,7 @@ class Predictor:
         self._context = context
         device = torch.device(context.device)
         torch.set_num_threads(max(1, context.cpus))
-        self._networks = {stage: StageNetwork(model, stage, device=device) for stage in model.stages()}
+        self._networks = {stage: StageNetwork(model, stage, device=device, fast=self.settings.fast) for stage in model.stages()}
         self._last = self._networks[model.members[0]]
 
     def predict(
@@ -229,7 +229,14 @@ class Predictor:
                 self._context.beat()
 
     def _to_segmentation(self, network: StageNetwork, logits: Any, properties: dict[str, Any], *, probabilities: bool) -> tuple[Any, Any]:
-        return to_segmentation(network, logits, properties, probabilities=probabilities, threads=max(1, self._context.cpus))
+        return to_segmentation(
+            network,
+            logits,
+            properties,
+            probabilities=probabilities,
+            threads=max(1, self._context.cpus),
+            linear="resampling" in self.settings.fast,
+        )
 
     def _on_tile(self) -> None:
         self._context.check_stop()
