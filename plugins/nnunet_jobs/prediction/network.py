@@ -64,7 +64,13 @@ class StageNetwork:
     @property
     def channels(self) -> int:
         """Images that a case must have."""
-        return len(self.dataset_json.get("channel_names") or self.dataset_json["modality"])
+        return len(self.channel_names)
+
+    @property
+    def channel_names(self) -> list[str]:
+        """The channels' names in order."""
+        named = self.dataset_json.get("channel_names") or self.dataset_json["modality"]
+        return [str(named[key]) for key in sorted(named, key=int)]
 
     @property
     def file_ending(self) -> str:

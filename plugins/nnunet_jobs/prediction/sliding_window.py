@@ -71,7 +71,9 @@ def predict_logits(
     with torch.inference_mode(), autocast:
         padded, revert = pad_nd_image(data, patch, "constant", {"value": 0}, True, None)
         slices = window_slices(padded.shape[1:], patch, step_size)
-        arguments = {"heads": heads, "patch": patch, "mirror_axes": mirror_axes, "device": device, "on_tile": on_tile, "tiles": tiles, "half": half}
+        arguments = {
+            "heads": heads, "patch": patch, "mirror_axes": mirror_axes, "device": device, "on_tile": on_tile, "tiles": tiles, "half": half,
+        }  # fmt: skip
         try:
             logits = _accumulate(network, padded, slices, results_on=device if cuda else torch.device("cpu"), **arguments)
         except torch.cuda.OutOfMemoryError:

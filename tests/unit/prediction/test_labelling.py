@@ -61,9 +61,12 @@ def stock(network: Any, logits: Any, properties: dict[str, Any]) -> Any:
     )
 
 
-@pytest.mark.parametrize("threads", [1, 3])
 # resampling 260 classes takes a minute and shows nothing that six do not
-@pytest.mark.parametrize(("kind", "grid"), [*((kind, grid) for kind in ("labels", "regions") for grid in GRIDS), ("many labels", "no resampling")])
+COMBINED = [*((kind, grid) for kind in ("labels", "regions") for grid in GRIDS), ("many labels", "no resampling")]
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize(("kind", "grid"), COMBINED)
 def test_the_labels_are_those_of_stock_nnunet(kind: str, grid: str, threads: int) -> None:
     network = stage(*LABELS[kind], GRIDS[grid][0])
     logits, properties = case(grid, network.label_manager.num_segmentation_heads)
