@@ -87,12 +87,12 @@ class Server:
         """
         try:
             return await asyncio.to_thread(self.models.get, dataset, model)
-        except ConfigError as error:
-            raise Problem(404, str(error)) from error
-        except FileNotFoundError as error:
-            raise Problem(404, f"model={model!r}: no such model of {dataset}") from error
+        except (ConfigError, FileNotFoundError) as error:
+            log.info("not served: %s", error)  # the full text names the server's folders and its other datasets
+            raise Problem(404, "no such dataset or model is served here; GET /v1/models lists what is in memory") from error
         except DataError as error:
-            raise Problem(503, str(error), faults=error.faults) from error
+            log.error("%s", error)
+            raise Problem(503, "the model's files are damaged; the server's log names them", retry_after_s=_COME_BACK_S) from error
 
     async def answer(self, request: Request, dataset: str, model: str | None) -> Response:
         """From a request to its segmentation."""

@@ -140,8 +140,8 @@ def _settings(arguments: argparse.Namespace, scratch: Path) -> ServeSettings:
 def _require_packages() -> None:
     try:
         import fastapi  # noqa: F401
-        import multipart  # noqa: F401
         import prometheus_client  # noqa: F401
+        import python_multipart  # noqa: F401
         import uvicorn  # noqa: F401
     except ImportError as error:
         raise ConfigError(f"serve needs {error.name}; install airflow-provider-nnunet[serve]") from error

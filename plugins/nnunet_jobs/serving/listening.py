@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import socket
 import types
 from pathlib import Path
@@ -35,6 +36,8 @@ def listen(app: Any, server: Server) -> None:
         server_header=False,
         backlog=_BACKLOG,
     )
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)  # uvicorn raises the signal again when it is done; we still have to clean up
     listening = _socket(settings.host, settings.port, settings.uds)
     try:
         name = listening.getsockname()

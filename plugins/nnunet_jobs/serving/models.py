@@ -6,7 +6,6 @@ import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
-from pathlib import Path
 
 from nnunet_jobs.context import StepContext
 from nnunet_jobs.contract.failure import JobError
@@ -108,6 +107,6 @@ class WarmModels:
             log.info("%s of %s leaves memory for another model", key[1], key[0])
 
 
-def served_datasets(workspace: Workspace) -> list[str]:
+def served_datasets(workspace: Workspace) -> tuple[str, ...]:
     """Datasets that have a promoted model."""
-    return [name for name in workspace.datasets().values() if workspace.champion(name) and Path(workspace.results).is_dir()]
+    return tuple(name for name in workspace.datasets().values() if workspace.champion(name))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from http import HTTPStatus
 from typing import Any
 
@@ -33,7 +34,7 @@ class Problem(Exception):
             "detail": self.detail,
         }
         if self.faults:
-            body["faults"] = [fault.to_json() for fault in self.faults]
+            body["faults"] = [asdict(fault) for fault in self.faults]
         headers = {} if self.retry_after_s is None else {"Retry-After": str(self.retry_after_s)}
         return JSONResponse(body, status_code=self.status, headers=headers, media_type=MEDIA_TYPE)
 
