@@ -108,10 +108,10 @@ class StageNetwork:
         return torch.from_numpy(data).to(dtype=torch.float32, memory_format=torch.contiguous_format), properties
 
     @property
-    def memory_mib(self) -> int:
+    def memory_bytes(self) -> int:
         """What the weights of all folds take, on the CPU and on the device together."""
         tensors = [*self._network.state_dict().values(), *(tensor for weights in self._weights for tensor in weights.values())]
-        return sum(int(tensor.numel()) * int(tensor.element_size()) for tensor in tensors) >> 20
+        return sum(int(tensor.numel()) * int(tensor.element_size()) for tensor in tensors)
 
     def logits(self, data: Any, *, mirroring: bool, step_size: float, on_tile: Callable[[], None]) -> Any:
         """Logits of one preprocessed case, the mean over the folds: half precision, (head, x, y, z), on the CPU."""

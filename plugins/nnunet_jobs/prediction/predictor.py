@@ -152,9 +152,9 @@ class Predictor:
         return self._last.file_ending
 
     @property
-    def memory_mib(self) -> int:
+    def memory_bytes(self) -> int:
         """What the model's weights take, on the CPU and on the device together."""
-        return sum(network.memory_mib for network in self._networks.values())
+        return sum(network.memory_bytes for network in self._networks.values())
 
     # --- the three threads' work --------------------------------------------------------------------------------
     def _read_ahead(self, cases: Sequence[Case], reader: ThreadPoolExecutor) -> Iterator[Work]:

@@ -157,7 +157,7 @@ def create_app(server: Server) -> FastAPI:
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
         """Models in memory, and which one answers for each dataset."""
-        warm = [{"dataset": name, "model": model, "mib": mib} for (name, model), mib in server.models.warm().items()]
+        warm = [{"dataset": name, "model": model, "bytes": size} for (name, model), size in server.models.warm().items()]
         return {"warm": warm, "current": server.models.current()}
 
     @app.get("/v1/models/{dataset}", responses={**documented(404, 422, 503)})

@@ -19,7 +19,7 @@ class Metrics:
             "nnunet_phase_seconds", "One case's reading, network and writing.", ["phase"], buckets=seconds, registry=self.registry
         )
         self.inside = Gauge("nnunet_requests_inside", "Requests in the server, waiting ones included.", registry=self.registry)
-        self.models = Gauge("nnunet_model_mib", "Models in memory, MiB of weights.", ["dataset", "model"], registry=self.registry)
+        self.models = Gauge("nnunet_model_bytes", "Models in memory, bytes of weights.", ["dataset", "model"], registry=self.registry)
         self.loads = Gauge("nnunet_model_loads", "Models loaded since the start.", registry=self.registry)
 
     def text(self, models: dict[tuple[str, str], int], loads: int) -> bytes:
@@ -27,7 +27,7 @@ class Metrics:
         from prometheus_client import generate_latest
 
         self.models.clear()
-        for (dataset, model), mib in models.items():
-            self.models.labels(dataset, model).set(mib)
+        for (dataset, model), size in models.items():
+            self.models.labels(dataset, model).set(size)
         self.loads.set(loads)
         return bytes(generate_latest(self.registry))

@@ -71,9 +71,9 @@ class WarmModels:
                 log.error("%s: the newly promoted model cannot be loaded, %s goes on answering: %s", name, used, error)
 
     def warm(self) -> dict[tuple[str, str], int]:
-        """Dataset and model to MiB, the least recently used first."""
+        """Dataset and model to bytes of weights, the least recently used first."""
         with self._lock:
-            return {key: predictor.memory_mib for key, predictor in self._warm.items()}
+            return {key: predictor.memory_bytes for key, predictor in self._warm.items()}
 
     def current(self) -> dict[str, str]:
         """Dataset to the model that answers for it."""
@@ -92,16 +92,16 @@ class WarmModels:
             with self._lock:
                 self._warm[key] = predictor
                 self._make_room(key)
-            log.info("%s of %s is in memory, %d MiB", model.model, model.dataset, predictor.memory_mib)
+            log.info("%s of %s is in memory, %d MiB", model.model, model.dataset, predictor.memory_bytes >> 20)
             return predictor
 
     def _make_room(self, kept: tuple[str, str]) -> None:
         """Let the least recently used models go. One that a request still uses leaves memory with that request."""
-        total = sum(predictor.memory_mib for predictor in self._warm.values())
+        total = sum(predictor.memory_bytes for predictor in self._warm.values())
         for key in list(self._warm):
-            if total <= self.limit_mib or key == kept:
+            if total <= self.limit_mib << 20 or key == kept:
                 break
-            total -= self._warm.pop(key).memory_mib
+            total -= self._warm.pop(key).memory_bytes
             if self._current.get(key[0]) == key[1]:
                 del self._current[key[0]]
             log.info("%s of %s leaves memory for another model", key[1], key[0])
