@@ -6,8 +6,10 @@ UV := $(or $(shell command -v uv 2>/dev/null),.uv/bin/uv)
 VENV := .venv/.installed
 RUN := .venv/bin/python
 DATA ?=
+# Two test workers where there are two cores or more: many tests wait for processes. WORKERS= runs one after the other.
+WORKERS ?= $(if $(filter-out 1,$(shell nproc)),-n 2)
 
-.PHONY: help venv demo up down test fuzz lint types check bench constraints wheel clean
+.PHONY: help venv demo up down test fuzz lint types check bench images constraints wheel clean
 
 help: ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 14
@@ -32,7 +34,7 @@ down: $(VENV) ## stop what `make up` left running
 	$(RUN) -m airflow_nnunet.demo --down
 
 test: $(VENV) ## everything that can run here; says what it skipped and why
-	$(RUN) -m pytest $(ARGS)
+	$(RUN) -m pytest $(WORKERS) $(ARGS)
 
 fuzz: $(VENV) ## ten minutes of damaged files for every reader
 	FUZZ_SECONDS=$(or $(SECONDS),600) $(RUN) -m pytest tests/chaos/test_validation.py -k fault_57 --timeout 1200
@@ -49,6 +51,9 @@ check: lint types test ## what CI runs
 
 bench: $(VENV) ## side by side with stock nnU-Net; prints the tables
 	$(RUN) -m benchmarks $(ARGS)
+
+images: ## build the images with docker or podman; ARGS as of docker/build.py
+	$(PYTHON) docker/build.py $(ARGS)
 
 constraints: ## pin every version that works together
 	$(UV) pip compile --quiet --universal --python-version 3.11 --all-extras --no-emit-index-url --no-header --no-annotate pyproject.toml --upgrade --output-file constraints.txt

@@ -3,19 +3,53 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from nnunet_jobs.contract.workspace import Workspace
+from support.containers import make_engine
+from support.engine import Engine
 
 PROJECT = Path(__file__).resolve().parent.parent
+# Two workers end at about the same time when the longest files come first.
+LONGEST = (
+    "tests/e2e/",
+    "tests/chaos/test_training",
+    "tests/unit/preprocessing/",
+    "tests/unit/selection/",
+    "tests/packaging/",
+    "tests/contract/",
+    "tests/chaos/",
+)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    """Whole files for each worker of pytest-xdist, where there is one."""
+    from support.parallel import ByRoom
+
+    return ByRoom(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    def rank(item: pytest.Item) -> int:
+        return next((number for number, start in enumerate(LONGEST) if item.nodeid.startswith(start)), len(LONGEST))
+
+    items.sort(key=rank)
 
 
 @pytest.fixture
 def workspace(tmp_path: Path) -> Workspace:
     """A fresh, empty workspace; inputs anywhere below the test's folder are allowed."""
     return Workspace.below(tmp_path / "work", input_roots=(str(tmp_path),))
+
+
+@pytest.fixture(scope="session")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    """A Docker engine of the tests' own, or a skip that says why."""
+    yield from make_engine(tmp_path_factory)
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""``airflow nnunet doctor|sync-pools|dataset``; also ``python -m airflow_nnunet`` where the package is not installed."""
+"""``airflow nnunet doctor|sync-pools|usage|dataset``; also ``python -m airflow_nnunet`` where the package is not installed."""
 
 from __future__ import annotations
 
@@ -16,6 +16,14 @@ def get_cli_commands() -> list[Any]:
     connection = argument(("--conn-id",), default=None, help="connection of type nnunet that overrides section [nnunet]")
     dataset = argument(("dataset",), help="dataset: its id, its full name, or the name after the id")
     as_json = argument(("--json",), action="store_true", help="print JSON")
+    team = argument(("--team",), default=None, help="name of a file in include/teams")
+    usage = (
+        argument(("--since",), default=None, metavar="DAY", help="first day (UTC), such as 2026-01-01; of this month when empty"),
+        argument(("--until",), default=None, metavar="DAY", help="day at whose beginning (UTC) the sum ends; now when empty"),
+        team,
+        as_json,
+        connection,
+    )
     withdraw = (
         dataset,
         argument(("--case",), action="extend", nargs="+", metavar="ID", help="case ids"),
@@ -26,6 +34,7 @@ def get_cli_commands() -> list[Any]:
         argument(("--predictions",), action="store_true", help="delete the cases' predictions below output_roots too"),
         argument(("--demote",), action="store_true", help="a promoted model that was trained on them is no longer the champion"),
         as_json,
+        team,
         connection,
     )
     datasets = GroupCommand(
@@ -36,13 +45,13 @@ def get_cli_commands() -> list[Any]:
                 name="list",
                 help="Registered datasets: cases, content hash, last change, preprocessed version, promoted model",
                 func=lazy_load_command("airflow_nnunet.datasets_cli.list_command"),
-                args=(as_json, connection),
+                args=(as_json, team, connection),
             ),
             ActionCommand(
                 name="log",
                 help="History of a dataset: who, when, what, content hash before and after",
                 func=lazy_load_command("airflow_nnunet.datasets_cli.log_command"),
-                args=(dataset, as_json, connection),
+                args=(dataset, as_json, team, connection),
             ),
             ActionCommand(
                 name="withdraw",
@@ -62,11 +71,17 @@ def get_cli_commands() -> list[Any]:
                     name="doctor",
                     help="Check folders, disk, memory, compiler, GPUs, versions and pools; each line says ok or the mend",
                     func=lazy_load_command("airflow_nnunet.doctor.doctor_command"),
-                    args=(connection,),
+                    args=(team, connection),
+                ),
+                ActionCommand(
+                    name="usage",
+                    help="GPU hours by team and dataset, from every workspace that you may read",
+                    func=lazy_load_command("airflow_nnunet.usage_cli.usage_command"),
+                    args=usage,
                 ),
                 ActionCommand(
                     name="sync-pools",
-                    help="Create or update the pools of a file; slots 'auto' means the number of GPUs, else cpu_slots",
+                    help="Create or update the pools of a file and of the teams; slots 'auto' means the number of GPUs, else cpu_slots",
                     func=lazy_load_command("airflow_nnunet.pools.sync_pools_command"),
                     args=(path, connection),
                 ),

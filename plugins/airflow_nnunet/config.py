@@ -32,6 +32,7 @@ class NnunetConfig:
         python: interpreter that has nnU-Net and ``nnunet_jobs``.
         poll_interval: seconds between two looks at a running job.
         lost_after: seconds without a heartbeat after which a job counts as lost.
+        task_log: ``full`` streams a job's own log to its task's, ``progress`` shows its progress alone.
     """
 
     workspace: Workspace
@@ -40,11 +41,15 @@ class NnunetConfig:
     python: str = sys.executable
     poll_interval: float = 2.0
     lost_after: float = 120.0
+    task_log: str = "full"
 
     def __post_init__(self) -> None:
         for name in ("poll_interval", "lost_after"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
                 raise ConfigError(f"[{SECTION}] {name}={getattr(self, name)!r}: must be more than 0 seconds")
+
+        if self.task_log not in ("full", "progress"):
+            raise ConfigError(f"[{SECTION}] task_log={self.task_log!r}: must be full or progress")
 
     def make_backend(self) -> Backend:
         """The backend that submits jobs."""
@@ -54,18 +59,33 @@ class NnunetConfig:
         return get_backend(self.backend, **options)
 
     @classmethod
-    def load(cls, conn_id: str | None = None) -> NnunetConfig:
-        """Read section [nnunet], then let a connection of type ``nnunet`` override single options.
+    def load(cls, conn_id: str | None = None, *, team: str | None = None) -> NnunetConfig:
+        """Read section [nnunet], then let a connection of type ``nnunet`` override single options, or take a team's roots.
 
         Raises:
-            ConfigError: an option has a value that cannot be used, or the connection has an unknown one.
+            ConfigError: an option has a value that cannot be used, the connection has an unknown one, there is no such team, or both
+                a connection and a team are named.
         """
+        if team:
+            if conn_id:
+                raise ConfigError(f"nnunet_conn_id={conn_id!r}: the workspace of team {team} is in its own file; leave this empty")
+            return cls._of_team(team)
         overrides: Mapping[str, Any] = {}
         if conn_id:
             from airflow_nnunet.hooks import NnunetHook
 
             overrides = NnunetHook(conn_id).overrides()
         return cls.from_options({**_section(), **overrides})
+
+    @classmethod
+    def _of_team(cls, team: str) -> NnunetConfig:
+        """The section without its roots, the team's options over it, and the host's one lease ledger: all teams share its GPUs."""
+        from airflow_nnunet.teams import ROOTS, load_teams
+
+        section = _section()
+        options = load_teams().get(team).options()
+        inherited = {name: value for name, value in section.items() if name not in ROOTS}
+        return cls.from_options({**inherited, **options, "leases": cls.from_options(section).workspace.leases})
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any]) -> NnunetConfig:
@@ -92,6 +112,7 @@ class NnunetConfig:
             python=str(values["python"] or sys.executable),
             poll_interval=_number("poll_interval", values["poll_interval"], float),
             lost_after=_number("lost_after", values["lost_after"], float),
+            task_log=str(values["task_log"]),
         )
 
 

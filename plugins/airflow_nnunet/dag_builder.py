@@ -27,6 +27,7 @@ from airflow_nnunet.operators import (
     TrainFoldOperator,
 )
 from airflow_nnunet.params_form import RunSettings, form
+from airflow_nnunet.teams import load_teams
 from nnunet_jobs.contract.workspace import Workspace
 
 log = logging.getLogger(__name__)
@@ -41,7 +42,9 @@ def build_training_dag(config: TrainingConfig) -> DAG:
 
     Raises:
         DatasetConfigError: ``config.dag_id`` is empty.
+        ConfigError: there is no such team.
     """
+    config = config.of_team(load_teams())
     if not config.dag_id:
         raise DatasetConfigError("dag_id is empty; set it when the configuration does not come from a file")
     dag = DAG(
@@ -68,6 +71,7 @@ def training_task_group(config: TrainingConfig, group_id: str = "nnunet") -> Tas
 
     The form's fields are read from the DAG's params where it has them; ``airflow_nnunet.params_form.form`` makes them.
     """
+    config = config.of_team(load_teams())
     defaults: Any = _default_args(config)
     group: TaskGroup = TaskGroup(group_id, tooltip=f"nnU-Net on {config.dataset_name}", default_args=defaults)
     with group:
@@ -87,14 +91,14 @@ def training_dags(folder: Path) -> dict[str, DAG]:
 
 
 def check_datasets(folder: Path) -> None:
-    """Check every file of a folder.
+    """Check every file of a folder, and every team's.
 
     Raises:
         DatasetConfigError: one or several are broken; the message has a line for each fault of each file.
     """
-    errors = load_folder(folder).errors
+    errors = [*load_folder(folder).errors.values(), *load_teams().errors.values()]
     if errors:
-        raise DatasetConfigError("\n".join(errors.values()))
+        raise DatasetConfigError("\n".join(errors))
 
 
 def datasets_folder(dag_file: str | Path) -> Path:
@@ -114,9 +118,11 @@ def _default_args(config: TrainingConfig) -> dict[str, Any]:
 
 
 def _add_tasks(config: TrainingConfig) -> None:
-    where = {"nnunet_conn_id": config.nnunet_conn_id, "deferrable": config.deferrable, "retries": config.retries}
+    where = {"nnunet_conn_id": config.nnunet_conn_id, "team": config.team, "deferrable": config.deferrable, "retries": config.retries}
     resources = config.resources.model_dump()
-    computing = {**where, **resources, "pool": config.pool}
+    # Named here and not by default_args alone, or the team's would come first.
+    computing = {**where, **resources, "pool": config.pool, "priority_weight": config.priority}
+    computing |= {"queue": config.queue} if config.queue else {}
     light = {**where, **{name: resources[name] for name in ("cpus", "memory_mib", "hang_s", "grace_s")}}
 
     @task.short_circuit(multiple_outputs=True, ignore_downstream_trigger_rules=False)
@@ -183,7 +189,7 @@ def _add_tasks(config: TrainingConfig) -> None:
 
 
 def _workspace(config: TrainingConfig) -> Workspace:
-    return NnunetConfig.load(config.nnunet_conn_id).workspace
+    return NnunetConfig.load(config.nnunet_conn_id, team=config.team).workspace
 
 
 def _documentation(config: TrainingConfig) -> str:

@@ -8,16 +8,12 @@ Exceptions::
 
 from __future__ import annotations
 
-import difflib
-import functools
-import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from airflow_nnunet.dataset_sections import (
     DatasetSection,
@@ -25,10 +21,11 @@ from airflow_nnunet.dataset_sections import (
     PredictSection,
     PreprocessSection,
     ResourcesSection,
-    Section,
     SelectSection,
     TrainSection,
 )
+from airflow_nnunet.teams import Teams, load_teams
+from airflow_nnunet.yaml_files import Section, line_of, read_model
 from nnunet_jobs.contract.failure import ConfigError
 from nnunet_jobs.contract.params import FindBestParams, PredictParams, PreprocessParams, RegisterParams, TrainParams
 from nnunet_jobs.contract.spec import Resources
@@ -69,9 +66,16 @@ class TrainingConfig(Section):
     predict: PredictSection = PredictSection()
     schedule: str | None = Field(default=None, description="Cron expression or preset such as `@daily`; only by hand when empty.")
     owner: str = Field(default="nnunet", description="Shown in the DAG list.")
-    team: str | None = Field(default=None, description="Becomes the tag `team:<name>`.")
+    team: str | None = Field(
+        default=None,
+        description="Name of a file in `include/teams`: the team's workspace and roots are used, its pool, queue and priority are the "
+        "defaults here. Also the tag `team:<name>`.",
+    )
     tags: list[str] = Field(default=[], description="More tags for the DAG list.")
     pool: str = Field(default="gpu", description="Airflow pool of trainings and predictions.")
+    queue: str | None = Field(
+        default=None, description="Queue of trainings and predictions, for workers that listen to some (Celery); Airflow's own when empty."
+    )
     priority: int = Field(default=1, description="Airflow priority weight; higher goes first in the pool.")
     retries: int = Field(default=2, ge=0, description="Retries of failures that a retry can mend.")
     resources: ResourcesSection = ResourcesSection()
@@ -102,6 +106,23 @@ class TrainingConfig(Section):
         if self.predict.dicom_seg and self.predict.cases in (*_HELD_OUT, "none"):
             raise ValueError("predict.dicom_seg=True: predict.cases must be a folder of DICOM studies, whose series the result belongs to")
         return self
+
+    def of_team(self, teams: Teams) -> TrainingConfig:
+        """This configuration with its team's pool, queue and priority where it names none. Again makes no difference.
+
+        Raises:
+            ConfigError: there is no such team, its file is wrong, or the pool is another team's.
+        """
+        if self.team is None or "pool" in self.model_fields_set:
+            teams.check_pool(self.pool, self.team)
+        if self.team is None:
+            return self
+        if self.nnunet_conn_id:
+            raise ConfigError(
+                f"nnunet_conn_id={self.nnunet_conn_id!r}: the workspace of team {self.team} is in its own file; remove this field"
+            )
+        defaults = teams.get(self.team).dataset_defaults()
+        return self.model_copy(update={name: value for name, value in defaults.items() if name not in self.model_fields_set})
 
     @property
     def dataset_name(self) -> str:
@@ -139,25 +160,18 @@ class Loaded:
     errors: Mapping[str, str]
 
 
-def load_config(path: Path) -> TrainingConfig:
-    """Read and check one dataset file.
+def load_config(path: Path, teams: Teams | None = None) -> TrainingConfig:
+    """Read and check one dataset file. What it leaves open is its team's: pool, queue, priority. ``teams`` are the site's when empty.
 
     Raises:
-        DatasetConfigError: it is not YAML, or a field is unknown, missing or out of range.
+        DatasetConfigError: it is not YAML, a field is unknown, missing or out of range, or there is no such team.
     """
+    config = read_model(path, TrainingConfig, error=DatasetConfigError, hint="that begins with 'dataset:'; see include/datasets/README.md")
     try:
-        text = path.read_text(encoding="utf-8")
-        data = yaml.load(text, Loader=_loader())  # noqa: S506 (both loaders are safe ones)
-    except (OSError, UnicodeDecodeError) as error:
-        raise DatasetConfigError(f"{path}: cannot be read: {error}") from error
-    except yaml.YAMLError as error:
-        raise DatasetConfigError(f"{path}: not valid YAML: {error}") from error
-    if not isinstance(data, dict):
-        raise DatasetConfigError(f"{path}: must be a mapping that begins with 'dataset:'; see include/datasets/README.md")
-    try:
-        config = TrainingConfig.model_validate(data)
-    except ValidationError as error:
-        raise DatasetConfigError("\n".join(_explain(path, text, error))) from None
+        config = config.of_team(teams or load_teams())
+    except ConfigError as error:
+        field = str(error).partition("=")[0]
+        raise DatasetConfigError(f"{path}:{line_of(path, field)}: {error}") from error
     return config if config.dag_id else config.model_copy(update={"dag_id": f"nnunet_{path.stem}"})
 
 
@@ -167,9 +181,10 @@ def load_folder(folder: Path) -> Loaded:
     errors: dict[str, str] = {}
     names: dict[int, tuple[str, str]] = {}
     dag_ids: dict[str, str] = {}
+    teams = load_teams()
     for path in sorted(folder.glob("*.yaml")):
         try:
-            config = load_config(path)
+            config = load_config(path, teams)
             taken, by = names.setdefault(config.dataset.id, (config.dataset.name, path.name))
             if taken != config.dataset.name:
                 raise DatasetConfigError(f"{path}: dataset.id={config.dataset.id}: {by} uses it for {taken!r}; choose another number")
@@ -183,66 +198,9 @@ def load_folder(folder: Path) -> Loaded:
     return Loaded(configs=configs, errors=errors)
 
 
-@functools.cache
-def _loader() -> Any:
-    return getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-
-
 def _checked(section: str, build: Callable[..., object], *args: Any, **fields: Any) -> None:
     try:
         build(*args, **fields)
     except ConfigError as error:
         text = str(error).split(": ", 1)[1] if str(error).startswith(f"{getattr(build, 'step', '-')}: ") else str(error)
         raise ValueError(f"{section}.{text.removeprefix('dataset_')}") from None
-
-
-def _explain(path: Path, text: str, error: ValidationError) -> Iterator[str]:
-    """One line a fault: ``file:line: field=value: what is wrong and the mend``."""
-    for fault in error.errors(include_url=False):
-        location = tuple(
-            part for part in fault["loc"] if isinstance(part, int) or not str(part).startswith(("int", "literal", "constrained"))
-        )
-        field = ".".join(str(part) for part in location)
-        message = fault["msg"].removeprefix("Value error, ")
-        if fault["type"] == "value_error":
-            field, _, message = message.partition(":")
-            location = tuple(field.partition("=")[0].split("."))
-            message = message.strip()
-        elif fault["type"] == "extra_forbidden":
-            message = f"unknown field; {_suggest(location)}"
-        elif fault["type"] == "missing":
-            message = "is missing; add it"
-        elif not isinstance(fault["input"], dict):
-            field = f"{field}={fault['input']!r}"
-        yield f"{path}:{_line(text, location)}: {field}: {message}"
-
-
-def _suggest(location: tuple[int | str, ...]) -> str:
-    """The nearest known field of the section that ``location`` points into, else all of them."""
-    section: Any = TrainingConfig
-    for part in location[:-1]:
-        annotation = section.model_fields[str(part)].annotation if hasattr(section, "model_fields") else None
-        section = annotation if isinstance(annotation, type) else next(iter(typing.get_args(annotation)), None)
-    known = list(getattr(section, "model_fields", ()))
-    near = difflib.get_close_matches(str(location[-1]), known, n=1)
-    return f"did you mean {near[0]!r}?" if near else f"remove it; known here: {', '.join(known)}"
-
-
-def _line(text: str, location: tuple[int | str, ...]) -> int:
-    """Line of the deepest part of ``location`` that the file has."""
-    node = yaml.compose(text, Loader=_loader())
-    line = 1
-    for part in location:
-        if isinstance(node, yaml.MappingNode):
-            for key, value in node.value:
-                if key.value == str(part):
-                    line, node = key.start_mark.line + 1, value
-                    break
-            else:
-                return line
-        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
-            node = node.value[part]
-            line = node.start_mark.line + 1
-        else:
-            return line
-    return line

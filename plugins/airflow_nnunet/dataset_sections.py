@@ -4,15 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from airflow_nnunet.yaml_files import Section
 
 Fold = Annotated[int, Field(ge=0)] | Literal["all"]
-
-
-class Section(BaseModel):
-    """Base: unknown fields are refused, values are of the type they should be, and nothing changes afterwards."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 class DatasetSection(Section):
@@ -150,5 +146,6 @@ class ResourcesSection(Section):
     gpu_memory_mib: int | None = Field(default=None, description="Memory to reserve on each GPU; whole GPUs when empty.")
     cpus: int = Field(default=0, description="Cores a job uses; 0 shares all of them fairly.")
     memory_mib: int | None = Field(default=None, description="Limit of a job's memory.")
+    shm_mib: int = Field(default=8192, description="Shared memory in MiB of a job in a container.")
     hang_s: float = Field(default=300.0, description="Floor of the hang watch in seconds.")
     grace_s: float = Field(default=120.0, description="Seconds a stopped job has to save its work.")

@@ -99,7 +99,7 @@ def _reason(error: JobError | PermissionError) -> str:
 def log_command(args: argparse.Namespace) -> None:
     """``dataset log``: exit code 1 and the reason when there is no such dataset."""
     try:
-        workspace = NnunetConfig.load(args.conn_id).workspace
+        workspace = NnunetConfig.load(args.conn_id, team=args.team).workspace
         name = find_dataset(workspace, args.dataset)
         lines = dataset_history(workspace, name)
     except (JobError, PermissionError) as error:
@@ -110,7 +110,7 @@ def log_command(args: argparse.Namespace) -> None:
 def list_command(args: argparse.Namespace) -> None:
     """``dataset list``."""
     try:
-        rows = dataset_rows(NnunetConfig.load(args.conn_id).workspace)
+        rows = dataset_rows(NnunetConfig.load(args.conn_id, team=args.team).workspace)
     except (JobError, PermissionError) as error:
         raise SystemExit(_reason(error)) from error
     if args.json:
@@ -131,7 +131,7 @@ def list_command(args: argparse.Namespace) -> None:
 def withdraw_command(args: argparse.Namespace) -> None:
     """``dataset withdraw``: done by the interpreter that runs the jobs, since ours has no NumPy; its exit code becomes ours."""
     try:
-        config = NnunetConfig.load(args.conn_id)
+        config = NnunetConfig.load(args.conn_id, team=args.team)
         name = find_dataset(config.workspace, args.dataset)
     except (JobError, PermissionError) as error:
         raise SystemExit(_reason(error)) from error

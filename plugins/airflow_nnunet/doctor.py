@@ -7,13 +7,16 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from airflow_nnunet.config import NnunetConfig
+from airflow_nnunet.doctor_backend import examine_backend, runs_here
+from airflow_nnunet.doctor_executor import examine_executor
+from airflow_nnunet.finding import Finding
 from airflow_nnunet.operators.base import GPU_POOL
 from airflow_nnunet.pools import automatic_slots, probe_host
+from airflow_nnunet.teams import load_teams
 from nnunet_jobs.contract.failure import ConfigError
 from nnunet_jobs.contract.sharing import blocking, describe, explain, not_shared, whoami
 from nnunet_jobs.contract.withdrawals import Tombstones
@@ -32,38 +35,27 @@ _SYNC = "run airflow nnunet sync-pools, or python -m airflow_nnunet sync-pools"
 _NETWORK_FILE_SYSTEMS = ("nfs", "cifs", "smb", "ceph", "lustre", "fuse.sshfs", "9p", "gpfs", "beegfs")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Finding:
-    """One line of the report. ``blocks`` means that jobs cannot run like this."""
-
-    topic: str
-    text: str
-    ok: bool = True
-    blocks: bool = False
-
-    def __str__(self) -> str:
-        mark = "ok  " if self.ok else "FAIL" if self.blocks else "warn"
-        return f"{mark}  {self.topic}: {self.text}"
-
-
 def examine(config: NnunetConfig) -> Iterator[Finding]:
     """Everything that the doctor looks at, in the order in which a person would mend it."""
     yield from _roots(config)
     yield from _user_folders(config)
     yield from _withdrawals(config)
+    yield from examine_backend(config)
+    host = None
     try:
-        host = probe_host(config)
+        host = probe_host(config) if runs_here(config) else None
     except ConfigError as error:
         yield Finding(
             topic="python", ok=False, blocks=True,
             text=f"{error}. Install airflow-provider-nnunet[local] there, or set python in section [nnunet]",
         )  # fmt: skip
-        host = None
     if host is not None:
         yield from _versions(host)
         yield from _memory(host)
         yield from _gpus(host)
     yield _pool(config, host)
+    yield from _teams()
+    yield from examine_executor()
     yield from _archives()
 
 
@@ -204,6 +196,26 @@ def _pool(config: NnunetConfig, host: dict[str, Any] | None) -> Finding:
     return Finding(topic=topic, text=f"{slots} slots, deferred tasks keep theirs")
 
 
+def _teams() -> Iterator[Finding]:
+    """The teams' files, and a pool for each."""
+    from airflow.models.pool import Pool
+    from airflow.utils.session import create_session
+    from sqlalchemy.exc import SQLAlchemyError
+
+    teams = load_teams()
+    for name, error in teams.errors.items():
+        yield Finding(topic=f"team {name}", ok=False, blocks=True, text=error)
+    try:
+        with create_session() as session:
+            missing = [name for name, team in teams.configs.items() if Pool.get_pool(team.pool_name, session=session) is None]
+    except SQLAlchemyError:
+        return  # the pool's finding has said so
+    for name, team in teams.configs.items():
+        lost = f"pool {team.pool_name} is missing, the team's tasks would wait for ever; {_SYNC}"
+        text = lost if name in missing else f"pool {team.pool_name} is there, roots below {team.nnunet.workspace}"
+        yield Finding(topic=f"team {name}", ok=name not in missing, blocks=name in missing, text=text)
+
+
 def _archives() -> Iterator[Finding]:
     """Connections of type dicomweb in Airflow's database, each asked for one study, and their pool."""
     from airflow.models.connection import Connection
@@ -273,7 +285,7 @@ def _file_system(path: Path) -> str:
 def doctor_command(args: argparse.Namespace) -> None:
     """The command: a line for each finding; exit code 1 when one of them keeps jobs from running."""
     try:
-        config = NnunetConfig.load(args.conn_id)
+        config = NnunetConfig.load(args.conn_id, team=args.team)
     except ConfigError as error:
         raise SystemExit(f"FAIL  configuration: {error}") from error
     blocked = False

@@ -17,7 +17,7 @@ from airflow.api_fastapi.core_api.security import requires_access_view
 from fastapi import Depends, FastAPI, HTTPException, Query
 from fastapi.responses import HTMLResponse, PlainTextResponse
 
-from airflow_nnunet.config import NnunetConfig
+from airflow_nnunet.teams import job_roots
 from nnunet_jobs.contract.jobdir import JobDir
 from nnunet_jobs.contract.spec import JOB_ID
 
@@ -92,10 +92,11 @@ def job_report(job_id: str) -> HTMLResponse:
 def _folder(job_id: str) -> Path:
     if not JOB_ID.fullmatch(job_id):
         raise HTTPException(404, "no such job")
-    folder = Path(NnunetConfig.load().workspace.jobs) / job_id
-    if folder.is_symlink() or not folder.is_dir():
-        raise HTTPException(404, "no such job in the jobs folder of section [nnunet]")
-    return folder
+    for root in job_roots():
+        folder = Path(root) / job_id
+        if not folder.is_symlink() and folder.is_dir():
+            return folder
+    raise HTTPException(404, "no such job in the jobs folders of section [nnunet] and of the teams")
 
 
 def _names(folder: Path) -> list[str]:

@@ -1,4 +1,4 @@
-"""``airflow nnunet sync-pools``: the pools of ``include/pools.json`` become Airflow's, the ``gpu`` pool as large as the machine."""
+"""``airflow nnunet sync-pools``: the pools of ``include/pools.json`` and of the teams become Airflow's, ``gpu`` as large as the machine."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 
 import nnunet_jobs.contract
 from airflow_nnunet.config import NnunetConfig
+from airflow_nnunet.teams import load_teams
 from nnunet_jobs.contract.failure import ConfigError
 
 AUTO = "auto"
@@ -109,12 +110,31 @@ def automatic_slots(config: NnunetConfig, host: dict[str, Any]) -> int:
     return len(host["gpus"]) or config.workspace.cpu_slots
 
 
+def team_pools(path: Path) -> list[PoolSpec]:
+    """The teams' own pools.
+
+    Raises:
+        ConfigError: a team's file is wrong, or the pools file ``path`` has a pool of a team's name.
+    """
+    teams = load_teams()
+    if teams.errors:
+        raise ConfigError("\n".join(teams.errors.values()))
+    common = {pool.name for pool in read_pools(path)}
+    for name, team in teams.configs.items():
+        if team.pool_name in common:
+            raise ConfigError(f"pool {team.pool_name!r}: is in {path} and of team {name}; give one of them another name")
+    return [
+        PoolSpec(name=team.pool_name, slots=team.pool.slots, description=team.description or f"Jobs of team {name} in flight.")
+        for name, team in teams.configs.items()
+    ]
+
+
 def sync_pools(path: Path, config: NnunetConfig) -> list[tuple[str, int]]:
-    """Create or update the file's pools in Airflow's database; pools that it does not name stay as they are."""
+    """Create or update the file's pools and the teams' in Airflow's database; pools that nobody names stay as they are."""
     from airflow.models.pool import Pool
     from airflow.utils.session import create_session
 
-    pools = read_pools(path)
+    pools = [*read_pools(path), *team_pools(path)]
     automatic = automatic_slots(config, probe_host(config)) if any(pool.slots == AUTO for pool in pools) else 0
     done = []
     with create_session() as session:

@@ -35,12 +35,22 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "private",
         example="group",
     ),
-    "backend": _option("Where jobs run: local (a detached process on the worker's host) or fake (scripted, for tests).", "local"),
-    "backend_options": _option("More options of the backend, as a JSON object.", "", example='{"environment": {"OMP_NUM_THREADS": "4"}}'),
+    "backend": _option(
+        "Where jobs run: local (a detached process on the worker's host), docker (a container each), kubernetes (a pod each) or fake "
+        "(scripted, for tests).",
+        "local",
+    ),
+    "backend_options": _option(
+        "More options of the backend, as a JSON object; include/backends and include/kubernetes have examples.",
+        "",
+        example='{"image": "nnunet-jobs:0.1.0", "user": "50000:50000"}',
+    ),
     "python": _option("Interpreter that has nnU-Net and this package. Empty means Airflow's own.", "", example="/opt/nnunet/bin/python"),
     "cpu_slots": _option("How many jobs may compute at once on a host without a GPU.", "1", type_="integer"),
     "datasets": _option("Folder of dataset files; include/datasets beside the DAGs folder when empty.", "", example="/srv/datasets"),
+    "teams": _option("Folder of team files; include/teams beside the DAGs folder when empty.", "", example="/srv/teams"),
     "poll_interval": _option("Seconds between two looks at a running job.", "2.0", type_="float"),
+    "task_log": _option("What a task's log shows of its job: full (its own log too, as it is written) or progress alone.", "full"),
     "lost_after": _option("Seconds without a heartbeat after which a job counts as lost and is started again.", "120.0", type_="float"),
 }
 

@@ -1,12 +1,15 @@
-"""``include/datasets/README.md`` from the schema itself: ``python -m airflow_nnunet.schema_docs > include/datasets/README.md``."""
+"""The pages of the YAML files from their schemas: ``python -m airflow_nnunet.schema_docs [teams] > include/datasets/README.md``."""
 
 from __future__ import annotations
 
+import inspect
+import sys
 from typing import Any, cast
 
 from pydantic import BaseModel
 
 from airflow_nnunet.dataset_config import TrainingConfig
+from airflow_nnunet.teams import TeamConfig
 
 _INTRODUCTION = """\
 # Dataset files
@@ -15,18 +18,31 @@ Each `*.yaml` here becomes a DAG `nnunet_<file name>`. Only `dataset.id`, `datas
 or unknown field is shown as an import error of `dags/nnunet_dataset_files.py` with file, line, field and mend; the DAGs of the other
 files stay. This page is made from the schema by `python -m airflow_nnunet.schema_docs`.
 """
+_TEAMS = """\
+# Team files
+
+Each `<team>.yaml` here is a team. A dataset file with `team: <team>` and an operator with `team="<team>"` use the team's workspace and
+may name no path outside its roots; they take its pool, queue and priority where they say nothing. `airflow nnunet sync-pools` creates
+the teams' pools. Required are `pool.slots` and `nnunet.workspace`. A wrong field, a pool that two teams claim, or folders of two teams
+that lie in one another are an import error of `dags/nnunet_dataset_files.py` with file, line, field and mend. Workers, DAG processor and
+API server read this folder: option `teams` of section `[nnunet]`, `include/teams` beside the DAGs folder when empty. Begin with a copy
+of `radiology.yaml.example`. This page is made from the schema by `python -m airflow_nnunet.schema_docs teams`.
+"""
 
 
-def reference() -> str:
-    """Markdown tables of every field: type, default, meaning."""
+def reference(model: type[BaseModel] = TrainingConfig, introduction: str = _INTRODUCTION) -> str:
+    """Markdown tables of every field of dataset files: type, default, meaning."""
     sections = {
-        name: cast("type[BaseModel]", field.annotation)
-        for name, field in TrainingConfig.model_fields.items()
-        if _is_section(field.annotation)
+        name: cast("type[BaseModel]", field.annotation) for name, field in model.model_fields.items() if _is_section(field.annotation)
     }
-    pages = [_INTRODUCTION, "## Top level\n\n" + _table(TrainingConfig, skip=set(sections))]
-    pages += [f"## `{name}`\n\n{(model.__doc__ or '').strip()}\n\n{_table(model)}" for name, model in sections.items()]
+    pages = [introduction, "## Top level\n\n" + _table(model, skip=set(sections))]
+    pages += [f"## `{name}`\n\n{inspect.cleandoc(model.__doc__ or '')}\n\n{_table(model)}" for name, model in sections.items()]
     return "\n".join(pages)
+
+
+def team_reference() -> str:
+    """The same of team files."""
+    return reference(TeamConfig, _TEAMS)
 
 
 def _table(model: type[BaseModel], skip: set[str] = frozenset()) -> str:  # type: ignore[assignment]
@@ -61,4 +77,4 @@ def _is_section(annotation: Any) -> bool:
 
 
 if __name__ == "__main__":
-    print(reference(), end="")
+    print(team_reference() if sys.argv[1:] == ["teams"] else reference(), end="")

@@ -1,4 +1,4 @@
-"""A private Airflow on loopback: api-server, scheduler, DAG processor and triggerer below one folder, for the demo and the tests.
+"""A private Airflow on loopback: api-server, scheduler, DAG processor, triggerer and what else is asked for, below one folder.
 
 Airflow's own ``standalone`` binds all interfaces, ignores SIGINT in the background and leaves children behind on SIGTERM.
 Here each component is a process of its own session with its own log file, and is stopped by its pid.
@@ -14,22 +14,15 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
 from airflow_nnunet.rest_client import AirflowClient, wait_until
+from airflow_nnunet.stack_components import CORE, Component
 from airflow_nnunet.stack_config import USER, password_file, read_config, write_config, write_private
 
 PROJECT = Path(__file__).resolve().parents[2]
-COMPONENTS: dict[str, tuple[str, ...]] = {
-    "api-server": ("api-server",),
-    "scheduler": ("scheduler", "--skip-serve-logs"),
-    "dag-processor": ("dag-processor",),
-    "triggerer": ("triggerer", "--skip-serve-logs"),
-}
-_STOP_ORDER = ("scheduler", "triggerer", "dag-processor", "api-server")
-_HEALTH_NAMES = {"scheduler": "scheduler", "dag-processor": "dag_processor", "triggerer": "triggerer"}
 _START_S = 180.0
 _STOP_S = 20.0
 _STATE, _SESSION, _STARTED = 0, 3, 19  # of /proc/<pid>/stat, after the command
@@ -43,11 +36,13 @@ class Stack:
     """One private Airflow. Use it as a context manager, or ``start`` and ``stop`` it, also from different processes.
 
     Args:
-        home: AIRFLOW_HOME; configuration, database, logs and passwords live below it.
+        home: AIRFLOW_HOME; configuration, logs, passwords and SQLite's database live below it.
         dags: folder with DAG files.
         settings: options by ``section.option``, over the project's ``airflow.cfg.template`` and the stack's own.
         environment: extra environment variables of every component.
         port: of the API server and UI; a free one when empty.
+        executor: what runs the tasks. database: address as SQLAlchemy takes it; SQLite below ``home`` when empty.
+        extra: processes besides Airflow's own four, such as Celery workers.
     """
 
     def __init__(
@@ -58,12 +53,17 @@ class Stack:
         settings: Mapping[str, str] | None = None,
         environment: Mapping[str, str] | None = None,
         port: int | None = None,
+        executor: str = "LocalExecutor",
+        database: str | None = None,
+        extra: Sequence[Component] = (),
     ) -> None:
         self.home = home.absolute()
         self._dags = (dags or PROJECT / "dags").absolute()
-        self._settings = dict(settings or {})
+        own = {"core.executor": executor} | ({"database.sql_alchemy_conn": database} if database else {})
+        self._settings = own | dict(settings or {})
         self._environment = dict(environment or {})
         self._port = port
+        self._components = {component.name: component for component in (*CORE, *extra)}
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._client: AirflowClient | None = None
 
@@ -83,10 +83,10 @@ class Stack:
         try:
             write_config(self.home, template=PROJECT / "airflow.cfg.template", dags=self._dags, settings=self._settings, port=self._port)
             self.airflow("db", "migrate")
-            for name in COMPONENTS:
+            for name in self._components:
                 self._spawn(name)
             since = dt.datetime.now(dt.UTC)
-            for name in COMPONENTS:
+            for name in self._components:
                 self._wait_ready(name, since)
         except BaseException:
             self.stop()
@@ -94,11 +94,9 @@ class Stack:
 
     def stop(self) -> None:
         """Stop every component by its pid, then whatever they left behind. Does nothing when nothing runs."""
-        running = self._running()
-        for name in _STOP_ORDER:
-            if name in running:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(running[name], signal.SIGTERM)
+        for pid in reversed(self._running().values()):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
         self._wait_gone(_STOP_S)
         for number in (signal.SIGTERM, signal.SIGKILL):
             for pid in self.processes():
@@ -118,6 +116,22 @@ class Stack:
         os.kill(self.pid(component), number)
         if number in (signal.SIGKILL, signal.SIGTERM) and component in self._processes:
             self._processes[component].wait(timeout=60)
+
+    def kill_with_children(self, component: str) -> None:
+        """Send SIGKILL to a component and to all that runs in its session: tasks too, but no job, which has a session of its own."""
+        session = self.pid(component)
+        for pid in self.processes():
+            with contextlib.suppress(OSError):
+                if int(_stat(pid)[_SESSION]) == session:
+                    os.kill(pid, signal.SIGKILL)
+        self._processes[component].wait(timeout=60)
+
+    def restart_ended(self) -> list[str]:
+        """Start again what ended by itself, as a service manager does, without waiting for it. Returns the names."""
+        ended = [name for name, process in self._processes.items() if process.poll() is not None]
+        for name in ended:
+            self._spawn(name)
+        return ended
 
     def restart(self, component: str) -> None:
         """Start a component again after its end, and wait until it is healthy."""
@@ -201,8 +215,8 @@ class Stack:
     def _spawn(self, component: str) -> None:
         with open(self.log_file(component), "ab") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", "airflow", *COMPONENTS[component]],
-                env=self.environment(),
+                [sys.executable, "-m", "airflow", *self._components[component].arguments],
+                env={**self.environment(), **self._components[component].environment},
                 cwd=self.home,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -224,12 +238,7 @@ class Stack:
             if process.poll() is not None:
                 tail = self.log_file(component).read_text(errors="replace")[-4000:]
                 raise StackError(f"{component} ended with {process.returncode} while starting; end of its log:\n{tail}")
-            health = self.client.health()
-            if component not in _HEALTH_NAMES:
-                return bool(health)
-            state = health.get(_HEALTH_NAMES[component]) or {}
-            heartbeat = state.get(f"latest_{_HEALTH_NAMES[component]}_heartbeat")
-            return state.get("status") == "healthy" and dt.datetime.fromisoformat(str(heartbeat)) > since
+            return self._components[component].is_ready(self.client, since)
 
         wait_until(ready, timeout_s=_START_S, interval_s=0.25, what=lambda: f"{component} healthy; see {self.log_file(component)}")
 

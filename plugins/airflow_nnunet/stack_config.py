@@ -40,7 +40,6 @@ def write_config(home: Path, *, template: Path, dags: Path, settings: Mapping[st
     own = {
         "core.dags_folder": str(dags),
         "core.plugins_folder": str(home / "plugins"),
-        "core.executor": "LocalExecutor",
         "core.load_examples": "False",
         "core.fernet_key": earlier.get("core", "fernet_key", fallback=base64.urlsafe_b64encode(os.urandom(32)).decode()),
         "core.simple_auth_manager_users": f"{USER}:admin",

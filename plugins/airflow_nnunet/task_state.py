@@ -6,6 +6,14 @@ from typing import Any
 
 # XCom under which a task's job is on record: {"job_id", "path"}.
 JOB_XCOM = "nnunet_job"
+# A running task that was marked or cleared. In every other state Airflow itself gave up on this process, because of missed heartbeats
+# or of a broker that delivered its message twice, and another try is on its way to the job.
+_ENDED = frozenset({None, "success", "failed", "skipped", "removed", "restarting"})
+
+
+def is_ended(state: str | None) -> bool:
+    """Whether a task in this state wants its job no more; False when a stopping process of it only makes way for another one."""
+    return state in _ENDED
 
 
 def task_state(ti: Any) -> str | None:

@@ -9,6 +9,7 @@ from typing import Any
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from airflow_nnunet.backends import Watch, get_backend
+from airflow_nnunet.job_log import LogLines
 from airflow_nnunet.progress import ProgressLines
 from nnunet_jobs.contract.jobdir import JobDir
 
@@ -24,6 +25,7 @@ class JobTrigger(BaseTrigger):
         poll_interval: seconds between two looks.
         lost_after: seconds without a heartbeat after which the attempt counts as lost.
         metrics_offset: byte of ``metrics.jsonl`` from which progress is new.
+        log_offset: byte of the job's log from which it streams to the task's log; None shows none of it.
     """
 
     def __init__(
@@ -35,6 +37,7 @@ class JobTrigger(BaseTrigger):
         poll_interval: float = 2.0,
         lost_after: float = 120.0,
         metrics_offset: int = 0,
+        log_offset: int | None = None,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.job = job
@@ -43,6 +46,7 @@ class JobTrigger(BaseTrigger):
         self.poll_interval = poll_interval
         self.lost_after = lost_after
         self.metrics_offset = metrics_offset
+        self.log_offset = log_offset
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Class path and arguments, all a triggerer needs to go on."""
@@ -55,6 +59,7 @@ class JobTrigger(BaseTrigger):
                 "poll_interval": self.poll_interval,
                 "lost_after": self.lost_after,
                 "metrics_offset": self.metrics_offset,
+                "log_offset": self.log_offset,
             },
         )
 
@@ -63,12 +68,15 @@ class JobTrigger(BaseTrigger):
         job = JobDir(self.job)
         backend = get_backend(self.backend, **self.backend_options)
         watch = Watch(lost_after_s=self.lost_after)
-        lines = ProgressLines(job, offset=self.metrics_offset)
+        readers: list[ProgressLines | LogLines] = [ProgressLines(job, offset=self.metrics_offset)]
+        if self.log_offset is not None:
+            readers.append(LogLines(job, offset=self.log_offset))
         while True:
             # Shared storage may hang for a while; in a thread it does not hold up the other triggers.
             status = await asyncio.to_thread(backend.status, job, watch)
-            for line in await asyncio.to_thread(lines.poll, final=status.final):
-                self.log.info("%s", line)
+            for reader in readers:
+                for line in await asyncio.to_thread(reader.poll, final=status.final):
+                    self.log.info("%s", line)
             if status.final:
                 break
             await asyncio.sleep(self.poll_interval)

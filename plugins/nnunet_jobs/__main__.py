@@ -24,8 +24,21 @@ def main(argv: Sequence[str] | None = None, *, module: str = "nnunet_jobs", step
     """
     arguments = _parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
-    if arguments.command == "run":
-        return _run(arguments, module)
+    if arguments.command in ("run", "lease"):
+        from nnunet_jobs.attempt import EXIT_NO_FOLDER
+
+        job = JobDir(arguments.job.absolute())
+        if arguments.own_log:
+            try:
+                _speak_to(job.log)
+            except OSError as error:
+                print(f"{job.log}: {error.strerror}; this container does not see the job's folder, or may not write there", file=sys.stderr)
+                return EXIT_NO_FOLDER
+        if arguments.command == "run":
+            return _run(arguments, job, module)
+        from nnunet_jobs.handover import Grantor
+
+        return Grantor(job, arguments.attempt, handover_s=arguments.handover_s).run()
     if arguments.command == "step":
         from nnunet_jobs import child
 
@@ -51,7 +64,7 @@ def main(argv: Sequence[str] | None = None, *, module: str = "nnunet_jobs", step
     return 0
 
 
-def _run(arguments: argparse.Namespace, module: str) -> int:
+def _run(arguments: argparse.Namespace, job: JobDir, module: str) -> int:
     from nnunet_jobs.runner import Runner
 
     if arguments.ready_fd is not None:
@@ -61,19 +74,39 @@ def _run(arguments: argparse.Namespace, module: str) -> int:
         if os.fork():
             os._exit(0)
         os.setsid()
-    return Runner(JobDir(arguments.job.absolute()), arguments.attempt, module=module, ready_fd=arguments.ready_fd).run()
+    runner = Runner(job, arguments.attempt, module=module, ready_fd=arguments.ready_fd)
+    return runner.run_granted() if arguments.grant else runner.run()
+
+
+def _speak_to(log: Path) -> None:
+    """Send what this process and its children say to the job's log, where everybody looks for it."""
+    fd = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o664)
+    for standard in (1, 2):
+        os.dup2(fd, standard)
+    os.close(fd)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m nnunet_jobs", description=__doc__)
     subparsers = parser.add_subparsers(dest="command", required=True)
-    for name, text in (("run", "run one attempt of a job"), ("step", "run a job's step; started by the runner only")):
+    for name, text in (
+        ("run", "run one attempt of a job"),
+        ("lease", "lease GPUs for an attempt and hand them to the runner in the attempt's own container"),
+        ("step", "run a job's step; started by the runner only"),
+    ):
         command = subparsers.add_parser(name, help=text)
         command.add_argument("job", type=Path, help="job directory")
         command.add_argument("--attempt", type=int, required=True, help="number of the attempt, as begun by submit")
+        if name in ("run", "lease"):
+            command.add_argument("--own-log", action="store_true", help="write to the job's log instead of stdout and stderr")
         if name == "run":
             command.add_argument("--detach", action="store_true", help="return at once, the runner goes on in the background")
             command.add_argument("--ready-fd", type=int, help="file descriptor to write to once the attempt is on record")
+            command.add_argument("--grant", action="store_true", help="adopt the lease of grant.json, which the command lease took")
+        if name == "lease":
+            command.add_argument(
+                "--handover-s", type=float, default=600.0, help="seconds until a lease that nobody adopts is given back (default 600)"
+            )
     phantom = subparsers.add_parser("phantom", help="write an anatomy-like dataset in Medical Segmentation Decathlon layout")
     phantom.add_argument("out", type=Path, help="folder to make")
     phantom.add_argument("--cases", type=int, default=40, help="number of cases (default 40)")

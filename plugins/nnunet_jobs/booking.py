@@ -18,13 +18,14 @@ class Device:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """Wanted: ``count`` devices of ``kind``, ``memory_mib`` on each, or whole ones for None."""
+    """Wanted: ``count`` devices of ``kind``, ``memory_mib`` on each, or whole ones for None. Teams take turns."""
 
     kind: str
     count: int = 1
     memory_mib: int | None = None
     exclude: tuple[str, ...] = ()
     owner: str = ""
+    team: str = ""
 
     def could_use(self, device: Device) -> bool:
         """Whether the device would ever serve this request: only then is it delayed when another one takes it."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from nnunet_jobs.booking import Device, Request
@@ -13,7 +13,7 @@ from nnunet_jobs.contract.spec import Resources
 from nnunet_jobs.contract.workspace import Workspace
 from nnunet_jobs.leases import Holder, Lease, Ledger
 from nnunet_jobs.nvml import Gpu, GpuProcess, Inventory, read_inventory, torch_is_cpu_only
-from nnunet_jobs.processes import ancestors, session_of
+from nnunet_jobs.processes import INITIAL_PID_NAMESPACE, ancestors, pid_namespace, session_of
 
 log = logging.getLogger("nnunet_jobs")
 
@@ -24,12 +24,13 @@ _WHOLE_GPU_SLACK_MIB = 1024  # a display server or a monitoring agent may keep t
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Placement:
-    """Where the step computes. ``gpus`` are UUIDs; without a lease the step only needs cores."""
+    """Where the step computes. ``gpus`` are UUIDs, ``memory_mib`` is reserved on each; without a lease the step only needs cores."""
 
     device: str
     gpus: tuple[str, ...] = ()
     lease: Lease | None = None
     slots: int = 1
+    memory_mib: int | None = None
 
 
 def choose_kind(resources: Resources, inventory: Inventory) -> str:
@@ -65,15 +66,25 @@ def choose_kind(resources: Resources, inventory: Inventory) -> str:
 def strangers(gpu: Gpu, holders: list[Holder]) -> list[GpuProcess]:
     """Processes on a GPU that belong to no lease.
 
-    A process is a lease's when its session is noted there or the lease's runner is among its ancestors. Process numbers of
-    another container mean nothing here and count as strangers.
+    A process is a lease's when its session is noted there or the lease's runner is among its ancestors; seen from the host, also when
+    it lives in a lease holder's container (for root and the holder's user, who may know; for others it is a stranger and counts twice).
+
+    Inside a container process numbers are another namespace's, so nobody can be told apart on a GPU that has lease holders: none
+    counts as a stranger there, and :func:`as_devices` goes by memory alone. On a GPU without holders every process is a stranger.
     """
-    sessions = {session for holder in holders for session in holder.sessions}
-    runners = {holder.pid for holder in holders}
+    own = pid_namespace()
+    if holders and own != INITIAL_PID_NAMESPACE:
+        return []
+    here = [holder for holder in holders if holder.pid_namespace == own]
+    sessions = {session for holder in here for session in holder.sessions}
+    runners = {holder.pid for holder in here}
+    containers = {holder.pid_namespace for holder in holders} - {own, None}
     return [
         process
         for process in gpu.processes
-        if session_of(process.pid) not in sessions and not runners & {process.pid, *ancestors(process.pid)}
+        if session_of(process.pid) not in sessions
+        and not runners & {process.pid, *ancestors(process.pid)}
+        and pid_namespace(process.pid) not in containers
     ]
 
 
@@ -88,8 +99,8 @@ def as_devices(inventory: Inventory, ledger: Ledger, *, warn: Callable[[str], No
                 ledger.quarantine(gpu.uuid, f"NVML: {gpu.lost}")
             warn(f"GPU {gpu.uuid} is left out: {gpu.lost}")
             continue
-        if gpu.uuid in quarantine:
-            warn(f"GPU {gpu.uuid} is left out: in quarantine ({quarantine[gpu.uuid]})")
+        if reason := quarantine.get(gpu.uuid) or quarantine.get(gpu.parent or ""):
+            warn(f"GPU {gpu.uuid} is left out: in quarantine ({reason})")
             continue
         mine = [holder for holder in holders if holder.device == gpu.uuid]
         foreign = strangers(gpu, mine)
@@ -97,9 +108,14 @@ def as_devices(inventory: Inventory, ledger: Ledger, *, warn: Callable[[str], No
             amount = "an unknown amount of" if process.memory_mib is None else f"{process.memory_mib} MiB"
             warn(f"GPU {gpu.uuid}: process {process.pid}, which holds no lease, uses {amount} memory")
         taken = sum(process.memory_mib or 0 for process in foreign)
+        slack = max(_WHOLE_GPU_SLACK_MIB, gpu.total_mib // 10)
+        if pid_namespace() != INITIAL_PID_NAMESPACE:
+            # Strangers cannot be named here, but what is used beyond all that was reserved is theirs.
+            reserved = sum(holder.memory_mib or gpu.total_mib for holder in mine)
+            taken = max(taken, gpu.total_mib - gpu.free_mib - reserved - slack)
         # Without leases NVML's own number is the truth; with them it counts our jobs' memory, which the ledger knows better.
         free = gpu.total_mib - taken if mine else min(gpu.free_mib, gpu.total_mib - taken)
-        whole = not foreign and (bool(mine) or gpu.free_mib >= gpu.total_mib - max(_WHOLE_GPU_SLACK_MIB, gpu.total_mib // 10))
+        whole = not foreign and (bool(mine) or gpu.free_mib >= gpu.total_mib - slack)
         devices.append(Device(uuid=gpu.uuid, total_mib=gpu.total_mib, free_mib=free, whole=whole))
     return devices
 
@@ -109,6 +125,7 @@ def acquire(
     workspace: Workspace,
     *,
     owner: str,
+    team: str = "",
     exclude: tuple[str, ...] = (),
     poll: Callable[[], None],
     waiting: Callable[[str], None],
@@ -116,7 +133,8 @@ def acquire(
     """Wait for the devices that a job asked for and take them.
 
     Args:
-        owner: job id, shown to those who wait. exclude: GPUs that failed this job before; used again only if there are no others.
+        owner: job id, shown to those who wait. team: teams take turns.
+        exclude: GPUs that failed this job before; used again only if there are no others.
         poll: called at least every half second; may raise to give up. waiting: told why when there is something new to say.
     """
     if resources.gpus == 0:
@@ -131,7 +149,7 @@ def acquire(
         count, memory, slots = resources.gpus, resources.gpu_memory_mib, max(1, len(inventory.gpus) // resources.gpus)
         if len([gpu for gpu in inventory.gpus if gpu.uuid not in exclude]) < count:
             exclude = ()
-    request = Request(kind=kind, count=count, memory_mib=memory, exclude=exclude, owner=owner)
+    request = Request(kind=kind, count=count, memory_mib=memory, exclude=exclude, owner=owner, team=team)
     read_at = time.monotonic()
     told: set[str] = set()
 
@@ -154,7 +172,7 @@ def acquire(
                     )
             lease = ticket.try_acquire(devices, poll=poll)
             if lease is not None:
-                return Placement(device=kind, gpus=lease.devices if kind == "cuda" else (), lease=lease, slots=slots)
+                return Placement(device=kind, gpus=lease.devices if kind == "cuda" else (), lease=lease, slots=slots, memory_mib=memory)
             message = _why(request, devices, ledger)
             if message != said:
                 waiting(message)
@@ -164,12 +182,32 @@ def acquire(
                 inventory, read_at = read_inventory(), time.monotonic()
 
 
+def claim(names: Sequence[str], kind: str, workspace: Workspace, *, memory_mib: int | None, owner: str, team: str = "") -> Lease | None:
+    """Just these devices, if they are free now and nobody waits for them, else None."""
+    ledger = Ledger(workspace.leases)
+    if kind == "cpu":
+        devices = [Device(uuid=name, total_mib=1, free_mib=1) for name in names]
+    else:
+        devices = [device for device in as_devices(read_inventory(), ledger, warn=log.warning) if device.uuid in names]
+    with ledger.ticket(Request(kind=kind, count=len(names), memory_mib=memory_mib, owner=owner, team=team)) as ticket:
+        return ticket.try_acquire(devices)
+
+
+def memory_share(gpus: tuple[str, ...], memory_mib: int | None) -> float:
+    """Part of its GPUs that a job has reserved, by memory; 1 for whole ones."""
+    if not gpus or memory_mib is None:
+        return 1.0
+    totals = [gpu.total_mib for gpu in read_inventory().gpus if gpu.uuid in gpus]
+    return min(1.0, memory_mib * len(totals) / sum(totals)) if totals else 1.0
+
+
 def lost_gpus(gpus: tuple[str, ...]) -> dict[str, str]:
-    """Which of these GPUs NVML calls lost, with its reason."""
+    """Which of these GPUs NVML calls lost, with its reason; also one that it no longer lists among others, as a lost GPU's MIG devices."""
     if not gpus:
         return {}
-    found = {gpu.uuid: gpu for gpu in read_inventory().gpus}
-    return {uuid: found[uuid].lost or "" for uuid in gpus if uuid in found and found[uuid].lost}
+    found = {gpu.uuid: gpu.lost for gpu in read_inventory().gpus}
+    answers = {uuid: found.get(uuid, "not listed any more") for uuid in gpus if found}
+    return {uuid: reason for uuid, reason in answers.items() if reason}
 
 
 def _why(request: Request, devices: list[Device], ledger: Ledger) -> str:

@@ -3,10 +3,12 @@
     alloc.lock                  mutex; held for a fraction of a millisecond by whoever reads or changes the ledger
     leases/<n>.json             one file per lease, flocked by its holder and by every process that inherited it
     tickets/<n>.json            one file per waiter, flocked by it; the number is its place in the queue
+    turns/team-<name>           number of the newest lease of each team, by which teams take turns
     quarantine/<device>.json    devices not to be used for a while, with the reason
 
 A lock on an open file belongs to the open file, not to a process: the trainer inherits it, so a lease lives exactly as long as any
 process that may use the device, stopped ones included. A file without a lock is a dead holder's and is swept by the next reader.
+Another process takes a lease over by writing one of its own that follows it: while both live, only the follower counts.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import contextlib
 import json
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,6 +27,8 @@ from nnunet_jobs.booking import Book, Device, Request
 from nnunet_jobs.contract.files import locked, read_json, try_lock, write_json
 from nnunet_jobs.contract.liveness import boot_id, read_counter, write_counter
 from nnunet_jobs.host import require_local
+from nnunet_jobs.processes import pid_namespace
+from nnunet_jobs.turns import Place, in_turn
 
 _PAGE = 4096
 MAX_OVERTAKEN = 3
@@ -35,13 +40,17 @@ ASLEEP_S = 30.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Holder:
-    """A live lease as read from the ledger."""
+    """A live lease as read from the ledger. ``pid`` and ``sessions`` mean something in ``pid_namespace`` only."""
 
+    number: int
     device: str
     memory_mib: int | None
     owner: str
     sessions: tuple[int, ...]
     pid: int
+    pid_namespace: int
+    follows: int | None
+    team: str = ""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -49,6 +58,7 @@ class Lease:
     """Leased devices. The files stay locked until the last process that inherited ``fds`` is gone."""
 
     devices: tuple[str, ...]
+    numbers: tuple[int, ...]
     fds: tuple[int, ...]
 
     def release(self) -> None:
@@ -101,7 +111,7 @@ class Ledger:
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
-        for name in ("leases", "tickets", "quarantine"):
+        for name in ("leases", "tickets", "turns", "quarantine"):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
         require_local(self.folder, field="leases")
 
@@ -155,14 +165,11 @@ class Ledger:
         request = ticket.request
         with self._mutex(poll):
             book = Book(devices)
-            for holder in self._holders():
+            holders = self._holders()
+            for holder in holders:
                 book.take([holder.device], holder.memory_mib)
             blocked: list[_Waiter] = []
-            for waiter in self._waiters():
-                if waiter.number == ticket.number:
-                    _change(waiter.path, polls=waiter.polls + 1)
-                if waiter.number >= ticket.number or waiter.request.kind != request.kind or ticket.sleeps(waiter.number, waiter.polls):
-                    continue
+            for waiter in self._before(ticket, [holder for holder in holders if holder.device in book.devices]):
                 placed = book.place(waiter.request)
                 if placed is None:
                     blocked.append(waiter)
@@ -176,7 +183,25 @@ class Ledger:
                 return None
             for waiter in delayed:
                 _change(waiter.path, overtaken=waiter.overtaken + 1)
-            return self._write_leases(placed, request)
+            return self._write_leases(placed, memory_mib=request.memory_mib, owner=request.owner, team=request.team)
+
+    def adopt(self, numbers: Sequence[int], devices: Sequence[str], *, owner: str, poll: Callable[[], None] | None = None) -> Lease | None:
+        """Leases that follow another process's, which may then let go of its own; None when it did already.
+
+        All of them or none; at no moment are the devices free, or taken twice.
+        """
+        with self._mutex(poll):
+            live = {entry.number: entry for entry in self._entries()}
+            followed = {entry.follows for entry in live.values()}
+            found = [live[number] for number in numbers if number in live and number not in followed]
+            if [(entry.device, entry.owner) for entry in found] != [(device, owner) for device in devices]:
+                return None
+            return self._write_leases(devices, memory_mib=found[0].memory_mib, owner=owner, team=found[0].team, follows=numbers)
+
+    def is_adopted(self, lease: Lease) -> bool:
+        """Whether another process lives that has taken this lease over."""
+        with self._mutex():
+            return set(lease.numbers) <= {entry.follows for entry in self._entries()}
 
     def note_session(self, lease: Lease, session: int) -> None:
         """Record the session of the processes that work under a lease, to tell them from strangers on the GPU."""
@@ -190,6 +215,23 @@ class Ledger:
     def _mutex(self, poll: Callable[[], None] | None = None) -> Iterator[None]:
         with locked(self.folder / "alloc.lock", poll=poll, interval=0.002):
             yield
+
+    def _before(self, ticket: Ticket, holders: Sequence[Holder]) -> list[_Waiter]:
+        """Who is served before a ticket, of those that ask for the same kind of device and are awake. Notes that the ticket asks."""
+        waiting: dict[int, _Waiter] = {}
+        for waiter in self._waiters():
+            if waiter.number == ticket.number:
+                _change(waiter.path, polls=waiter.polls + 1)
+            elif waiter.request.kind != ticket.request.kind or ticket.sleeps(waiter.number, waiter.polls):
+                continue
+            waiting[waiter.number] = waiter
+        places = [Place(number=item.number, team=item.request.team, count=item.request.count) for item in waiting.values()]
+        served = {team: read_counter(self._turn(team)) for team in {place.team for place in places}}
+        order = in_turn(places, Counter(holder.team for holder in holders), served)
+        return [waiting[number] for number in order[: order.index(ticket.number)]]
+
+    def _turn(self, team: str) -> Path:
+        return self.folder / "turns" / f"team-{team}"
 
     def _next_number(self) -> int:
         path = self.folder / "next"
@@ -214,13 +256,14 @@ class Ledger:
             finally:
                 os.close(fd)
 
+    def _entries(self) -> list[Holder]:
+        return [Holder(**{**data, "number": int(path.stem), "sessions": tuple(data["sessions"])}) for path, data in self._live("leases")]
+
     def _holders(self) -> list[Holder]:
-        return [
-            Holder(
-                device=data["device"], memory_mib=data["memory_mib"], owner=data["owner"], sessions=tuple(data["sessions"]), pid=data["pid"]
-            )
-            for _, data in self._live("leases")
-        ]
+        """Entries that count: of a lease that changes hands, the newer one."""
+        entries = self._entries()
+        followed = {entry.follows for entry in entries}
+        return [entry for entry in entries if entry.number not in followed]
 
     def _waiters(self) -> list[_Waiter]:
         found = []
@@ -229,20 +272,33 @@ class Ledger:
             found.append(_Waiter(int(path.stem), path, data["overtaken"], data["polls"], request))
         return found
 
-    def _write_leases(self, uuids: Sequence[str], request: Request) -> Lease:
+    def _write_leases(
+        self, devices: Sequence[str], *, memory_mib: int | None, owner: str, team: str, follows: Sequence[int | None] = ()
+    ) -> Lease:
+        entry: dict[str, Any] = {
+            "memory_mib": memory_mib,
+            "owner": owner,
+            "team": team,
+            "pid": os.getpid(),
+            "pid_namespace": pid_namespace(),
+            "sessions": [],
+        }
+        numbers: list[int] = []
         fds: list[int] = []
         try:
-            for uuid in uuids:
-                path = self.folder / "leases" / f"{self._next_number():020d}.json"
+            for device, followed in zip(devices, follows or [None] * len(devices), strict=True):
+                numbers.append(self._next_number())
+                path = self.folder / "leases" / f"{numbers[-1]:020d}.json"
                 fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o664)
                 fds.append(fd)
                 try_lock(fd)
-                _rewrite(fd, {"device": uuid, "memory_mib": request.memory_mib, "owner": request.owner, "pid": os.getpid(), "sessions": []})
+                _rewrite(fd, {**entry, "device": device, "follows": followed})
+                write_counter(self._turn(team), numbers[-1])
         except BaseException:
             for fd in fds:
                 os.close(fd)
             raise
-        return Lease(devices=tuple(uuids), fds=tuple(fds))
+        return Lease(devices=tuple(devices), numbers=tuple(numbers), fds=tuple(fds))
 
 
 def _change(path: Path, **values: Any) -> None:

@@ -21,7 +21,7 @@ class GpuProcess:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gpu:
-    """One GPU (or MIG slice) as seen now. ``lost`` is NVML's reason when it does not answer any more."""
+    """One GPU or MIG device as seen now. ``lost`` is NVML's reason when it does not answer any more; ``parent`` the MIG device's GPU."""
 
     uuid: str
     index: int
@@ -30,6 +30,7 @@ class Gpu:
     free_mib: int = 0
     processes: tuple[GpuProcess, ...] = ()
     lost: str | None = None
+    parent: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,8 +55,9 @@ def read_inventory() -> Inventory:
     except pynvml.NVMLError as error:
         return Inventory(reason=f"NVML is not available ({error})")
     try:
-        found = []
-        for index in range(pynvml.nvmlDeviceGetCount()):
+        found: list[Gpu] = []
+        count = pynvml.nvmlDeviceGetCount()
+        for index in range(count):
             found += list(_devices(pynvml, index))
     except pynvml.NVMLError as error:
         return Inventory(reason=f"NVML does not answer ({error})")
@@ -64,6 +66,8 @@ def read_inventory() -> Inventory:
     visible = _visible(found)
     if found and not visible:
         return Inventory(reason=f"CUDA_VISIBLE_DEVICES={os.environ['CUDA_VISIBLE_DEVICES']!r} hides all {len(found)} GPUs")
+    if not found and count:
+        return Inventory(reason=f"NVML finds {count} GPU(s) in MIG mode without MIG devices; make some with nvidia-smi mig -cgi ... -C")
     return Inventory(gpus=tuple(visible), reason="" if visible else "NVML finds no GPU")
 
 
@@ -76,20 +80,22 @@ def torch_is_cpu_only() -> bool:
 
 
 def _devices(pynvml: Any, index: int) -> Iterator[Gpu]:
-    """The GPU of this index, or its MIG slices when it is cut."""
+    """The GPU of this index, or its MIG devices when it is in MIG mode: CUDA cannot use the GPU itself then."""
     uuid = f"index-{index}"
     try:
         handle = pynvml.nvmlDeviceGetHandleByIndex(index)
         uuid = _text(pynvml.nvmlDeviceGetUUID(handle))
         slices = _slices(pynvml, handle)
-        for part in slices or [handle]:
-            yield _gpu(pynvml, part, index)
+        if slices is None:
+            yield _gpu(pynvml, handle, index)
+        for part in slices or ():
+            yield _gpu(pynvml, part, index, parent=uuid)
     except pynvml.NVMLError as error:
         # 15 is "GPU is lost"; also 999 "unknown" and 10 "power cable" mean that nothing should be started there
         yield Gpu(uuid=uuid, index=index, lost=str(error))
 
 
-def _gpu(pynvml: Any, handle: Any, index: int) -> Gpu:
+def _gpu(pynvml: Any, handle: Any, index: int, *, parent: str | None = None) -> Gpu:
     memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
     newer = _optional(pynvml, lambda: pynvml.nvmlDeviceGetMemoryInfo(handle, version=pynvml.nvmlMemory_v2), None)
     reserved = newer.reserved if newer is not None else 0  # by driver and firmware; nobody can have it
@@ -103,17 +109,18 @@ def _gpu(pynvml: Any, handle: Any, index: int) -> Gpu:
             GpuProcess(pid=item.pid, memory_mib=None if item.usedGpuMemory is None else item.usedGpuMemory // _MIB)
             for item in _optional(pynvml, lambda: pynvml.nvmlDeviceGetComputeRunningProcesses(handle), [])
         ),
+        parent=parent,
     )
 
 
-def _slices(pynvml: Any, handle: Any) -> list[Any]:
-    """MIG devices of a GPU; empty when it is not cut or too old to be."""
+def _slices(pynvml: Any, handle: Any) -> list[Any] | None:
+    """MIG devices of a GPU, as far as this container may see them; None when it is not in MIG mode or too old for it."""
 
     def enabled() -> bool:
         return bool(pynvml.nvmlDeviceGetMigMode(handle)[0] == pynvml.NVML_DEVICE_MIG_ENABLE)
 
     if not _optional(pynvml, enabled, False):
-        return []
+        return None
     found = []
     for number in range(pynvml.nvmlDeviceGetMaxMigDeviceCount(handle)):
         part = _optional(pynvml, lambda number=number: pynvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, number), None)

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+INITIAL_PID_NAMESPACE = 0xEFFFFFFC  # linux/proc_ns.h: the host's own, outside all containers
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _PR_SET_CHILD_SUBREAPER = 36
 _ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS")
@@ -77,6 +78,14 @@ def session_of(pid: int) -> int | None:
     """Session of a process, None when it is gone."""
     found = _stat(pid)
     return found[1] if found else None
+
+
+def pid_namespace(pid: int | str = "self") -> int | None:
+    """Number of the namespace in which a process counts processes; None when it is gone or we may not know."""
+    try:
+        return os.stat(f"/proc/{pid}/ns/pid").st_ino
+    except OSError:
+        return None
 
 
 def descendants(pid: int) -> list[int]:

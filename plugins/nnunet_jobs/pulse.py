@@ -78,10 +78,11 @@ class Pulse:
             Cancelled: a user's wish.
         """
         self.beat()
-        self.check_owner()
+        self.job.check_fence(self.attempt)
         reason = self.job.cancel_requested()
         if reason is not None:
-            raise Cancelled(f"cancelled: {reason}")
+            raise Cancelled(f"cancelled: {reason}")  # a signal that came with it is only how the wish was enforced
+        self.check_owner()
 
     def sleep(self) -> None:
         """Until the next beat is due, a signal arrives, or a child ends."""

@@ -1,119 +1,112 @@
-"""One attempt of a job from lease to outcome: light, patient, and the only one that writes the job's result or failure."""
+"""The runner of an attempt: places the step, has it supervised, judges how it ended."""
 
 from __future__ import annotations
 
 import logging
 import os
-import time
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from nnunet_jobs import allowance, gpu, host, processes, verdict
-from nnunet_jobs.child import describe, outcome_path
-from nnunet_jobs.contract.failure import Failure, FailureClass, Interrupted
-from nnunet_jobs.contract.files import locked, read_json
-from nnunet_jobs.contract.jobdir import Fenced, JobDir, Phase
+from nnunet_jobs import allowance, gpu, host, verdict
+from nnunet_jobs.allowance import Allowance
+from nnunet_jobs.attempt import Attempt
+from nnunet_jobs.child import outcome_path
+from nnunet_jobs.contract.failure import Failure, FailureClass
+from nnunet_jobs.contract.files import read_json
+from nnunet_jobs.contract.jobdir import JobDir, Phase
 from nnunet_jobs.contract.sharing import share
 from nnunet_jobs.contract.spec import JobSpec
+from nnunet_jobs.gpu import Placement
+from nnunet_jobs.handover import Adoption, require_visible
 from nnunet_jobs.leases import Ledger
-from nnunet_jobs.pulse import BEAT_S, Cancelled, Pulse
 from nnunet_jobs.supervisor import Supervisor
 
 log = logging.getLogger("nnunet_jobs")
 
-EXIT_DONE, EXIT_FAILED, EXIT_FENCED, EXIT_REFUSED = 0, 1, 3, 4
-_SAVE_RETRIES = 60
+Place = Callable[[JobSpec, Allowance], Placement]
 
 
 class Runner:
-    """Runs one attempt. ``module`` is the program that speaks the ``step JOB_DIR --attempt N`` command.
+    """Runs one attempt from lease to outcome: light, patient. ``module`` is the program that speaks ``step JOB_DIR --attempt N``.
 
     ``ready_fd`` is written to once the attempt is on record.
     """
 
     def __init__(self, job: JobDir, attempt: int, *, module: str = "nnunet_jobs", ready_fd: int | None = None) -> None:
         self.job = job
-        self.attempt = attempt
         self.module = module
-        self.ready_fd = ready_fd
-        self.pulse = Pulse(job, attempt)
-        self.details: dict[str, Any] = {"peak_memory_mib": 0}
+        self.attempt = Attempt(job, attempt, ready_fd=ready_fd)
 
     def run(self) -> int:
-        """Run the attempt to its end. Returns the exit code; the outcome is in the job directory."""
-        self.pulse.listen()
-        processes.adopt_orphans()
-        try:
-            with locked(self.job.runner_lock, poll=self.pulse.check_owner):
-                state = self.job.state()
-                if state.attempt != self.attempt or state.phase.final:
-                    log.error("attempt %d was not begun or is over (attempt %d is %s)", self.attempt, state.attempt, state.phase)
-                    return EXIT_REFUSED
-                self.pulse.beat()
-                self.job.set_phase(self.attempt, Phase.WAITING, "starting")
-                self._tell_ready()
-                started = time.monotonic()
-                outcome = self._outcome()
-                self.details["seconds"] = round(time.monotonic() - started, 3)
-                return self._commit(outcome)
-        except Fenced as error:
-            log.warning("%s", error)
-            return EXIT_FENCED
-        except Interrupted as error:  # while an earlier attempt's runner was still there
-            log.warning("%s", error)
-            return EXIT_REFUSED
+        """Run the attempt to its end, on devices that are leased here. Returns the exit code; the outcome is in the job directory."""
+        return self.attempt.run(lambda: self._work(self._lease))
 
-    def _outcome(self) -> dict[str, Any] | Failure:
-        try:
-            return self._work()
-        except Fenced:
-            raise
-        except Exception as error:
-            failure = replace(describe(error, attempt=self.attempt), cancelled=isinstance(error, Cancelled))
-            log.error("%s: %s", failure.failure_class, failure.message, exc_info=failure.failure_class is FailureClass.BUG)
-            return failure
+    def run_granted(self) -> int:
+        """As :meth:`run`, on the devices of ``grant.json``, whose lease is adopted."""
+        adoption = Adoption(self.job, self.attempt.pulse)
 
-    def _work(self) -> dict[str, Any] | Failure:
-        spec = self.job.spec()
-        share(spec.workspace)
-        allowed = allowance.after(self.job.earlier_failures(), spec.resources)
-        log.info("attempt %d of %s (%s), runner %d", self.attempt, self.job.job_id, spec.step, os.getpid())
-        for note in allowed.notes:
-            log.warning("%s", note)
-        placement = gpu.acquire(
+        def place(spec: JobSpec, allowed: Allowance) -> Placement:
+            placement = adoption.placement()
+            self._note(placement, allowed)  # first: a GPU that is not there is to be avoided by the next attempt
+            require_visible(placement.gpus)
+            return placement
+
+        return self.attempt.run(lambda: self._work(place), first=adoption.held)
+
+    def _lease(self, spec: JobSpec, allowed: Allowance) -> Placement:
+        return gpu.acquire(
             allowed.resources,
             spec.workspace,
             owner=self.job.job_id,
+            team=spec.team,
             exclude=allowed.exclude,
-            poll=self.pulse.check,
-            waiting=self._waiting,
+            poll=self.attempt.pulse.check,
+            waiting=self.attempt.waiting,
         )
+
+    def _note(self, placement: Placement, allowed: Allowance) -> None:
+        self.attempt.details |= {
+            "device": placement.device,
+            "gpus": list(placement.gpus),
+            "cpus": allowed.cpus(placement.slots),
+        }
+
+    def _work(self, place: Place) -> dict[str, Any] | Failure:
+        number = self.attempt.number
+        spec = self.job.spec()
+        share(spec.workspace)
+        allowed = allowance.after(self.job.earlier_failures(), spec.resources)
+        log.info("attempt %d of %s (%s), runner %d", number, self.job.job_id, spec.step, os.getpid())
+        for note in allowed.notes:
+            log.warning("%s", note)
+        self.attempt.meter.wait(spec)
+        placement = place(spec, allowed)
         try:
+            self._note(placement, allowed)
             cpus = allowed.cpus(placement.slots)
-            self.details |= {"device": placement.device, "gpus": list(placement.gpus), "cpus": cpus}
+            share_of_gpu = gpu.memory_share(placement.gpus, allowed.resources.gpu_memory_mib)
+            self.attempt.meter.compute(placement, gpu_share=share_of_gpu, cpus=cpus)
             where = ", ".join(placement.gpus) or f"{cpus} CPU core(s)"
-            self.pulse.check()
-            self.job.set_phase(self.attempt, Phase.RUNNING, f"on {where}")
+            self.attempt.pulse.check()
+            self.job.set_phase(number, Phase.RUNNING, f"on {where}")
             log.info("runs on %s", where)
             kills = host.oom_kills()
-            supervisor = Supervisor(self.pulse, spec, module=self.module)
+            supervisor = Supervisor(self.attempt.pulse, spec, module=self.module)
             code = supervisor.run(placement, cpus)
         finally:
             if placement.lease:
                 placement.lease.release()
-        self.details["peak_memory_mib"] = supervisor.peak_mib
-        path = outcome_path(self.job, self.attempt)
+        self.attempt.details["peak_memory_mib"] = supervisor.peak_mib
+        path = outcome_path(self.job, number)
         report = read_json(path) if path.exists() else {}
         if "result" in report:
             return {"result": report["result"]}
         stop = supervisor.stop
         if stop is not None:
-            return Failure(
-                failure_class=stop.failure_class, message=stop.message, attempt=self.attempt, exit_code=code, cancelled=stop.cancelled
-            )
+            return Failure(failure_class=stop.failure_class, message=stop.message, attempt=number, exit_code=code, cancelled=stop.cancelled)
         reported = Failure.from_json(report["failure"]) if report else None
-        failure = verdict.judge(code, reported, attempt=self.attempt, oom_before=kills, oom_after=host.oom_kills(), folder=self.job.path)
+        failure = verdict.judge(code, reported, attempt=number, oom_before=kills, oom_after=host.oom_kills(), folder=self.job.path)
         return self._look_after_gpus(failure, placement.gpus, spec)
 
     def _look_after_gpus(self, failure: Failure, gpus: tuple[str, ...], spec: JobSpec) -> Failure:
@@ -122,33 +115,3 @@ class Runner:
             Ledger(spec.workspace.leases).quarantine(uuid, f"NVML: {reason}, during {self.job.job_id}")
             failure = replace(failure, failure_class=FailureClass.GPU_LOST, message=f"GPU {uuid}: {reason}. {failure.message}")
         return failure
-
-    def _commit(self, outcome: Mapping[str, Any] | Failure) -> int:
-        """Write the outcome, patiently: a full disk may have room again once the step's own files are gone."""
-        if isinstance(outcome, Failure):
-            final: dict[str, Any] | Failure = replace(outcome, details={**outcome.details, **self.details})
-        else:
-            final = {"attempt": self.attempt, **outcome, **self.details}
-        for left in reversed(range(_SAVE_RETRIES)):
-            try:
-                self.job.finish(self.attempt, final)
-            except OSError as error:
-                log.error("the outcome cannot be written: %s", error)
-                if not left:
-                    raise
-                self.pulse.beat()
-                time.sleep(BEAT_S)
-            else:
-                break
-        log.info("attempt %d %s", self.attempt, f"failed: {outcome.failure_class}" if isinstance(outcome, Failure) else "is done")
-        return EXIT_FAILED if isinstance(outcome, Failure) else EXIT_DONE
-
-    def _waiting(self, message: str) -> None:
-        log.info("%s", message)
-        self.job.set_phase(self.attempt, Phase.WAITING, message)
-
-    def _tell_ready(self) -> None:
-        if self.ready_fd is not None:
-            os.write(self.ready_fd, b"ready")
-            os.close(self.ready_fd)
-            self.ready_fd = None

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from nnunet_jobs.contract.files import read_json, write_json
 from nnunet_jobs.contract.jobdir import JobDir, Phase
 from nnunet_jobs.contract.spec import JobSpec, Resources
 from nnunet_jobs.contract.workspace import Workspace
+from support.containers import docker_backend, give_workspace, pretend_container, remove_containers
 from support.jobs import backend as local_backend
 from support.jobs import make_spec, no_runner_left, wait_for
 
@@ -41,6 +44,10 @@ class Bench:
 
     backend: Backend
     workspace: Workspace
+    elsewhere: Callable[[JobDir], None] = lambda job: None
+    """Make a place look as if it ran a job's first attempt, on a host of which nothing more is heard."""
+    scratch: Path = Path()
+    """Folder that the tests and their steps both can write to."""
 
     def submit(self, name: str, **script: Any) -> JobDir:
         return self.backend.submit(make_spec(self.workspace, name, Resources(grace_s=5.0), **script))
@@ -54,13 +61,28 @@ class Bench:
         return job
 
 
-@pytest.fixture(params=["local", "fake"])
-def bench(request: pytest.FixtureRequest, workspace: Workspace) -> Iterator[Bench]:
-    with no_runner_left(workspace):
-        bench = Bench(local_backend() if request.param == "local" else FakeBackend(script=fake_script), workspace)
+@pytest.fixture(params=["local", "fake", "docker", "kubernetes"])
+def bench(request: pytest.FixtureRequest, workspace: Workspace, tmp_path: Path) -> Iterator[Bench]:
+    with no_runner_left(workspace), contextlib.ExitStack() as stack:
+        bench = Bench(FakeBackend(script=fake_script), workspace, scratch=tmp_path)
+        if request.param == "local":
+            bench.backend = local_backend()
+        elif request.param == "docker":
+            engine = request.getfixturevalue("engine")
+            give_workspace(workspace)
+            bench.backend = docker_backend(engine)
+            bench.elsewhere = partial(pretend_container, engine)
+            bench.scratch = Path(workspace.raw)
+        elif request.param == "kubernetes":
+            pytest.importorskip("kubernetes", reason="the extra kubernetes is not installed")
+            from support.pods import kubernetes_bench
+
+            bench.backend, bench.elsewhere = stack.enter_context(kubernetes_bench(tmp_path, workspace))
         yield bench
         for path in Path(workspace.jobs).glob("[a-z]*"):
             JobDir(path).request_cancel("the test is over")
+        if request.param == "docker":
+            remove_containers(engine)
 
 
 def test_a_job_returns_its_result(bench: Bench) -> None:
@@ -114,16 +136,16 @@ def test_progress_is_read_piece_by_piece(bench: Bench) -> None:
     assert job.read_log(0)[0]
 
 
-def test_a_running_job_is_attached_to(bench: Bench, tmp_path: Path) -> None:
-    job = bench.begun(bench.submit("attach", until=str(tmp_path / "never")))
+def test_a_running_job_is_attached_to(bench: Bench) -> None:
+    job = bench.begun(bench.submit("attach", until=str(bench.scratch / "never")))
     beat = job.beat()
-    assert bench.submit("attach", until=str(tmp_path / "never")).state().attempt == 1
+    assert bench.submit("attach", until=str(bench.scratch / "never")).state().attempt == 1
     wait_for(lambda: job.beat() > beat, what="the heartbeat")
     assert not bench.backend.status(job, Watch()).final
 
 
-def test_cancel_stops_the_job_and_says_so(bench: Bench, tmp_path: Path) -> None:
-    job = bench.begun(bench.submit("cancel", until=str(tmp_path / "never")))
+def test_cancel_stops_the_job_and_says_so(bench: Bench) -> None:
+    job = bench.begun(bench.submit("cancel", until=str(bench.scratch / "never")))
     bench.backend.cancel(job, "marked failed by a user")
     failure = bench.end(job).failure
     assert failure is not None
@@ -132,10 +154,10 @@ def test_cancel_stops_the_job_and_says_so(bench: Bench, tmp_path: Path) -> None:
     assert "marked failed by a user" in failure.message
 
 
-def test_a_submit_after_cancel_begins_anew(bench: Bench, tmp_path: Path) -> None:
-    job = bench.begun(bench.submit("anew", until=str(tmp_path / "never")))
+def test_a_submit_after_cancel_begins_anew(bench: Bench) -> None:
+    job = bench.begun(bench.submit("anew", until=str(bench.scratch / "never")))
     bench.backend.cancel(job, "cleared")
-    bench.submit("anew", until=str(tmp_path / "never"))
+    bench.submit("anew", until=str(bench.scratch / "never"))
     wait_for(lambda: job.state().attempt == 2 and job.state().phase is Phase.RUNNING, what="the second attempt")
     assert job.cancel_requested() is None
 
@@ -148,8 +170,8 @@ def test_a_vanished_runner_is_lost_and_replaced(bench: Bench) -> None:
     assert bench.submit("lost", kill_runner=True).state().attempt == 2
 
 
-def test_a_beating_heart_is_never_lost(bench: Bench, tmp_path: Path) -> None:
-    job = bench.begun(bench.submit("silent", until=str(tmp_path / "never")))
+def test_a_beating_heart_is_never_lost(bench: Bench) -> None:
+    job = bench.begun(bench.submit("silent", until=str(bench.scratch / "never")))
     now = [0.0]
     watch = Watch(lost_after_s=60, clock=lambda: now[0])
     for _ in range(3):  # while it beats, no time is too long
@@ -165,6 +187,7 @@ def test_a_runner_on_a_host_that_vanished_is_lost_after_the_limit(bench: Bench) 
     job.set_phase(1, Phase.RUNNING)
     state = read_json(job.path / "state.json")
     write_json(job.path / "state.json", {**state, "host": "host-that-vanished"})
+    bench.elsewhere(job)
     now = [0.0]
     watch = Watch(lost_after_s=60, clock=lambda: now[0])
     now[0] += 3600  # the watcher itself slept: that is not the runner's silence
@@ -179,14 +202,14 @@ def test_a_runner_on_a_host_that_vanished_is_lost_after_the_limit(bench: Bench) 
     assert bench.submit("elsewhere").state().attempt == 2
 
 
-def test_twenty_submits_at_once_start_one_runner(bench: Bench, tmp_path: Path) -> None:
+def test_twenty_submits_at_once_start_one_runner(bench: Bench) -> None:
     errors: list[BaseException] = []
     gate = threading.Barrier(20)
 
     def submit() -> None:
         try:
             gate.wait()
-            bench.submit("race", until=str(tmp_path / "go"), note=str(tmp_path / "note"))
+            bench.submit("race", until=str(bench.scratch / "go"), note=str(bench.scratch / "note"))
         except BaseException as error:
             errors.append(error)
 
@@ -196,13 +219,13 @@ def test_twenty_submits_at_once_start_one_runner(bench: Bench, tmp_path: Path) -
     for thread in threads:
         thread.join()
     assert not errors
-    job = bench.submit("race", until=str(tmp_path / "go"), note=str(tmp_path / "note"))
+    job = bench.submit("race", until=str(bench.scratch / "go"), note=str(bench.scratch / "note"))
     assert job.state().attempt == 1
-    if bench.backend.name == "local":
-        wait_for((tmp_path / "note").exists, what="the step")
-        (tmp_path / "go").touch()
+    if bench.backend.name != "fake":
+        wait_for((bench.scratch / "note").exists, what="the step")
+        (bench.scratch / "go").touch()
         assert bench.end(job).unwrap()["attempt"] == 1
-        assert len((tmp_path / "note").read_text().splitlines()) == 1
+        assert len((bench.scratch / "note").read_text().splitlines()) == 1
 
 
 def test_another_step_under_the_same_id_is_refused(bench: Bench) -> None:
@@ -225,7 +248,7 @@ def test_fault_10_death_between_submit_and_first_record_is_healed(bench: Bench) 
 def test_backends_are_found_by_name() -> None:
     assert get_backend("local").name == "local"
     assert get_backend("fake").name == "fake"
-    with pytest.raises(ConfigError, match="backend='slurm': must be one of fake, local"):
+    with pytest.raises(ConfigError, match="backend='slurm': must be one of docker, fake, kubernetes, local"):
         get_backend("slurm")
     with pytest.raises(ConfigError, match="gpu"):
         get_backend("local", gpu=1)

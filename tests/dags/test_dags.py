@@ -29,6 +29,14 @@ def datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
+@pytest.fixture
+def teams(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "teams"
+    folder.mkdir()
+    monkeypatch.setenv("AIRFLOW__NNUNET__TEAMS", str(folder))
+    return folder
+
+
 def bag(folder: Path = PROJECT / "dags") -> tuple[dict[str, object], dict[str, str]]:
     from airflow.dag_processing.dagbag import DagBag
 
@@ -105,7 +113,8 @@ def test_the_pulling_dag_takes_each_study_through_its_steps() -> None:
     assert [dag.get_task(name).pool for name in order[1:]] == ["pacs", "gpu", "pacs"]  # type: ignore[attr-defined]
 
 
-def test_the_pipeline_has_its_order_and_its_settings() -> None:
+def test_the_pipeline_has_its_order_and_its_settings(teams: Path) -> None:
+    (teams / "mri.yaml").write_text("pool: {slots: 2}\nnnunet: {workspace: /data/mri}\n")
     dag = build_training_dag(config(schedule="0 1 * * *", owner="radiology", team="mri", tags=["brain"], pool="big", priority=7, retries=4))
     order = ["register", "has_work", "preprocess", "plan_folds", "train", "find_best", "plan_predictions", "predict"]
     for before, after in itertools.pairwise(order):

@@ -6,7 +6,6 @@ The project's own pulling DAG runs with a model of random weights. A second DAG,
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
@@ -18,41 +17,12 @@ from airflow_nnunet.stack import Stack
 from nnunet_jobs.contract.files import repoint, write_json
 from nnunet_jobs.contract.workspace import Workspace
 from nnunet_jobs.prediction.model import selection_hash
-from support.jobs import TESTS
 from support.orthanc import LOGIN, PATIENT, Orthanc, made_series, running_archive, study_uid
 from support.prediction import PLANS, TRAINER
+from support.stack import Site
 from support.stages import DATASET, LOW, save_stage
 
 pytestmark = pytest.mark.e2e
-
-DAGS = """
-from pathlib import Path
-from airflow.sdk import DAG, task, task_group
-from airflow_nnunet.dicomweb import DicomWebRetrieveOperator, DicomWebStoreOperator, DicomWebStudySensor
-
-with DAG("pull", schedule=None, params={"modality": "MR", "series_description": None}, render_template_as_native_obj=True) as dag:
-    new = DicomWebStudySensor(
-        task_id="new_studies", modality="{{ params.modality }}", series_description="{{ params.series_description }}",
-        date_from="2024-01-01", stable_for=2, poke_interval=1, timeout=20, soft_fail=True,
-    )
-
-    @task
-    def draw(folder, name):
-        from support.orthanc import made_seg
-        output = Path("PREDICTIONS") / name
-        made_seg(sorted(Path(folder).glob("*/*.dcm")), output / "case.seg.dcm")
-        return str(output)
-
-    @task_group
-    def study(uid):
-        retrieve = DicomWebRetrieveOperator(
-            task_id="retrieve", study=uid, modality="{{ params.modality }}", series_description="{{ params.series_description }}",
-            folder="INCOMING", multiple_outputs=True, pool="pacs",
-        )
-        DicomWebStoreOperator(task_id="store", folder=draw(retrieve.output["folder"], retrieve.output["name"]), pool="pacs")
-
-    study.expand(uid=new.output)
-"""
 
 
 @pytest.fixture(scope="module")
@@ -62,24 +32,16 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Orthanc]:
 
 
 @pytest.fixture(scope="module")
-def stack(archive: Orthanc, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    folder = tmp_path_factory.mktemp("pull")
-    (folder / "dags").mkdir()
-    text = DAGS.replace("INCOMING", str(folder / "incoming")).replace("PREDICTIONS", str(folder / "work" / "predictions"))
-    (folder / "dags" / "pull.py").write_text(text)
-    packages = os.pathsep.join([str(TESTS.parent / "plugins"), str(TESTS)])
-    (folder / "dags" / "nnunet_dicom_pull.py").symlink_to(TESTS.parent / "dags" / "nnunet_dicom_pull.py")
-    promote_a_model(Workspace.below(folder / "work"))
-    settings = {"nnunet.workspace": str(folder / "work"), "nnunet.input_roots": str(folder / "incoming"), "nnunet.cpu_slots": "1"}
-    with Stack(folder / "home", dags=folder / "dags", settings=settings, environment={"PYTHONPATH": packages}) as running:
-        fields = json.loads(archive.connection())
-        connection = {"connection_id": "dicomweb_default", **fields, "extra": json.dumps(fields["extra"])}
-        running.client.request("POST", "connections", json=connection)
-        running.client.set_pool("pacs", 2, include_deferred=False)
-        running.client.set_pool("gpu", 1)
-        for name in ("pull", "nnunet_dicom_pull"):
-            running.client.wait_for_dag(name)
-        yield running
+def stack(archive: Orthanc, site: Site) -> Stack:
+    """The site's Airflow with the archive's connection, and a promoted model."""
+    promote_a_model(site.workspace)
+    client = site.stack.client
+    fields = json.loads(archive.connection())
+    client.request("POST", "connections", json={"connection_id": "dicomweb_default", **fields, "extra": json.dumps(fields["extra"])})
+    client.set_pool("pacs", 2, include_deferred=False)
+    for name in ("pull", "nnunet_dicom_pull"):
+        client.wait_for_dag(name)
+    return site.stack
 
 
 def promote_a_model(workspace: Workspace) -> None:
@@ -96,9 +58,9 @@ def promote_a_model(workspace: Workspace) -> None:
     repoint(workspace.champion_link(DATASET), root)
 
 
-def pull(stack: Stack) -> list[str]:
-    """One run; returns the studies that it took."""
-    run = stack.client.trigger("pull")
+def pull(stack: Stack, *, timeout: float = 120) -> list[str]:
+    """One run that waits so many seconds for studies; returns those that it took."""
+    run = stack.client.trigger("pull", {"timeout": timeout})
     assert stack.client.wait_for_run("pull", run, timeout_s=180) == "success", stack.client.states("pull", run)
     if stack.client.states("pull", run)[("new_studies", -1)] == "skipped":
         return []
@@ -118,7 +80,7 @@ def test_studies_come_and_results_go_back_each_once(stack: Stack, archive: Ortha
     assert pull(stack) == [study_uid(later)], "what was stored back makes no study new"
     assert len(archive.instances(Modality="SEG")) == 3
 
-    assert pull(stack) == [], "a run with nothing new is skipped"
+    assert pull(stack, timeout=20) == [], "a run with nothing new is skipped"
 
 
 def test_the_projects_own_dag_segments_a_study_and_stores_the_result(stack: Stack, archive: Orthanc, tmp_path: Path) -> None:
@@ -127,7 +89,7 @@ def test_the_projects_own_dag_segments_a_study_and_stores_the_result(stack: Stac
     archive.upload(paths)
     conf = {
         "dataset": DATASET,
-        "incoming": str(stack.home.parent / "incoming"),
+        "incoming": str(stack.home.parent / "incoming" / "pacs"),
         "output": str(stack.home.parent / "work" / "predictions" / "pacs"),
         "lookback_days": 3650,
         "stable_for": 1,

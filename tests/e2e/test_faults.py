@@ -10,7 +10,7 @@ import pytest
 from airflow_nnunet.rest_client import wait_until
 from nnunet_jobs.contract.jobdir import JobDir, Phase
 from nnunet_jobs.leases import Ledger
-from support.stack import DATASET, Site, epochs_done, epochs_reported, job_processes, kill
+from support.stack import DATASET, EPOCHS, WAITING, Site, epochs_done, epochs_reported, job_processes, kill
 
 pytestmark = [pytest.mark.e2e, pytest.mark.training]
 
@@ -21,13 +21,15 @@ def checkpoints(job: JobDir, site: Site) -> list[Path]:
     return list(newest.glob("checkpoint*"))
 
 
-def finish(site: Site, dag_id: str, run_id: str, job: JobDir, epochs: int) -> None:
-    """Wait for the run's good end, and see that exactly one training made it, without a gap or a repetition."""
+def finish(site: Site, dag_id: str, run_id: str, job: JobDir) -> None:
+    """Let the training go on, wait for the run's good end, and see that exactly one training made it, without a gap or a repetition."""
+    assert job.state().phase is Phase.RUNNING, "the training outlived the fault"
+    site.let_go()
     state = site.stack.client.wait_for_run(dag_id, run_id, timeout_s=180)
     assert state == "success", site.stack.client.log(dag_id, run_id, "train")
     assert job.state().attempt == 1, "nobody began the job again"
     assert not job.earlier_failures()
-    assert sorted(set(epochs_reported(job))) == list(range(1, epochs + 1))
+    assert sorted(set(epochs_reported(job))) == list(range(1, EPOCHS + 1))
     result = site.stack.client.xcom(dag_id, run_id, "train")
     done = job.result()
     assert done is not None
@@ -36,43 +38,46 @@ def finish(site: Site, dag_id: str, run_id: str, job: JobDir, epochs: int) -> No
 
 
 def test_fault_01_and_12_worker_killed_while_training_the_retry_attaches_and_has_the_result(prepared: Site) -> None:
-    run_id, job = prepared.start_training("held", epochs=12, seed=1)
+    run_id, job = prepared.start_waiting_training("held", seed=1)
     kill(*prepared.task_processes())
+    client = prepared.stack.client
     wait_until(
-        lambda: prepared.stack.client.task_instance("held", run_id, "train")["try_number"] == 2,
+        lambda: (found := client.task_instance("held", run_id, "train"))["try_number"] == 2 and found["state"] == "running",
         timeout_s=90,
-        what=lambda: f"no retry: {prepared.stack.client.states('held', run_id)}",
+        what=lambda: f"no retry: {client.states('held', run_id)}",
     )
-    finish(prepared, "held", run_id, job, epochs=12)
+    finish(prepared, "held", run_id, job)
 
 
 def test_fault_02_worker_stopped_for_a_deploy_detaches_and_does_not_cancel(prepared: Site) -> None:
-    run_id, job = prepared.start_training("held", epochs=12, seed=2)
+    run_id, job = prepared.start_waiting_training("held", seed=2)
     _, task = prepared.task_processes()
     kill(task, number=signal.SIGTERM)
-    finish(prepared, "held", run_id, job, epochs=12)
+    for state in ("up_for_reschedule", "running"):
+        prepared.stack.client.wait_for_task("held", run_id, "train", state, timeout_s=90)
+    finish(prepared, "held", run_id, job)
     assert job.cancel_requested() is None
 
 
 def test_fault_03_scheduler_killed_and_restarted_starts_no_second_trainer(prepared: Site) -> None:
-    run_id, job = prepared.start_training("deferred", epochs=12, seed=3)
+    run_id, job = prepared.start_waiting_training("deferred", seed=3)
     prepared.stack.kill("scheduler")
     prepared.stack.restart("scheduler")
-    finish(prepared, "deferred", run_id, job, epochs=12)
+    finish(prepared, "deferred", run_id, job)
 
 
 def test_fault_04_triggerer_killed_and_restarted_goes_on_watching(prepared: Site) -> None:
-    run_id, job = prepared.start_training("deferred", epochs=12, seed=4)
+    run_id, job = prepared.start_waiting_training("deferred", seed=4)
     prepared.stack.kill("triggerer")
     prepared.stack.restart("triggerer")
-    finish(prepared, "deferred", run_id, job, epochs=12)
+    finish(prepared, "deferred", run_id, job)
     assert job.cancel_requested() is None
 
 
 def test_fault_11_clearing_a_finished_training_looks_again_and_finds_it_complete(prepared: Site) -> None:
     client = prepared.stack.client
     client.wait_for_dag("deferred")
-    run_id = client.trigger("deferred", {"epochs": 12, "seed": 4})  # what the test before has trained
+    run_id = client.trigger("deferred", {"epochs": EPOCHS, "seed": 4, "trainer": WAITING})  # what the test before has trained
     assert client.wait_for_run("deferred", run_id, timeout_s=120) == "success"
     first = prepared.job("deferred", run_id, "train")
     tries = client.task_instance("deferred", run_id, "train")["try_number"]

@@ -52,16 +52,23 @@ def test_a_run_with_nothing_new_skips(site: Site) -> None:
 
 def test_a_broken_dataset_file_is_shown_and_leaves_the_others_alone(site: Site) -> None:
     client = site.stack.client
+    client.wait_for_dag(DAG)
+    parsed = client.request("GET", f"dags/{DAG}")["last_parsed_time"]
     broken = site.datasets / "broken.yaml"
     broken.write_text("dataset: {id: 5, name: Other, source: /data}\ntrain: {epoch: 3}\n")
+    site.parse_again()
     try:
         wait_until(lambda: bool(client.import_errors()), timeout_s=60, what=lambda: "no import error appeared")
         errors = client.import_errors()
         assert list(errors) == ["nnunet_dataset_files.py"]
         assert "broken.yaml:2: train.epoch: unknown field; did you mean 'epochs'?" in errors["nnunet_dataset_files.py"]
+        wait_until(
+            lambda: client.request("GET", f"dags/{DAG}")["last_parsed_time"] != parsed, timeout_s=60, what=lambda: f"{DAG} not parsed again"
+        )
         shown = client.request("GET", f"dags/{DAG}")
         assert not shown["is_stale"]
         assert not shown["has_import_errors"]
     finally:
         broken.unlink()
+    site.parse_again()
     wait_until(lambda: not client.import_errors(), timeout_s=60, what=lambda: f"still there: {client.import_errors()}")

@@ -11,7 +11,6 @@ import os
 import signal
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
 
@@ -21,42 +20,26 @@ import pytest
 from airflow_nnunet.stack import Stack
 from nnunet_jobs.contract.jobdir import JobDir, Phase
 from support.jobs import TESTS, wait_for
+from support.stack import Site
 
 pytestmark = pytest.mark.e2e
 
-DAGS = """
-import json, os
-from airflow.sdk import DAG
-from airflow_nnunet.operators import RegisterDatasetOperator
-
-class Toy(RegisterDatasetOperator):
-    def result_ready(self, context, result):
-        pass
-
-for name, deferrable in (("polled", False), ("deferred", True)):
-    with DAG(name, schedule=None) as dag:
-        Toy(task_id="toy", dataset_id=1, name="T", deferrable=deferrable, grace_s=20,
-            source=json.dumps({"until": os.environ["TOY"] + "/" + name}))
-    globals()[name] = dag
-"""
+POLLED, DEFERRED = "toy_polled", "toy_deferred"
 
 
 @pytest.fixture(scope="module")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    folder = tmp_path_factory.mktemp("polled")
-    (folder / "dags").mkdir()
-    (folder / "dags" / "toys.py").write_text(DAGS)
-    settings = {
-        "nnunet.workspace": str(folder / "work"),
-        "nnunet.poll_interval": "0.3",
-        "nnunet.cpu_slots": "8",
-        "nnunet.backend_options": json.dumps({"module": "support.jobs", "environment": {"PYTHONPATH": str(TESTS)}}),
+def stack(site: Site) -> Stack:
+    """The site's Airflow with a connection that puts the test's step in place of the five real ones."""
+    options = {
+        "poll_interval": 0.3,
+        "cpu_slots": 8,
+        "backend_options": {"module": "support.jobs", "environment": {"PYTHONPATH": str(TESTS)}},
     }
-    environment = {"TOY": str(folder), "PYTHONPATH": str(TESTS)}
-    with Stack(folder / "home", dags=folder / "dags", settings=settings, environment=environment) as running:
-        for name in ("polled", "deferred"):
-            running.client.wait_for_dag(name)
-        yield running
+    body = {"connection_id": "toys", "conn_type": "nnunet", "extra": json.dumps(options)}
+    site.stack.client.request("POST", "connections", json=body)
+    for name in (POLLED, DEFERRED):
+        site.stack.client.wait_for_dag(name)
+    return site.stack
 
 
 def begin(stack: Stack, dag: str, state: str) -> tuple[str, JobDir]:
@@ -75,55 +58,55 @@ def begin(stack: Stack, dag: str, state: str) -> tuple[str, JobDir]:
 
 
 def let_end(stack: Stack, dag: str) -> Path:
-    file = stack.home.parent / dag
+    file = stack.home.parent / f"{dag}.end"
     file.touch()
     return file
 
 
 def test_fault_02_a_stopping_worker_detaches_and_the_task_attaches_again_without_spending_a_retry(stack: Stack) -> None:
-    run, job = begin(stack, "polled", "running")
-    name = stack.client.task_instance("polled", run, "toy")["id"]
+    run, job = begin(stack, POLLED, "running")
+    name = stack.client.task_instance(POLLED, run, "toy")["id"]
     workers = [process for process in psutil.Process(stack.pid("scheduler")).children() if name in _title(process)]
     assert workers
     for process in workers:
         os.kill(process.pid, signal.SIGTERM)
-    stack.client.wait_for_task("polled", run, "toy", "up_for_reschedule", timeout_s=30)
+    stack.client.wait_for_task(POLLED, run, "toy", "up_for_reschedule", timeout_s=30)
     assert job.cancel_requested() is None
-    file = let_end(stack, "polled")
-    assert stack.client.wait_for_run("polled", run, timeout_s=90) == "success"
+    file = let_end(stack, POLLED)
+    assert stack.client.wait_for_run(POLLED, run, timeout_s=90) == "success"
     file.unlink()
-    assert stack.client.xcom("polled", run, "toy")["attempt"] == 1
-    assert stack.client.task_instance("polled", run, "toy")["try_number"] == 1
+    assert stack.client.xcom(POLLED, run, "toy")["attempt"] == 1
+    assert stack.client.task_instance(POLLED, run, "toy")["try_number"] == 1
 
 
 def test_fault_13_marking_a_polled_task_failed_cancels_its_job(stack: Stack) -> None:
-    run, job = begin(stack, "polled", "running")
-    stack.client.set_state("polled", run, "toy", "failed")
+    run, job = begin(stack, POLLED, "running")
+    stack.client.set_state(POLLED, run, "toy", "failed")
     failure = wait_for(job.failure, what="the cancelled job's end")
     assert failure.cancelled
 
 
 def test_clearing_a_polled_task_cancels_its_job_and_starts_another(stack: Stack) -> None:
-    run, job = begin(stack, "polled", "running")
-    stack.client.clear("polled", run, "toy")
+    run, job = begin(stack, POLLED, "running")
+    stack.client.clear(POLLED, run, "toy")
     assert wait_for(job.failure, timeout_s=60, what="the cancelled job's end").cancelled
-    file = let_end(stack, "polled")
-    assert stack.client.wait_for_run("polled", run, timeout_s=90) == "success"
+    file = let_end(stack, POLLED)
+    assert stack.client.wait_for_run(POLLED, run, timeout_s=90) == "success"
     file.unlink()
-    assert stack.client.xcom("polled", run, "toy", key="nnunet_job")["job_id"] != job.job_id
+    assert stack.client.xcom(POLLED, run, "toy", key="nnunet_job")["job_id"] != job.job_id
 
 
 def test_marking_failed_while_the_triggerer_is_down_cancels_the_job(stack: Stack) -> None:
-    run, job = begin(stack, "deferred", "deferred")
+    run, job = begin(stack, DEFERRED, "deferred")
     stack.kill("triggerer")
-    stack.client.set_state("deferred", run, "toy", "failed")
+    stack.client.set_state(DEFERRED, run, "toy", "failed")
     assert wait_for(job.failure, what="the cancelled job's end").cancelled
     stack.restart("triggerer")
 
 
 def test_the_jobs_pages_ask_for_a_login_and_are_linked_from_the_task(stack: Stack) -> None:
-    run, job = begin(stack, "deferred", "deferred")
-    links = stack.client.request("GET", f"dags/deferred/dagRuns/{quote(run, safe='')}/taskInstances/toy/links")["extra_links"]
+    run, job = begin(stack, DEFERRED, "deferred")
+    links = stack.client.request("GET", f"dags/{DEFERRED}/dagRuns/{quote(run, safe='')}/taskInstances/toy/links")["extra_links"]
     assert set(links) == {"Job log", "Job folder", "Dataset report"}
     assert all(job.job_id in link for link in links.values())
     asked = urllib.request.Request(stack.url + "/auth/token", json.dumps({"username": stack.username, "password": stack.password}).encode())
@@ -135,8 +118,8 @@ def test_the_jobs_pages_ask_for_a_login_and_are_linked_from_the_task(stack: Stac
         assert _status(stack.url + link) == 401
         assert _status(stack.url + link, Authorization=f"Bearer {token}") == there
         assert _status(stack.url + link, Cookie=f"_token={token}") == there
-    file = let_end(stack, "deferred")
-    assert stack.client.wait_for_run("deferred", run, timeout_s=60) == "success"
+    file = let_end(stack, DEFERRED)
+    assert stack.client.wait_for_run(DEFERRED, run, timeout_s=60) == "success"
     file.unlink()
 
 

@@ -94,6 +94,8 @@ def run(params: RegisterParams, context: StepContext) -> dict[str, Any]:
     if "until" in script:
         with context.content_lock(Path(script["until"] + ".lock"), what="the test's content"):
             _work_until(script, context)
+    if "surface" in script:
+        return _surface(script["surface"])
     if "nan" in script:
         return {"dice": float("nan")}
     environment = {name: os.environ.get(name) for name in script.get("show", ())}
@@ -103,6 +105,27 @@ def run(params: RegisterParams, context: StepContext) -> dict[str, Any]:
         "gpus": list(context.gpus),
         "cpus": context.cpus,
         "environment": environment,
+    }
+
+
+def _surface(places: list[str]) -> dict[str, Any]:
+    """What a process of this job may do, as seen from inside: its user and rights, and which of these places it can write to."""
+    status = dict(line.split(":\t", 1) for line in Path("/proc/self/status").read_text().splitlines() if ":\t" in line)
+    writable = []
+    for place in places:
+        with contextlib.suppress(OSError):
+            (Path(place) / "written").write_bytes(b"x")
+            writable.append(place)
+    return {
+        "user": [os.getuid(), os.getgid()],
+        "rights": {name: status[name].strip() for name in ("CapEff", "CapBnd", "NoNewPrivs", "Seccomp")},
+        "writable": writable,
+        "sockets": [str(path) for path in Path("/run").rglob("*.sock")] + [str(path) for path in Path("/var/run").rglob("*.sock")],
+        "interfaces": sorted(os.listdir("/sys/class/net")),
+        "first": Path("/proc/1/comm").read_text().strip(),
+        "environment": sorted(os.environ),
+        "shm_mib": os.statvfs("/dev/shm").f_blocks * os.statvfs("/dev/shm").f_frsize >> 20,
+        "home": os.environ["HOME"],
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from airflow_nnunet.rest_client import RestError, wait_until
 from airflow_nnunet.stack import Stack
 from nnunet_jobs.contract.jobdir import JobDir
 from nnunet_jobs.contract.workspace import Workspace
+from support.jobs import TESTS
+from support.teams import write_teams
 
 DATASET = "Dataset900_Phantom"
 TINY = """
@@ -31,60 +34,45 @@ train: {{epochs: 2, iterations: 20, val_iterations: 2, optimizer: adamw, initial
 select: {{ensembles: false, promote: always}}
 retries: 1
 """
-# One training as a hospital would write it, waiting in the triggerer, in the worker, and with a time limit.
-TRAINING_DAGS = f"""
-from datetime import timedelta
-from pathlib import Path
-from airflow.sdk import DAG
-from airflow_nnunet.dataset_config import load_config
-from airflow_nnunet.operators import PreprocessOperator, RegisterDatasetOperator, TrainFoldOperator
-
-def training(name, **fields):
-    with DAG(name, schedule=None, params={{"epochs": 4, "seed": 0}}, render_template_as_native_obj=True) as dag:
-        TrainFoldOperator(
-            task_id="train", dataset="{DATASET}", configuration="2d_tiny", fold=0, epochs="{{{{ params.epochs }}}}", iterations=20,
-            val_iterations=1, optimizer="adamw", initial_lr=3e-3, mirroring=False, seed="{{{{ params.seed }}}}", grace_s=20, retries=2,
-            retry_delay=timedelta(seconds=1), **fields,
-        )
-    return dag
-
-with DAG("prepare", schedule=None) as prepare:
-    config = load_config(Path("{{datasets}}/phantom.yaml"))
-    RegisterDatasetOperator(task_id="register", **config.register_fields()) >> PreprocessOperator(
-        task_id="preprocess", datasets=["{DATASET}"], **config.preprocess.model_dump()
-    )
-
-deferred = training("deferred")
-held = training("held", deferrable=False)
-limited = training("limited", execution_timeout=timedelta(seconds=25), retry_policy=None)
-"""
+PROJECT_DAGS = ("nnunet_training.py", "nnunet_dataset_files.py", "nnunet_prediction.py", "nnunet_dicom_pull.py")
+EPOCHS, WAITING = 4, "WaitsInEpochThree"  # of a training that waits until it may go on
+E2E = TESTS / "e2e"
 FAST = {
     "core.parallelism": "4",
     "scheduler.task_instance_heartbeat_timeout": "15",
     "scheduler.task_instance_heartbeat_timeout_detection_interval": "2",
     "workers.min_heartbeat_interval": "2",
-    "dag_processor.min_file_process_interval": "5",
+    "dag_processor.min_file_process_interval": "300",  # parsing again and again takes a core; see Site.parse_again
 }
 
 
 class Site:
-    """A private Airflow with a workspace, a folder of dataset files and the project's own DAGs."""
+    """A private Airflow with a workspace, a folder of dataset files, the project's own DAGs and those of ``tests/e2e/dags``.
+
+    All end-to-end tests share it, one after the other. A test that needs another setting gives its tasks a connection of type
+    ``nnunet`` (``nnunet_conn_id``), which overrides section [nnunet]. DAG files and trainers find the site by ``E2E_ROOT``.
+    """
 
     def __init__(self, root: Path, source: Path) -> None:
         self.root = root
         self.datasets = root / "datasets"
         self.dags = root / "dags"
+        self.go = root / "go"
         self.datasets.mkdir()
         self.dags.mkdir()
-        project = Path(__file__).resolve().parents[2]
-        for name in ("nnunet_training.py", "nnunet_dataset_files.py", "nnunet_prediction.py"):
-            (self.dags / name).symlink_to(project / "dags" / name)
-        (self.dags / "trainings.py").write_text(TRAINING_DAGS.replace("{datasets}", str(self.datasets)))
+        for file in (*(TESTS.parent / "dags" / name for name in PROJECT_DAGS), *sorted((E2E / "dags").glob("*.py"))):
+            shutil.copyfile(file, self.dags / file.name)
+        self.gates = root / "gates"
+        self.gates.mkdir()
+        write_teams(root, root / "include" / "teams")
         (self.datasets / "phantom.yaml").write_text(DATASET_FILE.format(source=source, tiny=TINY))
         self.workspace = Workspace.below(root / "work", input_roots=(str(source.parent),), cpu_slots=2)
         environment = {
+            "E2E_ROOT": str(root),
+            "PYTHONPATH": os.pathsep.join([str(TESTS.parent / "plugins"), str(TESTS)]),
             "AIRFLOW__NNUNET__WORKSPACE": str(root / "work"),
             "AIRFLOW__NNUNET__INPUT_ROOTS": str(source.parent),
+            "AIRFLOW__NNUNET__TRAINER_PATHS": str(E2E / "trainers"),
             "AIRFLOW__NNUNET__DATASETS": str(self.datasets),
             "AIRFLOW__NNUNET__CPU_SLOTS": "2",
             "AIRFLOW__NNUNET__POLL_INTERVAL": "0.5",
@@ -92,11 +80,13 @@ class Site:
         }
         self.stack = Stack(root / "airflow", dags=self.dags, settings=FAST, environment=environment)
 
-    def start_training(self, dag_id: str, *, epochs: int, seed: int, until_epoch: int = 2) -> tuple[str, JobDir]:
+    def start_training(
+        self, dag_id: str, *, epochs: int, seed: int, until_epoch: int = 2, trainer: str = "nnUNetTrainer"
+    ) -> tuple[str, JobDir]:
         """Trigger one training and wait until it has finished an epoch or more; returns run id and job."""
         client = self.stack.client
         client.wait_for_dag(dag_id)
-        run_id = client.trigger(dag_id, {"epochs": epochs, "seed": seed})
+        run_id = client.trigger(dag_id, {"epochs": epochs, "seed": seed, "trainer": trainer})
         job = self.job(dag_id, run_id, "train")
         wait_until(
             lambda: epochs_done(job) >= until_epoch or job.state().phase.final,
@@ -106,6 +96,20 @@ class Site:
         assert not job.state().phase.final, job.read_log(0)[0].decode()[-3000:]
         return run_id, job
 
+    def start_waiting_training(self, dag_id: str, *, seed: int) -> tuple[str, JobDir]:
+        """One training of :data:`EPOCHS` epochs that stays in its third until :meth:`let_go`; returns run id and job."""
+        self.go.unlink(missing_ok=True)
+        return self.start_training(dag_id, epochs=EPOCHS, seed=seed, trainer=WAITING)
+
+    def let_go(self) -> None:
+        """Let the waiting training go on."""
+        self.go.touch()
+
+    def parse_again(self) -> None:
+        """Have all DAG files parsed now and not after the interval; a file that was touched is new to Airflow."""
+        for file in self.dags.iterdir():
+            os.utime(file)
+
     def prepare(self) -> None:
         """Register and preprocess the phantom, for tests that only train."""
         client = self.stack.client
@@ -114,7 +118,7 @@ class Site:
         state = client.wait_for_run("prepare", run_id, timeout_s=180)
         assert state == "success", client.states("prepare", run_id)
 
-    def job(self, dag_id: str, run_id: str, task_id: str, *, map_index: int = -1) -> JobDir:
+    def job(self, dag_id: str, run_id: str, task_id: str, *, map_index: int = -1, timeout_s: float = 60) -> JobDir:
         """The job of a task, as soon as the task has told about it."""
         found: dict[str, Any] = {}
 
@@ -124,7 +128,7 @@ class Site:
                 found = self.stack.client.xcom(dag_id, run_id, task_id, map_index=map_index, key="nnunet_job")
             return bool(found)
 
-        wait_until(told, timeout_s=60, what=lambda: f"{task_id} tells no job: {self.stack.client.states(dag_id, run_id)}")
+        wait_until(told, timeout_s=timeout_s, what=lambda: f"{task_id} tells no job: {self.stack.client.states(dag_id, run_id)}")
         return JobDir(found["path"])
 
     def task_processes(self) -> tuple[int, int]:

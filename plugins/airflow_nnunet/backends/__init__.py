@@ -5,23 +5,27 @@ from __future__ import annotations
 from typing import Any
 
 from airflow_nnunet.backends.base import DEFAULT_LOST_AFTER_S, Backend, JobStatus, Watch, read_status
+from airflow_nnunet.backends.docker import DockerBackend
 from airflow_nnunet.backends.fake import FakeBackend, FakeOutcome
+from airflow_nnunet.backends.kubernetes import KubernetesBackend
 from airflow_nnunet.backends.local import LocalBackend
 from nnunet_jobs.contract.failure import ConfigError
 
 __all__ = [
     "DEFAULT_LOST_AFTER_S",
     "Backend",
+    "DockerBackend",
     "FakeBackend",
     "FakeOutcome",
     "JobStatus",
+    "KubernetesBackend",
     "LocalBackend",
     "Watch",
     "get_backend",
     "read_status",
 ]
 
-_BACKENDS: dict[str, type[Backend]] = {cls.name: cls for cls in (LocalBackend, FakeBackend)}
+_BACKENDS: dict[str, type[Backend]] = {cls.name: cls for cls in (LocalBackend, DockerBackend, KubernetesBackend, FakeBackend)}
 
 
 def get_backend(name: str, **options: Any) -> Backend:

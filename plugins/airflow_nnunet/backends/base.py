@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from nnunet_jobs.contract.failure import ConfigError, Failure, FailureClass, Lost
 from nnunet_jobs.contract.files import locked
 from nnunet_jobs.contract.jobdir import JobDir, Phase
 from nnunet_jobs.contract.sharing import explain, make_root, shared_umask
 from nnunet_jobs.contract.spec import JobSpec
+from nnunet_jobs.contract.usage import settle
+from nnunet_jobs.contract.workspace import Workspace
 
 DEFAULT_LOST_AFTER_S = 120.0
 _GONE = "the runner ended without a word (killed, or the host restarted)"
@@ -80,7 +82,12 @@ class Backend(ABC):
 
     name: str = ""
 
+    runs_here: ClassVar[bool] = True
+    """Whether jobs run on the hosts of Airflow's workers, so that what is installed there matters."""
+
     submit_timeout_s: float = 120.0
+    look_again_s: float = 0.05
+    """Between two looks at a cancelled attempt that submit waits for."""
 
     def submit(self, spec: JobSpec) -> JobDir:
         """Make sure that the job is done or that one attempt of it is on its way. Idempotent, also among hosts.
@@ -108,15 +115,17 @@ class Backend(ABC):
 
         # Held until the runner is on record: whoever gets it and finds an attempt without a runner knows that the submitter died.
         with locked(job.path / "submit.lock", poll=give_up, interval=0.02):
-            while (alive := _is_alive(job)) and job.cancel_requested() is not None:
+            while (alive := self.alive(job)) and job.cancel_requested() is not None:
                 give_up()
-                time.sleep(0.05)
+                time.sleep(self.look_again_s)
+            settle(job)
             if alive or job.result() is not None:
                 return job
             state = job.state()
             if state.attempt > 0 and not state.phase.final:
                 message = _GONE if state.pid else "the submitter died before the runner was on record"
                 job.declare_lost(state.attempt, Failure(failure_class=FailureClass.LOST, message=message, attempt=state.attempt))
+                settle(job)
                 if job.result() is not None:
                     return job
             attempt = job.begin_attempt(expected=state.attempt)
@@ -126,11 +135,21 @@ class Backend(ABC):
 
     @abstractmethod
     def start(self, job: JobDir, spec: JobSpec, attempt: int) -> None:
-        """Start the runner of an attempt; return once it is on record in ``state.json``, or declare the attempt lost."""
+        """Start the runner of an attempt; return once it is on record where :meth:`alive` looks, or declare the attempt lost."""
+
+    def alive(self, job: JobDir) -> bool:
+        """Whether the newest attempt is on its way, so that a submit attaches to it.
+
+        Here, its runner is on record in ``state.json`` and not known to be gone.
+        """
+        state = job.state()
+        return state.attempt > 0 and not state.phase.final and state.pid > 0 and not job.runner_gone()
 
     def status(self, job: JobDir, watch: Watch) -> JobStatus:
         """Look at a job. A lost attempt is recorded as its failure, so that the next submit begins a new one."""
         status = read_status(job)
+        if status.final:
+            settle(job)
         if status.final or status.attempt == 0:
             return status
         reason = None
@@ -142,6 +161,7 @@ class Backend(ABC):
                 reason = f"no heartbeat of the runner for {silent:.0f} s (limit {watch.lost_after_s:.0f} s)"
         if reason is not None:
             job.declare_lost(status.attempt, Failure(failure_class=FailureClass.LOST, message=reason, attempt=status.attempt))
+            settle(job)
             return read_status(job)  # which may be the outcome that the runner wrote a moment ago
         return status
 
@@ -149,10 +169,9 @@ class Backend(ABC):
         """Ask the runner, on whatever host it is, to save and stop. Returns at once; :meth:`status` tells when it did."""
         job.request_cancel(reason)
 
-
-def _is_alive(job: JobDir) -> bool:
-    state = job.state()
-    return state.attempt > 0 and not state.phase.final and state.pid > 0 and not job.runner_gone()
+    def examine(self, workspace: Workspace) -> Iterator[tuple[bool, str]]:
+        """For the doctor: what jobs need of the place where they would run, each with whether it is there, and else the mend."""
+        yield from ()
 
 
 def read_status(job: JobDir) -> JobStatus:

@@ -34,6 +34,7 @@ class _ArchiveOperator(BaseOperator):  # type: ignore[misc, unused-ignore]
         *,
         dicomweb_conn_id: str = DEFAULT_CONN_ID,
         nnunet_conn_id: str | None = None,
+        team: str | None = None,
         on_empty: str = "fail",
         retries: int = DEFAULT_RETRIES,
         retry_policy: Any = None,
@@ -45,12 +46,13 @@ class _ArchiveOperator(BaseOperator):  # type: ignore[misc, unused-ignore]
             raise ConfigError(f"on_empty={on_empty!r}: must be fail or skip")
         self.dicomweb_conn_id = dicomweb_conn_id
         self.nnunet_conn_id = nnunet_conn_id
+        self.team = team  # no template, as in NnunetOperator
         self.on_empty = on_empty
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Do the work, or what is left of it."""
         try:
-            return self.transfer(NnunetConfig.load(self.nnunet_conn_id), DicomWebHook(self.dicomweb_conn_id))
+            return self.transfer(NnunetConfig.load(self.nnunet_conn_id, team=self.team), DicomWebHook(self.dicomweb_conn_id))
         except JobError as error:
             raise from_job_error(error) from error
 
@@ -78,6 +80,7 @@ class DicomWebRetrieveOperator(_ArchiveOperator):
         workers: requests at once, 1 to 16; the pool of the task limits how many studies do this together.
         on_empty: ``fail`` or ``skip`` when no series is meant.
         dicomweb_conn_id: connection of type ``dicomweb``. nnunet_conn_id: connection with another workspace.
+        team: whose roots are used; see NnunetOperator.
         kwargs: everything that any operator takes.
     """
 
@@ -140,6 +143,7 @@ class DicomWebStoreOperator(_ArchiveOperator):
         modalities: what may be sent; another file is a failure, so that no source image is sent back by mistake.
         on_empty: ``fail`` or ``skip`` when the folder has no such file.
         dicomweb_conn_id: connection of type ``dicomweb``. nnunet_conn_id: connection with another workspace.
+        team: whose roots are used; see NnunetOperator.
         kwargs: everything that any operator takes.
     """
 

@@ -19,11 +19,13 @@ from airflow.sdk.exceptions import TaskDeferralTimeout
 from airflow_nnunet.backends import Backend, JobStatus, read_status
 from airflow_nnunet.config import NnunetConfig
 from airflow_nnunet.exceptions import from_job_error, to_airflow_error
+from airflow_nnunet.job_log import log_size
 from airflow_nnunet.links import JobFolderLink, JobLink, JobLogLink, job_url
 from airflow_nnunet.operators.fields import build_params, check_constants, coerce
 from airflow_nnunet.operators.waiting import WaitingOperator
 from airflow_nnunet.retry import DEFAULT_RETRIES, DEFAULT_RETRY_DELAY, NnunetRetryPolicy
 from airflow_nnunet.task_state import JOB_XCOM
+from airflow_nnunet.teams import load_teams
 from nnunet_jobs.contract.failure import ConfigError, JobError
 from nnunet_jobs.contract.jobdir import JobDir
 from nnunet_jobs.contract.sharing import explain
@@ -34,7 +36,7 @@ if TYPE_CHECKING:
     from airflow.sdk import Context
 
 GPU_POOL = "gpu"
-_RESOURCE_FIELDS = ("device", "num_gpus", "gpu_memory_mib", "cpus", "memory_mib", "hang_s", "grace_s")
+_RESOURCE_FIELDS = ("device", "num_gpus", "gpu_memory_mib", "cpus", "memory_mib", "shm_mib", "hang_s", "grace_s")
 _LOG_TAIL_BYTES = 4096
 _NO_OWNER = "airflow"  # what Airflow writes where the DAG's author named nobody
 DEFAULT_RETRY_POLICY = NnunetRetryPolicy()
@@ -51,10 +53,13 @@ class NnunetOperator(WaitingOperator):
 
     Args:
         nnunet_conn_id: connection of type ``nnunet`` whose extra overrides options of section [nnunet].
+        team: name of a file in ``include/teams``: its workspace and roots are used and cannot be left, and its pool, queue and priority
+            where the task names none. No template: whoever triggers a run must not choose whose data it sees.
         deferrable: True waits in the triggerer and holds no worker slot; False polls in the worker.
         device: ``auto``, ``cuda`` (insist on a GPU) or ``cpu``. num_gpus: GPUs to lease.
         gpu_memory_mib: memory to reserve on each GPU in MiB; None reserves whole GPUs.
         cpus: cores to use; 0 means a fair share. memory_mib: limit of the job's memory in MiB.
+        shm_mib: shared memory in MiB of a job in a container.
         hang_s: seconds without progress after which the job counts as hung, at least.
         grace_s: seconds that a cancelled job has for saving.
         retries, retry_policy: by default three retries for what another try can mend; see :class:`NnunetRetryPolicy`.
@@ -78,12 +83,14 @@ class NnunetOperator(WaitingOperator):
         self,
         *,
         nnunet_conn_id: str | None = None,
+        team: str | None = None,
         deferrable: bool = True,
         device: str = "auto",
         num_gpus: int | str = 0,
         gpu_memory_mib: int | str | None = None,
         cpus: int | str = 0,
         memory_mib: int | str | None = None,
+        shm_mib: int | str = 8192,
         hang_s: float | str = 300.0,
         grace_s: float | str = 120.0,
         retries: int = DEFAULT_RETRIES,
@@ -91,21 +98,32 @@ class NnunetOperator(WaitingOperator):
         retry_delay: timedelta | float = DEFAULT_RETRY_DELAY,
         **kwargs: Any,
     ) -> None:
+        if team:
+            given = {**kwargs.get("default_args", {}), **kwargs, "nnunet_conn_id": nnunet_conn_id}
+            kwargs |= load_teams().task_fields(team, given, common_pool=self.default_pool)
         super().__init__(retries=retries, retry_policy=retry_policy, retry_delay=retry_delay, **kwargs)
         self.nnunet_conn_id = nnunet_conn_id
+        self.team = team
         self.deferrable = deferrable
         self.device = device
         self.num_gpus = num_gpus
         self.gpu_memory_mib = gpu_memory_mib
         self.cpus = cpus
         self.memory_mib = memory_mib
+        self.shm_mib = shm_mib
         self.hang_s = hang_s
         self.grace_s = grace_s
 
     @classmethod
     def partial(cls, **kwargs: Any) -> Any:
-        """As every operator's ``partial``; the operator's own pool is kept, which Airflow forgets for mapped tasks."""
+        """As every operator's ``partial``; the operator's own pool is kept, which Airflow forgets for mapped tasks; so is its team's."""
         partial = super().partial(**kwargs)
+        # Airflow copies the default of our own ``outlets``, and stumbles over None when a mapped task starts.
+        partial.kwargs["outlets"] = as_list(partial.kwargs.get("outlets"))
+        defaults = [getattr(partial.kwargs.get(name), "default_args", None) or {} for name in ("dag", "task_group")]
+        given: dict[str, Any] = {**defaults[0], **defaults[1], **kwargs.get("default_args", {}), **kwargs}
+        if team := given.get("team"):
+            partial.kwargs.update(load_teams().task_fields(team, given, common_pool=cls.default_pool))
         if cls.default_pool:
             partial.kwargs.setdefault("pool", cls.default_pool)
         return partial
@@ -140,7 +158,8 @@ class NnunetOperator(WaitingOperator):
             workspace=config.workspace,
             resources=self.resource_request(),
             labels={"dag_id": ti.dag_id, "run_id": ti.run_id, "task_id": ti.task_id, "map_index": str(_map_index(ti))}
-            | _people(self, context),
+            | _people(self, context)
+            | ({"team": self.team} if self.team else {}),
         )
 
     def _values(self) -> dict[str, Any]:
@@ -155,7 +174,7 @@ class NnunetOperator(WaitingOperator):
         """Submit the job or find it, then wait. Returns the step's result."""
         self._stopping = False
         try:
-            config = NnunetConfig.load(self.nnunet_conn_id)
+            config = NnunetConfig.load(self.nnunet_conn_id, team=self.team)
             spec = self.job_spec(context, config)
             backend = config.make_backend()
             self._cancel_superseded(context, spec, backend)
@@ -163,6 +182,7 @@ class NnunetOperator(WaitingOperator):
             if job.path.exists() and job.cancel_requested() and not read_status(job).final:
                 self.log.info("an earlier try of %s is still saving its work; the next one begins when it has ended", job.job_id)
                 self._wait(context, config, job, then="execute_after_stop")
+            self._log_from = log_size(job)  # of a job that is found again, what was said before is in an earlier try's log
             job = backend.submit(spec)
         except JobError as error:
             raise from_job_error(error) from error
@@ -183,7 +203,7 @@ class NnunetOperator(WaitingOperator):
         self.job_id = job.job_id
         status = read_status(job)
         if not status.final:  # somebody began another attempt meanwhile
-            self._wait(context, NnunetConfig.load(self.nnunet_conn_id), job, then="execute_complete")
+            self._wait(context, NnunetConfig.load(self.nnunet_conn_id, team=self.team), job, then="execute_complete")
             status = read_status(job)
         return self._outcome(context, job, status)
 
@@ -196,7 +216,7 @@ class NnunetOperator(WaitingOperator):
         try:
             return super().resume_execution(next_method, next_kwargs, context)
         except TaskDeferralTimeout:
-            config = NnunetConfig.load(self.nnunet_conn_id)
+            config = NnunetConfig.load(self.nnunet_conn_id, team=self.team)
             job = JobDir(f"{config.workspace.jobs}/{self._job_id(context['ti'], context['ti'].max_tries)}")
             self._cancel(config.make_backend(), job, "execution timeout")
             raise

@@ -12,8 +12,9 @@ from airflow.sdk.exceptions import AirflowRescheduleException, AirflowTaskTimeou
 from airflow_nnunet.backends import Backend, Watch, read_status
 from airflow_nnunet.config import NnunetConfig
 from airflow_nnunet.exceptions import JobCancelled
+from airflow_nnunet.job_log import LogLines, log_size
 from airflow_nnunet.progress import ProgressLines
-from airflow_nnunet.task_state import task_state
+from airflow_nnunet.task_state import is_ended, task_state
 from airflow_nnunet.triggers import JobTrigger
 from nnunet_jobs.contract.jobdir import JobDir
 
@@ -34,6 +35,8 @@ class WaitingOperator(BaseOperator):  # type: ignore[misc, unused-ignore]
 
     deferrable: bool
     _stopping: bool
+    _log_from: int | None = None
+    """Where this try's part of the job's log begins."""
 
     def on_kill(self) -> None:
         """Note that the worker wants this process gone. The job is not touched here.
@@ -46,10 +49,11 @@ class WaitingOperator(BaseOperator):  # type: ignore[misc, unused-ignore]
 
     def _wait(self, context: Context, config: NnunetConfig, job: JobDir, *, then: str) -> None:
         """Wait for the end of the attempt: in the triggerer (does not return), or here."""
-        if self._stopping and task_state(context["ti"]) != "running":
+        if self._stopping and is_ended(task_state(context["ti"])):
             self._stopped_by_user(config.make_backend(), job)
         if self.deferrable:
             offset = job.metrics.stat().st_size if job.metrics.exists() else 0
+            log_offset = self._log_offset(job) if config.task_log == "full" else None
             self.defer(
                 trigger=JobTrigger(
                     job=str(job.path),
@@ -58,6 +62,7 @@ class WaitingOperator(BaseOperator):  # type: ignore[misc, unused-ignore]
                     poll_interval=config.poll_interval,
                     lost_after=config.lost_after,
                     metrics_offset=offset,
+                    log_offset=log_offset,
                 ),
                 method_name=then,
                 timeout=self.execution_timeout,
@@ -66,12 +71,16 @@ class WaitingOperator(BaseOperator):  # type: ignore[misc, unused-ignore]
 
     def _poll(self, context: Context, config: NnunetConfig, job: JobDir) -> None:
         backend = config.make_backend()
-        watch, lines = Watch(lost_after_s=config.lost_after), ProgressLines(job)
+        watch = Watch(lost_after_s=config.lost_after)
+        readers: list[ProgressLines | LogLines] = [ProgressLines(job)]
+        if config.task_log == "full":
+            readers.append(LogLines(job, offset=self._log_offset(job)))
         try:
             while True:
                 status = backend.status(job, watch)
-                for line in lines.poll(final=status.final):
-                    self.log.info("%s", line)
+                for reader in readers:
+                    for line in reader.poll(final=status.final):
+                        self.log.info("%s", line)
                 if status.final:
                     return
                 until = time.monotonic() + config.poll_interval
@@ -83,9 +92,12 @@ class WaitingOperator(BaseOperator):  # type: ignore[misc, unused-ignore]
             self._cancel(backend, job, "execution timeout")
             raise
 
+    def _log_offset(self, job: JobDir) -> int:
+        return log_size(job) if self._log_from is None else self._log_from
+
     def _stop_waiting(self, context: Context, backend: Backend, job: JobDir) -> NoReturn:
         """Tell a user's act from a stopping worker by what Airflow says about the task now."""
-        if task_state(context["ti"]) != "running":
+        if is_ended(task_state(context["ti"])):
             self._stopped_by_user(backend, job)
         # No retry is spent: the task comes back on another worker and attaches to the job.
         self.log.info("this worker stops; the job goes on and the task will attach to it again")

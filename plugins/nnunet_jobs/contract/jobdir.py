@@ -7,7 +7,9 @@
     log.txt         stdout and stderr of runner and step
     metrics.jsonl   one JSON object a line, appended by the step
     result.json     success; or failure.json; both by rename, last of all
+    usage.<n>.json  what attempt n uses or used; see usage.py
     cancel          a user's wish to stop; the runner obeys it on whatever host it is
+    grant.json      devices leased for an attempt whose own runner is still to come; adopted.json once it came (see grant.py)
 
 Fencing: each attempt has a number in ``state.json``. Whoever finds a higher number than its own stops and writes nothing more.
 """
@@ -21,7 +23,7 @@ import shutil
 import socket
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -76,6 +78,7 @@ class JobDir:
         self.failure_path = self.path / "failure.json"
         self.cancel_path = self.path / "cancel"
         self.runner_lock = self.path / "runner.lock"
+        self.adopter_lock = self.path / "adopter.lock"
 
     def __repr__(self) -> str:
         return f"JobDir({str(self.path)!r})"
@@ -133,8 +136,7 @@ class JobDir:
         Raises:
             Fenced: a newer attempt owns the job.
         """
-        with self._state_lock():
-            self._check_fence(attempt)
+        with self.owned_by(attempt):
             self._write_state(
                 JobState(attempt=attempt, phase=phase, message=message, host=socket.gethostname(), pid=os.getpid(), boot_id=boot_id())
             )
@@ -145,8 +147,7 @@ class JobDir:
         Raises:
             Fenced: a newer attempt owns the job; nothing is written.
         """
-        with self._state_lock():
-            self._check_fence(attempt)
+        with self.owned_by(attempt):
             if isinstance(outcome, Failure):
                 write_json(self.failure_path, outcome.to_json())
                 phase, message = Phase.FAILED, f"{outcome.failure_class}: {outcome.message}"
@@ -185,7 +186,37 @@ class JobDir:
 
     def check_fence(self, attempt: int) -> None:
         """Raise :class:`Fenced` when a newer attempt owns the job."""
-        self._check_fence(attempt)
+        newest = self.state().attempt
+        if newest > attempt:
+            raise Fenced(f"attempt {newest} owns {self.job_id}; attempt {attempt} stops")
+
+    @contextlib.contextmanager
+    def owned_by(self, attempt: int) -> Iterator[None]:
+        """Hold the job's state still for a change that only the newest attempt may make.
+
+        Raises:
+            Fenced: a newer attempt owns the job.
+        """
+        with self._state_lock():
+            self.check_fence(attempt)
+            yield
+
+    # --- the backend's side -------------------------------------------------------------------------------------
+    def say(self, attempt: int, message: str) -> None:
+        """Record what an attempt waits for that has no runner yet. Nothing once there is one: it speaks for itself."""
+        with self._state_lock():
+            state = self.state()
+            if state.attempt == attempt and not state.pid and not state.phase.final and state.message != message:
+                self._write_state(replace(state, message=message))
+
+    def note_container(self, attempt: int, facts: Mapping[str, Any]) -> None:
+        """Add to an outcome what is known only after the runner's end, such as its exit code. The first note stays."""
+        with self._state_lock():
+            result, failure = self.result(), self.failure()
+            if result is not None and result.get("attempt") == attempt and "container" not in result:
+                write_json(self.result_path, {**result, "container": dict(facts)})
+            elif failure is not None and failure.attempt == attempt and "container" not in failure.details:
+                write_json(self.failure_path, replace(failure, details={**failure.details, "container": dict(facts)}).to_json())
 
     # --- everybody's side ---------------------------------------------------------------------------------------
     def spec(self) -> JobSpec:
@@ -236,15 +267,15 @@ class JobDir:
     def runner_gone(self) -> bool:
         """True when the runner of the current attempt ran on this host and has certainly ended.
 
-        The runner holds ``runner.lock``; the kernel releases it at its death. Says False for runners on other hosts.
+        The runner holds ``runner.lock``; the kernel releases it at its death. One that adopts a lease holds ``adopter.lock`` too, from
+        before its predecessor lets go of ``runner.lock`` until its own end. Says False for runners on other hosts.
         """
         state = self.state()
         if not state.pid or state.host != socket.gethostname():
             return False
         if state.boot_id != boot_id():
             return True
-        with open(self.runner_lock, "a+b") as file:
-            return try_lock(file.fileno(), shared=True)
+        return _is_free(self.runner_lock) and _is_free(self.adopter_lock)  # in this order, which the handover follows too
 
     def read_log(self, offset: int, limit: int = 64 * 1024) -> tuple[bytes, int]:
         """Up to ``limit`` bytes of the log from ``offset``, and the offset to go on from."""
@@ -273,13 +304,17 @@ class JobDir:
         with locked(self.path / "state.lock", interval=0.02):
             yield
 
-    def _check_fence(self, attempt: int) -> None:
-        newest = self.state().attempt
-        if newest > attempt:
-            raise Fenced(f"attempt {newest} owns {self.job_id}; attempt {attempt} stops")
-
     def _write_state(self, state: JobState) -> None:
         write_json(
             self.path / "state.json",
             {name: getattr(state, name) for name in ("attempt", "phase", "message", "host", "pid", "boot_id")},
         )
+
+
+def _is_free(lock: Path) -> bool:
+    """Whether nobody holds this kernel lock."""
+    try:
+        with open(lock, "rb") as file:
+            return try_lock(file.fileno(), shared=True)
+    except FileNotFoundError:
+        return True

@@ -14,6 +14,8 @@ from nnunet_jobs.contract.step_params import StepParams
 from nnunet_jobs.contract.workspace import Workspace
 
 JOB_ID = re.compile(r"[a-z][a-z0-9-]{7,79}")
+TEAM = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
+"""Name of a team: its file's, a label of its jobs, and a file of the lease ledger."""
 DEVICES = ("auto", "cuda", "cpu")
 
 
@@ -27,6 +29,7 @@ class Resources:
         gpu_memory_mib: memory to reserve on each GPU; None reserves whole GPUs.
         cpus: cores to use; 0 means all of the container's or host's quota, shared fairly by CPU slots.
         memory_mib: limit of the job's memory; None means no limit of ours.
+        shm_mib: shared memory of a job in a container, where data workers hand batches over; Docker's own 64 MiB lose batches.
         hang_s: floor of the hang watch in seconds; a job hangs after max(10 median epochs, this) without progress.
         grace_s: seconds between SIGTERM (save, stop) and SIGKILL.
     """
@@ -36,6 +39,7 @@ class Resources:
     gpu_memory_mib: int | None = None
     cpus: int = 0
     memory_mib: int | None = None
+    shm_mib: int = 8192
     hang_s: float = 300.0
     grace_s: float = 120.0
 
@@ -48,6 +52,8 @@ class Resources:
         for name in ("gpu_memory_mib", "memory_mib"):
             if getattr(self, name) is not None and getattr(self, name) <= 0:
                 raise ConfigError(f"{name}={getattr(self, name)}: must be more than 0 MiB, or empty for no limit")
+        if self.shm_mib <= 0:
+            raise ConfigError(f"shm_mib={self.shm_mib}: must be more than 0 MiB")
         for name in ("hang_s", "grace_s"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"{name}={getattr(self, name)}: must be more than 0 seconds")
@@ -57,7 +63,7 @@ class Resources:
 class JobSpec:
     """One piece of work: which step, with which parameters, where, with what.
 
-    ``labels`` say who asked (dag, run, task, map index); they never hold patient data.
+    ``labels`` say who asked (dag, run, task, map index, team); they never hold patient data.
     """
 
     job_id: str
@@ -72,7 +78,14 @@ class JobSpec:
             raise ConfigError(f"job_id={self.job_id!r}: use 8 to 80 of a-z, 0-9 and '-', starting with a letter")
         if self.step not in STEPS:
             raise ConfigError(f"step={self.step!r}: must be one of {', '.join(STEPS)}")
+        if self.team and not TEAM.fullmatch(self.team):
+            raise ConfigError(f"labels team={self.team!r}: use 1 to 64 of a-z, 0-9, '_' and '-', starting with a letter or digit")
         self.step_params()
+
+    @property
+    def team(self) -> str:
+        """The team whose job it is; empty where there are no teams."""
+        return self.labels.get("team", "")
 
     def step_params(self) -> StepParams:
         """The parameters as the step's own checked dataclass."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from airflow.sdk.exceptions import AirflowTaskTimeout, TaskDeferralTimeout, TaskDeferred
+from airflow.sdk.exceptions import AirflowRescheduleException, AirflowTaskTimeout, TaskDeferralTimeout, TaskDeferred
 
 from airflow_nnunet.backends import FakeBackend, FakeOutcome, read_status
 from airflow_nnunet.config import NnunetConfig
@@ -230,6 +230,28 @@ def test_killing_the_task_process_leaves_the_job_alone(nnunet: Path) -> None:
     job = start(task, ctx, FakeOutcome(forever=True))
     task.on_kill()
     assert job.cancel_requested() is None
+    forget(job)
+
+
+@pytest.mark.parametrize(
+    ("state", "cancelled"),
+    [
+        *((state, False) for state in ("running", "up_for_retry", "scheduled", "queued", "up_for_reschedule", "deferred")),
+        *((state, True) for state in ("failed", "success", "skipped", "restarting", None)),
+    ],
+)
+def test_a_stopping_task_cancels_its_job_only_when_a_user_ended_it(
+    nnunet: Path, monkeypatch: pytest.MonkeyPatch, state: str | None, cancelled: bool
+) -> None:
+    """Missed heartbeats or a message delivered twice end a task process too; then another try wants the job."""
+    monkeypatch.setattr("airflow_nnunet.operators.waiting.task_state", lambda ti: state)  # Airflow's database
+    ctx = context()
+    task = train(deferrable=False)
+    job = start(task, ctx, FakeOutcome(forever=True))
+    task.on_kill()
+    with pytest.raises(JobCancelled if cancelled else AirflowRescheduleException):
+        task._poll(ctx, NnunetConfig.load(), job)
+    assert (job.cancel_requested() is not None) is cancelled
     forget(job)
 
 

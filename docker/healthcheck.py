@@ -1,0 +1,64 @@
+"""Is a service well? Cheap enough to ask often: Airflow's own `jobs check` and `celery inspect` start all of Airflow each time.
+
+healthcheck.py URL [COMPONENT]    the URL answers, and names the component healthy
+healthcheck.py --worker           this host's Celery worker answers through the broker
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import sys
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+BROKER_URL = Path("/run/secrets/broker_url")
+TIMEOUT_S = 10
+
+
+def ask(url: str, component: str | None) -> None:
+    """An answer of Airflow's health pages, such as ``{"triggerer": {"status": "healthy"}}``.
+
+    Raises:
+        SystemExit: none, or not healthy.
+    """
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a hospital's proxy is not for services of our own
+    try:
+        with opener.open(url, timeout=TIMEOUT_S) as answer:
+            text = answer.read()
+    except (urllib.error.URLError, OSError) as error:
+        raise SystemExit(f"{url}: {error}") from error
+    if component is None:
+        return
+    found = json.loads(text).get(component) or {}
+    if found.get("status") != "healthy":
+        raise SystemExit(f"{url}: {component} is {found.get('status')}, last heartbeat {found.get(f'latest_{component}_heartbeat')}")
+
+
+def ping(broker: str, worker: str) -> None:
+    """An answer of one Celery worker.
+
+    Raises:
+        SystemExit: it gave none.
+    """
+    from celery import Celery
+
+    with Celery(broker=broker, set_as_current=False) as app:
+        answer = app.control.inspect(destination=[worker], timeout=TIMEOUT_S).ping()
+    if not answer:
+        raise SystemExit(f"{worker} does not answer within {TIMEOUT_S} s")
+
+
+def main(arguments: list[str]) -> None:
+    """Exit code 0: well. Otherwise 1 and the reason, which `docker inspect` shows."""
+    if arguments == ["--worker"]:
+        ping(BROKER_URL.read_text().strip(), f"celery@{socket.gethostname()}")
+    elif 1 <= len(arguments) <= 2:
+        ask(arguments[0], arguments[1] if len(arguments) == 2 else None)
+    else:
+        raise SystemExit(__doc__)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,367 @@
+"""Jobs in containers that another system runs: what a container adds to what the job's files say. Docker and Kubernetes share this.
+
+While a runner's heartbeat moves, nobody asks the other system: its outage costs no job. A container is looked at while its runner is
+still to come, when the heart stops, and at the end.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Protocol
+
+from airflow_nnunet.backends.base import Backend, JobStatus, Watch, read_status
+from airflow_nnunet.backends.mounts import Mode, mounts_for
+from nnunet_jobs.contract.failure import ConfigError, Failure, FailureClass, Lost
+from nnunet_jobs.contract.files import PRIVATE
+from nnunet_jobs.contract.jobdir import JobDir, Phase
+from nnunet_jobs.contract.spec import JobSpec
+from nnunet_jobs.contract.usage import settle
+from nnunet_jobs.contract.workspace import SHARING
+
+log = logging.getLogger(__name__)
+
+EXIT_NO_FOLDER = 5
+"""Of a runner that does not see its job's folder; nnunet_jobs.attempt."""
+
+# A container ends a moment after its runner wrote the outcome; its exit code is worth so much waiting.
+_SETTLE_S = 20.0
+# Shared storage shows a file on another host after a while; so long an end without an outcome is not believed.
+_FILES_S = 20.0
+_BEAT_S = 3.0  # a living runner beats in that time
+_OUTCOME_WRITTEN = (0, 1)  # the runner's exit codes
+
+
+class Unreachable(Exception):
+    """The other system does not answer, or says that it cannot for now. Says nothing about any container."""
+
+
+class Refused(Exception):
+    """The other system will not do it. ``transient``: for want of something that others' end frees."""
+
+    def __init__(self, message: str, *, transient: bool = False) -> None:
+        super().__init__(message)
+        self.transient = transient
+
+
+CANNOT_ASK = (Unreachable, Refused, ConfigError)
+
+
+class Stage(StrEnum):
+    """Where a container stands."""
+
+    UNSCHEDULED = "unscheduled"
+    STARTING = "starting"
+    RUNNING = "running"
+    ENDED = "ended"
+    DOOMED = "doomed"
+    """It waits, and always will."""
+
+    @property
+    def alive(self) -> bool:
+        """True while a runner is, or may still come to be, in the container."""
+        return self in (Stage.UNSCHEDULED, Stage.STARTING, Stage.RUNNING)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sight:
+    """A container as seen at one moment.
+
+    Attributes:
+        message: why it waits, or how it ended. where: the host it is on, as far as known. leaving: it was told to stop already.
+        failure_class: of an end without an outcome in the job's folder. exit_code: of the runner.
+        facts: for the record: name, image, digest, exit code, out of memory.
+    """
+
+    stage: Stage
+    message: str = ""
+    where: str = ""
+    leaving: bool = False
+    failure_class: FailureClass = FailureClass.LOST
+    exit_code: int | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Place(Protocol):
+    """The other system, as far as a backend needs it. All raise Unreachable, Refused or ConfigError."""
+
+    def name(self, job: JobDir, attempt: int) -> str:
+        """What the attempt's container is called."""
+
+    def create(self, job: JobDir, spec: JobSpec, attempt: int) -> None:
+        """Create and start the attempt's container, or find that it is there."""
+
+    def look(self, job: JobDir, attempt: int) -> Sight | None:
+        """The attempt's container, None when there is none."""
+
+    def stop(self, job: JobDir, attempt: int, *, grace_s: float) -> None:
+        """Ask the container to end, and see to it after the grace. Returns at once; called again while it lives."""
+
+    def remove(self, job: JobDir, attempt: int) -> None:
+        """Remove the attempt's container, alive or not; done if there is none."""
+
+    def remove_earlier(self, job: JobDir, attempt: int) -> None:
+        """Remove what earlier attempts of a job left."""
+
+
+class ContainedBackend(Backend):
+    """One container for each attempt of a job, named after both, so that whoever submits, watches or retries finds the same one.
+
+    Attributes:
+        place: where containers run. schedule_timeout_s: until a host has room; 0 is for ever. start_timeout_s: from there until the
+            runner is on record. keep: leave ended containers for a look at them.
+    """
+
+    runs_here = False
+    look_again_s = 1.0
+    files_s = _FILES_S
+    settle_s = _SETTLE_S
+    place: Place
+    schedule_timeout_s: float = 0.0
+    start_timeout_s: float = 900.0
+    keep: bool = False
+
+    def __init__(self) -> None:
+        self._since: dict[tuple[str, int, str], float] = {}
+        self._settled: set[tuple[str, int]] = set()
+
+    @abstractmethod
+    def user(self, job: JobDir) -> tuple[int, int]:
+        """(uid, gid) that the job runs as."""
+
+    def submit(self, spec: JobSpec) -> JobDir:
+        """See :meth:`Backend.submit`."""
+        job = super().submit(spec)
+        if job.result() is not None:
+            self._settle(job, read_status(job))
+        return job
+
+    def start(self, job: JobDir, spec: JobSpec, attempt: int) -> None:
+        """Create the container. It may wait for room for long, so nobody waits here: it is itself the record of the attempt."""
+        try:
+            self.place.remove_earlier(job, attempt)
+            self._make_folders(job, spec)
+            self.place.create(job, spec, attempt)
+        except ConfigError as error:
+            self._declare(job, attempt, FailureClass.CONFIG, str(error))
+        except Refused as error:
+            kind = FailureClass.LOST if error.transient else FailureClass.CONFIG
+            self._declare(job, attempt, kind, f"no container was started: {error}")
+        except Unreachable as error:
+            self._declare(job, attempt, FailureClass.LOST, f"whether a container was started is not known: {error}")
+
+    def alive(self, job: JobDir) -> bool:
+        """See :meth:`Backend.alive`.
+
+        Raises:
+            Lost: the place does not answer and the runner does not beat: nothing can be said now.
+        """
+        state = job.state()
+        if state.attempt == 0 or state.phase.final:
+            return False
+        try:
+            sight = self.place.look(job, state.attempt)
+        except CANNOT_ASK as error:
+            if state.pid and _beats(job):
+                return True
+            raise Lost(f"{self.place.name(job, state.attempt)}: {error}") from error
+        return sight is not None and sight.stage.alive
+
+    def status(self, job: JobDir, watch: Watch) -> JobStatus:
+        """See :meth:`Backend.status`."""
+        status = read_status(job)
+        if status.attempt == 0:
+            return status
+        if status.final:
+            return self._settle(job, status)
+        begun = job.state().pid > 0
+        silent = watch.silent_s(job, status.attempt)
+        if begun and silent == 0 and not self.wants_a_look(job, status.attempt):
+            return status
+        try:
+            self._judge(job, status.attempt, begun=begun, lost=silent >= watch.lost_after_s, silent=silent)
+        except CANNOT_ASK as error:
+            job.say(status.attempt, f"{self.name} cannot be asked: {error}")
+            if begun and silent >= watch.lost_after_s:
+                message = f"no heartbeat of the runner for {silent:.0f} s, and {self.name} cannot be asked: {error}"
+                self._declare(job, status.attempt, FailureClass.LOST, message)
+        status = read_status(job)  # which may be the outcome that the runner wrote a moment ago
+        return self._settle(job, status) if status.final else status
+
+    def wants_a_look(self, job: JobDir, attempt: int) -> bool:
+        """Whether the place has something to do for an attempt although its heart beats."""
+        return False
+
+    def cancel(self, job: JobDir, reason: str) -> None:
+        """Ask the runner to save and stop; an attempt that has none yet is taken back."""
+        super().cancel(job, reason)
+        try:
+            self._take_back(job, job.state().attempt, reason)
+        except CANNOT_ASK as error:
+            log.warning("%s is not stopped, but its runner will see the wish: %s", self.place.name(job, job.state().attempt), error)
+
+    # --- private ------------------------------------------------------------------------------------------------
+    def _judge(self, job: JobDir, attempt: int, *, begun: bool, lost: bool, silent: float) -> None:
+        """Look at the container of an attempt that shows no sign of life; record the attempt's end if that is what it means."""
+        sight = self.place.look(job, attempt)
+        reason = job.cancel_requested()
+        name = self.place.name(job, attempt)
+        if sight is None:
+            if reason is not None and not begun:
+                self._declare(job, attempt, FailureClass.INTERRUPTED, f"cancelled: {reason}", cancelled=True)
+            elif self._for(job, attempt, "gone") >= self.files_s:
+                self._declare(job, attempt, FailureClass.LOST, f"{name} is gone: removed by somebody, or its host was drained or is lost")
+            return
+        if reason is not None and sight.stage.alive and not sight.leaving and not lost:
+            self._take_back(job, attempt, reason)
+        elif sight.stage is Stage.ENDED:
+            if sight.exit_code not in _OUTCOME_WRITTEN or self._for(job, attempt, "ended") >= self.files_s:
+                self._end(job, attempt, sight, sight.message)
+        elif sight.stage is Stage.DOOMED:
+            self._end(job, attempt, sight, f"{name} cannot start: {sight.message}")
+        elif not begun:
+            job.say(attempt, sight.message or "its runner starts")
+            limit = self.schedule_timeout_s if sight.stage is Stage.UNSCHEDULED else self.start_timeout_s
+            if limit and (waited := self._for(job, attempt, str(sight.stage))) >= limit:
+                hint = "; does it see the job's folder under the same path?" if sight.stage is Stage.RUNNING else ""
+                self._end(job, attempt, sight, f"no runner after {waited:.0f} s in {name}, which is {sight.stage}: {sight.message}{hint}")
+        elif lost:
+            trouble = f"{sight.where}: {sight.message}".strip(": ") or "which runs"
+            self._end(job, attempt, sight, f"no heartbeat of the runner for {silent:.0f} s in {name}, {trouble}")
+
+    def _end(self, job: JobDir, attempt: int, sight: Sight, message: str) -> None:
+        """Record an attempt's end as the container tells it, then let go of what the container still holds."""
+        details = {"container": dict(sight.facts)}
+        if self._declare(job, attempt, sight.failure_class, message, exit_code=sight.exit_code, details=details):
+            self._settled.add((str(job.path), attempt))  # a host that is cut off may never say that it has ended
+        elif sight.stage is Stage.ENDED:
+            job.note_container(attempt, sight.facts)
+        if not (self.keep and sight.stage is Stage.ENDED):
+            self.place.remove(job, attempt)
+
+    def _declare(self, job: JobDir, attempt: int, failure_class: FailureClass, message: str, **more: Any) -> bool:
+        """Record our verdict, unless a cancel explains the end. False when the runner had the last word."""
+        reason = job.cancel_requested()
+        if reason is not None and failure_class is FailureClass.LOST:
+            failure_class, message, more = FailureClass.INTERRUPTED, f"cancelled: {reason} ({message})", {**more, "cancelled": True}
+        return job.declare_lost(attempt, Failure(failure_class=failure_class, message=message, attempt=attempt, **more))
+
+    def _take_back(self, job: JobDir, attempt: int, reason: str) -> None:
+        """Have the container of a cancelled attempt stopped with time for saving; one without a runner has ended by that."""
+        state = job.state()
+        if attempt == 0 or state.phase.final:
+            return
+        self.place.stop(job, attempt, grace_s=job.spec().resources.grace_s)
+        if not state.pid:
+            # A runner that begins at this moment finds its attempt over and leaves.
+            self._declare(job, attempt, FailureClass.INTERRUPTED, f"cancelled: {reason}", cancelled=True)
+
+    def _settle(self, job: JobDir, status: JobStatus) -> JobStatus:
+        """After the outcome: put the container's part on record and remove it. Until its exit code is known the job is not over."""
+        key = (str(job.path), status.attempt)
+        if key in self._settled:
+            return status
+        waited = self._for(job, status.attempt, "settling")
+        try:
+            sight = self.place.look(job, status.attempt)
+            if sight is not None:
+                if sight.stage.alive and waited < self.settle_s:
+                    return JobStatus(attempt=status.attempt, phase=Phase.RUNNING, message="its container is ending")
+                job.note_container(status.attempt, sight.facts)
+                if not self.keep:
+                    self.place.remove(job, status.attempt)
+        except CANNOT_ASK as error:
+            if isinstance(error, Unreachable) and waited < self.settle_s:
+                return JobStatus(attempt=status.attempt, phase=Phase.RUNNING, message=str(error))
+            # the outcome counts; the container's part in it is not worth a job that never ends
+            log.warning("%s is left behind: %s", self.place.name(job, status.attempt), error)
+        self._settled.add(key)
+        settle(job)  # the runner sees no more than its job's folder
+        return read_status(job)
+
+    def _for(self, job: JobDir, attempt: int, what: str) -> float:
+        """Seconds since this watcher first saw that, by its own monotonic clock."""
+        now = time.monotonic()
+        return now - self._since.setdefault((str(job.path), attempt, what), now)
+
+    def _make_folders(self, job: JobDir, spec: JobSpec) -> None:
+        """Folders that will be mounted: the other system would make missing ones as root's. Where we are root, they become the user's."""
+        uid, gid = self.user(job)
+        for mount in mounts_for(spec):
+            path = Path(mount.path)
+            if mount.mode is Mode.HIDDEN or path.exists():
+                continue
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.mkdir(exist_ok=True, mode=PRIVATE | 0o100 if mount.field == "private" else 0o777)
+                _give(path, uid, gid)
+            except OSError as error:
+                raise ConfigError(f"[nnunet] {mount.field}: {path} is missing and cannot be made: {error.strerror}") from error
+        for path in (job.path, *job.path.iterdir()):
+            _give(path, uid, gid)
+
+
+def job_user(wanted: str | None, job: JobDir) -> tuple[int, int]:
+    """(uid, gid) that a job runs as: the option ``user``, else the owner of the job's folder.
+
+    Raises:
+        ConfigError: that is root.
+    """
+    if wanted:
+        uid, gid = wanted.split(":")
+        return int(uid), int(gid)
+    place = next(path for path in (job.path.parent, *job.path.parents) if path.exists())
+    owner = place.stat()
+    if owner.st_uid == 0:
+        raise ConfigError(
+            f"backend_options: user={wanted!r}: {place} belongs to root, and jobs never run as root; "
+            "run Airflow's workers as another user, or set user to the uid:gid that the data belongs to"
+        )
+    return owner.st_uid, owner.st_gid
+
+
+def groups_of(spec: JobSpec) -> list[int]:
+    """The group that a shared workspace's files belong to, for a job's further groups."""
+    jobs = Path(spec.workspace.jobs)
+    shared = SHARING[spec.workspace.sharing] is not None
+    return [jobs.stat().st_gid] if shared and jobs.exists() and jobs.stat().st_gid else []
+
+
+def job_environment(*, gpus: bool, more: Mapping[str, str]) -> dict[str, str]:
+    """Environment of every container: its user has no entry in the image's passwd, and the root file system cannot be written."""
+    found = {
+        "HOME": "/tmp",  # noqa: S108 - the container's own
+        "TMPDIR": "/tmp",  # noqa: S108
+        "USER": "nnunet",
+        "LOGNAME": "nnunet",
+        "PYTHONSAFEPATH": "1",
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+    if not gpus:
+        # CUDA images ask for all GPUs by themselves, and some hosts give them to containers that requested none.
+        found["NVIDIA_VISIBLE_DEVICES"] = "void"
+    return {**found, **more}
+
+
+def at_most_one_slot(spec: JobSpec) -> JobSpec:
+    """For a container whose cores are its own, so that they are not shared out among the CPU slots of a host."""
+    return replace(spec, workspace=replace(spec.workspace, cpu_slots=1))
+
+
+def _give(path: Path, uid: int, gid: int) -> None:
+    if os.geteuid() == 0:
+        os.chown(path, uid, gid, follow_symlinks=False)
+
+
+def _beats(job: JobDir) -> bool:
+    """Whether the runner's heartbeat moves within a few seconds."""
+    before, until = job.beat(), time.monotonic() + _BEAT_S
+    while job.beat() == before and time.monotonic() < until:
+        time.sleep(0.1)
+    return job.beat() != before

@@ -1,0 +1,74 @@
+"""The Docker backend: containers on one engine, and for GPUs two of them, the first of which leases what the second one gets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from airflow_nnunet.backends.contained import ContainedBackend, Refused, Unreachable, job_user
+from airflow_nnunet.backends.docker.engine import Engine
+from airflow_nnunet.backends.docker.options import DockerOptions
+from nnunet_jobs.contract.failure import ConfigError
+from nnunet_jobs.contract.grant import read_grant
+from nnunet_jobs.contract.jobdir import JobDir
+from nnunet_jobs.contract.workspace import Workspace
+
+
+class DockerBackend(ContainedBackend):
+    """Jobs in containers of a Docker engine.
+
+    The lease ledger is a folder of the engine's host that every container sees, so kernel locks hold among them as among processes.
+    A container gets its GPUs when it is made. So a first one, which sees all GPUs and cannot compute, waits for the lease and holds it;
+    once its ``grant.json`` is there, whoever watches the job starts the second one on these GPUs, and it adopts the lease.
+
+    Args:
+        options: see :class:`DockerOptions`.
+    """
+
+    name = "docker"
+    place: Engine
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__()
+        self.options = DockerOptions(**options)
+        self.place = Engine(self.options)
+        self.start_timeout_s = self.options.start_timeout_s
+        self.keep = self.options.keep_containers
+
+    def user(self, job: JobDir) -> tuple[int, int]:
+        """See :class:`ContainedBackend`."""
+        return job_user(self.options.user, job)
+
+    def wants_a_look(self, job: JobDir, attempt: int) -> bool:
+        """GPUs were leased and their container is still to come."""
+        return read_grant(job, attempt) is not None
+
+    def examine(self, workspace: Workspace) -> Iterator[tuple[bool, str]]:
+        """See :meth:`Backend.examine`."""
+        try:
+            facts = self.place.ask(self.place.client.info)
+            yield True, f"Docker engine {facts.get('ServerVersion')} on {facts.get('Name')} answers"
+            image = self.place.image_facts()
+        except (ConfigError, Unreachable, Refused) as error:
+            yield False, str(error)
+            return
+        if image is not None:
+            yield True, f"image {self.options.image} is there, {int(image.get('Size', 0)) / 1e9:.1f} GB"
+        elif self.options.pull == "never":
+            yield False, f"image {self.options.image} is not there, and pull is 'never'; build or load it"
+        else:
+            yield True, f"image {self.options.image} will be pulled"
+        gpus = self.place.has_gpus(facts)
+        yield True, "containers can have GPUs" if gpus else f"containers have no GPUs: no NVIDIA runtime, or gpus={self.options.gpus!r}"
+        try:
+            uid, gid = self.user(JobDir(f"{workspace.jobs}/doctor-sample"))
+        except ConfigError as error:
+            yield False, str(error)
+        else:
+            yield True, f"jobs run as user {uid}:{gid}"
+
+    def _judge(self, job: JobDir, attempt: int, *, begun: bool, lost: bool, silent: float) -> None:
+        grant = read_grant(job, attempt)
+        if grant is not None and job.cancel_requested() is None:
+            self.place.create_granted(job, job.spec(), attempt, grant)
+        super()._judge(job, attempt, begun=begun, lost=lost, silent=silent)

@@ -1,0 +1,146 @@
+"""The container of one attempt: what it may see, use and do, from the job's specification and the site's options."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from airflow_nnunet.backends.contained import groups_of, job_environment, job_user
+from airflow_nnunet.backends.docker.options import DockerOptions
+from airflow_nnunet.backends.mounts import Mode, mounts_for
+from nnunet_jobs.contract.files import content_hash
+from nnunet_jobs.contract.jobdir import JobDir
+from nnunet_jobs.contract.spec import JobSpec
+
+LABEL = "org.nnunet.job"
+_CACHE = "/var/cache/nnunet"
+_MIB = 1 << 20
+_STOP_MARGIN_S = 30  # after the job's own grace, for writing the outcome
+_LABELS_OF_AIRFLOW = ("dag_id", "run_id", "task_id", "map_index", "team")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Role:
+    """What a container is for: ``run`` the attempt, or ``lease`` GPUs for it. ``gpus``: UUIDs it gets; None for none, empty for all."""
+
+    name: str
+    arguments: tuple[str, ...] = ()
+    gpus: tuple[str, ...] | None = None
+
+
+RUN = Role(name="run")
+LEASE = Role(name="lease", gpus=())
+
+
+def granted(gpus: Sequence[str]) -> Role:
+    """The run of an attempt whose GPUs were leased before; without GPUs it got a CPU slot."""
+    return Role(name="run", arguments=("--grant",), gpus=tuple(gpus) or None)
+
+
+def container_name(job: JobDir, attempt: int, role: Role = RUN) -> str:
+    """Name of an attempt's container. The folder is in it too: two Airflows on one engine may have jobs of the same id."""
+    return f"nnunet-{job.job_id}-{content_hash(str(job.path), length=8)}-{attempt}" + ("" if role.name == RUN.name else f"-{role.name}")
+
+
+def job_labels(job: JobDir) -> dict[str, str]:
+    """Labels that all containers of a job have, and no others."""
+    return {LABEL: job.job_id, f"{LABEL}.folder": content_hash(str(job.path), length=8)}
+
+
+def container_arguments(options: DockerOptions, job: JobDir, spec: JobSpec, attempt: int, role: Role) -> dict[str, Any]:
+    """Arguments of ``create_container`` of the low-level client.
+
+    Raises:
+        ConfigError: an option does not fit the job.
+    """
+    uid, gid = job_user(options.user, job)
+    told = {f"org.nnunet.{name}": str(spec.labels[name]) for name in _LABELS_OF_AIRFLOW if name in spec.labels}
+    return {
+        "image": options.image,
+        "name": container_name(job, attempt, role),
+        "command": [
+            *(options.python, "-m", options.module, role.name, str(job.path)),
+            *("--attempt", str(attempt), "--own-log", *role.arguments),
+        ],
+        "entrypoint": "",  # an image's entrypoint may want to be root first
+        "user": f"{uid}:{gid}",
+        "working_dir": "/",
+        "environment": job_environment(gpus=role.gpus is not None, more={**_caches(options), **options.environment}),
+        "labels": {**told, **job_labels(job), f"{LABEL}.attempt": str(attempt), f"{LABEL}.role": role.name},
+        "stop_timeout": round(spec.resources.grace_s) + _STOP_MARGIN_S,
+        "healthcheck": {"test": ["NONE"]},  # the heartbeat in the job's folder tells more
+        "host_config": _host(options, spec, job, role),
+        "network_disabled": options.network == "none",
+    }
+
+
+def _host(options: DockerOptions, spec: JobSpec, job: JobDir, role: Role) -> dict[str, Any]:
+    from docker.constants import DEFAULT_DOCKER_API_VERSION
+    from docker.types import HostConfig, LogConfig, Ulimit
+
+    wanted = spec.resources
+    limit = wanted.memory_mib * _MIB if wanted.memory_mib else None
+    _, gid = job_user(options.user, job)
+    return dict(
+        HostConfig(
+            version=DEFAULT_DOCKER_API_VERSION,
+            network_mode=options.network,
+            read_only=True,
+            cap_drop=["ALL"],
+            security_opt=["no-new-privileges:true"],
+            init=True,
+            # an executable /tmp: torch compiles kernels there and loads them
+            tmpfs={"/tmp": f"rw,exec,nosuid,nodev,mode=1777,size={options.tmp_mib}m"},  # noqa: S108 - the container's own
+            mounts=_mounts(options, spec),
+            shm_size=wanted.shm_mib * _MIB,
+            mem_limit=limit,
+            memswap_limit=limit,
+            nano_cpus=wanted.cpus * 10**9 or None,
+            pids_limit=options.pids_limit,
+            ulimits=[Ulimit(name="nofile", soft=options.nofile, hard=options.nofile), Ulimit(name="core", soft=0, hard=0)],
+            # only what is said before the job's own log is open
+            log_config=LogConfig(type="json-file", config={"max-size": "1m", "max-file": "1"}),
+            group_add=[str(group) for group in groups_of(spec) if group != gid] or None,
+            device_requests=_device_requests(role),
+            oom_kill_disable=False,
+        )
+    )
+
+
+def _device_requests(role: Role) -> list[Any] | None:
+    from docker.types import DeviceRequest
+
+    if role.gpus is None:
+        return None
+    if not role.gpus:  # to see them all through NVML; nothing that computes is mapped into the container
+        return [DeviceRequest(count=-1, capabilities=[["gpu", "utility"]])]
+    return [DeviceRequest(device_ids=list(role.gpus), capabilities=[["gpu", "compute", "utility"]])]
+
+
+def _mounts(options: DockerOptions, spec: JobSpec) -> list[Any]:
+    from docker.types import Mount
+
+    found = []
+    for mount in mounts_for(spec):
+        if mount.mode is Mode.HIDDEN:
+            found.append(Mount(target=mount.path, source=None, type="tmpfs", read_only=True, tmpfs_size=_MIB))
+        else:
+            found.append(_bind(options.outside(mount.path), mount.path, read_only=mount.mode is Mode.READ_ONLY))
+    found.append(_bind(options.outside(spec.workspace.leases), spec.workspace.leases, read_only=False))
+    if options.cache:
+        found.append(_bind(options.cache, _CACHE, read_only=False))
+    return found
+
+
+def _bind(source: str, target: str, *, read_only: bool) -> Any:
+    from docker.types import Mount
+
+    # rprivate: what the host mounts below it later is none of the job's business
+    return Mount(target=target, source=source, type="bind", read_only=read_only, propagation="rprivate")
+
+
+def _caches(options: DockerOptions) -> dict[str, str]:
+    if not options.cache:
+        return {}
+    return {"TORCHINDUCTOR_CACHE_DIR": f"{_CACHE}/inductor", "TRITON_CACHE_DIR": f"{_CACHE}/triton"}

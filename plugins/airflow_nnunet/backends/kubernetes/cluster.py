@@ -1,0 +1,212 @@
+"""The cluster as the backend needs it: find, create and delete pods through the provider's hook and pod manager."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from airflow_nnunet.backends.contained import Refused, Sight, Unreachable
+from airflow_nnunet.backends.kubernetes.options import PodOptions
+from airflow_nnunet.backends.kubernetes.pod import (
+    ATTEMPT_LABEL,
+    FOLDER_LABEL,
+    JOB_ANNOTATION,
+    build_pod,
+    folder_label,
+    grace_period_s,
+    job_labels,
+    pod_name,
+)
+from airflow_nnunet.backends.kubernetes.sight import look_at
+from nnunet_jobs.contract.failure import ConfigError
+from nnunet_jobs.contract.jobdir import JobDir
+from nnunet_jobs.contract.spec import JobSpec
+
+if TYPE_CHECKING:
+    from airflow.providers.cncf.kubernetes.hooks.kubernetes import KubernetesHook
+    from airflow.providers.cncf.kubernetes.utils.pod_manager import PodManager
+    from kubernetes.client import models as k8s  # type: ignore[import-untyped]
+
+log = logging.getLogger(__name__)
+
+# (connect, read) of a look that is repeated soon anyway; a triggerer has few threads, and a dead API server must not hold them.
+_LOOK_TIMEOUT_S = (5, 15)
+_ENDED = "status.phase!=Pending,status.phase!=Running,status.phase!=Unknown"
+_SWEPT = 20  # at most so many at each start
+_NOT_FOUND, _CONFLICT = 404, 409
+_REFUSED = (400, 401, 403, 404, 405, 422)
+# The client keeps a kubeconfig in a variable of the whole process between reading it and using it.
+_LOADING = threading.Lock()
+
+
+class Cluster:
+    """Pods of jobs in one namespace. Cheap to make: connections and kubeconfigs are read at the first request.
+
+    So a triggerer may make it in its event loop, and asks for the connection from a thread, where Airflow answers.
+    """
+
+    def __init__(self, options: PodOptions) -> None:
+        self.options = options
+        self.namespace = options.namespace
+
+    @cached_property
+    def hook(self) -> KubernetesHook:
+        """The provider's hook.
+
+        Raises:
+            ConfigError: the provider is not installed, or there is no such connection or kubeconfig.
+        """
+        try:
+            from airflow.providers.cncf.kubernetes.hooks.kubernetes import KubernetesHook
+        except ImportError as error:
+            raise ConfigError(f"backend='kubernetes': {error}; pip install 'airflow-provider-nnunet[kubernetes]'") from error
+        return KubernetesHook(
+            conn_id=self.options.kubernetes_conn_id,
+            kubernetes_conn_id=None,
+            config_file=self.options.config_file,
+            cluster_context=self.options.cluster_context,
+            in_cluster=self.options.in_cluster,
+        )
+
+    @cached_property
+    def api(self) -> Any:
+        """The official client's CoreV1Api."""
+        from airflow.sdk.exceptions import AirflowException
+        from kubernetes.config import ConfigException  # type: ignore[import-untyped]
+
+        try:
+            with _LOADING:
+                return self.hook.core_v1_client
+        except (ConfigException, AirflowException, OSError) as error:
+            named = {name: getattr(self.options, name) for name in ("kubernetes_conn_id", "config_file", "cluster_context", "in_cluster")}
+            given = ", ".join(f"{name}={value!r}" for name, value in named.items() if value is not None) or "no kubernetes_conn_id"
+            raise ConfigError(f"backend_options: {given}: {error}; name a connection, a kubeconfig, or set in_cluster") from error
+
+    @cached_property
+    def _manager(self) -> PodManager:
+        from airflow.providers.cncf.kubernetes.utils.pod_manager import PodManager
+
+        return PodManager(kube_client=self.api)
+
+    # --- Place --------------------------------------------------------------------------------------------------
+    def name(self, job: JobDir, attempt: int) -> str:
+        """See :class:`Place`."""
+        return f"pod {pod_name(job, attempt)}"
+
+    def create(self, job: JobDir, spec: JobSpec, attempt: int) -> None:
+        """See :class:`Place`. Tries a few times; a pod that is there already is another submitter's, or an answer of ours was lost."""
+        from airflow.providers.cncf.kubernetes.kubernetes_helper_functions import generic_api_retry
+
+        pod = build_pod(self.options, job, spec, attempt)
+        self._ask(generic_api_retry(self._create_once), pod)  # type: ignore[no-untyped-call]
+
+    def look(self, job: JobDir, attempt: int) -> Sight | None:
+        """See :class:`Place`."""
+        name = pod_name(job, attempt)
+        found = self._ask(self.api.read_namespaced_pod, name, self.namespace, _request_timeout=_LOOK_TIMEOUT_S, missing=None)
+        if found is None:
+            return None
+        if not job_labels(job).items() <= (found.metadata.labels or {}).items():
+            raise Refused(f"pod {name} in namespace {self.namespace} is not ours: its labels are not this job's")
+        return look_at(found)
+
+    def stop(self, job: JobDir, attempt: int, *, grace_s: float) -> None:
+        """See :class:`Place`. The cluster sees to it: SIGTERM now, SIGKILL after the grace and a margin, whoever still watches."""
+        self._delete(pod_name(job, attempt), grace_period_seconds=grace_period_s(grace_s))
+
+    def remove(self, job: JobDir, attempt: int) -> None:
+        """See :class:`Place`."""
+        self._delete(pod_name(job, attempt))
+
+    def remove_earlier(self, job: JobDir, attempt: int) -> None:
+        """See :class:`Place`. By labels: nobody may know any more how many attempts there were."""
+        for pod in self._list(job_labels(job)):
+            if int(pod.metadata.labels.get(ATTEMPT_LABEL, "0")) < attempt and pod.metadata.deletion_timestamp is None:
+                self._delete(pod.metadata.name)
+        if not self.options.keep_pods:
+            self._sweep(job.path.parent)
+
+    # --- what the doctor asks -----------------------------------------------------------------------------------
+    def version(self) -> str:
+        """The cluster's version."""
+        from kubernetes.client import VersionApi
+
+        return str(self._ask(VersionApi(self.api.api_client).get_code, _request_timeout=_LOOK_TIMEOUT_S).git_version)
+
+    def may(self, verb: str) -> bool:
+        """Whether we are allowed to do that with pods of the namespace."""
+        from kubernetes import client  # type: ignore[import-untyped]
+
+        wish = client.V1ResourceAttributes(namespace=self.namespace, verb=verb, resource="pods")
+        review = client.V1SelfSubjectAccessReview(spec=client.V1SelfSubjectAccessReviewSpec(resource_attributes=wish))
+        api = client.AuthorizationV1Api(self.api.api_client)
+        return bool(self._ask(api.create_self_subject_access_review, review, _request_timeout=_LOOK_TIMEOUT_S).status.allowed)
+
+    # --- private ------------------------------------------------------------------------------------------------
+    def _sweep(self, jobs: Path) -> None:
+        """Remove ended pods of jobs that are over, where nobody was there to see the end, such as after a cancel from the web page."""
+        for pod in self._list({FOLDER_LABEL: folder_label(jobs)}, field_selector=_ENDED, limit=_SWEPT):
+            job = JobDir(jobs / (pod.metadata.annotations or {}).get(JOB_ANNOTATION, ""))
+            attempt = int(pod.metadata.labels.get(ATTEMPT_LABEL, "0"))
+            if job.path == jobs or not job.path.is_dir():  # somebody removed the job
+                self._delete(pod.metadata.name)
+                continue
+            state = job.state()
+            if state.attempt > attempt or state.phase.final:
+                job.note_container(attempt, look_at(pod).facts)
+                self._delete(pod.metadata.name)
+
+    def _list(self, labels: Mapping[str, str], **more: Any) -> list[k8s.V1Pod]:
+        selector = ",".join(f"{name}={value}" for name, value in labels.items())
+        found = self._ask(self.api.list_namespaced_pod, self.namespace, label_selector=selector, _request_timeout=_LOOK_TIMEOUT_S, **more)
+        return list(found.items)
+
+    def _create_once(self, pod: k8s.V1Pod) -> None:
+        """The provider's own retry takes a conflict for a passing trouble, so conflicts end here."""
+        from kubernetes.client.rest import ApiException  # type: ignore[import-untyped]
+
+        try:
+            self._manager.run_pod_async(pod)
+        except ApiException as error:
+            if error.status != _CONFLICT:
+                raise
+            log.info("pod %s is there already", pod.metadata.name)
+
+    def _delete(self, name: str, **grace: int) -> None:
+        self._ask(self.api.delete_namespaced_pod, name, self.namespace, **grace, _request_timeout=_LOOK_TIMEOUT_S, missing=None)
+
+    def _ask(self, request: Any, *arguments: Any, missing: Any = Refused, **named: Any) -> Any:
+        """Call the client; its errors as ours. ``missing``: the answer when there is no such object, where that is one.
+
+        Raises:
+            Unreachable, Refused.
+        """
+        from kubernetes.client.rest import ApiException
+        from urllib3.exceptions import HTTPError
+
+        try:
+            return request(*arguments, **named)
+        except ApiException as error:
+            if error.status == _NOT_FOUND and missing is not Refused:
+                return missing
+            message = _message(error)
+            if error.status in _REFUSED:
+                raise Refused(message, transient=error.status == 403 and "exceeded quota" in message) from error
+            raise Unreachable(message) from error
+        except (HTTPError, OSError) as error:
+            raise Unreachable(f"the API server of namespace {self.namespace} does not answer: {error}") from error
+
+
+def _message(error: Any) -> str:
+    """The API server's own words, without headers and body."""
+    import json
+
+    try:
+        text = str(json.loads(error.body)["message"])
+    except (TypeError, ValueError, KeyError):
+        text = str(error.reason)
+    return f"the API server says {error.status}: {text}"

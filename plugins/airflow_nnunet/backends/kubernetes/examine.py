@@ -1,0 +1,51 @@
+"""The doctor's questions to a cluster: does it answer, may we have pods there, do template and claims make a pod for every step?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from airflow_nnunet.backends.contained import Refused, Unreachable, job_user
+from airflow_nnunet.backends.kubernetes.cluster import Cluster
+from airflow_nnunet.backends.kubernetes.options import PodOptions
+from airflow_nnunet.backends.kubernetes.pod import build_pod
+from nnunet_jobs.contract.failure import ConfigError
+from nnunet_jobs.contract.jobdir import JobDir
+from nnunet_jobs.contract.spec import JobSpec, Resources
+from nnunet_jobs.contract.workspace import Workspace
+
+VERBS = ("create", "get", "list", "delete")
+_SAMPLES: dict[str, dict[str, Any]] = {
+    "register": {"dataset_id": 1, "name": "Doctor", "source": "/"},
+    "preprocess": {"datasets": [1]},
+    "train": {"dataset": 1, "configuration": "2d", "fold": 0},
+    "find_best_config": {"dataset": 1},
+    "predict": {"dataset": 1, "cases": "holdout", "output": "/"},
+}
+_GPU_STEPS = ("train", "find_best_config", "predict")
+
+
+def examine(options: PodOptions, cluster: Cluster, workspace: Workspace) -> Iterator[tuple[bool, str]]:
+    """(fit, words) for each thing that was looked at; nothing is created in the cluster."""
+    try:
+        version = cluster.version()
+        yield True, f"Kubernetes {version} answers"
+        missing = [verb for verb in VERBS if not cluster.may(verb)]
+    except (ConfigError, Unreachable, Refused) as error:
+        yield False, str(error)
+        return
+    if missing:
+        yield False, f"pods in namespace {options.namespace}: may not {', '.join(missing)}; apply include/kubernetes/rbac.yaml"
+    else:
+        yield True, f"may {', '.join(VERBS)} pods in namespace {options.namespace}"
+    job = JobDir(Path(workspace.jobs) / "doctor-sample")
+    try:
+        for step, params in _SAMPLES.items():
+            resources = Resources(gpus=1 if step in _GPU_STEPS else 0)
+            build_pod(options, job, JobSpec(job_id=job.job_id, step=step, params=params, workspace=workspace, resources=resources), 1)
+        uid, gid = job_user(options.user, job)
+    except ConfigError as error:
+        yield False, str(error)
+    else:
+        yield True, f"pods for all steps can be built from image {options.image}, as user {uid}:{gid}"

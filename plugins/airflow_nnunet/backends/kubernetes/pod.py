@@ -1,0 +1,229 @@
+"""The pod of one attempt of a job: built by KubernetesPodOperator from the site's template and what the job asks for."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from airflow_nnunet.backends.contained import groups_of, job_environment, job_user
+from airflow_nnunet.backends.kubernetes.options import PodOptions
+from airflow_nnunet.backends.kubernetes.surface import check_surface
+from airflow_nnunet.backends.mounts import Mode, Mount, mounts_for
+from nnunet_jobs.contract.failure import ConfigError
+from nnunet_jobs.contract.files import content_hash
+from nnunet_jobs.contract.jobdir import JobDir
+from nnunet_jobs.contract.spec import JobSpec
+
+if TYPE_CHECKING:
+    from kubernetes.client import models as k8s  # type: ignore[import-untyped]
+
+CONTAINER = "job"
+APP = "nnunet-job"
+JOB_LABEL, ATTEMPT_LABEL, FOLDER_LABEL = "nnunet-job-id", "nnunet-attempt", "nnunet-jobs-folder"
+JOB_ANNOTATION = "nnunet-job-id"  # whole; a label has 63 characters
+_LABELS_OF_AIRFLOW = ("dag_id", "run_id", "task_id", "map_index", "team")  # not the people: who triggered a run is nobody's business here
+_NAME_LENGTH = 40
+# kubelet kills that much after the runner would have done it itself, so that the runner has the last word.
+_GRACE_MARGIN_S = 30
+
+
+def pod_name(job: JobDir, attempt: int) -> str:
+    """Name of an attempt's pod. The hash of the folder keeps two Airflows apart that share a namespace."""
+    return f"{job.job_id[:_NAME_LENGTH].rstrip('-')}-{content_hash([str(job.path)], length=8)}-{attempt}"
+
+
+def job_labels(job: JobDir) -> dict[str, str]:
+    """What all pods of a job have in common, and no other pod has."""
+    from airflow.providers.cncf.kubernetes.pod_generator import make_safe_label_value
+
+    return {
+        "app.kubernetes.io/name": APP,
+        JOB_LABEL: make_safe_label_value(job.job_id),
+        FOLDER_LABEL: folder_label(job.path.parent),
+    }
+
+
+def folder_label(jobs: Path) -> str:
+    """What the pods of all jobs of a workspace have in common."""
+    return content_hash([str(jobs)])
+
+
+def grace_period_s(grace_s: float) -> int:
+    """Seconds between the cluster's SIGTERM and its SIGKILL: more than the runner takes to end its step."""
+    return math.ceil(grace_s) + _GRACE_MARGIN_S
+
+
+def build_pod(options: PodOptions, job: JobDir, spec: JobSpec, attempt: int) -> k8s.V1Pod:
+    """The whole request, checked: what the site's template or pod mutation hook loosens is refused.
+
+    Raises:
+        ConfigError: a folder that no claim holds, root as user, a GPU where the cluster is said to have none, a loose template.
+    """
+    from airflow.providers.cncf.kubernetes.operators.pod import KubernetesPodOperator
+    from airflow.providers.cncf.kubernetes.pod_generator import make_safe_label_value
+
+    template: k8s.V1Pod | None = None
+    if options.pod_template_file:
+        template = _template(options.pod_template_file)
+    uid, gid = job_user(options.user, job)
+    gpus = _gpus(options, spec)
+    volumes, mounts = _volumes(options, spec)
+    told = {name: make_safe_label_value(spec.labels[name]) for name in _LABELS_OF_AIRFLOW if name in spec.labels}
+    operator = KubernetesPodOperator(
+        task_id=APP,
+        name=pod_name(job, attempt),
+        random_name_suffix=False,
+        namespace=options.namespace,
+        image=options.image,
+        cmds=[options.python],
+        arguments=["-m", options.module, "run", str(job.path), "--attempt", str(attempt), "--own-log"],
+        env_vars=job_environment(gpus=gpus > 0, more=options.environment),
+        labels={**told, **job_labels(job), ATTEMPT_LABEL: str(attempt), "nnunet-step": spec.step},
+        annotations={JOB_ANNOTATION: job.job_id},
+        pod_template_file=options.pod_template_file,
+        base_container_name=CONTAINER,
+        container_resources=_resources(options, spec, gpus, template),
+        volumes=volumes,
+        volume_mounts=mounts,
+        security_context=_pod_security((uid, gid), groups_of(spec), template),
+        container_security_context=_container_security(template),
+        automount_service_account_token=False,
+        termination_grace_period=grace_period_s(spec.resources.grace_s),
+        # What the runner says before it has found its job, such as a missing package, is in the pod's status then.
+        termination_message_policy="FallbackToLogsOnError",
+    )
+    # A dry run needs no cluster; with a namespace given, it builds the very same pod.
+    pod = operator.build_pod_request_obj(dry_run=True)
+    check_surface(pod, CONTAINER)
+    return pod
+
+
+def _template(path: str) -> k8s.V1Pod:
+    import yaml
+    from airflow.providers.cncf.kubernetes.pod_generator import PodGenerator
+
+    if not os.path.isfile(path):
+        raise ConfigError(f"backend_options: pod_template_file={path!r}: no such file on this worker")
+    try:
+        template: k8s.V1Pod = PodGenerator.deserialize_model_file(path)
+    except (yaml.YAMLError, ValueError, TypeError, AttributeError) as error:
+        raise ConfigError(f"backend_options: pod_template_file={path!r}: not a pod: {' '.join(str(error).split())}") from error
+    if template is None or template.spec is None or not template.spec.containers:
+        raise ConfigError(f"backend_options: pod_template_file={path!r}: not a pod: it needs spec.containers with one container")
+    return template
+
+
+def _gpus(options: PodOptions, spec: JobSpec) -> int:
+    wanted = spec.resources
+    if wanted.device == "cpu" or not wanted.gpus:
+        return 0
+    if not options.gpu_resource:
+        if wanted.device == "cuda":
+            raise ConfigError("device='cuda': backend_options says that this cluster has no GPUs; set gpu_resource to what it calls them")
+        return 0
+    return wanted.gpus
+
+
+def _resources(options: PodOptions, spec: JobSpec, gpus: int, template: k8s.V1Pod | None) -> k8s.V1ResourceRequirements:
+    """The job's cores, memory and GPUs; where it names none, those of the template."""
+    from kubernetes.client import models as k8s
+
+    base = _first_container(template)
+    found = base.resources if base is not None and base.resources is not None else k8s.V1ResourceRequirements()
+    requests, limits = dict(found.requests or {}), dict(found.limits or {})
+    for amounts in (requests, limits):
+        if spec.resources.cpus:
+            amounts["cpu"] = str(spec.resources.cpus)
+        if spec.resources.memory_mib:
+            amounts["memory"] = f"{spec.resources.memory_mib}Mi"
+        if options.gpu_resource:
+            amounts.pop(options.gpu_resource, None)
+        if gpus:
+            amounts[options.gpu_resource] = str(gpus)
+    return k8s.V1ResourceRequirements(requests=requests, limits=limits, claims=found.claims)
+
+
+def _volumes(options: PodOptions, spec: JobSpec) -> tuple[list[k8s.V1Volume], list[k8s.V1VolumeMount]]:
+    """Claims for the folders that the step works with, and the pod's own: /tmp, shared memory, the lease ledger."""
+    from kubernetes.client import models as k8s
+
+    own = {
+        "nnunet-tmp": ("/tmp", k8s.V1EmptyDirVolumeSource(size_limit=f"{options.tmp_mib}Mi")),  # noqa: S108
+        "nnunet-shm": ("/dev/shm", k8s.V1EmptyDirVolumeSource(medium="Memory", size_limit=f"{spec.resources.shm_mib}Mi")),  # noqa: S108
+        # The cluster gives the pod its GPUs, and nobody else them: the ledger that leases them out is the pod's own.
+        "nnunet-leases": (spec.workspace.leases, k8s.V1EmptyDirVolumeSource(size_limit="16Mi")),
+    }
+    volumes = [k8s.V1Volume(name=name, empty_dir=source) for name, (_, source) in own.items()]
+    mounts = [k8s.V1VolumeMount(name=name, mount_path=path) for name, (path, _) in own.items()]
+    names: dict[str, str] = {}
+    for mount in mounts_for(spec):
+        if mount.mode is Mode.HIDDEN:
+            name = f"nnunet-hidden-{mount.field}"
+            volumes.append(k8s.V1Volume(name=name, empty_dir=k8s.V1EmptyDirVolumeSource(size_limit="1Mi")))
+            mounts.append(k8s.V1VolumeMount(name=name, mount_path=mount.path, read_only=True))
+            continue
+        claim, inside = _holder(options, mount)
+        if claim not in names:
+            names[claim] = f"nnunet-data-{len(names)}"
+            source = k8s.V1PersistentVolumeClaimVolumeSource(claim_name=claim)
+            volumes.append(k8s.V1Volume(name=names[claim], persistent_volume_claim=source))
+        mounts.append(
+            k8s.V1VolumeMount(name=names[claim], mount_path=mount.path, sub_path=inside or None, read_only=mount.mode is Mode.READ_ONLY)
+        )
+    return volumes, mounts
+
+
+def _holder(options: PodOptions, mount: Mount) -> tuple[str, str]:
+    found = options.holder(mount.path)
+    if found is None:
+        folder = str(Path(mount.path).parent)
+        raise ConfigError(
+            f"backend_options: volumes={dict(options.volumes)!r}: no claim holds {mount.path} ({mount.field}); "
+            f'add the claim with that folder, such as {{"{folder}": "claim-name"}}'
+        )
+    return found[0].claim, found[1]
+
+
+def _pod_security(user: tuple[int, int], groups: list[int], template: k8s.V1Pod | None) -> k8s.V1PodSecurityContext:
+    """As the owner of the data. No fsGroup of ours: kubelet would open everything on a volume to that group, the private folder too."""
+    from kubernetes.client import models as k8s
+
+    ours = k8s.V1PodSecurityContext(
+        run_as_non_root=True,
+        run_as_user=user[0],
+        run_as_group=user[1],
+        supplemental_groups=groups or None,
+        seccomp_profile=k8s.V1SeccompProfile(type="RuntimeDefault"),
+    )
+    base = template.spec.security_context if template is not None and template.spec is not None else None
+    return _merged(base, ours)
+
+
+def _container_security(template: k8s.V1Pod | None) -> k8s.V1SecurityContext:
+    from kubernetes.client import models as k8s
+
+    ours = k8s.V1SecurityContext(
+        allow_privilege_escalation=False,
+        privileged=False,
+        read_only_root_filesystem=True,
+        run_as_non_root=True,
+        capabilities=k8s.V1Capabilities(drop=["ALL"]),
+    )
+    base = _first_container(template)
+    return _merged(base.security_context if base is not None else None, ours)
+
+
+def _first_container(template: k8s.V1Pod | None) -> k8s.V1Container | None:
+    """The template's container that the job's is merged into."""
+    containers = template.spec.containers if template is not None and template.spec is not None else None
+    return containers[0] if containers else None
+
+
+def _merged(base: Any, ours: Any) -> Any:
+    """Ours, with what only the template says, such as SELinux options."""
+    for name in ours.attribute_map if base is not None else ():
+        if getattr(ours, name) is None:
+            setattr(ours, name, getattr(base, name))
+    return ours

@@ -1,0 +1,33 @@
+"""The doctor's look at where jobs run, when that is not this host: an engine of containers, a cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from airflow_nnunet.backends import Backend
+from airflow_nnunet.config import NnunetConfig
+from airflow_nnunet.finding import Finding
+from nnunet_jobs.contract.failure import ConfigError
+
+
+def examine_backend(config: NnunetConfig) -> Iterator[Finding]:
+    """What the backend says of its own place. One that cannot be made is a finding too."""
+    backend = _make(config)
+    if isinstance(backend, ConfigError):
+        yield Finding(topic="backend", ok=False, blocks=True, text=str(backend))
+        return
+    for fit, text in backend.examine(config.workspace):
+        yield Finding(topic=f"backend {backend.name}", ok=fit, blocks=not fit, text=text)
+
+
+def runs_here(config: NnunetConfig) -> bool:
+    """Whether what is installed on this host matters to jobs."""
+    backend = _make(config)
+    return isinstance(backend, ConfigError) or backend.runs_here
+
+
+def _make(config: NnunetConfig) -> Backend | ConfigError:
+    try:
+        return config.make_backend()
+    except ConfigError as error:
+        return error

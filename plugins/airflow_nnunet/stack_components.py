@@ -1,0 +1,81 @@
+"""The processes of a private Airflow: how each is started, and how one sees that it is up."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from airflow_nnunet.rest_client import AirflowClient
+
+_PING_S = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Component:
+    """One process.
+
+    Attributes:
+        name: of its log file and for :meth:`Stack.kill`.
+        arguments: what follows ``airflow`` on its command line.
+        heartbeat: its name in the API server's answer about health; the API server itself has none.
+        environment: variables that it has and the others do not.
+    """
+
+    name: str
+    arguments: Sequence[str]
+    heartbeat: str | None = None
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+    def is_ready(self, client: AirflowClient, since: dt.datetime) -> bool:
+        """Whether it works, and has said so after ``since``."""
+        health = client.health()
+        if self.heartbeat is None:
+            return bool(health)
+        state = health.get(self.heartbeat) or {}
+        beat = state.get(f"latest_{self.heartbeat}_heartbeat")
+        return state.get("status") == "healthy" and dt.datetime.fromisoformat(str(beat)) > since
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CeleryWorker(Component):
+    """A Celery worker. Several on one machine need names of their own.
+
+    Attributes:
+        broker: address of the broker that it takes its tasks from.
+    """
+
+    broker: str
+
+    @classmethod
+    def on(cls, *queues: str, name: str, broker: str, concurrency: int = 2, environment: Mapping[str, str] | None = None) -> CeleryWorker:
+        """A worker that serves these queues with ``concurrency`` processes, and serves no logs: they are on a disk that all see."""
+        return cls(
+            name=name,
+            arguments=(
+                "celery", "worker", "--queues", ",".join(queues), "--concurrency", str(concurrency), "--celery-hostname", name,
+                "--skip-serve-logs",
+            ),
+            environment=dict(environment or {}),
+            broker=broker,
+        )  # fmt: skip
+
+    def is_ready(self, client: AirflowClient, since: dt.datetime) -> bool:
+        """Whether it answers a ping that goes through the broker."""
+        from celery import Celery  # type: ignore[import-untyped, unused-ignore]
+        from kombu.exceptions import OperationalError
+
+        # A connection of its own: the pooled one may be from before the broker was restarted.
+        with Celery(broker=self.broker, set_as_current=False) as app, app.connection_for_write() as connection:
+            try:
+                return bool(app.control.ping(destination=[f"celery@{self.name}"], timeout=_PING_S, connection=connection))
+            except (OperationalError, *connection.connection_errors):
+                return False
+
+
+API_SERVER = Component(name="api-server", arguments=("api-server",))
+SCHEDULER = Component(name="scheduler", arguments=("scheduler", "--skip-serve-logs"), heartbeat="scheduler")
+DAG_PROCESSOR = Component(name="dag-processor", arguments=("dag-processor",), heartbeat="dag_processor")
+TRIGGERER = Component(name="triggerer", arguments=("triggerer", "--skip-serve-logs"), heartbeat="triggerer")
+# In the order of their start; they stop in the reverse one.
+CORE = (API_SERVER, DAG_PROCESSOR, TRIGGERER, SCHEDULER)

@@ -1,0 +1,253 @@
+"""``include/teams/*.yaml``: one file describes one team: its pool, its queue, its priority, and the roots it may not leave.
+
+The file stands beside the DAGs, not in a connection: who may change it is who may change DAGs, and every worker reads the same one.
+
+Exceptions::
+
+    ConfigError
+    └── TeamConfigError    a team's file is wrong; the message names file, line, field, value and mend
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from airflow_nnunet.yaml_files import Section, line_of, read_model
+from nnunet_jobs.contract.failure import ConfigError
+from nnunet_jobs.contract.sharing import explain
+from nnunet_jobs.contract.spec import TEAM
+from nnunet_jobs.contract.workspace import Workspace
+
+COMMON_POOLS = ("gpu", "pacs", "default_pool")
+"""Pools of everybody; no team can have one of them as its own."""
+ROOTS = ("workspace", "raw", "preprocessed", "results", "jobs", "input_roots", "output_roots")
+"""Options that a team never inherits from section [nnunet]: what it does not name is below its own workspace, or nowhere."""
+_WRITTEN = ("raw", "preprocessed", "results", "jobs")
+
+
+class TeamConfigError(ConfigError):
+    """A team's file is wrong. The message names file, line, field, value and mend."""
+
+
+class PoolSection(Section):
+    """The team's own Airflow pool: how many of its trainings and predictions are in flight at once, over all hosts."""
+
+    name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9_.\-]{1,100}$", description="The team's name when empty.")
+    slots: int | Literal["auto"] = Field(
+        description="A number, or `auto`: as many as `sync-pools` sees GPUs, else `cpu_slots`. All teams' slots together may be more than "
+        "there are GPUs: then jobs wait on the host, where teams take turns."
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> PoolSection:
+        if isinstance(self.slots, int) and self.slots < 1:
+            raise ValueError(f"pool.slots={self.slots}: must be 1 or more, or nothing of the team ever runs")
+        if self.name in COMMON_POOLS:
+            raise ValueError(f"pool.name={self.name!r}: is everybody's; choose another name, or leave it empty")
+        return self
+
+
+class OptionsSection(Section):
+    """Options of section `[nnunet]` that are the team's own. Roots that are not named here are below the team's `workspace`; nothing
+    of the section's roots is inherited. The lease ledger and `cpu_slots` are the host's and cannot be named: all teams share its GPUs."""
+
+    workspace: str = Field(description="Folder of the team's nnUNet_raw, nnUNet_preprocessed, nnUNet_results, jobs and predictions.")
+    raw: str | None = Field(default=None, description="nnUNet_raw, when it is not in the workspace folder.")
+    preprocessed: str | None = Field(default=None, description="nnUNet_preprocessed, when it is not in the workspace folder.")
+    results: str | None = Field(default=None, description="nnUNet_results, when it is not in the workspace folder.")
+    jobs: str | None = Field(default=None, description="Job folders, when they are not in the workspace folder.")
+    input_roots: list[str] = Field(default=[], description="The team may name input only below these and its own workspace.")
+    output_roots: list[str] = Field(
+        default=[], description="The team may name output only below these; the folder predictions of its workspace when empty."
+    )
+    trainer_paths: list[str] | None = Field(default=None, description="Folders with trainer classes, in place of the section's.")
+    sharing: Literal["private", "group", "group_others_read"] | None = Field(
+        default=None, description="Who may work with what the team's jobs make, in place of the section's."
+    )
+    backend: str | None = Field(default=None, description="Where the team's jobs run, in place of the section's.")
+    backend_options: dict[str, Any] | None = Field(default=None, description="The backend's options, in place of the section's.")
+    python: str | None = Field(default=None, description="Interpreter of the team's jobs, in place of the section's.")
+
+    @model_validator(mode="after")
+    def _check(self) -> OptionsSection:
+        for name in ROOTS:
+            value = getattr(self, name)
+            for path in value if isinstance(value, list) else [value] if value is not None else []:
+                if not os.path.isabs(path):
+                    raise ValueError(f"nnunet.{name}={path!r}: must be an absolute path")
+        return self
+
+    def roots(self) -> Workspace:
+        """The team's roots alone; the leases in it mean nothing."""
+        return Workspace.below(self.workspace, **{name: getattr(self, name) for name in ROOTS if name != "workspace"})
+
+
+class TeamConfig(Section):
+    """One file of ``include/teams``. The file's name is the team's."""
+
+    description: str | None = Field(default=None, description="One line for the pool list.")
+    pool: PoolSection
+    queue: str | None = Field(
+        default=None, description="Queue of trainings and predictions, for workers that listen to some (Celery); Airflow's own when empty."
+    )
+    priority: int = Field(default=1, description="Airflow priority weight of the team's trainings and predictions.")
+    nnunet: OptionsSection
+
+    @property
+    def pool_name(self) -> str:
+        """Name of the team's pool."""
+        return str(self.pool.name)  # load_teams gives every pool one
+
+    def dataset_defaults(self) -> dict[str, Any]:
+        """What dataset files of the team take where they say nothing."""
+        return {"pool": self.pool_name, "queue": self.queue, "priority": self.priority}
+
+    def options(self) -> dict[str, Any]:
+        """The options of section [nnunet] that the team names."""
+        return self.nnunet.model_dump(exclude_none=True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Teams:
+    """All teams of a folder: the good ones by name, and one message for each broken file."""
+
+    folder: Path
+    configs: Mapping[str, TeamConfig]
+    errors: Mapping[str, str]
+
+    def get(self, name: str) -> TeamConfig:
+        """One team.
+
+        Raises:
+            ConfigError: there is none of that name, or its file is wrong.
+        """
+        if name in self.errors:
+            raise ConfigError(f"team={name!r}: its file is wrong: {self.errors[name]}")
+        if name not in self.configs:
+            known = ", ".join(self.configs) or "none"
+            raise ConfigError(f"team={name!r}: {self.folder / name}.yaml is missing; add it, or name a team that is there: {known}")
+        return self.configs[name]
+
+    def task_fields(self, team: str, given: Mapping[str, Any], *, common_pool: str | None) -> dict[str, Any]:
+        """A task's pool, queue and priority from its team, where ``given`` (with default arguments) names none.
+
+        Args:
+            common_pool: where such tasks go without a team; None for steps that take no GPU and have nothing to do with these.
+
+        Raises:
+            ConfigError: no such team, another team's pool, or a connection beside the team.
+        """
+        config = self.get(team)
+        if conn_id := given.get("nnunet_conn_id"):
+            raise ConfigError(f"nnunet_conn_id={conn_id!r}: the workspace of team {team} is in its own file; leave this empty")
+        if common_pool is None:
+            return {}
+        if "pool" in given and given["pool"] != common_pool:
+            self.check_pool(given["pool"], team)
+        fields = {"queue": config.queue, "priority_weight": config.priority}
+        fields = {name: value for name, value in fields.items() if value is not None and name not in given}
+        return fields if given.get("pool", common_pool) != common_pool else {**fields, "pool": config.pool_name}
+
+    def check_pool(self, pool: str, team: str | None) -> None:
+        """Refuse another team's pool, and to a team also everybody's.
+
+        Raises:
+            ConfigError: the pool is not one for jobs of ``team``.
+        """
+        owner = next((name for name, config in self.configs.items() if config.pool_name == pool), None)
+        if owner not in (None, team):
+            mend = "name another pool" if team else f"add team: {owner}, or name another pool"
+            raise ConfigError(f"pool={pool!r}: belongs to team {owner}; {mend}")
+        if team and pool in COMMON_POOLS:
+            raise ConfigError(f"pool={pool!r}: is everybody's, where the team's slots do not count; remove this field, the team has a pool")
+
+
+def teams_folder() -> Path:
+    """Where the teams' files are: option ``teams`` of section [nnunet], else ``include/teams`` beside the DAGs folder."""
+    from airflow.sdk.configuration import conf
+
+    chosen = conf.get("nnunet", "teams", fallback="")
+    return Path(chosen) if chosen else Path(conf.get("core", "dags_folder")).parent / "include" / "teams"
+
+
+def load_teams(folder: Path | None = None) -> Teams:
+    """Every team of the folder; of the site's own when empty. Files that have not changed are not read again.
+
+    Raises:
+        ConfigError: this user may not read the folder.
+    """
+    folder = folder or teams_folder()
+    seen = []
+    try:
+        for path in sorted(folder / name for name in os.listdir(folder) if name.endswith(".yaml")):
+            status = path.stat()
+            seen.append((path, status.st_mtime_ns, status.st_size))
+    except FileNotFoundError:
+        pass  # no folder, no teams
+    except PermissionError as error:
+        raise ConfigError(f"[nnunet] teams: {explain(error)}") from error
+    return _load(folder, tuple(seen))
+
+
+def job_roots() -> list[str]:
+    """Where job folders are: of section [nnunet], then of every team."""
+    from airflow_nnunet.config import NnunetConfig
+
+    teams = load_teams().configs.values()
+    return list(dict.fromkeys([NnunetConfig.load().workspace.jobs, *(team.nnunet.roots().jobs for team in teams)]))
+
+
+@functools.lru_cache(maxsize=8)
+def _load(folder: Path, files: tuple[tuple[Path, int, int], ...]) -> Teams:
+    configs: dict[str, TeamConfig] = {}
+    errors: dict[str, str] = {}
+    for path, _, _ in files:
+        try:
+            configs[path.stem] = _load_team(path, configs)
+        except TeamConfigError as error:
+            errors[path.stem] = str(error)
+    return Teams(folder=folder, configs=configs, errors=errors)
+
+
+def _load_team(path: Path, others: Mapping[str, TeamConfig]) -> TeamConfig:
+    if not TEAM.fullmatch(path.stem):
+        raise TeamConfigError(f"{path}: a team's name is its file's: use 1 to 64 of a-z, 0-9, '_' and '-', starting with a letter or digit")
+    team = read_model(path, TeamConfig, error=TeamConfigError, hint="with 'pool:' and 'nnunet:'; see include/teams/README.md")
+    name = team.pool.name or path.stem
+    for other, config in others.items():
+        if config.pool_name == name:
+            raise TeamConfigError(
+                f"{path}:{line_of(path, 'pool', 'name')}: pool.name={name!r}: team {other} has it already; choose another"
+            )
+        for field, message in _overlaps(team.nnunet.roots(), config.nnunet.roots(), other):
+            raise TeamConfigError(f"{path}:{line_of(path, 'nnunet', field)}: nnunet.{field}={message}")
+    return team.model_copy(update={"pool": team.pool.model_copy(update={"name": name})})
+
+
+def _overlaps(mine: Workspace, theirs: Workspace, other: str) -> Iterator[tuple[str, str]]:
+    """Where a team would write into another team's folders, or read more of them than the results that it is given."""
+    for field in (*_WRITTEN, "output_roots", "input_roots"):
+        for path in _paths(mine, field):
+            fields = _WRITTEN if field == "input_roots" else (*_WRITTEN, "output_roots", "input_roots")
+            for foreign in fields:
+                for their in _paths(theirs, foreign):
+                    # An input root may be another team's output root: that is how one team gives to another.
+                    given = field == "output_roots" and foreign == "input_roots"
+                    if not given and (_below(path, their) or _below(their, path)):
+                        yield field, f"{path!r}: meets {their} ({foreign} of team {other}); choose a folder of the team's own"
+
+
+def _paths(workspace: Workspace, field: str) -> tuple[str, ...]:
+    value = getattr(workspace, field)
+    return (value,) if isinstance(value, str) else tuple(value)
+
+
+def _below(path: str, root: str) -> bool:
+    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(root))

@@ -1,0 +1,148 @@
+"""``airflow nnunet usage``: GPU hours by team and dataset, summed from what jobs have booked, over all workspaces that one may read."""
+
+from __future__ import annotations
+
+import argparse
+import datetime as dt
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from airflow_nnunet.config import NnunetConfig
+from airflow_nnunet.teams import job_roots
+from nnunet_jobs.contract.failure import ConfigError
+from nnunet_jobs.contract.sharing import explain
+from nnunet_jobs.contract.usage import DONE, Usage, read_usage
+
+_COLUMNS = ("team", "dataset", "attempts", "not done", "GPU h", "CPU slot h", "other h", "waited h")
+
+
+@dataclass(slots=True, kw_only=True)
+class Row:
+    """What one team used for one dataset in a span of time.
+
+    Attributes:
+        attempts: that ended in it. failed: those of them that did not end well, cancelled ones too.
+        gpu_hours: hours on GPUs, each by the part of its memory that was reserved. slot_hours: hours on CPU slots.
+        other_hours: hours of steps that take neither, such as registration and preprocessing. waited_hours: for a device.
+    """
+
+    team: str
+    dataset: str
+    attempts: int = 0
+    failed: int = 0
+    gpu_hours: float = 0.0
+    slot_hours: float = 0.0
+    other_hours: float = 0.0
+    waited_hours: float = 0.0
+
+    def add(self, usage: Usage, since: dt.datetime, until: dt.datetime) -> None:
+        """Count the part of an attempt that lies in the span, so that spans that meet add up."""
+        ended = dt.datetime.fromisoformat(usage.ended)
+        computing = ended - dt.timedelta(seconds=usage.computed_s)
+        if since <= ended < until:
+            self.attempts += 1
+            self.failed += usage.outcome != DONE
+        hours = _overlap(computing, ended, since, until)
+        if usage.device == "cuda":
+            self.gpu_hours += hours * len(usage.gpus) * usage.gpu_share
+        elif usage.slot:
+            self.slot_hours += hours
+        else:
+            self.other_hours += hours
+        self.waited_hours += _overlap(computing - dt.timedelta(seconds=usage.waited_s), computing, since, until)
+
+
+def summed(usages: Iterable[Usage], *, since: dt.datetime, until: dt.datetime, team: str | None = None) -> list[Row]:
+    """One row for each team and dataset that used anything, by name."""
+    rows: dict[tuple[str, str], Row] = {}
+    for usage in usages:
+        if team is None or usage.team == team:
+            row = rows.setdefault((usage.team, usage.dataset), Row(team=usage.team, dataset=usage.dataset))
+            row.add(usage, since, until)
+    return [
+        row for _, row in sorted(rows.items()) if row.attempts or row.gpu_hours or row.slot_hours or row.other_hours or row.waited_hours
+    ]
+
+
+def total(rows: Iterable[Row]) -> Row:
+    """The sum of all rows."""
+    found = Row(team="total", dataset="")
+    for row in rows:
+        for name in ("attempts", "failed", "gpu_hours", "slot_hours", "other_hours", "waited_hours"):
+            setattr(found, name, getattr(found, name) + getattr(row, name))
+    return found
+
+
+def moment(text: str, field: str) -> dt.datetime:
+    """A day or time in ISO 8601; UTC where it names no zone.
+
+    Raises:
+        ConfigError: it is neither.
+    """
+    try:
+        found = dt.datetime.fromisoformat(text)
+    except ValueError as error:
+        raise ConfigError(f"--{field}={text!r}: must be a day such as 2026-01-31 or a time such as 2026-01-31T18:00") from error
+    return found if found.tzinfo else found.replace(tzinfo=dt.UTC)
+
+
+def usage_command(args: argparse.Namespace) -> None:
+    """The command: a table or JSON; what cannot be read is said on stderr, and is no part of the sum."""
+    try:
+        now = dt.datetime.now(dt.UTC)
+        since = moment(args.since, "since") if args.since else now.replace(day=1, hour=0, minute=0, second=0, microsecond=0)
+        until = moment(args.until, "until") if args.until else now
+        if until <= since:
+            raise ConfigError(f"--until={until.isoformat()}: must be later than --since ({since.isoformat()})")
+        roots = dict.fromkeys([*job_roots(), *([NnunetConfig.load(args.conn_id).workspace.jobs] if args.conn_id else [])])
+    except ConfigError as error:
+        raise SystemExit(str(error)) from error
+    usages: list[Usage] = []
+    left_out = []
+    for root in roots:
+        try:
+            found, damaged = read_usage(root, since=since)
+        except PermissionError as error:
+            left_out.append(explain(error))
+            continue
+        usages += found
+        if damaged:
+            left_out.append(f"{root}/.usage: {damaged} line(s) that cannot be read, after a crash or on a full disk")
+    for reason in left_out:
+        print(f"not in the sum: {reason}", file=sys.stderr)
+    rows = summed(usages, since=since, until=until, team=args.team)
+    if args.json:
+        span = {"since": since.isoformat(), "until": until.isoformat(), "rows": [_rounded(row) for row in rows]}
+        print(json.dumps({**span, "total": _rounded(total(rows)), "left_out": left_out}, indent=1))
+    else:
+        print(f"{since:%Y-%m-%d %H:%M} to {until:%Y-%m-%d %H:%M} UTC")
+        print(table([*rows, total(rows)]) if rows else "no attempt ended or computed in this time")
+
+
+def table(rows: Sequence[Row]) -> str:
+    """The rows for people."""
+    lines = [_COLUMNS, *(_cells(row) for row in rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(_COLUMNS))]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if column < 2 else cell.rjust(width) for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+        )
+        for line in lines
+    )
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    hours = (row.gpu_hours, row.slot_hours, row.other_hours, row.waited_hours)
+    return (row.team or "(no team)", row.dataset, str(row.attempts), str(row.failed), *(f"{value:.2f}" for value in hours))
+
+
+def _rounded(row: Row) -> dict[str, Any]:
+    return {name: round(value, 6) if isinstance(value, float) else value for name, value in asdict(row).items()}
+
+
+def _overlap(begin: dt.datetime, end: dt.datetime, since: dt.datetime, until: dt.datetime) -> float:
+    """Hours of one span in another."""
+    return max(0.0, (min(end, until) - max(begin, since)).total_seconds()) / 3600

@@ -1,0 +1,135 @@
+"""One attempt of a job on record: its lock, pulse and phases, and its one outcome. What is done meanwhile is another room's matter."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from nnunet_jobs import processes
+from nnunet_jobs.child import describe
+from nnunet_jobs.contract.failure import Failure, FailureClass, Interrupted
+from nnunet_jobs.contract.files import locked
+from nnunet_jobs.contract.jobdir import Fenced, JobDir, Phase
+from nnunet_jobs.contract.usage import LOST
+from nnunet_jobs.meter import Meter
+from nnunet_jobs.pulse import BEAT_S, Cancelled, Pulse
+
+log = logging.getLogger("nnunet_jobs")
+
+EXIT_DONE, EXIT_FAILED, EXIT_FENCED, EXIT_REFUSED, EXIT_NO_FOLDER = 0, 1, 3, 4, 5
+_SAVE_RETRIES = 60
+_LOCK_S = 0.05  # between two tries to get the lock of a runner that is about to end
+
+Outcome = Mapping[str, Any] | Failure
+
+
+class Refused(Exception):
+    """This process has no business in this attempt; it ends without writing."""
+
+
+class Attempt:
+    """The runner's standing in one attempt: whoever is inside :meth:`run` is its runner, and the only one that writes its outcome.
+
+    ``ready_fd`` is written to once the attempt is on record. ``details`` are added to the outcome; ``meter`` measures what is used.
+    """
+
+    def __init__(self, job: JobDir, number: int, *, ready_fd: int | None = None) -> None:
+        self.job = job
+        self.number = number
+        self.pulse = Pulse(job, number)
+        self.meter = Meter(job, number)
+        self.details: dict[str, Any] = {"peak_memory_mib": 0}
+        self._ready_fd = ready_fd
+
+    def run(
+        self,
+        work: Callable[[], Outcome | None],
+        *,
+        first: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
+    ) -> int:
+        """Do ``work`` as the attempt's runner and record its outcome; None when another process goes on with the attempt.
+
+        Args:
+            first: what is to be held before an earlier runner of the same attempt lets go.
+
+        Returns the exit code; the outcome is in the job directory.
+        """
+        self.pulse.listen()
+        processes.adopt_orphans()
+        try:
+            with first(), locked(self.job.runner_lock, poll=self.pulse.check_owner, interval=_LOCK_S):
+                state = self.job.state()
+                if state.attempt != self.number or state.phase.final:
+                    raise Refused(f"attempt {self.number} was not begun or is over (attempt {state.attempt} is {state.phase})")
+                self.pulse.beat()
+                self.job.set_phase(self.number, Phase.WAITING, "starting")
+                self._tell_ready()
+                started = time.monotonic()
+                outcome = self._outcome(work)
+                if outcome is None:
+                    return EXIT_DONE
+                self.details["seconds"] = round(time.monotonic() - started, 3)
+                return self._commit(outcome)
+        except Fenced as error:
+            log.warning("%s", error)
+            return EXIT_FENCED
+        except Refused as error:
+            log.error("%s", error)
+            return EXIT_REFUSED
+        except Interrupted as error:  # while an earlier runner was still there
+            log.warning("%s", error)
+            return EXIT_REFUSED
+
+    def waiting(self, message: str) -> None:
+        """Say why the attempt waits."""
+        log.info("%s", message)
+        self.job.set_phase(self.number, Phase.WAITING, message)
+
+    def _outcome(self, work: Callable[[], Outcome | None]) -> Outcome | None:
+        try:
+            outcome = work()
+        except Fenced:
+            self.meter.end(LOST)
+            raise
+        except Refused:
+            raise
+        except Exception as error:
+            failure = replace(describe(error, attempt=self.number), cancelled=isinstance(error, Cancelled))
+            log.error("%s: %s", failure.failure_class, failure.message, exc_info=failure.failure_class is FailureClass.BUG)
+            outcome = failure
+        if outcome is None:
+            self.meter.hand_over()
+        else:
+            self.details |= self.meter.end(outcome if isinstance(outcome, Failure) else None)
+        return outcome
+
+    def _commit(self, outcome: Outcome) -> int:
+        """Write the outcome, patiently: a full disk may have room again once the step's own files are gone."""
+        if isinstance(outcome, Failure):
+            final: Outcome = replace(outcome, details={**outcome.details, **self.details})
+        else:
+            final = {"attempt": self.number, **outcome, **self.details}
+        for left in reversed(range(_SAVE_RETRIES)):
+            try:
+                self.job.finish(self.number, final)
+            except OSError as error:
+                log.error("the outcome cannot be written: %s", error)
+                if not left:
+                    raise
+                self.pulse.beat()
+                time.sleep(BEAT_S)
+            else:
+                break
+        log.info("attempt %d %s", self.number, f"failed: {outcome.failure_class}" if isinstance(outcome, Failure) else "is done")
+        return EXIT_FAILED if isinstance(outcome, Failure) else EXIT_DONE
+
+    def _tell_ready(self) -> None:
+        if self._ready_fd is not None:
+            os.write(self._ready_fd, b"ready")
+            os.close(self._ready_fd)
+            self._ready_fd = None

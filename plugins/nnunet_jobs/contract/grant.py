@@ -1,0 +1,127 @@
+"""Devices that one process leased for an attempt and another one is to adopt: ``grant.json``, which becomes ``adopted.json``.
+
+The first is the runner while the job waits; the second runs in a container that has just the granted GPUs. Whoever starts that
+container asks :func:`read_grant`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from nnunet_jobs.contract.failure import ConfigError
+from nnunet_jobs.contract.files import read_json, write_json
+from nnunet_jobs.contract.jobdir import JobDir
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grant:
+    """What was leased for one attempt, for whoever starts its container and for the runner inside.
+
+    Attributes:
+        attempt: the only attempt that may use it.
+        device: ``cuda`` or ``cpu``.
+        gpus: UUIDs (of GPUs or MIG devices) that the container must get, and no others; empty on the CPU.
+        devices: the ledger's names of what was leased; ``gpus``, or a CPU slot.
+        leases: numbers of the lease entries, in the order of ``devices``; they mean something on ``host`` only.
+        memory_mib: reserved on each device; None for whole ones.
+        slots: jobs like this one that share the host, for a fair share of its cores.
+        host: name of the host or container that the lease was taken in.
+    """
+
+    attempt: int
+    device: str
+    gpus: tuple[str, ...]
+    devices: tuple[str, ...]
+    leases: tuple[int, ...]
+    memory_mib: int | None
+    slots: int
+    host: str
+
+    def __post_init__(self) -> None:
+        if self.device not in ("cuda", "cpu"):
+            raise ConfigError(f"grant.json: device={self.device!r}: must be cuda or cpu; submit the job again")
+        if not self.devices or len(self.devices) != len(self.leases):
+            raise ConfigError(f"grant.json: devices={self.devices!r} and leases={self.leases!r} must pair; submit the job again")
+        if self.gpus != (self.devices if self.device == "cuda" else ()):
+            raise ConfigError(f"grant.json: gpus={self.gpus!r} are not the leased devices {self.devices!r}; submit the job again")
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON object, inverse of :meth:`from_json`."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Grant:
+        """Read what :meth:`to_json` wrote.
+
+        Raises:
+            ConfigError: a field is missing, unknown or does not fit.
+        """
+        try:
+            return cls(**{**data, **{name: tuple(data[name]) for name in ("gpus", "devices", "leases")}})
+        except (KeyError, TypeError) as error:
+            names = ", ".join(item.name for item in fields(cls))
+            raise ConfigError(f"grant.json is not readable ({error}); it has {names}; submit the job again") from error
+
+
+def read_grant(job: JobDir, attempt: int) -> Grant | None:
+    """What is offered to this attempt and not adopted yet, else None."""
+    return _read(_offered(job), attempt)
+
+
+def was_granted(job: JobDir, attempt: int) -> bool:
+    """Whether this attempt has been offered a grant, adopted since or not."""
+    return read_grant(job, attempt) is not None or _read(_adopted(job), attempt) is not None
+
+
+def offer_grant(job: JobDir, grant: Grant) -> None:
+    """Write ``grant.json``: from now on the attempt's own container may be started.
+
+    Raises:
+        Fenced: a newer attempt owns the job.
+    """
+    with job.owned_by(grant.attempt):
+        write_json(_offered(job), grant.to_json())
+
+
+def take_grant(job: JobDir, attempt: int) -> bool:
+    """End the offer because this process has adopted it. False when it was taken back or another process was faster.
+
+    Raises:
+        Fenced: a newer attempt owns the job.
+    """
+    with job.owned_by(attempt):
+        if read_grant(job, attempt) is None:
+            return False
+        os.replace(_offered(job), _adopted(job))
+        return True
+
+
+def withdraw_grant(job: JobDir, attempt: int) -> None:
+    """Take the offer back, if it was not adopted.
+
+    Raises:
+        Fenced: a newer attempt owns the job, and what is offered now is that one's.
+    """
+    with job.owned_by(attempt):
+        if read_grant(job, attempt) is not None:
+            _offered(job).unlink()
+
+
+def _offered(job: JobDir) -> Path:
+    return job.path / "grant.json"
+
+
+def _adopted(job: JobDir) -> Path:
+    return job.path / "adopted.json"
+
+
+def _read(path: Path, attempt: int) -> Grant | None:
+    try:
+        grant = Grant.from_json(read_json(path))
+    except FileNotFoundError:
+        return None
+    return grant if grant.attempt == attempt else None

@@ -1,0 +1,188 @@
+"""What jobs used: one line an attempt in ``jobs/.usage/YYYY-MM.jsonl``, which only grows and outlives the jobs' folders.
+
+    usage.<attempt>.json    in the job's folder: written by the runner when it begins to wait, when it begins to compute, and at the end;
+                            ``booked`` once its line is in the month's file
+
+Whoever sees the end of an attempt books it: the runner, else the watcher or the next submit, for runners that were killed or that see
+no more than their job's folder. So an attempt may be booked twice, never not at all; readers count it once, by its longest line.
+A killed runner's seconds are those until its last heartbeat. Names of datasets, teams, people and hosts are told, never patient data.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import errno
+import json
+import logging
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from nnunet_jobs.contract.failure import Failure
+from nnunet_jobs.contract.files import locked, read_json, write_json
+from nnunet_jobs.contract.jobdir import JobDir
+
+log = logging.getLogger("nnunet_jobs")
+
+RUNNING, DONE, LOST = "running", "done", "lost"
+FOLDER = ".usage"
+MONTH = re.compile(r"\d{4}-\d{2}\.jsonl")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """One attempt.
+
+    Attributes:
+        started, ended: UTC, ISO 8601. device: ``cuda``, ``cpu``, or empty while it waits. gpus: UUIDs.
+        gpu_share: part of each GPU's memory that was reserved, 1 for whole GPUs. slot: holds a CPU slot.
+        waited_s: seconds from its start until it had its device. computed_s: seconds it had it.
+        outcome: ``done``, a failure class, ``cancelled``, ``lost``; ``running`` before its end.
+    """
+
+    job: str
+    attempt: int
+    step: str
+    dataset: str
+    team: str
+    user: str
+    host: str
+    started: str
+    ended: str
+    device: str = ""
+    gpus: tuple[str, ...] = ()
+    gpu_share: float = 1.0
+    slot: bool = False
+    cpus: int = 0
+    waited_s: float = 0.0
+    computed_s: float = 0.0
+    outcome: str = RUNNING
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "gpus", tuple(self.gpus))
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Usage:
+        """Read a line or a job's file; fields of later versions are left out."""
+        known = {item.name for item in fields(cls)}
+        return cls(**{name: value for name, value in data.items() if name in known})
+
+
+def utc(moment: float) -> str:
+    """A file's or clock's time as UTC, ISO 8601."""
+    return dt.datetime.fromtimestamp(moment, dt.UTC).isoformat(timespec="microseconds")
+
+
+def outcome_of(outcome: Failure | None) -> str:
+    """How an attempt ended, in one word."""
+    if outcome is None:
+        return DONE
+    return "cancelled" if outcome.cancelled else str(outcome.failure_class)
+
+
+# --- writing ----------------------------------------------------------------------------------------------------------
+def note(job: JobDir, usage: Usage, *, booked: bool = False) -> None:
+    """Write the job's own record of an attempt."""
+    write_json(_path(job, usage.attempt), {"booked": booked, **asdict(usage)})
+
+
+def noted(job: JobDir, attempt: int) -> Usage | None:
+    """The job's own record of an attempt, None when it has none yet."""
+    try:
+        return Usage.from_json(read_json(_path(job, attempt)))
+    except FileNotFoundError:
+        return None
+
+
+def book(job: JobDir, usage: Usage) -> None:
+    """Append the line of an attempt that is over to the month's file, and note that it is there."""
+    note(job, usage)
+    _append(job.path.parent / FOLDER, usage)
+    note(job, usage, booked=True)
+
+
+def settle(job: JobDir) -> None:
+    """Book the job's attempts that are over and were not booked by their runner. Accounting never fails a job: trouble is logged."""
+    try:
+        state = job.state()
+        for path in sorted(job.path.glob("usage.[0-9]*.json")):
+            data = read_json(path)
+            if data["booked"]:
+                continue
+            usage = Usage.from_json(data)
+            # A result counts from its rename on, a moment before the final phase.
+            if usage.attempt < state.attempt or state.phase.final or job.result() is not None:
+                book(job, _ended(job, usage, path.stat().st_mtime))
+    except OSError as error:
+        log.warning("the usage of job %s cannot be booked now (%s); make %s writable for this user", job.job_id, error, job.path.parent)
+
+
+def _ended(job: JobDir, usage: Usage, noted: float) -> Usage:
+    """The record of an attempt that may have ended without a word, by its last heartbeat. Both files' times are of one clock."""
+    if usage.outcome != RUNNING:
+        return usage
+    last = max(noted, job.heartbeat.stat().st_mtime if job.heartbeat.exists() else noted)
+    seconds = round(last - noted, 3)
+    spent = {"computed_s": seconds} if usage.device else {"waited_s": usage.waited_s + seconds}
+    outcome = LOST
+    if usage.attempt == job.state().attempt:
+        outcome = DONE if job.result() is not None else outcome_of(job.failure())
+    return replace(usage, ended=utc(last), outcome=outcome, **spent)  # type: ignore[arg-type]
+
+
+def _path(job: JobDir, attempt: int) -> Path:
+    return job.path / f"usage.{attempt}.json"
+
+
+def _append(folder: Path, usage: Usage) -> None:
+    """One whole line. The lock is for network file systems, where appends of several hosts would meet."""
+    line = (json.dumps(asdict(usage), allow_nan=False) + "\n").encode()
+    with locked(folder / "lock", interval=0.02):
+        fd = os.open(folder / f"{usage.ended[:7]}.jsonl", os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o664)
+        try:
+            size = os.fstat(fd).st_size
+            torn = size > 0 and os.pread(fd, 1, size - 1) != b"\n"  # a writer was killed, or the disk was full
+            data = b"\n" + line if torn else line
+            if os.write(fd, data) < len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+def read_usage(jobs: str | Path, *, since: dt.datetime) -> tuple[list[Usage], int]:
+    """Attempts that ended at or after ``since``, each once, and how many lines cannot be read.
+
+    Args:
+        jobs: the workspace's jobs folder.
+
+    Raises:
+        PermissionError: this user may not look there.
+    """
+    found: dict[tuple[str, int, str], Usage] = {}
+    damaged = 0
+    folder = Path(jobs) / FOLDER
+    try:
+        names = sorted(os.listdir(folder))  # unlike glob, it says when one may not look
+    except FileNotFoundError:
+        return [], 0
+    for name in names:
+        if not MONTH.fullmatch(name) or name < f"{since.astimezone(dt.UTC):%Y-%m}":
+            continue
+        for line in (folder / name).read_bytes().splitlines():
+            try:
+                usage = Usage.from_json(json.loads(line))
+                ended = dt.datetime.fromisoformat(usage.ended)
+            except (ValueError, TypeError):
+                damaged += bool(line)
+                continue
+            # A removed and repeated job has the same name and attempt, but another beginning.
+            key = (usage.job, usage.attempt, usage.started)
+            known = found.get(key)
+            if ended >= since and (known is None or known.computed_s + known.waited_s <= usage.computed_s + usage.waited_s):
+                found[key] = usage
+    return list(found.values()), damaged

@@ -1,0 +1,207 @@
+"""A lease changes hands: one process waits for devices, another one, started on just these devices, adopts them.
+
+A container gets its GPUs when it is made, so somebody outside must have leased them before. That is the grantor: the attempt's runner
+while it waits, in a container that sees all GPUs but cannot compute on them. Its ``grant.json`` tells the backend which GPUs the
+attempt's own container gets. The runner in there writes leases that follow the grantor's; the grantor sees them in the ledger and ends.
+
+    grantor    runner.lock, leases, grant.json ............. sees the followers, ends
+    adopter                     adopter.lock, followers, adopted.json, runner.lock, runs
+
+Whoever dies whenever: a lease ends with its process, so no device stays taken; both hold one while the device changes hands, so it is
+never free; an adopter whose grantor is dead asks the ledger anew; and an attempt that nobody goes on with is found lost by its watcher.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import socket
+import time
+from collections.abc import Iterator
+
+from nnunet_jobs import allowance, gpu
+from nnunet_jobs.attempt import Attempt, Refused
+from nnunet_jobs.contract.failure import ConfigError, GpuLost, Interrupted, Lost
+from nnunet_jobs.contract.files import locked
+from nnunet_jobs.contract.grant import Grant, offer_grant, read_grant, take_grant, was_granted, withdraw_grant
+from nnunet_jobs.contract.jobdir import Fenced, JobDir
+from nnunet_jobs.contract.sharing import share
+from nnunet_jobs.contract.workspace import Workspace
+from nnunet_jobs.gpu import Placement
+from nnunet_jobs.leases import Lease, Ledger
+from nnunet_jobs.nvml import read_inventory
+from nnunet_jobs.pulse import Pulse
+
+log = logging.getLogger("nnunet_jobs")
+
+HANDOVER_S = 600.0
+"""How long a lease waits for somebody to adopt it: a backend's restart and the pull of a large image fit into it."""
+
+_LOOK_S = 0.1
+
+
+class Grantor:
+    """Takes the lease of an attempt and holds it until the attempt's own runner has adopted it, at most ``handover_s`` seconds."""
+
+    def __init__(self, job: JobDir, attempt: int, *, handover_s: float = HANDOVER_S) -> None:
+        self.job = job
+        self.attempt = Attempt(job, attempt)
+        self.handover_s = handover_s
+
+    def run(self) -> int:
+        """Wait, grant, hand over. Returns the exit code, 0 after the handover; a failure is in the job directory."""
+        return self.attempt.run(self._grant)
+
+    def _grant(self) -> None:
+        if was_granted(self.job, self.attempt.number):
+            raise Refused(
+                f"attempt {self.attempt.number} of {self.job.job_id} has had its grant; one container asks for one attempt's lease"
+            )
+        spec = self.job.spec()
+        share(spec.workspace)
+        if spec.resources.gpus == 0:
+            raise ConfigError("gpus=0: this job needs no lease; start it with the command run, without --grant")
+        allowed = allowance.after(self.job.earlier_failures(), spec.resources)
+        log.info("attempt %d of %s (%s) asks for a lease", self.attempt.number, self.job.job_id, spec.step)
+        self.attempt.meter.wait(spec)
+        placement = gpu.acquire(
+            allowed.resources,
+            spec.workspace,
+            owner=self.job.job_id,
+            team=spec.team,
+            exclude=allowed.exclude,
+            poll=self._check,
+            waiting=self.attempt.waiting,
+        )
+        lease = placement.lease
+        if lease is None:
+            raise RuntimeError(f"no lease for gpus={spec.resources.gpus}")
+        try:
+            self._hand_over(placement, lease, Ledger(spec.workspace.leases))
+        finally:
+            lease.release()
+
+    def _hand_over(self, placement: Placement, lease: Lease, ledger: Ledger) -> None:
+        grant = Grant(
+            attempt=self.attempt.number,
+            device=placement.device,
+            gpus=placement.gpus,
+            devices=lease.devices,
+            leases=lease.numbers,
+            memory_mib=placement.memory_mib,
+            slots=placement.slots,
+            host=socket.gethostname(),
+        )
+        what = ", ".join(lease.devices)
+        until = time.monotonic() + self.handover_s
+        offer_grant(self.job, grant)
+        try:
+            self.attempt.waiting(f"has {what}; waits for its container")
+            while not ledger.is_adopted(lease):
+                self._check()
+                if time.monotonic() > until:
+                    raise Lost(
+                        f"{what} was leased for {self.handover_s:.0f} s and nobody started the job's container on it; "
+                        "is the backend's watcher (the triggerer) running?"
+                    )
+                time.sleep(_LOOK_S)
+        except BaseException:
+            # An offer that stays does no harm: whoever comes finds the lease gone, and then the attempt over.
+            with contextlib.suppress(Fenced, OSError):
+                withdraw_grant(self.job, self.attempt.number)
+            raise
+        log.info("%s was handed over", what)
+
+    def _check(self) -> None:
+        """As the pulse's; also ends with an attempt that a watcher has declared lost: nobody will adopt its lease.
+
+        The verdict's file tells, not the phase, over which a message of ours may have been written a moment later.
+        """
+        self.attempt.pulse.check()
+        verdict = self.job.failure()
+        if verdict is not None and verdict.attempt == self.attempt.number:
+            raise Fenced(f"attempt {verdict.attempt} of {self.job.job_id} was declared over; its lease is given back")
+
+
+class Adoption:
+    """The granted devices of an attempt, for the runner that was started on them."""
+
+    def __init__(self, job: JobDir, pulse: Pulse) -> None:
+        self.job = job
+        self.pulse = pulse
+        self._placement: Placement | None = None
+        self._error: Exception | None = None
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Adopt the grant and keep it, at least to the block's end. What prevents it is raised by :meth:`placement`, to be recorded there.
+
+        Raises:
+            Refused: nothing is offered to this attempt (any more).
+            Fenced, Interrupted: see :meth:`Pulse.check_owner`.
+        """
+        attempt = self.pulse.attempt
+        with locked(self.job.adopter_lock, poll=self.pulse.check_owner, interval=_LOOK_S):
+            grant = read_grant(self.job, attempt)
+            if grant is None:
+                raise Refused(f"attempt {attempt} of {self.job.job_id} has no grant: not yet, or another runner has adopted it")
+            try:
+                self._placement = self._adopt(grant)
+            except (Fenced, Interrupted):
+                raise
+            except Exception as error:
+                self._error = error
+            try:
+                if not take_grant(self.job, attempt):
+                    raise Refused(f"attempt {attempt} of {self.job.job_id}: the grant was taken back")
+                yield
+            finally:
+                if self._placement is not None and self._placement.lease is not None:
+                    self._placement.lease.release()
+
+    def placement(self) -> Placement:
+        """The adopted devices.
+
+        Raises:
+            Lost: the lease has died, and its devices are not free.
+            ConfigError: the lease directory is no good in this container.
+        """
+        if self._placement is None:
+            raise self._error or RuntimeError("nothing was adopted")
+        return self._placement
+
+    def _adopt(self, grant: Grant) -> Placement:
+        workspace = self.job.spec().workspace
+        share(workspace)
+        lease = Ledger(workspace.leases).adopt(grant.leases, grant.devices, owner=self.job.job_id, poll=self.pulse.check_owner)
+        if lease is None:
+            lease = self._anew(grant, workspace)
+        gpus = lease.devices if grant.device == "cuda" else ()
+        return Placement(device=grant.device, gpus=gpus, lease=lease, slots=grant.slots, memory_mib=grant.memory_mib)
+
+    def _anew(self, grant: Grant, workspace: Workspace) -> Lease:
+        what = ", ".join(grant.devices)
+        log.warning("the lease of %s ended before it was adopted; asking for it again", what)
+        named = {"owner": self.job.job_id, "team": self.job.spec().team}
+        lease = gpu.claim(grant.devices, grant.device, workspace, memory_mib=grant.memory_mib, **named)
+        if lease is None:
+            raise Lost(f"the lease of {what}, taken in {grant.host}, ended before it was adopted, and others have or want the device now")
+        return lease
+
+
+def require_visible(gpus: tuple[str, ...]) -> None:
+    """Refuse to compute where the granted GPUs are not to be seen.
+
+    Raises:
+        GpuLost: with what NVML says instead.
+    """
+    if not gpus:
+        return
+    inventory = read_inventory()
+    seen = [found.uuid for found in inventory.gpus if not found.lost]
+    hidden = [uuid for uuid in gpus if uuid not in seen]
+    if hidden:
+        raise GpuLost(
+            f"GPU {', '.join(hidden)} was leased for this container, which does not see it ({inventory.reason or f'it sees {seen}'}); "
+            "check that the engine gives containers the GPUs that are asked for by UUID"
+        )

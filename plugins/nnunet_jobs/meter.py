@@ -1,0 +1,110 @@
+"""Measures what an attempt uses, waiting apart from computing, and books it. The runner's, on its own monotonic clock."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import time
+from dataclasses import replace
+from typing import Any
+
+from nnunet_jobs.contract.failure import ConfigError, Failure
+from nnunet_jobs.contract.jobdir import JobDir
+from nnunet_jobs.contract.spec import JobSpec
+from nnunet_jobs.contract.usage import Usage, book, note, noted, outcome_of, utc
+from nnunet_jobs.contract.workspace import dataset_name
+from nnunet_jobs.gpu import Placement
+
+log = logging.getLogger("nnunet_jobs")
+
+
+class Meter:
+    """Of one attempt. Trouble with the record is logged and never fails the job; whoever sees its end books what is missing."""
+
+    def __init__(self, job: JobDir, attempt: int) -> None:
+        self.job = job
+        self.attempt = attempt
+        self._usage: Usage | None = None
+        self._since = time.monotonic()
+
+    def wait(self, spec: JobSpec) -> None:
+        """The attempt begins to wait for its device, or waits on in another process than before (a grantor's, see handover.py)."""
+        now = utc(time.time())
+        before = self._noted()
+        self._since = time.monotonic()
+        self._usage = Usage(
+            job=self.job.job_id,
+            attempt=self.attempt,
+            step=spec.step,
+            dataset=dataset_of(spec),
+            team=spec.team,
+            user=spec.labels.get("triggered_by") or spec.labels.get("owner", ""),
+            host=socket.gethostname(),
+            started=before.started if before else now,
+            ended=now,
+            waited_s=before.waited_s if before else 0.0,
+        )
+        self._keep(self._usage)
+
+    def compute(self, placement: Placement, *, gpu_share: float, cpus: int) -> None:
+        """The attempt has its device."""
+        if self._usage is not None:
+            self._usage = replace(
+                self._usage,
+                device=placement.device,
+                gpus=placement.gpus,
+                gpu_share=round(gpu_share, 4),
+                slot=placement.device == "cpu" and placement.lease is not None,
+                cpus=cpus,
+                waited_s=round(self._usage.waited_s + self._lap(), 3),
+            )
+            self._keep(self._usage)
+
+    def hand_over(self) -> None:
+        """Another process goes on with the attempt, and with its record."""
+        if self._usage is not None:
+            self._keep(replace(self._usage, waited_s=round(self._usage.waited_s + self._lap(), 3)))
+
+    def end(self, outcome: Failure | str | None) -> dict[str, Any]:
+        """The attempt is over: by a failure, for another reason, or well. Returns what the result or failure shall say about it."""
+        usage = self._usage
+        if usage is None:
+            return {}
+        seconds = self._lap()
+        spent: Any = {"computed_s": seconds} if usage.device else {"waited_s": round(usage.waited_s + seconds, 3)}
+        word = outcome if isinstance(outcome, str) else outcome_of(outcome)
+        usage = replace(usage, ended=utc(time.time()), outcome=word, **spent)
+        try:
+            book(self.job, usage)
+        except OSError as error:
+            log.error("what this attempt used cannot be booked here: %s", error)
+        return {"waited_s": usage.waited_s, "computed_s": usage.computed_s, "gpu_share": usage.gpu_share}
+
+    def _lap(self) -> float:
+        before, self._since = self._since, time.monotonic()
+        return round(self._since - before, 3)
+
+    def _noted(self) -> Usage | None:
+        try:
+            return noted(self.job, self.attempt)
+        except OSError as error:
+            log.error("what this attempt has used so far cannot be read: %s", error)
+            return None
+
+    def _keep(self, usage: Usage) -> None:
+        try:
+            note(self.job, usage)
+        except OSError as error:
+            log.error("what this attempt uses cannot be noted: %s", error)
+
+
+def dataset_of(spec: JobSpec) -> str:
+    """Full names of a job's datasets as far as they are known."""
+    params = spec.params
+    try:
+        if "dataset_id" in params:
+            return dataset_name(int(params["dataset_id"]), str(params["name"]))
+        named = params.get("datasets") or [params.get("dataset", "")]
+        return ",".join(spec.workspace.resolve_dataset(dataset) for dataset in named)
+    except (ConfigError, OSError):  # not registered, or not to be seen from here: the step itself will say so
+        return ",".join(str(name) for name in params.get("datasets") or [params.get("dataset", params.get("name", ""))])

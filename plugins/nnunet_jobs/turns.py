@@ -1,0 +1,35 @@
+"""In which order waiting jobs are served: first come first served within a team, and the teams in turn. Pure arithmetic without files.
+
+A job stands behind as many devices as its team holds or waits for before it. Of jobs that stand alike, the team goes first that was
+served longest ago. So with k teams that want devices, one that holds no more than the others gets its next device after at most k - 1 of
+their jobs, however many of them wait. Jobs of no team are a team of their own, and a host without teams is first come first served.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """A waiting job: its number in the queue, its team, and how many devices it wants."""
+
+    number: int
+    team: str
+    count: int
+
+
+def in_turn(places: Iterable[Place], held: Mapping[str, int], served: Mapping[str, int]) -> list[int]:
+    """Numbers of waiting jobs in the order in which they are served.
+
+    Args:
+        held: devices that each team's running jobs hold. served: when each team got a device last, as a number that only rises.
+    """
+    behind = Counter(held)
+    ranked = []
+    for place in sorted(places, key=lambda place: place.number):
+        ranked.append((behind[place.team], served.get(place.team, -1), place.number))
+        behind[place.team] += place.count
+    return [number for _, _, number in sorted(ranked)]

@@ -1,0 +1,85 @@
+"""Two teams under a real scheduler on a host with two CPU slots: one floods it, the other comes later and is not held up."""
+
+from __future__ import annotations
+
+import datetime as dt
+
+import pytest
+
+from airflow_nnunet.rest_client import RestError, wait_until
+from airflow_nnunet.teams import load_teams
+from nnunet_jobs.contract.jobdir import JobDir
+from nnunet_jobs.contract.usage import Usage, read_usage
+from nnunet_jobs.leases import Ledger
+from support.stack import Site, job_processes
+from support.teams import FLOOD, FLOOD_SLOTS, LATE
+
+pytestmark = pytest.mark.e2e
+
+CPU_SLOTS = 2
+
+
+def used(site: Site, team: str) -> list[Usage]:
+    """What a team has booked in its own workspace, in the order of the ends."""
+    found, damaged = read_usage(site.root / team / "jobs", since=dt.datetime(2000, 1, 1, tzinfo=dt.UTC))
+    assert damaged == 0
+    return sorted(found, key=lambda usage: dt.datetime.fromisoformat(usage.ended))
+
+
+def trigger(site: Site, dag_id: str) -> str:
+    """Start a run; asks again where the site's SQLite is locked by thirty tasks at once."""
+    run_id = ""
+
+    def done() -> bool:
+        nonlocal run_id
+        try:
+            run_id = site.stack.client.trigger(dag_id)
+        except RestError as error:
+            if "Database error" not in str(error):
+                raise
+        return bool(run_id)
+
+    wait_until(done, timeout_s=60, what=lambda: f"{dag_id} cannot be triggered")
+    return run_id
+
+
+def test_a_flood_of_one_team_does_not_hold_up_another(site: Site) -> None:
+    client, ledger = site.stack.client, Ledger(site.workspace.leases)
+    teams = load_teams(site.root / "include" / "teams").configs
+    for name, team in teams.items():
+        assert isinstance(team.pool.slots, int)
+        client.set_pool(team.pool_name, team.pool.slots)
+        client.wait_for_dag(name)
+
+    flood = trigger(site, "flood")
+    queued = FLOOD_SLOTS - CPU_SLOTS
+    wait_until(lambda: ledger.waiting() == queued, timeout_s=120, what=lambda: f"{ledger.waiting()} wait: {client.states('flood', flood)}")
+    late = trigger(site, "late")
+    wait_until(
+        lambda: ledger.waiting() == queued + LATE, timeout_s=90, what=lambda: f"{ledger.waiting()} wait: {client.states('late', late)}"
+    )
+    assert [holder.team for holder in ledger.holders()] == ["flood"] * CPU_SLOTS
+    jobs = [JobDir(path) for path in (site.root / "flood" / "jobs").glob("[a-z]*")]
+    assert len(jobs) == FLOOD_SLOTS, "the team's pool caps what is in flight, deferred tasks too"
+
+    for team, count in (("flood", FLOOD), ("late", LATE)):
+        for number in range(count):
+            (site.gates / f"{team}-{number}").touch()
+    assert client.wait_for_run("late", late, timeout_s=120) == "success", client.states("late", late)
+
+    ended = used(site, "late")
+    last = dt.datetime.fromisoformat(ended[-1].ended)
+    before = [usage for usage in used(site, "flood") if dt.datetime.fromisoformat(usage.ended) < last]
+    # What computed when the late jobs came, one turn for each of them, and one that ends together with the last. First come first
+    # served would have taken all that waited before them.
+    assert len(before) <= CPU_SLOTS + LATE + 1 < queued, [usage.job for usage in before]
+    assert [(usage.team, usage.outcome, usage.slot, usage.attempt) for usage in ended] == [("late", "done", True, 1)] * LATE
+    assert all(usage.waited_s > 0 and usage.computed_s > 0 for usage in ended)
+
+    client.request("PATCH", f"dags/flood/dagRuns/{flood}", json={"state": "failed"})
+    jobs = [JobDir(path) for path in (site.root / "flood" / "jobs").glob("[a-z]*")]
+    wait_until(
+        lambda: not ledger.holders() and not ledger.waiting() and not any(job_processes(job) for job in jobs),
+        timeout_s=90,
+        what=lambda: f"left over: {ledger.holders()}, {client.states('flood', flood)}",
+    )
