@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from nnunet_jobs.booking import Device, Request
 from nnunet_jobs.contract.failure import ConfigError, GpuLost
@@ -43,24 +43,31 @@ def choose_kind(resources: Resources, inventory: Inventory) -> str:
         raise ConfigError("device='cuda' with gpus=0: ask for gpus=1, or device='auto'")
     if resources.device == "cpu" or resources.gpus == 0:
         return "cpu"
-    known = len(inventory.gpus)
+    usable = _for_one_job(inventory, resources.gpus).gpus
     cpu_torch = torch_is_cpu_only()
-    if resources.device == "cuda" and not known:
+    if resources.device == "cuda" and not inventory.gpus:
         raise ConfigError(
             f"device='cuda': this host offers no GPU: {inventory.reason}; install the NVIDIA driver and the extra 'local', "
             "give the container its GPUs, or use device='auto' or 'cpu'"
         )
     if resources.device == "cuda" and cpu_torch:
         raise ConfigError("device='cuda': the installed torch is a CPU build; install a CUDA build of torch and torchvision together")
-    if not known or cpu_torch:
+    if not inventory.gpus or cpu_torch:
         log.info("CPU mode: %s", inventory.reason or "the installed torch is a CPU build")
         return "cpu"
-    if resources.gpus > known:
-        raise ConfigError(f"gpus={resources.gpus}: this host has {known}; ask for at most {known}")
-    largest = sorted((gpu.total_mib for gpu in inventory.gpus if not gpu.lost), reverse=True)
+    if resources.gpus > (known := len(usable)):
+        cut = len(inventory.gpus) - known
+        also = f" that one job can have together, and {cut} MIG device(s), of which it can have one" if cut else ""
+        raise ConfigError(f"gpus={resources.gpus}: this host has {known}{also}; ask for at most {known or 1}")
+    largest = sorted((gpu.total_mib for gpu in usable if not gpu.lost), reverse=True)
     if resources.gpu_memory_mib and largest and resources.gpu_memory_mib > largest[min(resources.gpus, len(largest)) - 1]:
         raise ConfigError(f"gpu_memory_mib={resources.gpu_memory_mib}: the GPUs of this host have {largest} MiB; ask for less")
     return "cuda"
+
+
+def _for_one_job(inventory: Inventory, count: int) -> Inventory:
+    """What a job that wants ``count`` GPUs can choose from: CUDA shows a process one MIG device at most (NVIDIA's MIG user guide)."""
+    return replace(inventory, gpus=tuple(gpu for gpu in inventory.gpus if count == 1 or gpu.parent is None))
 
 
 def strangers(gpu: Gpu, holders: list[Holder]) -> list[GpuProcess]:
@@ -146,6 +153,7 @@ def acquire(
     if kind == "cpu":
         count, memory, slots = 1, None, workspace.cpu_slots
     else:
+        inventory = _for_one_job(inventory, resources.gpus)
         count, memory, slots = resources.gpus, resources.gpu_memory_mib, max(1, len(inventory.gpus) // resources.gpus)
         if len([gpu for gpu in inventory.gpus if gpu.uuid not in exclude]) < count:
             exclude = ()
@@ -179,7 +187,7 @@ def acquire(
                 said = message
             time.sleep(_POLL_S)
             if kind == "cuda" and time.monotonic() >= read_at + _NVML_S:
-                inventory, read_at = read_inventory(), time.monotonic()
+                inventory, read_at = _for_one_job(read_inventory(), count), time.monotonic()
 
 
 def claim(names: Sequence[str], kind: str, workspace: Workspace, *, memory_mib: int | None, owner: str, team: str = "") -> Lease | None:

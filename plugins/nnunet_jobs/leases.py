@@ -293,7 +293,8 @@ class Ledger:
                 fds.append(fd)
                 try_lock(fd)
                 _rewrite(fd, {**entry, "device": device, "follows": followed})
-                write_counter(self._turn(team), numbers[-1])
+                if followed is None:  # a lease that changes hands is no new turn
+                    write_counter(self._turn(team), numbers[-1])
         except BaseException:
             for fd in fds:
                 os.close(fd)

@@ -60,11 +60,11 @@ class Site:
 
     def __init__(self, engine: Engine, workspace: Workspace) -> None:
         give_workspace(workspace)
-        state = Path(workspace.leases) / "nvml.txt"
-        state.write_text("".join(f"gpu {uuid} 24000 24000 0\n" for uuid in GPUS))
+        self.nvml = Path(workspace.leases) / "nvml.txt"
+        self.nvml.write_text("".join(f"gpu {uuid} 24000 24000 0\n" for uuid in GPUS))
         self.engine = engine
         self.workspace = workspace
-        environment = {"FAKE_NVML_STATE": str(state), "LD_LIBRARY_PATH": "/opt/driver"}
+        environment = {"FAKE_NVML_STATE": str(self.nvml), "LD_LIBRARY_PATH": "/opt/driver"}
         self.backend: DockerBackend = docker_backend(engine, image=IMAGE, module="support.handover", environment=environment)
         self.watches: dict[str, Watch] = {}
 
@@ -75,7 +75,7 @@ class Site:
 
     def submit(self, name: str, **resources: Any) -> JobDir:
         """Submit a job that works until :meth:`finish`; again for its next attempt."""
-        script = {"busy": self.workspace.raw, "half": False, "look": True, "until": str(self._until(name))}
+        script = {"busy": self.workspace.raw, "half": "gpu_memory_mib" in resources, "look": True, "until": str(self._until(name))}
         return self.backend.submit(
             JobSpec(
                 job_id=make_job_id("register", name),
@@ -204,6 +204,20 @@ def test_a_container_that_leases_is_killed_before_and_after_its_grant(site: Site
         site.end(running).unwrap()
     assert site.held() == {}
     assert site.engine.containers() == []
+
+
+def test_a_mig_device_is_a_gpu_and_two_containers_share_one_by_memory(site: Site) -> None:
+    site.nvml.write_text("gpu GPU-cut 80000 79000 0\nmig\nslice 1 MIG-small 20000 20000\nslice 4 MIG-large 40000 40000\n")
+    whole, *halves = jobs = [site.submit("whole"), *(site.submit(name, gpu_memory_mib=20_000) for name in ("left", "right"))]
+    assert [site.running(job) for job in jobs] == ["MIG-small", "MIG-large", "MIG-large"]
+    assert sorted(holder.owner for holder in site.ledger.holders() if holder.device == "MIG-large") == sorted(job.job_id for job in halves)
+    (request,) = site.engine.inspect(container_name(whole, 1))["HostConfig"]["DeviceRequests"]
+    assert request["DeviceIDs"] == ["MIG-small"]
+    for name, job, gpu in (("whole", whole, "MIG-small"), ("left", halves[0], "MIG-large"), ("right", halves[1], "MIG-large")):
+        site.finish(name)
+        result = site.end(job).unwrap()
+        assert (result["visible"], result["seen"]) == (gpu, [gpu])
+    assert site.held() == {}
 
 
 def test_fault_13_a_job_is_cancelled_while_it_waits_and_after_its_grant(site: Site) -> None:

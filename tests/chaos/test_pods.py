@@ -141,9 +141,6 @@ def test_an_end_without_an_outcome_has_the_class_of_its_reason(
     assert failure.failure_class is expected
     assert said in failure.message
     assert site.cluster.names() == []
-    site.cluster.hold = lambda pod: None
-    site.submit("shape")
-    assert site.end(job).unwrap()["attempt"] == 2
 
 
 def test_an_image_without_our_package_is_a_clear_error(workspace: Workspace, tmp_path: Path) -> None:

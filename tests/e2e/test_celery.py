@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 
+import httpx
 import pytest
 
 from airflow_nnunet.rest_client import FINISHED_TASK, RestError, wait_until
@@ -48,7 +49,7 @@ def finish(cluster: Cluster, dag_id: str, run_id: str, job: JobDir) -> None:
 
     def over() -> bool:
         cluster.stack.restart_ended()  # the part of a service manager
-        with suppress(RestError):  # no database yet
+        with suppress(RestError, httpx.TransportError):  # no database yet
             return cluster.stack.client.task_instance(dag_id, run_id, "train")["state"] in FINISHED_TASK
         return False
 
@@ -125,9 +126,9 @@ def test_fault_46_and_01_a_redelivered_task_is_ignored_and_a_killed_workers_task
         what=lambda: f"no retry: {client.states('held', run_id)}",
     )
     assert prepared.host_of("held", run_id) == other
+    prepared.stack.restart(host)
     prepared.go.touch()
     finish(prepared, "held", run_id, job)
-    prepared.stack.restart(host)
 
 
 def test_a_broker_that_is_away_for_a_minute_costs_nothing(prepared: Cluster) -> None:

@@ -21,6 +21,7 @@ from airflow_nnunet.backends.mounts import Mode, mounts_for
 from nnunet_jobs.contract.failure import ConfigError, Failure, FailureClass, Lost
 from nnunet_jobs.contract.files import PRIVATE
 from nnunet_jobs.contract.jobdir import JobDir, Phase
+from nnunet_jobs.contract.sharing import make_root
 from nnunet_jobs.contract.spec import JobSpec
 from nnunet_jobs.contract.usage import settle
 from nnunet_jobs.contract.workspace import SHARING
@@ -298,6 +299,7 @@ class ContainedBackend(Backend):
             if mount.mode is Mode.HIDDEN or path.exists():
                 continue
             try:
+                make_root(spec.workspace, path if mount.field != "private" else path.parent)
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.mkdir(exist_ok=True, mode=PRIVATE | 0o100 if mount.field == "private" else 0o777)
                 _give(path, uid, gid)

@@ -43,7 +43,12 @@ def share(workspace: Workspace) -> None:
     if umask is not None:
         os.umask(umask)
         for root in (*(getattr(workspace, name) for name in _ROOTS), *workspace.output_roots):
-            make_root(workspace, Path(root))
+            try:
+                make_root(workspace, Path(root))
+            except OSError as error:
+                # A container sees only the roots that its step works with, and the rest of its file system is read-only.
+                if error.errno != errno.EROFS:
+                    raise
 
 
 def make_root(workspace: Workspace, root: Path) -> None:

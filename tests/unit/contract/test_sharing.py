@@ -8,6 +8,7 @@ import os
 import shutil
 import stat
 import struct
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +145,24 @@ def test_without_sharing_the_umask_of_the_process_stays(tmp_path: Path) -> None:
         assert os.umask(0o027) == 0o027
     finally:
         os.umask(before)
+
+
+def test_a_container_that_does_not_see_all_roots_shares_those_it_sees(tmp_path: Path) -> None:
+    """Its own file system is read-only; missing roots are not for its step."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)], capture_output=True, check=False).returncode:
+        pytest.skip("mounting a tmpfs needs root")
+    before = os.umask(0o022)
+    try:
+        (disk / "nnUNet_raw").mkdir()
+        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+        share(Workspace.below(disk, sharing="group"))
+        assert os.umask(before) == 0o007
+        assert [path.name for path in disk.iterdir()] == ["nnUNet_raw"]
+    finally:
+        os.umask(before)
+        subprocess.run(["umount", str(disk)], check=True)
 
 
 def test_fault_a_user_without_rights_is_told_whose_it_is_and_nothing_is_half_written() -> None:

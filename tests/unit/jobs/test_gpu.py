@@ -13,6 +13,8 @@ import pytest
 
 from nnunet_jobs import gpu
 from nnunet_jobs.booking import Device, Request
+from nnunet_jobs.contract.failure import ConfigError
+from nnunet_jobs.contract.spec import Resources
 from nnunet_jobs.leases import Holder, Ledger
 from nnunet_jobs.nvml import Gpu, GpuProcess, Inventory
 from nnunet_jobs.processes import pid_namespace, session_of
@@ -104,6 +106,16 @@ def test_a_mig_device_of_a_gpu_in_quarantine_is_left_out(tmp_path: Path) -> None
     inventory = Inventory(gpus=(gpu_with(uuid="MIG-1", parent="GPU-a"), gpu_with(uuid="MIG-2", parent="GPU-b")))
     assert [device.uuid for device in gpu.as_devices(inventory, ledger, warn=said.append)] == ["MIG-2"]
     assert said == ["GPU MIG-1 is left out: in quarantine (as the test asked)"]
+
+
+def test_several_mig_devices_are_not_several_gpus_for_one_job() -> None:
+    cut = tuple(gpu_with(uuid=f"MIG-{number}", parent="GPU-cut") for number in range(2))
+    assert gpu.choose_kind(Resources(gpus=1), Inventory(gpus=cut)) == "cuda"
+    mixed = (*cut, gpu_with(uuid="GPU-a"), gpu_with(uuid="GPU-b"))
+    assert gpu.choose_kind(Resources(gpus=2), Inventory(gpus=mixed)) == "cuda"
+    for gpus, most in ((cut, 1), (mixed[:3], 1)):
+        with pytest.raises(ConfigError, match=rf"and 2 MIG device\(s\), of which it can have one; ask for at most {most}"):
+            gpu.choose_kind(Resources(gpus=2), Inventory(gpus=gpus))
 
 
 def test_a_lease_is_adopted_once_by_its_owner_only_and_all_of_it_or_nothing(tmp_path: Path) -> None:
