@@ -89,6 +89,7 @@ def yard(site: Site, nnunet_image: Image) -> Iterator[Yard]:
         files.append(site.datasets / f"{name}.yaml")
         text = DATASET_FILE.format(source=source / "phantom", tiny=TINY, connection=CONNECTION, deferrable=deferrable)
         files[-1].write_text(text)
+    site.parse_again()
     yield Yard(site=site, image=nnunet_image, workspace=workspace)
     for path in files:
         path.unlink()

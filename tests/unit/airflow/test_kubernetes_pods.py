@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -375,3 +377,8 @@ def test_a_trigger_carries_the_options(tmp_path: Path) -> None:
     _, arguments = JobTrigger(job="/jobs/x", backend="kubernetes", backend_options=options).serialize()
     stored = json.loads(json.dumps(arguments))
     assert get_backend(stored["backend"], **stored["backend_options"]).name == "kubernetes"
+
+
+def test_every_option_is_explained() -> None:
+    text = (PROJECT / "docs" / "kubernetes.md").read_text()
+    assert re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE) == [item.name for item in fields(PodOptions)]

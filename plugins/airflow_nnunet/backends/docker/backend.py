@@ -8,7 +8,7 @@ from typing import Any
 from airflow_nnunet.backends.contained import ContainedBackend, Refused, Unreachable, job_user
 from airflow_nnunet.backends.docker.engine import Engine
 from airflow_nnunet.backends.docker.options import DockerOptions
-from nnunet_jobs.contract.failure import ConfigError
+from nnunet_jobs.contract.failure import ConfigError, FailureClass
 from nnunet_jobs.contract.grant import read_grant
 from nnunet_jobs.contract.jobdir import JobDir
 from nnunet_jobs.contract.workspace import Workspace
@@ -70,5 +70,11 @@ class DockerBackend(ContainedBackend):
     def _judge(self, job: JobDir, attempt: int, *, begun: bool, lost: bool, silent: float) -> None:
         grant = read_grant(job, attempt)
         if grant is not None and job.cancel_requested() is None:
-            self.place.create_granted(job, job.spec(), attempt, grant)
+            try:
+                self.place.create_granted(job, job.spec(), attempt, grant)
+            except (ConfigError, Refused) as error:
+                if isinstance(error, Refused) and error.transient:
+                    raise  # the next look tries again; the first container gives its GPUs back after a while
+                self._declare(job, attempt, FailureClass.CONFIG, f"no container was started on {', '.join(grant.gpus)}: {error}")
+                return
         super()._judge(job, attempt, begun=begun, lost=lost, silent=silent)

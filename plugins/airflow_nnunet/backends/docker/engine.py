@@ -67,9 +67,10 @@ class Engine:
         """See :class:`Place`."""
         for role in (RUN, LEASE):
             name = container_name(job, attempt, role)
+            first = name not in self._told
             since = self._told.setdefault(name, time.monotonic())
             late = time.monotonic() > since + grace_s + _KILL_MARGIN_S
-            if late or since == self._told[name]:
+            if first or late:
                 self._signal(name, "SIGKILL" if late else "SIGTERM")
 
     def remove(self, job: JobDir, attempt: int) -> None:
