@@ -121,6 +121,10 @@ class PredictSection(Section):
     step_size: float = Field(default=0.5, description="Of the sliding window.")
     postprocessing: bool = Field(default=True, description="Apply what the selection chose.")
     probabilities: bool = Field(default=False, description="Also save softmax files.")
+    fast: list[str] = Field(
+        default=[],
+        description="What may differ a little from stock nnU-Net's bytes for speed: any of `tiles`, `resampling`, `half`, `compile`.",
+    )
     series: dict[str, Any] | None = Field(
         default=None, description="For DICOM studies: channel name to rule, in place of those that the dataset was registered with."
     )

@@ -135,6 +135,8 @@ class Stack:
 
     def restart(self, component: str) -> None:
         """Start a component again after its end, and wait until it is healthy."""
+        if component in self._processes and self._processes[component].poll() is None:
+            raise StackError(f"{component} still runs; stop it first")
         since = dt.datetime.now(dt.UTC)
         self._spawn(component)
         self._wait_ready(component, since)

@@ -13,6 +13,7 @@ from pathlib import Path
 from nnunet_jobs import commands
 from nnunet_jobs.contract.jobdir import JobDir
 from nnunet_jobs.dataset import command as validate
+from nnunet_jobs.serving import command as serve
 
 
 def main(argv: Sequence[str] | None = None, *, module: str = "nnunet_jobs", steps: Callable[..., object] | None = None) -> int:
@@ -55,6 +56,8 @@ def main(argv: Sequence[str] | None = None, *, module: str = "nnunet_jobs", step
         return export.main(arguments.source, arguments.out, arguments.private)
     if arguments.command == "withdraw":
         return commands.withdraw(arguments)
+    if arguments.command == "serve":
+        return serve.serve(arguments)
     from nnunet_jobs.probe import probe
 
     print(json.dumps(probe(), indent=1))
@@ -115,6 +118,7 @@ def _parser() -> argparse.ArgumentParser:
     deidentify.add_argument("out", metavar="OUT", type=Path, help="new or empty folder")
     deidentify.add_argument("--private", type=Path, help="folder with the site's key (default: .private in nnUNet_raw)")
     commands.add_withdraw(subparsers)
+    serve.add_serve(subparsers)
     validate.add_arguments(subparsers.add_parser("validate", help="check a dataset: every fault of every case, nothing is written"))
     subparsers.add_parser("probe", help="print GPUs, cores, memory, limits, compiler and versions as JSON")
     return parser

@@ -126,9 +126,9 @@ def test_fault_46_and_01_a_redelivered_task_is_ignored_and_a_killed_workers_task
         what=lambda: f"no retry: {client.states('held', run_id)}",
     )
     assert prepared.host_of("held", run_id) == other
+    prepared.stack.restart(host)
     prepared.go.touch()
     finish(prepared, "held", run_id, job)
-    prepared.stack.restart(host)
 
 
 def test_a_broker_that_is_away_for_a_minute_costs_nothing(prepared: Cluster) -> None:

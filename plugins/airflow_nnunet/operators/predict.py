@@ -25,7 +25,8 @@ class BatchPredictOperator(NnunetOperator):
         part, parts: this job predicts every ``parts``-th case, starting at ``part``.
         folds: in place of the model's own. mirroring: False is faster and a little worse. step_size: of the sliding window.
         postprocessing: apply what FindBestConfigOperator selected. probabilities: also save softmax files.
-        overwrite: predict again what is done already.
+        overwrite: predict again what is done already. fast: what may differ a little from stock nnU-Net's bytes for speed, any of
+            ``tiles``, ``resampling``, ``half``, ``compile``; nothing when empty.
         dicom_seg: also write ``<case>.seg.dcm``, for cases from a folder of DICOM studies. segment_codes: label name to
             ``[value, scheme, meaning]`` or ``{"category": [...], "type": [...]}``, such as ``{"liver": ["10200004", "SCT", "Liver"]}``.
         num_gpus: GPUs to predict on.
@@ -54,6 +55,7 @@ class BatchPredictOperator(NnunetOperator):
         postprocessing: bool | str = True,
         probabilities: bool | str = False,
         overwrite: bool | str = False,
+        fast: list[str] | str | None = None,
         series: dict[str, Any] | str | None = None,
         dicom_seg: bool | str = False,
         segment_codes: dict[str, Any] | str | None = None,
@@ -74,6 +76,7 @@ class BatchPredictOperator(NnunetOperator):
         self.postprocessing = postprocessing
         self.probabilities = probabilities
         self.overwrite = overwrite
+        self.fast = [] if fast is None else fast
         self.series = series
         self.dicom_seg = dicom_seg
         self.segment_codes = {} if segment_codes is None else segment_codes

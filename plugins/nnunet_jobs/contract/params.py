@@ -232,6 +232,10 @@ class FindBestParams(StepParams):
         self.require(self.promote in ("never", "always", "if_better"), "promote", "must be never, always or if_better")
 
 
+FAST = ("tiles", "resampling", "half", "compile")
+"""What prediction may do faster where stock nnU-Net's exact bytes are not needed."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PredictParams(StepParams):
     """Predict cases with a selected model.
@@ -246,6 +250,8 @@ class PredictParams(StepParams):
         folds: override of the model's folds. mirroring: False is faster and a little worse. step_size: of the sliding window.
         postprocessing: apply what FindBestConfigOperator selected. probabilities: also save softmax files.
         overwrite: predict again what is already done by content.
+        fast: what may differ a little from stock nnU-Net's bytes for speed, any of ``tiles`` (several windows at once), ``resampling`` (of
+            the logits, by torch), ``half`` (weights, on GPUs) and ``compile`` (torch.compile; pays for many cases).
         dicom_seg: also write ``<case>.seg.dcm``, for cases from a folder of DICOM studies. segment_codes: what each label is, as
             ``{"liver": ["10200004", "SCT", "Liver"]}``; see :func:`~nnunet_jobs.contract.segment_codes.parse_segment_codes`.
     """
@@ -264,6 +270,7 @@ class PredictParams(StepParams):
     postprocessing: bool = True
     probabilities: bool = False
     overwrite: bool = False
+    fast: list[str] = field(default_factory=list)
     series: dict[str, Any] | None = None
     dicom_seg: bool = False
     segment_codes: dict[str, Any] = field(default_factory=dict)
@@ -277,6 +284,7 @@ class PredictParams(StepParams):
         self.require(self.parts >= 1, "parts", "must be 1 or more")
         self.require(0 <= self.part < self.parts, "part", f"must be 0 to {self.parts - 1}")
         self.require(0 < self.step_size <= 1, "step_size", "must be more than 0 and at most 1")
+        self.require(set(self.fast) <= set(FAST), "fast", f"must be some of {', '.join(FAST)}")
 
 
 STEPS: dict[str, type[StepParams]] = {

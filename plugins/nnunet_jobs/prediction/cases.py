@@ -70,7 +70,14 @@ def checked_case_id(case: str, *, field: str) -> str:
     return case
 
 
-def check_images(case: Case, *, file_ending: str, channels: int | None = None, beat: Callable[[], None] = lambda: None) -> None:
+def check_images(
+    case: Case,
+    *,
+    file_ending: str,
+    channels: int | None = None,
+    beat: Callable[[], None] = lambda: None,
+    reserve: Callable[[int], None] = lambda _size: None,
+) -> None:
     """Read every image to its last byte and refuse what nnU-Net's reader would take without a word.
 
     SimpleITK fills a truncated file with zeros, turns NaN into 0 and stops before a gzip checksum, so each file is first read
@@ -78,7 +85,8 @@ def check_images(case: Case, *, file_ending: str, channels: int | None = None, b
 
     Args:
         channels: that the files must hold together, where colours are channels.
-        beat: called for each MiB; may raise to stop.
+        beat: called for each MiB; may raise to stop. reserve: called with the bytes that an image needs before it is read; may raise
+            MemoryError.
 
     Raises:
         DataError: with all faults of the case.
@@ -86,7 +94,7 @@ def check_images(case: Case, *, file_ending: str, channels: int | None = None, b
     if file_ending not in ENDINGS:
         return
     faults: list[Fault] = []
-    volumes = [read_volume(path, case=case.case, name=path.name, label=False, beat=beat) for path in case.images]
+    volumes = [read_volume(path, case=case.case, name=path.name, label=False, beat=beat, reserve=reserve) for path in case.images]
     for path, volume in zip(case.images, volumes, strict=True):
         faults += [fault for fault in volume.faults if fault.severity == "error"]
         if len(volume.shape) > 3:

@@ -16,19 +16,22 @@ import numpy.typing as npt
 
 from nnunet_jobs.contract.failure import Bug, DiskFull
 from nnunet_jobs.contract.files import sha256_file, sync_directory, sync_file
+from nnunet_jobs.prediction.labelling import can_separate, label_by_class
 from nnunet_jobs.prediction.network import StageNetwork
 
 _FUNCTIONS = ("remove_all_but_largest_component_from_segmentation",)
 
 
 def to_segmentation(
-    network: StageNetwork, logits: Any, properties: dict[str, Any], *, probabilities: bool, threads: int
+    network: StageNetwork, logits: Any, properties: dict[str, Any], *, probabilities: bool, threads: int, linear: bool = False
 ) -> tuple[Any, Any]:
-    """Resample logits to the image's grid and choose labels.
+    """Resample logits to the image's grid and choose labels. ``linear``: see :func:`label_by_class`; not for probabilities.
 
     Returns:
         (segmentation, probabilities or None); (z, y, x) and (head, z, y, x) in the reader's axis order.
     """
+    if not probabilities and can_separate(network):
+        return label_by_class(network, logits.numpy(), properties, threads=threads, linear=linear), None
     from nnunetv2.inference.export_prediction import convert_predicted_logits_to_segmentation_with_correct_shape
 
     # as an array: nnU-Net hands one over too, and resampling takes another path for tensors

@@ -6,6 +6,7 @@ Three threads, no processes: every spawned process would import torch anew. The 
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -35,12 +36,20 @@ Record = dict[str, Any]
 _Result = TypeVar("_Result")
 
 
+class Abandoned(Exception):
+    """Nobody waits for this case any more."""
+
+
 @dataclass(slots=True, kw_only=True)
-class _Work:
-    """A case on its way: preprocessed arrays by stage, then logits by stage, or why it failed (``ours``: an error nobody foresaw)."""
+class Work:
+    """A case on its way: preprocessed arrays by stage, then logits by stage, or why it failed (``ours``: an error nobody foresaw).
+
+    ``abandoned`` may be set from any thread; the case's next piece of work then raises :class:`Abandoned`.
+    """
 
     case: Case
-    begun: float
+    begun: float = field(default_factory=time.monotonic)
+    abandoned: threading.Event = field(default_factory=threading.Event)
     arrays: dict[Stage, tuple[Any, dict[str, Any]]] = field(default_factory=dict)
     logits: dict[Stage, Any] = field(default_factory=dict)
     problem: str | None = None
@@ -53,20 +62,29 @@ class Predictor:
     Args:
         model: members, folds and postprocessing; each file is verified against the card while it is loaded.
         context: device, cores, stop request and signs of life. settings: how to predict.
+        reserve: called with the bytes that an image needs before it is read; may raise MemoryError.
 
     Raises:
         DataError: a file of the model is missing or damaged.
     """
 
-    def __init__(self, model: SelectedModel, context: StepContext, settings: Settings | None = None) -> None:
+    def __init__(
+        self,
+        model: SelectedModel,
+        context: StepContext,
+        settings: Settings | None = None,
+        *,
+        reserve: Callable[[int], None] = lambda _size: None,
+    ) -> None:
         import torch
 
         self.model = model
         self.settings = settings or Settings()
         self._context = context
+        self._reserve = reserve
         device = torch.device(context.device)
         torch.set_num_threads(max(1, context.cpus))
-        self._networks = {stage: StageNetwork(model, stage, device=device) for stage in model.stages()}
+        self._networks = {stage: StageNetwork(model, stage, device=device, fast=self.settings.fast) for stage in model.stages()}
         self._last = self._networks[model.members[0]]
 
     def predict(
@@ -99,10 +117,10 @@ class Predictor:
             try:
                 for work in self._read_ahead(cases, reader):
                     self._context.check_stop()
-                    self._guarded(work, partial(self._run_networks, work, scratch))
+                    self.infer(work, scratch)
                     while len(writing) >= _AHEAD:
                         self._collect(writing, records, len(cases), on_record)
-                    writing.append((work.case, writer.submit(self._finish, work, output, scratch)))
+                    writing.append((work.case, writer.submit(self.finish, work, output, scratch)))
                 while writing:
                     self._collect(writing, records, len(cases), on_record)
             except BaseException:
@@ -113,22 +131,49 @@ class Predictor:
         scratch.rmdir()
         return records
 
+    @property
+    def channels(self) -> int:
+        """Images that a case must have."""
+        return self._last.channels
+
+    @property
+    def channel_names(self) -> list[str]:
+        """The channels' names in order."""
+        return self._last.channel_names
+
+    @property
+    def dataset_json(self) -> dict[str, Any]:
+        """nnU-Net's description of the dataset, as the model was trained on it."""
+        return self._last.dataset_json
+
+    @property
+    def file_ending(self) -> str:
+        """Ending of images and segmentations, with the dot."""
+        return self._last.file_ending
+
+    @property
+    def memory_bytes(self) -> int:
+        """What the model's weights take, on the CPU and on the device together."""
+        return sum(network.memory_bytes for network in self._networks.values())
+
     # --- the three threads' work --------------------------------------------------------------------------------
-    def _read_ahead(self, cases: Sequence[Case], reader: ThreadPoolExecutor) -> Iterator[_Work]:
-        ahead: deque[Future[_Work]] = deque()
+    def _read_ahead(self, cases: Sequence[Case], reader: ThreadPoolExecutor) -> Iterator[Work]:
+        ahead: deque[Future[Work]] = deque()
         for case in cases:
-            ahead.append(reader.submit(self._read, case))
+            ahead.append(reader.submit(self.read, Work(case=case, problem=case.problem)))
             if len(ahead) > _AHEAD:
                 yield self._wait(ahead.popleft())
         while ahead:
             yield self._wait(ahead.popleft())
 
-    def _read(self, case: Case) -> _Work:
-        """Check a case's images and preprocess them for every stage that needs no other stage's segmentation."""
-        work = _Work(case=case, begun=time.monotonic(), problem=case.problem)
+    def read(self, work: Work) -> Work:
+        """First part, in any thread: check a case's images and preprocess them for every stage that needs no other's segmentation."""
+        case = work.case
 
         def prepare() -> None:
-            check_images(case, file_ending=self._last.file_ending, channels=self._last.channels, beat=self._on_tile)
+            check_images(
+                case, file_ending=self.file_ending, channels=self.channels, beat=partial(self._on_tile, work), reserve=self._reserve
+            )
             for stage, network in self._networks.items():
                 if stage.previous is None:
                     work.arrays[stage] = network.preprocess(case.images, previous=None)
@@ -136,7 +181,12 @@ class Predictor:
         self._guarded(work, prepare)
         return work
 
-    def _run_networks(self, work: _Work, scratch: Path) -> None:
+    def infer(self, work: Work, scratch: Path) -> Work:
+        """Second part, in one thread at a time: the networks. ``scratch``: folder for a cascade's first segmentation."""
+        self._guarded(work, partial(self._run_networks, work, scratch))
+        return work
+
+    def _run_networks(self, work: Work, scratch: Path) -> None:
         for stage in self.model.stages():
             network = self._networks[stage]
             if stage.previous is not None:
@@ -151,11 +201,11 @@ class Predictor:
                 work.arrays[stage][0],
                 mirroring=self.settings.mirroring,
                 step_size=self.settings.step_size,
-                on_tile=self._on_tile,
+                on_tile=partial(self._on_tile, work),
             )
 
-    def _finish(self, work: _Work, output: Path, scratch: Path) -> Record:
-        """Turn logits into files and a record."""
+    def finish(self, work: Work, output: Path, scratch: Path) -> Record:
+        """Third part, in any thread: turn logits into files and a record."""
         record: Record = {"model": self.model.model, "model_hash": self.model.hash}
 
         def export() -> None:
@@ -189,12 +239,14 @@ class Predictor:
         return record
 
     # --- private ------------------------------------------------------------------------------------------------
-    def _guarded(self, work: _Work, act: Callable[[], None]) -> None:
+    def _guarded(self, work: Work, act: Callable[[], None]) -> None:
         """Do a part of a case's work unless it has failed already; keep what is the case's fault with the case."""
         if work.problem is not None:
             return
         try:
             act()
+        except Abandoned:
+            raise
         except Exception as error:
             if classify(error) not in _OF_THE_CASE:
                 raise
@@ -229,8 +281,17 @@ class Predictor:
                 self._context.beat()
 
     def _to_segmentation(self, network: StageNetwork, logits: Any, properties: dict[str, Any], *, probabilities: bool) -> tuple[Any, Any]:
-        return to_segmentation(network, logits, properties, probabilities=probabilities, threads=max(1, self._context.cpus))
+        return to_segmentation(
+            network,
+            logits,
+            properties,
+            probabilities=probabilities,
+            threads=max(1, self._context.cpus),
+            linear="resampling" in self.settings.fast,
+        )
 
-    def _on_tile(self) -> None:
+    def _on_tile(self, work: Work) -> None:
+        if work.abandoned.is_set():
+            raise Abandoned(work.case.case)
         self._context.check_stop()
         self._context.beat()

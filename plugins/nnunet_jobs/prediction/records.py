@@ -18,17 +18,23 @@ PREDICTIONS = "predictions.json"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """How to predict, as far as it changes the result. ``probabilities`` only adds files."""
+    """How to predict, as far as it changes the result. ``probabilities`` only adds files.
+
+    ``fast``: names from :data:`~nnunet_jobs.contract.params.FAST`; without any, the bytes are stock nnU-Net's.
+    """
 
     mirroring: bool = True
     step_size: float = 0.5
     postprocessing: bool = True
     probabilities: bool = False
+    fast: tuple[str, ...] = ()
 
 
 def settings_key(model: SelectedModel, settings: Settings) -> str:
     """Hash of how a segmentation is made: model, folds and settings."""
     relevant = {name: value for name, value in asdict(settings).items() if name != "probabilities"}
+    if not relevant["fast"]:
+        del relevant["fast"]  # what was predicted before there was a fast mode is found again
     folds = [[stage.configuration, list(stage.folds)] for stage in model.stages()]
     return content_hash({"model": model.hash, "folds": folds, "settings": relevant}, length=32)
 

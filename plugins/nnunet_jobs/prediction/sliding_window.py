@@ -44,6 +44,8 @@ def predict_logits(
     mirror_axes: Sequence[int] | None,
     device: Any,
     on_tile: Callable[[], None],
+    tiles: int = 1,
+    half: bool = False,
 ) -> Any:
     """Logits of one preprocessed image, averaged over overlapping windows with Gaussian weights.
 
@@ -52,6 +54,8 @@ def predict_logits(
         heads: outputs of the network. step_size: as a share of the patch.
         mirror_axes: spatial axes to mirror, None for none.
         on_tile: called before every window; may raise to stop.
+        tiles: windows given to the network at once; more than one may change the last bits.
+        half: the network's weights are in half precision, so the image must be too.
 
     Returns:
         Half-precision tensor (head, x, y, z) on the CPU, of ``data``'s spatial shape.
@@ -67,7 +71,9 @@ def predict_logits(
     with torch.inference_mode(), autocast:
         padded, revert = pad_nd_image(data, patch, "constant", {"value": 0}, True, None)
         slices = window_slices(padded.shape[1:], patch, step_size)
-        arguments = {"heads": heads, "patch": patch, "mirror_axes": mirror_axes, "device": device, "on_tile": on_tile}
+        arguments = {
+            "heads": heads, "patch": patch, "mirror_axes": mirror_axes, "device": device, "on_tile": on_tile, "tiles": tiles, "half": half,
+        }  # fmt: skip
         try:
             logits = _accumulate(network, padded, slices, results_on=device if cuda else torch.device("cpu"), **arguments)
         except torch.cuda.OutOfMemoryError:
@@ -90,6 +96,8 @@ def _accumulate(
     mirror_axes: Sequence[int] | None,
     device: Any,
     on_tile: Callable[[], None],
+    tiles: int,
+    half: bool,
 ) -> Any:
     import torch
     from nnunetv2.inference.sliding_window_prediction import compute_gaussian
@@ -98,13 +106,18 @@ def _accumulate(
     logits = torch.zeros((heads, *padded.shape[1:]), dtype=torch.half, device=results_on)
     weights = torch.zeros(padded.shape[1:], dtype=torch.half, device=results_on)
     gaussian = compute_gaussian(tuple(patch), sigma_scale=1.0 / 8, value_scaling_factor=10, device=results_on)
-    for window in slices:
+    for first in range(0, len(slices), tiles):
         on_tile()
-        tile = torch.clone(padded[window][None], memory_format=torch.contiguous_format).to(device)
-        prediction = _mirrored(network, tile, mirror_axes)[0].to(results_on)
-        prediction *= gaussian
-        logits[window] += prediction
-        weights[window[1:]] += gaussian
+        windows = slices[first : first + tiles]
+        if len(windows) == 1:
+            batch = torch.clone(padded[windows[0]][None], memory_format=torch.contiguous_format).to(device)
+        else:
+            batch = torch.stack([padded[window] for window in windows]).to(device)
+        predictions = _mirrored(network, batch.half() if half else batch, mirror_axes).to(results_on)
+        for window, prediction in zip(windows, predictions, strict=True):
+            prediction *= gaussian
+            logits[window] += prediction
+            weights[window[1:]] += gaussian
     torch.div(logits, weights, out=logits)
     if torch.any(torch.isinf(logits)):
         raise RuntimeError("the network gave infinite values for this image")

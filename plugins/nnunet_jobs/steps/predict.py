@@ -50,6 +50,7 @@ def run(params: PredictParams, context: StepContext) -> dict[str, Any]:
         step_size=params.step_size,
         postprocessing=params.postprocessing,
         probabilities=params.probabilities,
+        fast=tuple(sorted(set(params.fast))),
     )
     description = read_json(model.members[0].folder / "dataset.json")
     output.mkdir(parents=True, exist_ok=True)

@@ -76,7 +76,7 @@ def test_a_dataset_that_may_not_be_read_is_said_in_words(nnunet: Path, monkeypat
 
         def log() -> str:
             try:
-                log_command(argparse.Namespace(conn_id=None, dataset="4", json=False))
+                log_command(argparse.Namespace(conn_id=None, team=None, dataset="4", json=False))
             except SystemExit as end:
                 return str(end.code)
             return "printed"

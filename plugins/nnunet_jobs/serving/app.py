@@ -1,0 +1,269 @@
+"""The routes of a predictor server."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+import uuid
+from collections.abc import AsyncIterator
+from typing import Annotated, Any
+
+from fastapi import FastAPI, Path, Query, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+
+from nnunet_jobs.contract.failure import ConfigError, DataError, FailureClass, JobError, classify
+from nnunet_jobs.prediction.export import label_values
+from nnunet_jobs.prediction.predictor import Predictor, Record, Work
+from nnunet_jobs.serving.engine import Busy, Engine
+from nnunet_jobs.serving.metrics import Metrics
+from nnunet_jobs.serving.models import WarmModels, served_datasets
+from nnunet_jobs.serving.problems import Problem, documented
+from nnunet_jobs.serving.settings import ServeSettings
+from nnunet_jobs.serving.uploads import FIELD, receive
+
+log = logging.getLogger("nnunet_jobs")
+
+_REFRESH_S = 2.0
+_GZIP, _BINARY = "application/gzip", "application/octet-stream"
+_COME_BACK_S = 10
+_FORM = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": [FIELD],
+                    "properties": {
+                        FIELD: {
+                            "type": "array",
+                            "items": {"type": "string", "format": "binary"},
+                            "description": "One file a channel, in the model's order.",
+                        }
+                    },
+                    "additionalProperties": False,
+                }
+            }
+        },
+    }
+}
+Dataset = Annotated[str, Path(description="Id or full name of a dataset, such as 4 or Dataset004_Hippocampus.", max_length=120)]
+Model = Annotated[str | None, Query(description="Model id; the promoted model when left out.", max_length=100)]
+
+
+class Server:
+    """What the routes share. ``draining``: requests under way are finished, new connections go elsewhere."""
+
+    def __init__(self, settings: ServeSettings, models: WarmModels) -> None:
+        self.settings = settings
+        self.models = models
+        self.metrics = Metrics()
+        self.engine = Engine(limit=settings.waiting, metrics=self.metrics)
+        self.ready = False
+        self.draining = False
+
+    async def load(self) -> None:
+        """Load the models that must be in memory before the server is ready."""
+        for dataset in self.settings.datasets or await asyncio.to_thread(served_datasets, self.models.workspace):
+            await asyncio.to_thread(self.models.get, dataset)
+        self.ready = True
+
+    async def follow_promotions(self) -> None:
+        """Look for newly promoted models for ever."""
+        while True:
+            await asyncio.sleep(_REFRESH_S)
+            await asyncio.to_thread(self.models.refresh)
+
+    async def predictor(self, dataset: str, model: str | None) -> Predictor:
+        """The predictor of a request.
+
+        Raises:
+            Problem: 404, or 503 where its files are damaged.
+        """
+        try:
+            return await asyncio.to_thread(self.models.get, dataset, model)
+        except (ConfigError, FileNotFoundError) as error:
+            log.info("not served: %s", error)  # the full text names the server's folders and its other datasets
+            raise Problem(404, "no such dataset or model is served here; GET /v1/models lists what is in memory") from error
+        except DataError as error:
+            log.error("%s", error)
+            raise Problem(503, "the model's files are damaged; the server's log names them", retry_after_s=_COME_BACK_S) from error
+
+    async def answer(self, request: Request, dataset: str, model: str | None) -> Response:
+        """From a request to its segmentation."""
+        predictor = await self.predictor(dataset, model)
+        folder = self.settings.scratch / uuid.uuid4().hex
+        async with self.engine.admitted(folder) as admission:
+            async with asyncio.timeout(self.settings.timeout_s):
+                case = await receive(
+                    request,
+                    folder,
+                    file_ending=predictor.file_ending,
+                    channels=predictor.channels,
+                    limit_mib=self.settings.upload_mib,
+                )
+                work = Work(case=case)
+                record = await _unless_gone(request, self.engine.predict(work, predictor, admission))
+            if record["status"] != "predicted":
+                of_data = record["failure_class"] == FailureClass.DATA
+                raise Problem(422 if of_data else 500, str(record["reason"]))
+            file = folder / "output" / record["file"]
+            if "application/json" in request.headers.get("accept", ""):
+                return JSONResponse(_described(record, dataset=predictor.model.dataset))
+            content = await asyncio.to_thread(file.read_bytes)
+        return Response(
+            content,
+            media_type=_GZIP if record["file"].endswith(".gz") else _BINARY,
+            headers={
+                "Content-Disposition": f'attachment; filename="segmentation{predictor.file_ending}"',
+                "X-Nnunet-Model": record["model"],
+                "X-Nnunet-Model-Hash": record["model_hash"],
+                "X-Nnunet-Seconds": str(record["seconds"]),
+            },
+        )
+
+
+def create_app(server: Server) -> FastAPI:
+    """The application; loading and following promotions begin when it starts."""
+
+    @contextlib.asynccontextmanager
+    async def life(_app: FastAPI) -> AsyncIterator[None]:
+        tasks = [asyncio.create_task(server.load()), asyncio.create_task(server.follow_promotions())]
+        tasks[0].add_done_callback(_report)
+        try:
+            yield
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await asyncio.to_thread(server.engine.close)
+
+    app = FastAPI(title="nnU-Net predictor", version="1", lifespan=life, docs_url=None, redoc_url=None)
+
+    @app.post("/v1/models/{dataset}/predict", responses=_answers(), openapi_extra=_FORM, response_class=Response)
+    async def predict(request: Request, dataset: Dataset, model: Model = None) -> Response:
+        """Segment one case. ``Accept: application/json`` answers with volumes instead of the segmentation."""
+        begun = time.monotonic()
+        response = await _guarded(server.answer(request, dataset, model))
+        server.metrics.requests.labels(str(response.status_code)).inc()
+        server.metrics.seconds.observe(time.monotonic() - begun)
+        return response
+
+    @app.get("/v1/models")
+    async def models() -> dict[str, Any]:
+        """Models in memory, and which one answers for each dataset."""
+        warm = [{"dataset": name, "model": model, "bytes": size} for (name, model), size in server.models.warm().items()]
+        return {"warm": warm, "current": server.models.current()}
+
+    @app.get("/v1/models/{dataset}", responses={**documented(404, 422, 503)})
+    async def describe(dataset: Dataset, model: Model = None) -> dict[str, Any]:
+        """What a model takes and gives."""
+        predictor = await server.predictor(dataset, model)
+        return {
+            "dataset": predictor.model.dataset,
+            "model": predictor.model.model,
+            "model_hash": predictor.model.hash,
+            "channels": predictor.channel_names,
+            "file_ending": predictor.file_ending,
+            "labels": {name: list(values) for name, values in label_values(predictor.dataset_json).items()},
+        }
+
+    @app.get("/healthz", response_class=PlainTextResponse)
+    async def healthz() -> str:
+        """200 while the process works at all."""
+        return "ok\n"
+
+    @app.get("/readyz", response_class=PlainTextResponse, responses={503: {"description": "Loading, or about to end."}})
+    async def readyz() -> Response:
+        """200 once the models are in memory, and until the server is told to stop."""
+        good = server.ready and not server.draining
+        word = "ready" if good else "draining" if server.draining else "loading"
+        return PlainTextResponse(f"{word}\n", status_code=200 if good else 503)
+
+    @app.get("/metrics", response_class=PlainTextResponse)
+    async def metrics() -> Response:
+        """Prometheus."""
+        text = server.metrics.text(server.models.warm(), server.models.loads)
+        return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    @app.exception_handler(Problem)
+    async def problem(_request: Request, error: Problem) -> Response:
+        return error.response()
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_request: Request, error: RequestValidationError) -> Response:
+        words = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
+        return Problem(422, words).response()
+
+    @app.exception_handler(HTTPException)
+    async def refused(_request: Request, error: HTTPException) -> Response:
+        response = Problem(error.status_code, str(error.detail)).response()
+        response.headers.update(error.headers or {})
+        return response
+
+    return app
+
+
+async def _unless_gone(request: Request, work: Any) -> Record:
+    """The record, unless the client goes first: then the work is given up."""
+    task = asyncio.ensure_future(work)
+    gone = asyncio.create_task(_gone(request))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientDisconnect
+        record: Record = task.result()
+        return record
+    finally:
+        for pending in (task, gone):
+            pending.cancel()
+        await asyncio.gather(task, gone, return_exceptions=True)
+
+
+async def _gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _guarded(answer: Any) -> Response:
+    """The answer, or the problem that it ended with."""
+    try:
+        response: Response = await answer
+        return response
+    except Problem as problem:
+        return problem.response()
+    except Busy as busy:
+        return Problem(503, str(busy), retry_after_s=busy.retry_after_s).response()
+    except TimeoutError:
+        return Problem(504, "the prediction takes longer than the server allows; use the batch or raise --timeout-s").response()
+    except ClientDisconnect:
+        return Response(status_code=499)  # nobody hears it; for the metrics
+    except MemoryError as error:
+        return Problem(413, f"the image is too large for this server: {error}").response()
+    except Exception as error:
+        kind = classify(error)
+        log.error("a prediction failed: %s: %s", kind, error, exc_info=not isinstance(error, JobError))
+        if kind is FailureClass.BUG:
+            return Problem(500, f"{type(error).__name__}; the server's log has the stack").response()
+        return Problem(503, f"{kind}: the server cannot predict now", retry_after_s=_COME_BACK_S).response()
+
+
+def _described(record: Record, *, dataset: str) -> dict[str, Any]:
+    known = {name: record[name] for name in ("model", "model_hash", "volumes_ml", "seconds")}
+    return {"dataset": dataset, **known, "sha256": record["files"][record["file"]]}
+
+
+def _answers() -> dict[int | str, dict[str, Any]]:
+    binary = {"schema": {"type": "string", "format": "binary"}}
+    content = {_GZIP: binary, _BINARY: binary, "application/json": {"schema": {"type": "object"}}}
+    return {200: {"description": "The segmentation, or its volumes in ml.", "content": content}, **documented()}
+
+
+def _report(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()):
+        log.error("the models cannot be loaded, so the server is never ready: %s", error)

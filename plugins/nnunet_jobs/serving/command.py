@@ -1,0 +1,147 @@
+"""``python -m nnunet_jobs serve``: hold a GPU (or a CPU slot), keep models in memory, answer requests on loopback or a Unix socket."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import shutil
+import signal
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from nnunet_jobs import allowance, gpu
+from nnunet_jobs.context import StepContext
+from nnunet_jobs.contract.failure import ConfigError, Interrupted, JobError
+from nnunet_jobs.contract.jobdir import JobDir
+from nnunet_jobs.contract.params import FAST
+from nnunet_jobs.contract.spec import DEVICES, Resources
+from nnunet_jobs.contract.workspace import Workspace
+from nnunet_jobs.prediction.records import Settings
+from nnunet_jobs.serving.settings import ServeSettings
+
+log = logging.getLogger("nnunet_jobs")
+
+EXIT_DONE, EXIT_REFUSED = 0, 3
+_MIB = 1 << 20
+
+
+def add_serve(commands: Any) -> None:
+    """The parser of ``serve``."""
+    parser = commands.add_parser("serve", help="answer requests for predictions over HTTP, with the models in memory")
+    where = parser.add_mutually_exclusive_group(required=True)
+    where.add_argument("--workspace", type=Path, help="folder of nnUNet_raw, nnUNet_results, ...")
+    where.add_argument("--workspace-json", help="file with the workspace as JSON; '-' reads it from stdin")
+    parser.add_argument(
+        "--dataset", action="append", default=[], help="to load at the start, again for more; all promoted ones when left out"
+    )
+    parser.add_argument("--host", default="127.0.0.1", help="loopback address (default 127.0.0.1)")
+    parser.add_argument("--port", type=int, default=8600, help="0 takes a free one, which the log names (default 8600)")
+    parser.add_argument("--uds", type=Path, help="Unix socket instead of host and port")
+    parser.add_argument("--device", choices=DEVICES, default="auto")
+    parser.add_argument("--gpu-memory-mib", type=int, help="memory to lease on the GPU; the whole GPU when left out")
+    parser.add_argument("--cpus", type=int, default=0, help="cores; 0 means a fair share")
+    parser.add_argument("--no-mirroring", action="store_true", help="faster and a little worse")
+    parser.add_argument("--step-size", type=float, default=0.5)
+    parser.add_argument("--fast", action="append", choices=FAST, default=[], help="may differ a little from stock nnU-Net's bytes")
+    parser.add_argument("--waiting", type=int, default=16, help="requests in the server at once; more are told to come back")
+    parser.add_argument("--timeout-s", type=float, default=300.0, help="of one request")
+    parser.add_argument("--upload-mib", type=int, default=512, help="largest request")
+    parser.add_argument("--image-mib", type=int, default=4096, help="largest image in memory")
+    parser.add_argument("--models-mib", type=int, default=8192, help="memory for models; the least recently used ones leave")
+    parser.add_argument("--drain-s", type=float, default=60.0, help="for requests under way at SIGTERM")
+
+
+def serve(arguments: argparse.Namespace) -> int:
+    """Run ``serve`` until SIGTERM. Returns the exit code: 0, or 3 when it was refused, with the reason on stderr."""
+    scratch = Path(tempfile.mkdtemp(prefix="nnunet-serve-"))
+    try:
+        settings = _settings(arguments, scratch)
+        _require_packages()
+        _run(settings)
+    except JobError as error:
+        print(error, file=sys.stderr)
+        return EXIT_DONE if isinstance(error, Interrupted) else EXIT_REFUSED
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return EXIT_DONE
+
+
+def _run(settings: ServeSettings) -> None:
+    placement = _lease(settings)
+    try:
+        cpus = min(settings.cpus, os.cpu_count() or 1) or max(1, (os.cpu_count() or 1) // placement.slots)
+        # before torch and nnU-Net are imported: both read their environment once
+        os.environ.update(allowance.environment(cpus=cpus, device=placement.device, gpus=placement.gpus, step="predict"))
+        os.environ.update(settings.workspace.nnunet_environment())
+        from nnunet_jobs.serving.app import Server, create_app
+        from nnunet_jobs.serving.listening import listen
+        from nnunet_jobs.serving.models import WarmModels
+
+        job = JobDir(settings.scratch / "server")
+        job.path.mkdir()
+        context = StepContext(workspace=settings.workspace, job=job, device=placement.device, gpus=placement.gpus, cpus=cpus)
+
+        def reserve(size: int) -> None:
+            if size > settings.image_mib * _MIB:
+                raise MemoryError(f"it needs {size // _MIB} MiB, {settings.image_mib} are allowed (--image-mib)")
+
+        models = WarmModels(settings.workspace, context, settings.prediction, limit_mib=settings.models_mib, reserve=reserve)
+        server = Server(settings, models)
+        listen(create_app(server), server)
+    finally:
+        if placement.lease:
+            placement.lease.release()
+
+
+def _lease(settings: ServeSettings) -> gpu.Placement:
+    """Wait for a GPU or a CPU slot, as a job does; SIGTERM gives up.
+
+    Raises:
+        Interrupted: told to stop meanwhile.
+    """
+    told: list[int] = []
+    before = {number: signal.signal(number, lambda signum, _frame: told.append(signum)) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def poll() -> None:
+        if told:
+            raise Interrupted("stopped while waiting for a place to compute")
+
+    try:
+        resources = Resources(device=settings.device, gpus=1, gpu_memory_mib=settings.gpu_memory_mib, cpus=settings.cpus)
+        owner = f"predictor-server-{os.getpid()}"
+        return gpu.acquire(resources, settings.workspace, owner=owner, poll=poll, waiting=lambda message: log.info("%s", message))
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _settings(arguments: argparse.Namespace, scratch: Path) -> ServeSettings:
+    if arguments.workspace:
+        workspace = Workspace.below(arguments.workspace)
+    else:
+        text = sys.stdin.read() if arguments.workspace_json == "-" else Path(arguments.workspace_json).read_text()
+        workspace = Workspace.from_json(json.loads(text))
+    prediction = Settings(mirroring=not arguments.no_mirroring, step_size=arguments.step_size, fast=tuple(sorted(set(arguments.fast))))
+    named = ("host", "port", "uds", "device", "gpu_memory_mib", "cpus", "waiting", "timeout_s", "upload_mib", "image_mib", "models_mib")
+    return ServeSettings(
+        workspace=workspace,
+        scratch=scratch,
+        datasets=tuple(arguments.dataset),
+        prediction=prediction,
+        drain_s=arguments.drain_s,
+        **{name: getattr(arguments, name) for name in named},
+    )
+
+
+def _require_packages() -> None:
+    try:
+        import fastapi  # noqa: F401
+        import prometheus_client  # noqa: F401
+        import python_multipart  # noqa: F401
+        import uvicorn  # noqa: F401
+    except ImportError as error:
+        raise ConfigError(f"serve needs {error.name}; install airflow-provider-nnunet[serve]") from error

@@ -1,0 +1,62 @@
+"""The listening socket and the server's end: SIGTERM lets requests under way finish, and no longer than they are given."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import socket
+import types
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nnunet_jobs.serving.app import Server
+
+log = logging.getLogger("nnunet_jobs")
+
+_BACKLOG = 128
+
+
+def listen(app: Any, server: Server) -> None:
+    """Serve until SIGTERM or SIGINT, then finish what is under way."""
+    import uvicorn
+
+    class Draining(uvicorn.Server):
+        def handle_exit(self, sig: int, frame: types.FrameType | None) -> None:
+            server.draining = True
+            super().handle_exit(sig, frame)
+
+    settings = server.settings
+    config = uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,  # a client's path may hold what must not be in a log
+        timeout_graceful_shutdown=round(settings.drain_s),
+        lifespan="on",
+        server_header=False,
+        backlog=_BACKLOG,
+    )
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)  # uvicorn raises the signal again when it is done; we still have to clean up
+    listening = _socket(settings.host, settings.port, settings.uds)
+    try:
+        name = listening.getsockname()
+        log.info("listening on %s", settings.uds or f"http://{name[0]}:{name[1]}")
+        Draining(config).run(sockets=[listening])
+    finally:
+        listening.close()
+        if settings.uds is not None:
+            settings.uds.unlink(missing_ok=True)
+
+
+def _socket(host: str, port: int, uds: Path | None) -> socket.socket:
+    if uds is not None:
+        listening = socket.socket(socket.AF_UNIX)
+        uds.unlink(missing_ok=True)
+        listening.bind(str(uds))
+        uds.chmod(0o660)
+        return listening
+    listening = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listening.bind((host, port))
+    return listening

@@ -1,0 +1,61 @@
+"""What a predictor server is told at its start."""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from nnunet_jobs.contract.failure import ConfigError
+from nnunet_jobs.contract.workspace import Workspace
+from nnunet_jobs.prediction.records import Settings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServeSettings:
+    """One predictor server.
+
+    Attributes:
+        workspace: whose models are served. datasets: loaded before the server says that it is ready.
+        host, port: loopback only. uds: path of a Unix socket instead.
+        prediction: how to predict, the same for every request.
+        waiting: requests that may be in the server at once; more are told to come back. timeout_s: of one request.
+        upload_mib: of one request's body. image_mib: of one image in memory.
+        models_mib: memory for models; the least recently used ones leave.
+        drain_s: for requests under way when the server is told to stop.
+        device, gpu_memory_mib, cpus: as of a job. scratch: local folder for uploads and results on their way.
+    """
+
+    workspace: Workspace
+    scratch: Path
+    datasets: tuple[str, ...] = ()
+    host: str = "127.0.0.1"
+    port: int = 8600
+    uds: Path | None = None
+    prediction: Settings = field(default_factory=Settings)
+    waiting: int = 16
+    timeout_s: float = 300.0
+    upload_mib: int = 512
+    image_mib: int = 4096
+    models_mib: int = 8192
+    drain_s: float = 60.0
+    device: str = "auto"
+    gpu_memory_mib: int | None = None
+    cpus: int = 0
+
+    def __post_init__(self) -> None:
+        if self.host != "localhost":
+            try:
+                inside = ipaddress.ip_address(self.host).is_loopback
+            except ValueError:
+                inside = False
+            if not inside:
+                raise ConfigError(
+                    f"host={self.host!r}: the server has no login and listens on loopback or a Unix socket only; use 127.0.0.1 or uds, "
+                    "and a proxy such as docker/nginx.conf in front"
+                )
+        for name in ("waiting", "timeout_s", "upload_mib", "image_mib", "models_mib", "drain_s"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"{name}={getattr(self, name)!r}: must be more than 0")
+        if not 0 <= self.port <= 65535:
+            raise ConfigError(f"port={self.port!r}: must be 0 to 65535; 0 takes a free one")

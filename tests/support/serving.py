@@ -1,0 +1,131 @@
+"""A predictor server of its own process on loopback, with models of random weights, and what a client does with it."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from nnunet_jobs.contract.files import repoint, write_json
+from nnunet_jobs.contract.workspace import Workspace
+from nnunet_jobs.dataset.phantom import phantom_case
+from nnunet_jobs.prediction.model import selection_hash
+from support.jobs import wait_for
+from support.prediction import PLANS, TRAINER
+from support.stages import DATASET, FULL, LOW, save_stage
+
+PROJECT = Path(__file__).resolve().parents[2]
+
+
+def make_model(workspace: Workspace, model: str, *, seed: int, configuration: str = LOW, promote: bool = True) -> Path:
+    """A selected model; the folder that holds its card."""
+    root = workspace.model_root(model) / DATASET
+    files = save_stage(root, configuration, seed=seed)
+    stage = {"trainer": TRAINER, "plans": PLANS, "folds": [0]}
+    member: dict[str, Any] = {**stage, "configuration": configuration}
+    if configuration == FULL:
+        files |= save_stage(root, LOW, seed=seed + 1)
+        member["previous_stage"] = {**stage, "configuration": LOW}
+    selection = {"members": [member], "postprocessing": []}
+    card = {"schema": 1, "dataset": DATASET, "model": model, "selection": selection, "files": files}
+    write_json(root / "model.json", {**card, "hash": selection_hash(selection, files)})
+    if promote:
+        repoint(workspace.champion_link(DATASET), root)
+    return root
+
+
+def make_workspace(folder: Path) -> Workspace:
+    """A workspace with a registered dataset and one promoted model, ``m1``."""
+    workspace = Workspace.below(folder, input_roots=(str(folder.parent),), cpu_slots=4)
+    workspace.raw_dataset(DATASET).mkdir(parents=True)
+    make_model(workspace, "m1", seed=1)
+    return workspace
+
+
+def make_image(path: Path, *, seed: int = 0, repeat: int = 1) -> Path:
+    """A scan of 36 x 48 x 40 voxels, larger along its last axis when repeated."""
+    import nibabel as nib
+    import numpy as np
+
+    voxels, _, affine = phantom_case(5, seed)
+    nib.save(nib.Nifti1Image(np.concatenate([voxels] * repeat, axis=2), affine), path)
+    return path
+
+
+class ServerProcess:
+    """``python -m nnunet_jobs serve`` as a context manager; ready when entered, gone when left."""
+
+    def __init__(self, workspace: Workspace, log: Path, *options: str, temporary: Path, uds: Path | None = None) -> None:
+        self.workspace, self.log, self.temporary, self.uds = workspace, log, temporary, uds
+        self.options = options
+        self.url = "http://server" if uds else ""
+
+    def __enter__(self) -> ServerProcess:
+        self.temporary.mkdir(exist_ok=True)
+        spec = self.log.with_suffix(".workspace.json")
+        write_json(spec, self.workspace.to_json())
+        where = ["--uds", str(self.uds)] if self.uds else ["--port", "0"]
+        with open(self.log, "wb") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "nnunet_jobs", "serve", "--workspace-json", str(spec), "--cpus", "1", *where, *self.options],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                env={**os.environ, "PYTHONPATH": str(PROJECT / "plugins"), "TMPDIR": str(self.temporary)},
+            )
+        wait_for(self._ready, timeout_s=120, what="the server; its log is " + str(self.log))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        try:
+            self.process.wait(timeout=60)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+    def client(self, **options: Any) -> httpx.Client:
+        """A client whose addresses are relative to the server."""
+        transport = httpx.HTTPTransport(uds=str(self.uds)) if self.uds else None
+        return httpx.Client(base_url=self.url, transport=transport, timeout=120, **options)
+
+    def predict(self, images: Sequence[Path], *, model: str | None = None, **headers: str) -> httpx.Response:
+        """One request."""
+        with self.client() as client:
+            return client.post(
+                f"/v1/models/{DATASET}/predict",
+                params={"model": model} if model else {},
+                files=[("images", (path.name, path.read_bytes(), "application/gzip")) for path in images],
+                headers=headers,
+            )
+
+    def metric(self, name: str) -> float:
+        """Value of one line of the metrics; 0 where it is not there yet."""
+        with self.client() as client:
+            found = re.search(rf"^{re.escape(name)} (\S+)$", client.get("/metrics").text, re.MULTILINE)
+        return float(found[1]) if found else 0.0
+
+    def leftovers(self) -> list[str]:
+        """Folders of requests that are still there."""
+        return [path.name for folder in self.temporary.glob("nnunet-serve-*") for path in folder.iterdir() if path.name != "server"]
+
+    def _ready(self) -> bool:
+        assert self.process.poll() is None, self.log.read_text()
+        if not self.url:
+            found = re.search(r"listening on (http://\S+)", self.log.read_text())
+            self.url = found[1] if found else ""
+        if not self.url:
+            return False
+        try:
+            with self.client() as client:
+                return client.get("/readyz").status_code == 200
+        except httpx.TransportError:
+            return False

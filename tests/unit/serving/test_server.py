@@ -1,0 +1,223 @@
+"""The predictor server as its clients see it: the batch's bytes, errors that say what is wrong, and an orderly end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import pytest
+
+from nnunet_jobs.context import StepContext
+from nnunet_jobs.contract.files import repoint, sha256_file
+from nnunet_jobs.contract.params import PredictParams
+from nnunet_jobs.contract.workspace import Workspace
+from nnunet_jobs.leases import Ledger
+from nnunet_jobs.steps.predict import run
+from support.jobs import wait_for
+from support.prediction import job_dir
+from support.serving import DATASET, FULL, ServerProcess, make_image, make_model, make_workspace
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+PROBLEM = "application/problem+json"
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    return make_workspace(tmp_path_factory.mktemp("serving") / "work")
+
+
+@pytest.fixture(scope="module")
+def folder(home: Workspace) -> Path:
+    return Path(home.raw).parent.parent
+
+
+@pytest.fixture(scope="module")
+def image(folder: Path) -> Path:
+    (folder / "images").mkdir()
+    return make_image(folder / "images" / "scan_0000.nii.gz")
+
+
+@pytest.fixture(scope="module")
+def server(home: Workspace, folder: Path) -> Iterator[ServerProcess]:
+    with ServerProcess(home, folder / "server.log", "--waiting", "3", "--upload-mib", "1", temporary=folder / "tmp") as server:
+        yield server
+    assert server.process.returncode == 0
+    assert not list((folder / "tmp").iterdir())
+
+
+def test_the_answer_is_the_batchs_file_byte_for_byte(server: ServerProcess, home: Workspace, image: Path) -> None:
+    output = Path(home.output_roots[0]) / "batch"
+    run(
+        PredictParams(dataset=DATASET, cases=str(image.parent), output=str(output)),
+        StepContext(workspace=home, job=job_dir(home), cpus=1),
+    )
+    answer = server.predict([image])
+    assert answer.status_code == 200, answer.text
+    assert answer.content == (output / "scan.nii.gz").read_bytes()
+    assert answer.headers["content-type"] == "application/gzip"
+    assert answer.headers["x-nnunet-model"] == "m1"
+    described = server.predict([image], accept="application/json").json()
+    assert described["sha256"] == sha256_file(output / "scan.nii.gz")
+    assert set(described["volumes_ml"]) == {"head", "tail"}
+    assert not server.leftovers()
+
+
+def test_a_cascade_and_other_models_are_asked_for_by_name(server: ServerProcess, home: Workspace, image: Path) -> None:
+    make_model(home, "m9", seed=9, configuration=FULL, promote=False)
+    assert server.predict([image], model="m9").headers["x-nnunet-model"] == "m9"
+    assert server.predict([image]).headers["x-nnunet-model"] == "m1"
+    with server.client() as client:
+        assert {item["model"] for item in client.get("/v1/models").json()["warm"]} >= {"m1", "m9"}
+        described = client.get(f"/v1/models/{DATASET}").json()
+    assert (described["channels"], described["file_ending"], described["labels"]) == (["MRI"], ".nii.gz", {"head": [1], "tail": [2]})
+
+
+def test_wrong_requests_are_told_what_is_wrong(server: ServerProcess, image: Path, tmp_path: Path) -> None:
+    cut = tmp_path / "cut.nii.gz"
+    cut.write_bytes(image.read_bytes()[:5000])
+    text = tmp_path / "text.nii.gz"
+    text.write_text("this is no image")
+    large = tmp_path / "large.nii.gz"
+    large.write_bytes(image.read_bytes() + os.urandom(2 << 20))
+    for files, status, words in (
+        ([cut], 422, "ends early"),
+        ([text], 415, ".nii.gz"),
+        ([image, image], 422, "has 2 files; the model needs 1"),
+        ([large], 413, "larger than 1 MiB"),
+    ):
+        answer = server.predict(files)
+        assert (answer.status_code, answer.headers["content-type"]) == (status, PROBLEM), answer.text
+        assert words in answer.json()["detail"]
+    with server.client() as client:
+        assert client.post(f"/v1/models/{DATASET}/predict", content=b"x").status_code == 415
+        assert client.post("/v1/models/999/predict", files={"images": image.read_bytes()}).status_code == 404
+        missing = client.post(f"/v1/models/{DATASET}/predict?model=..%2F..", files={"images": image.read_bytes()})
+        assert missing.status_code == 404
+        assert str(server.workspace.raw) not in missing.text
+        unknown = client.post(f"/v1/models/{DATASET}/predict", files={"image": image.read_bytes()})
+        assert (unknown.status_code, "unknown: image" in unknown.json()["detail"]) == (422, True)
+        assert client.get("/nowhere").headers["content-type"] == PROBLEM
+    assert not server.leftovers()
+
+
+def test_a_body_that_grows_without_a_length_is_stopped(server: ServerProcess) -> None:
+    def endless() -> Iterator[bytes]:
+        yield b'--b\r\nContent-Disposition: form-data; name="images"; filename="a.nii.gz"\r\n\r\n'
+        for _ in range(64):
+            yield b"\x1f\x8b" + b"x" * (64 << 10)
+
+    with server.client() as client:
+        answer = client.post(
+            f"/v1/models/{DATASET}/predict", content=endless(), headers={"content-type": "multipart/form-data; boundary=b"}
+        )
+    assert answer.status_code == 413
+    assert not server.leftovers()
+
+
+def test_fault_53_a_files_name_is_never_used(server: ServerProcess, image: Path, tmp_path: Path) -> None:
+    with server.client() as client:
+        for name in (";$(touch pwned)`id`", "../../etc/passwd", "a\nb", "x" * 4000):
+            answer = client.post(f"/v1/models/{DATASET}/predict", files={"images": (name, image.read_bytes())})
+            assert answer.status_code == 200
+    assert "pwned" not in server.log.read_text()
+    assert not server.leftovers()
+
+
+def test_fault_49_a_full_server_says_when_to_come_back(server: ServerProcess, image: Path) -> None:
+    with ThreadPoolExecutor(12) as pool:
+        answers = list(pool.map(lambda _: server.predict([image]), range(12)))
+    states = sorted(answer.status_code for answer in answers)
+    assert set(states) == {200, 503}
+    assert states.count(200) >= 3
+    for answer in answers:
+        if answer.status_code == 503:
+            assert int(answer.headers["retry-after"]) >= 1
+            assert answer.headers["content-type"] == PROBLEM
+    assert server.predict([image]).status_code == 200
+
+
+def test_fault_50_a_client_that_goes_leaves_nothing_behind(server: ServerProcess, image: Path, tmp_path: Path) -> None:
+    address = httpx.URL(server.url)
+    body = image.read_bytes()
+    head = b'--b\r\nContent-Disposition: form-data; name="images"; filename="a.nii.gz"\r\n\r\n'
+    whole = head + make_image(tmp_path / "long_0000.nii.gz", repeat=6).read_bytes() + b"\r\n--b--\r\n"
+
+    def request(length: int) -> bytes:
+        lines = (f"POST /v1/models/{DATASET}/predict HTTP/1.1", "Host: x", "Content-Type: multipart/form-data; boundary=b")
+        return "\r\n".join((*lines, f"Content-Length: {length}", "", "")).encode()
+
+    before = server.metric('nnunet_requests_total{status="499"}')
+    for sent in (head, head + body[:1000], whole):  # in the middle of a header, of a file, and when all is there
+        with socket.create_connection((address.host, int(address.port or 0))) as connection:
+            connection.sendall(request(len(whole)) + sent)
+            wait_for(lambda: server.metric("nnunet_requests_inside") == 1, what="the request")
+    wait_for(lambda: server.metric('nnunet_requests_total{status="499"}') == before + 3, what="the server to notice")
+    wait_for(lambda: server.metric("nnunet_requests_inside") == 0, what="its places to be free")
+    assert not server.leftovers()
+    assert server.predict([image]).status_code == 200
+
+
+def test_a_promotion_takes_over_without_dropping_a_request(server: ServerProcess, home: Workspace, image: Path) -> None:
+    root = make_model(home, "m2", seed=2, promote=False)
+    seen: list[tuple[int, str]] = []
+    stop = threading.Event()
+
+    def ask() -> None:
+        while not stop.is_set():
+            answer = server.predict([image])
+            seen.append((answer.status_code, answer.headers.get("x-nnunet-model", "")))
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    try:
+        wait_for(lambda: len(seen) >= 2, what="answers before the promotion")
+        repoint(home.champion_link(DATASET), root)
+        wait_for(lambda: seen[-1][1] == "m2", what="answers of the new model")
+    finally:
+        stop.set()
+        asking.join()
+        repoint(home.champion_link(DATASET), home.model_root("m1") / DATASET)
+    assert {status for status, _ in seen} == {200}
+    models = [model for _, model in seen]
+    assert models == sorted(models), "once the new model answers, the old one does not"
+
+
+def test_it_holds_a_lease_and_stops_in_good_order(home: Workspace, folder: Path, tmp_path: Path) -> None:
+    long = make_image(tmp_path / "long_0000.nii.gz", repeat=6)
+    uds = tmp_path / "server.sock"
+    with ServerProcess(home, tmp_path / "server.log", temporary=tmp_path / "tmp", uds=uds) as server:
+        owners = [holder.owner for holder in Ledger(home.leases).holders()]
+        assert f"predictor-server-{server.process.pid}" in owners
+        with ThreadPoolExecutor(1) as pool:
+            last = pool.submit(server.predict, [long])
+            wait_for(lambda: server.metric("nnunet_requests_inside") == 1, what="the last request")
+            server.process.send_signal(signal.SIGTERM)
+            assert last.result().status_code == 200
+        assert server.process.wait(timeout=60) == 0
+    assert not uds.exists()
+    assert not list((tmp_path / "tmp").iterdir())
+    assert f"predictor-server-{server.process.pid}" not in [holder.owner for holder in Ledger(home.leases).holders()]
+
+
+def test_a_request_has_a_time_limit(home: Workspace, image: Path, tmp_path: Path) -> None:
+    with ServerProcess(home, tmp_path / "server.log", "--timeout-s", "0.02", temporary=tmp_path / "tmp") as server:
+        answer = server.predict([image])
+        assert (answer.status_code, answer.headers["content-type"]) == (504, PROBLEM)
+        wait_for(lambda: server.metric("nnunet_requests_inside") == 0, what="its place to be free")
+        assert not server.leftovers()
+
+
+@pytest.mark.parametrize(("option", "value", "words"), [("--host", "0.0.0.0", "loopback"), ("--waiting", "0", "waiting=0")])
+def test_what_cannot_be_served_is_refused(home: Workspace, option: str, value: str, words: str) -> None:
+    command = [sys.executable, "-m", "nnunet_jobs", "serve", "--workspace", str(Path(home.raw).parent), option, value]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 3
+    assert words in done.stderr
