@@ -56,7 +56,7 @@ class Yard:
     def train(self, dag_id: str, conf: dict[str, Any]) -> tuple[str, JobDir]:
         """Trigger a run and wait until its training has finished an epoch; returns run id and job."""
         client = self.site.stack.client
-        client.wait_for_dag(dag_id)
+        client.wait_for_dag(dag_id, timeout_s=120)
         run_id = client.trigger(dag_id, conf)
         client.wait_for_task(dag_id, run_id, "train", "running", "deferred", map_index=0, timeout_s=600)
         job = self.site.job(dag_id, run_id, "train", map_index=0)
