@@ -17,7 +17,8 @@ from support.airflow import PROJECT, environment, run
 if TYPE_CHECKING:
     from support.orthanc import Orthanc
 
-if "AIRFLOW_HOME" not in os.environ:
+# A worker of pytest-xdist inherits the home of the process that started it; two must not write one airflow.cfg.
+if "AIRFLOW_HOME" not in os.environ or "PYTEST_XDIST_WORKER" in os.environ:
     _home = tempfile.mkdtemp(prefix="airflow-unit-")
     atexit.register(shutil.rmtree, _home, ignore_errors=True)
     os.environ["AIRFLOW_HOME"] = _home
