@@ -148,6 +148,21 @@ def test_fault_13_a_users_cancel_leaves_time_for_saving(engine: Engine, backend:
     assert not Ledger(workspace.leases).holders()
 
 
+def test_fault_13_the_container_of_a_cancelled_job_that_nobody_watches_goes_with_the_next_submit(
+    engine: Engine, backend: DockerBackend, workspace: Workspace
+) -> None:
+    job = running(submit(backend, workspace, until=str(Path(workspace.raw) / "never")))
+    name = container_of(engine, job)
+    backend.cancel(job, "marked failed in the web page, which ends the trigger that watched")
+    wait_for(lambda: name not in engine.containers(everything=False), timeout_s=60, what="the container's end")
+    other = submit(docker_backend(engine), workspace, "other")
+    assert name not in engine.containers()
+    failure = job.failure()
+    assert failure is not None
+    assert failure.details["container"]["exit_code"] == 1, "its part is on record"
+    end(backend, other)
+
+
 def test_fault_13_a_frozen_container_is_stopped_by_the_engine(engine: Engine, backend: DockerBackend, workspace: Workspace) -> None:
     job = running(submit(backend, workspace, until=str(Path(workspace.raw) / "never")))
     name = container_of(engine, job)

@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from functools import cached_property
+from pathlib import Path
 from typing import Any, TypeVar
 
 from airflow_nnunet.backends.contained import EXIT_NO_FOLDER, Refused, Sight, Stage, Unreachable
@@ -84,6 +85,8 @@ class Engine:
         for found in self.ask(self.client.containers, all=True, filters={"label": labels}):
             if int(found["Labels"].get(f"{LABEL}.attempt", "0")) < attempt:
                 self._remove(found["Id"])
+        if not self.options.keep_containers:
+            self._sweep(job.path.parent)
 
     # --- what the doctor asks -----------------------------------------------------------------------------------
     @cached_property
@@ -131,6 +134,19 @@ class Engine:
             raise Unreachable(f"the engine at {self.options.docker_url} does not answer: {error}") from error
 
     # --- private ------------------------------------------------------------------------------------------------
+    def _sweep(self, jobs: Path) -> None:
+        """Remove ended containers of jobs that are over, whose end nobody was there to see, such as after a cancel in the web page."""
+        for found in self.ask(self.client.containers, all=True, filters={"label": LABEL, "status": ["exited", "dead"]}):
+            labels = found["Labels"]
+            job = JobDir(jobs / labels[LABEL])
+            if job_labels(job).items() <= labels.items() and job.path.is_dir():  # and no other Airflow's
+                attempt, state = int(labels.get(f"{LABEL}.attempt", "0")), job.state()
+                if state.attempt > attempt or state.phase.final:
+                    seen = self._inspect(found["Id"])
+                    if seen is not None and labels.get(f"{LABEL}.role") == RUN.name:
+                        job.note_container(attempt, self._facts(seen))
+                    self._remove(found["Id"])
+
     def _hook(self, conn_id: str | None) -> Any:
         try:
             from airflow.providers.docker.hooks.docker import DockerHook
