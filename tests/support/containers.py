@@ -37,7 +37,7 @@ def docker_backend(engine: Engine, **options: Any) -> DockerBackend:
 
 def give_workspace(workspace: Workspace) -> None:
     """Roots that belong to the jobs' user, in folders that it may pass."""
-    for root in (workspace.raw, workspace.preprocessed, workspace.results, workspace.jobs, workspace.leases, *workspace.output_roots):
+    for root in (workspace.raw, workspace.preprocessed, workspace.results, workspace.jobs, *workspace.output_roots):
         Path(root).mkdir(parents=True, exist_ok=True)
         os.chown(root, UID, UID)
     for folder in (Path(workspace.jobs), *Path(workspace.jobs).parents):

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from airflow_nnunet.backends.base import Backend, JobStatus, Watch, read_status
-from airflow_nnunet.backends.mounts import Mode, mounts_for
+from airflow_nnunet.backends.mounts import Mode, Mount, mounts_for
 from nnunet_jobs.contract.failure import ConfigError, Failure, FailureClass, Lost
 from nnunet_jobs.contract.files import PRIVATE
 from nnunet_jobs.contract.jobdir import JobDir, Phase
@@ -135,6 +135,10 @@ class ContainedBackend(Backend):
     @abstractmethod
     def user(self, job: JobDir) -> tuple[int, int]:
         """(uid, gid) that the job runs as."""
+
+    def own_mounts(self, spec: JobSpec) -> tuple[Mount, ...]:
+        """Folders that containers of this place see beside those of their step."""
+        return ()
 
     def submit(self, spec: JobSpec) -> JobDir:
         """See :meth:`Backend.submit`."""
@@ -294,7 +298,7 @@ class ContainedBackend(Backend):
     def _make_folders(self, job: JobDir, spec: JobSpec) -> None:
         """Folders that will be mounted: the other system would make missing ones as root's. Where we are root, they become the user's."""
         uid, gid = self.user(job)
-        for mount in mounts_for(spec):
+        for mount in (*mounts_for(spec), *self.own_mounts(spec)):
             path = Path(mount.path)
             if mount.mode is Mode.HIDDEN or path.exists():
                 continue

@@ -8,9 +8,11 @@ from typing import Any
 from airflow_nnunet.backends.contained import ContainedBackend, Refused, Unreachable, job_user
 from airflow_nnunet.backends.docker.engine import Engine
 from airflow_nnunet.backends.docker.options import DockerOptions
+from airflow_nnunet.backends.mounts import Mode, Mount
 from nnunet_jobs.contract.failure import ConfigError, FailureClass
 from nnunet_jobs.contract.grant import read_grant
 from nnunet_jobs.contract.jobdir import JobDir
+from nnunet_jobs.contract.spec import JobSpec
 from nnunet_jobs.contract.workspace import Workspace
 
 
@@ -38,6 +40,10 @@ class DockerBackend(ContainedBackend):
     def user(self, job: JobDir) -> tuple[int, int]:
         """See :class:`ContainedBackend`."""
         return job_user(self.options.user, job)
+
+    def own_mounts(self, spec: JobSpec) -> tuple[Mount, ...]:
+        """The lease ledger of the engine's host."""
+        return (Mount(path=spec.workspace.leases, mode=Mode.WRITABLE, field="leases"),)
 
     def wants_a_look(self, job: JobDir, attempt: int) -> bool:
         """GPUs were leased and their container is still to come."""
