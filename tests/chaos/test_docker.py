@@ -123,7 +123,8 @@ def test_fault_09_the_runner_is_killed_and_takes_everything_with_it(engine: Engi
     wait_for(lambda: pids.exists() and len(pids.read_text().split()) == 2, what="workers")
     assert [holder.owner for holder in Ledger(workspace.leases).holders()] == [job.job_id]
     name = container_of(engine, job)
-    engine.docker("exec", name, "python3", "-c", f"import os; os.kill({job.state().pid}, 9)")
+    # detached: the container may end, and this process with it, before the engine has told how it ended
+    engine.docker("exec", "--detach", name, "python3", "-c", f"import os; os.kill({job.state().pid}, 9)")
     failure = end(backend, job).failure
     assert failure is not None
     assert failure.failure_class is FailureClass.LOST
