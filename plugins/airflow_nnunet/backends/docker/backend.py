@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from airflow_nnunet.backends.contained import ContainedBackend, Refused, Unreachable, job_user
+from airflow_nnunet.backends.contained import ContainedBackend, job_user
+from airflow_nnunet.backends.docker.container import lease_mount
 from airflow_nnunet.backends.docker.engine import Engine
 from airflow_nnunet.backends.docker.options import DockerOptions
-from airflow_nnunet.backends.mounts import Mode, Mount
+from airflow_nnunet.backends.mounts import Mount
+from airflow_nnunet.backends.place import Refused, Unreachable
 from nnunet_jobs.contract.failure import ConfigError, FailureClass
 from nnunet_jobs.contract.grant import read_grant
 from nnunet_jobs.contract.jobdir import JobDir
@@ -43,7 +45,7 @@ class DockerBackend(ContainedBackend):
 
     def own_mounts(self, spec: JobSpec) -> tuple[Mount, ...]:
         """The lease ledger of the engine's host."""
-        return (Mount(path=spec.workspace.leases, mode=Mode.WRITABLE, field="leases"),)
+        return (lease_mount(spec),)
 
     def wants_a_look(self, job: JobDir, attempt: int) -> bool:
         """GPUs were leased and their container is still to come."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from airflow_nnunet.backends.contained import groups_of, job_environment, job_user
 from airflow_nnunet.backends.docker.options import DockerOptions
-from airflow_nnunet.backends.mounts import Mode, mounts_for
+from airflow_nnunet.backends.mounts import Mode, Mount, mounts_for
 from nnunet_jobs.contract.files import content_hash
 from nnunet_jobs.contract.jobdir import JobDir
 from nnunet_jobs.contract.spec import JobSpec
@@ -118,26 +118,30 @@ def _device_requests(role: Role) -> list[Any] | None:
     return [DeviceRequest(device_ids=list(role.gpus), capabilities=[["gpu", "compute", "utility"]])]
 
 
+def lease_mount(spec: JobSpec) -> Mount:
+    """The lease ledger of the engine's host, which every container sees."""
+    return Mount(path=spec.workspace.leases, mode=Mode.WRITABLE, field="leases")
+
+
 def _mounts(options: DockerOptions, spec: JobSpec) -> list[Any]:
-    from docker.types import Mount
+    from docker.types import Mount as DockerMount
 
     found = []
-    for mount in mounts_for(spec):
+    for mount in (*mounts_for(spec), lease_mount(spec)):
         if mount.mode is Mode.HIDDEN:
-            found.append(Mount(target=mount.path, source=None, type="tmpfs", read_only=True, tmpfs_size=_MIB))
+            found.append(DockerMount(target=mount.path, source=None, type="tmpfs", read_only=True, tmpfs_size=_MIB))
         else:
             found.append(_bind(options.outside(mount.path), mount.path, read_only=mount.mode is Mode.READ_ONLY))
-    found.append(_bind(options.outside(spec.workspace.leases), spec.workspace.leases, read_only=False))
     if options.cache:
         found.append(_bind(options.cache, _CACHE, read_only=False))
     return found
 
 
 def _bind(source: str, target: str, *, read_only: bool) -> Any:
-    from docker.types import Mount
+    from docker.types import Mount as DockerMount
 
     # rprivate: what the host mounts below it later is none of the job's business
-    return Mount(target=target, source=source, type="bind", read_only=read_only, propagation="rprivate")
+    return DockerMount(target=target, source=source, type="bind", read_only=read_only, propagation="rprivate")
 
 
 def _caches(options: DockerOptions) -> dict[str, str]:

@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from airflow_nnunet.backends.contained import Refused, Unreachable, job_user
+from airflow_nnunet.backends.contained import job_user
 from airflow_nnunet.backends.kubernetes.cluster import Cluster
 from airflow_nnunet.backends.kubernetes.options import PodOptions
 from airflow_nnunet.backends.kubernetes.pod import build_pod
+from airflow_nnunet.backends.place import Refused, Unreachable
 from nnunet_jobs.contract.failure import ConfigError
 from nnunet_jobs.contract.jobdir import JobDir
 from nnunet_jobs.contract.spec import JobSpec, Resources

@@ -1,0 +1,87 @@
+"""The system that runs containers, as a backend sees it: what it is asked, and what a container looks like at one moment."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Protocol
+
+from nnunet_jobs.contract.failure import ConfigError, FailureClass
+from nnunet_jobs.contract.jobdir import JobDir
+from nnunet_jobs.contract.spec import JobSpec
+
+EXIT_NO_FOLDER = 5
+"""Of a runner that does not see its job's folder; nnunet_jobs.attempt."""
+
+
+class Unreachable(Exception):
+    """The other system does not answer, or says that it cannot for now. Says nothing about any container."""
+
+
+class Refused(Exception):
+    """The other system will not do it. ``transient``: for want of something that others' end frees."""
+
+    def __init__(self, message: str, *, transient: bool = False) -> None:
+        super().__init__(message)
+        self.transient = transient
+
+
+CANNOT_ASK = (Unreachable, Refused, ConfigError)
+
+
+class Stage(StrEnum):
+    """Where a container stands."""
+
+    UNSCHEDULED = "unscheduled"
+    STARTING = "starting"
+    RUNNING = "running"
+    ENDED = "ended"
+    DOOMED = "doomed"
+    """It waits, and always will."""
+
+    @property
+    def alive(self) -> bool:
+        """True while a runner is, or may still come to be, in the container."""
+        return self in (Stage.UNSCHEDULED, Stage.STARTING, Stage.RUNNING)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sight:
+    """A container as seen at one moment.
+
+    Attributes:
+        message: why it waits, or how it ended. where: the host it is on, as far as known. leaving: it was told to stop already.
+        failure_class: of an end without an outcome in the job's folder. exit_code: of the runner.
+        facts: for the record: name, image, digest, exit code, out of memory.
+    """
+
+    stage: Stage
+    message: str = ""
+    where: str = ""
+    leaving: bool = False
+    failure_class: FailureClass = FailureClass.LOST
+    exit_code: int | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Place(Protocol):
+    """The other system, as far as a backend needs it. All raise Unreachable, Refused or ConfigError."""
+
+    def name(self, job: JobDir, attempt: int) -> str:
+        """What the attempt's container is called."""
+
+    def create(self, job: JobDir, spec: JobSpec, attempt: int) -> None:
+        """Create and start the attempt's container, or find that it is there."""
+
+    def look(self, job: JobDir, attempt: int) -> Sight | None:
+        """The attempt's container, None when there is none."""
+
+    def stop(self, job: JobDir, attempt: int, *, grace_s: float) -> None:
+        """Ask the container to end, and see to it after the grace. Returns at once; called again while it lives."""
+
+    def remove(self, job: JobDir, attempt: int) -> None:
+        """Remove the attempt's container, alive or not; done if there is none."""
+
+    def remove_earlier(self, job: JobDir, attempt: int) -> None:
+        """Remove what earlier attempts of a job left."""
