@@ -112,9 +112,10 @@ def _predicted(config: TrainingConfig, output: Path, cases: list[str], model: st
         known = read_json(output / "predictions.json")
     except (FileNotFoundError, ValueError):
         return False
-    wanted = config.predict.model_dump(include={"mirroring", "step_size", "postprocessing", "probabilities"})
+    wanted = config.predict.model_dump(include={"mirroring", "step_size", "postprocessing", "probabilities", "fast"})
+    wanted["fast"] = sorted(set(wanted["fast"]))  # as the step records them
     changed = max((dt.datetime.fromisoformat(entry["at"]) for entry in manifest["history"]), default=dt.datetime.min.replace(tzinfo=dt.UTC))
-    if known["model"] != model or known["settings"] != wanted or dt.datetime.fromisoformat(known["updated"]) < changed:
+    if known["model"] != model or {"fast": [], **known["settings"]} != wanted or dt.datetime.fromisoformat(known["updated"]) < changed:
         return False
     entries = known["cases"]
     return all(

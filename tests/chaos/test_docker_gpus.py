@@ -7,6 +7,7 @@ it would bring along is a stand-in, which shows a container what the engine set 
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,7 +23,7 @@ from nnunet_jobs.contract.jobdir import JobDir, Phase
 from nnunet_jobs.contract.spec import JobSpec, Resources, make_job_id
 from nnunet_jobs.contract.workspace import Workspace
 from nnunet_jobs.leases import Ledger
-from support.containers import docker_backend, give_workspace, remove_containers
+from support.containers import UID, docker_backend, give_workspace, remove_containers
 from support.engine import JOBS, Engine, require_engine
 from support.jobs import TESTS, compile_library, wait_for
 
@@ -61,6 +62,8 @@ class Site:
     def __init__(self, engine: Engine, workspace: Workspace) -> None:
         give_workspace(workspace)
         self.nvml = Path(workspace.leases) / "nvml.txt"
+        self.nvml.parent.mkdir(exist_ok=True)
+        os.chown(self.nvml.parent, UID, UID)
         self.nvml.write_text("".join(f"gpu {uuid} 24000 24000 0\n" for uuid in GPUS))
         self.engine = engine
         self.workspace = workspace

@@ -62,9 +62,9 @@ def test_a_pod_is_kept_where_the_site_says_so(workspace: Workspace, tmp_path: Pa
 
 def test_an_end_that_nobody_saw_is_put_on_record_by_the_next_job(site: PodSite) -> None:
     """As after a cancel from the web page while the triggerer is away."""
+    waits = site.begun(site.submit("goes-on", until=site.never))
     unseen = site.submit("unseen")
     wait_for(unseen.result, what="the result")
-    waits = site.begun(site.submit("goes-on", until=site.never))
     wait_for(lambda: site.cluster.pod(site.name(unseen))["status"]["phase"] == "Succeeded", what="the pod's end")
     assert "container" not in (unseen.result() or {})
     last = site.submit("last")

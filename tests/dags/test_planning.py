@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from airflow_nnunet.planning import plan_folds, plan_predictions, plan_training
 from nnunet_jobs.contract.failure import ConfigError
 from nnunet_jobs.contract.files import repoint, write_json
 from nnunet_jobs.contract.workspace import Workspace
+from nnunet_jobs.prediction.records import Settings
 
 DATASET = "Dataset004_Hippocampus"
 REGISTERED = {"dataset": DATASET, "training_hash": "aaaa"}
@@ -76,8 +78,8 @@ def predicted(workspace: Workspace, known: TrainingConfig, cases: list[str], mod
     for case in cases:
         (output / f"{case}.nii.gz").touch()
     entries = {case: {"status": "predicted", "model": model, "file": f"{case}.nii.gz"} for case in cases}
-    wanted = known.predict.model_dump(include={"mirroring", "step_size", "postprocessing", "probabilities"})
-    write_json(output / "predictions.json", {"model": model, "settings": wanted, "updated": updated, "cases": entries})
+    settings = asdict(Settings(**{name: getattr(known.predict, name) for name in Settings.__dataclass_fields__}))
+    write_json(output / "predictions.json", {"model": model, "settings": settings, "updated": updated, "cases": entries})
 
 
 def test_predictions_are_split_and_left_out_when_they_are_there(workspace: Workspace) -> None:
