@@ -21,9 +21,9 @@ CONFIGURATIONS = {
 }
 
 
-def preprocessed(workspace: Workspace, source: Path, cases: Sequence[str], holdout: Sequence[str]) -> Path:
+def preprocessed(workspace: Workspace, source: Path, cases: Sequence[str], holdout: Sequence[str], **dataset_json: Any) -> Path:
     """Register and preprocess; returns the version's dataset folder."""
-    register(workspace, source, cases, holdout=holdout)
+    register(workspace, source, cases, holdout=holdout, **dataset_json)
     fields = {"configurations": list(CONFIGURATIONS), "custom_configurations": CONFIGURATIONS, "folds": 2}
     result = result_of(start(workspace, **fields))
     return workspace.preprocessed_root(result["version"]) / DATASET
@@ -52,6 +52,11 @@ def save_random_folds(
             write_json(folder.parent / "dataset.json", trainer.dataset_json)
             trainer.save_checkpoint(str(folder / "checkpoint_final.pth"))
     return root / DATASET
+
+
+def save_in_this_process(request: Mapping[str, Any]) -> None:
+    """The same for one fold, told by JSON."""
+    save_random_folds(Workspace.from_json(request["workspace"]), Path(request["version"]), model="m1", folds=[0])
 
 
 def write_card(

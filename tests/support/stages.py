@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from nnunet_jobs.contract.files import sha256_file, write_json
@@ -74,3 +76,19 @@ def save_stage(root: Path, configuration: str, *, seed: int) -> dict[str, str]:
     )  # fmt: skip
     paths = (folder / "plans.json", folder / "dataset.json", folder / "fold_0" / "checkpoint_final.pth")
     return {path.relative_to(root).as_posix(): sha256_file(path) for path in paths}
+
+
+def stage_of_labels(labels: dict[str, Any], order: list[int] | None, spacing: tuple[float, ...]) -> Any:
+    """The part of a stage that export looks at, of nnU-Net's own classes."""
+    from nnunetv2.preprocessing.resampling.default_resampling import resample_data_or_seg_to_shape
+    from nnunetv2.utilities.label_handling.label_handling import LabelManager
+
+    name = "resample_data_or_seg_to_shape"
+    resample = partial(resample_data_or_seg_to_shape, is_seg=False, order=1, order_z=0, force_separate_z=None)
+    return SimpleNamespace(
+        plans_manager=SimpleNamespace(plans={}, transpose_forward=[0, 1, 2], transpose_backward=[2, 0, 1]),
+        configuration_manager=SimpleNamespace(
+            spacing=list(spacing), configuration={"resampling_fn_probabilities": name}, resampling_fn_probabilities=resample
+        ),
+        label_manager=LabelManager(labels, order),
+    )

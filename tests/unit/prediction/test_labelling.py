@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import tracemalloc
-from functools import partial
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from nnunet_jobs.prediction.labelling import can_separate, label_by_class
+from support.stages import stage_of_labels
 
 GRIDS = {
     "isotropic": ((1.0, 1.0, 1.0), (22, 30, 26), (33, 45, 36)),
@@ -22,22 +21,6 @@ LABELS: dict[str, tuple[dict[str, Any], list[int] | None]] = {
     "regions": ({"background": 0, "whole": [1, 2, 3], "core": [2, 3], "rest": 3}, [1, 2, 3]),
     "many labels": ({"background": 0, **{f"l{value}": value for value in range(1, 261)}}, None),
 }
-
-
-def stage(labels: dict[str, Any], order: list[int] | None, spacing: tuple[float, ...]) -> Any:
-    """The part of a stage that export looks at, of nnU-Net's own classes."""
-    from nnunetv2.preprocessing.resampling.default_resampling import resample_data_or_seg_to_shape
-    from nnunetv2.utilities.label_handling.label_handling import LabelManager
-
-    name = "resample_data_or_seg_to_shape"
-    resample = partial(resample_data_or_seg_to_shape, is_seg=False, order=1, order_z=0, force_separate_z=None)
-    return SimpleNamespace(
-        plans_manager=SimpleNamespace(plans={}, transpose_forward=[0, 1, 2], transpose_backward=[2, 0, 1]),
-        configuration_manager=SimpleNamespace(
-            spacing=list(spacing), configuration={"resampling_fn_probabilities": name}, resampling_fn_probabilities=resample
-        ),
-        label_manager=LabelManager(labels, order),
-    )
 
 
 def case(grid: str, heads: int, seed: int = 0) -> tuple[np.ndarray[Any, Any], dict[str, Any]]:
@@ -68,7 +51,7 @@ COMBINED = [*((kind, grid) for kind in ("labels", "regions") for grid in GRIDS),
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize(("kind", "grid"), COMBINED)
 def test_the_labels_are_those_of_stock_nnunet(kind: str, grid: str, threads: int) -> None:
-    network = stage(*LABELS[kind], GRIDS[grid][0])
+    network = stage_of_labels(*LABELS[kind], GRIDS[grid][0])
     logits, properties = case(grid, network.label_manager.num_segmentation_heads)
     expected = stock(network, logits, properties)
     found = label_by_class(network, logits, properties, threads=threads)
@@ -78,14 +61,14 @@ def test_the_labels_are_those_of_stock_nnunet(kind: str, grid: str, threads: int
 
 
 def test_what_is_not_a_number_goes_where_stock_nnunet_puts_it() -> None:
-    network = stage(*LABELS["labels"], GRIDS["no resampling"][0])
+    network = stage_of_labels(*LABELS["labels"], GRIDS["no resampling"][0])
     logits, properties = case("no resampling", 7)
     logits[4, :10] = logits[2, 5:15] = np.nan
     assert np.array_equal(label_by_class(network, logits, properties, threads=1), stock(network, logits, properties))
 
 
 def test_all_classes_are_never_in_memory_as_float64() -> None:
-    network = stage({"background": 0, **{f"l{value}": value for value in range(1, 20)}}, None, GRIDS["isotropic"][0])
+    network = stage_of_labels({"background": 0, **{f"l{value}": value for value in range(1, 20)}}, None, GRIDS["isotropic"][0])
     logits, properties = case("isotropic", 20)
     peaks = []
     for work in (lambda: stock(network, logits, properties), lambda: label_by_class(network, logits, properties, threads=1)):
@@ -98,7 +81,7 @@ def test_all_classes_are_never_in_memory_as_float64() -> None:
 
 
 def test_fast_resampling_differs_in_few_voxels() -> None:
-    network = stage(*LABELS["labels"], GRIDS["isotropic"][0])
+    network = stage_of_labels(*LABELS["labels"], GRIDS["isotropic"][0])
     smooth = np.add.outer(np.add.outer(np.arange(22), np.arange(30)), np.arange(26)) / 10
     logits = np.stack([-np.abs(smooth - centre) for centre in range(7)]).astype(np.float16)
     _, properties = case("isotropic", 7)
@@ -109,7 +92,7 @@ def test_fast_resampling_differs_in_few_voxels() -> None:
 
 
 def test_a_sites_own_functions_see_all_classes_at_once() -> None:
-    network = stage(*LABELS["labels"], GRIDS["isotropic"][0])
+    network = stage_of_labels(*LABELS["labels"], GRIDS["isotropic"][0])
     assert can_separate(network)
     network.plans_manager.plans["label_manager"] = "TheirLabelManager"
     assert not can_separate(network)
