@@ -22,7 +22,7 @@ class BatchPredictOperator(NnunetOperator):
             ``{"case": id, "images": [one path a channel]}`` or of single paths.
         series: for DICOM studies, channel name to rule, in place of those that the dataset was registered with.
         output_folder: absolute folder below ``output_roots``.
-        part, parts: this job predicts every ``parts``-th case, starting at ``part``.
+        part, parts: this job is one of ``parts`` that share the cases, by voxels; ``part`` counts from 0.
         folds: in place of the model's own. mirroring: False is faster and a little worse. step_size: of the sliding window.
         postprocessing: apply what FindBestConfigOperator selected. probabilities: also save softmax files.
         overwrite: predict again what is done already. fast: what may differ a little from stock nnU-Net's bytes for speed, any of

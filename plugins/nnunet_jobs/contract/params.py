@@ -246,7 +246,7 @@ class PredictParams(StepParams):
             ``{"case": id, "images": [one path a channel]}`` or of single paths (one channel).
         series: for DICOM studies, channel name to rule, in place of those that the dataset was registered with.
         output: folder below ``output_roots``.
-        part, parts: this job predicts every ``parts``-th case, starting at ``part``.
+        part, parts: this job is one of ``parts`` that share the cases, by voxels; ``part`` counts from 0.
         folds: override of the model's folds. mirroring: False is faster and a little worse. step_size: of the sliding window.
         postprocessing: apply what FindBestConfigOperator selected. probabilities: also save softmax files.
         overwrite: predict again what is already done by content.

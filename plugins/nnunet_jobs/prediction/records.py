@@ -11,6 +11,7 @@ from typing import Any
 
 from nnunet_jobs.contract.files import content_hash, locked, read_json, sha256_file, write_json
 from nnunet_jobs.prediction.model import SelectedModel
+from nnunet_jobs.prediction.parts import PartPlans
 
 RECORDS = ".cases"
 PREDICTIONS = "predictions.json"
@@ -59,6 +60,10 @@ class Records:
     def scratch(self, part: int, parts: int) -> Path:
         """Folder for files that are not whole yet, on the same file system; owned by whoever holds the part's lock."""
         return self._folder / f"part-{part}-of-{parts}.partial"
+
+    def part_plans(self, parts: int) -> PartPlans:
+        """Which part predicts which case."""
+        return PartPlans(self._folder / ".parts", lambda part: self.part_lock(part, parts))
 
     def done(self, case: str, key: str, *, probabilities: bool) -> dict[str, Any] | None:
         """The case's record if its output is there, whole, and was made by the same model from the same images."""

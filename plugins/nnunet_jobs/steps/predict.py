@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nnunet_jobs.context import StepContext
+from nnunet_jobs.context import StepContext, acting
 from nnunet_jobs.contract.failure import Bug, ConfigError, DataError, FailureClass, Fault
 from nnunet_jobs.contract.files import read_json
 from nnunet_jobs.contract.params import PredictParams
@@ -20,6 +20,7 @@ from nnunet_jobs.dataset.readers.volume import hash_file
 from nnunet_jobs.prediction.cases import Case, collect_cases
 from nnunet_jobs.prediction.export import fresh_folder
 from nnunet_jobs.prediction.model import SelectedModel, resolve_model
+from nnunet_jobs.prediction.parts import case_voxels
 from nnunet_jobs.prediction.records import Records, Settings, case_key, settings_key
 
 if TYPE_CHECKING:
@@ -58,9 +59,9 @@ def run(params: PredictParams, context: StepContext) -> dict[str, Any]:
     scratch = records.scratch(params.part, params.parts)
     studies = _studies(params, context, dataset, description, images=scratch.with_suffix(".converted"))
     found = studies.cases if studies else _cases(params, context, dataset, description)
-    cases = found[params.part :: params.parts]
     segs = studies.seg_writer(model, description, params.segment_codes) if studies and params.dicom_seg else None
     with context.content_lock(records.part_lock(params.part, params.parts), what=f"part {params.part} of {output.name}"):
+        cases = _share(found, params, context, records, studies)
         keys = {case.case: _key(case, model, settings, context, studies) for case in cases}
         work = _Work(model=model, settings=settings, context=context, records=records, keys=keys, studies=studies, segs=segs)
         done = {} if params.overwrite else work.done(cases, probabilities=params.probabilities)
@@ -115,6 +116,14 @@ def _studies(params: PredictParams, context: StepContext, dataset: str, descript
         raise ConfigError(f"cases={params.cases!r}: reading DICOM needs {error.name}; install airflow-provider-nnunet[dicom]") from error
     rules = series_rules(params.series or registered_rules(context.workspace, dataset), description["channel_names"])
     return find_studies(folder, rules=rules, dataset=dataset, images=images, context=context)
+
+
+def _share(found: list[Case], params: PredictParams, context: StepContext, records: Records, studies: Studies | None) -> list[Case]:
+    """The cases of this part. Parts of one DAG run agree on them, also with their own retries."""
+    labels = acting(context)
+    run = [labels[name] for name in ("dag_id", "run_id") if "run_id" in labels and name in labels]
+    plans = records.part_plans(params.parts)
+    return plans.share(found, part=params.part, parts=params.parts, run=run, size=studies.voxels if studies else case_voxels)
 
 
 def _key(case: Case, model: SelectedModel, settings: Settings, context: StepContext, studies: Studies | None) -> str | None:
