@@ -18,10 +18,11 @@ from typing import Any, TypeVar
 
 from nnunet_jobs.context import StepContext
 from nnunet_jobs.contract.failure import FailureClass, classify
-from nnunet_jobs.prediction.cases import Case, check_images
+from nnunet_jobs.prediction.cases import Case
 from nnunet_jobs.prediction.export import average, case_dice, fresh_folder, to_segmentation, volumes_ml, write_outputs
 from nnunet_jobs.prediction.model import SelectedModel, Stage
 from nnunet_jobs.prediction.network import StageNetwork
+from nnunet_jobs.prediction.reading import ReadHere, Reading
 from nnunet_jobs.prediction.records import Settings
 
 log = logging.getLogger("nnunet_jobs")
@@ -63,6 +64,7 @@ class Predictor:
         model: members, folds and postprocessing; each file is verified against the card while it is loaded.
         context: device, cores, stop request and signs of life. settings: how to predict.
         reserve: called with the bytes that an image needs before it is read; may raise MemoryError.
+        reading: how images are checked and read; in the calling thread, with ``reserve``, when left out.
 
     Raises:
         DataError: a file of the model is missing or damaged.
@@ -75,13 +77,14 @@ class Predictor:
         settings: Settings | None = None,
         *,
         reserve: Callable[[int], None] = lambda _size: None,
+        reading: Reading | None = None,
     ) -> None:
         import torch
 
         self.model = model
         self.settings = settings or Settings()
         self._context = context
-        self._reserve = reserve
+        self._reading = reading or ReadHere(reserve)
         device = torch.device(context.device)
         torch.set_num_threads(max(1, context.cpus))
         self._networks = {stage: StageNetwork(model, stage, device=device, fast=self.settings.fast) for stage in model.stages()}
@@ -171,12 +174,13 @@ class Predictor:
         case = work.case
 
         def prepare() -> None:
-            check_images(
-                case, file_ending=self.file_ending, channels=self.channels, beat=partial(self._on_tile, work), reserve=self._reserve
-            )
-            for stage, network in self._networks.items():
-                if stage.previous is None:
-                    work.arrays[stage] = network.preprocess(case.images, previous=None)
+            reader = self._last.reader_writer().__class__.__name__
+            beat = partial(self._on_tile, work)
+            self._reading.check(case, file_ending=self.file_ending, channels=self.channels, reader=reader, beat=beat)
+            with self._reading.reading(case):
+                for stage, network in self._networks.items():
+                    if stage.previous is None:
+                        work.arrays[stage] = network.preprocess(case.images, previous=None)
 
         self._guarded(work, prepare)
         return work
@@ -195,7 +199,8 @@ class Predictor:
                 segmentation, _ = self._to_segmentation(before, work.logits[stage.previous], properties, probabilities=False)
                 path = scratch / f"{work.case.case}.previous{before.file_ending}"
                 before.reader_writer().write_seg(segmentation, str(path), properties)
-                work.arrays[stage] = network.preprocess(work.case.images, previous=path)
+                with self._reading.reading(work.case):
+                    work.arrays[stage] = network.preprocess(work.case.images, previous=path)
                 path.unlink()
             work.logits[stage] = network.logits(
                 work.arrays[stage][0],

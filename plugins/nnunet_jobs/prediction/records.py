@@ -61,6 +61,11 @@ class Records:
         """Folder for files that are not whole yet, on the same file system; owned by whoever holds the part's lock."""
         return self._folder / f"part-{part}-of-{parts}.partial"
 
+    @property
+    def markers(self) -> Path:
+        """Folder that names the cases that are being read; see :mod:`nnunet_jobs.prediction.reading`."""
+        return self._folder / ".reading"
+
     def part_plans(self, parts: int) -> PartPlans:
         """Which part predicts which case."""
         return PartPlans(self._folder / ".parts", lambda part: self.part_lock(part, parts))

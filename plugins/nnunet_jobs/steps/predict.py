@@ -21,6 +21,7 @@ from nnunet_jobs.prediction.cases import Case, collect_cases
 from nnunet_jobs.prediction.export import fresh_folder
 from nnunet_jobs.prediction.model import SelectedModel, resolve_model
 from nnunet_jobs.prediction.parts import case_voxels
+from nnunet_jobs.prediction.reading import ReadBeside
 from nnunet_jobs.prediction.records import Records, Settings, case_key, settings_key
 
 if TYPE_CHECKING:
@@ -171,15 +172,19 @@ class _Work:
         """Predict what is not done yet."""
         if not cases:
             return  # nothing new: torch is not even imported
-        from nnunet_jobs.prediction.predictor import Predictor
+        with (
+            self._converted(cases, scratch.with_suffix(".converted")) as ready,
+            ReadBeside(self.records.markers, memory_mib=self.context.memory_mib) as reading,
+        ):
+            from nnunet_jobs.prediction.predictor import Predictor
 
-        with self._converted(cases, scratch.with_suffix(".converted")) as ready:
             made = settings_key(self.model, self.settings)
 
             def keep(case: Case, record: dict[str, Any]) -> None:
                 self._keep(case.case, {**record, "settings_key": made, "key": self.keys[case.case]})
 
-            Predictor(self.model, self.context, self.settings).predict(ready, self.records.output, scratch=scratch, on_record=keep)
+            predictor = Predictor(self.model, self.context, self.settings, reading=reading)
+            predictor.predict(reading.suspects_last(ready), self.records.output, scratch=scratch, on_record=keep)
 
     @contextlib.contextmanager
     def _converted(self, cases: list[Case], folder: Path) -> Iterator[list[Case]]:

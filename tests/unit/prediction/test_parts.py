@@ -74,7 +74,7 @@ def test_cases_of_unknown_size_are_spread_too() -> None:
 def test_the_parts_of_a_run_cover_every_case_once(plans: PartPlans) -> None:
     names = [f"c{n:03d}" for n in range(50)]
     shares = [share(plans, names, part) for part in range(3)]
-    assert sorted(sum(shares, [])) == names
+    assert sorted(case for found in shares for case in found) == names
     assert all(found == sorted(found) for found in shares)
 
 
@@ -113,7 +113,7 @@ def test_without_a_run_parts_agree_one_after_another_and_at_once(plans: PartPlan
     names = [f"c{n:03d}" for n in range(9)]
     first = share(plans, names, 0, run=())
     rest = [share(plans, [*names, "new"], part, run=()) for part in (1, 2)]
-    assert sorted(sum(rest, first)) == [*names, "new"]
+    assert sorted([*first, *rest[0], *rest[1]]) == [*names, "new"]
     with locked(tmp_path / "out" / "part-2.lock"):
         assert share(plans, [*names, "new"], 0, run=()) == first  # its retry, while another part is still at work
     grown = [f"e{n:03d}" for n in range(30)]
@@ -136,4 +136,4 @@ def test_a_damaged_plan_is_made_anew(plans: PartPlans, tmp_path: Path) -> None:
     share(plans, names, 0)
     (path,) = (tmp_path / "out" / ".parts").glob("*.json")
     path.write_text('{"cases": 3')
-    assert sorted(sum((share(plans, names, part) for part in range(3)), [])) == names
+    assert sorted(case for part in range(3) for case in share(plans, names, part)) == names
