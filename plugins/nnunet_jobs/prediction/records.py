@@ -12,6 +12,7 @@ from typing import Any
 from nnunet_jobs.contract.files import content_hash, locked, read_json, sha256_file, write_json
 from nnunet_jobs.prediction.model import SelectedModel
 from nnunet_jobs.prediction.parts import PartPlans
+from nnunet_jobs.prediction.quality import Expected
 
 RECORDS = ".cases"
 PREDICTIONS = "predictions.json"
@@ -88,8 +89,11 @@ class Records:
         """Record a case; comes after its files."""
         write_json(self._folder / f"{case}.json", {"schema": 1, "case": case, **record, "at": datetime.now(UTC).isoformat()})
 
-    def merge(self, model: SelectedModel, settings: Settings) -> Path:
+    def merge(self, model: SelectedModel, settings: Settings, expected: Expected) -> Path:
         """Write predictions.json from all parts' records. Counts and Dice are of what this model made with these settings.
+
+        Args:
+            expected: what its predictions were judged by.
 
         Returns:
             Path of predictions.json.
@@ -111,6 +115,8 @@ class Records:
                     "updated": datetime.now(UTC).isoformat(),
                     "predicted": sum(entry["status"] == "predicted" for entry in current),
                     "failed": sum(entry["status"] == "failed" for entry in current),
+                    "flagged": sum(bool(entry.get("flags")) for entry in current),
+                    "not_judged": dict(expected.not_judged),
                     "dice": mean_dice([entry["dice"] for entry in current if entry.get("dice")]),
                     "cases": entries,
                 },
@@ -142,5 +148,5 @@ def mean_dice(cases: Sequence[Mapping[str, float | None]]) -> dict[str, Any] | N
 
 
 def _entry(record: Mapping[str, Any]) -> dict[str, Any]:
-    kept = ("status", "reason", "file", "seg", "volumes_ml", "dice", "seconds", "model", "model_hash", "at")
+    kept = ("status", "reason", "file", "seg", "volumes_ml", "flags", "dice", "seconds", "model", "model_hash", "at")
     return {name: record[name] for name in kept if name in record}

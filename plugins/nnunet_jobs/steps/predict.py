@@ -21,6 +21,7 @@ from nnunet_jobs.prediction.cases import Case, collect_cases
 from nnunet_jobs.prediction.export import fresh_folder
 from nnunet_jobs.prediction.model import SelectedModel, resolve_model
 from nnunet_jobs.prediction.parts import case_voxels
+from nnunet_jobs.prediction.quality import Expected
 from nnunet_jobs.prediction.reading import ReadBeside
 from nnunet_jobs.prediction.records import Records, Settings, case_key, settings_key
 
@@ -61,15 +62,18 @@ def run(params: PredictParams, context: StepContext) -> dict[str, Any]:
     studies = _studies(params, context, dataset, description, images=scratch.with_suffix(".converted"))
     found = studies.cases if studies else _cases(params, context, dataset, description)
     segs = studies.seg_writer(model, description, params.segment_codes) if studies and params.dicom_seg else None
+    expected = Expected.of(model)
     with context.content_lock(records.part_lock(params.part, params.parts), what=f"part {params.part} of {output.name}"):
         cases = _share(found, params, context, records, studies)
         keys = {case.case: _key(case, model, settings, context, studies) for case in cases}
-        work = _Work(model=model, settings=settings, context=context, records=records, keys=keys, studies=studies, segs=segs)
+        work = _Work(
+            model=model, settings=settings, context=context, records=records, keys=keys, expected=expected, studies=studies, segs=segs
+        )
         done = {} if params.overwrite else work.done(cases, probabilities=params.probabilities)
         work.complete(done)
         work.predict([case for case in cases if case.case not in done], scratch=scratch)
         failed = work.failed
-        predictions = records.merge(model, settings)
+        predictions = records.merge(model, settings, expected)
     if cases and len(failed) == len(cases):
         faults = [Fault(code="not-predicted", message=item["reason"], case=item["case"]) for item in failed]
         shown = "; ".join(f"{item['case']}: {item['reason']}" for item in failed[:_SHOWN])
@@ -147,6 +151,7 @@ class _Work:
     context: StepContext
     records: Records
     keys: Mapping[str, str | None]
+    expected: Expected
     studies: Studies | None
     segs: SegWriter | None
     failed: list[dict[str, str]] = field(default_factory=list)
@@ -177,13 +182,14 @@ class _Work:
             ReadBeside(self.records.markers, memory_mib=self.context.memory_mib) as reading,
         ):
             from nnunet_jobs.prediction.predictor import Predictor
+            from nnunet_jobs.prediction.review import Review
 
             made = settings_key(self.model, self.settings)
 
             def keep(case: Case, record: dict[str, Any]) -> None:
                 self._keep(case.case, {**record, "settings_key": made, "key": self.keys[case.case]})
 
-            predictor = Predictor(self.model, self.context, self.settings, reading=reading)
+            predictor = Predictor(self.model, self.context, self.settings, reading=reading, review=Review(self.expected))
             predictor.predict(reading.suspects_last(ready), self.records.output, scratch=scratch, on_record=keep)
 
     @contextlib.contextmanager
