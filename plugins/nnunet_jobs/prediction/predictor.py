@@ -216,7 +216,7 @@ class Predictor:
                 on_fold=agreement.add if agreement else None,
             )
             if agreement:
-                self._review.compare(work.case.case, agreement)
+                self._review.folds_done(work.case.case, agreement)
 
     def finish(self, work: Work, output: Path, scratch: Path) -> Record:
         """Third part, in any thread: turn logits into files and a record."""

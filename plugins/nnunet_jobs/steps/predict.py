@@ -67,13 +67,21 @@ def run(params: PredictParams, context: StepContext) -> dict[str, Any]:
         cases = _share(found, params, context, records, studies)
         keys = {case.case: _key(case, model, settings, context, studies) for case in cases}
         work = _Work(
-            model=model, settings=settings, context=context, records=records, keys=keys, expected=expected, studies=studies, segs=segs
+            model=model,
+            settings=settings,
+            context=context,
+            records=records,
+            keys=keys,
+            expected=expected,
+            pictures=records.pictures if params.contact_sheet else None,
+            studies=studies,
+            segs=segs,
         )
         done = {} if params.overwrite else work.done(cases, probabilities=params.probabilities)
         work.complete(done)
         work.predict([case for case in cases if case.case not in done], scratch=scratch)
         failed = work.failed
-        predictions = records.merge(model, settings, expected)
+        predictions = records.merge(model, settings, expected, labels=description["labels"], contact_sheet=params.contact_sheet)
     if cases and len(failed) == len(cases):
         faults = [Fault(code="not-predicted", message=item["reason"], case=item["case"]) for item in failed]
         shown = "; ".join(f"{item['case']}: {item['reason']}" for item in failed[:_SHOWN])
@@ -152,6 +160,7 @@ class _Work:
     records: Records
     keys: Mapping[str, str | None]
     expected: Expected
+    pictures: Path | None
     studies: Studies | None
     segs: SegWriter | None
     failed: list[dict[str, str]] = field(default_factory=list)
@@ -189,7 +198,9 @@ class _Work:
             def keep(case: Case, record: dict[str, Any]) -> None:
                 self._keep(case.case, {**record, "settings_key": made, "key": self.keys[case.case]})
 
-            predictor = Predictor(self.model, self.context, self.settings, reading=reading, review=Review(self.expected))
+            predictor = Predictor(
+                self.model, self.context, self.settings, reading=reading, review=Review(self.expected, pictures=self.pictures)
+            )
             predictor.predict(reading.suspects_last(ready), self.records.output, scratch=scratch, on_record=keep)
 
     @contextlib.contextmanager
