@@ -78,3 +78,20 @@ def poison(path: Path, word: bytes) -> None:
 def reasons(result: Mapping[str, Any]) -> dict[str, str]:
     """Reason by failed case."""
     return {item["case"]: item["reason"] for item in result["failed"]}
+
+
+def make_small_cases(folder: Path, count: int, *, distinct: int = 8) -> list[str]:
+    """Cases of one window without resampling, hard links of a few distinct files; returns their ids."""
+    import nibabel as nib
+    import numpy as np
+
+    folder.mkdir()
+    originals = []
+    for number in range(distinct):
+        voxels = np.random.default_rng(number).integers(0, 900, (16, 24, 16)).astype(np.int16)
+        originals.append(folder / f".original{number}.nii.gz")
+        nib.save(nib.Nifti1Image(voxels, np.diag([2.0, 2.0, 2.0, 1.0])), originals[-1])
+    names = [f"c{number:04d}" for number in range(count)]
+    for number, name in enumerate(names):
+        os.link(originals[number % distinct], folder / f"{name}_0000.nii.gz")
+    return names

@@ -41,6 +41,8 @@ def share(plans: PartPlans, names: Iterable[str], part: int, *, run: tuple[str, 
 
 
 def test_voxels_come_from_the_header_and_nothing_else_is_read(tmp_path: Path) -> None:
+    import nibabel as nib
+
     whole = image(tmp_path / "a_0000.nii.gz", (40, 30, 20))
     plain = image(tmp_path / "b_0000.nii", (7, 6, 5))
     cut = tmp_path / "c_0000.nii.gz"
@@ -48,12 +50,14 @@ def test_voxels_come_from_the_header_and_nothing_else_is_read(tmp_path: Path) ->
     cut.write_bytes(gzip.compress(gzip.decompress(whole.read_bytes())[:352] + noise)[:4000])
     garbage = tmp_path / "d_0000.nii.gz"
     garbage.write_bytes(b"not an image")
+    second = tmp_path / "g_0000.nii.gz"
+    nib.save(nib.Nifti2Image(np.zeros((9, 8, 7), np.uint8), np.eye(4)), second)
     pipe = tmp_path / "e_0000.nii.gz"
     os.mkfifo(pipe)
     picture = tmp_path / "f_0000.png"
     picture.write_bytes(bytes(321))
-    paths = [whole, plain, cut, garbage, pipe, tmp_path / "none.nii.gz", picture]
-    assert [case_voxels(Case(case="x", images=(path,))) for path in paths] == [24_000, 210, 24_000, 0, 0, 0, 321]
+    paths = [whole, plain, cut, second, garbage, pipe, tmp_path / "none.nii.gz", picture]
+    assert [case_voxels(Case(case="x", images=(path,))) for path in paths] == [24_000, 210, 24_000, 504, 0, 0, 0, 321]
     assert case_voxels(Case(case="x", images=(), problem="no")) == 0
 
 
