@@ -116,7 +116,7 @@ class PredictSection(Section):
     output: str | None = Field(
         default=None, description="Absolute folder below `output_roots`; `<first output root>/<dataset>` when empty."
     )
-    parts: int = Field(default=1, ge=1, description="Over how many parallel tasks the cases are split.")
+    parts: int = Field(default=1, ge=1, description="Over how many parallel tasks the cases are split, by voxels.")
     mirroring: bool = Field(default=True, description="false is faster and a little worse.")
     step_size: float = Field(default=0.5, description="Of the sliding window.")
     postprocessing: bool = Field(default=True, description="Apply what the selection chose.")
@@ -125,6 +125,7 @@ class PredictSection(Section):
         default=[],
         description="What may differ a little from stock nnU-Net's bytes for speed: any of `tiles`, `resampling`, `half`, `compile`.",
     )
+    contact_sheet: bool = Field(default=True, description="Also write `contact-sheet.html`, a page with a picture of each case.")
     series: dict[str, Any] | None = Field(
         default=None, description="For DICOM studies: channel name to rule, in place of those that the dataset was registered with."
     )

@@ -16,17 +16,21 @@ class BatchPredictOperator(NnunetOperator):
     All fields are templates. Map it over ``part`` to split the cases over several jobs. Returns the path of ``predictions.json``,
     how many cases were ``predicted`` or ``already_done``, and each ``failed`` one with its reason.
 
+    Beside the segmentations lie ``predictions.json`` and ``predictions.csv`` (status, reason, volumes, and flags of what looks wrong) and
+    ``contact-sheet.html``; each is of all parts that have ended. A case whose file kills its reader fails alone.
+
     Args:
         dataset: whose model; id or full name. model: model id; the promoted one when empty.
         cases: ``holdout`` or ``imagesTs`` of the dataset, a folder below ``input_roots`` (images, or DICOM studies), or a list of
             ``{"case": id, "images": [one path a channel]}`` or of single paths.
         series: for DICOM studies, channel name to rule, in place of those that the dataset was registered with.
         output_folder: absolute folder below ``output_roots``.
-        part, parts: this job predicts every ``parts``-th case, starting at ``part``.
+        part, parts: this job is one of ``parts`` that share the cases, by voxels; ``part`` counts from 0.
         folds: in place of the model's own. mirroring: False is faster and a little worse. step_size: of the sliding window.
         postprocessing: apply what FindBestConfigOperator selected. probabilities: also save softmax files.
         overwrite: predict again what is done already. fast: what may differ a little from stock nnU-Net's bytes for speed, any of
             ``tiles``, ``resampling``, ``half``, ``compile``; nothing when empty.
+        contact_sheet: also write ``contact-sheet.html``, a page with a picture of each case, its volumes and flags.
         dicom_seg: also write ``<case>.seg.dcm``, for cases from a folder of DICOM studies. segment_codes: label name to
             ``[value, scheme, meaning]`` or ``{"category": [...], "type": [...]}``, such as ``{"liver": ["10200004", "SCT", "Liver"]}``.
         num_gpus: GPUs to predict on.
@@ -56,6 +60,7 @@ class BatchPredictOperator(NnunetOperator):
         probabilities: bool | str = False,
         overwrite: bool | str = False,
         fast: list[str] | str | None = None,
+        contact_sheet: bool | str = True,
         series: dict[str, Any] | str | None = None,
         dicom_seg: bool | str = False,
         segment_codes: dict[str, Any] | str | None = None,
@@ -77,6 +82,7 @@ class BatchPredictOperator(NnunetOperator):
         self.probabilities = probabilities
         self.overwrite = overwrite
         self.fast = [] if fast is None else fast
+        self.contact_sheet = contact_sheet
         self.series = series
         self.dicom_seg = dicom_seg
         self.segment_codes = {} if segment_codes is None else segment_codes

@@ -246,12 +246,13 @@ class PredictParams(StepParams):
             ``{"case": id, "images": [one path a channel]}`` or of single paths (one channel).
         series: for DICOM studies, channel name to rule, in place of those that the dataset was registered with.
         output: folder below ``output_roots``.
-        part, parts: this job predicts every ``parts``-th case, starting at ``part``.
+        part, parts: this job is one of ``parts`` that share the cases, by voxels; ``part`` counts from 0.
         folds: override of the model's folds. mirroring: False is faster and a little worse. step_size: of the sliding window.
         postprocessing: apply what FindBestConfigOperator selected. probabilities: also save softmax files.
         overwrite: predict again what is already done by content.
         fast: what may differ a little from stock nnU-Net's bytes for speed, any of ``tiles`` (several windows at once), ``resampling`` (of
             the logits, by torch), ``half`` (weights, on GPUs) and ``compile`` (torch.compile; pays for many cases).
+        contact_sheet: also write ``contact-sheet.html``, a page with a picture of each case.
         dicom_seg: also write ``<case>.seg.dcm``, for cases from a folder of DICOM studies. segment_codes: what each label is, as
             ``{"liver": ["10200004", "SCT", "Liver"]}``; see :func:`~nnunet_jobs.contract.segment_codes.parse_segment_codes`.
     """
@@ -271,6 +272,7 @@ class PredictParams(StepParams):
     probabilities: bool = False
     overwrite: bool = False
     fast: list[str] = field(default_factory=list)
+    contact_sheet: bool = True
     series: dict[str, Any] | None = None
     dicom_seg: bool = False
     segment_codes: dict[str, Any] = field(default_factory=dict)

@@ -30,10 +30,11 @@ class Workers:
     What a worker prints is dropped: libraries put file names and header values into their warnings.
 
     Args:
-        count: how many work at once.
+        count: how many work at once. program: module that they run, :func:`nnunet_jobs.dicom.worker.main` with its tasks.
     """
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, *, program: str = "nnunet_jobs.dicom.worker") -> None:
+        self._program = program
         self._idle: queue.SimpleQueue[_Worker | None] = queue.SimpleQueue()
         self._count = max(1, count)
         for _ in range(self._count):
@@ -48,6 +49,11 @@ class Workers:
             if worker is not None:
                 worker.kill()
 
+    def start(self) -> None:
+        """Start a process now, so that it is ready when it is first needed."""
+        worker = self._idle.get()
+        self._idle.put(worker or _Worker(self._program))
+
     def call(self, task: str, data: dict[str, Any], *, timeout_s: float, memory_mib: int, beat: Callable[[], None]) -> dict[str, Any]:
         """Do one task.
 
@@ -61,7 +67,7 @@ class Workers:
         worker = self._idle.get()
         try:
             if worker is None:
-                worker = _Worker()
+                worker = _Worker(self._program)
             request = {"task": task, "data": data, "timeout_s": timeout_s, "memory_mib": memory_mib}
             answer = worker.ask(request, timeout_s=timeout_s, beat=beat)
         except BaseException:
@@ -80,11 +86,11 @@ class Workers:
 
 
 class _Worker:
-    def __init__(self) -> None:
+    def __init__(self, program: str) -> None:
         self._answers, theirs = os.pipe()
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "nnunet_jobs.dicom.worker", str(theirs)],
+                [sys.executable, "-m", program, str(theirs)],
                 stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, pass_fds=(theirs,),
                 env=reader_environment(),
             )  # fmt: skip

@@ -15,15 +15,15 @@ from typing import Any
 Task = Callable[[dict[str, Any]], dict[str, Any]]
 
 
-def main(argv: list[str]) -> int:
-    """Answer on the file descriptor ``argv[0]`` until stdin ends."""
+def main(argv: list[str], find: Callable[[str], Task] | None = None) -> int:
+    """Answer on the file descriptor ``argv[0]`` until stdin ends. ``find``: a task by name; those below when left out."""
     answers = int(argv[0])
     requests: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     threading.Thread(target=_receive, args=(requests,), daemon=True).start()
     warnings.simplefilter("ignore")
     while True:
         request = json.loads(requests.get())
-        answer = _answer(request)
+        answer = _answer(request, find or _task)
         line = json.dumps(answer).encode() + b"\n"
         while line:
             line = line[os.write(answers, line) :]
@@ -36,9 +36,9 @@ def _receive(requests: queue.SimpleQueue[bytes]) -> None:
     os._exit(0)
 
 
-def _answer(request: dict[str, Any]) -> dict[str, Any]:
+def _answer(request: dict[str, Any], find: Callable[[str], Task]) -> dict[str, Any]:
     try:
-        task = _task(request["task"])
+        task = find(request["task"])
         _limit(request["memory_mib"], request["timeout_s"])
         return {"result": task(request["data"])}
     except MemoryError:

@@ -118,17 +118,23 @@ def publish(files: Sequence[Path], output: Path, *, voxels: int) -> dict[str, st
     return hashes
 
 
-def volumes_ml(network: StageNetwork, segmentation: npt.NDArray[Any], properties: Mapping[str, Any]) -> dict[str, float]:
-    """Volume of each label (or region) by name, in millilitres; empty for 2D images, which have none."""
+def label_voxels(dataset_json: Mapping[str, Any], segmentation: npt.NDArray[Any]) -> dict[str, int]:
+    """Voxels of each label (or region) by name."""
+    counts = dict(zip(*(values.tolist() for values in np.unique(segmentation, return_counts=True)), strict=True))
+    return {name: sum(counts.get(value, 0) for value in values) for name, values in label_values(dataset_json).items()}
+
+
+def volumes_ml(voxels: Mapping[str, int], properties: Mapping[str, Any], shape: Sequence[int]) -> dict[str, float]:
+    """Volume of each label (or region) by name, in millilitres; empty for 2D images, which have none.
+
+    Args:
+        voxels: of :func:`label_voxels`. properties: nnU-Net's, of the case. shape: of the segmentation.
+    """
     geometry = properties.get("sitk_stuff", {}).get("spacing")
-    if (geometry is not None and len(geometry) != 3) or segmentation.ndim != 3 or (geometry is None and segmentation.shape[0] == 1):
+    if (geometry is not None and len(geometry) != 3) or len(shape) != 3 or (geometry is None and shape[0] == 1):
         return {}
     millilitres = float(np.prod(np.asarray(properties["spacing"], dtype=np.float64))) / 1000.0
-    counts = dict(zip(*(values.tolist() for values in np.unique(segmentation, return_counts=True)), strict=True))
-    return {
-        name: round(sum(counts.get(value, 0) for value in values) * millilitres, 6)
-        for name, values in label_values(network.dataset_json).items()
-    }
+    return {name: round(count * millilitres, 6) for name, count in voxels.items()}
 
 
 def label_values(dataset_json: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:

@@ -82,11 +82,14 @@ class StageNetwork:
         """A fresh reader and writer as the plans name it."""
         return self.plans_manager.image_reader_writer_class()
 
-    def preprocess(self, images: tuple[Path, ...], *, previous: Path | None) -> tuple[Any, dict[str, Any]]:
+    def preprocess(
+        self, images: tuple[Path, ...], *, previous: Path | None, on_image: Callable[[Any], None] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
         """Read and preprocess one case.
 
         Args:
             previous: the previous stage's segmentation file, for a cascade.
+            on_image: called with the image as it was read, (channel, z, y, x).
 
         Returns:
             Float32 tensor (channel, x, y, z), and nnU-Net's properties of the case.
@@ -95,6 +98,8 @@ class StageNetwork:
         import torch
 
         preprocessor = self.configuration_manager.preprocessor_class(verbose=False)
+        if on_image is not None:
+            _watch(preprocessor, on_image)
         data, seg, properties = preprocessor.run_case(
             [str(path) for path in images],
             None if previous is None else str(previous),
@@ -114,8 +119,20 @@ class StageNetwork:
         tensors = [*self._network.state_dict().values(), *(tensor for weights in self._weights for tensor in weights.values())]
         return sum(int(tensor.numel()) * int(tensor.element_size()) for tensor in tensors)
 
-    def logits(self, data: Any, *, mirroring: bool, step_size: float, on_tile: Callable[[], None]) -> Any:
-        """Logits of one preprocessed case, the mean over the folds: half precision, (head, x, y, z), on the CPU."""
+    def logits(
+        self,
+        data: Any,
+        *,
+        mirroring: bool,
+        step_size: float,
+        on_tile: Callable[[], None],
+        on_fold: Callable[[Any], None] | None = None,
+    ) -> Any:
+        """Logits of one preprocessed case, the mean over the folds: half precision, (head, x, y, z), on the CPU.
+
+        Args:
+            on_fold: called with each fold's own; must not change them, nor keep them.
+        """
         import torch
 
         total: Any = None
@@ -135,6 +152,8 @@ class StageNetwork:
                     tiles=self._tiles,
                     half=self._half,
                 )
+                if on_fold is not None:
+                    on_fold(prediction)
                 # in place, in half precision: what nnU-Net does, so that the bytes agree
                 total = prediction if total is None else total.add_(prediction)
             if len(self._weights) > 1:
@@ -185,6 +204,17 @@ class StageNetwork:
             heads,
             enable_deep_supervision=False,
         )
+
+
+def _watch(preprocessor: Any, on_image: Callable[[Any], None]) -> None:
+    """Every preprocessor, a site's own too, hands the image that it has read to this method of its."""
+    work = preprocessor.run_case_npy
+
+    def watched(data: Any, *arguments: Any, **named: Any) -> Any:
+        on_image(data)
+        return work(data, *arguments, **named)
+
+    preprocessor.run_case_npy = watched
 
 
 def _tiles(patch: Sequence[int], device: Any) -> int:

@@ -18,11 +18,13 @@ from typing import Any, TypeVar
 
 from nnunet_jobs.context import StepContext
 from nnunet_jobs.contract.failure import FailureClass, classify
-from nnunet_jobs.prediction.cases import Case, check_images
-from nnunet_jobs.prediction.export import average, case_dice, fresh_folder, to_segmentation, volumes_ml, write_outputs
+from nnunet_jobs.prediction.cases import Case
+from nnunet_jobs.prediction.export import average, case_dice, fresh_folder, label_voxels, to_segmentation, volumes_ml, write_outputs
 from nnunet_jobs.prediction.model import SelectedModel, Stage
 from nnunet_jobs.prediction.network import StageNetwork
+from nnunet_jobs.prediction.reading import ReadHere, Reading
 from nnunet_jobs.prediction.records import Settings
+from nnunet_jobs.prediction.review import Review
 
 log = logging.getLogger("nnunet_jobs")
 
@@ -63,6 +65,8 @@ class Predictor:
         model: members, folds and postprocessing; each file is verified against the card while it is loaded.
         context: device, cores, stop request and signs of life. settings: how to predict.
         reserve: called with the bytes that an image needs before it is read; may raise MemoryError.
+        reading: how images are checked and read; in the calling thread, with ``reserve``, when left out.
+        review: what else is looked at and recorded; nothing when left out.
 
     Raises:
         DataError: a file of the model is missing or damaged.
@@ -75,13 +79,16 @@ class Predictor:
         settings: Settings | None = None,
         *,
         reserve: Callable[[int], None] = lambda _size: None,
+        reading: Reading | None = None,
+        review: Review | None = None,
     ) -> None:
         import torch
 
         self.model = model
         self.settings = settings or Settings()
         self._context = context
-        self._reserve = reserve
+        self._reading = reading or ReadHere(reserve)
+        self._review = review or Review()
         device = torch.device(context.device)
         torch.set_num_threads(max(1, context.cpus))
         self._networks = {stage: StageNetwork(model, stage, device=device, fast=self.settings.fast) for stage in model.stages()}
@@ -104,7 +111,7 @@ class Predictor:
 
         Returns:
             One record a case, in order: ``status`` (``predicted`` or ``failed``), ``reason`` and ``failure_class``, ``file``,
-            ``files`` (sha256 by name), ``volumes_ml`` and ``dice`` by label name, ``seconds``, ``model``, ``model_hash``.
+            ``files`` (sha256 by name), ``volumes_ml`` and ``dice`` by label name, ``flags``, ``seconds``, ``model``, ``model_hash``.
 
         Raises:
             Interrupted, DiskFull, GpuOutOfMemory, HostOutOfMemory and the like: not one case's fault.
@@ -171,12 +178,14 @@ class Predictor:
         case = work.case
 
         def prepare() -> None:
-            check_images(
-                case, file_ending=self.file_ending, channels=self.channels, beat=partial(self._on_tile, work), reserve=self._reserve
-            )
-            for stage, network in self._networks.items():
-                if stage.previous is None:
-                    work.arrays[stage] = network.preprocess(case.images, previous=None)
+            reader = self._last.reader_writer().__class__.__name__
+            beat = partial(self._on_tile, work)
+            self._reading.check(case, file_ending=self.file_ending, channels=self.channels, reader=reader, beat=beat)
+            with self._reading.reading(case):
+                for stage, network in self._networks.items():
+                    if stage.previous is None:
+                        watcher = self._review.image_watcher(case.case)
+                        work.arrays[stage] = network.preprocess(case.images, previous=None, on_image=watcher)
 
         self._guarded(work, prepare)
         return work
@@ -195,14 +204,19 @@ class Predictor:
                 segmentation, _ = self._to_segmentation(before, work.logits[stage.previous], properties, probabilities=False)
                 path = scratch / f"{work.case.case}.previous{before.file_ending}"
                 before.reader_writer().write_seg(segmentation, str(path), properties)
-                work.arrays[stage] = network.preprocess(work.case.images, previous=path)
+                with self._reading.reading(work.case):
+                    work.arrays[stage] = network.preprocess(work.case.images, previous=path)
                 path.unlink()
+            agreement = self._review.folds(network)
             work.logits[stage] = network.logits(
                 work.arrays[stage][0],
                 mirroring=self.settings.mirroring,
                 step_size=self.settings.step_size,
                 on_tile=partial(self._on_tile, work),
+                on_fold=agreement.add if agreement else None,
             )
+            if agreement:
+                self._review.folds_done(work.case.case, agreement)
 
     def finish(self, work: Work, output: Path, scratch: Path) -> Record:
         """Third part, in any thread: turn logits into files and a record."""
@@ -228,7 +242,10 @@ class Predictor:
                 scratch=scratch,
             )
             name = f"{work.case.case}{self._last.file_ending}"
-            record.update(status="predicted", file=name, files=files, volumes_ml=volumes_ml(self._last, final, properties))
+            voxels = label_voxels(self._last.dataset_json, final)
+            volumes = volumes_ml(voxels, properties, final.shape)
+            record.update(status="predicted", file=name, files=files, volumes_ml=volumes)
+            record.update(self._review.judge(work.case.case, final, voxels=voxels, volumes_ml=volumes, properties=properties))
             if work.case.label is not None:
                 record["dice"] = case_dice(self._last, work.case.label, output / name)
 
@@ -255,6 +272,7 @@ class Predictor:
                 work.ours = True
             work.problem = str(error) if classify(error) is FailureClass.DATA else f"{type(error).__name__}: {error}"
             work.arrays, work.logits = {}, {}
+            self._review.forget(work.case.case)
 
     def _collect(
         self, writing: deque[tuple[Case, Future[Record]]], records: list[Record], total: int, on_record: Callable[[Case, Record], None]

@@ -10,10 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_jobs.contract.files import content_hash, locked, read_json, sha256_file, write_json
+from nnunet_jobs.prediction.contact_sheet import write_sheet
 from nnunet_jobs.prediction.model import SelectedModel
+from nnunet_jobs.prediction.parts import PartPlans
+from nnunet_jobs.prediction.quality import Expected
+from nnunet_jobs.prediction.tables import write_table
 
 RECORDS = ".cases"
 PREDICTIONS = "predictions.json"
+PICTURES = ".pictures"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +65,20 @@ class Records:
         """Folder for files that are not whole yet, on the same file system; owned by whoever holds the part's lock."""
         return self._folder / f"part-{part}-of-{parts}.partial"
 
+    @property
+    def markers(self) -> Path:
+        """Folder that names the cases that are being read; see :mod:`nnunet_jobs.prediction.reading`."""
+        return self._folder / ".reading"
+
+    @property
+    def pictures(self) -> Path:
+        """Folder of the contact sheet's pictures: small, but of patients, as the segmentations beside them."""
+        return self._folder / PICTURES
+
+    def part_plans(self, parts: int) -> PartPlans:
+        """Which part predicts which case."""
+        return PartPlans(self._folder / ".parts", lambda part: self.part_lock(part, parts))
+
     def done(self, case: str, key: str, *, probabilities: bool) -> dict[str, Any] | None:
         """The case's record if its output is there, whole, and was made by the same model from the same images."""
         record = self._read(case)
@@ -78,8 +97,15 @@ class Records:
         """Record a case; comes after its files."""
         write_json(self._folder / f"{case}.json", {"schema": 1, "case": case, **record, "at": datetime.now(UTC).isoformat()})
 
-    def merge(self, model: SelectedModel, settings: Settings) -> Path:
-        """Write predictions.json from all parts' records. Counts and Dice are of what this model made with these settings.
+    def merge(
+        self, model: SelectedModel, settings: Settings, expected: Expected, *, labels: Mapping[str, Any], contact_sheet: bool = True
+    ) -> Path:
+        """Write predictions.json, predictions.csv and, if asked for, contact-sheet.html from all parts' records.
+
+        Counts and Dice are of what this model made with these settings.
+
+        Args:
+            expected: what its predictions were judged by. labels: of the model's dataset.json.
 
         Returns:
             Path of predictions.json.
@@ -90,21 +116,25 @@ class Records:
             records = {item.stem: read_json(item) for item in sorted(self._folder.glob("*.json"))}
             entries = {case: _entry(record) for case, record in records.items()}
             current = [entries[case] for case, record in records.items() if record.get("settings_key") == made]
-            write_json(
-                path,
-                {
-                    "schema": 1,
-                    "dataset": model.dataset,
-                    "model": model.model,
-                    "model_hash": model.hash,
-                    "settings": asdict(settings),
-                    "updated": datetime.now(UTC).isoformat(),
-                    "predicted": sum(entry["status"] == "predicted" for entry in current),
-                    "failed": sum(entry["status"] == "failed" for entry in current),
-                    "dice": mean_dice([entry["dice"] for entry in current if entry.get("dice")]),
-                    "cases": entries,
-                },
-            )
+            summary = {
+                "schema": 1,
+                "dataset": model.dataset,
+                "model": model.model,
+                "model_hash": model.hash,
+                "settings": asdict(settings),
+                "updated": datetime.now(UTC).isoformat(),
+                "predicted": sum(entry["status"] == "predicted" for entry in current),
+                "failed": sum(entry["status"] == "failed" for entry in current),
+                "flagged": sum(bool(entry.get("flags")) for entry in current),
+                "not_judged": dict(expected.not_judged),
+                "dice": mean_dice([entry["dice"] for entry in current if entry.get("dice")]),
+                "labels": dict(labels),
+                "cases": entries,
+            }
+            write_json(path, summary)
+            write_table(self.output, summary)
+            if contact_sheet:
+                write_sheet(self.output, summary, self.pictures)
         return path
 
     def _read(self, case: str) -> dict[str, Any] | None:
@@ -132,5 +162,5 @@ def mean_dice(cases: Sequence[Mapping[str, float | None]]) -> dict[str, Any] | N
 
 
 def _entry(record: Mapping[str, Any]) -> dict[str, Any]:
-    kept = ("status", "reason", "file", "seg", "volumes_ml", "dice", "seconds", "model", "model_hash", "at")
+    kept = ("status", "reason", "file", "seg", "volumes_ml", "flags", "dice", "seconds", "model", "model_hash", "at")
     return {name: record[name] for name in kept if name in record}

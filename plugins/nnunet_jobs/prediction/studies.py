@@ -88,6 +88,11 @@ class Studies:
         names = (f"{case}_{channel:04d}.nii.gz" for channel in range(len(found.channels)))
         self.cases.append(Case(case=case, images=tuple(images / name for name in names)))
 
+    def voxels(self, case: Case) -> int:
+        """Voxels of a study's first channel; 0 for one that cannot be predicted."""
+        study = self.by_case.get(case.case)
+        return int(np.prod(study.grids[0].shape)) if study else 0
+
     def convert(self, cases: Sequence[Case], context: StepContext) -> list[Case]:
         """Write the NIfTI files of these cases; those that cannot be converted come back with their reason."""
         with Workers(max(1, context.cpus)) as workers:

@@ -10,7 +10,9 @@ from typing import Any
 
 from nnunet_jobs.contract.files import locked, read_json, write_json
 from nnunet_jobs.contract.workspace import Workspace
-from nnunet_jobs.prediction.records import PREDICTIONS, RECORDS, mean_dice
+from nnunet_jobs.prediction.contact_sheet import SHEET, write_sheet
+from nnunet_jobs.prediction.records import PICTURES, PREDICTIONS, RECORDS, mean_dice
+from nnunet_jobs.prediction.tables import write_table
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +35,8 @@ def predictions_of(workspace: Workspace, dataset: str, cases: Collection[str]) -
 
 
 def remove(predicted: Predicted) -> int:
-    """Delete the cases' segmentations, probabilities and records, and take them out of ``predictions.json``. Returns files deleted.
+    """Delete the cases' segmentations, probabilities, pictures and records, and take them out of ``predictions.json``, the table and the
+    contact sheet. Returns files deleted.
 
     The record goes last, so that a killed removal is found again.
     """
@@ -48,8 +51,13 @@ def remove(predicted: Predicted) -> int:
     with locked(folder / RECORDS / "predictions.lock", interval=0.02):
         summary = _summary(folder)
         if set(summary.get("cases", {})) & set(predicted.cases):
-            write_json(folder / PREDICTIONS, _without(summary, predicted.cases))
+            left = _without(summary, predicted.cases)
+            write_json(folder / PREDICTIONS, left)
+            write_table(folder, left)
+            if (folder / SHEET).exists():
+                write_sheet(folder, left, folder / RECORDS / PICTURES)
         for case in predicted.cases:
+            (folder / RECORDS / PICTURES / f"{case}.json").unlink(missing_ok=True)
             (folder / RECORDS / f"{case}.json").unlink(missing_ok=True)
     return removed
 
@@ -78,6 +86,7 @@ def _without(summary: dict[str, Any], cases: Collection[str]) -> dict[str, Any]:
         **summary,
         "predicted": sum(entry["status"] == "predicted" for entry in ours),
         "failed": sum(entry["status"] == "failed" for entry in ours),
+        "flagged": sum(bool(entry.get("flags")) for entry in ours),
         "dice": mean_dice([entry["dice"] for entry in ours if entry.get("dice")]),
         "cases": left,
     }

@@ -41,6 +41,10 @@ class Reference:
         self._folder = trained.preprocessed / "gt_segmentations"
         self._context = context
 
+    def path(self, case: str) -> Path:
+        """The reference segmentation of a case."""
+        return self._folder / f"{case}{self.ending}"
+
     def summarise(self, cases: Sequence[str], folder: Path) -> dict[str, Any]:
         """Compare a folder's segmentations and write its ``summary.json``. Stops between cases when told to."""
 
@@ -49,7 +53,7 @@ class Reference:
             self._context.check_stop()
 
         return summarise(
-            [self._folder / f"{case}{self.ending}" for case in cases],
+            [self.path(case) for case in cases],
             [folder / f"{case}{self.ending}" for case in cases],
             folder / "summary.json",
             reader_writer=self.reader_writer,

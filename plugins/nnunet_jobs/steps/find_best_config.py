@@ -11,6 +11,7 @@ from nnunet_jobs.contract.files import content_hash, write_json
 from nnunet_jobs.contract.params import FindBestParams
 from nnunet_jobs.contract.withdrawals import only_consented
 from nnunet_jobs.contract.workspace import MODEL_CARD
+from nnunet_jobs.prediction.quality import REFERENCE
 from nnunet_jobs.selection import card as cards
 from nnunet_jobs.selection import holdout
 from nnunet_jobs.selection.commands import inference_information, member
@@ -44,9 +45,14 @@ def run(params: FindBestParams, context: StepContext) -> dict[str, Any]:
         already_done = card is not None
         if card is None:
             card = _select(trained, params, held, inputs, context)
-        elif card["recipe"] != params.recipe:
-            card = {**card, "recipe": params.recipe}
-            cards.write_card(trained, card)
+        else:
+            if not (trained.root / REFERENCE).is_file():  # selected by a version that had none
+                from nnunet_jobs.selection.reference import write_reference
+
+                write_reference(trained, card["metrics"]["cv_dice_postprocessed"], context)
+            if card["recipe"] != params.recipe:
+                card = {**card, "recipe": params.recipe}
+                cards.write_card(trained, card)
     context.check_stop()
     promoted = cards.promote_by_policy(workspace, dataset, trained.model, params.promote)
     metrics = card["metrics"]
@@ -79,6 +85,7 @@ def _select(trained: Trained, params: FindBestParams, held: holdout.Holdout, inp
     held.verify()
     context.check_stop()
     from nnunet_jobs.selection import compare, ensemble, postprocessing
+    from nnunet_jobs.selection.reference import write_reference
 
     reference = compare.Reference(trained, context)
     pairs = list(ensemble.pairs(trained)) if params.ensembles else []
@@ -105,6 +112,7 @@ def _select(trained: Trained, params: FindBestParams, held: holdout.Holdout, inp
     }
     files = cards.predicting_files(trained, selection["members"], context)
     card = cards.make_card(trained, selection=selection, files=files, recipe=params.recipe, inputs=inputs)
+    write_reference(trained, post_dice, context)
     context.progress("holdout", 0, len(held.cases))
     judged = holdout.evaluate(cards.selected(card, trained.root), held, context)
     card["metrics"] = {

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nnunet_jobs.context import StepContext
+from nnunet_jobs.context import StepContext, acting
 from nnunet_jobs.contract.failure import Bug, ConfigError, DataError, FailureClass, Fault
 from nnunet_jobs.contract.files import read_json
 from nnunet_jobs.contract.params import PredictParams
@@ -20,6 +20,9 @@ from nnunet_jobs.dataset.readers.volume import hash_file
 from nnunet_jobs.prediction.cases import Case, collect_cases
 from nnunet_jobs.prediction.export import fresh_folder
 from nnunet_jobs.prediction.model import SelectedModel, resolve_model
+from nnunet_jobs.prediction.parts import case_voxels
+from nnunet_jobs.prediction.quality import Expected
+from nnunet_jobs.prediction.reading import ReadBeside
 from nnunet_jobs.prediction.records import Records, Settings, case_key, settings_key
 
 if TYPE_CHECKING:
@@ -58,16 +61,27 @@ def run(params: PredictParams, context: StepContext) -> dict[str, Any]:
     scratch = records.scratch(params.part, params.parts)
     studies = _studies(params, context, dataset, description, images=scratch.with_suffix(".converted"))
     found = studies.cases if studies else _cases(params, context, dataset, description)
-    cases = found[params.part :: params.parts]
     segs = studies.seg_writer(model, description, params.segment_codes) if studies and params.dicom_seg else None
+    expected = Expected.of(model)
     with context.content_lock(records.part_lock(params.part, params.parts), what=f"part {params.part} of {output.name}"):
+        cases = _share(found, params, context, records, studies)
         keys = {case.case: _key(case, model, settings, context, studies) for case in cases}
-        work = _Work(model=model, settings=settings, context=context, records=records, keys=keys, studies=studies, segs=segs)
+        work = _Work(
+            model=model,
+            settings=settings,
+            context=context,
+            records=records,
+            keys=keys,
+            expected=expected,
+            pictures=records.pictures if params.contact_sheet else None,
+            studies=studies,
+            segs=segs,
+        )
         done = {} if params.overwrite else work.done(cases, probabilities=params.probabilities)
         work.complete(done)
         work.predict([case for case in cases if case.case not in done], scratch=scratch)
         failed = work.failed
-        predictions = records.merge(model, settings)
+        predictions = records.merge(model, settings, expected, labels=description["labels"], contact_sheet=params.contact_sheet)
     if cases and len(failed) == len(cases):
         faults = [Fault(code="not-predicted", message=item["reason"], case=item["case"]) for item in failed]
         shown = "; ".join(f"{item['case']}: {item['reason']}" for item in failed[:_SHOWN])
@@ -117,6 +131,14 @@ def _studies(params: PredictParams, context: StepContext, dataset: str, descript
     return find_studies(folder, rules=rules, dataset=dataset, images=images, context=context)
 
 
+def _share(found: list[Case], params: PredictParams, context: StepContext, records: Records, studies: Studies | None) -> list[Case]:
+    """The cases of this part. Parts of one DAG run agree on them, also with their own retries."""
+    labels = acting(context)
+    run = [labels[name] for name in ("dag_id", "run_id") if "run_id" in labels and name in labels]
+    plans = records.part_plans(params.parts)
+    return plans.share(found, part=params.part, parts=params.parts, run=run, size=studies.voxels if studies else case_voxels)
+
+
 def _key(case: Case, model: SelectedModel, settings: Settings, context: StepContext, studies: Studies | None) -> str | None:
     """What the case's segmentation depends on; None for a case whose files cannot even be read."""
     if studies is not None:
@@ -137,6 +159,8 @@ class _Work:
     context: StepContext
     records: Records
     keys: Mapping[str, str | None]
+    expected: Expected
+    pictures: Path | None
     studies: Studies | None
     segs: SegWriter | None
     failed: list[dict[str, str]] = field(default_factory=list)
@@ -162,15 +186,22 @@ class _Work:
         """Predict what is not done yet."""
         if not cases:
             return  # nothing new: torch is not even imported
-        from nnunet_jobs.prediction.predictor import Predictor
+        with (
+            self._converted(cases, scratch.with_suffix(".converted")) as ready,
+            ReadBeside(self.records.markers, memory_mib=self.context.memory_mib) as reading,
+        ):
+            from nnunet_jobs.prediction.predictor import Predictor
+            from nnunet_jobs.prediction.review import Review
 
-        with self._converted(cases, scratch.with_suffix(".converted")) as ready:
             made = settings_key(self.model, self.settings)
 
             def keep(case: Case, record: dict[str, Any]) -> None:
                 self._keep(case.case, {**record, "settings_key": made, "key": self.keys[case.case]})
 
-            Predictor(self.model, self.context, self.settings).predict(ready, self.records.output, scratch=scratch, on_record=keep)
+            predictor = Predictor(
+                self.model, self.context, self.settings, reading=reading, review=Review(self.expected, pictures=self.pictures)
+            )
+            predictor.predict(reading.suspects_last(ready), self.records.output, scratch=scratch, on_record=keep)
 
     @contextlib.contextmanager
     def _converted(self, cases: list[Case], folder: Path) -> Iterator[list[Case]]:

@@ -117,6 +117,25 @@ def test_selecting_again_finds_the_card_and_keeps_it(selected: tuple[Workspace, 
     assert {**read_json(root / "model.json"), "recipe": "first"} == json.loads(before)
 
 
+def test_what_the_training_cases_are_like_is_kept_beside_the_card(selected: tuple[Workspace, dict[str, Any]], tmp_path: Path) -> None:
+    import nibabel as nib
+
+    workspace = copy_of(selected[0], tmp_path)
+    root = workspace.model_root(model_of(workspace)) / DATASET
+    written = read_json(root / "reference.json")
+    cases = [case for case, entry in workspace.manifest(DATASET)["cases"].items() if entry["split"] == "train"]
+    masks = [nib.load(workspace.raw_dataset(DATASET) / "labelsTr" / f"{case}.nii.gz") for case in cases]
+    for value, (name, known) in enumerate(written["labels"].items(), start=1):
+        present = sum(bool((np.asarray(mask.dataobj) == value).any()) for mask in masks)
+        assert known == {"present": present, "ml": None}, name  # too few cases for a range
+    assert written["cases"] == len(cases)
+    assert written["cv_dice"] == selected[1]["cv_dice_postprocessed"]
+    assert len(written["spacing"]["low"]) == 3
+    (root / "reference.json").unlink()
+    run(FindBestParams(**TWO_FOLDS, recipe="first"), context(workspace))
+    assert read_json(root / "reference.json") == written
+
+
 def test_a_stopped_selection_leaves_the_former_card(selected: tuple[Workspace, dict[str, Any]], tmp_path: Path) -> None:
     workspace = copy_of(selected[0], tmp_path)
     card = workspace.model_root(model_of(workspace)) / DATASET / "model.json"

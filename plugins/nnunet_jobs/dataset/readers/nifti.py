@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import math
 import os
 import zlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,8 @@ import numpy.typing as npt
 from nnunet_jobs.dataset.faults import Code
 from nnunet_jobs.dataset.readers.volume import CHUNK, Damaged, Reading, check_extent, open_regular, take_geometry, take_values
 
-_HEADER = 540  # bytes, of NIfTI-2; NIfTI-1 has 348
+_HEADER, _NIFTI_1 = 540, 348  # bytes, of NIfTI-2 and NIfTI-1
+_FIRST = 4096  # bytes of a compressed file that hold the header
 _AFTER_DATA = 1 << 16  # bytes that may follow the voxels; more means that header and data do not belong together
 _DEFLATE = 1032  # the most that deflate can shrink anything
 _SERIOUS = 40  # of nibabel's own levels: what it would refuse to read (magic, offsets, data type); what is less it mends
@@ -32,6 +35,26 @@ def read_nifti(reading: Reading) -> None:
     """
     data, reading.volume.sha256 = _read(reading)
     _parse(reading, data)
+
+
+def promised_voxels(path: Path) -> int:
+    """Voxels that a file's header promises, from its first bytes; 0 where there is no readable header.
+
+    Raises:
+        OSError: it cannot be opened, or is no regular file.
+    """
+    with open_regular(path) as file:
+        start = file.read(_FIRST)
+    if path.name.endswith(".gz"):
+        inflate = zlib.decompressobj(wbits=31)
+        with contextlib.suppress(zlib.error):
+            start = inflate.decompress(start, _NIFTI_1)  # not one byte more than the header: nobody has checked what follows
+            if 540 in {int.from_bytes(start[:4], order) for order in ("little", "big")}:
+                start += inflate.decompress(inflate.unconsumed_tail, _HEADER - _NIFTI_1)
+    try:
+        return max(0, math.prod(int(n) for n in _header(bytearray(start)).get_data_shape()))
+    except Exception:  # nibabel raises many types for bad headers
+        return 0
 
 
 def _read(reading: Reading) -> tuple[bytearray, str]:

@@ -46,12 +46,9 @@ def summarise_case(
     volumes = [_volume(image) for image in images]
     mask = None if label is None else _volume(label)
     shape = volumes[0].shape if volumes else mask.shape if mask is not None else (0, 0, 0)
-    steps = tuple(float(step) if math.isfinite(step) and step > 0 else math.nan for step in [*spacing, *(math.nan,) * 3][:3])
+    steps = _steps(spacing)
     samples = [_sample(volume) for volume in volumes]
-    picture = None
-    if volumes and volumes[0].size:
-        fitting = mask if mask is not None and mask.shape == shape and mask.dtype.kind in "biuf" else None
-        picture = _picture(volumes, samples, fitting, steps, affine)
+    picture = _picture(volumes, samples, mask, steps, affine)
     return {
         "version": VERSION,
         "shape": [int(n) for n in shape],
@@ -60,6 +57,19 @@ def summarise_case(
         "labels": None if mask is None else _volumes_of(mask, steps),
         "picture": picture,
     }
+
+
+def case_picture(
+    images: Sequence[Array], label: Array | None, spacing: Sequence[float], *, affine: Array | None = None
+) -> dict[str, Any] | None:
+    """The ``picture`` of :func:`summarise_case` alone."""
+    volumes = [_volume(image) for image in images]
+    mask = None if label is None else _volume(label)
+    return _picture(volumes, [_sample(volume) for volume in volumes], mask, _steps(spacing), affine)
+
+
+def _steps(spacing: Sequence[float]) -> tuple[float, ...]:
+    return tuple(float(step) if math.isfinite(step) and step > 0 else math.nan for step in [*spacing, *(math.nan,) * 3][:3])
 
 
 def _volume(array: Array) -> Array:
@@ -136,6 +146,10 @@ def _count(slab: Array) -> npt.NDArray[np.int64]:
 def _picture(
     volumes: Sequence[Array], samples: Sequence[npt.NDArray[np.float64]], mask: Array | None, spacing: Sequence[float], affine: Array | None
 ) -> dict[str, Any] | None:
+    if not volumes or not volumes[0].size:
+        return None
+    if mask is not None and (mask.shape != volumes[0].shape or mask.dtype.kind not in "biuf"):
+        mask = None
     world = _world(affine)
     axis = _slice_axis(volumes[0].shape, spacing, world)
     place = _busiest_slice(volumes[0], mask, axis)

@@ -1,0 +1,62 @@
+"""A coarse copy of an image: enough to judge intensities under a prediction and to draw a picture, while the image itself is let go."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from nnunet_jobs.dataset.report.summary import case_picture
+
+_RAS = np.diag([-1.0, -1.0, 1.0])  # ITK's world is LPS
+_LONGEST = 160  # voxels along an axis: 16 MiB for a channel at most, and more than a thumbnail shows
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preview:
+    """Every n-th voxel of each channel. ``steps``: n along each axis, in the reader's order."""
+
+    channels: tuple[npt.NDArray[Any], ...]
+    steps: tuple[int, ...]
+
+    @classmethod
+    def of(cls, image: npt.NDArray[Any]) -> Preview:
+        """Of an image (channel, z, y, x) as nnU-Net's reader returns it."""
+        steps = tuple(math.ceil(size / _LONGEST) for size in image.shape[1:])
+        grid = tuple(slice(None, None, step) for step in steps)
+        return cls(channels=tuple(np.ascontiguousarray(channel[grid]) for channel in image), steps=steps)
+
+    def at(self, segmentation: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """The same voxels of a segmentation (z, y, x) of the image's size."""
+        return segmentation[tuple(slice(None, None, step) for step in self.steps)]
+
+    def picture(self, segmentation: npt.NDArray[Any], properties: Mapping[str, Any]) -> dict[str, Any] | None:
+        """The slice with most foreground, with outlines; see :func:`~nnunet_jobs.dataset.report.summary.summarise_case`.
+
+        Structures of fewer voxels than ``steps`` may have no outline.
+
+        Args:
+            segmentation: whole, in the reader's axis order. properties: nnU-Net's, of the case.
+        """
+        steps = self.steps[::-1]
+        spacing = [float(size) * step for size, step in zip([*properties["spacing"]][::-1], steps, strict=True)]
+        axes = _axes(properties)
+        affine = None
+        if axes is not None:
+            affine = np.eye(4)
+            affine[:3, :3] = axes * steps
+        return case_picture([channel.T for channel in self.channels], self.at(segmentation).T, spacing, affine=affine)
+
+
+def _axes(properties: Mapping[str, Any]) -> npt.NDArray[np.float64] | None:
+    """Voxel axes x, y, z in the RAS world, mm a voxel; None where the file says nothing of them."""
+    itk, nibabel = properties.get("sitk_stuff"), properties.get("nibabel_stuff")
+    if itk is not None and len(itk["spacing"]) == 3:
+        return np.asarray(_RAS @ (np.reshape(itk["direction"], (3, 3)) * itk["spacing"]), dtype=np.float64)
+    if nibabel is not None:
+        return np.asarray(nibabel.get("reoriented_affine", nibabel.get("original_affine")), dtype=np.float64)[:3, :3]
+    return None

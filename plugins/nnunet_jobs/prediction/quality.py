@@ -1,0 +1,225 @@
+"""What looks wrong with a prediction when nobody knows the truth: flags, for people to look at. No flag ever fails a case.
+
+========================  ==========================================================================================================
+``empty``                 no foreground at all, or none of a label that at least 95 % of 8 or more training cases have
+``volume``                ml of a label outside what the training cases have: beyond the smallest and the largest, and beyond three
+                          standard deviations of the logarithm (3 of 1,000 cases of a log-normal label; at least 10 % each, since
+                          labels that are drawn by hand are no better); from 8 cases with the label
+``folds-disagree``        mean pairwise Dice of the folds' own label maps below 0.7, or below 0.8 of the cross-validated Dice where
+                          that is less (small lesions): below it, the folds contradict one another more than the truth
+``intensity``             CT: a quarter of the predicted foreground outside the 0.5 and 99.5 percentiles of the training foreground,
+                          of which 1 % lies outside. Others have no unit, and scanners differ tenfold: flagged when their range is 30
+                          times larger or smaller, half way to the thousandfold that a wrong unit or a lost rescale slope gives
+``spacing``               an axis more than a quarter beyond the training cases' spacings, about where resampling becomes guesswork
+========================  ==========================================================================================================
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from nnunet_jobs.contract.files import read_json
+from nnunet_jobs.prediction.model import SelectedModel
+from nnunet_jobs.prediction.preview import Preview
+
+REFERENCE = "reference.json"
+"""Beside the model card: what its training cases are like."""
+
+_ENOUGH, _NEARLY_ALL = 8, 0.95
+_SIGMAS, _LEAST_SIGMA = 3.0, 0.1
+_FOLD_DICE, _OF_CROSS_VALIDATION = 0.7, 0.8
+_OUTSIDE, _TIMES = 0.25, 30.0
+_SPACING = 1.25
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Flag:
+    """One thing to look at: its code, a sentence, what was found, and what was expected."""
+
+    code: str
+    message: str
+    value: Any = None
+    expected: Any = None
+
+
+def label_range(volumes: Sequence[float]) -> dict[str, float] | None:
+    """``low``, ``median`` and ``high`` ml of a label in the training cases that have it; None with too few of them."""
+    known = np.asarray([volume for volume in volumes if volume > 0], dtype=np.float64)
+    if len(known) < _ENOUGH:
+        return None
+    logs = np.log(known)
+    middle = float(np.median(logs))
+    spread = _SIGMAS * max(_LEAST_SIGMA, 1.4826 * float(np.median(np.abs(logs - middle))))
+    low, high = min(logs.min(), middle - spread), max(logs.max(), middle + spread)
+    return {"low": round(math.exp(low), 6), "median": round(math.exp(middle), 6), "high": round(math.exp(high), 6)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Expected:
+    """What a model's training cases are like, as far as it is known.
+
+    Attributes:
+        cases: number of them; 0 when unknown. labels: by name, ``present`` (cases that have it) and ``ml`` (:func:`label_range`).
+        spacing: ``low`` and ``high`` mm in the reader's axis order. cv_dice: of the model, cross-validated.
+        intensities: of the foreground by channel number, as the plans have them. ct: channels whose numbers have a unit.
+        not_judged: reason by flag code.
+    """
+
+    cases: int = 0
+    labels: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    spacing: Mapping[str, Sequence[float]] | None = None
+    cv_dice: float | None = None
+    intensities: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    ct: frozenset[int] = frozenset()
+    not_judged: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, model: SelectedModel) -> Expected:
+        """Read ``reference.json`` and what lies beside the plans."""
+        folder = model.members[0].folder
+        known = _read(model.root / REFERENCE)
+        plans = _read(folder / "plans.json")
+        spacing = known.get("spacing") or spacing_range(_read(folder / "dataset_fingerprint.json").get("spacings") or [])
+        configuration = _configuration(plans, model.members[0].configuration)
+        schemes = configuration.get("normalization_schemes") or []
+        intensities = {
+            channel: values
+            for channel, values in (plans.get("foreground_intensity_properties_per_channel") or {}).items()
+            if {"percentile_00_5", "percentile_99_5"} <= set(values)
+        }
+        missing = {}
+        if not known:
+            missing["volume"] = f"the model has no {REFERENCE}; run FindBestConfigOperator again to make it"
+        elif not any(label.get("ml") for label in (known.get("labels") or {}).values()):
+            missing["volume"] = f"fewer than {_ENOUGH} training cases have a label, or they are pictures"
+        if spacing is None:
+            missing["spacing"] = "the spacings of the training cases are not known"
+        if not intensities:
+            missing["intensity"] = "the plans have no intensities"
+        if all(len(stage.folds) < 2 for stage in model.members):
+            missing["folds-disagree"] = "the model predicts with one fold"
+        return cls(
+            cases=int(known.get("cases") or 0),
+            labels=known.get("labels") or {},
+            spacing=spacing,
+            cv_dice=known.get("cv_dice"),
+            intensities=intensities,
+            ct=frozenset(number for number, scheme in enumerate(schemes) if scheme == "CTNormalization"),
+            not_judged=missing,
+        )
+
+    def flags(
+        self,
+        *,
+        voxels: Mapping[str, int],
+        volumes_ml: Mapping[str, float],
+        spacing: Sequence[float],
+        preview: Preview | None,
+        segmentation: npt.NDArray[Any],
+        agreement: Mapping[str, float],
+    ) -> list[dict[str, Any]]:
+        """All flags of a case.
+
+        Args:
+            voxels, volumes_ml: by label name. spacing: mm, in the reader's axis order. preview: of the image, None when there is none.
+            segmentation: final, in the reader's axis order. agreement: mean pairwise Dice of the folds by label name; empty for one fold.
+        """
+        found = [*self._empty(voxels), *self._volume(volumes_ml), *self._folds(agreement), *self._spacing(spacing)]
+        if preview is not None:
+            found += self._intensity(preview, segmentation)
+        return [asdict(flag) for flag in found]
+
+    def _empty(self, voxels: Mapping[str, int]) -> list[Flag]:
+        if not any(voxels.values()):
+            return [Flag(code="empty", message="nothing was found in it", value=0)]
+        if self.cases < _ENOUGH:
+            return []
+        return [
+            Flag(code="empty", message=f"{name} was not found", value=0, expected=f"in {known['present']} of {self.cases} training cases")
+            for name, known in self.labels.items()
+            if voxels.get(name) == 0 and known["present"] >= _NEARLY_ALL * self.cases
+        ]
+
+    def _volume(self, volumes_ml: Mapping[str, float]) -> list[Flag]:
+        found = []
+        for name, volume in volumes_ml.items():
+            known = (self.labels.get(name) or {}).get("ml")
+            if known and volume > 0 and not known["low"] <= volume <= known["high"]:
+                how = "small" if volume < known["low"] else "large"
+                message = f"{name} is unusually {how}: {volume:.4g} ml"
+                found.append(Flag(code="volume", message=message, value=volume, expected=[known["low"], known["high"]]))
+        return found
+
+    def _folds(self, agreement: Mapping[str, float]) -> list[Flag]:
+        if not agreement:
+            return []
+        mean = math.fsum(agreement.values()) / len(agreement)
+        limit = _FOLD_DICE if self.cv_dice is None else min(_FOLD_DICE, _OF_CROSS_VALIDATION * self.cv_dice)
+        if mean >= limit:
+            return []
+        worst = min(agreement, key=lambda name: agreement[name])
+        message = f"the folds disagree: mean pairwise Dice {mean:.2f}, {worst} {agreement[worst]:.2f}"
+        return [Flag(code="folds-disagree", message=message, value=round(mean, 4), expected=[round(limit, 4), 1.0])]
+
+    def _spacing(self, spacing: Sequence[float]) -> list[Flag]:
+        if self.spacing is None or len(self.spacing["low"]) != len(spacing):
+            return []
+        ends = list(zip(self.spacing["low"], self.spacing["high"], strict=True))
+        if all(low / _SPACING <= step <= high * _SPACING for step, (low, high) in zip(spacing, ends, strict=True)):
+            return []
+        shown = " x ".join(f"{step:.3g}" for step in spacing)
+        message = f"its spacing, {shown} mm, is beyond that of the training cases"
+        return [Flag(code="spacing", message=message, value=[float(step) for step in spacing], expected=[list(end) for end in ends])]
+
+    def _intensity(self, preview: Preview, segmentation: npt.NDArray[Any]) -> list[Flag]:
+        inside = preview.at(segmentation) > 0
+        found = []
+        for number, image in enumerate(preview.channels):
+            known = self.intensities.get(str(number))
+            values = image[inside]
+            if known is None or not values.size:
+                continue
+            ends = [known["percentile_00_5"], known["percentile_99_5"]]
+            if number in self.ct:
+                outside = float(np.mean((values < ends[0]) | (values > ends[1])))
+                if outside > _OUTSIDE:
+                    message = f"{outside:.0%} of the foreground of channel {number} lie outside the training cases' intensities"
+                    found.append(Flag(code="intensity", message=message, value=round(float(np.median(values)), 4), expected=ends))
+                continue
+            low, high = np.percentile(values, (0.5, 99.5))
+            ours, theirs = float(high - low), ends[1] - ends[0]
+            if theirs > 0 and ours > 0 and not 1 / _TIMES < ours / theirs < _TIMES:
+                message = f"the intensities of channel {number} span {ours / theirs:.3g} times those of the training cases"
+                found.append(Flag(code="intensity", message=message, value=[float(low), float(high)], expected=ends))
+        return found
+
+
+def spacing_range(spacings: Sequence[Sequence[float]]) -> dict[str, list[float]] | None:
+    """``low`` and ``high`` by axis; None without any."""
+    if not spacings:
+        return None
+    known = np.asarray(spacings, dtype=np.float64)
+    return {"low": known.min(axis=0).tolist(), "high": known.max(axis=0).tolist()}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A JSON object that may be missing or damaged: flags are hints, and the model itself is verified elsewhere."""
+    try:
+        data = read_json(path)
+    except (OSError, ValueError):
+        return {}
+    return data if isinstance(data, dict) else {}
+
+
+def _configuration(plans: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """A plans entry with what it inherits."""
+    entry: dict[str, Any] = (plans.get("configurations") or {}).get(name) or {}
+    parent = entry.get("inherits_from")
+    return {**_configuration(plans, parent), **entry} if parent and parent != name else dict(entry)

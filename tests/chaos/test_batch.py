@@ -1,0 +1,144 @@
+"""What cases may do to a batch: kill the process that reads them, be half a file, or be under way when the job is killed."""
+
+from __future__ import annotations
+
+import csv
+import os
+import shutil
+import signal
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from nnunet_jobs import processes
+from nnunet_jobs.contract.files import read_json
+from nnunet_jobs.contract.workspace import Workspace
+from support.batches import ABORT_CHECK, ABORT_ITK, ABORT_JOB, finish_job, make_small_cases, poison, predict, reasons, start_job
+from support.jobs import wait_for
+from support.serving import PROJECT, make_image, make_workspace
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::UserWarning"),
+]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    return make_workspace(tmp_path_factory.mktemp("batch") / "work")
+
+
+@pytest.fixture
+def incoming(home: Workspace, tmp_path: Path) -> Path:
+    """Four good cases, a to d, below an allowed root."""
+    folder = Path(home.input_roots[0]) / tmp_path.name
+    folder.mkdir()
+    for number, case in enumerate("abcd"):
+        make_image(folder / f"{case}_0000.nii.gz", seed=number)
+    return folder
+
+
+def statuses(result: dict) -> dict[str, str]:
+    return {case: entry["status"] for case, entry in read_json(Path(result["predictions"]))["cases"].items()}
+
+
+def test_fault_44_a_case_that_kills_its_reader_is_isolated_at_once(
+    home: Workspace, incoming: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(
+        "PYTHONPATH", os.pathsep.join([str(PROJECT / "tests" / "support" / "reader_hooks"), os.environ.get("PYTHONPATH", "")])
+    )
+    poison(incoming / "b_0000.nii.gz", ABORT_CHECK)
+    result = predict(home, incoming, tmp_path.name)
+    assert reasons(result) == {"b": f"reader_crashed: its reader died of signal {signal.SIGABRT.value}; write its files anew"}
+    assert statuses(result) == {"a": "predicted", "b": "failed", "c": "predicted", "d": "predicted"}
+    assert result["predicted"] == 3
+    assert not [pid for pid in processes.descendants(os.getpid()) if b"prediction.reader" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+
+def test_fault_44_a_case_that_kills_the_job_costs_one_attempt(home: Workspace, incoming: Path, tmp_path: Path) -> None:
+    poison(incoming / "b_0000.nii.gz", ABORT_ITK)
+    code, _ = finish_job(start_job(home, incoming, tmp_path.name, hooks="itk_hooks"))
+    assert code == -signal.SIGABRT
+    code, result = finish_job(start_job(home, incoming, tmp_path.name, hooks="itk_hooks"))
+    assert code == 0
+    assert list(reasons(result)) == ["b"]
+    assert "reader_crashed" in reasons(result)["b"]
+    assert statuses(result) == {"a": "predicted", "b": "failed", "c": "predicted", "d": "predicted"}
+    assert result["predicted"] + result["already_done"] == 3
+    shutil.copy(incoming / "a_0000.nii.gz", incoming / "b_0000.nii.gz")  # mended: tried like any other
+    assert predict(home, incoming, tmp_path.name)["predicted"] == 1
+
+
+def test_a_case_that_kills_two_attempts_is_given_up_after_all_others(home: Workspace, incoming: Path, tmp_path: Path) -> None:
+    poison(incoming / "a_0000.nii.gz", ABORT_JOB)
+    output = Path(home.output_roots[0]) / tmp_path.name
+    for done in (set(), {"b", "c", "d"}):
+        code, _ = finish_job(start_job(home, incoming, tmp_path.name, hooks="itk_hooks"))
+        assert code == -signal.SIGABRT
+        assert {path.name.removesuffix(".nii.gz") for path in output.glob("*.nii.gz")} >= done - {"d"}  # what was being written may be lost
+    code, result = finish_job(start_job(home, incoming, tmp_path.name, hooks="itk_hooks"))
+    assert code == 0
+    assert "2 attempts ended" in reasons(result)["a"]
+    assert statuses(result) == {"a": "failed", "b": "predicted", "c": "predicted", "d": "predicted"}
+    assert not list((output / ".cases" / ".reading").glob("*"))
+
+
+def test_fault_42_a_thousand_cases_with_a_broken_one_a_reader_crash_and_a_killed_job(home: Workspace, tmp_path: Path) -> None:
+    folder = Path(home.input_roots[0]) / tmp_path.name
+    names = make_small_cases(folder, 1000)
+    truncated, deadly = folder / f"{names[123]}_0000.nii.gz", folder / f"{names[456]}_0000.nii.gz"
+    for path in (truncated, deadly):
+        own = path.read_bytes()
+        path.unlink()  # the others are links to the same bytes
+        path.write_bytes(own)
+    truncated.write_bytes(truncated.read_bytes()[:-2000])
+    poison(deadly, ABORT_CHECK)
+    output = Path(home.output_roots[0]) / tmp_path.name
+
+    jobs = [start_job(home, folder, tmp_path.name, hooks="reader_hooks", part=part, parts=2) for part in (0, 1)]
+    try:
+        wait_for(lambda: jobs[0].poll() is not None or len(list(output.glob("*.nii.gz"))) > 300, timeout_s=240, what="300 predictions")
+        jobs[0].kill()
+        assert finish_job(jobs[0])[0] == -signal.SIGKILL
+        code, other = finish_job(jobs[1])
+        assert code == 0
+    finally:
+        for job in jobs:
+            job.kill()
+            job.communicate()
+
+    (plan,) = (read_json(path)["cases"] for path in (output / ".cases" / ".parts").glob("*.json"))
+    ours = {case for case, (part, _) in plan.items() if part == 0}
+    assert set(plan) == set(names)
+    assert 400 < len(ours) < 600
+    recorded = {case for case in ours if (output / ".cases" / f"{case}.json").exists() and (output / f"{case}.nii.gz").exists()}
+    half = sorted(recorded)[0]
+    written = output / f"{half}.nii.gz"
+    written.write_bytes(written.read_bytes()[:100])  # as stock nnU-Net leaves one behind
+    finished = {case: (output / f"{case}.nii.gz").stat() for case in recorded - {half}}
+    assert 50 < len(finished) < len(ours) - 2
+
+    code, ended = finish_job(start_job(home, folder, tmp_path.name, hooks="reader_hooks", part=0, parts=2))
+    assert code == 0
+    bad = {names[123], names[456]}
+    failures = {**reasons(other), **reasons(ended)}
+    assert set(failures) == bad
+    assert "truncated" in failures[names[123]]
+    assert "reader_crashed" in failures[names[456]]
+    assert (ended["predicted"], ended["already_done"]) == (len(ours - bad) - len(finished), len(finished))
+    assert (other["predicted"], other["already_done"]) == (1000 - len(ours) - len(bad - ours), 0)
+    untouched = {case: (output / f"{case}.nii.gz").stat() for case in finished}
+    assert {case: (stat.st_ino, stat.st_mtime_ns) for case, stat in untouched.items()} == {
+        case: (stat.st_ino, stat.st_mtime_ns) for case, stat in finished.items()
+    }
+    summary = read_json(output / "predictions.json")
+    assert (summary["predicted"], summary["failed"], len(summary["cases"])) == (998, 2, 1000)
+    assert {path.name.removesuffix(".nii.gz") for path in output.glob("*.nii.gz")} == set(names) - bad
+    with open(output / "predictions.csv", newline="") as file:
+        assert Counter(line["status"] for line in csv.DictReader(file)) == {"predicted": 998, "failed": 2}
+    assert (output / "contact-sheet.html").stat().st_size < 6_000_000
+    assert not list(output.glob(".cases/*.partial/*"))
+    assert not (output / ".cases" / ".reading").exists()
