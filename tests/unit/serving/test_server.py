@@ -207,6 +207,27 @@ def test_it_holds_a_lease_and_stops_in_good_order(home: Workspace, folder: Path,
     assert f"predictor-server-{server.process.pid}" not in [holder.owner for holder in Ledger(home.leases).holders()]
 
 
+def test_a_socket_belongs_to_one_server(home: Workspace, image: Path, tmp_path: Path) -> None:
+    uds = tmp_path / "server.sock"
+    with socket.socket(socket.AF_UNIX) as killed:
+        killed.bind(str(uds))  # never removed, as by a server that was killed
+    with ServerProcess(home, tmp_path / "server.log", temporary=tmp_path / "tmp", uds=uds) as server:
+        command = [sys.executable, "-m", "nnunet_jobs", "serve", "--workspace", str(Path(home.raw).parent), "--cpu-slots", "4"]
+        second = subprocess.run([*command, "--uds", str(uds)], capture_output=True, text=True, timeout=60, check=False)
+        assert (second.returncode, "another server listens there" in second.stderr) == (3, True)
+        assert server.predict([image]).status_code == 200
+        # the next server of a rolling update: the first one ends and leaves it alone
+        uds.unlink()
+        with ServerProcess(home, tmp_path / "next.log", temporary=tmp_path / "next", uds=uds) as following:
+            server.process.send_signal(signal.SIGTERM)
+            assert server.process.wait(timeout=60) == 0
+            assert following.predict([image]).status_code == 200
+    assert not uds.exists()
+    uds.write_text("a file")
+    third = subprocess.run([*command, "--uds", str(uds)], capture_output=True, text=True, timeout=60, check=False)
+    assert (third.returncode, "no socket" in third.stderr, uds.read_text()) == (3, True, "a file")
+
+
 def test_a_request_has_a_time_limit(home: Workspace, image: Path, tmp_path: Path) -> None:
     with ServerProcess(home, tmp_path / "server.log", "--timeout-s", "0.02", temporary=tmp_path / "tmp") as server:
         answer = server.predict([image])
