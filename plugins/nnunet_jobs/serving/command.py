@@ -8,6 +8,7 @@ import logging
 import os
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 from dataclasses import replace
@@ -115,7 +116,7 @@ def _lease(settings: ServeSettings) -> gpu.Placement:
 
     try:
         resources = Resources(device=settings.device, gpus=1, gpu_memory_mib=settings.gpu_memory_mib, cpus=settings.cpus)
-        owner = f"predictor-server-{os.getpid()}"
+        owner = f"predictor-server-{socket.gethostname()}-{os.getpid()}"  # in containers all have the same number
         return gpu.acquire(resources, settings.workspace, owner=owner, poll=poll, waiting=lambda message: log.info("%s", message))
     finally:
         for number, handler in before.items():

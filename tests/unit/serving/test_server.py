@@ -195,7 +195,7 @@ def test_it_holds_a_lease_and_stops_in_good_order(home: Workspace, folder: Path,
     uds = tmp_path / "server.sock"
     with ServerProcess(home, tmp_path / "server.log", temporary=tmp_path / "tmp", uds=uds) as server:
         owners = [holder.owner for holder in Ledger(home.leases).holders()]
-        assert f"predictor-server-{server.process.pid}" in owners
+        assert f"predictor-server-{socket.gethostname()}-{server.process.pid}" in owners
         with ThreadPoolExecutor(1) as pool:
             last = pool.submit(server.predict, [long])
             wait_for(lambda: server.metric("nnunet_requests_inside") == 1, what="the last request")
@@ -204,7 +204,7 @@ def test_it_holds_a_lease_and_stops_in_good_order(home: Workspace, folder: Path,
         assert server.process.wait(timeout=60) == 0
     assert not uds.exists()
     assert not list((tmp_path / "tmp").iterdir())
-    assert f"predictor-server-{server.process.pid}" not in [holder.owner for holder in Ledger(home.leases).holders()]
+    assert f"predictor-server-{socket.gethostname()}-{server.process.pid}" not in [holder.owner for holder in Ledger(home.leases).holders()]
 
 
 def test_a_socket_belongs_to_one_server(home: Workspace, image: Path, tmp_path: Path) -> None:
