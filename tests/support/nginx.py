@@ -28,10 +28,12 @@ def lay_out(folder: Path, changes: Sequence[tuple[str, str]], *, front: str) -> 
     """Write nginx.conf and all that belongs to it below ``folder``, which must be reachable by anybody.
 
     Args:
-        changes: pairs of old and new text. Paths are moved already; nothing else is changed. front: file that is mounted as front.conf.
+        changes: pairs of old and new text, which go first; then paths are moved. Nothing else is changed.
+        front: file that is mounted as front.conf.
     """
     folder.chmod(0o755)
     moves = [
+        *changes,
         ("/tmp/", f"{folder}/tmp-"),  # first, because the folder itself may be there
         ("/etc/nginx/mime.types", "/etc/nginx-mime.types"),
         ("/etc/nginx/", f"{folder}/"),
@@ -39,7 +41,6 @@ def lay_out(folder: Path, changes: Sequence[tuple[str, str]], *, front: str) -> 
         ("/run/secrets/", f"{folder}/"),
         ("/dev/stderr", f"{folder}/log"),
         ("/dev/stdout", f"{folder}/log"),
-        *changes,
     ]
     sources = {"nginx.conf": DOCKER / "nginx.conf", "front.conf": DOCKER / "nginx" / front}
     for path in (DOCKER / "nginx").rglob("*.conf"):
