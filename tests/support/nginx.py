@@ -28,13 +28,13 @@ def lay_out(folder: Path, changes: Sequence[tuple[str, str]], *, front: str) -> 
     """Write nginx.conf and all that belongs to it below ``folder``, which must be reachable by anybody.
 
     Args:
-        changes: pairs of old and new text, which go first; then paths are moved. Nothing else is changed.
+        changes: pairs of old and new text, before the paths are moved. Nothing else is changed.
         front: file that is mounted as front.conf.
     """
     folder.chmod(0o755)
     moves = [
-        *changes,
         ("/tmp/", f"{folder}/tmp-"),  # first, because the folder itself may be there
+        *changes,
         ("/etc/nginx/mime.types", "/etc/nginx-mime.types"),
         ("/etc/nginx/", f"{folder}/"),
         ("/etc/nginx-mime.types", "/etc/nginx/mime.types"),

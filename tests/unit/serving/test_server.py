@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -106,6 +108,19 @@ def test_wrong_requests_are_told_what_is_wrong(server: ServerProcess, image: Pat
         assert (unknown.status_code, "unknown: image" in unknown.json()["detail"]) == (422, True)
         assert client.get("/nowhere").headers["content-type"] == PROBLEM
     assert not server.leftovers()
+
+
+def test_fault_57_a_spacing_that_cannot_be_is_the_images_fault(server: ServerProcess, image: Path, tmp_path: Path) -> None:
+    """Resampled to the model's spacing, nothing would be left of the first, and no memory holds the last two."""
+    for spacing, words in ((1e-30, "nothing is left"), (0.02, "nothing is left"), (1e4, "MiB of the"), (1e30, "MiB of the")):
+        bent = bytearray(gzip.decompress(image.read_bytes()))
+        bent[80:92] = struct.pack("<3f", spacing, spacing, spacing)
+        bent[252:256] = bytes(4)  # no qform and no sform, or they would say something else
+        path = tmp_path / f"{spacing}_0000.nii.gz"
+        path.write_bytes(gzip.compress(bytes(bent), 1))
+        answer = server.predict([path])
+        assert (answer.status_code, words in answer.json()["detail"]) == (422, True), f"{spacing}: {answer.text}"
+    assert server.predict([image]).status_code == 200
 
 
 def test_a_body_that_grows_without_a_length_is_stopped(server: ServerProcess) -> None:

@@ -1,0 +1,61 @@
+"""How large an image becomes at the model's spacing: a header may say anything, and the array is made without a question."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from nnunet_jobs import host
+from nnunet_jobs.contract.failure import DataError
+
+# Bytes of a resampled voxel: float32 before and after, float64 within.
+_BYTES = 16
+_MIB = 1 << 20
+
+
+def refuse_absurd_spacing(preprocessor: Any) -> Any:
+    """The same preprocessor, which now looks at an image that it has read before it resamples it."""
+    work = preprocessor.run_case_npy
+
+    def looked_at(data: Any, seg: Any, properties: Mapping[str, Any], plans: Any, configuration: Any, *more: Any, **named: Any) -> Any:
+        require_extent(data, properties["spacing"], plans.transpose_forward, configuration.spacing)
+        return work(data, seg, properties, plans, configuration, *more, **named)
+
+    preprocessor.run_case_npy = looked_at
+    return preprocessor
+
+
+def require_extent(data: Any, spacing: Any, transpose: Any, target: Any) -> None:
+    """Refuse an image of which nothing is left at the model's spacing, or more than this host's memory holds.
+
+    Args:
+        data: (channel, z, y, x) as it was read. spacing: in mm, in the same order. transpose: nnU-Net's order of the axes.
+        target: the model's spacing in that order; of a 2D model without the first axis, which keeps its spacing.
+
+    Raises:
+        DataError: with the spacing and the size.
+    """
+    own = [float(spacing[axis]) for axis in transpose]
+    wanted = [*own[: len(own) - len(target)], *map(float, target)]
+    ratios = [mine / other for mine, other in zip(own, wanted, strict=True)]
+    shape = [data.shape[1 + axis] for axis in transpose]
+    if min(ratios) < 0.5:  # nnU-Net cuts the zeros around the image off first, so little may be left
+        shape = _extent_of_nonzero(data, transpose)
+    found = [round(ratio * size) for ratio, size in zip(ratios, shape, strict=True)]
+    said = f"spacing {tuple(spacing)} mm, model's {tuple(wanted)}: the image has {tuple(shape)} voxels, and {tuple(found)} at the model's"
+    if min(found) < 1:
+        raise DataError(f"{said}; nothing is left to segment: correct the spacing in its header")
+    needed = data.shape[0] * _BYTES * int(np.prod(found, dtype=object)) // _MIB
+    if needed > host.memory_mib():
+        raise DataError(f"{said}, which need {needed} MiB of the {host.memory_mib()} here: correct the spacing in its header")
+
+
+def _extent_of_nonzero(data: Any, transpose: Any) -> list[int]:
+    filled = np.any(data != 0, axis=0)
+    extent = []
+    for axis in transpose:
+        places = np.flatnonzero(filled.any(axis=tuple(other for other in range(filled.ndim) if other != axis)))
+        extent.append(int(places[-1] - places[0] + 1) if places.size else filled.shape[axis])
+    return extent
