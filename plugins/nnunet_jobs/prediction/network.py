@@ -11,7 +11,7 @@ from typing import Any
 
 from nnunet_jobs.contract.failure import DataError
 from nnunet_jobs.contract.files import read_json
-from nnunet_jobs.prediction.extent import refuse_absurd_spacing
+from nnunet_jobs.prediction.foreign import run_case
 from nnunet_jobs.prediction.model import SelectedModel, Stage
 from nnunet_jobs.prediction.sliding_window import predict_logits
 from nnunet_jobs.training import checkpoint as checkpoints
@@ -94,8 +94,9 @@ class StageNetwork:
         import numpy as np
         import torch
 
-        preprocessor = refuse_absurd_spacing(self.configuration_manager.preprocessor_class(verbose=False))
-        data, seg, properties = preprocessor.run_case(
+        preprocessor = self.configuration_manager.preprocessor_class(verbose=False)
+        data, seg, properties = run_case(
+            preprocessor,
             [str(path) for path in images],
             None if previous is None else str(previous),
             self.plans_manager,

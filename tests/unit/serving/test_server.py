@@ -123,6 +123,16 @@ def test_fault_57_a_spacing_that_cannot_be_is_the_images_fault(server: ServerPro
     assert server.predict([image]).status_code == 200
 
 
+def test_fault_57_what_only_nnunets_reader_refuses_is_the_images_fault(server: ServerProcess, image: Path, tmp_path: Path) -> None:
+    bent = bytearray(gzip.decompress(image.read_bytes()))
+    struct.pack_into("<2h", bent, 252, 0, 1)  # only the sform, whose axes are skewed
+    struct.pack_into("<12f", bent, 280, 1, 1, 0, 0, 0, 1, 1, 0, 1, 0, 1, 0)
+    path = tmp_path / "skewed_0000.nii.gz"
+    path.write_bytes(gzip.compress(bytes(bent), 1))
+    answer = server.predict([path])
+    assert (answer.status_code, "reader refuses it" in answer.text, str(server.temporary) in answer.text) == (422, True, False)
+
+
 def test_a_body_that_grows_without_a_length_is_stopped(server: ServerProcess) -> None:
     def endless() -> Iterator[bytes]:
         yield b'--b\r\nContent-Disposition: form-data; name="images"; filename="a.nii.gz"\r\n\r\n'

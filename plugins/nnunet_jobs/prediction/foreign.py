@@ -1,30 +1,51 @@
-"""How large an image becomes at the model's spacing: a header may say anything, and the array is made without a question."""
+"""Images from outside, between nnU-Net's reader and its resampling: a header may say anything, and both believe it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from nnunet_jobs import host
-from nnunet_jobs.contract.failure import DataError
+from nnunet_jobs.contract.failure import DataError, JobError
 
 # Bytes of a resampled voxel: float32 before and after, float64 within.
 _BYTES = 16
 _MIB = 1 << 20
 
 
-def refuse_absurd_spacing(preprocessor: Any) -> Any:
-    """The same preprocessor, which now looks at an image that it has read before it resamples it."""
+def run_case(preprocessor: Any, images: Sequence[str], *more: Any) -> Any:
+    """nnU-Net's ``run_case`` of an image from outside: what its reader refuses, and a spacing that cannot be, are the image's faults.
+
+    Args:
+        preprocessor: fresh, of nnU-Net or a site's own. more: what ``run_case`` takes after the images.
+
+    Raises:
+        DataError: nnU-Net's reader refuses it, although its bytes are whole; or see :func:`require_extent`.
+    """
+    was_read = False
     work = preprocessor.run_case_npy
 
-    def looked_at(data: Any, seg: Any, properties: Mapping[str, Any], plans: Any, configuration: Any, *more: Any, **named: Any) -> Any:
+    def looked_at(data: Any, seg: Any, properties: Mapping[str, Any], plans: Any, configuration: Any, *rest: Any, **named: Any) -> Any:
+        nonlocal was_read
+        was_read = True
         require_extent(data, properties["spacing"], plans.transpose_forward, configuration.spacing)
-        return work(data, seg, properties, plans, configuration, *more, **named)
+        return work(data, seg, properties, plans, configuration, *rest, **named)
 
     preprocessor.run_case_npy = looked_at
-    return preprocessor
+    try:
+        return preprocessor.run_case(list(images), *more)
+    except (JobError, MemoryError, OSError):
+        raise
+    except Exception as error:  # readers raise many types
+        if was_read:
+            raise
+        words = (str(error).strip() or type(error).__name__).splitlines()[-1]  # the last line of ITK's says what is wrong
+        for path in images:
+            words = words.replace(path, Path(path).name)
+        raise DataError(f"nnU-Net's reader refuses it: {words}") from error
 
 
 def require_extent(data: Any, spacing: Any, transpose: Any, target: Any) -> None:
