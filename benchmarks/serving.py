@@ -27,6 +27,7 @@ from typing import Any
 
 from benchmarks._load import Timed, ask, load, peak_mib, tree_memory
 from benchmarks.prediction import CONFIGURATIONS, PROJECT, SOURCE, cli, job, prepare
+from nnunet_jobs import allowance
 from nnunet_jobs.contract.workspace import Workspace
 from support import nginx
 from support.prediction import PLANS, TRAINER, write_card
@@ -114,10 +115,12 @@ def one_process(house: House, kind: str, requests: Sequence[tuple[Path, Path]]) 
         "cpus": CORES,
         "requests": [[str(image), str(target)] for image, target in requests],
     }
+    # ours as a job has it; stock nnU-Net as its user's shell has it
+    limits = allowance.environment(cpus=CORES, device="cpu", gpus=(), step="predict") if kind == "ours" else {}
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks._one_process", json.dumps(order)],
         cwd=PROJECT,
-        env={**os.environ, **house.workspace.nnunet_environment(model="m1"), "PYTHONPATH": str(PROJECT / "plugins")},
+        env={**os.environ, **house.workspace.nnunet_environment(model="m1"), "PYTHONPATH": str(PROJECT / "plugins"), **limits},
         check=False,
         capture_output=True,
         text=True,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -83,11 +84,20 @@ class Service:
 
     def answers(self, page: str = "/readyz") -> bool:
         """Whether a page is answered with 200."""
+        if not self._listens():
+            return False
         try:
             with self.client() as client:
                 return client.get(page).status_code == 200
         except httpx.TransportError:
             return False
+
+    def _listens(self) -> bool:
+        """Whether the Unix socket takes connections; httpx leaves a socket open where it does not."""
+        if self.uds is None:
+            return True
+        with socket.socket(socket.AF_UNIX) as probe:
+            return probe.connect_ex(str(self.uds)) == 0
 
     def metric(self, name: str, *, page: str = "/metrics") -> float:
         """Value of one line of the metrics; 0 where it is not there yet."""
