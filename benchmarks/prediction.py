@@ -34,6 +34,7 @@ from support.preprocessing import DATASET, register, result_of, start  # noqa: E
 RECIPE = {"features_per_stage": [16, 32, 64, 128], "n_conv_per_stage": [1] * 4, "n_conv_per_stage_decoder": [1] * 3}
 TINY = {"2d_tiny": {"inherits_from": "2d", "batch_size": 16, "architecture": {"arch_kwargs": RECIPE}}}
 CONFIGURATIONS = ("2d_tiny", "3d_fullres")
+SOURCE = Path(os.environ.get("NNUNET_TEST_DATA", PROJECT.parent / "shared" / "data")) / "Task04_Hippocampus"
 MEASURED = (("2d_tiny", 1, "<= 0.15 s"), ("2d_tiny", 8, ">= 10x"), ("3d_fullres", 8, "network + 5 %"))
 
 
@@ -95,21 +96,26 @@ def compare(
     ]
 
 
+def prepare(work: Path, source: Path) -> tuple[Workspace, Path, list[Path]]:
+    """A workspace with a model ``m1`` of random weights for both configurations: (workspace, the model's folder, 8 held-out images)."""
+    names = sorted(path.name.removesuffix(".nii.gz") for path in (source / "imagesTr").glob("[!.]*.nii.gz"))[:20]
+    workspace = Workspace.below(work / "work", input_roots=(str(work),))
+    register(workspace, source, names, holdout=names[12:])
+    version = result_of(start(workspace, configurations=list(CONFIGURATIONS), custom_configurations=TINY))["version"]
+    root = save_random_folds(
+        workspace, workspace.preprocessed_root(version) / DATASET, model="m1", folds=[0], configurations=CONFIGURATIONS
+    )
+    return workspace, root, sorted((workspace.raw_dataset(DATASET) / "imagesTs").glob("*.nii.gz"))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--source", type=Path, default=PROJECT.parent / "shared" / "data" / "Task04_Hippocampus")
+    parser.add_argument("--source", type=Path, default=SOURCE)
     options = parser.parse_args()
-    names = sorted(path.name.removesuffix(".nii.gz") for path in (options.source / "imagesTr").glob("[!.]*.nii.gz"))[:20]
     work = Path(tempfile.mkdtemp(prefix="prediction_"))
     rows: list[tuple[str, float, float, str, str]] = []
     try:
-        workspace = Workspace.below(work / "work", input_roots=(str(work),))
-        register(workspace, options.source, names, holdout=names[12:])
-        version = result_of(start(workspace, configurations=list(CONFIGURATIONS), custom_configurations=TINY))["version"]
-        root = save_random_folds(
-            workspace, workspace.preprocessed_root(version) / DATASET, model="m1", folds=[0], configurations=CONFIGURATIONS
-        )
-        held_out = sorted((workspace.raw_dataset(DATASET) / "imagesTs").glob("*.nii.gz"))
+        workspace, root, held_out = prepare(work, options.source)
         for number, (configuration, count, target) in enumerate(MEASURED):
             write_card(root, {configuration: [0]}, promote=workspace)
             rows += compare(workspace, work / str(number), held_out[:count], configuration, number=number, target=target)

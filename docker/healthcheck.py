@@ -1,11 +1,13 @@
 """Is a service well? Cheap enough to ask often: Airflow's own `jobs check` and `celery inspect` start all of Airflow each time.
 
-healthcheck.py URL [COMPONENT]    the URL answers, and names the component healthy
-healthcheck.py --worker           this host's Celery worker answers through the broker
+healthcheck.py URL [COMPONENT]     the URL answers, and names the component healthy
+healthcheck.py --socket PATH PAGE  a page of a server on a Unix socket is answered with 200
+healthcheck.py --worker            this host's Celery worker answers through the broker
 """
 
 from __future__ import annotations
 
+import http.client
 import json
 import socket
 import sys
@@ -36,6 +38,28 @@ def ask(url: str, component: str | None) -> None:
         raise SystemExit(f"{url}: {component} is {found.get('status')}, last heartbeat {found.get(f'latest_{component}_heartbeat')}")
 
 
+def ask_socket(path: str, page: str) -> None:
+    """A page of a server that listens on a Unix socket.
+
+    Raises:
+        SystemExit: no answer, or another than 200.
+    """
+    connection = http.client.HTTPConnection("server", timeout=TIMEOUT_S)
+    connection.sock = socket.socket(socket.AF_UNIX)
+    connection.sock.settimeout(TIMEOUT_S)
+    try:
+        connection.sock.connect(path)
+        connection.request("GET", page)
+        answer = connection.getresponse()
+        text = answer.read(200).decode(errors="replace").strip()
+    except (OSError, http.client.HTTPException) as error:
+        raise SystemExit(f"{path}: {error}") from error
+    finally:
+        connection.close()
+    if answer.status != 200:
+        raise SystemExit(f"{path}: {page} says {answer.status} {text}")
+
+
 def ping(broker: str, worker: str) -> None:
     """An answer of one Celery worker.
 
@@ -54,6 +78,8 @@ def main(arguments: list[str]) -> None:
     """Exit code 0: well. Otherwise 1 and the reason, which `docker inspect` shows."""
     if arguments == ["--worker"]:
         ping(BROKER_URL.read_text().strip(), f"celery@{socket.gethostname()}")
+    elif len(arguments) == 3 and arguments[0] == "--socket":
+        ask_socket(arguments[1], arguments[2])
     elif 1 <= len(arguments) <= 2:
         ask(arguments[0], arguments[1] if len(arguments) == 2 else None)
     else:

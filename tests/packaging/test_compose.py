@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import json
 import os
 import re
 import shutil
+import socketserver
 import stat
 import subprocess
 import sys
@@ -19,6 +21,8 @@ from typing import Any
 import pytest
 import yaml
 
+from nnunet_jobs.serving.command import add_serve
+
 DOCKER = Path(__file__).resolve().parents[2] / "docker"
 DOCS = DOCKER.parent / "docs" / "compose.md"
 # Sets of files to the settings that have no default, so that the defaults are what is tested.
@@ -26,6 +30,8 @@ FILES: dict[str, tuple[tuple[str, ...], dict[str, str]]] = {
     "one host": (("compose.yaml",), {}),
     "tls": (("compose.yaml", "compose.tls.yaml"), {}),
     "several hosts": (("compose.yaml", "compose.tls.yaml", "compose.hosts.yaml"), {"NNUNET_HOSTS_LISTEN": "192.0.2.1"}),
+    "predictors": (("compose.yaml", "compose.predictors.yaml"), {}),
+    "predictors on GPUs": (("compose.yaml", "compose.predictors.yaml", "compose.predictors-gpu.yaml"), {}),
     "another host's worker": (("compose.yaml", "compose.worker.yaml"), {"NNUNET_API": "https://front.example:8444/execution/"}),
 }
 # What may stand in an environment although its name sounds secret: where a secret is, not what it is.
@@ -97,7 +103,7 @@ def test_only_nginx_can_be_reached_and_by_default_from_this_host_alone(configs: 
         assert set(published) == {"nginx"}, files
         addresses = {address(port) for port in published["nginx"]}
         assert addresses == ({"127.0.0.1", "192.0.2.1"} if files == "several hosts" else {"127.0.0.1"})
-        assert all("network_mode" not in service for service in found["services"].values())
+        assert all(service.get("network_mode", "none") == "none" for service in found["services"].values())
 
 
 def address(port: str | dict[str, Any]) -> str:
@@ -112,6 +118,43 @@ def test_workers_see_neither_the_database_nor_its_key_nor_an_engine(configs: dic
             assert "database" not in service["networks"]
             assert {secret["source"] for secret in service["secrets"]} <= {"broker_url", "result_backend", "tls_ca"}
             assert not [volume for volume in service["volumes"] if "docker.sock" in str(volume)]
+
+
+def test_predictors_have_no_network_and_change_no_model(configs: dict[str, dict[str, Any]]) -> None:
+    for name in ("predictors", "predictors on GPUs"):
+        services = configs[name]["services"]
+        for server in ("predictor-1", "predictor-2", "predictors"):
+            service = services[server]
+            assert (service["network_mode"], service.get("networks"), service.get("secrets")) == ("none", None, None)
+            volumes = {mount(volume)[0]: mount(volume)[1] for volume in service["volumes"]}
+            assert volumes["/run/nnunet/predictors"]
+            assert volumes.get("/data/nnunet", False) is False, "its models are read, never written"
+        for server in ("predictor-1", "predictor-2"):
+            command = [*services[server]["entrypoint"], *services[server]["command"]]
+            listening = command[command.index("--uds") + 1]
+            assert f"server unix:{listening} " in (DOCKER / "nginx" / "predictors.conf").read_text()
+            assert listening in services[server]["healthcheck"]["test"]
+            parsed = parser().parse_args(command[command.index("serve") :])
+            grace = re.fullmatch(r"1m30s|90s", services[server]["stop_grace_period"])
+            assert grace, services[server]["stop_grace_period"]
+            assert parsed.drain_s < 90
+            gpus = services[server].get("deploy", {}).get("resources", {}).get("reservations", {}).get("devices")
+            assert bool(gpus) is (name == "predictors on GPUs")
+        assert "/run/nnunet/predictors" in {mount(volume)[0] for volume in services["cpu-worker"]["volumes"]}
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser()
+    add_serve(made.add_subparsers())
+    return made
+
+
+def mount(volume: str | dict[str, Any]) -> tuple[str, bool]:
+    """Where a volume is in the container and whether it may be written; Compose 1 writes volumes short, Compose 2 long."""
+    if isinstance(volume, dict):
+        return str(volume["target"]), not volume.get("read_only", False)
+    _source, target, *mode = volume.split(":")
+    return target, "ro" not in mode
 
 
 def test_every_secret_comes_from_a_file_and_none_has_a_default(configs: dict[str, dict[str, Any]]) -> None:
@@ -310,3 +353,30 @@ def test_health_is_what_airflow_says_of_the_component() -> None:
     gone = ask(f"{url}/health")
     assert gone.returncode == 1
     assert "refused" in gone.stderr
+
+
+def test_health_of_a_predictor_is_asked_on_its_socket(tmp_path: Path) -> None:
+    class Ready(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200 if self.path == "/readyz" else 503)
+            self.end_headers()
+            self.wfile.write(b"loading")
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    path = tmp_path / "server.sock"
+
+    def ask(page: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, str(DOCKER / "healthcheck.py"), "--socket", str(path), page]
+        return subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+
+    assert ask("/readyz").returncode == 1
+    with socketserver.UnixStreamServer(str(path), Ready) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        assert ask("/readyz").returncode == 0
+        sick = ask("/elsewhere")
+        assert (sick.returncode, "says 503 loading" in sick.stderr) == (1, True)
+        server.shutdown()
+    gone = ask("/readyz")
+    assert (gone.returncode, "refused" in gone.stderr) == (1, True)

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
-import signal
 import socket
 import ssl
 import subprocess
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -20,9 +17,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-DOCKER = Path(__file__).resolve().parents[2] / "docker"
-# Where Debian's package keeps the stream module, which the public image has built in.
-STREAM_MODULE = Path("/usr/lib/nginx/modules/ngx_stream_module.so")
+from support import nginx
 
 
 class Behind(BaseHTTPRequestHandler):
@@ -74,14 +69,6 @@ def certificate(folder: Path) -> None:
     )  # fmt: skip
 
 
-def until(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        if time.monotonic() > deadline:
-            raise AssertionError(f"{what} did not happen within 20 s")
-        time.sleep(0.02)
-
-
 def listens(port: int) -> bool:
     with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
         return True
@@ -91,10 +78,9 @@ def listens(port: int) -> bool:
 @pytest.fixture(scope="module")
 def front(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Front]:
     """All of nginx's files at once, moved to free ports and to servers of the test; nothing else in them is changed."""
-    if not (shutil.which("nginx") and shutil.which("openssl") and STREAM_MODULE.is_file()):
+    if not (shutil.which("nginx") and shutil.which("openssl") and nginx.STREAM_MODULE.is_file()):
         pytest.skip("needs nginx with its stream module, and openssl (Debian: nginx-light, libnginx-mod-stream, openssl)")
     folder = tmp_path_factory.mktemp("front")
-    folder.chmod(0o755)
     certificate(folder)
     behind = ThreadingHTTPServer(("127.0.0.1", 0), Behind)
     threading.Thread(target=behind.serve_forever, daemon=True).start()
@@ -103,55 +89,28 @@ def front(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Front]:
     ports = {"8080": free_port(), "8081": free_port(), "8444": free_port(), "6380": free_port()}
     tls_port = free_port()
     changes = [
-        ("/tmp/", f"{folder}/tmp-"),  # first, because the folder itself may be there
-        ("/etc/nginx/mime.types", "/etc/nginx-mime.types"),
-        ("/etc/nginx/", f"{folder}/"),
-        ("/etc/nginx-mime.types", "/etc/nginx/mime.types"),
-        ("/run/secrets/", f"{folder}/"),
-        ("/dev/stderr", f"{folder}/log"),
-        ("/dev/stdout", f"{folder}/log"),
         ("http://api-server:8080", f"http://127.0.0.1:{behind.server_address[1]}"),
         ("redis:6379", f"127.0.0.1:{redis.getsockname()[1]}"),
         ("listen 127.0.0.1:8081", f"listen 127.0.0.1:{ports['8081']}"),
         *((f"listen {number}", f"listen 127.0.0.1:{port}") for number, port in ports.items()),
     ]
-    sources = {"nginx.conf": DOCKER / "nginx.conf", "front.conf": DOCKER / "nginx" / "plain.conf"}
-    for path in (DOCKER / "nginx").rglob("*.conf"):
-        sources.setdefault(str(path.relative_to(DOCKER / "nginx")), path)
-    for name, path in sources.items():
-        text = path.read_text()
-        for old, new in changes:
-            text = text.replace(old, new)
-        target = folder / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(text)
+    nginx.lay_out(folder, changes, front="plain.conf")
     # Both kinds of front at once; a deployment has one of them.
     (folder / "hosts" / "tls-front.conf").write_text(
         (folder / "tls.conf").read_text().replace(f"listen 127.0.0.1:{ports['8080']} ssl", f"listen 127.0.0.1:{tls_port} ssl")
     )
-    modules = folder / "modules-enabled"
-    modules.mkdir()
-    (modules / "stream.conf").write_text(f"load_module {STREAM_MODULE};\n")
-    # Root's master would give the work to nobody, who cannot read the test's folder; the containers have no root at all.
-    whoami = "user root;" if os.geteuid() == 0 else ""
-    command = ["nginx", "-c", str(folder / "nginx.conf"), "-e", str(folder / "log"), "-g", f"daemon off; {whoami}"]
-    checked = subprocess.run([*command, "-t"], capture_output=True, text=True, check=False)
-    assert checked.returncode == 0, checked.stderr
-    assert "[warn]" not in checked.stderr, checked.stderr
-    server = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+    (folder / "modules-enabled" / "stream.conf").write_text(f"load_module {nginx.STREAM_MODULE};\n")
     try:
-        until(lambda: all(map(listens, (*ports.values(), tls_port))), f"listening of nginx ({(folder / 'log').read_text()})")
-        yield Front(
-            plain=f"http://127.0.0.1:{ports['8080']}",
-            tls=f"https://localhost:{tls_port}",
-            hosts=f"https://localhost:{ports['8444']}",
-            redis=("127.0.0.1", ports["6380"]),
-            certificate=folder / "tls.crt",
-            log=folder / "log",
-        )
+        with nginx.running(folder, listens=lambda: all(map(listens, (*ports.values(), tls_port)))):
+            yield Front(
+                plain=f"http://127.0.0.1:{ports['8080']}",
+                tls=f"https://localhost:{tls_port}",
+                hosts=f"https://localhost:{ports['8444']}",
+                redis=("127.0.0.1", ports["6380"]),
+                certificate=folder / "tls.crt",
+                log=folder / "log",
+            )
     finally:
-        server.send_signal(signal.SIGTERM)
-        server.wait(timeout=20)
         behind.shutdown()
         behind.server_close()
         redis.close()

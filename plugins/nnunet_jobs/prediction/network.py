@@ -11,6 +11,7 @@ from typing import Any
 
 from nnunet_jobs.contract.failure import DataError
 from nnunet_jobs.contract.files import read_json
+from nnunet_jobs.prediction.foreign import run_case
 from nnunet_jobs.prediction.model import SelectedModel, Stage
 from nnunet_jobs.prediction.sliding_window import predict_logits
 from nnunet_jobs.training import checkpoint as checkpoints
@@ -98,14 +99,14 @@ class StageNetwork:
         import torch
 
         preprocessor = self.configuration_manager.preprocessor_class(verbose=False)
-        if on_image is not None:
-            _watch(preprocessor, on_image)
-        data, seg, properties = preprocessor.run_case(
+        data, seg, properties = run_case(
+            preprocessor,
             [str(path) for path in images],
             None if previous is None else str(previous),
             self.plans_manager,
             self.configuration_manager,
             self.dataset_json,
+            on_image=on_image,
         )
         if previous is not None:
             from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to_one_hot
@@ -204,17 +205,6 @@ class StageNetwork:
             heads,
             enable_deep_supervision=False,
         )
-
-
-def _watch(preprocessor: Any, on_image: Callable[[Any], None]) -> None:
-    """Every preprocessor, a site's own too, hands the image that it has read to this method of its."""
-    work = preprocessor.run_case_npy
-
-    def watched(data: Any, *arguments: Any, **named: Any) -> Any:
-        on_image(data)
-        return work(data, *arguments, **named)
-
-    preprocessor.run_case_npy = watched
 
 
 def _tiles(patch: Sequence[int], device: Any) -> int:

@@ -8,8 +8,10 @@ import logging
 import os
 import shutil
 import signal
+import socket
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,8 @@ def add_serve(commands: Any) -> None:
     where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument("--workspace", type=Path, help="folder of nnUNet_raw, nnUNet_results, ...")
     where.add_argument("--workspace-json", help="file with the workspace as JSON; '-' reads it from stdin")
+    parser.add_argument("--leases", type=Path, help="with --workspace: lease folder of this host (default: leases in the workspace)")
+    parser.add_argument("--cpu-slots", type=int, help="with --workspace: jobs at once on this host if it has no GPU (default 1)")
     parser.add_argument(
         "--dataset", action="append", default=[], help="to load at the start, again for more; all promoted ones when left out"
     )
@@ -112,7 +116,7 @@ def _lease(settings: ServeSettings) -> gpu.Placement:
 
     try:
         resources = Resources(device=settings.device, gpus=1, gpu_memory_mib=settings.gpu_memory_mib, cpus=settings.cpus)
-        owner = f"predictor-server-{os.getpid()}"
+        owner = f"predictor-server-{socket.gethostname()}-{os.getpid()}"  # in containers all have the same number
         return gpu.acquire(resources, settings.workspace, owner=owner, poll=poll, waiting=lambda message: log.info("%s", message))
     finally:
         for number, handler in before.items():
@@ -121,7 +125,12 @@ def _lease(settings: ServeSettings) -> gpu.Placement:
 
 def _settings(arguments: argparse.Namespace, scratch: Path) -> ServeSettings:
     if arguments.workspace:
-        workspace = Workspace.below(arguments.workspace)
+        leases = str(arguments.leases.absolute()) if arguments.leases else None
+        workspace = Workspace.below(arguments.workspace, leases=leases)
+        if arguments.cpu_slots is not None:
+            workspace = replace(workspace, cpu_slots=arguments.cpu_slots)
+    elif arguments.leases or arguments.cpu_slots is not None:
+        raise ConfigError("leases, cpu-slots: --workspace-json says these; leave them out or use --workspace")
     else:
         text = sys.stdin.read() if arguments.workspace_json == "-" else Path(arguments.workspace_json).read_text()
         workspace = Workspace.from_json(json.loads(text))

@@ -9,6 +9,8 @@ import types
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nnunet_jobs.contract.failure import ConfigError
+
 if TYPE_CHECKING:
     from nnunet_jobs.serving.app import Server
 
@@ -39,20 +41,21 @@ def listen(app: Any, server: Server) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)  # uvicorn raises the signal again when it is done; we still have to clean up
     listening = _socket(settings.host, settings.port, settings.uds)
+    ours = settings.uds and settings.uds.stat().st_ino
     try:
         name = listening.getsockname()
         log.info("listening on %s", settings.uds or f"http://{name[0]}:{name[1]}")
         Draining(config).run(sockets=[listening])
     finally:
         listening.close()
-        if settings.uds is not None:
+        if settings.uds is not None and settings.uds.exists() and settings.uds.stat().st_ino == ours:  # not the next server's
             settings.uds.unlink(missing_ok=True)
 
 
 def _socket(host: str, port: int, uds: Path | None) -> socket.socket:
     if uds is not None:
+        _clear(uds)
         listening = socket.socket(socket.AF_UNIX)
-        uds.unlink(missing_ok=True)
         listening.bind(str(uds))
         uds.chmod(0o660)
         return listening
@@ -60,3 +63,22 @@ def _socket(host: str, port: int, uds: Path | None) -> socket.socket:
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listening.bind((host, port))
     return listening
+
+
+def _clear(uds: Path) -> None:
+    """Remove the socket that a killed server left, or one that only finishes its last requests.
+
+    Raises:
+        ConfigError: somebody listens there, or it is no socket.
+    """
+    if not uds.exists():
+        return
+    if not uds.is_socket():
+        raise ConfigError(f"uds={str(uds)!r}: is there and no socket; name a path for the server alone")
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(str(uds))
+        except ConnectionRefusedError:
+            uds.unlink(missing_ok=True)
+        else:
+            raise ConfigError(f"uds={str(uds)!r}: another server listens there; give each its own path")

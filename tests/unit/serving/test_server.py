@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -108,6 +110,29 @@ def test_wrong_requests_are_told_what_is_wrong(server: ServerProcess, image: Pat
     assert not server.leftovers()
 
 
+def test_fault_57_a_spacing_that_cannot_be_is_the_images_fault(server: ServerProcess, image: Path, tmp_path: Path) -> None:
+    """Resampled to the model's spacing, nothing would be left of the first, and no memory holds the last two."""
+    for spacing, words in ((1e-30, "nothing is left"), (0.02, "nothing is left"), (1e4, "MiB of the"), (1e30, "MiB of the")):
+        bent = bytearray(gzip.decompress(image.read_bytes()))
+        bent[80:92] = struct.pack("<3f", spacing, spacing, spacing)
+        bent[252:256] = bytes(4)  # no qform and no sform, or they would say something else
+        path = tmp_path / f"{spacing}_0000.nii.gz"
+        path.write_bytes(gzip.compress(bytes(bent), 1))
+        answer = server.predict([path])
+        assert (answer.status_code, words in answer.json()["detail"]) == (422, True), f"{spacing}: {answer.text}"
+    assert server.predict([image]).status_code == 200
+
+
+def test_fault_57_what_only_nnunets_reader_refuses_is_the_images_fault(server: ServerProcess, image: Path, tmp_path: Path) -> None:
+    bent = bytearray(gzip.decompress(image.read_bytes()))
+    struct.pack_into("<2h", bent, 252, 0, 1)  # only the sform, whose axes are skewed
+    struct.pack_into("<12f", bent, 280, 1, 1, 0, 0, 0, 1, 1, 0, 1, 0, 1, 0)
+    path = tmp_path / "skewed_0000.nii.gz"
+    path.write_bytes(gzip.compress(bytes(bent), 1))
+    answer = server.predict([path])
+    assert (answer.status_code, "reader refuses it" in answer.text, str(server.temporary) in answer.text) == (422, True, False)
+
+
 def test_a_body_that_grows_without_a_length_is_stopped(server: ServerProcess) -> None:
     def endless() -> Iterator[bytes]:
         yield b'--b\r\nContent-Disposition: form-data; name="images"; filename="a.nii.gz"\r\n\r\n'
@@ -195,7 +220,7 @@ def test_it_holds_a_lease_and_stops_in_good_order(home: Workspace, folder: Path,
     uds = tmp_path / "server.sock"
     with ServerProcess(home, tmp_path / "server.log", temporary=tmp_path / "tmp", uds=uds) as server:
         owners = [holder.owner for holder in Ledger(home.leases).holders()]
-        assert f"predictor-server-{server.process.pid}" in owners
+        assert f"predictor-server-{socket.gethostname()}-{server.process.pid}" in owners
         with ThreadPoolExecutor(1) as pool:
             last = pool.submit(server.predict, [long])
             wait_for(lambda: server.metric("nnunet_requests_inside") == 1, what="the last request")
@@ -204,7 +229,28 @@ def test_it_holds_a_lease_and_stops_in_good_order(home: Workspace, folder: Path,
         assert server.process.wait(timeout=60) == 0
     assert not uds.exists()
     assert not list((tmp_path / "tmp").iterdir())
-    assert f"predictor-server-{server.process.pid}" not in [holder.owner for holder in Ledger(home.leases).holders()]
+    assert f"predictor-server-{socket.gethostname()}-{server.process.pid}" not in [holder.owner for holder in Ledger(home.leases).holders()]
+
+
+def test_a_socket_belongs_to_one_server(home: Workspace, image: Path, tmp_path: Path) -> None:
+    uds = tmp_path / "server.sock"
+    with socket.socket(socket.AF_UNIX) as killed:
+        killed.bind(str(uds))  # never removed, as by a server that was killed
+    with ServerProcess(home, tmp_path / "server.log", temporary=tmp_path / "tmp", uds=uds) as server:
+        command = [sys.executable, "-m", "nnunet_jobs", "serve", "--workspace", str(Path(home.raw).parent), "--cpu-slots", "4"]
+        second = subprocess.run([*command, "--uds", str(uds)], capture_output=True, text=True, timeout=60, check=False)
+        assert (second.returncode, "another server listens there" in second.stderr) == (3, True)
+        assert server.predict([image]).status_code == 200
+        # the next server of a rolling update: the first one ends and leaves it alone
+        uds.unlink()
+        with ServerProcess(home, tmp_path / "next.log", temporary=tmp_path / "next", uds=uds) as following:
+            server.process.send_signal(signal.SIGTERM)
+            assert server.process.wait(timeout=60) == 0
+            assert following.predict([image]).status_code == 200
+    assert not uds.exists()
+    uds.write_text("a file")
+    third = subprocess.run([*command, "--uds", str(uds)], capture_output=True, text=True, timeout=60, check=False)
+    assert (third.returncode, "no socket" in third.stderr, uds.read_text()) == (3, True, "a file")
 
 
 def test_a_request_has_a_time_limit(home: Workspace, image: Path, tmp_path: Path) -> None:

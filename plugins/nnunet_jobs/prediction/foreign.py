@@ -1,0 +1,85 @@
+"""Images from outside, between nnU-Net's reader and its resampling: a header may say anything, and both believe it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nnunet_jobs import host
+from nnunet_jobs.contract.failure import DataError, JobError
+
+# Bytes of a resampled voxel: float32 before and after, float64 within.
+_BYTES = 16
+_MIB = 1 << 20
+
+
+def run_case(preprocessor: Any, images: Sequence[str], *more: Any, on_image: Callable[[Any], None] | None = None) -> Any:
+    """nnU-Net's ``run_case`` of an image from outside: what its reader refuses, and a spacing that cannot be, are the image's faults.
+
+    Args:
+        preprocessor: fresh, of nnU-Net or a site's own. more: what ``run_case`` takes after the images.
+        on_image: called with the image as it was read, (channel, z, y, x).
+
+    Raises:
+        DataError: nnU-Net's reader refuses it, although its bytes are whole; or see :func:`require_extent`.
+    """
+    was_read = False
+    work = preprocessor.run_case_npy
+
+    def looked_at(data: Any, seg: Any, properties: Mapping[str, Any], plans: Any, configuration: Any, *rest: Any, **named: Any) -> Any:
+        nonlocal was_read
+        was_read = True
+        if on_image is not None:
+            on_image(data)
+        require_extent(data, properties["spacing"], plans.transpose_forward, configuration.spacing)
+        return work(data, seg, properties, plans, configuration, *rest, **named)
+
+    preprocessor.run_case_npy = looked_at
+    try:
+        return preprocessor.run_case(list(images), *more)
+    except (JobError, MemoryError, OSError):
+        raise
+    except Exception as error:  # readers raise many types
+        if was_read:
+            raise
+        words = (str(error).strip() or type(error).__name__).splitlines()[-1]  # the last line of ITK's says what is wrong
+        for path in images:
+            words = words.replace(path, Path(path).name)
+        raise DataError(f"nnU-Net's reader refuses it: {words}") from error
+
+
+def require_extent(data: Any, spacing: Any, transpose: Any, target: Any) -> None:
+    """Refuse an image of which nothing is left at the model's spacing, or more than this host's memory holds.
+
+    Args:
+        data: (channel, z, y, x) as it was read. spacing: in mm, in the same order. transpose: nnU-Net's order of the axes.
+        target: the model's spacing in that order; of a 2D model without the first axis, which keeps its spacing.
+
+    Raises:
+        DataError: with the spacing and the size.
+    """
+    own = [float(spacing[axis]) for axis in transpose]
+    wanted = [*own[: len(own) - len(target)], *map(float, target)]
+    ratios = [mine / other for mine, other in zip(own, wanted, strict=True)]
+    shape = [data.shape[1 + axis] for axis in transpose]
+    if min(ratios) < 0.5:  # nnU-Net cuts the zeros around the image off first, so little may be left
+        shape = _extent_of_nonzero(data, transpose)
+    found = [round(ratio * size) for ratio, size in zip(ratios, shape, strict=True)]
+    said = f"spacing {tuple(spacing)} mm, model's {tuple(wanted)}: the image has {tuple(shape)} voxels, and {tuple(found)} at the model's"
+    if min(found) < 1:
+        raise DataError(f"{said}; nothing is left to segment: correct the spacing in its header")
+    needed = data.shape[0] * _BYTES * int(np.prod(found, dtype=object)) // _MIB
+    if needed > host.memory_mib():
+        raise DataError(f"{said}, which need {needed} MiB of the {host.memory_mib()} here: correct the spacing in its header")
+
+
+def _extent_of_nonzero(data: Any, transpose: Any) -> list[int]:
+    filled = np.any(data != 0, axis=0)
+    extent = []
+    for axis in transpose:
+        places = np.flatnonzero(filled.any(axis=tuple(other for other in range(filled.ndim) if other != axis)))
+        extent.append(int(places[-1] - places[0] + 1) if places.size else filled.shape[axis])
+    return extent

@@ -1,0 +1,73 @@
+"""A real nginx of its own process, with the files of docker/ moved to a folder of the test."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from support.jobs import wait_for
+
+DOCKER = Path(__file__).resolve().parents[2] / "docker"
+# Where Debian's package keeps the stream module, which the public image has built in.
+STREAM_MODULE = Path("/usr/lib/nginx/modules/ngx_stream_module.so")
+
+
+def missing() -> str | None:
+    """What is not installed here, or None."""
+    if shutil.which("nginx"):
+        return None
+    return "needs nginx (Debian: nginx-light)"
+
+
+def lay_out(folder: Path, changes: Sequence[tuple[str, str]], *, front: str) -> None:
+    """Write nginx.conf and all that belongs to it below ``folder``, which must be reachable by anybody.
+
+    Args:
+        changes: pairs of old and new text, before the paths are moved. Nothing else is changed.
+        front: file that is mounted as front.conf.
+    """
+    folder.chmod(0o755)
+    moves = [
+        ("/tmp/", f"{folder}/tmp-"),  # first, because the folder itself may be there
+        *changes,
+        ("/etc/nginx/mime.types", "/etc/nginx-mime.types"),
+        ("/etc/nginx/", f"{folder}/"),
+        ("/etc/nginx-mime.types", "/etc/nginx/mime.types"),
+        ("/run/secrets/", f"{folder}/"),
+        ("/dev/stderr", f"{folder}/log"),
+        ("/dev/stdout", f"{folder}/log"),
+    ]
+    sources = {"nginx.conf": DOCKER / "nginx.conf", "front.conf": DOCKER / "nginx" / front}
+    for path in (DOCKER / "nginx").rglob("*.conf"):
+        sources.setdefault(str(path.relative_to(DOCKER / "nginx")), path)
+    for name, path in sources.items():
+        text = path.read_text()
+        for old, new in moves:
+            text = text.replace(old, new)
+        target = folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(text)
+    (folder / "modules-enabled").mkdir()
+
+
+@contextlib.contextmanager
+def running(folder: Path, *, listens: Callable[[], bool]) -> Iterator[subprocess.Popen[bytes]]:
+    """nginx with the files of :func:`lay_out`; a warning about them is an error."""
+    # Root's master would give the work to nobody, who cannot read the test's folder; the containers have no root at all.
+    whoami = "user root;" if os.geteuid() == 0 else ""
+    command = ["nginx", "-c", str(folder / "nginx.conf"), "-e", str(folder / "log"), "-g", f"daemon off; {whoami}"]
+    checked = subprocess.run([*command, "-t"], capture_output=True, text=True, check=False)
+    assert checked.returncode == 0, checked.stderr
+    assert "[warn]" not in checked.stderr, checked.stderr
+    server = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+    try:
+        wait_for(listens, timeout_s=20, what=f"nginx; its log is {folder / 'log'}")
+        yield server
+    finally:
+        server.send_signal(signal.SIGTERM)
+        server.wait(timeout=20)
