@@ -10,10 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_jobs.contract.files import content_hash, locked, read_json, sha256_file, write_json
+from nnunet_jobs.contract.predictions import PREDICTIONS, RECORDS, entry
 from nnunet_jobs.prediction.model import SelectedModel
-
-RECORDS = ".cases"
-PREDICTIONS = "predictions.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,7 +86,7 @@ class Records:
         path = self.output / PREDICTIONS
         with locked(self._folder / "predictions.lock", interval=0.02):
             records = {item.stem: read_json(item) for item in sorted(self._folder.glob("*.json"))}
-            entries = {case: _entry(record) for case, record in records.items()}
+            entries = {case: entry(record) for case, record in records.items()}
             current = [entries[case] for case, record in records.items() if record.get("settings_key") == made]
             write_json(
                 path,
@@ -129,8 +127,3 @@ def mean_dice(cases: Sequence[Mapping[str, float | None]]) -> dict[str, Any] | N
         per_label[label] = math.fsum(known) / len(known) if known else None
     means = [value for value in per_label.values() if value is not None]
     return {"cases": len(cases), "mean": math.fsum(means) / len(means) if means else None, "per_label": per_label}
-
-
-def _entry(record: Mapping[str, Any]) -> dict[str, Any]:
-    kept = ("status", "reason", "file", "seg", "volumes_ml", "dice", "seconds", "model", "model_hash", "at")
-    return {name: record[name] for name in kept if name in record}

@@ -10,7 +10,8 @@ from typing import Any
 
 from nnunet_jobs.contract.files import locked, read_json, write_json
 from nnunet_jobs.contract.workspace import Workspace
-from nnunet_jobs.prediction.records import PREDICTIONS, RECORDS, mean_dice
+from nnunet_jobs.contract.predictions import PREDICTIONS, RECORDS
+from nnunet_jobs.prediction.records import mean_dice
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
