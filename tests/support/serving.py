@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -122,10 +123,17 @@ class ServerProcess:
         if not self.url:
             found = re.search(r"listening on (http://\S+)", self.log.read_text())
             self.url = found[1] if found else ""
-        if not self.url:
+        if not self.url or not self._listens():
             return False
         try:
             with self.client() as client:
                 return client.get("/readyz").status_code == 200
         except httpx.TransportError:
             return False
+
+    def _listens(self) -> bool:
+        """Whether the Unix socket takes connections; httpx leaves a socket open where it does not."""
+        if self.uds is None:
+            return True
+        with socket.socket(socket.AF_UNIX) as probe:
+            return probe.connect_ex(str(self.uds)) == 0

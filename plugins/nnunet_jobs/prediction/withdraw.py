@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_jobs.contract.files import locked, read_json, write_json
-from nnunet_jobs.contract.workspace import Workspace
 from nnunet_jobs.contract.predictions import PREDICTIONS, RECORDS
+from nnunet_jobs.contract.workspace import Workspace
 from nnunet_jobs.prediction.records import mean_dice
 
 

@@ -261,7 +261,8 @@ async def _guarded(answer: Any) -> Response:
 
 
 def _described(record: Record, *, dataset: str, file_ending: str) -> dict[str, Any]:
-    known = {name: record[name] for name in ("model", "model_hash", "volumes_ml", "flags", "seconds") if name in record}
+    names = ("model", "model_hash", "volumes_ml", "flags", "seconds")
+    known: dict[str, Any] = {name: record[name] for name in names if name in record}
     return {"dataset": dataset, **known, "file_ending": file_ending, "sha256": record["files"][record["file"]]}
 
 
