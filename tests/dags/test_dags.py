@@ -54,7 +54,15 @@ def test_every_dag_file_of_the_project_loads_and_serializes() -> None:
 
     dags, errors = bag()
     assert not errors
-    assert set(dags) == {"nnunet_hippocampus", "nnunet_phantom_tiny", "nnunet_prediction", "nnunet_dicom_pull", "hospital_etl_example"}
+    assert set(dags) == {
+        "nnunet_hippocampus",
+        "nnunet_phantom_tiny",
+        "nnunet_prediction",
+        "nnunet_predictions",
+        "nnunet_prediction_cleanup",
+        "nnunet_dicom_pull",
+        "hospital_etl_example",
+    }
     for dag in dags.values():
         DagSerialization.to_dict(dag)
 

@@ -146,7 +146,7 @@ def _images(workspace: Workspace, cases: str, facts: ModelFacts) -> list[Path]:
     found: Path | None = None
     if not os.path.isabs(cases) and "\0" not in cases and "\n" not in cases:
         for root in workspace.input_roots:
-            with contextlib.suppress(ConfigError):
+            with contextlib.suppress(ConfigError, OSError):  # such as a name that is too long
                 path = workspace.confine_incoming(Path(root) / cases, field="cases")
                 if path.exists():
                     found = path

@@ -77,6 +77,7 @@ class RequestPredictOperator(BatchPredictOperator):
         if not space.servers:
             return None
         facts = model_facts(space.workspace, stored.dataset, stored.model)
+        self.log.info("asking %d predictor server(s) for %s of %s", len(space.servers), facts.model, facts.dataset)
         try:
             answer = ask_servers(space.servers, facts, stored.image_paths)
         except DataError as error:

@@ -46,8 +46,9 @@ def run_state(dag_id: str, run_id: str) -> str | None:
     from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
 
     try:
-        return str(RuntimeTaskInstance.get_dagrun_state(dag_id=dag_id, run_id=run_id))
+        state: object = RuntimeTaskInstance.get_dagrun_state(dag_id=dag_id, run_id=run_id)
     except AirflowRuntimeError as error:
         if "not_found" not in str(error).lower() and "404" not in str(error):
             raise
         return None
+    return str(getattr(state, "value", state))
