@@ -6,6 +6,7 @@ import gzip
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import time
@@ -28,7 +29,7 @@ from airflow_nnunet.stack_config import password_file
 from nnunet_jobs.contract.workspace import Workspace
 from support.airflow import environment, run
 from support.serving import DATASET, ServerProcess, make_image, make_model
-from support.stack import COMMON_QUOTA, QUEUE_LIMIT, Site, job_processes
+from support.stack import COMMON_QUOTA, QUEUE_LIMIT, Site, job_processes, kill
 
 pytestmark = pytest.mark.e2e
 
@@ -235,6 +236,56 @@ def test_a_broken_image_fails_with_its_reason_by_a_server_and_by_a_job(
         assert "MEIER" not in found["reason"]
         tasks = served.stack.client.task_instances(DAG, found["id"])
         assert [item["try_number"] for item in tasks] == [1], "the same image fails the same way: no retry"
+
+
+def asking(site: Site, prediction: str) -> None:
+    """Wait until the request's task waits for the server."""
+    wait_until(
+        lambda: "asking 1 predictor server" in site.stack.client.log(DAG, prediction, "predict"),
+        timeout_s=60,
+        what=lambda: f"not asked: {site.stack.client.states(DAG, prediction)}",
+    )
+
+
+@pytest.fixture
+def stopped(served: Site, tmp_path: Path) -> Iterator[ServerProcess]:
+    """A server that takes a connection, and does nothing until it is told to go on."""
+    with ServerProcess(served.workspace, tmp_path / "server.log", temporary=tmp_path / "tmp", uds=served.server_socket) as server:
+        server.process.send_signal(signal.SIGSTOP)
+        try:
+            yield server
+        finally:
+            server.process.send_signal(signal.SIGCONT)
+
+
+def test_cancel_while_a_server_works_ends_the_task_and_begins_no_job(
+    served: Site, alice: AirflowClient, image: Path, stopped: ServerProcess
+) -> None:
+    prediction = accepted(post(alice, image))
+    served.stack.client.wait_for_task(DAG, prediction, "predict", "running", timeout_s=60)
+    asking(served, prediction)
+    _, task = served.task_processes()
+    assert alice.send("DELETE", f"{API}/{prediction}").status_code == 202
+    wait_until(lambda: not Path(f"/proc/{task}").exists(), timeout_s=60, what=lambda: f"{task} still runs")
+    assert finished(alice, prediction)["status"] == "cancelled"
+    stopped.process.send_signal(signal.SIGCONT)
+    wait_until(lambda: stopped.metric("nnunet_requests_inside") == 0, timeout_s=30, what=lambda: "the server works for nobody")
+    requests = [spec for spec in Path(served.workspace.jobs).glob("*/spec.json") if prediction in spec.read_text()]
+    assert not requests
+
+
+def test_a_worker_killed_while_a_server_works_costs_a_retry_and_no_second_prediction(
+    served: Site, alice: AirflowClient, image: Path, stopped: ServerProcess
+) -> None:
+    prediction = accepted(post(alice, image))
+    served.stack.client.wait_for_task(DAG, prediction, "predict", "running", timeout_s=60)
+    asking(served, prediction)
+    kill(*served.task_processes())
+    stopped.process.send_signal(signal.SIGCONT)
+    assert finished(alice, prediction)["status"] == "succeeded"
+    assert stopped.metric('nnunet_requests_total{status="200"}') == 1
+    (task,) = served.stack.client.task_instances(DAG, prediction)
+    assert task["try_number"] == 2
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from urllib.parse import quote
 import httpx
 from starlette.requests import Request
 
-from airflow_nnunet.serving import TASK_ID
+from airflow_nnunet.serving import ID_PREFIX, TASK_ID
 from nnunet_jobs.contract.problems import Problem
 
 _COME_BACK_S = 5
@@ -48,8 +48,8 @@ class CoreApi:
         return dict(self._require(answer))
 
     async def runs(self, dag_id: str, *, limit: int, offset: int) -> tuple[list[dict[str, Any]], int]:
-        """A page of runs, the newest first, and how many there are."""
-        params = {"limit": limit, "offset": offset, "order_by": "-id"}
+        """A page of the runs that requests have made, the newest first, and how many there are."""
+        params = {"limit": limit, "offset": offset, "order_by": "-id", "run_id_prefix_pattern": ID_PREFIX}
         found = self._require(await self._ask("GET", f"dags/{dag_id}/dagRuns", params=params))
         return list(found["dag_runs"]), int(found["total_entries"])
 

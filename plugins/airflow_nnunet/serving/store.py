@@ -17,20 +17,21 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from airflow_nnunet.serving import ID_PREFIX
 from airflow_nnunet.serving.spaces import Space, requests_folder
 from nnunet_jobs.contract.failure import ConfigError
 from nnunet_jobs.contract.files import content_hash, read_json, sha256_file, sync_directory, sync_file, write_json
 from nnunet_jobs.contract.workspace import SHARING, Workspace
 
-REQUEST_ID = re.compile(r"p-[0-9a-f]{32}")
+REQUEST_ID = re.compile(rf"{ID_PREFIX}[0-9a-f]{{32}}")
 _PARTIAL = ".partial-"
 
 
 def new_id(space: Space, user: str, key: str | None) -> str:
     """Id of a request: the same one for the same team, user and idempotency key, a random one without a key."""
     if key is None:
-        return f"p-{secrets.token_hex(16)}"
-    return f"p-{hashlib.sha256(json.dumps([space.team, user, key]).encode()).hexdigest()[:32]}"
+        return f"{ID_PREFIX}{secrets.token_hex(16)}"
+    return f"{ID_PREFIX}{hashlib.sha256(json.dumps([space.team, user, key]).encode()).hexdigest()[:32]}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
