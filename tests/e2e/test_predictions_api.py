@@ -357,6 +357,8 @@ def test_fault_54_another_teams_prediction_is_unknown(served: Site, alice: Airfl
             listed = [item["id"] for item in client.send("GET", API).json()["predictions"]]
             assert own in listed
             assert foreign not in listed
+            page = client.send("GET", API, params={"limit": 1, "offset": 0}).json()
+            assert ([item["id"] for item in page["predictions"]], page["total"]) == (listed[:1], len(listed))
         assert alice.send("GET", f"{API}/{of_alice}").json()["status"] == "queued", "nobody else has cancelled it"
 
 

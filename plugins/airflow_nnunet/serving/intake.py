@@ -1,4 +1,7 @@
-"""From a request's body to a folder on the disk: limited while it comes in, named by us, judged before it waits in a queue."""
+"""From a request's body to a folder on the disk: limited while it comes in, named by us, judged before it waits in a queue.
+
+Until a form is whole, its files are nameless ones below the API server's TMPDIR, which needs room for them; a crash leaves none.
+"""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ def ask_servers(servers: Sequence[str], facts: ModelFacts, images: Sequence[Path
     """
     for address in servers:
         try:
-            with _client(address) as client, contextlib.ExitStack() as files:
+            with connect(address) as client, contextlib.ExitStack() as files:
                 answer = client.post(
                     f"/v1/models/{facts.dataset}/predict",
                     params={"model": facts.model, "inline": True},
@@ -74,7 +74,8 @@ def _checked(address: str, data: dict[str, Any], facts: ModelFacts) -> Answer | 
 
 
 @contextlib.contextmanager
-def _client(address: str) -> Iterator[httpx.Client]:
+def connect(address: str) -> Iterator[httpx.Client]:
+    """A client whose addresses are relative to a server's."""
     url = urlsplit(address)
     local = url.scheme != "https"
     transport = httpx.HTTPTransport(uds=url.path) if url.scheme == "unix" else None

@@ -14,8 +14,8 @@ import pytest
 
 from airflow_nnunet.exceptions import InvalidConfig, InvalidData
 from airflow_nnunet.serving.operator import RequestPredictOperator
-from airflow_nnunet.serving.spaces import Space, check_server, load_space
-from airflow_nnunet.serving.store import Draft, StoredRequest, new_id, open_request
+from airflow_nnunet.serving.spaces import Space, check_server, load_space, space_of
+from airflow_nnunet.serving.store import REQUEST_ID, Draft, StoredRequest, new_id, open_request
 from nnunet_jobs.contract.failure import ConfigError
 from nnunet_jobs.contract.files import read_json, sha256_file
 from nnunet_jobs.contract.predictions import read_predictions
@@ -170,6 +170,84 @@ def test_a_run_that_no_request_has_made_is_refused(space: Space) -> None:
         operator = RequestPredictOperator(task_id="predict", deferrable=False)
         with pytest.raises(InvalidConfig, match="POST /nnunet-api/predictions"):
             operator.execute(context(run_id=run_id))
+
+
+@pytest.fixture
+def teams(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "teams"
+    folder.mkdir()
+    monkeypatch.setenv("AIRFLOW__NNUNET__TEAMS", str(folder))
+    return folder
+
+
+TEAM = "pool: {{slots: 2}}\nnnunet: {{workspace: {workspace}}}\npredictions: {{members: [anna], quota: 3{more}}}\n"
+
+
+def test_a_teams_request_stays_in_the_teams_workspace_and_goes_to_no_other_server(
+    space: Space, server: ServerProcess, teams: Path, tmp_path: Path
+) -> None:
+    (teams / "radiology.yaml").write_text(TEAM.format(workspace=tmp_path / "radiology", more=""))
+    own, common = space_of("anna"), space_of("ben")
+    assert (own.team, own.dag_id, own.quota, own.servers) == ("radiology", "nnunet_predictions_radiology", 3, ())
+    assert (common.team, common.servers) == (None, space.servers)
+    for name in ("raw", "results"):
+        shutil.copytree(getattr(space.workspace, name), getattr(own.workspace, name), symlinks=True)
+    stored, before = store(own), served(server)
+    assert stored.folder.is_relative_to(tmp_path / "radiology")
+    operator = RequestPredictOperator(task_id="predict", deferrable=False, team="radiology")
+    operator.execute(context(dag_id=own.dag_id, run_id=stored.id))
+    assert served(server) == before, "the section's server has the common workspace's models"
+    assert (len(jobs(own)), len(jobs(space))) == (1, 0)
+    elsewhere = RequestPredictOperator(task_id="predict", deferrable=False)
+    with pytest.raises(InvalidConfig, match="no request of that id"):
+        elsewhere.execute(context(run_id=stored.id))
+
+
+def test_a_broken_team_file_makes_nobody_a_user_of_the_common_space(nnunet: Path, teams: Path, tmp_path: Path) -> None:
+    (teams / "good.yaml").write_text(TEAM.format(workspace=tmp_path / "good", more=""))
+    (teams / "other.yaml").write_text(TEAM.format(workspace=tmp_path / "other", more=""))
+    with pytest.raises(ConfigError, match="'anna': is a member of team good already"):
+        space_of("ben")
+    assert space_of("anna").team == "good"
+
+
+def test_ids_are_one_for_a_key_of_a_user_and_otherwise_never_the_same(nnunet: Path, teams: Path, tmp_path: Path) -> None:
+    (teams / "radiology.yaml").write_text(TEAM.format(workspace=tmp_path / "radiology", more=""))
+    spaces = (load_space(None), load_space("radiology"))
+    ids = {new_id(space, user, key) for space in spaces for user in ("anna", "ben") for key in ("1", "2")}
+    assert len(ids) == 8
+    assert ids == {new_id(space, user, key) for space in spaces for user in ("anna", "ben") for key in ("1", "2")}
+    assert new_id(spaces[0], "anna", None) != new_id(spaces[0], "anna", None)
+    assert all(REQUEST_ID.fullmatch(found) for found in ids)
+
+
+def test_a_request_of_a_shared_workspace_is_its_groups_alone(nnunet: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AIRFLOW__NNUNET__SHARING", "group")
+    before = os.umask(0o077)
+    try:
+        stored = store(load_space(None))
+    finally:
+        os.umask(before)
+    modes = [path.stat().st_mode & 0o7777 for path in (stored.folder, stored.folder / "images", *stored.image_paths)]
+    assert modes == [0o2770, 0o2770, 0o660]
+    assert (stored.folder / "request.json").stat().st_mode & 0o777 == 0o660
+
+
+def test_what_is_not_published_is_removed(nnunet: Path) -> None:
+    space = load_space(None)
+    with pytest.raises(RuntimeError), Draft(space, new_id(space, "anna", None)) as draft:
+        make_image(draft.image(0, ".nii.gz"))
+        draft.complete(dataset=DATASET, model=None)
+        raise RuntimeError
+    assert not list(space.requests.iterdir())
+
+
+@pytest.mark.parametrize("option", ["quota", "limit", "keep_days", "upload_mib"])
+def test_limits_that_let_nothing_through_are_refused(nnunet: Path, option: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for value in ("0", "-1", "many"):
+        monkeypatch.setenv(f"AIRFLOW__NNUNET__PREDICTIONS_{option.upper()}", value)
+        with pytest.raises(ConfigError, match=f"predictions_{option}="):
+            load_space(None)
 
 
 @pytest.mark.parametrize("address", ["http://10.0.0.1:8600", "http://pacs:8600", "ftp://127.0.0.1", "unix:relative", "127.0.0.1:8600"])
