@@ -60,13 +60,59 @@ def make_image(path: Path, *, seed: int = 0, repeat: int = 1) -> Path:
     return path
 
 
-class ServerProcess:
+class Service:
+    """What answers requests at an address, a predictor server or nginx in front of several, and what a client asks it."""
+
+    def __init__(self, *, uds: Path | None = None) -> None:
+        self.uds = uds
+        self.url = "http://server" if uds else ""
+
+    def client(self, **options: Any) -> httpx.Client:
+        """A client whose addresses are relative to the server."""
+        transport = httpx.HTTPTransport(uds=str(self.uds) if self.uds else None, verify=False)  # no TLS here, and certificates load slowly
+        return httpx.Client(base_url=self.url, transport=transport, timeout=120, **options)
+
+    def predict(self, images: Sequence[Path], *, model: str | None = None, **headers: str) -> httpx.Response:
+        """One request."""
+        with self.client() as client:
+            return client.post(
+                f"/v1/models/{DATASET}/predict",
+                params={"model": model} if model else {},
+                files=[("images", (path.name, path.read_bytes(), "application/gzip")) for path in images],
+                headers=headers,
+            )
+
+    def answers(self, page: str = "/readyz") -> bool:
+        """Whether a page is answered with 200."""
+        if not self._listens():
+            return False
+        try:
+            with self.client() as client:
+                return client.get(page).status_code == 200
+        except httpx.TransportError:
+            return False
+
+    def _listens(self) -> bool:
+        """Whether the Unix socket takes connections; httpx leaves a socket open where it does not."""
+        if self.uds is None:
+            return True
+        with socket.socket(socket.AF_UNIX) as probe:
+            return probe.connect_ex(str(self.uds)) == 0
+
+    def metric(self, name: str, *, page: str = "/metrics") -> float:
+        """Value of one line of the metrics; 0 where it is not there yet."""
+        with self.client() as client:
+            found = re.search(rf"^{re.escape(name)} (\S+)$", client.get(page).text, re.MULTILINE)
+        return float(found[1]) if found else 0.0
+
+
+class ServerProcess(Service):
     """``python -m nnunet_jobs serve`` as a context manager; ready when entered, gone when left."""
 
     def __init__(self, workspace: Workspace, log: Path, *options: str, temporary: Path, uds: Path | None = None) -> None:
-        self.workspace, self.log, self.temporary, self.uds = workspace, log, temporary, uds
+        super().__init__(uds=uds)
+        self.workspace, self.log, self.temporary = workspace, log, temporary
         self.options = options
-        self.url = "http://server" if uds else ""
 
     def __enter__(self) -> ServerProcess:
         self.temporary.mkdir(exist_ok=True)
@@ -93,27 +139,6 @@ class ServerProcess:
             self.process.kill()
             self.process.wait()
 
-    def client(self, **options: Any) -> httpx.Client:
-        """A client whose addresses are relative to the server."""
-        transport = httpx.HTTPTransport(uds=str(self.uds)) if self.uds else None
-        return httpx.Client(base_url=self.url, transport=transport, timeout=120, **options)
-
-    def predict(self, images: Sequence[Path], *, model: str | None = None, **headers: str) -> httpx.Response:
-        """One request."""
-        with self.client() as client:
-            return client.post(
-                f"/v1/models/{DATASET}/predict",
-                params={"model": model} if model else {},
-                files=[("images", (path.name, path.read_bytes(), "application/gzip")) for path in images],
-                headers=headers,
-            )
-
-    def metric(self, name: str) -> float:
-        """Value of one line of the metrics; 0 where it is not there yet."""
-        with self.client() as client:
-            found = re.search(rf"^{re.escape(name)} (\S+)$", client.get("/metrics").text, re.MULTILINE)
-        return float(found[1]) if found else 0.0
-
     def leftovers(self) -> list[str]:
         """Folders of requests that are still there."""
         return [path.name for folder in self.temporary.glob("nnunet-serve-*") for path in folder.iterdir() if path.name != "server"]
@@ -123,17 +148,6 @@ class ServerProcess:
         if not self.url:
             found = re.search(r"listening on (http://\S+)", self.log.read_text())
             self.url = found[1] if found else ""
-        if not self.url or not self._listens():
+        if not self.url:
             return False
-        try:
-            with self.client() as client:
-                return client.get("/readyz").status_code == 200
-        except httpx.TransportError:
-            return False
-
-    def _listens(self) -> bool:
-        """Whether the Unix socket takes connections; httpx leaves a socket open where it does not."""
-        if self.uds is None:
-            return True
-        with socket.socket(socket.AF_UNIX) as probe:
-            return probe.connect_ex(str(self.uds)) == 0
+        return self.answers()

@@ -113,7 +113,7 @@ def create_app() -> FastAPI:
     app = FastAPI(title="nnU-Net predictions", version="1", docs_url=None, redoc_url=None)
     ids = documented(404, *_REFUSALS)
 
-    @app.post("/predictions", status_code=202, responses={**documented(400, 409, 413, 415, 429, *_REFUSALS)}, openapi_extra=_BODY)
+    @app.post("/predictions", status_code=202, responses={**documented(400, 409, 413, 415, 429, 507, *_REFUSALS)}, openapi_extra=_BODY)
     async def create(request: Request, who: Annotated[Caller, caller("POST")], idempotency_key: IdempotencyKey = None) -> JSONResponse:
         """Take a case. It is on the disk and in Airflow's database when the answer comes; ``Location`` is where to ask about it."""
         return await _create(request, who, idempotency_key)

@@ -1,7 +1,4 @@
-"""From a request's body to a folder on the disk: limited while it comes in, named by us, judged before it waits in a queue.
-
-Until a form is whole, its files are nameless ones below the API server's TMPDIR, which needs room for them; a crash leaves none.
-"""
+"""From a request's body to a folder on the disk: limited while it comes in, named by us, judged before it waits in a queue."""
 
 from __future__ import annotations
 
@@ -14,16 +11,15 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from starlette.datastructures import UploadFile
-from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
+from airflow_nnunet.serving.form import read_form
 from airflow_nnunet.serving.models import ModelFacts, model_facts
 from airflow_nnunet.serving.spaces import Space
 from airflow_nnunet.serving.store import Draft
 from nnunet_jobs.contract.failure import ConfigError
 from nnunet_jobs.contract.problems import Problem
-from nnunet_jobs.contract.uploads import FIELD, MIB, MOST_FILES, LimitedBody, require_kind
+from nnunet_jobs.contract.uploads import FIELD, MIB, LimitedBody, require_kind
 from nnunet_jobs.contract.workspace import Workspace
 
 _JSON_MIB = 1
@@ -63,24 +59,16 @@ async def receive(request: Request, space: Space, draft: Draft) -> Asked:
 
 
 async def _form(request: Request, space: Space, draft: Draft) -> Asked:
-    try:
-        async with _limited(request, space.upload_mib).form(max_files=MOST_FILES, max_fields=MOST_FILES) as form:
-            items = form.multi_items()
-            uploads = [item for name, item in items if name == FIELD and isinstance(item, UploadFile)]
-            texts = [(name, item) for name, item in items if name != FIELD or not isinstance(item, UploadFile)]
-            names = [name for name, _ in texts]
-            if len(set(names)) < len(names) or not all(isinstance(item, str) for _, item in texts):
-                raise Problem(422, f"each of the form's fields is given once, as text; files are in '{FIELD}'")
-            asked = _checked({name: value for name, value in texts if value != "" or name == "dataset"})
-            if asked.cases is not None:
-                raise Problem(422, f"cases: is for JSON requests; here the images are in '{FIELD}'")
-            facts = await asyncio.to_thread(_facts, space.workspace, asked)
-            if len(uploads) != facts.channels:
-                raise Problem(422, f"{FIELD}: has {len(uploads)} files; the model needs {facts.channels}, one a channel, in its order")
-            for channel, upload in enumerate(uploads):
-                await asyncio.to_thread(_keep, upload.file, draft.image(channel, facts.file_ending), facts, channel)
-    except HTTPException as error:
-        raise Problem(422, f"the form cannot be read: {error.detail}") from error
+    fields, files = await read_form(_limited(request, space.upload_mib), draft.folder)
+    asked = _checked({name: value for name, value in fields.items() if value != "" or name == "dataset"})
+    if asked.cases is not None:
+        raise Problem(422, f"cases: is for JSON requests; here the images are in '{FIELD}'")
+    facts = await asyncio.to_thread(_facts, space.workspace, asked)
+    if len(files) != facts.channels:
+        raise Problem(422, f"{FIELD}: has {len(files)} files; the model needs {facts.channels}, one a channel, in its order")
+    for channel, file in enumerate(files):
+        os.rename(file, image := draft.image(channel, facts.file_ending))
+        await asyncio.to_thread(require_kind, image, facts.file_ending, channel=channel)
     return asked.model_copy(update={"dataset": facts.dataset})
 
 

@@ -117,6 +117,7 @@ def _keep(stored: StoredRequest, facts: ModelFacts, record: dict[str, Any]) -> N
             "updated": now,
             "predicted": int(predicted),
             "failed": int(not predicted),
+            "flagged": int(bool(record.get("flags"))),
             "dice": None,
             "cases": {stored.id: entry(record)},
         },
