@@ -1,4 +1,4 @@
-"""``python -m airflow_nnunet doctor|sync-pools|usage|dataset``: the commands of ``airflow nnunet`` where the package is a plain folder.
+"""``python -m airflow_nnunet doctor|sync-pools|usage|predict|dataset``: ``airflow nnunet`` where the package is a plain folder.
 
 Airflow finds a provider's commands by its installed entry point; a folder on PYTHONPATH has none.
 """

@@ -1,4 +1,4 @@
-"""``airflow nnunet doctor|sync-pools|usage|dataset``; also ``python -m airflow_nnunet`` where the package is not installed."""
+"""``airflow nnunet doctor|sync-pools|usage|predict|dataset``; also ``python -m airflow_nnunet`` where the package is not installed."""
 
 from __future__ import annotations
 
@@ -36,6 +36,17 @@ def get_cli_commands() -> list[Any]:
         as_json,
         team,
         connection,
+    )
+    predict = (
+        argument(("images",), nargs="+", metavar="FILE", help="images of one case, one a channel, in the model's order"),
+        argument(("--dataset",), required=True, help="whose model: its id or its full name"),
+        argument(("--model",), default=None, help="model id; the promoted one when empty"),
+        argument(("--wait",), action="store_true", help="until it has ended; prints the volumes"),
+        argument(("--output",), default=None, metavar="PATH", help="wait, and save the segmentation here"),
+        argument(("--timeout",), type=float, default=3600.0, metavar="SECONDS", help="for --wait; the prediction goes on after it"),
+        argument(("--key",), default=None, help="Idempotency-Key: the same key and files are the same prediction"),
+        argument(("--url",), default=None, help="of the API server; NNUNET_API_URL, else [api] base_url when empty"),
+        as_json,
     )
     datasets = GroupCommand(
         name="dataset",
@@ -78,6 +89,12 @@ def get_cli_commands() -> list[Any]:
                     help="GPU hours by team and dataset, from every workspace that you may read",
                     func=lazy_load_command("airflow_nnunet.usage_cli.usage_command"),
                     args=usage,
+                ),
+                ActionCommand(
+                    name="predict",
+                    help="Post a case to the prediction API; NNUNET_API_TOKEN, or NNUNET_API_USERNAME and NNUNET_API_PASSWORD, log in",
+                    func=lazy_load_command("airflow_nnunet.predict_cli.predict_command"),
+                    args=predict,
                 ),
                 ActionCommand(
                     name="sync-pools",

@@ -75,14 +75,14 @@ class NnunetConfig:
             from airflow_nnunet.hooks import NnunetHook
 
             overrides = NnunetHook(conn_id).overrides()
-        return cls.from_options({**_section(), **overrides})
+        return cls.from_options({**section_options(), **overrides})
 
     @classmethod
     def _of_team(cls, team: str) -> NnunetConfig:
         """The section without its roots, the team's options over it, and the host's one lease ledger: all teams share its GPUs."""
         from airflow_nnunet.teams import ROOTS, load_teams
 
-        section = _section()
+        section = section_options()
         options = load_teams().get(team).options()
         inherited = {name: value for name, value in section.items() if name not in ROOTS}
         return cls.from_options({**inherited, **options, "leases": cls.from_options(section).workspace.leases})
@@ -104,14 +104,14 @@ class NnunetConfig:
         return cls(
             workspace=replace(
                 Workspace.below(root, **roots, **lists),
-                cpu_slots=_number("cpu_slots", values["cpu_slots"], int),
+                cpu_slots=number("cpu_slots", values["cpu_slots"], int),
                 sharing=str(values["sharing"]),
             ),
             backend=str(values["backend"]),
             backend_options=_json_object("backend_options", values["backend_options"]),
             python=str(values["python"] or sys.executable),
-            poll_interval=_number("poll_interval", values["poll_interval"], float),
-            lost_after=_number("lost_after", values["lost_after"], float),
+            poll_interval=number("poll_interval", values["poll_interval"], float),
+            lost_after=number("lost_after", values["lost_after"], float),
             task_log=str(values["task_log"]),
         )
 
@@ -121,13 +121,14 @@ def airflow_home() -> Path:
     return Path(os.environ.get("AIRFLOW_HOME", "~/airflow")).expanduser().absolute()
 
 
-def path_list(value: Any) -> tuple[str, ...]:
+def path_list(value: Any, *, separators: str = f",{os.pathsep}") -> tuple[str, ...]:
     """Folders from a text separated by ':' or ',', or from a list."""
-    parts = re.split(rf"[,{re.escape(os.pathsep)}]", value) if isinstance(value, str) else list(value)
+    parts = re.split(f"[{re.escape(separators)}]", value) if isinstance(value, str) else list(value)
     return tuple(text for part in parts if (text := str(part).strip()))
 
 
-def _section() -> dict[str, str]:
+def section_options() -> dict[str, str]:
+    """Section [nnunet] as texts, defaults where it says nothing."""
     from airflow.sdk.configuration import conf
 
     return {name: conf.get(SECTION, name, fallback=option["default"]) for name, option in OPTIONS.items()}
@@ -143,7 +144,12 @@ def _json_object(name: str, value: Any) -> dict[str, Any]:
     return data
 
 
-def _number(name: str, value: Any, kind: type[Any]) -> Any:
+def number(name: str, value: Any, kind: type[Any]) -> Any:
+    """An option's text as a number.
+
+    Raises:
+        ConfigError: it is none.
+    """
     try:
         return kind(value)
     except (TypeError, ValueError) as error:

@@ -13,6 +13,7 @@ from typing import Any
 from airflow_nnunet.config import NnunetConfig
 from airflow_nnunet.doctor_backend import examine_backend, runs_here
 from airflow_nnunet.doctor_executor import examine_executor
+from airflow_nnunet.doctor_predictions import examine_predictions
 from airflow_nnunet.finding import Finding
 from airflow_nnunet.operators.base import GPU_POOL
 from airflow_nnunet.pools import automatic_slots, probe_host
@@ -57,6 +58,7 @@ def examine(config: NnunetConfig) -> Iterator[Finding]:
     yield from _teams()
     yield from examine_executor()
     yield from _archives()
+    yield from examine_predictions(_SYNC)
 
 
 def _roots(config: NnunetConfig) -> Iterator[Finding]:

@@ -1,4 +1,4 @@
-"""What Airflow's processes load at start: the pages behind the extra links, and the listener that sees a user's act."""
+"""What Airflow's processes load at start: the pages behind the extra links, the prediction API, and the listener that sees a user's act."""
 
 from __future__ import annotations
 
@@ -21,6 +21,10 @@ class NnunetPlugin(AirflowPlugin):  # type: ignore[misc, unused-ignore]
     @functools.cached_property
     def fastapi_apps(self) -> list[dict[str, Any]]:  # type: ignore[override, unused-ignore]
         """Built when the API server asks: no other process pays for FastAPI."""
-        from airflow_nnunet.jobs_view import create_app
+        from airflow_nnunet import jobs_view, serving
+        from airflow_nnunet.serving import app as predictions
 
-        return [{"app": create_app(), "url_prefix": URL_PREFIX, "name": "nnU-Net jobs"}]
+        return [
+            {"app": jobs_view.create_app(), "url_prefix": URL_PREFIX, "name": "nnU-Net jobs"},
+            {"app": predictions.create_app(), "url_prefix": serving.URL_PREFIX, "name": "nnU-Net predictions"},
+        ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -17,18 +18,38 @@ class RestError(RuntimeError):
 
 
 class AirflowClient:
-    """Airflow's REST API as a few methods. Logs in again by itself when the token is too old."""
+    """Airflow's REST API as a few methods. Logs in again by itself when the token is too old.
 
-    def __init__(self, url: str, *, username: str, password: str) -> None:
+    Args:
+        url: of the API server. username, password: to log in with. token: in place of both.
+    """
+
+    def __init__(self, url: str, *, username: str = "", password: str = "", token: str | None = None) -> None:
         self.url = url.rstrip("/")
         self._login = {"username": username, "password": password}
-        self._token: str | None = None
-        # trust_env=False: a hospital's proxy settings must not send loopback requests away
-        self._http = httpx.Client(timeout=30, trust_env=False)
+        self._given = self._token = token
+        # A hospital's proxy settings must not send loopback requests away.
+        self._http = httpx.Client(timeout=30, trust_env=not is_loopback(httpx.URL(self.url).host))
 
     def close(self) -> None:
         """Close the connections."""
         self._http.close()
+
+    def send(self, method: str, path: str, *, headers: Mapping[str, str] | None = None, **content: Any) -> httpx.Response:
+        """One request below the server's address, with the token; any answer is returned.
+
+        Args:
+            content: what httpx takes: ``json``, ``params``, ``data``, ``files`` (as bytes or paths' bytes: it may be sent twice).
+        """
+        for attempt in (1, 2):
+            if self._token is None:
+                self._token = self._new_token()
+            bearer = {"Authorization": f"Bearer {self._token}"}
+            answer = self._http.request(method, f"{self.url}/{path}", headers={**(headers or {}), **bearer}, **content)
+            if answer.status_code != 401 or attempt == 2 or self._given:
+                break
+            self._token = None
+        return answer
 
     def request(self, method: str, path: str, *, json: Any = None, params: Mapping[str, Any] | None = None) -> Any:
         """One request below ``/api/v2``; returns the JSON answer.
@@ -36,19 +57,7 @@ class AirflowClient:
         Raises:
             RestError: an answer of 400 or more.
         """
-        for attempt in (1, 2):
-            if self._token is None:
-                self._token = self._new_token()
-            answer = self._http.request(
-                method,
-                f"{self.url}/api/v2/{path}",
-                json=json,
-                params=params,
-                headers={"Authorization": f"Bearer {self._token}", "Accept": "application/json"},
-            )
-            if answer.status_code != 401 or attempt == 2:
-                break
-            self._token = None
+        answer = self.send(method, f"api/v2/{path}", json=json, params=params, headers={"Accept": "application/json"})
         if answer.status_code >= 400:
             raise RestError(f"{method} {path}: {answer.status_code}: {answer.text[:2000]}")
         return answer.json() if answer.content else None
@@ -177,6 +186,14 @@ class AirflowClient:
         if answer.status_code >= 400:
             raise RestError(f"login at {self.url} as {self._login['username']!r}: {answer.status_code}: {answer.text[:500]}")
         return str(answer.json()["access_token"])
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host of a URL never leaves this machine."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def wait_until(condition: Callable[[], bool], *, timeout_s: float, what: Callable[[], str], interval_s: float = 0.5) -> None:

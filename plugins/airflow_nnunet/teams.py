@@ -25,7 +25,7 @@ from nnunet_jobs.contract.sharing import explain
 from nnunet_jobs.contract.spec import TEAM
 from nnunet_jobs.contract.workspace import Workspace
 
-COMMON_POOLS = ("gpu", "pacs", "default_pool")
+COMMON_POOLS = ("gpu", "pacs", "predictions", "default_pool")
 """Pools of everybody; no team can have one of them as its own."""
 ROOTS = ("workspace", "raw", "preprocessed", "results", "jobs", "input_roots", "output_roots")
 """Options that a team never inherits from section [nnunet]: what it does not name is below its own workspace, or nowhere."""
@@ -89,6 +89,16 @@ class OptionsSection(Section):
         return Workspace.below(self.workspace, **{name: getattr(self, name) for name in ROOTS if name != "workspace"})
 
 
+class PredictionsSection(Section):
+    """The prediction API, `/nnunet-api`: who posts as this team, and how much at once. A user of no team belongs to the common space."""
+
+    members: list[str] = Field(default=[], description="User names whose requests are the team's; each sees all of the team's requests.")
+    quota: int | None = Field(default=None, ge=1, description="Unfinished requests at once, in place of option `predictions_quota`.")
+    servers: list[str] = Field(
+        default=[], description="Addresses of predictor servers of the team's workspace; those of section `[nnunet]` serve another one."
+    )
+
+
 class TeamConfig(Section):
     """One file of ``include/teams``. The file's name is the team's."""
 
@@ -99,6 +109,7 @@ class TeamConfig(Section):
     )
     priority: int = Field(default=1, description="Airflow priority weight of the team's trainings and predictions.")
     nnunet: OptionsSection
+    predictions: PredictionsSection = PredictionsSection()
 
     @property
     def pool_name(self) -> str:
@@ -226,6 +237,9 @@ def _load_team(path: Path, others: Mapping[str, TeamConfig]) -> TeamConfig:
             raise TeamConfigError(
                 f"{path}:{line_of(path, 'pool', 'name')}: pool.name={name!r}: team {other} has it already; choose another"
             )
+        for member in sorted(set(team.predictions.members) & set(config.predictions.members)):
+            where = f"{path}:{line_of(path, 'predictions', 'members')}: predictions.members={member!r}"
+            raise TeamConfigError(f"{where}: is a member of team {other} already; a user posts as one team")
         for field, message in _overlaps(team.nnunet.roots(), config.nnunet.roots(), other):
             raise TeamConfigError(f"{path}:{line_of(path, 'nnunet', field)}: nnunet.{field}={message}")
     return team.model_copy(update={"pool": team.pool.model_copy(update={"name": name})})

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import pytest
 from airflow.sdk.exceptions import ParamValidationError
@@ -54,7 +55,15 @@ def test_every_dag_file_of_the_project_loads_and_serializes() -> None:
 
     dags, errors = bag()
     assert not errors
-    assert set(dags) == {"nnunet_hippocampus", "nnunet_phantom_tiny", "nnunet_prediction", "nnunet_dicom_pull", "hospital_etl_example"}
+    assert set(dags) == {
+        "nnunet_hippocampus",
+        "nnunet_phantom_tiny",
+        "nnunet_prediction",
+        "nnunet_predictions",
+        "nnunet_prediction_cleanup",
+        "nnunet_dicom_pull",
+        "hospital_etl_example",
+    }
     for dag in dags.values():
         DagSerialization.to_dict(dag)
 
@@ -72,6 +81,19 @@ def test_a_broken_dataset_file_is_an_import_error_and_leaves_the_other_dags_alon
     assert "nnunet_broken" not in dags
     assert list(errors) == ["nnunet_dataset_files.py"], "an error on nnunet_training.py would take the good DAGs with it"
     assert "broken.yaml:2: train.epoch: unknown field; did you mean 'epochs'?" in errors["nnunet_dataset_files.py"]
+
+
+def test_each_team_has_a_prediction_dag_with_its_pool_and_no_say_about_the_team_in_a_run(teams: Path, tmp_path: Path) -> None:
+    (teams / "radiology.yaml").write_text(f"pool: {{slots: 2}}\nqueue: gpu\nnnunet: {{workspace: {tmp_path}}}\n")
+    dags, errors = bag()
+    assert not errors
+    for dag_id, team, pool in (("nnunet_predictions", None, "predictions"), ("nnunet_predictions_radiology", "radiology", "radiology")):
+        dag: Any = dags[dag_id]
+        assert set(dag.params) == {"dataset", "model", "content"}
+        assert not dag.is_paused_upon_creation
+        task = dag.get_task("predict")
+        assert (task.team, task.pool, "team" in task.template_fields) == (team, pool, False)
+    assert dags["nnunet_predictions_radiology"].get_task("predict").queue == "gpu"  # type: ignore[attr-defined]
 
 
 def test_a_hundred_dataset_files_are_parsed_without_the_heavy_stack(datasets: Path) -> None:

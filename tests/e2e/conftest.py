@@ -21,6 +21,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     site = Site(root, source)
     with site.stack as stack:
         stack.client.set_pool("gpu", 1)
+        stack.client.set_pool("predictions", 4)
         yield site
     assert not stack.processes(), "something of the private Airflow still runs"
 

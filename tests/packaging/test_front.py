@@ -193,6 +193,7 @@ def test_redis_is_reached_by_tls_alone(front: Front) -> None:
 def test_a_large_body_is_refused_before_airflow_sees_it(front: Front, client: httpx.Client) -> None:
     assert client.post(f"{front.plain}/api/v2/variables", content=b"x" * (1 << 20)).status_code == 200
     assert client.post(f"{front.plain}/api/v2/variables", content=b"x" * (3 << 20)).status_code == 413
+    assert client.post(f"{front.plain}/nnunet-api/predictions", content=b"x" * (3 << 20)).status_code == 200, "images are larger"
 
 
 def test_passwords_are_guessed_slowly_while_pages_stay_quick(front: Front, client: httpx.Client) -> None:

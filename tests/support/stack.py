@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import signal
 from pathlib import Path
 from typing import Any
 
-from airflow_nnunet.rest_client import RestError, wait_until
+from airflow_nnunet.rest_client import AirflowClient, RestError, wait_until
 from airflow_nnunet.stack import Stack
+from airflow_nnunet.stack_config import password_file
 from nnunet_jobs.contract.jobdir import JobDir
 from nnunet_jobs.contract.workspace import Workspace
 from support.jobs import TESTS
@@ -34,11 +36,13 @@ train: {{epochs: 2, iterations: 20, val_iterations: 2, optimizer: adamw, initial
 select: {{ensembles: false, promote: always}}
 retries: 1
 """
-PROJECT_DAGS = ("nnunet_training.py", "nnunet_dataset_files.py", "nnunet_prediction.py", "nnunet_dicom_pull.py")
+PROJECT_DAGS = ("nnunet_training.py", "nnunet_dataset_files.py", "nnunet_prediction.py", "nnunet_predictions.py", "nnunet_dicom_pull.py")
 EPOCHS, WAITING = 4, "WaitsInEpochThree"  # of a training that waits until it may go on
+COMMON_QUOTA, QUEUE_LIMIT = 6, 8  # of the prediction API
 E2E = TESTS / "e2e"
 FAST = {
     "core.parallelism": "4",
+    "core.simple_auth_manager_users": "admin:admin,alice:user,bob:user,carol:viewer",  # bob is a member of the team late
     "scheduler.task_instance_heartbeat_timeout": "15",
     "scheduler.task_instance_heartbeat_timeout_detection_interval": "2",
     "workers.min_heartbeat_interval": "2",
@@ -58,6 +62,7 @@ class Site:
         self.datasets = root / "datasets"
         self.dags = root / "dags"
         self.go = root / "go"
+        self.server_socket = root / "serve.sock"
         self.datasets.mkdir()
         self.dags.mkdir()
         for file in (*(TESTS.parent / "dags" / name for name in PROJECT_DAGS), *sorted((E2E / "dags").glob("*.py"))):
@@ -77,6 +82,10 @@ class Site:
             "AIRFLOW__NNUNET__CPU_SLOTS": "2",
             "AIRFLOW__NNUNET__POLL_INTERVAL": "0.5",
             "AIRFLOW__NNUNET__LOST_AFTER": "30",
+            "AIRFLOW__NNUNET__PREDICTOR_SERVERS": f"unix:{self.server_socket}",
+            "AIRFLOW__NNUNET__PREDICTIONS_QUOTA": str(COMMON_QUOTA),
+            "AIRFLOW__NNUNET__PREDICTIONS_LIMIT": str(QUEUE_LIMIT),
+            "AIRFLOW__NNUNET__PREDICTIONS_UPLOAD_MIB": "8",
         }
         self.stack = Stack(root / "airflow", dags=self.dags, settings=FAST, environment=environment)
 
@@ -104,6 +113,11 @@ class Site:
     def let_go(self) -> None:
         """Let the waiting training go on."""
         self.go.touch()
+
+    def user(self, name: str) -> AirflowClient:
+        """A client of one of the users; whoever takes it closes it."""
+        password = json.loads(password_file(self.stack.home).read_text())[name]
+        return AirflowClient(self.stack.url, username=name, password=password)
 
     def parse_again(self) -> None:
         """Have all DAG files parsed now and not after the interval; a file that was touched is new to Airflow."""

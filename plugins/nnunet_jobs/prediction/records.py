@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_jobs.contract.files import content_hash, locked, read_json, sha256_file, write_json
+from nnunet_jobs.contract.predictions import PREDICTIONS, RECORDS, entry
 from nnunet_jobs.prediction.contact_sheet import write_sheet
 from nnunet_jobs.prediction.model import SelectedModel
 from nnunet_jobs.prediction.parts import PartPlans
 from nnunet_jobs.prediction.quality import Expected
 from nnunet_jobs.prediction.tables import write_table
 
-RECORDS = ".cases"
-PREDICTIONS = "predictions.json"
 PICTURES = ".pictures"
 
 
@@ -114,7 +113,7 @@ class Records:
         path = self.output / PREDICTIONS
         with locked(self._folder / "predictions.lock", interval=0.02):
             records = {item.stem: read_json(item) for item in sorted(self._folder.glob("*.json"))}
-            entries = {case: _entry(record) for case, record in records.items()}
+            entries = {case: entry(record) for case, record in records.items()}
             current = [entries[case] for case, record in records.items() if record.get("settings_key") == made]
             summary = {
                 "schema": 1,
@@ -123,11 +122,11 @@ class Records:
                 "model_hash": model.hash,
                 "settings": asdict(settings),
                 "updated": datetime.now(UTC).isoformat(),
-                "predicted": sum(entry["status"] == "predicted" for entry in current),
-                "failed": sum(entry["status"] == "failed" for entry in current),
-                "flagged": sum(bool(entry.get("flags")) for entry in current),
+                "predicted": sum(item["status"] == "predicted" for item in current),
+                "failed": sum(item["status"] == "failed" for item in current),
+                "flagged": sum(bool(item.get("flags")) for item in current),
                 "not_judged": dict(expected.not_judged),
-                "dice": mean_dice([entry["dice"] for entry in current if entry.get("dice")]),
+                "dice": mean_dice([item["dice"] for item in current if item.get("dice")]),
                 "labels": dict(labels),
                 "cases": entries,
             }
@@ -159,8 +158,3 @@ def mean_dice(cases: Sequence[Mapping[str, float | None]]) -> dict[str, Any] | N
         per_label[label] = math.fsum(known) / len(known) if known else None
     means = [value for value in per_label.values() if value is not None]
     return {"cases": len(cases), "mean": math.fsum(means) / len(means) if means else None, "per_label": per_label}
-
-
-def _entry(record: Mapping[str, Any]) -> dict[str, Any]:
-    kept = ("status", "reason", "file", "seg", "volumes_ml", "flags", "dice", "seconds", "model", "model_hash", "at")
-    return {name: record[name] for name in kept if name in record}

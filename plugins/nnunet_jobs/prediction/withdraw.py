@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_jobs.contract.files import locked, read_json, write_json
+from nnunet_jobs.contract.predictions import PREDICTIONS, RECORDS
 from nnunet_jobs.contract.workspace import Workspace
 from nnunet_jobs.prediction.contact_sheet import SHEET, write_sheet
-from nnunet_jobs.prediction.records import PICTURES, PREDICTIONS, RECORDS, mean_dice
+from nnunet_jobs.prediction.records import PICTURES, mean_dice
 from nnunet_jobs.prediction.tables import write_table
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import logging
 import time
@@ -17,14 +18,16 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from nnunet_jobs.contract.failure import ConfigError, DataError, FailureClass, JobError, classify
+from nnunet_jobs.contract.problems import Problem, documented
+from nnunet_jobs.contract.uploads import FIELD
 from nnunet_jobs.prediction.export import label_values
 from nnunet_jobs.prediction.predictor import Predictor, Record, Work
 from nnunet_jobs.serving.engine import Busy, Engine
 from nnunet_jobs.serving.metrics import Metrics
 from nnunet_jobs.serving.models import WarmModels, served_datasets
-from nnunet_jobs.serving.problems import Problem, documented
+from nnunet_jobs.serving.problems import respond
 from nnunet_jobs.serving.settings import ServeSettings
-from nnunet_jobs.serving.uploads import FIELD, receive
+from nnunet_jobs.serving.uploads import receive
 
 log = logging.getLogger("nnunet_jobs")
 
@@ -54,6 +57,7 @@ _FORM = {
 }
 Dataset = Annotated[str, Path(description="Id or full name of a dataset, such as 4 or Dataset004_Hippocampus.", max_length=120)]
 Model = Annotated[str | None, Query(description="Model id; the promoted model when left out.", max_length=100)]
+Inline = Annotated[bool, Query(description="Answer with JSON that holds the segmentation's file too, in base64.")]
 
 
 class Server:
@@ -94,8 +98,8 @@ class Server:
             log.error("%s", error)
             raise Problem(503, "the model's files are damaged; the server's log names them", retry_after_s=_COME_BACK_S) from error
 
-    async def answer(self, request: Request, dataset: str, model: str | None) -> Response:
-        """From a request to its segmentation."""
+    async def answer(self, request: Request, dataset: str, model: str | None, *, inline: bool = False) -> Response:
+        """From a request to its segmentation; ``inline``: in JSON, beside its volumes."""
         predictor = await self.predictor(dataset, model)
         folder = self.settings.scratch / uuid.uuid4().hex
         async with self.engine.admitted(folder) as admission:
@@ -113,9 +117,12 @@ class Server:
                 of_data = record["failure_class"] == FailureClass.DATA
                 raise Problem(422 if of_data else 500, str(record["reason"]))
             file = folder / "output" / record["file"]
-            if "application/json" in request.headers.get("accept", ""):
-                return JSONResponse(_described(record, dataset=predictor.model.dataset))
+            described = _described(record, dataset=predictor.model.dataset, file_ending=predictor.file_ending)
+            if not inline and "application/json" in request.headers.get("accept", ""):
+                return JSONResponse(described)
             content = await asyncio.to_thread(file.read_bytes)
+        if inline:
+            return JSONResponse({**described, "segmentation": base64.b64encode(content).decode()})
         return Response(
             content,
             media_type=_GZIP if record["file"].endswith(".gz") else _BINARY,
@@ -146,10 +153,10 @@ def create_app(server: Server) -> FastAPI:
     app = FastAPI(title="nnU-Net predictor", version="1", lifespan=life, docs_url=None, redoc_url=None)
 
     @app.post("/v1/models/{dataset}/predict", responses=_answers(), openapi_extra=_FORM, response_class=Response)
-    async def predict(request: Request, dataset: Dataset, model: Model = None) -> Response:
-        """Segment one case. ``Accept: application/json`` answers with volumes instead of the segmentation."""
+    async def predict(request: Request, dataset: Dataset, model: Model = None, inline: Inline = False) -> Response:
+        """Segment one case. ``Accept: application/json`` answers with volumes instead of the segmentation, ``inline`` with both."""
         begun = time.monotonic()
-        response = await _guarded(server.answer(request, dataset, model))
+        response = await _guarded(server.answer(request, dataset, model, inline=inline))
         server.metrics.requests.labels(str(response.status_code)).inc()
         server.metrics.seconds.observe(time.monotonic() - begun)
         return response
@@ -193,16 +200,16 @@ def create_app(server: Server) -> FastAPI:
 
     @app.exception_handler(Problem)
     async def problem(_request: Request, error: Problem) -> Response:
-        return error.response()
+        return respond(error)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_request: Request, error: RequestValidationError) -> Response:
         words = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
-        return Problem(422, words).response()
+        return respond(Problem(422, words))
 
     @app.exception_handler(HTTPException)
     async def refused(_request: Request, error: HTTPException) -> Response:
-        response = Problem(error.status_code, str(error.detail)).response()
+        response = respond(Problem(error.status_code, str(error.detail)))
         response.headers.update(error.headers or {})
         return response
 
@@ -236,26 +243,27 @@ async def _guarded(answer: Any) -> Response:
         response: Response = await answer
         return response
     except Problem as problem:
-        return problem.response()
+        return respond(problem)
     except Busy as busy:
-        return Problem(503, str(busy), retry_after_s=busy.retry_after_s).response()
+        return respond(Problem(503, str(busy), retry_after_s=busy.retry_after_s))
     except TimeoutError:
-        return Problem(504, "the prediction takes longer than the server allows; use the batch or raise --timeout-s").response()
+        return respond(Problem(504, "the prediction takes longer than the server allows; use the batch or raise --timeout-s"))
     except ClientDisconnect:
         return Response(status_code=499)  # nobody hears it; for the metrics
     except MemoryError as error:
-        return Problem(413, f"the image is too large for this server: {error}").response()
+        return respond(Problem(413, f"the image is too large for this server: {error}"))
     except Exception as error:
         kind = classify(error)
         log.error("a prediction failed: %s: %s", kind, error, exc_info=not isinstance(error, JobError))
         if kind is FailureClass.BUG:
-            return Problem(500, f"{type(error).__name__}; the server's log has the stack").response()
-        return Problem(503, f"{kind}: the server cannot predict now", retry_after_s=_COME_BACK_S).response()
+            return respond(Problem(500, f"{type(error).__name__}; the server's log has the stack"))
+        return respond(Problem(503, f"{kind}: the server cannot predict now", retry_after_s=_COME_BACK_S))
 
 
-def _described(record: Record, *, dataset: str) -> dict[str, Any]:
-    known = {name: record[name] for name in ("model", "model_hash", "volumes_ml", "seconds")}
-    return {"dataset": dataset, **known, "sha256": record["files"][record["file"]]}
+def _described(record: Record, *, dataset: str, file_ending: str) -> dict[str, Any]:
+    names = ("model", "model_hash", "volumes_ml", "flags", "seconds")
+    known: dict[str, Any] = {name: record[name] for name in names if name in record}
+    return {"dataset": dataset, **known, "file_ending": file_ending, "sha256": record["files"][record["file"]]}
 
 
 def _answers() -> dict[int | str, dict[str, Any]]:

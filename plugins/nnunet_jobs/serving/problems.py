@@ -1,57 +1,12 @@
-"""Errors as problem documents (RFC 9457): what is wrong, for people in ``detail``, for programs in ``status`` and ``faults``."""
+"""How this server answers with a problem document."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
-from http import HTTPStatus
-from typing import Any
-
 from starlette.responses import JSONResponse
 
-from nnunet_jobs.contract.failure import Fault
-
-MEDIA_TYPE = "application/problem+json"
-_STATUSES = (404, 413, 415, 422, 500, 503, 504)
+from nnunet_jobs.contract.problems import MEDIA_TYPE, Problem
 
 
-class Problem(Exception):
-    """A request that ends with an error document."""
-
-    def __init__(self, status: int, detail: str, *, faults: Sequence[Fault] = (), retry_after_s: int | None = None) -> None:
-        super().__init__(detail)
-        self.status = status
-        self.detail = detail
-        self.faults = tuple(faults)
-        self.retry_after_s = retry_after_s
-
-    def response(self) -> JSONResponse:
-        """The document."""
-        body: dict[str, Any] = {
-            "type": "about:blank",
-            "title": HTTPStatus(self.status).phrase,
-            "status": self.status,
-            "detail": self.detail,
-        }
-        if self.faults:
-            body["faults"] = [asdict(fault) for fault in self.faults]
-        headers = {} if self.retry_after_s is None else {"Retry-After": str(self.retry_after_s)}
-        return JSONResponse(body, status_code=self.status, headers=headers, media_type=MEDIA_TYPE)
-
-
-def documented(*statuses: int) -> Mapping[int | str, dict[str, Any]]:
-    """Problem responses for the OpenAPI document of a route."""
-    schema = {
-        "type": "object",
-        "required": ["title", "status", "detail"],
-        "properties": {
-            "type": {"type": "string"},
-            "title": {"type": "string"},
-            "status": {"type": "integer"},
-            "detail": {"type": "string"},
-            "faults": {"type": "array", "items": {"type": "object"}},
-        },
-    }
-    return {
-        status: {"description": HTTPStatus(status).phrase, "content": {MEDIA_TYPE: {"schema": schema}}} for status in statuses or _STATUSES
-    }
+def respond(problem: Problem) -> JSONResponse:
+    """The document as a response."""
+    return JSONResponse(problem.document(), status_code=problem.status, headers=problem.headers(), media_type=MEDIA_TYPE)

@@ -1,0 +1,52 @@
+"""The part of ``airflow nnunet doctor`` that looks at the prediction API: its settings, its pool and its predictor servers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import httpx
+
+from airflow_nnunet.finding import Finding
+from airflow_nnunet.serving import POOL
+from airflow_nnunet.serving.servers import connect
+from airflow_nnunet.serving.spaces import all_spaces
+from nnunet_jobs.contract.failure import ConfigError
+
+
+def examine_predictions(mend: str) -> Iterator[Finding]:
+    """Findings about the prediction API. ``mend``: what makes missing pools."""
+    from airflow.models.pool import Pool
+    from airflow.utils.session import create_session
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        spaces = all_spaces()
+    except ConfigError as error:
+        yield Finding(topic="prediction API", ok=False, text=str(error))
+        return
+    try:
+        with create_session() as session:
+            there = Pool.get_pool(POOL, session=session) is not None
+    except SQLAlchemyError:
+        return  # the pool's finding has said so
+    if there:
+        text = (
+            f"pool {POOL} is there; {spaces[0].quota} unfinished requests a team, {spaces[0].limit} in all, kept {spaces[0].keep_days} days"
+        )
+    else:
+        text = f"pool {POOL} is missing, requests would wait for ever; {mend}"
+    yield Finding(topic="prediction API", ok=there, text=text)
+    for space in spaces:
+        for address in space.servers:
+            said = _readiness(address)
+            whose = f" of team {space.team}" if space.team else ""
+            text = "ready" if said == "ready" else f"{said}; until it is ready, each request loads the model itself"
+            yield Finding(topic=f"predictor server {address}{whose}", ok=said == "ready", text=text)
+
+
+def _readiness(address: str) -> str:
+    try:
+        with connect(address) as client:
+            return client.get("/readyz", timeout=5).text.strip()[:100]
+    except httpx.TransportError as error:
+        return f"does not answer ({type(error).__name__})"

@@ -1,0 +1,309 @@
+"""The routes of the prediction API. A request is a run of its team's DAG: durable, retried, pooled, audited and seen in the UI."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from airflow.api_fastapi.auth.managers.models.resource_details import DagAccessEntity
+from airflow.api_fastapi.core_api.security import GetUserDep, requires_access_dag
+from fastapi import Depends, FastAPI, Header, Query, Request
+from fastapi import Path as InPath
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import FileResponse, JSONResponse, Response
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+
+from airflow_nnunet.serving import outcome
+from airflow_nnunet.serving.core_api import CoreApi
+from airflow_nnunet.serving.intake import Asked, receive
+from airflow_nnunet.serving.queue import count_unfinished
+from airflow_nnunet.serving.spaces import Space, load_space, space_of
+from airflow_nnunet.serving.store import REQUEST_ID, Draft, new_id, remove
+from airflow_nnunet.task_state import JOB_XCOM
+from nnunet_jobs.contract.failure import ConfigError, FailureClass, classify
+from nnunet_jobs.contract.files import try_lock
+from nnunet_jobs.contract.problems import MEDIA_TYPE, Problem, documented
+from nnunet_jobs.contract.uploads import FIELD
+
+log = logging.getLogger(__name__)
+
+_GZIP, _BINARY = "application/gzip", "application/octet-stream"
+_COME_BACK_S = 10
+_UNKNOWN = "there is no prediction of this id"
+_LOOK_S = 0.01
+_REFUSALS = (401, 403, 422, 503)
+_FILE = {"type": "string", "format": "binary"}
+_NAME = {"type": "string", "pattern": "^[A-Za-z0-9_-]{1,120}$"}
+_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["dataset", FIELD],
+                    "properties": {
+                        "dataset": {**_NAME, "description": "Id or full name of a dataset, such as 4 or Dataset004_Hippocampus."},
+                        "model": {"type": "string", "description": "Model id; the promoted model when left out."},
+                        FIELD: {"type": "array", "items": _FILE, "description": "One file a channel, in the model's order."},
+                    },
+                    "additionalProperties": False,
+                }
+            },
+            "application/json": {
+                "schema": {
+                    "type": "object",
+                    "required": ["dataset", "cases"],
+                    "properties": {
+                        "dataset": _NAME,
+                        "model": {"type": ["string", "null"]},
+                        "cases": {
+                            "type": "string",
+                            "description": "Image of one case, or folder of its channels, relative to one of the input roots.",
+                        },
+                    },
+                    "additionalProperties": False,
+                }
+            },
+        },
+    }
+}
+RequestId = Annotated[str, InPath(description="Id of a prediction.", max_length=100)]
+IdempotencyKey = Annotated[
+    str | None,
+    Header(min_length=1, max_length=255, description="The same user's same key is the same prediction; with another body it is refused."),
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Caller:
+    """Who asks. ``space``: whose requests the user may see."""
+
+    user: str
+    space: Space
+    core: CoreApi
+
+
+def caller(method: Any) -> Any:
+    """A dependency: the user, who may do this with the runs of the team's DAG."""
+
+    async def found(request: Request, user: GetUserDep) -> Caller:
+        name = user.get_name()
+        try:
+            space = await asyncio.to_thread(space_of, name)
+        except ConfigError as error:
+            log.error("%s", error)
+            raise Problem(503, "the prediction API is not set up right; the API server's log says what", retry_after_s=60) from error
+        check = requires_access_dag(method, DagAccessEntity.RUN, space.dag_id)
+        await asyncio.to_thread(check, request, user)
+        return Caller(user=name, space=space, core=CoreApi(request))
+
+    return Depends(found)
+
+
+def create_app() -> FastAPI:
+    """The app that the plugin mounts."""
+    app = FastAPI(title="nnU-Net predictions", version="1", docs_url=None, redoc_url=None)
+    ids = documented(404, *_REFUSALS)
+
+    @app.post("/predictions", status_code=202, responses={**documented(400, 409, 413, 415, 429, 507, *_REFUSALS)}, openapi_extra=_BODY)
+    async def create(request: Request, who: Annotated[Caller, caller("POST")], idempotency_key: IdempotencyKey = None) -> JSONResponse:
+        """Take a case. It is on the disk and in Airflow's database when the answer comes; ``Location`` is where to ask about it."""
+        return await _create(request, who, idempotency_key)
+
+    @app.get("/predictions", responses={**documented(*_REFUSALS)})
+    async def listing(
+        who: Annotated[Caller, caller("GET")],
+        limit: Annotated[int, Query(ge=1, le=100)] = 50,
+        offset: Annotated[int, Query(ge=0, le=1_000_000)] = 0,
+    ) -> dict[str, Any]:
+        """The team's predictions, the newest first."""
+        runs, total = await who.core.runs(who.space.dag_id, limit=limit, offset=offset)
+        return {"predictions": [outcome.summary(run) for run in runs], "total": total}
+
+    @app.get("/predictions/{prediction}", responses={**ids})
+    async def status(prediction: RequestId, who: Annotated[Caller, caller("GET")]) -> dict[str, Any]:
+        """Where it is, and what came out or why nothing did."""
+        return await _status(who, await _run(who, prediction))
+
+    @app.get("/predictions/{prediction}/result", responses={**_results(), **ids, **documented(409, 410)}, response_class=Response)
+    async def result(request: Request, prediction: RequestId, who: Annotated[Caller, caller("GET")]) -> Response:
+        """The segmentation; with ``Accept: application/json`` its record."""
+        run = await _run(who, prediction)
+        path = await asyncio.to_thread(_finished_file, who.space, run)
+        if "application/json" in request.headers.get("accept", ""):
+            return JSONResponse(await _status(who, run))
+        media_type = _GZIP if path.name.endswith(".gz") else _BINARY
+        return FileResponse(path, media_type=media_type, filename=path.name, headers={"X-Content-Type-Options": "nosniff"})
+
+    @app.delete(
+        "/predictions/{prediction}",
+        status_code=202,
+        response_class=Response,
+        responses={204: {"description": "It has ended already."}, **ids},
+    )
+    async def cancel(prediction: RequestId, who: Annotated[Caller, caller("PUT")]) -> Response:
+        """Cancel it: 202 when its run was stopped, 204 when it had ended already."""
+        run = await _run(who, prediction)
+        if run["state"] in ("success", "failed"):
+            return Response(status_code=204)
+        await who.core.fail_run(who.space.dag_id, prediction, note=outcome.CANCELLED)
+        return Response(status_code=202)
+
+    _answer_with_problems(app)
+    return app
+
+
+# --- taking a request -------------------------------------------------------------------------------------------------
+async def _create(request: Request, who: Caller, key: str | None) -> JSONResponse:
+    space = who.space
+    request_id = new_id(space, who.user, key)
+    known = await who.core.run(space.dag_id, request_id) if key else None
+    if known is None:
+        await asyncio.to_thread(_require_place, space)  # before the upload, where that is of no use; again under the lock
+    async with _draft(space, request_id) as draft:
+        asked = await receive(request, space, draft)
+        async with _turn():
+            known = await who.core.run(space.dag_id, request_id) if key else None
+            if known is None:
+                await _queue(who, request_id, asked, draft)
+            elif (known.get("conf") or {}).get("content") != draft.content:
+                raise Problem(422, "Idempotency-Key: was used for another body; use a new key for a new prediction")
+    where = f"{request.scope.get('root_path', '')}/predictions/{request_id}"
+    return JSONResponse({"id": request_id, "status": "queued" if known is None else outcome.state_of(known)}, 202, {"Location": where})
+
+
+async def _queue(who: Caller, request_id: str, asked: Asked, draft: Draft) -> None:
+    """Publish the request's folder, then create its run."""
+    space = who.space
+    await asyncio.to_thread(_require_place, space)
+    target = space.requests / request_id
+    if target.exists():  # its sender, or this server, was gone before there was a run
+        await asyncio.to_thread(remove, target)
+    await asyncio.to_thread(draft.publish)
+    conf = {"dataset": asked.dataset, "model": asked.model, "content": draft.content}
+    try:
+        await who.core.create_run(space.dag_id, request_id, conf)
+    except Problem:
+        if await who.core.run(space.dag_id, request_id) is None:
+            await asyncio.to_thread(remove, target)
+            raise
+
+
+def _require_place(space: Space) -> None:
+    """Refuse a request where the team has its quota in the queue, or all teams together have filled it.
+
+    Raises:
+        Problem: 429 or 503.
+    """
+    unfinished = count_unfinished()
+    if unfinished.get(space.dag_id, 0) >= space.quota:
+        raise Problem(429, f"{space.quota} predictions of yours are unfinished, as many as may be", retry_after_s=_COME_BACK_S)
+    if sum(unfinished.values()) >= space.limit:
+        raise Problem(503, "the queue is full", retry_after_s=_COME_BACK_S)
+
+
+@contextlib.asynccontextmanager
+async def _draft(space: Space, request_id: str) -> AsyncIterator[Draft]:
+    draft = Draft(space, request_id)
+    try:
+        yield draft.__enter__()
+    finally:
+        # In this thread: a client that goes cancels the handler, and nothing awaited would run any more.
+        draft.__exit__()
+
+
+@contextlib.asynccontextmanager
+async def _turn() -> AsyncIterator[None]:
+    """Count and create as the only one, over all processes of the API server."""
+    folder = (await asyncio.to_thread(load_space, None)).requests
+    folder.mkdir(parents=True, exist_ok=True)
+    fd = os.open(folder / ".queue.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o664)
+    try:
+        # Not in a thread: one that waits for the lock would take it for a handler that is gone.
+        while not try_lock(fd):
+            await asyncio.sleep(_LOOK_S)
+        yield
+    finally:
+        os.close(fd)
+
+
+# --- answering about one ----------------------------------------------------------------------------------------------
+async def _run(who: Caller, prediction: str) -> dict[str, Any]:
+    """The run of an id in the caller's own space; another team's id is as unknown as any.
+
+    Raises:
+        Problem: 404.
+    """
+    run = await who.core.run(who.space.dag_id, prediction) if REQUEST_ID.fullmatch(prediction) else None
+    if run is None:
+        raise Problem(404, _UNKNOWN)
+    return run
+
+
+async def _status(who: Caller, run: dict[str, Any]) -> dict[str, Any]:
+    found = outcome.summary(run)
+    if found["status"] == "succeeded":
+        entry = await asyncio.to_thread(outcome.entry_of, who.space, found["id"])
+        names = ("model", "model_hash", "volumes_ml", "flags", "seconds")
+        found |= {name: entry[name] for name in names if name in entry}
+    elif found["status"] == "failed":
+        told = await who.core.job_of(who.space.dag_id, found["id"], JOB_XCOM)
+        found["reason"] = await asyncio.to_thread(outcome.reason, who.space, found["id"], told)
+    return found
+
+
+def _finished_file(space: Space, run: dict[str, Any]) -> Path:
+    state = outcome.state_of(run)
+    if state in ("queued", "running"):
+        raise Problem(409, f"the prediction is {state}; ask again", retry_after_s=_COME_BACK_S)
+    if state in ("failed", "cancelled"):
+        raise Problem(409, f"the prediction has {'failed' if state == 'failed' else 'been cancelled'}; there is no result")
+    path = outcome.segmentation(space, run["dag_run_id"])
+    if path is None:
+        raise Problem(410, f"the result has been removed; results are kept for {space.keep_days} days")
+    return path
+
+
+def _results() -> dict[int | str, dict[str, Any]]:
+    content = {_GZIP: {"schema": _FILE}, _BINARY: {"schema": _FILE}, "application/json": {"schema": {"type": "object"}}}
+    return {200: {"description": "The segmentation, or its record.", "content": content}}
+
+
+# --- problems ---------------------------------------------------------------------------------------------------------
+def _respond(problem: Problem) -> JSONResponse:
+    return JSONResponse(problem.document(), status_code=problem.status, headers=problem.headers(), media_type=MEDIA_TYPE)
+
+
+def _answer_with_problems(app: FastAPI) -> None:
+    @app.exception_handler(Problem)
+    async def problem(_request: Request, error: Problem) -> Response:
+        return _respond(error)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_request: Request, error: RequestValidationError) -> Response:
+        return _respond(Problem(422, "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())))
+
+    @app.exception_handler(HTTPException)
+    async def refused(_request: Request, error: HTTPException) -> Response:
+        response = _respond(Problem(error.status_code, str(error.detail)))
+        response.headers.update(error.headers or {})
+        return response
+
+    @app.exception_handler(ClientDisconnect)
+    async def gone(_request: Request, _error: ClientDisconnect) -> Response:
+        return Response(status_code=499)  # nobody hears it
+
+    @app.exception_handler(OSError)
+    async def storage(_request: Request, error: OSError) -> Response:
+        log.error("%s", error, exc_info=error)
+        if classify(error) is FailureClass.DISK_FULL:
+            return _respond(Problem(507, "there is no room for the upload; ask whoever runs this server"))
+        return _respond(Problem(503, "the folder of the requests cannot be used now; the API server's log says why", retry_after_s=60))

@@ -1,0 +1,104 @@
+"""A small client of the prediction API: post a case, ask about it, wait, fetch its segmentation."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from airflow_nnunet.rest_client import AirflowClient
+from airflow_nnunet.serving import URL_PREFIX
+from nnunet_jobs.contract.files import replacing
+from nnunet_jobs.contract.problems import MEDIA_TYPE
+from nnunet_jobs.contract.uploads import FIELD
+
+_TRIES = 3
+_PATH = f"{URL_PREFIX.strip('/')}/predictions"
+_PASSING = (429, 502, 503, 504)
+UNFINISHED = ("queued", "running")
+
+
+class Refused(RuntimeError):
+    """The API answers with a problem; the message is its text. ``passing``: the same request may be taken later."""
+
+    def __init__(self, answer: httpx.Response) -> None:
+        problem = answer.json() if answer.headers.get("content-type", "").startswith(MEDIA_TYPE) else {}
+        super().__init__(str(problem.get("detail") or f"the server answers {answer.status_code} {answer.reason_phrase}"))
+        self.status = answer.status_code
+        self.passing = answer.status_code in _PASSING
+        self.retry_after_s = answer.headers.get("retry-after")
+
+
+class PredictionsClient(AirflowClient):
+    """The prediction API of an Airflow, for a user or a token."""
+
+    def predict(self, images: Sequence[Path], *, dataset: str, model: str | None = None, key: str | None = None) -> str:
+        """Post one case, a file a channel; returns the prediction's id. Safe to repeat: a lost answer does not make two of it.
+
+        Raises:
+            Refused: a problem. httpx.TransportError: no answer after all tries.
+        """
+        fields = {"dataset": dataset} | ({"model": model} if model else {})
+        key = key or secrets.token_hex(16)
+        with contextlib.ExitStack() as stack:
+            # The server never needs the files' own names, which may say who the patient is.
+            files = [(FIELD, (f"{channel:04d}", stack.enter_context(open(path, "rb")))) for channel, path in enumerate(images)]
+            for left in reversed(range(_TRIES)):
+                try:
+                    answer = self.send("POST", _PATH, data=fields, files=files, headers={"Idempotency-Key": key})
+                    break
+                except httpx.TransportError:
+                    if not left:
+                        raise
+        return str(self._good(answer).json()["id"])
+
+    def status(self, prediction: str) -> dict[str, Any]:
+        """What is known about a prediction.
+
+        Raises:
+            Refused: a problem.
+        """
+        return dict(self._good(self.send("GET", f"{_PATH}/{prediction}")).json())
+
+    def wait(
+        self, prediction: str, *, timeout_s: float, interval_s: float = 1.0, progress: Callable[[str], None] = lambda _: None
+    ) -> dict[str, Any]:
+        """Ask until the prediction has ended; returns what is known about it then. An API server that restarts is waited for.
+
+        Raises:
+            Refused: a problem that does not pass. TimeoutError: it has not ended in ``timeout_s`` seconds.
+        """
+        end = time.monotonic() + timeout_s
+        while True:
+            try:
+                found = self.status(prediction)
+                progress(found["status"])
+                if found["status"] not in UNFINISHED:
+                    return found
+            except (httpx.TransportError, Refused) as error:
+                if isinstance(error, Refused) and not error.passing:
+                    raise
+            if time.monotonic() > end:
+                raise TimeoutError(f"{prediction} has not ended in {timeout_s:.0f} s; it goes on")
+            time.sleep(interval_s)
+
+    def save_result(self, prediction: str, path: Path) -> None:
+        """Write the segmentation; the file is there whole or not at all.
+
+        Raises:
+            Refused: a problem.
+        """
+        answer = self._good(self.send("GET", f"{_PATH}/{prediction}/result"))
+        with replacing(path) as file:
+            file.write(answer.content)
+
+    @staticmethod
+    def _good(answer: httpx.Response) -> httpx.Response:
+        if answer.status_code >= 400:
+            raise Refused(answer)
+        return answer

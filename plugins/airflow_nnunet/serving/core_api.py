@@ -1,0 +1,89 @@
+"""Airflow's own public API, asked in this process as the user who asks us.
+
+Creating and ending a run goes through the same routes as a user's own act: their permission checks, the check of the DAG's params,
+the audit log, the listeners and the database's unique (dag_id, run_id) are Airflow's, and stay right when Airflow changes them. A call
+of the functions behind those routes would have to repeat all of that; a request over the network would need an address and a port.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import quote
+
+import httpx
+from starlette.requests import Request
+
+from airflow_nnunet.serving import ID_PREFIX, TASK_ID
+from nnunet_jobs.contract.problems import Problem
+
+_COME_BACK_S = 5
+
+
+class CoreApi:
+    """Airflow's API as the sender of a request, and with no more rights."""
+
+    def __init__(self, request: Request) -> None:
+        # Nothing but the credentials goes along.
+        self._headers = {name: value for name in ("authorization", "cookie") if (value := request.headers.get(name))}
+
+    async def create_run(self, dag_id: str, run_id: str, conf: Mapping[str, Any]) -> bool:
+        """Queue a run. Returns False when there is one of that id already.
+
+        Raises:
+            Problem: Airflow does not take it.
+        """
+        body = {"dag_run_id": run_id, "logical_date": None, "conf": dict(conf)}
+        answer = await self._ask("POST", f"dags/{dag_id}/dagRuns", json=body)
+        if answer.status_code == 409:
+            return False
+        self._require(answer)
+        return True
+
+    async def run(self, dag_id: str, run_id: str) -> dict[str, Any] | None:
+        """A run, or None."""
+        answer = await self._ask("GET", f"dags/{dag_id}/dagRuns/{quote(run_id, safe='')}")
+        if answer.status_code == 404:
+            return None
+        return dict(self._require(answer))
+
+    async def runs(self, dag_id: str, *, limit: int, offset: int) -> tuple[list[dict[str, Any]], int]:
+        """A page of the runs that requests have made, the newest first, and how many there are."""
+        params = {"limit": limit, "offset": offset, "order_by": "-id", "run_id_prefix_pattern": ID_PREFIX}
+        found = self._require(await self._ask("GET", f"dags/{dag_id}/dagRuns", params=params))
+        return list(found["dag_runs"]), int(found["total_entries"])
+
+    async def fail_run(self, dag_id: str, run_id: str, *, note: str) -> None:
+        """Mark a run failed, as the button in the UI does."""
+        self._require(await self._ask("PATCH", f"dags/{dag_id}/dagRuns/{quote(run_id, safe='')}", json={"state": "failed", "note": note}))
+
+    async def job_of(self, dag_id: str, run_id: str, key: str) -> Any:
+        """What the run's task has told about its job; None where it has told nothing, or the user may not see XComs."""
+        path = f"dags/{dag_id}/dagRuns/{quote(run_id, safe='')}/taskInstances/{TASK_ID}/xcomEntries/{key}"
+        answer = await self._ask("GET", path, params={"deserialize": False, "stringify": False})
+        return answer.json().get("value") if answer.status_code == 200 else None
+
+    async def _ask(self, method: str, path: str, **content: Any) -> httpx.Response:
+        from airflow.api_fastapi.main import app
+
+        transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://airflow", headers=self._headers, timeout=None) as client:  # noqa: S113
+            return await client.request(method, f"/api/v2/{path}", **content)
+
+    @staticmethod
+    def _require(answer: httpx.Response) -> Any:
+        """The answer's JSON.
+
+        Raises:
+            Problem: Airflow's refusal, or 503 where it could not do it now.
+        """
+        if answer.status_code < 400:
+            return answer.json()
+        if answer.status_code >= 500:
+            raise Problem(503, "Airflow could not do this now; its log says why", retry_after_s=_COME_BACK_S)
+        detail = answer.json().get("detail") if "json" in answer.headers.get("content-type", "") else None
+        if answer.status_code == 404:
+            raise Problem(
+                503, "the DAG of predictions is not there yet; is dags/nnunet_predictions.py in place?", retry_after_s=_COME_BACK_S
+            )
+        raise Problem(answer.status_code, str(detail)[:500])

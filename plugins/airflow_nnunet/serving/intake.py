@@ -1,0 +1,154 @@
+"""From a request's body to a folder on the disk: limited while it comes in, named by us, judged before it waits in a queue."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from starlette.requests import Request
+
+from airflow_nnunet.serving.form import read_form
+from airflow_nnunet.serving.models import ModelFacts, model_facts
+from airflow_nnunet.serving.spaces import Space
+from airflow_nnunet.serving.store import Draft
+from nnunet_jobs.contract.failure import ConfigError
+from nnunet_jobs.contract.problems import Problem
+from nnunet_jobs.contract.uploads import FIELD, MIB, LimitedBody, require_kind
+from nnunet_jobs.contract.workspace import Workspace
+
+_JSON_MIB = 1
+_SETTING = "predictions_upload_mib in section [nnunet]"
+
+
+class Asked(BaseModel):
+    """The fields of a request beside its images."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    dataset: str = Field(pattern=r"^[A-Za-z0-9_-]{1,120}$")
+    model: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$")
+    cases: str | None = Field(default=None, min_length=1, max_length=1000)
+
+
+async def receive(request: Request, space: Space, draft: Draft) -> Asked:
+    """Write the request's images into the draft and have them on the disk.
+
+    Returns:
+        What was asked, with the dataset's full name.
+
+    Raises:
+        Problem: 413, 415 or 422, with the mend.
+    """
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind == "multipart/form-data":
+        asked = await _form(request, space, draft)
+    elif kind == "application/json":
+        asked = await _json(request, space, draft)
+    else:
+        raise Problem(
+            415, f"send multipart/form-data with 'dataset' and one file a channel in '{FIELD}', or JSON with 'dataset' and 'cases'"
+        )
+    await asyncio.to_thread(draft.complete, dataset=asked.dataset, model=asked.model)
+    return asked
+
+
+async def _form(request: Request, space: Space, draft: Draft) -> Asked:
+    fields, files = await read_form(_limited(request, space.upload_mib), draft.folder)
+    asked = _checked({name: value for name, value in fields.items() if value != "" or name == "dataset"})
+    if asked.cases is not None:
+        raise Problem(422, f"cases: is for JSON requests; here the images are in '{FIELD}'")
+    facts = await asyncio.to_thread(_facts, space.workspace, asked)
+    if len(files) != facts.channels:
+        raise Problem(422, f"{FIELD}: has {len(files)} files; the model needs {facts.channels}, one a channel, in its order")
+    for channel, file in enumerate(files):
+        os.rename(file, image := draft.image(channel, facts.file_ending))
+        await asyncio.to_thread(require_kind, image, facts.file_ending, channel=channel)
+    return asked.model_copy(update={"dataset": facts.dataset})
+
+
+async def _json(request: Request, space: Space, draft: Draft) -> Asked:
+    try:
+        data = json.loads(await _limited(request, _JSON_MIB).body())
+    except (ValueError, RecursionError) as error:
+        raise Problem(422, "the body is not JSON") from error
+    asked = _checked(data)
+    if asked.cases is None:
+        raise Problem(422, "cases: is missing; name the image of one case, or the folder of its channels, below an input root")
+    facts = await asyncio.to_thread(_facts, space.workspace, asked)
+    await asyncio.to_thread(_copy, space, asked.cases, facts, draft)
+    return asked.model_copy(update={"dataset": facts.dataset})
+
+
+def _limited(request: Request, limit_mib: int) -> Request:
+    body = LimitedBody(request.receive, declared=request.headers.get("content-length"), limit_mib=limit_mib, setting=_SETTING)
+    return Request(request.scope, body)
+
+
+def _checked(data: Any) -> Asked:
+    if not isinstance(data, dict):
+        raise Problem(422, "the body must be a JSON object")
+    try:
+        return Asked.model_validate(data)
+    except ValidationError as error:
+        words = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
+        raise Problem(422, words[:2000]) from error
+
+
+def _facts(workspace: Workspace, asked: Asked) -> ModelFacts:
+    try:
+        return model_facts(workspace, asked.dataset, asked.model)
+    except (ConfigError, FileNotFoundError) as error:
+        # The whole message names the server's folders and its other datasets.
+        raise Problem(422, "dataset or model: there is none of that name, or no model of the dataset is promoted") from error
+
+
+def _keep(source: BinaryIO, target: Path, facts: ModelFacts, channel: int) -> None:
+    with open(target, "xb") as file:
+        shutil.copyfileobj(source, file, MIB)
+    require_kind(target, facts.file_ending, channel=channel)
+
+
+def _copy(space: Space, cases: str, facts: ModelFacts, draft: Draft) -> None:
+    """Copy the images that a path names, so that their names, which may tell of a patient, end here."""
+    sources = _images(space.workspace, cases, facts)
+    if len(sources) != facts.channels:
+        raise Problem(
+            422, f"cases: has {len(sources)} images that end with {facts.file_ending}; the model needs {facts.channels} of one case"
+        )
+    left = space.upload_mib * MIB
+    for channel, source in enumerate(sources):
+        # The path was judged a moment ago; a link put there since is not followed.
+        fd = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+        with open(fd, "rb") as file:
+            left -= os.fstat(fd).st_size
+            if left < 0:
+                raise Problem(413, f"cases: the images are larger than {space.upload_mib} MiB; raise {_SETTING}")
+            _keep(file, draft.image(channel, facts.file_ending), facts, channel)
+
+
+def _images(workspace: Workspace, cases: str, facts: ModelFacts) -> list[Path]:
+    """Real files of one case, in the order of their channels. The answer is the same for what is missing and what is not allowed."""
+    found: Path | None = None
+    if not os.path.isabs(cases) and "\0" not in cases and "\n" not in cases:
+        for root in workspace.input_roots:
+            with contextlib.suppress(ConfigError, OSError):  # such as a name that is too long
+                path = workspace.confine_incoming(Path(root) / cases, field="cases")
+                if path.exists():
+                    found = path
+                    break
+    if found is None:
+        raise Problem(422, "cases: there is no such file or folder below the input roots; give a path relative to one of them")
+    if found.is_file():
+        return [found] if found.name.endswith(facts.file_ending) else []
+    images = []
+    for name in sorted(os.listdir(found)):
+        if name.endswith(facts.file_ending) and not name.startswith("."):
+            with contextlib.suppress(ConfigError):
+                images.append(workspace.confine_incoming(found / name, field="cases"))
+    return images

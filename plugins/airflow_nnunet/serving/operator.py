@@ -1,0 +1,147 @@
+"""The one task of a request: a predictor server answers where one is up, and otherwise its own job does, as for any batch."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from airflow_nnunet.exceptions import from_job_error
+from airflow_nnunet.operators.predict import BatchPredictOperator
+from airflow_nnunet.serving import POOL
+from airflow_nnunet.serving.models import ModelFacts, model_facts
+from airflow_nnunet.serving.servers import Answer, ask_servers
+from airflow_nnunet.serving.spaces import Space, load_space
+from airflow_nnunet.serving.store import StoredRequest, open_request
+from nnunet_jobs.contract.failure import DataError, FailureClass, JobError
+from nnunet_jobs.contract.files import read_json, replacing, sha256_file, write_json
+from nnunet_jobs.contract.jobdir import JobDir
+from nnunet_jobs.contract.predictions import PREDICTIONS, RECORDS, entry, read_predictions
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+
+class RequestPredictOperator(BatchPredictOperator):
+    """Predict the request whose id is the run's. What is asked is in the request's folder, never in the run's conf.
+
+    A try that finds the segmentation, or a job that an earlier try began, asks no server again: nothing is predicted twice.
+
+    Args:
+        kwargs: see :class:`BatchPredictOperator`; ``dataset``, ``cases``, ``output_folder`` and ``model`` are the request's.
+    """
+
+    default_pool = POOL
+
+    def __init__(self, *, pool: str = POOL, **kwargs: Any) -> None:
+        kwargs |= {
+            "dataset": "{{ params.dataset }}",
+            "model": "{{ params.model }}",
+            "cases": "{{ run_id }}",
+            "output_folder": "{{ run_id }}",
+        }
+        super().__init__(pool=pool, **kwargs)
+
+    def execute(self, context: Context) -> Any:
+        """Return the result that is there, ask a server, or do what :class:`BatchPredictOperator` does."""
+        ti = context["ti"]
+        try:
+            space = load_space(self.team)
+            stored = open_request(space.workspace, ti.run_id)
+            self.dataset, self.model = stored.dataset, stored.model
+            self.cases = [{"case": stored.id, "images": [str(path) for path in stored.image_paths]}]
+            self.output_folder = str(stored.output)
+            job = JobDir(f"{space.workspace.jobs}/{self._job_id(ti, ti.max_tries)}")
+            if not job.path.exists():
+                result = self._finished(stored) or self._asked(space, stored)
+                if result is not None:
+                    return result
+        except JobError as error:
+            raise from_job_error(error) from error
+        return super().execute(context)
+
+    def _finished(self, stored: StoredRequest) -> dict[str, Any] | None:
+        """What an earlier try has left whole."""
+        found = read_predictions(stored.output)
+        case = found.get("cases", {}).get(stored.id, {})
+        if case.get("status") != "predicted":
+            return None
+        record = stored.output / RECORDS / f"{stored.id}.json"
+        path = stored.output / case["file"]
+        if not path.is_file() or sha256_file(path) != _recorded_sha256(record, case["file"]):
+            return None
+        return _result(stored, dataset=found["dataset"], model=case["model"], already=True)
+
+    def _asked(self, space: Space, stored: StoredRequest) -> dict[str, Any] | None:
+        """A server's answer, kept in the form of a batch's results; None where no server has one."""
+        if not space.servers:
+            return None
+        facts = model_facts(space.workspace, stored.dataset, stored.model)
+        self.log.info("asking %d predictor server(s) for %s of %s", len(space.servers), facts.model, facts.dataset)
+        try:
+            answer = ask_servers(space.servers, facts, stored.image_paths)
+        except DataError as error:
+            failed = {"status": "failed", "reason": str(error), "failure_class": str(FailureClass.DATA)}
+            _keep(stored, facts, {**failed, "model": facts.model, "model_hash": facts.hash})
+            raise
+        if answer is None:
+            return None
+        self.log.info("predictor server %s has answered", answer.server)
+        _keep_segmentation(stored, facts, answer)
+        return _result(stored, dataset=facts.dataset, model=facts.model, already=False)
+
+
+def _keep_segmentation(stored: StoredRequest, facts: ModelFacts, answer: Answer) -> None:
+    name = f"{stored.id}{facts.file_ending}"
+    stored.output.mkdir(exist_ok=True)
+    with replacing(stored.output / name) as file:
+        file.write(answer.content)
+    _keep(stored, facts, {**answer.record, "status": "predicted", "file": name, "files": {name: answer.sha256}})
+
+
+def _keep(stored: StoredRequest, facts: ModelFacts, record: dict[str, Any]) -> None:
+    """Write the record and predictions.json; they come after the segmentation."""
+    now = datetime.now(UTC).isoformat()
+    (stored.output / RECORDS).mkdir(parents=True, exist_ok=True)
+    record = {"schema": 1, "case": stored.id, **record, "at": now}
+    write_json(stored.output / RECORDS / f"{stored.id}.json", record)
+    predicted = record["status"] == "predicted"
+    write_json(
+        stored.output / PREDICTIONS,
+        {
+            "schema": 1,
+            "dataset": facts.dataset,
+            "model": facts.model,
+            "model_hash": facts.hash,
+            "settings": {},  # the server's own
+            "updated": now,
+            "predicted": int(predicted),
+            "failed": int(not predicted),
+            "flagged": int(bool(record.get("flags"))),
+            "dice": None,
+            "cases": {stored.id: entry(record)},
+        },
+    )
+
+
+def _result(stored: StoredRequest, *, dataset: str, model: str, already: bool) -> dict[str, Any]:
+    """The task's result, of the form that the step ``predict`` has."""
+    return {
+        "dataset": dataset,
+        "model": model,
+        "output": str(stored.output),
+        "predictions": str(stored.output / PREDICTIONS),
+        "predicted": int(not already),
+        "already_done": int(already),
+        "failed": [],
+        "dice": None,
+        "part": 0,
+        "parts": 1,
+    }
+
+
+def _recorded_sha256(record: Path, name: str) -> str | None:
+    try:
+        return str(read_json(record)["files"][name])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

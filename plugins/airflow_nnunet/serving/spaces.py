@@ -1,0 +1,119 @@
+"""Whose request it is: a team's members share its DAG, workspace, quota and servers; everybody else shares the common ones.
+
+A team is in the DAG's name and not in a run's conf: who may trigger a run must not choose whose data it sees.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from airflow_nnunet.config import NnunetConfig, number, path_list, section_options
+from airflow_nnunet.rest_client import is_loopback
+from airflow_nnunet.serving import DAG_ID
+from airflow_nnunet.teams import load_teams
+from nnunet_jobs.contract.failure import ConfigError
+from nnunet_jobs.contract.workspace import Workspace
+
+_NUMBERS = ("predictions_quota", "predictions_limit", "predictions_keep_days", "predictions_upload_mib")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Space:
+    """One team's part of the API, or the common one.
+
+    Attributes:
+        quota: unfinished requests of the space at once. limit: of all spaces together.
+        keep_days: a request's files are removed that long after it was made. upload_mib: of one request's body.
+        servers: addresses of predictor servers that serve this very workspace.
+    """
+
+    team: str | None
+    workspace: Workspace
+    quota: int
+    limit: int
+    keep_days: int
+    upload_mib: int
+    servers: tuple[str, ...] = ()
+
+    @property
+    def dag_id(self) -> str:
+        """The DAG whose runs are the space's requests."""
+        return dag_id_of(self.team)
+
+    @property
+    def requests(self) -> Path:
+        """Folder of the space's requests."""
+        return requests_folder(self.workspace)
+
+
+def dag_id_of(team: str | None) -> str:
+    """Name of a team's DAG; of the common one without a team."""
+    return f"{DAG_ID}_{team}" if team else DAG_ID
+
+
+def requests_folder(workspace: Workspace) -> Path:
+    """Where a workspace's requests are: below the first of its output roots, where jobs may read and write."""
+    return Path(workspace.output_roots[0]) / "requests"
+
+
+def load_space(team: str | None) -> Space:
+    """The space of a team, or the common one.
+
+    Raises:
+        ConfigError: an option of section [nnunet] or the team's file is wrong.
+    """
+    section = section_options()
+    numbers = {name.removeprefix("predictions_"): _at_least_one(name, section[name]) for name in _NUMBERS}
+    servers = path_list(section["predictor_servers"], separators=",")
+    if team:
+        own = load_teams().get(team).predictions
+        numbers["quota"] = own.quota or numbers["quota"]
+        servers = tuple(own.servers)  # the section's serve another workspace: never a fallback
+    for address in servers:
+        check_server(address)
+    return Space(team=team, workspace=NnunetConfig.load(team=team).workspace, servers=servers, **numbers)
+
+
+def space_of(user: str) -> Space:
+    """The space of a user's name.
+
+    Raises:
+        ConfigError: a setting is wrong, or some team's file is, so that nobody can say whose member the user is.
+    """
+    teams = load_teams()
+    for name, team in teams.configs.items():
+        if user in team.predictions.members:
+            return load_space(name)
+    if teams.errors:
+        raise ConfigError("\n".join(teams.errors.values()))
+    return load_space(None)
+
+
+def all_spaces() -> list[Space]:
+    """The common space, then every team's whose file is right."""
+    return [load_space(None), *(load_space(name) for name in load_teams().configs)]
+
+
+def check_server(address: str) -> None:
+    """Refuse an address that would send images over a network in the clear.
+
+    Raises:
+        ConfigError: it is none of ``unix:/path``, http on loopback, or https.
+    """
+    url = urlsplit(address)
+    if url.scheme == "unix" and url.path.startswith("/"):
+        return
+    if url.scheme == "https" and url.hostname:
+        return
+    if url.scheme == "http" and url.hostname and is_loopback(url.hostname):
+        return
+    raise ConfigError(f"[nnunet] predictor_servers: {address!r}: use unix:/path.sock, http://127.0.0.1:8600, or https for another host")
+
+
+def _at_least_one(name: str, value: object) -> int:
+    found: int = number(name, value, int)
+    if found < 1:
+        raise ConfigError(f"[nnunet] {name}={value!r}: must be 1 or more")
+    return found

@@ -1,0 +1,58 @@
+"""Errors of both REST services as problem documents (RFC 9457): for people in ``detail``, for programs in ``status`` and ``faults``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from http import HTTPStatus
+from typing import Any
+
+from nnunet_jobs.contract.failure import Fault
+
+MEDIA_TYPE = "application/problem+json"
+_STATUSES = (404, 413, 415, 422, 500, 503, 504)
+
+
+class Problem(Exception):
+    """A request that ends with an error document. Which response class carries it is the service's choice."""
+
+    def __init__(self, status: int, detail: str, *, faults: Sequence[Fault] = (), retry_after_s: int | None = None) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.detail = detail
+        self.faults = tuple(faults)
+        self.retry_after_s = retry_after_s
+
+    def document(self) -> dict[str, Any]:
+        """The body, as a JSON object."""
+        body: dict[str, Any] = {
+            "type": "about:blank",
+            "title": HTTPStatus(self.status).phrase,
+            "status": self.status,
+            "detail": self.detail,
+        }
+        if self.faults:
+            body["faults"] = [asdict(fault) for fault in self.faults]
+        return body
+
+    def headers(self) -> dict[str, str]:
+        """What goes with the body."""
+        return {} if self.retry_after_s is None else {"Retry-After": str(self.retry_after_s)}
+
+
+def documented(*statuses: int) -> Mapping[int | str, dict[str, Any]]:
+    """Problem responses for the OpenAPI document of a route."""
+    schema = {
+        "type": "object",
+        "required": ["title", "status", "detail"],
+        "properties": {
+            "type": {"type": "string"},
+            "title": {"type": "string"},
+            "status": {"type": "integer"},
+            "detail": {"type": "string"},
+            "faults": {"type": "array", "items": {"type": "object"}},
+        },
+    }
+    return {
+        status: {"description": HTTPStatus(status).phrase, "content": {MEDIA_TYPE: {"schema": schema}}} for status in statuses or _STATUSES
+    }

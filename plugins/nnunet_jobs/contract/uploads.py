@@ -1,0 +1,62 @@
+"""What both REST services ask of an upload: its size while it comes in, and that a file is of the kind that the model reads."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, MutableMapping
+from pathlib import Path
+from typing import Any
+
+from nnunet_jobs.contract.problems import Problem
+
+FIELD = "images"
+MOST_FILES = 64
+MIB = 1 << 20
+_GZIP, _NIFTI = b"\x1f\x8b", (b"n+1\0", b"n+2\0")
+
+Message = MutableMapping[str, Any]
+
+
+class LimitedBody:
+    """A request's ASGI ``receive`` that stops where the body is larger than allowed.
+
+    Args:
+        declared: the request's Content-Length, if it has one. limit_mib: of the whole body. setting: what raises the limit.
+
+    Raises:
+        Problem: 413, at once where the declared length is too large already.
+    """
+
+    def __init__(self, receive: Callable[[], Awaitable[Message]], *, declared: str | None, limit_mib: int, setting: str) -> None:
+        self._receive = receive
+        self._left = limit_mib * MIB
+        self._limit_mib, self._setting = limit_mib, setting
+        if int(declared or 0) > self._left:
+            raise self._too_large()
+
+    async def __call__(self) -> Message:
+        """The next message of the request."""
+        message = await self._receive()
+        self._left -= len(message.get("body", b""))
+        if self._left < 0:
+            raise self._too_large()
+        return message
+
+    def _too_large(self) -> Problem:
+        return Problem(413, f"the request is larger than {self._limit_mib} MiB; send fewer or compressed images, or raise {self._setting}")
+
+
+def require_kind(path: Path, file_ending: str, *, channel: int) -> None:
+    """Refuse a file that is plainly of another kind; the reader judges the rest.
+
+    Raises:
+        Problem: 415.
+    """
+    with open(path, "rb") as file:
+        head = file.read(352)
+    good = True
+    if file_ending.endswith(".gz"):
+        good = head.startswith(_GZIP)
+    elif file_ending == ".nii":
+        good = head[344:348] in _NIFTI
+    if not good:
+        raise Problem(415, f"file {channel:04d}: is not a {file_ending} file, which this model reads")
