@@ -25,6 +25,7 @@ from typing import Any
 PROJECT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(PROJECT / "plugins"), str(PROJECT / "tests")]
 
+from benchmarks.prediction import SOURCE  # noqa: E402
 from benchmarks.training import CORES, ITERATIONS, RATE, TINY  # noqa: E402
 from nnunet_jobs.allowance import environment  # noqa: E402
 from nnunet_jobs.context import StepContext  # noqa: E402
@@ -54,8 +55,8 @@ CLASSES, NETWORK_GRID, IMAGE_GRID = 30, (128, 160, 160), (144, 192, 192)
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--source", type=Path, default=PROJECT.parent / "shared" / "data" / "Task04_Hippocampus")
-    parser.add_argument("--cases", type=int, default=8, help="cases to predict")
+    parser.add_argument("--source", type=Path, default=SOURCE)
+    parser.add_argument("--cases", type=int, default=4, help="cases to predict")
     parser.add_argument("--epochs", type=int, default=2, help=f"of {ITERATIONS} iterations, for each network")
     options = parser.parse_args()
     warnings.filterwarnings("ignore")

@@ -10,15 +10,19 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
+import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(PROJECT / "plugins"), str(PROJECT / "tests")]
 
-from benchmarks.memory import measured  # noqa: E402
+from benchmarks._load import tree_memory  # noqa: E402
 from nnunet_jobs.contract.files import read_json, repoint, sha256_file, write_json  # noqa: E402
 from nnunet_jobs.contract.workspace import Workspace  # noqa: E402
 from nnunet_jobs.prediction.model import selection_hash  # noqa: E402
@@ -60,6 +64,14 @@ def main() -> None:
     print(f"\n{' x '.join(map(str, options.shape))} voxels, 3 classes{'':<14}{'seconds':>9}{'ratio':>7}{'peak MiB':>10}{'ratio':>7}")
     for name, taken in rows:
         print(f"{name:<44}{taken[0]:>9.1f}{seconds / taken[0]:>7.1f}{taken[1]:>10.0f}{peak / taken[1]:>7.1f}")
+
+
+def measured(command: Sequence[str], *, environment: Mapping[str, str] | None = None) -> tuple[float, float]:
+    """(seconds, MiB): until the command's end, and the most memory that it and its children had at once."""
+    begun = time.perf_counter()
+    with tree_memory(os.getpid()) as memory:
+        subprocess.run(command, env={**os.environ, **(environment or {})}, check=True, capture_output=True, timeout=1800)
+    return time.perf_counter() - begun, memory[0]
 
 
 def model(workspace: Workspace) -> None:
@@ -104,8 +116,6 @@ def difference(stock: Path, ours: Path) -> str:
 
 def step(request: str) -> None:
     """What our process does."""
-    import os
-
     from nnunet_jobs.context import StepContext
     from nnunet_jobs.contract.params import PredictParams
     from nnunet_jobs.steps.predict import run

@@ -2,7 +2,7 @@
 
     python -m benchmarks.prediction [--source FOLDER]
 
-Random weights: the time of a network does not depend on what it has learned. Cold is a whole job through the runner, imports
+Random weights: the time of a network does not depend on what it has learned. 3d_fullres mirrors, 2d_tiny does not, as its recipe says. Cold is a whole job through the runner, imports
 and model included; warm is the same predictor once it has predicted a case.
 """
 
@@ -102,9 +102,10 @@ def prepare(work: Path, source: Path) -> tuple[Workspace, Path, list[Path]]:
     workspace = Workspace.below(work / "work", input_roots=(str(work),))
     register(workspace, source, names, holdout=names[12:])
     version = result_of(start(workspace, configurations=list(CONFIGURATIONS), custom_configurations=TINY))["version"]
+    folder = workspace.preprocessed_root(version) / DATASET
     root = save_random_folds(
-        workspace, workspace.preprocessed_root(version) / DATASET, model="m1", folds=[0], configurations=CONFIGURATIONS
-    )
+        workspace, folder, model="m1", folds=[0], configurations=CONFIGURATIONS, without_mirroring=["2d_tiny"]
+    )  # the cheap recipe trains without mirroring
     return workspace, root, sorted((workspace.raw_dataset(DATASET) / "imagesTs").glob("*.nii.gz"))
 
 

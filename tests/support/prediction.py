@@ -30,9 +30,18 @@ def preprocessed(workspace: Workspace, source: Path, cases: Sequence[str], holdo
 
 
 def save_random_folds(
-    workspace: Workspace, version: Path, *, model: str, folds: Sequence[int], configurations: Sequence[str] = tuple(CONFIGURATIONS)
+    workspace: Workspace,
+    version: Path,
+    *,
+    model: str,
+    folds: Sequence[int],
+    configurations: Sequence[str] = tuple(CONFIGURATIONS),
+    without_mirroring: Sequence[str] = (),
 ) -> Path:
-    """Final checkpoints with random weights for every configuration and fold, written by nnU-Net's own trainer."""
+    """Final checkpoints with random weights for every configuration and fold, written by nnU-Net's own trainer.
+
+    ``without_mirroring``: configurations whose checkpoints forbid mirroring, as those of a training without it do.
+    """
     import torch
 
     root = workspace.model_root(model)
@@ -47,6 +56,8 @@ def save_random_folds(
             trainer = get_trainer_from_args(DATASET, configuration, fold, TRAINER, PLANS, False, device=torch.device("cpu"))
             trainer.initialize()
             trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+            if configuration in without_mirroring:
+                trainer.inference_allowed_mirroring_axes = None
             folder = Path(trainer.output_folder)
             write_json(folder.parent / "plans.json", trainer.plans_manager.plans)
             write_json(folder.parent / "dataset.json", trainer.dataset_json)
