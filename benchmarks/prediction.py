@@ -2,8 +2,8 @@
 
     python -m benchmarks.prediction [--source FOLDER]
 
-Random weights: the time of a network does not depend on what it has learned. 3d_fullres mirrors, 2d_tiny does not, as its recipe says. Cold is a whole job through the runner, imports
-and model included; warm is the same predictor once it has predicted a case.
+Random weights: the time of a network does not depend on what it has learned. 3d_fullres mirrors, 2d_tiny does not, as its recipe
+says. Cold is a whole job through the runner, imports and model included; warm is the same predictor once it has predicted a case.
 """
 
 from __future__ import annotations
