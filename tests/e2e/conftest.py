@@ -13,7 +13,7 @@ import pytest
 from airflow_nnunet.rest_client import AirflowClient
 from nnunet_jobs.contract.workspace import Workspace
 from support.predictions_api import DAG, LATE_DAG
-from support.serving import DATASET, ServerProcess, make_model
+from support.serving import DATASET, ServerProcess, make_image, make_model
 from support.stack import Site
 
 

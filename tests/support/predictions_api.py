@@ -52,7 +52,7 @@ def finished(client: AirflowClient, prediction: str, *, timeout_s: float = 120) 
 def requests_of(site: Site) -> list[str]:
     """Folders of the common space's requests, those that come in included."""
     folder = Path(site.workspace.output_roots[0]) / "requests"
-    return sorted(path.name for path in folder.iterdir() if path.is_dir())
+    return sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
 
 
 def cleanup(site: Site) -> None:
