@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from airflow_nnunet.rest_client import AirflowClient
+from nnunet_jobs.contract.workspace import Workspace
+from support.predictions_api import DAG, LATE_DAG
+from support.serving import DATASET, ServerProcess, make_image, make_model
 from support.stack import Site
 
 
@@ -31,3 +37,45 @@ def prepared(site: Site) -> Site:
     """The same with the dataset registered and preprocessed."""
     site.prepare()
     return site
+
+
+@pytest.fixture(scope="package")
+def served(site: Site) -> Site:
+    """The site with a promoted model of random weights, its own and the team's."""
+    for workspace in (site.workspace, Workspace.below(site.root / "late")):
+        workspace.raw_dataset(DATASET).mkdir(parents=True)
+        make_model(workspace, "m1", seed=1)
+    site.stack.client.set_pool("late", 4)
+    for dag_id in (DAG, LATE_DAG):
+        site.stack.client.wait_for_dag(dag_id)
+    return site
+
+
+@pytest.fixture
+def alice(served: Site) -> Iterator[AirflowClient]:
+    client = served.user("alice")
+    yield client
+    client.close()
+
+
+@pytest.fixture
+def bob(served: Site) -> Iterator[AirflowClient]:
+    client = served.user("bob")
+    yield client
+    client.close()
+
+
+@pytest.fixture(scope="package")
+def scan(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_image(tmp_path_factory.mktemp("image") / "MEIER^ANNA_0000.nii.gz")
+
+
+@pytest.fixture
+def stopped(served: Site, tmp_path: Path) -> Iterator[ServerProcess]:
+    """A server that takes a connection, and does nothing until it is told to go on."""
+    with ServerProcess(served.workspace, tmp_path / "server.log", temporary=tmp_path / "tmp", uds=served.server_socket) as server:
+        server.process.send_signal(signal.SIGSTOP)
+        try:
+            yield server
+        finally:
+            server.process.send_signal(signal.SIGCONT)
