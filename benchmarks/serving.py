@@ -1,6 +1,6 @@
 """Requests for a prediction: the stock command for each, stock nnU-Net in one process, and the predictor server, alone and behind nginx.
 
-    python -m benchmarks.serving [--requests 100] [--configurations 2d_tiny 3d_fullres] [--source FOLDER]
+    python -m benchmarks.serving [--requests 100] [--configurations 2d_tiny 3d_fullres] [--cases 8] [--source FOLDER]
 
 (a) is what a shell script does for each request, (b) what a careful user writes: nnUNetPredictor in memory, one request after another,
 no server. Ours answers HTTP on a Unix socket. Random weights; with 3d_fullres an eighth of the requests, as one takes seconds on a CPU.
@@ -256,6 +256,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--requests", type=int, default=100)
     parser.add_argument("--configurations", nargs="+", choices=CONFIGURATIONS, default=CONFIGURATIONS)
+    parser.add_argument("--cases", type=int, default=8, help="different images, at most 8; fewer, and fewer requests, for a quick look")
     parser.add_argument("--source", type=Path, default=SOURCE)
     options = parser.parse_args()
     work = Path(tempfile.mkdtemp(prefix="serving_"))
@@ -272,13 +273,14 @@ def main() -> None:
                 folder=work / configuration,
                 configuration=configuration,
                 model=root,
-                images=held_out,
+                images=held_out[: options.cases],
                 requests=requests,
             )
             houses.append(house)
             stock_command(house)
             stock_in_process(house)
-            for count in sorted({BATCH, requests} if small else {BATCH}):
+            few = min(BATCH, options.requests)
+            for count in sorted({few, requests} if small else {few}):
                 ours_in_process(house, count)
                 ours_as_job(house, count)
             ours_as_server(house)
