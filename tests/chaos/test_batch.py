@@ -12,12 +12,14 @@ from pathlib import Path
 import pytest
 
 from nnunet_jobs import processes
+from nnunet_jobs.contract.failure import Bug
 from nnunet_jobs.contract.files import read_json
 from nnunet_jobs.contract.workspace import Workspace
 from support.batches import ABORT_CHECK, ABORT_ITK, ABORT_JOB, finish_job, make_small_cases, poison, predict, reasons, start_job
 from support.jobs import wait_for
 from support.serving import PROJECT, make_image, make_workspace
 
+MEND = "write its files anew, or give the job more memory if they are large"
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::FutureWarning"),
@@ -52,10 +54,21 @@ def test_fault_44_a_case_that_kills_its_reader_is_isolated_at_once(
     )
     poison(incoming / "b_0000.nii.gz", ABORT_CHECK)
     result = predict(home, incoming, tmp_path.name)
-    assert reasons(result) == {"b": f"reader_crashed: its reader died of signal {signal.SIGABRT.value}; write its files anew"}
+    assert reasons(result) == {"b": f"reader_crashed: its reader died of signal {signal.SIGABRT.value}; {MEND}"}
     assert statuses(result) == {"a": "predicted", "b": "failed", "c": "predicted", "d": "predicted"}
     assert result["predicted"] == 3
     assert not [pid for pid in processes.descendants(os.getpid()) if b"prediction.reader" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+
+def test_readers_that_cannot_start_are_no_fault_of_the_cases(
+    home: Workspace, incoming: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "sitecustomize.py").write_text("import os\nos._exit(7)\n")
+    monkeypatch.setenv("PYTHONPATH", str(broken))
+    with pytest.raises(Bug, match="ended with code 7"):
+        predict(home, incoming, tmp_path.name)
 
 
 def test_fault_44_a_case_that_kills_the_job_costs_one_attempt(home: Workspace, incoming: Path, tmp_path: Path) -> None:
