@@ -65,19 +65,20 @@ class PartPlans:
         self._folder, self._part_lock = folder, part_lock
 
     def share(
-        self, cases: Sequence[Case], *, part: int, parts: int, run: Sequence[str], size: Callable[[Case], int] = case_voxels
+        self, cases: Sequence[Case], *, part: int, parts: int, run: Sequence[str], of: Any = "", size: Callable[[Case], int] = case_voxels
     ) -> list[Case]:
         """This part's cases, in the order given. The caller holds the part's lock.
 
         Args:
             cases: all that there are. run: what names the DAG run; empty outside of one. Parts of equal runs share a plan. Without a run,
                 a part that has had its share begins a new round once no other part is at work.
+            of: what was asked for, as JSON: two tasks of a run may predict other cases into one folder.
             size: voxels of a case, asked only for cases that the plan does not know.
         """
         if parts == 1:
             return list(cases)
         self._folder.mkdir(parents=True, exist_ok=True)
-        path = self._folder / f"{content_hash([list(run), parts])}.json"
+        path = self._folder / f"{content_hash([list(run), of, parts])}.json"
         with locked(self._folder / "plans.lock", interval=_INTERVAL_S):
             plan = _read(path)
             if not run and part in plan["taken"] and not any(self._at_work(other) for other in range(parts) if other != part):

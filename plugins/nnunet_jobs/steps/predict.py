@@ -35,8 +35,8 @@ def run(params: PredictParams, context: StepContext) -> dict[str, Any]:
     """Predict this part's cases into ``params.output`` and merge ``predictions.json``.
 
     Returns:
-        ``dataset``, ``model``, ``output``, ``predictions``, ``predicted``, ``already_done``, ``failed``, ``part``, ``parts``,
-        and ``dice`` (``mean``, ``per_label``) where labels are known.
+        ``dataset``, ``model``, ``output``, ``predictions``, ``predicted``, ``already_done``, ``failed``, ``part``, ``parts``;
+        of all parts so far ``flagged`` (cases that look wrong) and ``dice`` (``mean``, ``per_label``) where labels are known.
 
     Raises:
         ConfigError: no such dataset, model or folder, or a path outside the allowed roots.
@@ -88,6 +88,7 @@ def run(params: PredictParams, context: StepContext) -> dict[str, Any]:
         # An error that nobody foresaw in every single case is not the data's fault: it is worth a retry and a report.
         kind = Bug if all(item["failure_class"] == FailureClass.BUG for item in failed) else DataError
         raise kind(f"none of {len(cases)} cases could be predicted: {shown}", faults=faults)
+    summary = read_json(predictions)
     return {
         "dataset": dataset,
         "model": model.model,
@@ -96,7 +97,8 @@ def run(params: PredictParams, context: StepContext) -> dict[str, Any]:
         "predicted": len(cases) - len(done) - len({item["case"] for item in failed} - set(done)),
         "already_done": len(set(done) - {item["case"] for item in failed}),
         "failed": [{"case": item["case"], "reason": item["reason"]} for item in failed],
-        "dice": read_json(predictions)["dice"],
+        "flagged": summary["flagged"],
+        "dice": summary["dice"],
         "part": params.part,
         "parts": params.parts,
     }
@@ -136,7 +138,8 @@ def _share(found: list[Case], params: PredictParams, context: StepContext, recor
     labels = acting(context)
     run = [labels[name] for name in ("dag_id", "run_id") if "run_id" in labels and name in labels]
     plans = records.part_plans(params.parts)
-    return plans.share(found, part=params.part, parts=params.parts, run=run, size=studies.voxels if studies else case_voxels)
+    size = studies.voxels if studies else case_voxels
+    return plans.share(found, part=params.part, parts=params.parts, run=run, of=params.cases, size=size)
 
 
 def _key(case: Case, model: SelectedModel, settings: Settings, context: StepContext, studies: Studies | None) -> str | None:
