@@ -74,10 +74,14 @@ def test_ct_in_wrong_units_and_other_modalities_a_thousandfold() -> None:
     assert flags(expected(), image=inside) == {}
     assert flags(expected(), image=inside * 10)["intensity"]["value"] > 200
     assert flags(expected(), image=inside + 1024)["intensity"]["expected"] == [-100.0, 200.0]
-    mri = expected(ct=frozenset())
-    assert flags(mri, image=inside * 5 + 1000) == {}  # another scanner
-    assert "times those of the training cases" in flags(mri, image=inside * 1000)["intensity"]["message"]
-    assert "intensity" in flags(mri, image=inside / 1000)
+    mri = expected(ct=frozenset(), intensities={"0": {"percentile_00_5": 20.0, "percentile_99_5": 900.0}})
+    image = inside + 300
+    assert flags(mri, image=image) == {}
+    assert flags(mri, image=image * 5) == {}  # another scanner
+    assert "times the largest" in flags(mri, image=image * 1000)["intensity"]["message"]
+    assert "times the smallest" in flags(mri, image=image / 1000)["intensity"]["message"]
+    to_zero = expected(ct=frozenset(), intensities={"0": {"percentile_00_5": 0.0, "percentile_99_5": 900.0}})
+    assert flags(to_zero, image=image / 1000) == {}
 
 
 def test_spacing_beyond_the_training_cases() -> None:
