@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from nnunet_jobs import processes
-from nnunet_jobs.contract.failure import Bug
+from nnunet_jobs.contract.failure import Bug, DataError
 from nnunet_jobs.contract.files import read_json
 from nnunet_jobs.contract.workspace import Workspace
 from support.batches import ABORT_CHECK, ABORT_ITK, ABORT_JOB, finish_job, make_small_cases, poison, predict, reasons, start_job
@@ -69,6 +69,20 @@ def test_readers_that_cannot_start_are_no_fault_of_the_cases(
     monkeypatch.setenv("PYTHONPATH", str(broken))
     with pytest.raises(Bug, match="ended with code 7"):
         predict(home, incoming, tmp_path.name)
+
+
+def test_a_part_of_broken_cases_alone_is_no_failure_but_a_batch_of_them_is(home: Workspace, incoming: Path, tmp_path: Path) -> None:
+    for case in "ab":
+        (incoming / f"{case}_0000.nii.gz").write_bytes(b"no image, and so a case of unknown size")
+    results = [predict(home, incoming, tmp_path.name, part=part, parts=4) for part in range(4)]
+    assert sorted(len(result["failed"]) for result in results) == [0, 0, 1, 1]
+    assert sorted(result["predicted"] for result in results) == [0, 0, 1, 1]
+    assert list(statuses(results[-1]).values()) == ["failed", "failed", "predicted", "predicted"]
+    for case in "cd":
+        (incoming / f"{case}_0000.nii.gz").unlink()
+    assert len(predict(home, incoming, f"{tmp_path.name}-none", part=0, parts=2)["failed"]) == 1
+    with pytest.raises(DataError, match="none of 1 cases"):
+        predict(home, incoming, f"{tmp_path.name}-none", part=1, parts=2)
 
 
 def test_fault_44_a_case_that_kills_the_job_costs_one_attempt(home: Workspace, incoming: Path, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from nnunet_jobs.prediction.cases import Case
 
 _KEPT_S = 14 * 86_400.0  # a run that is taken up again later than this gets a plan of the cases that are there then
 _INTERVAL_S = 0.05
+_LOCK = "plans.lock"
 
 
 def case_voxels(case: Case) -> int:
@@ -79,7 +80,7 @@ class PartPlans:
             return list(cases)
         self._folder.mkdir(parents=True, exist_ok=True)
         path = self._folder / f"{content_hash([list(run), of, parts])}.json"
-        with locked(self._folder / "plans.lock", interval=_INTERVAL_S):
+        with locked(self._folder / _LOCK, interval=_INTERVAL_S):
             plan = _read(path)
             if not run and part in plan["taken"] and not any(self._at_work(other) for other in range(parts) if other != part):
                 plan = _empty()
@@ -112,6 +113,18 @@ class PartPlans:
             with contextlib.suppress(FileNotFoundError):
                 if path != keep and time.time() - path.stat().st_mtime > _KEPT_S:
                     path.unlink()
+
+
+def forget_cases(folder: Path, cases: Collection[str]) -> None:
+    """Take withdrawn cases out of all plans. ``folder``: of the plans; may be missing."""
+    if not folder.is_dir():
+        return
+    with locked(folder / _LOCK, interval=_INTERVAL_S):
+        for path in folder.glob("*.json"):
+            plan = _read(path)
+            left = {case: entry for case, entry in plan["cases"].items() if case not in cases}
+            if len(left) < len(plan["cases"]):
+                write_json(path, {**plan, "cases": left})
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -40,8 +40,8 @@ def run(params: PredictParams, context: StepContext) -> dict[str, Any]:
 
     Raises:
         ConfigError: no such dataset, model or folder, or a path outside the allowed roots.
-        DataError: the model is damaged, or not one case could be predicted; every fault is in the report.
-        Bug: the same, and no case was at fault.
+        DataError: the model is damaged, or not one case of all parts could be predicted; every fault is in the report.
+        Bug: not one case of this part could be predicted, and none was at fault.
     """
     workspace = context.workspace
     dataset = workspace.resolve_dataset(params.dataset)
@@ -82,13 +82,12 @@ def run(params: PredictParams, context: StepContext) -> dict[str, Any]:
         work.predict([case for case in cases if case.case not in done], scratch=scratch)
         failed = work.failed
         predictions = records.merge(model, settings, expected, labels=description["labels"], contact_sheet=params.contact_sheet)
-    if cases and len(failed) == len(cases):
+    summary = read_json(predictions)
+    if cases and len(failed) == len(cases) and _nothing_predicted(failed, found, summary["cases"]):
         faults = [Fault(code="not-predicted", message=item["reason"], case=item["case"]) for item in failed]
         shown = "; ".join(f"{item['case']}: {item['reason']}" for item in failed[:_SHOWN])
-        # An error that nobody foresaw in every single case is not the data's fault: it is worth a retry and a report.
-        kind = Bug if all(item["failure_class"] == FailureClass.BUG for item in failed) else DataError
+        kind = Bug if _all_bugs(failed) else DataError
         raise kind(f"none of {len(cases)} cases could be predicted: {shown}", faults=faults)
-    summary = read_json(predictions)
     return {
         "dataset": dataset,
         "model": model.model,
@@ -140,6 +139,16 @@ def _share(found: list[Case], params: PredictParams, context: StepContext, recor
     plans = records.part_plans(params.parts)
     size = studies.voxels if studies else case_voxels
     return plans.share(found, part=params.part, parts=params.parts, run=run, of=params.cases, size=size)
+
+
+def _all_bugs(failed: list[dict[str, str]]) -> bool:
+    """An error that nobody foresaw in every single case is not the data's fault: it is worth a retry and a report."""
+    return all(item["failure_class"] == FailureClass.BUG for item in failed)
+
+
+def _nothing_predicted(failed: list[dict[str, str]], found: list[Case], known: Mapping[str, Any]) -> bool:
+    """Whether the step fails, where all cases of a part did. A part may have only broken ones; the part that ends last sees all."""
+    return _all_bugs(failed) or all(known.get(case.case, {}).get("status") == "failed" for case in found)
 
 
 def _key(case: Case, model: SelectedModel, settings: Settings, context: StepContext, studies: Studies | None) -> str | None:
