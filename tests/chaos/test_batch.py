@@ -12,12 +12,14 @@ from pathlib import Path
 import pytest
 
 from nnunet_jobs import processes
+from nnunet_jobs.contract.failure import Bug, DataError
 from nnunet_jobs.contract.files import read_json
 from nnunet_jobs.contract.workspace import Workspace
 from support.batches import ABORT_CHECK, ABORT_ITK, ABORT_JOB, finish_job, make_small_cases, poison, predict, reasons, start_job
 from support.jobs import wait_for
 from support.serving import PROJECT, make_image, make_workspace
 
+MEND = "write its files anew, or give the job more memory if they are large"
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::FutureWarning"),
@@ -52,10 +54,35 @@ def test_fault_44_a_case_that_kills_its_reader_is_isolated_at_once(
     )
     poison(incoming / "b_0000.nii.gz", ABORT_CHECK)
     result = predict(home, incoming, tmp_path.name)
-    assert reasons(result) == {"b": f"reader_crashed: its reader died of signal {signal.SIGABRT.value}; write its files anew"}
+    assert reasons(result) == {"b": f"reader_crashed: its reader died of signal {signal.SIGABRT.value}; {MEND}"}
     assert statuses(result) == {"a": "predicted", "b": "failed", "c": "predicted", "d": "predicted"}
     assert result["predicted"] == 3
     assert not [pid for pid in processes.descendants(os.getpid()) if b"prediction.reader" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+
+def test_readers_that_cannot_start_are_no_fault_of_the_cases(
+    home: Workspace, incoming: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "sitecustomize.py").write_text("import os\nos._exit(7)\n")
+    monkeypatch.setenv("PYTHONPATH", str(broken))
+    with pytest.raises(Bug, match="ended with code 7"):
+        predict(home, incoming, tmp_path.name)
+
+
+def test_a_part_of_broken_cases_alone_is_no_failure_but_a_batch_of_them_is(home: Workspace, incoming: Path, tmp_path: Path) -> None:
+    for case in "ab":
+        (incoming / f"{case}_0000.nii.gz").write_bytes(b"no image, and so a case of unknown size")
+    results = [predict(home, incoming, tmp_path.name, part=part, parts=4) for part in range(4)]
+    assert sorted(len(result["failed"]) for result in results) == [0, 0, 1, 1]
+    assert sorted(result["predicted"] for result in results) == [0, 0, 1, 1]
+    assert list(statuses(results[-1]).values()) == ["failed", "failed", "predicted", "predicted"]
+    for case in "cd":
+        (incoming / f"{case}_0000.nii.gz").unlink()
+    assert len(predict(home, incoming, f"{tmp_path.name}-none", part=0, parts=2)["failed"]) == 1
+    with pytest.raises(DataError, match="none of 1 cases"):
+        predict(home, incoming, f"{tmp_path.name}-none", part=1, parts=2)
 
 
 def test_fault_44_a_case_that_kills_the_job_costs_one_attempt(home: Workspace, incoming: Path, tmp_path: Path) -> None:

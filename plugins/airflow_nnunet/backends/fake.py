@@ -152,5 +152,5 @@ def plausible_result(spec: JobSpec) -> dict[str, Any]:
         }  # fmt: skip
     return {
         "dataset": dataset, "model": model, "output": params["output"], "predictions": f"{params['output']}/predictions.json",
-        "predicted": 1, "already_done": 0, "failed": [], "part": params["part"], "parts": params["parts"],
+        "predicted": 1, "already_done": 0, "failed": [], "flagged": 0, "part": params["part"], "parts": params["parts"],
     }  # fmt: skip

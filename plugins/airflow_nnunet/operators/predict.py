@@ -14,7 +14,7 @@ class BatchPredictOperator(NnunetOperator):
     """Predict a folder, a list or an XCom of cases; one broken case is reported and the others are predicted.
 
     All fields are templates. Map it over ``part`` to split the cases over several jobs. Returns the path of ``predictions.json``,
-    how many cases were ``predicted`` or ``already_done``, and each ``failed`` one with its reason.
+    how many cases were ``predicted`` or ``already_done``, how many look wrong (``flagged``), and each ``failed`` one with its reason.
 
     Beside the segmentations lie ``predictions.json`` and ``predictions.csv`` (status, reason, volumes, and flags of what looks wrong) and
     ``contact-sheet.html``; each is of all parts that have ended. A case whose file kills its reader fails alone.

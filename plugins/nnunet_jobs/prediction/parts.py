@@ -20,6 +20,7 @@ from nnunet_jobs.prediction.cases import Case
 
 _KEPT_S = 14 * 86_400.0  # a run that is taken up again later than this gets a plan of the cases that are there then
 _INTERVAL_S = 0.05
+_LOCK = "plans.lock"
 
 
 def case_voxels(case: Case) -> int:
@@ -65,20 +66,21 @@ class PartPlans:
         self._folder, self._part_lock = folder, part_lock
 
     def share(
-        self, cases: Sequence[Case], *, part: int, parts: int, run: Sequence[str], size: Callable[[Case], int] = case_voxels
+        self, cases: Sequence[Case], *, part: int, parts: int, run: Sequence[str], of: Any = "", size: Callable[[Case], int] = case_voxels
     ) -> list[Case]:
         """This part's cases, in the order given. The caller holds the part's lock.
 
         Args:
             cases: all that there are. run: what names the DAG run; empty outside of one. Parts of equal runs share a plan. Without a run,
                 a part that has had its share begins a new round once no other part is at work.
+            of: what was asked for, as JSON: two tasks of a run may predict other cases into one folder.
             size: voxels of a case, asked only for cases that the plan does not know.
         """
         if parts == 1:
             return list(cases)
         self._folder.mkdir(parents=True, exist_ok=True)
-        path = self._folder / f"{content_hash([list(run), parts])}.json"
-        with locked(self._folder / "plans.lock", interval=_INTERVAL_S):
+        path = self._folder / f"{content_hash([list(run), of, parts])}.json"
+        with locked(self._folder / _LOCK, interval=_INTERVAL_S):
             plan = _read(path)
             if not run and part in plan["taken"] and not any(self._at_work(other) for other in range(parts) if other != part):
                 plan = _empty()
@@ -111,6 +113,18 @@ class PartPlans:
             with contextlib.suppress(FileNotFoundError):
                 if path != keep and time.time() - path.stat().st_mtime > _KEPT_S:
                     path.unlink()
+
+
+def forget_cases(folder: Path, cases: Collection[str]) -> None:
+    """Take withdrawn cases out of all plans. ``folder``: of the plans; may be missing."""
+    if not folder.is_dir():
+        return
+    with locked(folder / _LOCK, interval=_INTERVAL_S):
+        for path in folder.glob("*.json"):
+            plan = _read(path)
+            left = {case: entry for case, entry in plan["cases"].items() if case not in cases}
+            if len(left) < len(plan["cases"]):
+                write_json(path, {**plan, "cases": left})
 
 
 def _read(path: Path) -> dict[str, Any]:

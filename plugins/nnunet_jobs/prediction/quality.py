@@ -8,8 +8,9 @@
 ``folds-disagree``        mean pairwise Dice of the folds' own label maps below 0.7, or below 0.8 of the cross-validated Dice where
                           that is less (small lesions): below it, the folds contradict one another more than the truth
 ``intensity``             CT: a quarter of the predicted foreground outside the 0.5 and 99.5 percentiles of the training foreground,
-                          of which 1 % lies outside. Others have no unit, and scanners differ tenfold: flagged when their range is 30
-                          times larger or smaller, half way to the thousandfold that a wrong unit or a lost rescale slope gives
+                          of which 1 % lies outside. Others have no unit, and scanners differ several times: flagged when its median
+                          is 10 times beyond these percentiles, as with a wrong unit or a lost rescale slope. Datasets whose own
+                          cases differ that much show nothing, nor do too small values where the training's reach zero
 ``spacing``               an axis more than a quarter beyond the training cases' spacings, about where resampling becomes guesswork
 ========================  ==========================================================================================================
 """
@@ -35,7 +36,7 @@ REFERENCE = "reference.json"
 _ENOUGH, _NEARLY_ALL = 8, 0.95
 _SIGMAS, _LEAST_SIGMA = 3.0, 0.1
 _FOLD_DICE, _OF_CROSS_VALIDATION = 0.7, 0.8
-_OUTSIDE, _TIMES = 0.25, 30.0
+_OUTSIDE, _TIMES = 0.25, 10.0
 _SPACING = 1.25
 
 
@@ -193,11 +194,11 @@ class Expected:
                     message = f"{outside:.0%} of the foreground of channel {number} lie outside the training cases' intensities"
                     found.append(Flag(code="intensity", message=message, value=round(float(np.median(values)), 4), expected=ends))
                 continue
-            low, high = np.percentile(values, (0.5, 99.5))
-            ours, theirs = float(high - low), ends[1] - ends[0]
-            if theirs > 0 and ours > 0 and not 1 / _TIMES < ours / theirs < _TIMES:
-                message = f"the intensities of channel {number} span {ours / theirs:.3g} times those of the training cases"
-                found.append(Flag(code="intensity", message=message, value=[float(low), float(high)], expected=ends))
+            middle = float(np.median(values))
+            if middle > _TIMES * ends[1] > 0 or (middle < ends[0] / _TIMES and ends[0] > 0):
+                how = f"{middle / ends[1]:.3g} times the largest" if middle > ends[1] else f"{middle / ends[0]:.3g} times the smallest"
+                message = f"the foreground of channel {number} has {how} of the training cases' intensities"
+                found.append(Flag(code="intensity", message=message, value=round(middle, 6), expected=ends))
         return found
 
 

@@ -16,13 +16,14 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from nnunet_jobs import host
-from nnunet_jobs.contract.failure import DataError, Fault
+from nnunet_jobs.contract.failure import Bug, DataError, Fault
 from nnunet_jobs.dataset.faults import Code
 from nnunet_jobs.dicom.guard import Broken, Workers
 from nnunet_jobs.prediction.cases import Case, check_images
 
 _TIME_LIMIT_S = 60.0  # for a case without bytes, plus a second for each MiB: slower than any disk that a hospital would wait for
 _MEMORY = 0.8  # share of what the host or its cgroup allows
+_START_S = 120.0  # for Python and its imports, on a busy machine
 _MOST_DEATHS = 2
 
 Beat = Callable[[], None]
@@ -94,7 +95,8 @@ class ReadBeside:
             try:
                 answer = self._workers.call("check", request, timeout_s=limit, memory_mib=self._memory_mib, beat=beat)
             except Broken as broken:
-                raise _crashed(case, f"{broken}; write its files anew") from broken
+                self._require_readers()
+                raise _crashed(case, f"{broken}; write its files anew, or give the job more memory if they are large") from broken
             if answer["problem"]:
                 raise DataError(answer["problem"], faults=[Fault(**fault) for fault in answer["faults"]])
         except DataError:
@@ -110,6 +112,13 @@ class ReadBeside:
             yield
         finally:
             self._forget(case)
+
+    def _require_readers(self) -> None:
+        """Raise Bug when no reading process works at all: then it is not the case's fault."""
+        try:
+            self._workers.call("ready", {}, timeout_s=_START_S, memory_mib=self._memory_mib, beat=lambda: None)
+        except Broken as broken:
+            raise Bug(f"the process that reads images cannot be started: {broken}; see whether Python starts on this host") from broken
 
     def _forget(self, case: Case) -> None:
         (self._markers / case.case).unlink(missing_ok=True)

@@ -17,7 +17,7 @@ from nnunet_jobs.prediction.parts import PartPlans
 from nnunet_jobs.prediction.quality import Expected
 from nnunet_jobs.prediction.tables import write_table
 
-PICTURES = ".pictures"
+PICTURES, PLANS, MARKERS = ".pictures", ".parts", ".reading"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +67,7 @@ class Records:
     @property
     def markers(self) -> Path:
         """Folder that names the cases that are being read; see :mod:`nnunet_jobs.prediction.reading`."""
-        return self._folder / ".reading"
+        return self._folder / MARKERS
 
     @property
     def pictures(self) -> Path:
@@ -76,7 +76,7 @@ class Records:
 
     def part_plans(self, parts: int) -> PartPlans:
         """Which part predicts which case."""
-        return PartPlans(self._folder / ".parts", lambda part: self.part_lock(part, parts))
+        return PartPlans(self._folder / PLANS, lambda part: self.part_lock(part, parts))
 
     def done(self, case: str, key: str, *, probabilities: bool) -> dict[str, Any] | None:
         """The case's record if its output is there, whole, and was made by the same model from the same images."""

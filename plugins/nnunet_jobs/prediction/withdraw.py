@@ -12,7 +12,8 @@ from nnunet_jobs.contract.files import locked, read_json, write_json
 from nnunet_jobs.contract.predictions import PREDICTIONS, RECORDS
 from nnunet_jobs.contract.workspace import Workspace
 from nnunet_jobs.prediction.contact_sheet import SHEET, write_sheet
-from nnunet_jobs.prediction.records import PICTURES, mean_dice
+from nnunet_jobs.prediction.parts import forget_cases
+from nnunet_jobs.prediction.records import MARKERS, PICTURES, PLANS, mean_dice
 from nnunet_jobs.prediction.tables import write_table
 
 
@@ -49,6 +50,7 @@ def remove(predicted: Predicted) -> int:
             if path.resolve().is_relative_to(folder.resolve()) and path.is_file():
                 path.unlink()
                 removed += 1
+    forget_cases(folder / RECORDS / PLANS, predicted.cases)
     with locked(folder / RECORDS / "predictions.lock", interval=0.02):
         summary = _summary(folder)
         if set(summary.get("cases", {})) & set(predicted.cases):
@@ -59,6 +61,7 @@ def remove(predicted: Predicted) -> int:
                 write_sheet(folder, left, folder / RECORDS / PICTURES)
         for case in predicted.cases:
             (folder / RECORDS / PICTURES / f"{case}.json").unlink(missing_ok=True)
+            (folder / RECORDS / MARKERS / case).unlink(missing_ok=True)
             (folder / RECORDS / f"{case}.json").unlink(missing_ok=True)
     return removed
 

@@ -35,13 +35,13 @@ def run(params: PredictParams, context: StepContext) -> dict[str, Any]:
     """Predict this part's cases into ``params.output`` and merge ``predictions.json``.
 
     Returns:
-        ``dataset``, ``model``, ``output``, ``predictions``, ``predicted``, ``already_done``, ``failed``, ``part``, ``parts``,
-        and ``dice`` (``mean``, ``per_label``) where labels are known.
+        ``dataset``, ``model``, ``output``, ``predictions``, ``predicted``, ``already_done``, ``failed``, ``part``, ``parts``;
+        of all parts so far ``flagged`` (cases that look wrong) and ``dice`` (``mean``, ``per_label``) where labels are known.
 
     Raises:
         ConfigError: no such dataset, model or folder, or a path outside the allowed roots.
-        DataError: the model is damaged, or not one case could be predicted; every fault is in the report.
-        Bug: the same, and no case was at fault.
+        DataError: the model is damaged, or not one case of all parts could be predicted; every fault is in the report.
+        Bug: not one case of this part could be predicted, and none was at fault.
     """
     workspace = context.workspace
     dataset = workspace.resolve_dataset(params.dataset)
@@ -82,11 +82,11 @@ def run(params: PredictParams, context: StepContext) -> dict[str, Any]:
         work.predict([case for case in cases if case.case not in done], scratch=scratch)
         failed = work.failed
         predictions = records.merge(model, settings, expected, labels=description["labels"], contact_sheet=params.contact_sheet)
-    if cases and len(failed) == len(cases):
+    summary = read_json(predictions)
+    if cases and len(failed) == len(cases) and _nothing_predicted(failed, found, summary["cases"]):
         faults = [Fault(code="not-predicted", message=item["reason"], case=item["case"]) for item in failed]
         shown = "; ".join(f"{item['case']}: {item['reason']}" for item in failed[:_SHOWN])
-        # An error that nobody foresaw in every single case is not the data's fault: it is worth a retry and a report.
-        kind = Bug if all(item["failure_class"] == FailureClass.BUG for item in failed) else DataError
+        kind = Bug if _all_bugs(failed) else DataError
         raise kind(f"none of {len(cases)} cases could be predicted: {shown}", faults=faults)
     return {
         "dataset": dataset,
@@ -96,7 +96,8 @@ def run(params: PredictParams, context: StepContext) -> dict[str, Any]:
         "predicted": len(cases) - len(done) - len({item["case"] for item in failed} - set(done)),
         "already_done": len(set(done) - {item["case"] for item in failed}),
         "failed": [{"case": item["case"], "reason": item["reason"]} for item in failed],
-        "dice": read_json(predictions)["dice"],
+        "flagged": summary["flagged"],
+        "dice": summary["dice"],
         "part": params.part,
         "parts": params.parts,
     }
@@ -136,7 +137,18 @@ def _share(found: list[Case], params: PredictParams, context: StepContext, recor
     labels = acting(context)
     run = [labels[name] for name in ("dag_id", "run_id") if "run_id" in labels and name in labels]
     plans = records.part_plans(params.parts)
-    return plans.share(found, part=params.part, parts=params.parts, run=run, size=studies.voxels if studies else case_voxels)
+    size = studies.voxels if studies else case_voxels
+    return plans.share(found, part=params.part, parts=params.parts, run=run, of=params.cases, size=size)
+
+
+def _all_bugs(failed: list[dict[str, str]]) -> bool:
+    """An error that nobody foresaw in every single case is not the data's fault: it is worth a retry and a report."""
+    return all(item["failure_class"] == FailureClass.BUG for item in failed)
+
+
+def _nothing_predicted(failed: list[dict[str, str]], found: list[Case], known: Mapping[str, Any]) -> bool:
+    """Whether the step fails, where all cases of a part did. A part may have only broken ones; the part that ends last sees all."""
+    return _all_bugs(failed) or all(known.get(case.case, {}).get("status") == "failed" for case in found)
 
 
 def _key(case: Case, model: SelectedModel, settings: Settings, context: StepContext, studies: Studies | None) -> str | None:

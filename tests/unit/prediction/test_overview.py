@@ -14,6 +14,7 @@ import pytest
 
 from nnunet_jobs.contract.files import read_json
 from nnunet_jobs.contract.workspace import Workspace
+from nnunet_jobs.dataset.report.summary import case_picture
 from nnunet_jobs.prediction.contact_sheet import write_sheet
 from nnunet_jobs.prediction.preview import Preview
 from nnunet_jobs.prediction.tables import write_table
@@ -116,6 +117,30 @@ def test_the_picture_lies_as_radiologists_look_at_it() -> None:
     assert coarse["size_mm"] == [pytest.approx(200, abs=2)] * 2
 
 
+@pytest.mark.parametrize("reader", ["SimpleITKIO", "NibabelIO", "NibabelIOWithReorient"])
+@pytest.mark.parametrize("axes", [(1, 1, 1), (-1, -1, 1), (1, -1, -1)])
+def test_it_is_the_picture_that_registration_would_make_of_the_same_files(tmp_path: Path, reader: str, axes: tuple[int, ...]) -> None:
+    import nibabel as nib
+    from nnunetv2.imageio.reader_writer_registry import recursive_find_reader_writer_by_name
+
+    image = np.random.default_rng(0).normal(size=(30, 24, 10)).astype(np.float32)
+    label = np.zeros(image.shape, np.uint8)
+    label[3:9, 2:8, 4] = 1
+    label[20:24, 18:22, 4] = 2
+    affine = np.diag([1.0 * axes[0], 1.5 * axes[1], 4.0 * axes[2], 1.0])
+    nib.save(nib.Nifti1Image(image, affine), tmp_path / "a.nii.gz")
+    nib.save(nib.Nifti1Image(label, affine), tmp_path / "b.nii.gz")
+    io = recursive_find_reader_writer_by_name(reader)()
+    voxels, properties = io.read_images([str(tmp_path / "a.nii.gz")])
+    segmentation, _ = io.read_seg(str(tmp_path / "b.nii.gz"))
+    made = Preview.of(voxels).picture(segmentation[0], properties)
+    expected = case_picture([image], label, [1.0, 1.5, 4.0], affine=affine)
+    assert made is not None
+    assert expected is not None
+    shown = ("view", "size_mm", "pixels", "mime", "data", "contours")
+    assert {name: made[name] for name in shown} == {name: expected[name] for name in shown}
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_the_step_writes_both_and_a_withdrawal_takes_a_case_out_of_them(tmp_path: Path) -> None:
@@ -126,7 +151,9 @@ def test_the_step_writes_both_and_a_withdrawal_takes_a_case_out_of_them(tmp_path
         make_image(folder / f"{case}_0000.nii.gz", seed=number)
     broken = folder / "broken_0000.nii.gz"
     broken.write_bytes(broken.read_bytes()[:5000])
-    output = Path(predict(home, folder, "out")["output"])
+    for part in (0, 1):
+        result = predict(home, folder, "out", part=part, parts=2)
+    output = Path(result["output"])
     with open(output / "predictions.csv", newline="") as file:
         lines = {line["case"]: line for line in csv.DictReader(file)}
     summarised = read_json(output / "predictions.json")["cases"]
@@ -139,7 +166,9 @@ def test_the_step_writes_both_and_a_withdrawal_takes_a_case_out_of_them(tmp_path
     remove(withdrawn)
     left = [path.name for path in output.rglob("*") if "gone" in path.name]
     assert left == []
-    assert "gone" not in (output / "predictions.csv").read_text() + (output / "contact-sheet.html").read_text()
+    kept = [path.read_bytes() for path in output.rglob("*") if path.is_file()]
+    assert any(b'"kept"' in data for data in kept)
+    assert not any(b"gone" in data for data in kept)
     plain = Path(predict(home, folder, "plain", contact_sheet=False)["output"])
     assert not (plain / "contact-sheet.html").exists()
     assert not (plain / ".cases" / ".pictures").exists()

@@ -125,6 +125,13 @@ def test_without_a_run_parts_agree_one_after_another_and_at_once(plans: PartPlan
     assert sorted(map(len, again)) == [10, 10, 10]
 
 
+def test_two_tasks_of_a_run_that_predict_other_cases_do_not_meet(plans: PartPlans) -> None:
+    names = [f"c{n:03d}" for n in range(9)]
+    for folder in ("/scans/a", "/scans/b"):
+        shares = [plans.share(cases(names), part=part, parts=3, run=RUN, of=folder, size=lambda _case: 1) for part in range(3)]
+        assert [len(found) for found in shares] == [3, 3, 3]
+
+
 def test_plans_of_old_runs_are_forgotten(plans: PartPlans, tmp_path: Path) -> None:
     share(plans, ["a", "b"], 0, run=("a_dag", "old"))
     (old,) = (tmp_path / "out" / ".parts").glob("*.json")
