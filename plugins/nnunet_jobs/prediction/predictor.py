@@ -263,6 +263,7 @@ class Predictor:
         try:
             act()
         except Abandoned:
+            self._review.forget(work.case.case)
             raise
         except Exception as error:
             if classify(error) not in _OF_THE_CASE:

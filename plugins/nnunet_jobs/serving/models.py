@@ -12,7 +12,9 @@ from nnunet_jobs.contract.failure import JobError
 from nnunet_jobs.contract.workspace import Workspace
 from nnunet_jobs.prediction.model import SelectedModel, resolve_model
 from nnunet_jobs.prediction.predictor import Predictor
+from nnunet_jobs.prediction.quality import Expected
 from nnunet_jobs.prediction.records import Settings
+from nnunet_jobs.prediction.review import Review
 
 log = logging.getLogger("nnunet_jobs")
 
@@ -87,7 +89,8 @@ class WarmModels:
                 if key in self._warm:
                     self._warm.move_to_end(key)
                     return self._warm[key]
-            predictor = Predictor(model, self._context, self._settings, reserve=self._reserve)
+            review = Review(Expected.of(model))
+            predictor = Predictor(model, self._context, self._settings, reserve=self._reserve, review=review)
             self.loads += 1
             with self._lock:
                 self._warm[key] = predictor

@@ -15,8 +15,7 @@ from nnunet_jobs.contract.problems import Problem
 from nnunet_jobs.contract.uploads import FIELD, MOST_FILES, LimitedBody, require_kind
 from nnunet_jobs.prediction.cases import Case
 
-CASE = "case"
-"""Every request's case is called this: a client's file name may say who the patient is."""
+_NAME = "case"  # of the images, in messages too: a client's own file names may say who the patient is
 
 
 async def receive(request: Request, folder: Path, *, file_ending: str, channels: int, limit_mib: int) -> Case:
@@ -43,13 +42,13 @@ async def receive(request: Request, folder: Path, *, file_ending: str, channels:
                 )
             images = []
             for channel, upload in enumerate(uploads):
-                path = folder / f"{CASE}_{channel:04d}{file_ending}"
+                path = folder / f"{_NAME}_{channel:04d}{file_ending}"
                 await asyncio.to_thread(_write, upload.file, path)
                 await asyncio.to_thread(require_kind, path, file_ending, channel=channel)
                 images.append(path)
     except HTTPException as error:
         raise Problem(422, f"the form cannot be read: {error.detail}") from error
-    return Case(case=CASE, images=tuple(images))
+    return Case(case=folder.name, images=tuple(images))
 
 
 def _write(source: Any, path: Path) -> None:

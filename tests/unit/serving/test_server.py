@@ -18,7 +18,7 @@ import httpx
 import pytest
 
 from nnunet_jobs.context import StepContext
-from nnunet_jobs.contract.files import repoint, sha256_file
+from nnunet_jobs.contract.files import read_json, repoint, sha256_file
 from nnunet_jobs.contract.params import PredictParams
 from nnunet_jobs.contract.workspace import Workspace
 from nnunet_jobs.leases import Ledger
@@ -69,6 +69,7 @@ def test_the_answer_is_the_batchs_file_byte_for_byte(server: ServerProcess, home
     described = server.predict([image], accept="application/json").json()
     assert described["sha256"] == sha256_file(output / "scan.nii.gz")
     assert set(described["volumes_ml"]) == {"head", "tail"}
+    assert described["flags"] == read_json(output / "predictions.json")["cases"]["scan"]["flags"]
     assert not server.leftovers()
 
 
