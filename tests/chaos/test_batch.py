@@ -105,7 +105,7 @@ def test_a_case_that_kills_two_attempts_is_given_up_after_all_others(home: Works
     for done in (set(), {"b", "c", "d"}):
         code, _ = finish_job(start_job(home, incoming, tmp_path.name, hooks="itk_hooks"))
         assert code == -signal.SIGABRT
-        assert {path.name.removesuffix(".nii.gz") for path in output.glob("*.nii.gz")} >= done - {"d"}  # what was being written may be lost
+        assert {path.name.removesuffix(".nii.gz") for path in output.glob("*.nii.gz")} >= done
     code, result = finish_job(start_job(home, incoming, tmp_path.name, hooks="itk_hooks"))
     assert code == 0
     assert "2 attempts ended" in reasons(result)["a"]

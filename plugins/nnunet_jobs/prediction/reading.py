@@ -4,7 +4,8 @@ Two guards, since a case is read twice. The check of every byte, where damaged f
 job: it was made anyway, so that costs nothing but the process's start, which passes while the model is loaded. nnU-Net's own reader stays
 in the job, because its arrays would have to be carried over and every custom reader's properties with them. While it reads and
 preprocesses, a marker file names the case. A marker that is still there when the next attempt begins makes its case a suspect: it comes
-last, the process beside tries nnU-Net's reader on it first, and one that has ended two attempts all the same is not tried any more.
+by itself, after all others; the process beside tries nnU-Net's reader on it first, and one that has ended two attempts all the same is
+not tried any more.
 """
 
 from __future__ import annotations
@@ -78,9 +79,10 @@ class ReadBeside:
         with contextlib.suppress(OSError):
             self._markers.rmdir()  # holds other parts' markers otherwise
 
-    def suspects_last(self, cases: Sequence[Case]) -> list[Case]:
-        """The cases in their order, but those that were being read when an attempt ended come after all others."""
-        return sorted(cases, key=lambda case: self._deaths.get(case.case, 0))
+    def in_turns(self, cases: Sequence[Case]) -> list[list[Case]]:
+        """The cases in their order; each that was being read when an attempt ended comes by itself, when all others are written."""
+        others = [case for case in cases if case.case not in self._deaths]
+        return [turn for turn in (others, *([case] for case in cases if case.case in self._deaths)) if turn]
 
     def check(self, case: Case, *, file_ending: str, channels: int, reader: str, beat: Beat) -> None:
         """See :class:`Reading`."""

@@ -213,7 +213,8 @@ class _Work:
             predictor = Predictor(
                 self.model, self.context, self.settings, reading=reading, review=Review(self.expected, pictures=self.pictures)
             )
-            predictor.predict(reading.suspects_last(ready), self.records.output, scratch=scratch, on_record=keep)
+            for turn in reading.in_turns(ready):
+                predictor.predict(turn, self.records.output, scratch=scratch, on_record=keep)
 
     @contextlib.contextmanager
     def _converted(self, cases: list[Case], folder: Path) -> Iterator[list[Case]]:
