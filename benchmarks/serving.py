@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +120,12 @@ def one_process(house: House, kind: str, requests: Sequence[tuple[Path, Path]]) 
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks._one_process", json.dumps(order)],
         cwd=PROJECT,
-        env={**os.environ, **house.workspace.nnunet_environment(model="m1"), "PYTHONPATH": str(PROJECT / "plugins"), **limits},
+        env={
+            **os.environ,
+            **limits,
+            **house.workspace.nnunet_environment(model="m1"),
+            "PYTHONPATH": os.pathsep.join([str(PROJECT / "plugins"), str(PROJECT)]),
+        },
         check=False,
         capture_output=True,
         text=True,
@@ -170,11 +175,12 @@ def batch(count: int, took: float, memory: float, *, equal: bool) -> Timed:
 def servers(house: House, count: int) -> Iterator[list[ServerProcess]]:
     """Predictor servers with the cores shared out between them."""
     sockets = Path(tempfile.mkdtemp(prefix="sockets_", dir=house.folder))
+    workspace = replace(house.workspace, cpu_slots=count)  # each holds one
     with contextlib.ExitStack() as stack:
         yield [
             stack.enter_context(
                 ServerProcess(
-                    house.workspace,
+                    workspace,
                     sockets / f"predictor-{number}.log",
                     *("--cpus", str(max(1, CORES // count)), "--waiting", str(max(CONCURRENCY)), "--dataset", DATASET),
                     temporary=sockets / f"tmp{number}",
