@@ -6,12 +6,10 @@ Three threads, no processes: every spawned process would import torch anew. The 
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,11 +18,12 @@ from nnunet_jobs.context import StepContext
 from nnunet_jobs.contract.failure import FailureClass, classify
 from nnunet_jobs.prediction.cases import Case
 from nnunet_jobs.prediction.export import average, case_dice, fresh_folder, label_voxels, to_segmentation, volumes_ml, write_outputs
-from nnunet_jobs.prediction.model import SelectedModel, Stage
+from nnunet_jobs.prediction.model import SelectedModel
 from nnunet_jobs.prediction.network import StageNetwork
 from nnunet_jobs.prediction.reading import ReadHere, Reading
 from nnunet_jobs.prediction.records import Settings
 from nnunet_jobs.prediction.review import Review
+from nnunet_jobs.prediction.work import Abandoned, Record, Work
 
 log = logging.getLogger("nnunet_jobs")
 
@@ -34,28 +33,7 @@ _OF_THE_CASE = (FailureClass.DATA, FailureClass.BUG)
 
 _LOOK_S = 1.0  # seconds between looks for a stop request while a thread works
 
-Record = dict[str, Any]
 _Result = TypeVar("_Result")
-
-
-class Abandoned(Exception):
-    """Nobody waits for this case any more."""
-
-
-@dataclass(slots=True, kw_only=True)
-class Work:
-    """A case on its way: preprocessed arrays by stage, then logits by stage, or why it failed (``ours``: an error nobody foresaw).
-
-    ``abandoned`` may be set from any thread; the case's next piece of work then raises :class:`Abandoned`.
-    """
-
-    case: Case
-    begun: float = field(default_factory=time.monotonic)
-    abandoned: threading.Event = field(default_factory=threading.Event)
-    arrays: dict[Stage, tuple[Any, dict[str, Any]]] = field(default_factory=dict)
-    logits: dict[Stage, Any] = field(default_factory=dict)
-    problem: str | None = None
-    ours: bool = False
 
 
 class Predictor:

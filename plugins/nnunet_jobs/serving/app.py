@@ -21,7 +21,8 @@ from nnunet_jobs.contract.failure import ConfigError, DataError, FailureClass, J
 from nnunet_jobs.contract.problems import Problem, documented
 from nnunet_jobs.contract.uploads import FIELD
 from nnunet_jobs.prediction.export import label_values
-from nnunet_jobs.prediction.predictor import Predictor, Record, Work
+from nnunet_jobs.prediction.predictor import Predictor
+from nnunet_jobs.prediction.work import Record, Work
 from nnunet_jobs.serving.engine import Busy, Engine
 from nnunet_jobs.serving.metrics import Metrics
 from nnunet_jobs.serving.models import WarmModels, served_datasets

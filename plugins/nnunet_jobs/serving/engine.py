@@ -14,7 +14,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from nnunet_jobs.prediction.predictor import Predictor, Record, Work
+from nnunet_jobs.prediction.predictor import Predictor
+from nnunet_jobs.prediction.work import Record, Work
 from nnunet_jobs.serving.metrics import Metrics
 
 _FIRST_GUESS_S = 5.0
