@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import http.client
 import math
+import os
 import socket
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,14 +94,14 @@ def peak_mib(pid: int) -> float:
 
 
 @contextlib.contextmanager
-def tree_memory(root: int) -> Iterator[list[float]]:
-    """Looks four times a second at the memory of all processes below ``root``; the most is the list's only entry afterwards."""
+def sampled_memory(pids: Callable[[], Iterable[int]]) -> Iterator[list[float]]:
+    """Looks four times a second at the memory of these processes; the most in MiB is the list's only entry afterwards."""
     found = [0.0]
     stop = threading.Event()
 
     def look() -> None:
         while not stop.wait(_SAMPLE_S):
-            found[0] = max(found[0], sum(_proportional_mib(pid) for pid in processes.descendants(root)))
+            found[0] = max(found[0], sum(_proportional_mib(pid) for pid in pids()))
 
     thread = threading.Thread(target=look)
     thread.start()
@@ -109,6 +110,21 @@ def tree_memory(root: int) -> Iterator[list[float]]:
     finally:
         stop.set()
         thread.join()
+
+
+def below_me() -> list[int]:
+    """This process's descendants."""
+    return processes.descendants(os.getpid())
+
+
+def mentioning(text: str) -> list[int]:
+    """Processes with this in their command line; a job's are nobody's children."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if text.encode() in (folder / "cmdline").read_bytes():
+                found.append(int(folder.name))
+    return found
 
 
 def _proportional_mib(pid: int) -> float:

@@ -25,7 +25,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks._load import Timed, ask, load, peak_mib, tree_memory
+from benchmarks._load import Timed, ask, below_me, load, mentioning, peak_mib, sampled_memory
 from benchmarks.prediction import CONFIGURATIONS, PROJECT, SOURCE, cli, job, prepare
 from nnunet_jobs import allowance
 from nnunet_jobs.contract.workspace import Workspace
@@ -84,7 +84,7 @@ class House:
 def stock_command(house: House) -> None:
     """(a): one request is one call of the command; then the batches, which are also what ours is compared with."""
     took, out = [], house.new("stock")
-    with tree_memory(os.getpid()) as memory:
+    with sampled_memory(below_me) as memory:
         for number, image in enumerate(house.images[:STOCK_REQUESTS]):
             single = house.folder / f"single{number}"
             single.mkdir()
@@ -159,7 +159,7 @@ def ours_as_job(house: House, count: int) -> None:
     images = house.batch_folder(count)
     house.jobs += 1
     number = house.jobs + 100 * CONFIGURATIONS.index(house.configuration)
-    with tree_memory(os.getpid()) as memory:
+    with sampled_memory(lambda: mentioning(f"predict-benchmark{number:03d}")) as memory:
         begun = time.perf_counter()
         job(house.workspace, number, images, out)
         took = time.perf_counter() - begun

@@ -127,7 +127,11 @@ class ServerProcess(Service):
                 stderr=output,
                 env={**os.environ, "PYTHONPATH": str(PROJECT / "plugins"), "TMPDIR": str(self.temporary)},
             )
-        wait_for(self._ready, timeout_s=120, what="the server; its log is " + str(self.log))
+        try:
+            wait_for(self._ready, timeout_s=120, what="the server; its log is " + str(self.log))
+        except BaseException:
+            self.__exit__()  # nobody else would end it
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
