@@ -36,8 +36,8 @@ down: $(VENV) ## stop what `make up` left running
 test: $(VENV) ## everything that can run here; says what it skipped and why
 	$(RUN) -m pytest $(WORKERS) $(ARGS)
 
-fuzz: $(VENV) ## ten minutes each: damaged files for every reader, random requests for the predictor server, forms and images of random bytes
-	FUZZ_SECONDS=$(or $(SECONDS),600) $(RUN) -m pytest tests/chaos/test_validation.py tests/unit/serving/test_schema.py -k 'fault_56 or fault_57' --timeout 1200
+fuzz: $(VENV) ## ten minutes each: damaged files for every reader, random requests for both REST services, forms and images of random bytes
+	FUZZ_SECONDS=$(or $(SECONDS),600) $(RUN) -m pytest tests/chaos/test_validation.py tests/unit/serving/test_schema.py tests/e2e/test_predictions_faults.py -k 'fault_56 or fault_57' --timeout 1200
 
 lint: $(VENV) ## ruff and the import contracts
 	.venv/bin/ruff format --check .

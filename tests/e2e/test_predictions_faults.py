@@ -13,12 +13,13 @@ from typing import Any
 import httpx
 import pytest
 import schemathesis
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from airflow_nnunet.rest_client import AirflowClient, wait_until
 from airflow_nnunet.serving.spaces import Space
 from airflow_nnunet.serving.store import Draft, new_id
+from support.fuzzing import quietly, rounds
 from support.predictions_api import (
     API,
     DAG,
@@ -236,14 +237,15 @@ def test_fault_56_requests_from_the_schema_are_answered_as_documented(served: Si
         ("get", "/predictions/{prediction}/result"),
         ("delete", "/predictions/{prediction}"),
     }
-    for operation in operations:
+    for _ in rounds():
+        for operation in operations:
 
-        @settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
-        @given(case=operation.as_strategy())
-        def ask(case: Any) -> None:
-            answer = case.call(base_url=f"{served.stack.url}/nnunet-api", headers=headers)
-            assert answer.status_code < 500, (answer.status_code, answer.text)
-            # Whether a dataset or a path is there the schema cannot say.
-            case.validate_response(answer, excluded_checks=[positive_data_acceptance])
+            @quietly
+            @given(case=operation.as_strategy())
+            def ask(case: Any) -> None:
+                answer = case.call(base_url=f"{served.stack.url}/nnunet-api", headers=headers)
+                assert answer.status_code < 500, (answer.status_code, answer.text)
+                # Whether a dataset or a path is there the schema cannot say.
+                case.validate_response(answer, excluded_checks=[positive_data_acceptance])
 
-        ask()
+            ask()
