@@ -97,7 +97,8 @@ def compare(workspace: Workspace, configuration: str, model: str) -> None:
     from nnunet_jobs.prediction.cases import collect_cases
     from nnunet_jobs.prediction.model import resolve_model
     from nnunet_jobs.prediction.predictor import Predictor
-    from nnunet_jobs.prediction.records import Settings, mean_dice
+    from nnunet_jobs.prediction.records import mean_dice
+    from nnunet_jobs.prediction.settings import Settings
 
     write_card(workspace.model_root(model) / DATASET, {configuration: [0]}, promote=workspace)
     cases = collect_cases("holdout", workspace=workspace, dataset=DATASET, file_ending=".nii.gz", channels=1)

@@ -14,7 +14,7 @@ from airflow_nnunet.planning import plan_folds, plan_predictions, plan_training
 from nnunet_jobs.contract.failure import ConfigError
 from nnunet_jobs.contract.files import repoint, write_json
 from nnunet_jobs.contract.workspace import Workspace
-from nnunet_jobs.prediction.records import Settings
+from nnunet_jobs.prediction.settings import Settings
 
 DATASET = "Dataset004_Hippocampus"
 REGISTERED = {"dataset": DATASET, "training_hash": "aaaa"}

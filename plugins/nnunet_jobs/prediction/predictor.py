@@ -21,8 +21,8 @@ from nnunet_jobs.prediction.export import average, case_dice, fresh_folder, labe
 from nnunet_jobs.prediction.model import SelectedModel
 from nnunet_jobs.prediction.network import StageNetwork
 from nnunet_jobs.prediction.reading import ReadHere, Reading
-from nnunet_jobs.prediction.records import Settings
 from nnunet_jobs.prediction.review import Review
+from nnunet_jobs.prediction.settings import Settings
 from nnunet_jobs.prediction.work import Abandoned, Record, Work
 
 log = logging.getLogger("nnunet_jobs")

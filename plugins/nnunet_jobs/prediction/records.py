@@ -4,48 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from nnunet_jobs.contract.files import content_hash, locked, read_json, sha256_file, write_json
+from nnunet_jobs.contract.files import locked, read_json, sha256_file, write_json
 from nnunet_jobs.contract.predictions import PREDICTIONS, RECORDS, entry
 from nnunet_jobs.prediction.contact_sheet import write_sheet
 from nnunet_jobs.prediction.model import SelectedModel
 from nnunet_jobs.prediction.parts import PartPlans
 from nnunet_jobs.prediction.quality import Expected
+from nnunet_jobs.prediction.settings import Settings, settings_key
 from nnunet_jobs.prediction.tables import write_table
 
 PICTURES, PLANS, MARKERS = ".pictures", ".parts", ".reading"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
-    """How to predict, as far as it changes the result. ``probabilities`` only adds files.
-
-    ``fast``: names from :data:`~nnunet_jobs.contract.params.FAST`; without any, the bytes are stock nnU-Net's.
-    """
-
-    mirroring: bool = True
-    step_size: float = 0.5
-    postprocessing: bool = True
-    probabilities: bool = False
-    fast: tuple[str, ...] = ()
-
-
-def settings_key(model: SelectedModel, settings: Settings) -> str:
-    """Hash of how a segmentation is made: model, folds and settings."""
-    relevant = {name: value for name, value in asdict(settings).items() if name != "probabilities"}
-    if not relevant["fast"]:
-        del relevant["fast"]  # what was predicted before there was a fast mode is found again
-    folds = [[stage.configuration, list(stage.folds)] for stage in model.stages()]
-    return content_hash({"model": model.hash, "folds": folds, "settings": relevant}, length=32)
-
-
-def case_key(model: SelectedModel, settings: Settings, images: Sequence[str]) -> str:
-    """Hash of all that a segmentation depends on: :func:`settings_key` and the images' sha256."""
-    return content_hash([settings_key(model, settings), list(images)], length=32)
 
 
 class Records:

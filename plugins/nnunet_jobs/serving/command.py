@@ -22,7 +22,7 @@ from nnunet_jobs.contract.jobdir import JobDir
 from nnunet_jobs.contract.params import FAST
 from nnunet_jobs.contract.spec import DEVICES, Resources
 from nnunet_jobs.contract.workspace import Workspace
-from nnunet_jobs.prediction.records import Settings
+from nnunet_jobs.prediction.settings import Settings
 from nnunet_jobs.serving.settings import ServeSettings
 
 log = logging.getLogger("nnunet_jobs")

@@ -13,8 +13,8 @@ from nnunet_jobs.contract.workspace import Workspace
 from nnunet_jobs.prediction.model import SelectedModel, resolve_model
 from nnunet_jobs.prediction.predictor import Predictor
 from nnunet_jobs.prediction.quality import Expected
-from nnunet_jobs.prediction.records import Settings
 from nnunet_jobs.prediction.review import Review
+from nnunet_jobs.prediction.settings import Settings
 
 log = logging.getLogger("nnunet_jobs")
 

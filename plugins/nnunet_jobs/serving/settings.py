@@ -8,7 +8,7 @@ from pathlib import Path
 
 from nnunet_jobs.contract.failure import ConfigError
 from nnunet_jobs.contract.workspace import Workspace
-from nnunet_jobs.prediction.records import Settings
+from nnunet_jobs.prediction.settings import Settings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -23,7 +23,8 @@ from nnunet_jobs.prediction.model import SelectedModel, resolve_model
 from nnunet_jobs.prediction.parts import case_voxels
 from nnunet_jobs.prediction.quality import Expected
 from nnunet_jobs.prediction.reading import ReadBeside
-from nnunet_jobs.prediction.records import Records, Settings, case_key, settings_key
+from nnunet_jobs.prediction.records import Records
+from nnunet_jobs.prediction.settings import Settings, case_key, settings_key
 
 if TYPE_CHECKING:
     from nnunet_jobs.prediction.studies import SegWriter, Studies

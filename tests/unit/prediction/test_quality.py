@@ -166,7 +166,7 @@ def test_the_step_records_flags_and_says_once_what_is_not_judged(home: Workspace
 
     from nnunet_jobs.prediction.cases import Case
     from nnunet_jobs.prediction.predictor import Predictor
-    from nnunet_jobs.prediction.records import Settings
+    from nnunet_jobs.prediction.settings import Settings
 
     bare = tmp_path / "bare"
     bare.mkdir()
