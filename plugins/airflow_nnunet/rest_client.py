@@ -9,6 +9,8 @@ from typing import Any
 
 import httpx
 
+# Airflow's answer when SQLite, which the demo and the tests use, was locked for too long. Nothing was written then.
+_LOCKED, _LOCKED_TRIES, _LOCKED_WAIT_S = '"reason":"Database error"', 4, 0.5
 FINISHED_RUN = frozenset({"success", "failed"})
 FINISHED_TASK = frozenset({"success", "failed", "skipped", "upstream_failed", "removed"})
 
@@ -57,7 +59,11 @@ class AirflowClient:
         Raises:
             RestError: an answer of 400 or more.
         """
-        answer = self.send(method, f"api/v2/{path}", json=json, params=params, headers={"Accept": "application/json"})
+        for _ in range(_LOCKED_TRIES):
+            answer = self.send(method, f"api/v2/{path}", json=json, params=params, headers={"Accept": "application/json"})
+            if answer.status_code != 500 or _LOCKED not in answer.text:
+                break
+            time.sleep(_LOCKED_WAIT_S)
         if answer.status_code >= 400:
             raise RestError(f"{method} {path}: {answer.status_code}: {answer.text[:2000]}")
         return answer.json() if answer.content else None

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from airflow_nnunet.rest_client import AirflowClient
+from nnunet_jobs.contract.files import write_json
 from nnunet_jobs.contract.workspace import Workspace
 from support.predictions_api import DAG, LATE_DAG
 from support.serving import DATASET, ServerProcess, make_image, make_model
@@ -39,12 +40,26 @@ def prepared(site: Site) -> Site:
     return site
 
 
+def promote_a_model(workspace: Workspace) -> None:
+    """A model of random weights, ``m1``, for a dataset of one channel."""
+    raw = workspace.raw_dataset(DATASET)
+    raw.mkdir(parents=True)
+    write_json(raw / "manifest.json", {"schema": 1, "cases": {}, "channel_names": {"0": "MRI"}})
+    make_model(workspace, "m1", seed=1)
+
+
 @pytest.fixture(scope="package")
-def served(site: Site) -> Site:
-    """The site with a promoted model of random weights, its own and the team's."""
-    for workspace in (site.workspace, Workspace.below(site.root / "late")):
-        workspace.raw_dataset(DATASET).mkdir(parents=True)
-        make_model(workspace, "m1", seed=1)
+def promoted(site: Site) -> Site:
+    """The site with a promoted model."""
+    promote_a_model(site.workspace)
+    return site
+
+
+@pytest.fixture(scope="package")
+def served(promoted: Site) -> Site:
+    """The same, and a team that has one too."""
+    site = promoted
+    promote_a_model(Workspace.below(site.root / "late"))
     site.stack.client.set_pool("late", 4)
     for dag_id in (DAG, LATE_DAG):
         site.stack.client.wait_for_dag(dag_id)

@@ -14,13 +14,9 @@ import pydicom
 import pytest
 
 from airflow_nnunet.stack import Stack
-from nnunet_jobs.contract.files import repoint, write_json
-from nnunet_jobs.contract.workspace import Workspace
-from nnunet_jobs.prediction.model import selection_hash
 from support.orthanc import LOGIN, PATIENT, Orthanc, made_series, running_archive, study_uid
-from support.prediction import PLANS, TRAINER
 from support.stack import Site
-from support.stages import DATASET, LOW, save_stage
+from support.stages import DATASET
 
 pytestmark = pytest.mark.e2e
 
@@ -32,30 +28,15 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Orthanc]:
 
 
 @pytest.fixture(scope="module")
-def stack(archive: Orthanc, site: Site) -> Stack:
+def stack(archive: Orthanc, promoted: Site) -> Stack:
     """The site's Airflow with the archive's connection, and a promoted model."""
-    promote_a_model(site.workspace)
-    client = site.stack.client
+    client = promoted.stack.client
     fields = json.loads(archive.connection())
     client.request("POST", "connections", json={"connection_id": "dicomweb_default", **fields, "extra": json.dumps(fields["extra"])})
     client.set_pool("pacs", 2, include_deferred=False)
     for name in ("pull", "nnunet_dicom_pull"):
         client.wait_for_dag(name)
-    return site.stack
-
-
-def promote_a_model(workspace: Workspace) -> None:
-    """One small stage with random weights, for a dataset of one channel."""
-    raw = workspace.raw_dataset(DATASET)
-    raw.mkdir(parents=True)
-    write_json(raw / "manifest.json", {"schema": 1, "cases": {}, "channel_names": {"0": "MRI"}})
-    root = workspace.model_root("m1") / DATASET
-    files = dict(save_stage(root, LOW, seed=1))
-    members = [{"trainer": TRAINER, "plans": PLANS, "folds": [0], "configuration": LOW}]
-    selection = {"members": members, "postprocessing": []}
-    card = {"schema": 1, "dataset": DATASET, "model": "m1", "selection": selection, "files": files}
-    write_json(root / "model.json", {**card, "hash": selection_hash(selection, files)})
-    repoint(workspace.champion_link(DATASET), root)
+    return promoted.stack
 
 
 def pull(stack: Stack, *, timeout: float = 120) -> list[str]:

@@ -55,10 +55,10 @@ def remove(predicted: Predicted) -> int:
         summary = _summary(folder)
         if set(summary.get("cases", {})) & set(predicted.cases):
             left = _without(summary, predicted.cases)
-            write_json(folder / PREDICTIONS, left)
             write_table(folder, left)
             if (folder / SHEET).exists():
                 write_sheet(folder, left, folder / RECORDS / PICTURES)
+            write_json(folder / PREDICTIONS, left)  # the last: a killed removal finds the cases in it and begins again
         for case in predicted.cases:
             (folder / RECORDS / PICTURES / f"{case}.json").unlink(missing_ok=True)
             (folder / RECORDS / MARKERS / case).unlink(missing_ok=True)
