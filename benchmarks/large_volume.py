@@ -22,7 +22,7 @@ from pathlib import Path
 PROJECT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(PROJECT / "plugins"), str(PROJECT / "tests")]
 
-from benchmarks._load import tree_memory  # noqa: E402
+from benchmarks._load import below_me, sampled_memory  # noqa: E402
 from nnunet_jobs.contract.files import read_json, repoint, sha256_file, write_json  # noqa: E402
 from nnunet_jobs.contract.workspace import Workspace  # noqa: E402
 from nnunet_jobs.prediction.model import selection_hash  # noqa: E402
@@ -69,7 +69,7 @@ def main() -> None:
 def measured(command: Sequence[str], *, environment: Mapping[str, str] | None = None) -> tuple[float, float]:
     """(seconds, MiB): until the command's end, and the most memory that it and its children had at once."""
     begun = time.perf_counter()
-    with tree_memory(os.getpid()) as memory:
+    with sampled_memory(below_me) as memory:
         subprocess.run(command, env={**os.environ, **(environment or {})}, check=True, capture_output=True, timeout=1800)
     return time.perf_counter() - begun, memory[0]
 
