@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import ipaddress
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import httpx
+
+from nnunet_jobs.contract.loopback import is_loopback
 
 # Airflow's answer when SQLite, which the demo and the tests use, was locked for too long. Nothing was written then.
 _LOCKED, _LOCKED_TRIES, _LOCKED_WAIT_S = '"reason":"Database error"', 4, 0.5
@@ -192,14 +193,6 @@ class AirflowClient:
         if answer.status_code >= 400:
             raise RestError(f"login at {self.url} as {self._login['username']!r}: {answer.status_code}: {answer.text[:500]}")
         return str(answer.json()["access_token"])
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a host of a URL never leaves this machine."""
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def wait_until(condition: Callable[[], bool], *, timeout_s: float, what: Callable[[], str], interval_s: float = 0.5) -> None:

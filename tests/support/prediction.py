@@ -94,3 +94,8 @@ def job_dir(workspace: Workspace, name: str = "predict-00000000") -> JobDir:
     folder = Path(workspace.jobs) / name
     folder.mkdir(parents=True, exist_ok=True)
     return JobDir(folder)
+
+
+def segmentations(folder: Path) -> dict[str, bytes]:
+    """The bytes of a folder's segmentations by file name."""
+    return {path.name: path.read_bytes() for path in sorted(folder.glob("*.nii.gz"))}

@@ -29,17 +29,15 @@ from airflow_nnunet.serving.store import REQUEST_ID, Draft, new_id, remove
 from airflow_nnunet.task_state import JOB_XCOM
 from nnunet_jobs.contract.failure import ConfigError, FailureClass, classify
 from nnunet_jobs.contract.files import try_lock
-from nnunet_jobs.contract.problems import MEDIA_TYPE, Problem, documented
-from nnunet_jobs.contract.uploads import FIELD
+from nnunet_jobs.contract.problems import MEDIA_TYPE, Problem, documented, in_words
+from nnunet_jobs.contract.uploads import FIELD, FILES, documented_segmentation, media_type
 
 log = logging.getLogger(__name__)
 
-_GZIP, _BINARY = "application/gzip", "application/octet-stream"
 _COME_BACK_S = 10
 _UNKNOWN = "there is no prediction of this id"
 _LOOK_S = 0.01
 _REFUSALS = (401, 403, 422, 503)
-_FILE = {"type": "string", "format": "binary"}
 _NAME = {"type": "string", "pattern": "^[A-Za-z0-9_-]{1,120}$"}
 _BODY = {
     "requestBody": {
@@ -52,7 +50,7 @@ _BODY = {
                     "properties": {
                         "dataset": {**_NAME, "description": "Id or full name of a dataset, such as 4 or Dataset004_Hippocampus."},
                         "model": {"type": "string", "description": "Model id; the promoted model when left out."},
-                        FIELD: {"type": "array", "items": _FILE, "description": "One file a channel, in the model's order."},
+                        FIELD: FILES,
                     },
                     "additionalProperties": False,
                 }
@@ -112,6 +110,7 @@ def create_app() -> FastAPI:
     """The app that the plugin mounts."""
     app = FastAPI(title="nnU-Net predictions", version="1", docs_url=None, redoc_url=None)
     ids = documented(404, *_REFUSALS)
+    results = {**documented_segmentation("The segmentation, or its record."), **ids, **documented(409, 410)}
 
     @app.post("/predictions", status_code=202, responses={**documented(400, 409, 413, 415, 429, 507, *_REFUSALS)}, openapi_extra=_BODY)
     async def create(request: Request, who: Annotated[Caller, caller("POST")], idempotency_key: IdempotencyKey = None) -> JSONResponse:
@@ -133,15 +132,18 @@ def create_app() -> FastAPI:
         """Where it is, and what came out or why nothing did."""
         return await _status(who, await _run(who, prediction))
 
-    @app.get("/predictions/{prediction}/result", responses={**_results(), **ids, **documented(409, 410)}, response_class=Response)
+    @app.get(
+        "/predictions/{prediction}/result",
+        responses=results,
+        response_class=Response,
+    )
     async def result(request: Request, prediction: RequestId, who: Annotated[Caller, caller("GET")]) -> Response:
         """The segmentation; with ``Accept: application/json`` its record."""
         run = await _run(who, prediction)
         path = await asyncio.to_thread(_finished_file, who.space, run)
         if "application/json" in request.headers.get("accept", ""):
             return JSONResponse(await _status(who, run))
-        media_type = _GZIP if path.name.endswith(".gz") else _BINARY
-        return FileResponse(path, media_type=media_type, filename=path.name, headers={"X-Content-Type-Options": "nosniff"})
+        return FileResponse(path, media_type=media_type(path.name), filename=path.name, headers={"X-Content-Type-Options": "nosniff"})
 
     @app.delete(
         "/predictions/{prediction}",
@@ -272,11 +274,6 @@ def _finished_file(space: Space, run: dict[str, Any]) -> Path:
     return path
 
 
-def _results() -> dict[int | str, dict[str, Any]]:
-    content = {_GZIP: {"schema": _FILE}, _BINARY: {"schema": _FILE}, "application/json": {"schema": {"type": "object"}}}
-    return {200: {"description": "The segmentation, or its record.", "content": content}}
-
-
 # --- problems ---------------------------------------------------------------------------------------------------------
 def _respond(problem: Problem) -> JSONResponse:
     return JSONResponse(problem.document(), status_code=problem.status, headers=problem.headers(), media_type=MEDIA_TYPE)
@@ -289,7 +286,7 @@ def _answer_with_problems(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_request: Request, error: RequestValidationError) -> Response:
-        return _respond(Problem(422, "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())))
+        return _respond(Problem(422, in_words(error.errors())))
 
     @app.exception_handler(HTTPException)
     async def refused(_request: Request, error: HTTPException) -> Response:

@@ -18,7 +18,7 @@ from airflow_nnunet.serving.models import ModelFacts, model_facts
 from airflow_nnunet.serving.spaces import Space
 from airflow_nnunet.serving.store import Draft
 from nnunet_jobs.contract.failure import ConfigError
-from nnunet_jobs.contract.problems import Problem
+from nnunet_jobs.contract.problems import Problem, in_words
 from nnunet_jobs.contract.uploads import FIELD, MIB, LimitedBody, require_kind
 from nnunet_jobs.contract.workspace import Workspace
 
@@ -96,8 +96,7 @@ def _checked(data: Any) -> Asked:
     try:
         return Asked.model_validate(data)
     except ValidationError as error:
-        words = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
-        raise Problem(422, words[:2000]) from error
+        raise Problem(422, in_words(error.errors())[:2000]) from error
 
 
 def _facts(workspace: Workspace, asked: Asked) -> ModelFacts:

@@ -40,6 +40,11 @@ class Problem(Exception):
         return {} if self.retry_after_s is None else {"Retry-After": str(self.retry_after_s)}
 
 
+def in_words(errors: Sequence[Mapping[str, Any]]) -> str:
+    """What a validation found, as pydantic and FastAPI list it: each field with its fault."""
+    return "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in errors)
+
+
 def documented(*statuses: int) -> Mapping[int | str, dict[str, Any]]:
     """Problem responses for the OpenAPI document of a route."""
     schema = {

@@ -11,7 +11,12 @@ from nnunet_jobs.contract.problems import Problem
 FIELD = "images"
 MOST_FILES = 64
 MIB = 1 << 20
+FILE = {"type": "string", "format": "binary"}
+"""A file in an OpenAPI document."""
+FILES = {"type": "array", "items": FILE, "description": "One file a channel, in the model's order."}
+"""The form's field of images in an OpenAPI document."""
 _GZIP, _NIFTI = b"\x1f\x8b", (b"n+1\0", b"n+2\0")
+_MEDIA_TYPES = ("application/gzip", "application/octet-stream")
 
 Message = MutableMapping[str, Any]
 
@@ -43,6 +48,17 @@ class LimitedBody:
 
     def _too_large(self) -> Problem:
         return Problem(413, f"the request is larger than {self._limit_mib} MiB; send fewer or compressed images, or raise {self._setting}")
+
+
+def media_type(name: str) -> str:
+    """Of a segmentation's file."""
+    return _MEDIA_TYPES[not name.endswith(".gz")]
+
+
+def documented_segmentation(description: str) -> dict[int | str, dict[str, Any]]:
+    """The good answer for the OpenAPI document of a route: a segmentation, or JSON for who asks for it."""
+    files = {kind: {"schema": FILE} for kind in _MEDIA_TYPES}
+    return {200: {"description": description, "content": {**files, "application/json": {"schema": {"type": "object"}}}}}
 
 
 def require_kind(path: Path, file_ending: str, *, channel: int) -> None:

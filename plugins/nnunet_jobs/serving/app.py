@@ -18,8 +18,8 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from nnunet_jobs.contract.failure import ConfigError, DataError, FailureClass, JobError, classify
-from nnunet_jobs.contract.problems import Problem, documented
-from nnunet_jobs.contract.uploads import FIELD
+from nnunet_jobs.contract.problems import Problem, documented, in_words
+from nnunet_jobs.contract.uploads import FIELD, FILES, documented_segmentation, media_type
 from nnunet_jobs.prediction.export import label_values
 from nnunet_jobs.prediction.predictor import Predictor
 from nnunet_jobs.prediction.work import Record, Work
@@ -33,7 +33,6 @@ from nnunet_jobs.serving.uploads import receive
 log = logging.getLogger("nnunet_jobs")
 
 _REFRESH_S = 2.0
-_GZIP, _BINARY = "application/gzip", "application/octet-stream"
 _COME_BACK_S = 10
 _FORM = {
     "requestBody": {
@@ -43,13 +42,7 @@ _FORM = {
                 "schema": {
                     "type": "object",
                     "required": [FIELD],
-                    "properties": {
-                        FIELD: {
-                            "type": "array",
-                            "items": {"type": "string", "format": "binary"},
-                            "description": "One file a channel, in the model's order.",
-                        }
-                    },
+                    "properties": {FIELD: FILES},
                     "additionalProperties": False,
                 }
             }
@@ -126,7 +119,7 @@ class Server:
             return JSONResponse({**described, "segmentation": base64.b64encode(content).decode()})
         return Response(
             content,
-            media_type=_GZIP if record["file"].endswith(".gz") else _BINARY,
+            media_type=media_type(record["file"]),
             headers={
                 "Content-Disposition": f'attachment; filename="segmentation{predictor.file_ending}"',
                 "X-Nnunet-Model": record["model"],
@@ -205,8 +198,7 @@ def create_app(server: Server) -> FastAPI:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_request: Request, error: RequestValidationError) -> Response:
-        words = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
-        return respond(Problem(422, words))
+        return respond(Problem(422, in_words(error.errors())))
 
     @app.exception_handler(HTTPException)
     async def refused(_request: Request, error: HTTPException) -> Response:
@@ -268,9 +260,7 @@ def _described(record: Record, *, dataset: str, file_ending: str) -> dict[str, A
 
 
 def _answers() -> dict[int | str, dict[str, Any]]:
-    binary = {"schema": {"type": "string", "format": "binary"}}
-    content = {_GZIP: binary, _BINARY: binary, "application/json": {"schema": {"type": "object"}}}
-    return {200: {"description": "The segmentation, or its volumes in ml.", "content": content}, **documented()}
+    return {**documented_segmentation("The segmentation, or its volumes in ml."), **documented()}
 
 
 def _report(task: asyncio.Task[None]) -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import ipaddress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from nnunet_jobs.contract.failure import ConfigError
+from nnunet_jobs.contract.loopback import is_loopback
 from nnunet_jobs.contract.workspace import Workspace
 from nnunet_jobs.prediction.settings import Settings
 
@@ -44,16 +44,11 @@ class ServeSettings:
     cpus: int = 0
 
     def __post_init__(self) -> None:
-        if self.host != "localhost":
-            try:
-                inside = ipaddress.ip_address(self.host).is_loopback
-            except ValueError:
-                inside = False
-            if not inside:
-                raise ConfigError(
-                    f"host={self.host!r}: the server has no login and listens on loopback or a Unix socket only; use 127.0.0.1 or uds, "
-                    "and a proxy such as docker/nginx.conf in front"
-                )
+        if not is_loopback(self.host):
+            raise ConfigError(
+                f"host={self.host!r}: the server has no login and listens on loopback or a Unix socket only; use 127.0.0.1 or uds, "
+                "and a proxy such as docker/nginx.conf in front"
+            )
         for name in ("waiting", "timeout_s", "upload_mib", "image_mib", "models_mib", "drain_s"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name}={getattr(self, name)!r}: must be more than 0")

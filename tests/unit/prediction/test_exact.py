@@ -17,7 +17,7 @@ from nnunet_jobs.context import StepContext
 from nnunet_jobs.contract.params import PredictParams
 from nnunet_jobs.contract.workspace import Workspace
 from nnunet_jobs.steps.predict import run
-from support.prediction import CONFIGURATIONS, PLANS, TRAINER, job_dir, preprocessed, write_card
+from support.prediction import CONFIGURATIONS, PLANS, TRAINER, job_dir, preprocessed, segmentations, write_card
 from support.preprocessing import DATASET, PROJECT
 
 pytestmark = [
@@ -82,10 +82,6 @@ def ours(workspace: Workspace, output: str, members: Mapping[str, list[int]], st
     result = run(params, StepContext(workspace=workspace, job=job_dir(workspace), cpus=2))
     assert result["predicted"] == 2
     return segmentations(folder)
-
-
-def segmentations(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.glob("*.nii.gz"))}
 
 
 def test_real_cases_with_regions_give_the_bytes_of_the_stock_commands(workspace: Workspace, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from nnunet_jobs.contract.params import PredictParams
 from nnunet_jobs.contract.workspace import Workspace
 from nnunet_jobs.dataset.phantom import write_phantom
 from nnunet_jobs.steps.predict import run
-from support.prediction import PLANS, TRAINER, job_dir, preprocessed, save_random_folds, write_card
+from support.prediction import PLANS, TRAINER, job_dir, preprocessed, save_random_folds, segmentations, write_card
 from support.preprocessing import DATASET, PROJECT
 
 pytestmark = [
@@ -71,10 +71,6 @@ def stock(command: str, workspace: Workspace, *arguments: str | Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-
-
-def segmentations(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.glob("*.nii.gz"))}
 
 
 def incoming(home: Workspace, tmp_path: Path, copies: int = 1) -> Path:
