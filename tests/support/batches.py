@@ -19,8 +19,9 @@ from support.prediction import job_dir
 from support.serving import PROJECT
 from support.stages import DATASET
 
-ABORT_CHECK, ABORT_ITK, ABORT_JOB = b"PLEASE-ABORT", b"ABORT-ITK", b"ABORT-JOB"
-"""Words in an image that the processes with hooks obey: the check's decompressor, SimpleITK anywhere, SimpleITK in the job only."""
+ABORT_CHECK, ABORT_ONCE, ABORT_ITK, ABORT_JOB = b"PLEASE-ABORT", b"ABORT-ONCE", b"ABORT-ITK", b"ABORT-JOB"
+"""Words in an image that the processes with hooks obey: the check's decompressor each time or the first time, SimpleITK anywhere,
+SimpleITK in the job only."""
 
 HOOKS = ("reader_hooks", "itk_hooks")
 

@@ -107,12 +107,15 @@ class Service:
 
 
 class ServerProcess(Service):
-    """``python -m nnunet_jobs serve`` as a context manager; ready when entered, gone when left."""
+    """``python -m nnunet_jobs serve`` as a context manager; ready when entered, gone when left. ``hooks``: see support.batches."""
 
-    def __init__(self, workspace: Workspace, log: Path, *options: str, temporary: Path, uds: Path | None = None) -> None:
+    def __init__(
+        self, workspace: Workspace, log: Path, *options: str, temporary: Path, uds: Path | None = None, hooks: str | None = None
+    ) -> None:
         super().__init__(uds=uds)
         self.workspace, self.log, self.temporary = workspace, log, temporary
         self.options = options
+        self.paths = [PROJECT / "plugins", *([PROJECT / "tests" / "support" / hooks] if hooks else [])]
 
     def __enter__(self) -> ServerProcess:
         self.temporary.mkdir(exist_ok=True)
@@ -125,7 +128,7 @@ class ServerProcess(Service):
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                env={**os.environ, "PYTHONPATH": str(PROJECT / "plugins"), "TMPDIR": str(self.temporary)},
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, self.paths)), "TMPDIR": str(self.temporary)},
             )
         try:
             wait_for(self._ready, timeout_s=120, what="the server; its log is " + str(self.log))

@@ -24,6 +24,10 @@ class Broken(Exception):
     """A worker gave no answer. The text says why, without anything that the file says."""
 
 
+class Died(Broken):
+    """The worker's process ended, by itself or by somebody's signal. The next task gets a new one."""
+
+
 class Workers:
     """A few worker processes that do the tasks of :mod:`nnunet_jobs.dicom.worker`. Thread-safe; a context manager.
 
@@ -62,7 +66,7 @@ class Workers:
             memory_mib: that the task may take beside what the worker has already. beat: called while waiting; may raise to give up.
 
         Raises:
-            Broken: it died, took too long or too much memory, or raised. OSError: no space left where it writes.
+            Died: its process ended. Broken: it took too long or too much memory, or raised. OSError: no space left where it writes.
         """
         worker = self._idle.get()
         try:
@@ -109,7 +113,7 @@ class _Worker:
             pipe.write(json.dumps(request).encode() + b"\n")
             pipe.flush()
         except BrokenPipeError:
-            raise Broken(self._death()) from None
+            raise Died(self._death()) from None
         deadline = time.monotonic() + timeout_s
         while b"\n" not in self._rest:
             beat()
@@ -118,7 +122,7 @@ class _Worker:
             if select.select([self._answers], [], [], _POLL_S)[0]:
                 chunk = os.read(self._answers, 1 << 20)
                 if not chunk:
-                    raise Broken(self._death())
+                    raise Died(self._death())
                 self._rest += chunk
         line, _, self._rest = self._rest.partition(b"\n")
         answer: dict[str, Any] = json.loads(line)

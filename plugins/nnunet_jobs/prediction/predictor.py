@@ -42,8 +42,7 @@ class Predictor:
     Args:
         model: members, folds and postprocessing; each file is verified against the card while it is loaded.
         context: device, cores, stop request and signs of life. settings: how to predict.
-        reserve: called with the bytes that an image needs before it is read; may raise MemoryError.
-        reading: how images are checked and read; in the calling thread, with ``reserve``, when left out.
+        reading: how images are checked and read; in the calling thread when left out.
         review: what else is looked at and recorded; nothing when left out.
 
     Raises:
@@ -56,7 +55,6 @@ class Predictor:
         context: StepContext,
         settings: Settings | None = None,
         *,
-        reserve: Callable[[int], None] = lambda _size: None,
         reading: Reading | None = None,
         review: Review | None = None,
     ) -> None:
@@ -65,7 +63,7 @@ class Predictor:
         self.model = model
         self.settings = settings or Settings()
         self._context = context
-        self._reading = reading or ReadHere(reserve)
+        self._reading = reading or ReadHere()
         self._review = review or Review()
         device = torch.device(context.device)
         torch.set_num_threads(max(1, context.cpus))

@@ -17,23 +17,49 @@ def check(data: dict[str, Any]) -> dict[str, Any]:
     """Look for faults as :func:`~nnunet_jobs.prediction.cases.check_images` does.
 
     Args:
-        data: ``case``, ``images`` (paths), ``file_ending``, ``channels``, and ``reader``: name of nnU-Net's reader to try as well, or None.
+        data: ``case``, ``images`` (paths), ``file_ending``, ``channels``, ``reader``: name of nnU-Net's reader to try as well, or None,
+            and ``image_bytes``: what an image may need in memory, or None.
 
     Returns:
-        ``problem`` and ``faults``, or None and none.
+        ``problem`` and ``faults``, or None and none; ``needs``: bytes of an image that needs more than it may.
     """
     from nnunet_jobs.prediction.cases import Case, check_images
 
     case = Case(case=data["case"], images=tuple(map(Path, data["images"])))
-    try:
-        check_images(case, file_ending=data["file_ending"], channels=data["channels"])
-    except DataError as error:
-        return {"problem": str(error), "faults": [asdict(fault) for fault in error.faults]}
-    if data["reader"]:
-        from nnunetv2.imageio.reader_writer_registry import recursive_find_reader_writer_by_name
+    allowed = data["image_bytes"]
 
-        recursive_find_reader_writer_by_name(data["reader"])().read_images(data["images"])
-    return {"problem": None, "faults": []}
+    def reserve(size: int) -> None:
+        if allowed is not None and size > allowed:
+            raise _TooLarge(size)
+
+    try:
+        check_images(case, file_ending=data["file_ending"], channels=data["channels"], reserve=reserve)
+    except DataError as error:
+        return {"problem": str(error), "faults": [asdict(fault) for fault in error.faults], "needs": None}
+    except _TooLarge as error:
+        return {"problem": None, "faults": [], "needs": error.size}
+    if data["reader"]:
+        _try_reader(data["reader"], data["images"])
+    return {"problem": None, "faults": [], "needs": None}
+
+
+class _TooLarge(MemoryError):
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+
+
+def _try_reader(name: str, images: list[str]) -> None:
+    """See whether nnU-Net's reader lives through these files. What it raises it will raise again where it is heard and has a name."""
+    from nnunetv2.imageio.reader_writer_registry import recursive_find_reader_writer_by_name
+
+    reader = recursive_find_reader_writer_by_name(name)()
+    try:
+        reader.read_images(images)
+    except MemoryError:
+        raise
+    except Exception:
+        return
 
 
 def _find(name: str) -> worker.Task:

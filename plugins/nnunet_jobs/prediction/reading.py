@@ -1,26 +1,29 @@
 """Reading foreign images so that one that kills its reader costs a case, not the job.
 
-Two guards, since a case is read twice. The check of every byte, where damaged files do their harm, is made in a warm process beside the
+Two guards, since an image is read twice. The check of every byte, where damaged files do their harm, is made in a warm process beside the
 job: it was made anyway, so that costs nothing but the process's start, which passes while the model is loaded. nnU-Net's own reader stays
 in the job, because its arrays would have to be carried over and every custom reader's properties with them. While it reads and
 preprocesses, a marker file names the case. A marker that is still there when the next attempt begins makes its case a suspect: it comes
 by itself, after all others; the process beside tries nnU-Net's reader on it first, and one that has ended two attempts all the same is
-not tried any more.
+not tried any more. A predictor server has no next attempt, so there the process beside tries nnU-Net's reader on every image.
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 from nnunet_jobs import host
 from nnunet_jobs.contract.failure import Bug, DataError, Fault
 from nnunet_jobs.dataset.faults import Code
-from nnunet_jobs.dicom.guard import Broken, Workers
+from nnunet_jobs.dicom.guard import Broken, Died, Workers
 from nnunet_jobs.prediction.cases import Case, check_images
+
+log = logging.getLogger("nnunet_jobs")
 
 _TIME_LIMIT_S = 60.0  # for a case without bytes, plus a second for each MiB: slower than any disk that a hospital would wait for
 _MEMORY = 0.8  # share of what the host or its cgroup allows
@@ -41,14 +44,40 @@ class Reading(Protocol):
 
 
 class ReadHere:
-    """In the calling thread. ``reserve``: called with the bytes that an image needs before it is read; may raise MemoryError."""
-
-    def __init__(self, reserve: Callable[[int], None] = lambda _size: None) -> None:
-        self._reserve = reserve
+    """In the calling thread."""
 
     def check(self, case: Case, *, file_ending: str, channels: int, reader: str, beat: Beat) -> None:
         """See :class:`Reading`."""
-        check_images(case, file_ending=file_ending, channels=channels, beat=beat, reserve=self._reserve)
+        check_images(case, file_ending=file_ending, channels=channels, beat=beat)
+
+    def reading(self, case: Case) -> contextlib.AbstractContextManager[None]:
+        """See :class:`Reading`."""
+        return contextlib.nullcontext()
+
+
+class ReadUploads:
+    """In a process of its own, which tries nnU-Net's reader too: for a server, which must outlive every image. A context manager.
+
+    Args:
+        image_mib: what one image may need in memory. setting: its name, for who is refused.
+    """
+
+    def __init__(self, *, image_mib: int, setting: str) -> None:
+        self._image_mib, self._setting = image_mib, setting
+        self._process = _Process(memory_mib=int(host.memory_mib() * _MEMORY), image_bytes=image_mib << 20)
+
+    def __enter__(self) -> Self:
+        self._process.__enter__()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._process.__exit__(kind, error, trace)
+
+    def check(self, case: Case, *, file_ending: str, channels: int, reader: str, beat: Beat) -> None:
+        """See :class:`Reading`; MemoryError for an image that needs more memory than it may."""
+        needs = self._process.check(case, file_ending=file_ending, channels=channels, reader=reader, beat=beat)
+        if needs is not None:
+            raise MemoryError(f"it needs {needs >> 20} MiB, {self._image_mib} are allowed ({self._setting})")
 
     def reading(self, case: Case) -> contextlib.AbstractContextManager[None]:
         """See :class:`Reading`."""
@@ -64,18 +93,16 @@ class ReadBeside:
 
     def __init__(self, markers: Path, *, memory_mib: int | None = None) -> None:
         self._markers = markers
-        self._memory_mib = int((memory_mib or host.memory_mib()) * _MEMORY)
-        self._workers = Workers(1, program="nnunet_jobs.prediction.reader")
+        self._process = _Process(memory_mib=int((memory_mib or host.memory_mib()) * _MEMORY))
         markers.mkdir(parents=True, exist_ok=True)
         self._deaths = {path.name: _count(path) for path in markers.iterdir()}
 
     def __enter__(self) -> Self:
-        self._workers.__enter__()
-        self._workers.start()
+        self._process.__enter__()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._workers.__exit__(kind, error, trace)
+        self._process.__exit__(kind, error, trace)
         with contextlib.suppress(OSError):
             self._markers.rmdir()  # holds other parts' markers otherwise
 
@@ -91,16 +118,7 @@ class ReadBeside:
             if deaths >= _MOST_DEATHS:
                 message = f"{deaths} attempts ended while it was read and preprocessed; look at their logs, else write the files anew"
                 raise _crashed(case, message)
-            data = {"case": case.case, "images": [str(path) for path in case.images], "file_ending": file_ending, "channels": channels}
-            limit = _TIME_LIMIT_S + _size(case) / (1 << 20)
-            request = {**data, "reader": reader if deaths else None}
-            try:
-                answer = self._workers.call("check", request, timeout_s=limit, memory_mib=self._memory_mib, beat=beat)
-            except Broken as broken:
-                self._require_readers()
-                raise _crashed(case, f"{broken}; write its files anew, or give the job more memory if they are large") from broken
-            if answer["problem"]:
-                raise DataError(answer["problem"], faults=[Fault(**fault) for fault in answer["faults"]])
+            self._process.check(case, file_ending=file_ending, channels=channels, reader=reader if deaths else None, beat=beat)
         except DataError:
             self._forget(case)  # it has its reason now; files that were mended deserve a fresh try
             raise
@@ -115,16 +133,64 @@ class ReadBeside:
         finally:
             self._forget(case)
 
-    def _require_readers(self) -> None:
-        """Raise Bug when no reading process works at all: then it is not the case's fault."""
-        try:
-            self._workers.call("ready", {}, timeout_s=_START_S, memory_mib=self._memory_mib, beat=lambda: None)
-        except Broken as broken:
-            raise Bug(f"the process that reads images cannot be started: {broken}; see whether Python starts on this host") from broken
-
     def _forget(self, case: Case) -> None:
         (self._markers / case.case).unlink(missing_ok=True)
         self._deaths.pop(case.case, None)
+
+
+class _Process:
+    """One process of :mod:`nnunet_jobs.prediction.reader`, replaced when it dies; a context manager.
+
+    Args:
+        memory_mib: that it may take. image_bytes: see :func:`nnunet_jobs.prediction.reader.check`.
+    """
+
+    def __init__(self, *, memory_mib: int, image_bytes: int | None = None) -> None:
+        self._memory_mib, self._image_bytes = memory_mib, image_bytes
+        self._workers = Workers(1, program="nnunet_jobs.prediction.reader")
+
+    def __enter__(self) -> Self:
+        self._workers.__enter__()
+        self._workers.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._workers.__exit__(kind, error, trace)
+
+    def check(self, case: Case, *, file_ending: str, channels: int, reader: str | None, beat: Beat) -> int | None:
+        """Bytes of an image that needs more memory than it may, else None; DataError with the faults of a case."""
+        request = {
+            "case": case.case,
+            "images": [str(path) for path in case.images],
+            "file_ending": file_ending,
+            "channels": channels,
+            "reader": reader,
+            "image_bytes": self._image_bytes,
+        }
+        limit = _TIME_LIMIT_S + _size(case) / (1 << 20)
+        try:
+            try:
+                answer = self._call("check", request, limit, beat)
+            except Died as died:  # a process may be killed for what another did, by a kernel short of memory say; a bad file kills two
+                log.warning("case %s is read once more: %s", case.case, died)
+                answer = self._call("check", request, limit, beat)
+        except Broken as broken:
+            self._require_start()
+            raise _crashed(case, f"{broken}; write its files anew, or allow it more memory if they are large") from broken
+        if answer["problem"]:
+            raise DataError(answer["problem"], faults=[Fault(**fault) for fault in answer["faults"]])
+        needs: int | None = answer["needs"]
+        return needs
+
+    def _call(self, task: str, request: dict[str, Any], timeout_s: float, beat: Beat) -> dict[str, Any]:
+        return self._workers.call(task, request, timeout_s=timeout_s, memory_mib=self._memory_mib, beat=beat)
+
+    def _require_start(self) -> None:
+        """Raise Bug when no reading process works at all: then it is not the case's fault."""
+        try:
+            self._call("ready", {}, _START_S, lambda: None)
+        except Broken as broken:
+            raise Bug(f"the process that reads images cannot be started: {broken}; see whether Python starts on this host") from broken
 
 
 def _crashed(case: Case, message: str) -> DataError:

@@ -28,7 +28,6 @@ from nnunet_jobs.serving.settings import ServeSettings
 log = logging.getLogger("nnunet_jobs")
 
 EXIT_DONE, EXIT_REFUSED = 0, 3
-_MIB = 1 << 20
 
 
 def add_serve(commands: Any) -> None:
@@ -84,6 +83,7 @@ def _run(settings: ServeSettings) -> None:
         # A server shares its host with jobs and other servers. Threads that spin while they wait for each other then take the cores
         # from those that they wait for: of 2 busy cores, 6.1 s a request where sleeping ones took 0.5 s.
         os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+        from nnunet_jobs.prediction.reading import ReadUploads
         from nnunet_jobs.serving.app import Server, create_app
         from nnunet_jobs.serving.listening import listen
         from nnunet_jobs.serving.models import WarmModels
@@ -92,13 +92,10 @@ def _run(settings: ServeSettings) -> None:
         job.path.mkdir()
         context = StepContext(workspace=settings.workspace, job=job, device=placement.device, gpus=placement.gpus, cpus=cpus)
 
-        def reserve(size: int) -> None:
-            if size > settings.image_mib * _MIB:
-                raise MemoryError(f"it needs {size // _MIB} MiB, {settings.image_mib} are allowed (--image-mib)")
-
-        models = WarmModels(settings.workspace, context, settings.prediction, limit_mib=settings.models_mib, reserve=reserve)
-        server = Server(settings, models)
-        listen(create_app(server), server)
+        with ReadUploads(image_mib=settings.image_mib, setting="--image-mib") as reading:
+            models = WarmModels(settings.workspace, context, settings.prediction, limit_mib=settings.models_mib, reading=reading)
+            server = Server(settings, models)
+            listen(create_app(server), server)
     finally:
         if placement.lease:
             placement.lease.release()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
 
 from nnunet_jobs.context import StepContext
 from nnunet_jobs.contract.failure import JobError
@@ -13,6 +12,7 @@ from nnunet_jobs.contract.workspace import Workspace
 from nnunet_jobs.prediction.model import SelectedModel, resolve_model
 from nnunet_jobs.prediction.predictor import Predictor
 from nnunet_jobs.prediction.quality import Expected
+from nnunet_jobs.prediction.reading import Reading
 from nnunet_jobs.prediction.review import Review
 from nnunet_jobs.prediction.settings import Settings
 
@@ -24,16 +24,14 @@ class WarmModels:
 
     Args:
         context: device and cores of the server. settings: how to predict. limit_mib: for the weights of all models together; the one
-            in use always stays. reserve: see :class:`Predictor`.
+            in use always stays. reading: see :class:`Predictor`.
     """
 
-    def __init__(
-        self, workspace: Workspace, context: StepContext, settings: Settings, *, limit_mib: int, reserve: Callable[[int], None]
-    ) -> None:
+    def __init__(self, workspace: Workspace, context: StepContext, settings: Settings, *, limit_mib: int, reading: Reading) -> None:
         self.workspace = workspace
         self.limit_mib = limit_mib
         self.loads = 0
-        self._context, self._settings, self._reserve = context, settings, reserve
+        self._context, self._settings, self._reading = context, settings, reading
         self._warm: OrderedDict[tuple[str, str], Predictor] = OrderedDict()
         self._lock = threading.Lock()
         self._loading = threading.Lock()
@@ -90,7 +88,7 @@ class WarmModels:
                     self._warm.move_to_end(key)
                     return self._warm[key]
             review = Review(Expected.of(model))
-            predictor = Predictor(model, self._context, self._settings, reserve=self._reserve, review=review)
+            predictor = Predictor(model, self._context, self._settings, reading=self._reading, review=review)
             self.loads += 1
             with self._lock:
                 self._warm[key] = predictor

@@ -3,6 +3,7 @@
 That is what a damaged file does to a reader in C; here it is done on purpose, in the real process, on the real path.
 """
 
+import contextlib
 import os
 import time
 import zlib
@@ -18,6 +19,10 @@ class _Treacherous:
         out = self._inner.decompress(data, *arguments)
         if b"PLEASE-ABORT" in out:
             os.abort()
+        if b"ABORT-ONCE" in out:
+            with contextlib.suppress(FileExistsError):
+                os.close(os.open(os.environ["READER_ABORTED_FILE"], os.O_CREAT | os.O_EXCL))
+                os.abort()
         if b"PLEASE-HANG" in out:
             with open(os.environ["READER_PID_FILE"], "w") as file:
                 file.write(str(os.getpid()))

@@ -17,13 +17,15 @@ from pathlib import Path
 import httpx
 import pytest
 
+from nnunet_jobs import processes
 from nnunet_jobs.context import StepContext
 from nnunet_jobs.contract.files import read_json, repoint, sha256_file
 from nnunet_jobs.contract.params import PredictParams
 from nnunet_jobs.contract.workspace import Workspace
 from nnunet_jobs.leases import Ledger
 from nnunet_jobs.steps.predict import run
-from support.jobs import wait_for
+from support.batches import ABORT_ITK, poison
+from support.jobs import wait_for, wait_gone
 from support.prediction import job_dir
 from support.serving import DATASET, FULL, ServerProcess, make_image, make_model, make_workspace
 
@@ -132,6 +134,24 @@ def test_fault_57_what_only_nnunets_reader_refuses_is_the_images_fault(server: S
     path.write_bytes(gzip.compress(bytes(bent), 1))
     answer = server.predict([path])
     assert (answer.status_code, "reader refuses it" in answer.text, str(server.temporary) in answer.text) == (422, True, False)
+
+
+def test_fault_44_an_image_that_kills_its_reader_leaves_the_server_alive(home: Workspace, image: Path, tmp_path: Path) -> None:
+    deadly = tmp_path / "deadly_0000.nii.gz"
+    deadly.write_bytes(image.read_bytes())
+    poison(deadly, ABORT_ITK)
+    large = make_image(tmp_path / "large_0000.nii.gz", repeat=12)
+    with ServerProcess(home, tmp_path / "log", "--image-mib", "4", temporary=tmp_path / "tmp", hooks="itk_hooks") as server:
+        for _ in range(2):
+            answer = server.predict([deadly])
+            assert (answer.status_code, "reader_crashed" in answer.json()["detail"]) == (422, True), answer.text
+            assert server.predict([image]).status_code == 200
+        answer = server.predict([large])
+        assert (answer.status_code, "4 are allowed (--image-mib)" in answer.json()["detail"]) == (413, True), answer.text
+        readers = processes.descendants(server.process.pid)
+        assert len(readers) == 1
+        assert not server.leftovers()
+    wait_gone(*readers)
 
 
 def test_a_body_that_grows_without_a_length_is_stopped(server: ServerProcess) -> None:
