@@ -12,6 +12,9 @@ from nnunet_jobs.contract.workspace import Workspace
 from support.containers import make_engine
 from support.engine import Engine
 
+# As jobs have it, see nnunet_jobs.allowance; read once, when torch is imported. Test workers share the cores.
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+
 PROJECT = Path(__file__).resolve().parent.parent
 # Two workers end at about the same time when the longest files come first.
 LONGEST = (

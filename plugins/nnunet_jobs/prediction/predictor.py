@@ -66,8 +66,9 @@ class Predictor:
         self._reading = reading or ReadHere()
         self._review = review or Review()
         device = torch.device(context.device)
-        torch.set_num_threads(max(1, context.cpus))
-        self._networks = {stage: StageNetwork(model, stage, device=device, fast=self.settings.fast) for stage in model.stages()}
+        cpus = max(1, context.cpus)
+        torch.set_num_threads(cpus)
+        self._networks = {stage: StageNetwork(model, stage, device=device, cpus=cpus, fast=self.settings.fast) for stage in model.stages()}
         self._last = self._networks[model.members[0]]
 
     def predict(

@@ -2,7 +2,7 @@
 
 Same arithmetic in the same order as ``nnUNetPredictor``, so the results are the same bytes. That class lives in a module
 that imports torch's compiler (4 s) and, through the trainers, all of training; here the window also reports life and
-looks for a stop request at every tile.
+looks for a stop request at every tile. On a CPU several windows can be under way side by side; they are added up in their order.
 """
 
 from __future__ import annotations
@@ -10,10 +10,14 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 log = logging.getLogger("nnunet_jobs")
+
+_Windows = Sequence[tuple[Any, ...]]
 
 
 def window_slices(shape: Sequence[int], patch: Sequence[int], step_size: float) -> list[tuple[Any, ...]]:
@@ -46,6 +50,7 @@ def predict_logits(
     on_tile: Callable[[], None],
     tiles: int = 1,
     half: bool = False,
+    lanes: int = 1,
 ) -> Any:
     """Logits of one preprocessed image, averaged over overlapping windows with Gaussian weights.
 
@@ -56,6 +61,7 @@ def predict_logits(
         on_tile: called before every window; may raise to stop.
         tiles: windows given to the network at once; more than one may change the last bits.
         half: the network's weights are in half precision, so the image must be too.
+        lanes: threads that give windows to the network side by side, on one core each; with 1 the calling thread does, on torch's.
 
     Returns:
         Half-precision tensor (head, x, y, z) on the CPU, of ``data``'s spatial shape.
@@ -73,6 +79,7 @@ def predict_logits(
         slices = window_slices(padded.shape[1:], patch, step_size)
         arguments = {
             "heads": heads, "patch": patch, "mirror_axes": mirror_axes, "device": device, "on_tile": on_tile, "tiles": tiles, "half": half,
+            "lanes": lanes,
         }  # fmt: skip
         try:
             logits = _accumulate(network, padded, slices, results_on=device if cuda else torch.device("cpu"), **arguments)
@@ -98,6 +105,7 @@ def _accumulate(
     on_tile: Callable[[], None],
     tiles: int,
     half: bool,
+    lanes: int,
 ) -> Any:
     import torch
     from nnunetv2.inference.sliding_window_prediction import compute_gaussian
@@ -106,14 +114,17 @@ def _accumulate(
     logits = torch.zeros((heads, *padded.shape[1:]), dtype=torch.half, device=results_on)
     weights = torch.zeros(padded.shape[1:], dtype=torch.half, device=results_on)
     gaussian = compute_gaussian(tuple(patch), sigma_scale=1.0 / 8, value_scaling_factor=10, device=results_on)
-    for first in range(0, len(slices), tiles):
-        on_tile()
-        windows = slices[first : first + tiles]
-        if len(windows) == 1:
-            batch = torch.clone(padded[windows[0]][None], memory_format=torch.contiguous_format).to(device)
-        else:
-            batch = torch.stack([padded[window] for window in windows]).to(device)
-        predictions = _mirrored(network, batch.half() if half else batch, mirror_axes).to(results_on)
+
+    def infer(windows: Sequence[tuple[Any, ...]]) -> Any:
+        with torch.inference_mode():  # counts for one thread
+            if len(windows) == 1:
+                batch = torch.clone(padded[windows[0]][None], memory_format=torch.contiguous_format).to(device)
+            else:
+                batch = torch.stack([padded[window] for window in windows]).to(device)
+            return _mirrored(network, batch.half() if half else batch, mirror_axes).to(results_on)
+
+    groups = [slices[first : first + tiles] for first in range(0, len(slices), tiles)]
+    for windows, predictions in _in_lanes(infer, groups, min(lanes, len(groups)), on_tile):
         for window, prediction in zip(windows, predictions, strict=True):
             prediction *= gaussian
             logits[window] += prediction
@@ -122,6 +133,34 @@ def _accumulate(
     if torch.any(torch.isinf(logits)):
         raise RuntimeError("the network gave infinite values for this image")
     return logits
+
+
+def _in_lanes(
+    infer: Callable[[_Windows], Any], groups: Sequence[_Windows], lanes: int, on_tile: Callable[[], None]
+) -> Iterator[tuple[_Windows, Any]]:
+    """Each group and what ``infer`` makes of it, in their order; a few are ahead of the one that is given out."""
+    import torch
+
+    if lanes == 1:
+        for windows in groups:
+            on_tile()
+            yield windows, infer(windows)
+        return
+    ahead: deque[tuple[_Windows, Future[Any]]] = deque()
+    with ThreadPoolExecutor(lanes, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        try:
+            for windows in groups:
+                on_tile()
+                ahead.append((windows, pool.submit(infer, windows)))
+                if len(ahead) > 2 * lanes:
+                    first, future = ahead.popleft()
+                    yield first, future.result()
+            while ahead:
+                first, future = ahead.popleft()
+                yield first, future.result()
+        finally:
+            for _, future in ahead:
+                future.cancel()
 
 
 def _mirrored(network: Any, tile: Any, mirror_axes: Sequence[int] | None) -> Any:

@@ -80,9 +80,6 @@ def _run(settings: ServeSettings) -> None:
         # before torch and nnU-Net are imported: both read their environment once
         os.environ.update(allowance.environment(cpus=cpus, device=placement.device, gpus=placement.gpus, step="predict"))
         os.environ.update(settings.workspace.nnunet_environment())
-        # A server shares its host with jobs and other servers. Threads that spin while they wait for each other then take the cores
-        # from those that they wait for: of 2 busy cores, 6.1 s a request where sleeping ones took 0.5 s.
-        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
         from nnunet_jobs.prediction.reading import ReadUploads
         from nnunet_jobs.serving.app import Server, create_app
         from nnunet_jobs.serving.listening import listen

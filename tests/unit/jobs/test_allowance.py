@@ -69,3 +69,11 @@ def test_a_gpu_job_sees_its_gpus_by_uuid() -> None:
     found = allowance.environment(cpus=4, device="cuda", gpus=("GPU-b", "GPU-a"), step="train")
     assert found["CUDA_VISIBLE_DEVICES"] == "GPU-b,GPU-a"
     assert os.path.isdir(os.path.join(found["PYTHONPATH"].split(os.pathsep)[0], "nnunet_jobs"))
+
+
+def test_threads_spin_shortly_unless_the_environment_says_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.delenv(name, raising=False)
+    assert allowance.environment(cpus=2, device="cpu", gpus=(), step="train")["GOMP_SPINCOUNT"] == "1000"
+    monkeypatch.setenv("OMP_WAIT_POLICY", "passive")
+    assert "GOMP_SPINCOUNT" not in allowance.environment(cpus=2, device="cpu", gpus=(), step="train")

@@ -41,7 +41,7 @@ def logits(workspace: Workspace, *fast: str) -> Any:
     import torch
 
     model = resolve_model(workspace, DATASET, None)
-    network = StageNetwork(model, model.members[0], device=torch.device("cpu"), fast=fast)
+    network = StageNetwork(model, model.members[0], device=torch.device("cpu"), cpus=1, fast=fast)
     data = torch.randn((1, 30, 40, 30), generator=torch.Generator().manual_seed(0))
     return network.logits(data, mirroring=True, step_size=0.5, on_tile=lambda: None).float().numpy()
 
