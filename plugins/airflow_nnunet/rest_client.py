@@ -60,9 +60,9 @@ class AirflowClient:
         Raises:
             RestError: an answer of 400 or more.
         """
-        for _ in range(_LOCKED_TRIES):
+        for left in reversed(range(_LOCKED_TRIES)):
             answer = self.send(method, f"api/v2/{path}", json=json, params=params, headers={"Accept": "application/json"})
-            if answer.status_code != 500 or _LOCKED not in answer.text:
+            if not left or answer.status_code != 500 or _LOCKED not in answer.text:
                 break
             time.sleep(_LOCKED_WAIT_S)
         if answer.status_code >= 400:
