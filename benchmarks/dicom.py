@@ -27,8 +27,9 @@ from nnunet_jobs.contract.params import RegisterParams  # noqa: E402
 from nnunet_jobs.contract.workspace import Workspace  # noqa: E402
 from nnunet_jobs.dicom.convert import write_nifti  # noqa: E402
 from nnunet_jobs.dicom.geometry import grid_of  # noqa: E402
-from nnunet_jobs.dicom.guard import Workers  # noqa: E402
 from nnunet_jobs.dicom.series import scan  # noqa: E402
+from nnunet_jobs.dicom.worker import dicom_workers  # noqa: E402
+from nnunet_jobs.guard import Workers  # noqa: E402
 from nnunet_jobs.steps import register  # noqa: E402
 from support.data import context  # noqa: E402
 from support.data import write_nifti as write_label  # noqa: E402
@@ -62,7 +63,7 @@ def main() -> None:
                 out.mkdir()
                 command = [tool, "-z", "y", "-b", "n", "-o", str(out), str(options.source)]
                 other.append(seconds(lambda command=command: subprocess.run(command, capture_output=True, check=True)))  # type: ignore[misc]
-            with Workers(1) as workers:
+            with dicom_workers(1) as workers:
                 cold.append(seconds(lambda: convert(options.source, work / "cold.nii.gz", workers)))
                 warm.append(seconds(lambda: convert(options.source, work / "warm.nii.gz", workers)))
         first, again = registration(options.source, work)
@@ -93,7 +94,7 @@ def registration(source: Path, work: Path) -> tuple[float, float]:
         dataset_id=4, name="Study", source=str(tree), layout="dicom", holdout_fraction=0.0,
         channel_names={"0": "MR"}, label_names={"background": 0, "bright": 1},
     )  # fmt: skip
-    with Workers(1) as workers:
+    with dicom_workers(1) as workers:
         convert(tree / "study", work / "image.nii.gz", workers)
     image = nibabel.load(work / "image.nii.gz")
     values = np.asanyarray(image.dataobj)

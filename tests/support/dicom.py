@@ -17,8 +17,9 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
 from nnunet_jobs.dicom.geometry import SeriesRefused, grid_of
-from nnunet_jobs.dicom.guard import Workers
 from nnunet_jobs.dicom.series import Scan, scan
+from nnunet_jobs.dicom.worker import dicom_workers
+from nnunet_jobs.guard import Workers
 
 CT, MR, PET = "1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.4", "1.2.840.10008.5.1.4.1.1.128"
 ENHANCED_CT = "1.2.840.10008.5.1.4.1.1.2.1"
@@ -124,7 +125,7 @@ def multiframe(
 @functools.cache
 def workers() -> Workers:
     """One pair of workers for all tests of a process: starting one takes longer than most tests."""
-    shared = Workers(2)
+    shared = dicom_workers(2)
     atexit.register(shared.__exit__, None, None, None)
     return shared
 

@@ -25,10 +25,11 @@ from nnunet_jobs.dataset.names import ENDINGS
 from nnunet_jobs.dataset.readers.volume import hash_file
 from nnunet_jobs.dicom import convert, label_task
 from nnunet_jobs.dicom.geometry import SeriesRefused, grid_of
-from nnunet_jobs.dicom.guard import Broken, Workers
 from nnunet_jobs.dicom.identity import Identity
 from nnunet_jobs.dicom.model import Grid, Series
 from nnunet_jobs.dicom.series import scan
+from nnunet_jobs.dicom.worker import dicom_workers
+from nnunet_jobs.guard import Broken, Workers
 
 log = logging.getLogger("nnunet_jobs")
 
@@ -105,7 +106,7 @@ class _Conversion:
     def run(self) -> tuple[list[_Converted], list[Fault]]:
         """Every case, and all faults: of files, then of cases."""
         threads = max(1, min(self.context.cpus, _THREADS))
-        with Workers(threads) as workers:
+        with dicom_workers(threads) as workers:
             found = scan(
                 self.root,
                 beat=self.beat,

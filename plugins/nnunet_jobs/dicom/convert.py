@@ -28,8 +28,9 @@ from nnunet_jobs.contract.failure import Fault
 from nnunet_jobs.contract.files import sync_directory, temporary_beside
 from nnunet_jobs.dataset.faults import Code
 from nnunet_jobs.dicom.geometry import SeriesRefused
-from nnunet_jobs.dicom.guard import Broken, Workers
 from nnunet_jobs.dicom.model import Grid, Series
+from nnunet_jobs.dicom.worker import dicom_workers
+from nnunet_jobs.guard import Broken, Workers
 
 VERSION = 1
 """Of the conversion; part of the names in the cache, so that a better converter converts again."""
@@ -88,7 +89,7 @@ def write_nifti(series: Series, grid: Grid, target: Path, *, beat: Callable[[], 
         SeriesRefused: pixels cannot be decoded, a file is no longer what was scanned, or decoding hangs or crashes.
     """
     if workers is None:
-        with Workers(1) as own:
+        with dicom_workers(1) as own:
             return write_nifti(series, grid, target, beat=beat, workers=own)
     mib = sum(size_of(instance.path) for instance in series.instances) / (1 << 20)
     try:

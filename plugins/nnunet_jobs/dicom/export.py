@@ -12,9 +12,10 @@ from pathlib import Path
 
 from nnunet_jobs.contract.failure import ConfigError
 from nnunet_jobs.contract.files import write_private
-from nnunet_jobs.dicom.guard import Broken, Workers
 from nnunet_jobs.dicom.identity import Identity
 from nnunet_jobs.dicom.series import Scan, walk
+from nnunet_jobs.dicom.worker import dicom_workers
+from nnunet_jobs.guard import Broken
 
 log = logging.getLogger("nnunet_jobs")
 
@@ -68,7 +69,7 @@ def export(source: Path, out: Path, private: Path, *, threads: int = 1, beat: Ca
         except Broken as broken:
             return {"refused": f"cannot be read: {broken}"}
 
-    with Workers(threads) as workers, concurrent.futures.ThreadPoolExecutor(max_workers=threads) as pool:
+    with dicom_workers(threads) as workers, concurrent.futures.ThreadPoolExecutor(max_workers=threads) as pool:
         for (number, path), answer in zip(files, pool.map(one, files), strict=True):
             if reason := answer.get("refused"):
                 done.refused[number] = reason

@@ -13,9 +13,10 @@ from typing import Any
 
 from nnunet_jobs.contract.failure import Fault
 from nnunet_jobs.dataset.faults import Code
-from nnunet_jobs.dicom.guard import Broken, Workers
 from nnunet_jobs.dicom.header import RTSTRUCT_CLASS, SEG_CLASSES
 from nnunet_jobs.dicom.model import Instance, Series
+from nnunet_jobs.dicom.worker import dicom_workers
+from nnunet_jobs.guard import Broken, Workers
 
 _HEADER_S = 60.0
 _HEADER_MIB = 512
@@ -68,7 +69,7 @@ def scan(
         threads: files at once. keywords: DICOM keywords wanted in ``Series.tags``. done: called with files read and files in all.
     """
     if workers is None:
-        with Workers(threads) as own:
+        with dicom_workers(threads) as own:
             return scan(root, beat=beat, workers=own, threads=threads, keywords=keywords, done=done)
     found = Scan()
     files = list(enumerate(walk(root, found, beat), 1))

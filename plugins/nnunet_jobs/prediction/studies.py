@@ -23,10 +23,11 @@ from nnunet_jobs.dataset.dicom_cases import DicomCase, cases_of, faults_of, keyw
 from nnunet_jobs.dataset.faults import Code
 from nnunet_jobs.dicom import convert
 from nnunet_jobs.dicom.geometry import SeriesRefused, grid_of
-from nnunet_jobs.dicom.guard import Broken, Workers
 from nnunet_jobs.dicom.identity import Identity
 from nnunet_jobs.dicom.model import Grid, Series
 from nnunet_jobs.dicom.series import scan
+from nnunet_jobs.dicom.worker import dicom_workers
+from nnunet_jobs.guard import Broken, Workers
 from nnunet_jobs.prediction.cases import Case
 from nnunet_jobs.prediction.export import label_values
 from nnunet_jobs.prediction.model import SelectedModel
@@ -95,7 +96,7 @@ class Studies:
 
     def convert(self, cases: Sequence[Case], context: StepContext) -> list[Case]:
         """Write the NIfTI files of these cases; those that cannot be converted come back with their reason."""
-        with Workers(max(1, context.cpus)) as workers:
+        with dicom_workers(max(1, context.cpus)) as workers:
 
             def one(name: str) -> Case:
                 case = by_name[name]

@@ -10,8 +10,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nnunet_jobs.contract.failure import Interrupted
-from nnunet_jobs.dicom.guard import Broken, Workers
 from nnunet_jobs.dicom.series import scan
+from nnunet_jobs.dicom.worker import dicom_workers
+from nnunet_jobs.guard import Broken
 from support.dicom import multiframe, save, scanned, slices, uid, workers
 from support.dicom_labels import CANARY, contours_of, write_rtstruct
 
@@ -160,7 +161,7 @@ def test_fault_57_a_deflated_bomb_is_a_fault(tmp_path: Path) -> None:
 
 def test_fault_44_a_reader_that_is_killed_costs_one_answer(tmp_path: Path) -> None:
     save(tmp_path, slices())
-    with Workers(1) as crew:
+    with dicom_workers(1) as crew:
         request = {"path": str(tmp_path / "000.dcm"), "keywords": []}
         limits = {"timeout_s": 30.0, "memory_mib": 512, "beat": lambda: None}
         assert crew.call("header", request, **limits)["dicom"]
@@ -175,7 +176,7 @@ def test_fault_44_a_reader_that_is_killed_costs_one_answer(tmp_path: Path) -> No
 
 def test_fault_44_a_reader_that_takes_too_long_is_ended(tmp_path: Path) -> None:
     save(tmp_path, slices())
-    with Workers(1) as crew:
+    with dicom_workers(1) as crew:
         request = {"path": str(tmp_path / "000.dcm"), "keywords": []}
         with pytest.raises(Broken, match="longer than 0 s"):
             crew.call("header", request, timeout_s=0.0, memory_mib=512, beat=lambda: None)

@@ -29,15 +29,15 @@ class Died(Broken):
 
 
 class Workers:
-    """A few worker processes that do the tasks of :mod:`nnunet_jobs.dicom.worker`. Thread-safe; a context manager.
+    """A few processes that do tasks for others. Thread-safe; a context manager.
 
     What a worker prints is dropped: libraries put file names and header values into their warnings.
 
     Args:
-        count: how many work at once. program: module that they run, :func:`nnunet_jobs.dicom.worker.main` with its tasks.
+        count: how many work at once. program: module that they run, :func:`nnunet_jobs.guarded.main` with its tasks.
     """
 
-    def __init__(self, count: int, *, program: str = "nnunet_jobs.dicom.worker") -> None:
+    def __init__(self, count: int, *, program: str) -> None:
         self._program = program
         self._idle: queue.SimpleQueue[_Worker | None] = queue.SimpleQueue()
         self._count = max(1, count)
