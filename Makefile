@@ -46,6 +46,7 @@ lint: $(VENV) ## ruff and the import contracts
 
 types: $(VENV) ## mypy --strict
 	.venv/bin/mypy
+	.venv/bin/mypy benchmarks docker/*.py
 
 check: lint types test ## what CI runs
 

@@ -25,11 +25,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import support.nginx as nginx
 from benchmarks._load import Timed, ask, below_me, load, mentioning, peak_mib, sampled_memory
 from benchmarks.prediction import CONFIGURATIONS, PROJECT, SOURCE, cli, job, prepare
 from nnunet_jobs import allowance
 from nnunet_jobs.contract.workspace import Workspace
-from support import nginx
 from support.prediction import PLANS, TRAINER, write_card
 from support.preprocessing import DATASET
 from support.serving import ServerProcess, Service

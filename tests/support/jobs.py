@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -172,14 +173,19 @@ def wait_for(condition: Callable[[], Any], *, timeout_s: float = 30.0, what: str
 def wait_final(job: JobDir, *, timeout_s: float = 40.0) -> JobStatus:
     """Status of a job whose attempt is over; shows the log when it does not end."""
     with contextlib.suppress(AssertionError):
-        return wait_for(lambda: (status := read_status(job)).final and status, timeout_s=timeout_s)
+        status: JobStatus = wait_for(lambda: (status := read_status(job)).final and status, timeout_s=timeout_s)
+        return status
     raise AssertionError(f"{job} does not end: {job.state()}\n{job.log.read_text()}")
 
 
 def wait_gone(*pids: int) -> None:
     """Until these processes have ended (zombies of a foreign parent count as ended)."""
     for pid in pids:
-        wait_for(lambda pid=pid: not is_alive(pid), what=f"end of process {pid}")
+        wait_for(partial(_is_gone, pid), what=f"end of process {pid}")
+
+
+def _is_gone(pid: int) -> bool:
+    return not is_alive(pid)
 
 
 def is_alive(pid: int) -> bool:
@@ -202,7 +208,8 @@ def child_of(job: JobDir) -> int:
                     return int(child)
         return None
 
-    return wait_for(find, what=f"the step of {job}")
+    pid: int = wait_for(find, what=f"the step of {job}")
+    return pid
 
 
 @contextlib.contextmanager

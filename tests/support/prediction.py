@@ -24,7 +24,7 @@ CONFIGURATIONS = {
 def preprocessed(workspace: Workspace, source: Path, cases: Sequence[str], holdout: Sequence[str], **dataset_json: Any) -> Path:
     """Register and preprocess; returns the version's dataset folder."""
     register(workspace, source, cases, holdout=holdout, **dataset_json)
-    fields = {"configurations": list(CONFIGURATIONS), "custom_configurations": CONFIGURATIONS, "folds": 2}
+    fields: dict[str, Any] = {"configurations": list(CONFIGURATIONS), "custom_configurations": CONFIGURATIONS, "folds": 2}
     result = result_of(start(workspace, **fields))
     return workspace.preprocessed_root(result["version"]) / DATASET
 

@@ -101,9 +101,9 @@ def _geometry(image: Path) -> tuple[list[int], list[float]]:
     import SimpleITK
 
     if image.suffix == ".png":
-        from skimage import io
+        from skimage.io import imread
 
-        return [1, *io.imread(image).shape[:2]], [999.0, 1.0, 1.0]
+        return [1, *imread(image).shape[:2]], [999.0, 1.0, 1.0]
     reader = SimpleITK.ImageFileReader()
     reader.SetFileName(str(image))
     reader.ReadImageInformation()
