@@ -25,11 +25,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import support.nginx as nginx
 from benchmarks._load import Timed, ask, below_me, load, mentioning, peak_mib, sampled_memory
 from benchmarks.prediction import CONFIGURATIONS, PROJECT, SOURCE, cli, job, prepare
 from nnunet_jobs import allowance
 from nnunet_jobs.contract.workspace import Workspace
+from support.nginx import lay_out, missing, running
 from support.prediction import PLANS, TRAINER, write_card
 from support.preprocessing import DATASET
 from support.serving import ServerProcess, Service
@@ -215,8 +215,8 @@ def ours_as_server(house: House) -> None:
         load(socket, PATH, house.images, requests=2, concurrency=1)
         for concurrency in CONCURRENCY:
             house.add(f"server, {concurrency} at once", measure(house, socket, [server], concurrency=concurrency))
-    if nginx.missing():
-        print(f"  not measured: {nginx.missing()}")
+    if missing():
+        print(f"  not measured: {missing()}")
         return
     for count in (1, 2):
         with servers(house, count) as several, front(Path(str(several[0].uds)).parent, count) as socket:
@@ -239,9 +239,9 @@ def front(sockets: Path, count: int) -> Iterator[Path]:
     ]
     if count == 1:
         changes.append((f"server unix:{sockets}/predictor-2.sock max_fails=0;", ""))
-    nginx.lay_out(folder, changes, front="predictors.conf")
+    lay_out(folder, changes, front="predictors.conf")
     service = Service(uds=sockets / "front.sock")
-    with nginx.running(folder, listens=lambda: service.answers("/healthz")):
+    with running(folder, listens=lambda: service.answers("/healthz")):
         yield sockets / "front.sock"
 
 
