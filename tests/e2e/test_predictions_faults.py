@@ -225,6 +225,12 @@ def test_fault_53_and_55_names_that_a_client_gives_are_seen_nowhere(served: Site
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def is_routed(case: Any) -> bool:
+    """Starlette's mounts do not match line breaks, so Airflow itself answers such an address, with its own 404."""
+    named = str((case.path_parameters or {}).get("prediction", ""))
+    return "\n" not in named and "%0A" not in named
+
+
 def test_fault_56_requests_from_the_schema_are_answered_as_documented(served: Site, alice: AirflowClient) -> None:
     schema = schemathesis.openapi.from_url(f"{served.stack.url}/nnunet-api/openapi.json")
     alice.send("GET", API)
@@ -241,7 +247,7 @@ def test_fault_56_requests_from_the_schema_are_answered_as_documented(served: Si
         for operation in operations:
 
             @quietly
-            @given(case=operation.as_strategy())
+            @given(case=operation.as_strategy().filter(is_routed))
             def ask(case: Any) -> None:
                 answer = case.call(base_url=f"{served.stack.url}/nnunet-api", headers=headers)
                 assert answer.status_code < 500, (answer.status_code, answer.text)

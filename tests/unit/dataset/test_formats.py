@@ -94,6 +94,14 @@ def test_a_header_that_names_another_file_is_not_followed(tmp_path):
     data = (tmp_path / "i.mha").read_bytes()
     (tmp_path / "i.mha").write_bytes(data.replace(b"ElementDataFile = LOCAL", b"ElementDataFile = /etc/passwd"))
     assert codes(tmp_path / "i.mha") == ["path_outside"]
+    for former, later in (
+        (b"NDims = 3", b"NDims = 39999"),
+        (b"NDims = 3\n", b""),
+        (b"DimSize = ", b"DimSize = 1 "),
+        (b"NDims = 3", b"NDims = 3\nNDims = 3"),
+    ):
+        (tmp_path / "i.mha").write_bytes(data.replace(former, later))
+        assert codes(tmp_path / "i.mha") == ["not_readable"], later
     header = b"NRRD0004\ntype: short\ndimension: 3\nsizes: 8 10 6\nencoding: raw\nendian: little\ndata file: /etc/passwd\n\n"
     (tmp_path / "i.nrrd").write_bytes(header)
     assert codes(tmp_path / "i.nrrd") == ["path_outside"]

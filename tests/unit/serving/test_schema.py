@@ -13,6 +13,7 @@ import pytest
 import schemathesis
 from hypothesis import given
 from hypothesis import strategies as st
+from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from support.fuzzing import quietly, rounds
 from support.jobs import wait_for
@@ -47,7 +48,8 @@ def test_fault_56_requests_from_the_schema_are_answered_as_documented(server: Se
             @quietly
             @given(case=operation.as_strategy())
             def ask(case: Any) -> None:
-                case.call_and_validate(base_url=server.url)
+                # which bytes are an image, and of which dataset there is a model, the schema cannot say
+                case.call_and_validate(base_url=server.url, excluded_checks=[positive_data_acceptance] if case.path_parameters else [])
 
             ask()
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import zlib
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from nnunet_jobs.dataset.faults import Code
 from nnunet_jobs.dataset.readers.volume import CHUNK, Damaged, Reading, check_extent, read_bytes, take_geometry, take_values
 
 _LONGEST_HEADER = 1 << 16
+_META_AXES = 10  # MetaIO's arrays
 _META_TYPES = {
     "CHAR": 1,
     "UCHAR": 1,
@@ -98,15 +100,18 @@ def _check_meta(reading: Reading, data: bytearray) -> int:
             raise Damaged(Code.NOT_READABLE, "not a MetaImage file: its header has no ElementDataFile")
         key, separator, value = data[start:end].decode("latin-1").partition("=")
         start = end + 1
-        fields[key.strip()] = value.strip()
         if not separator:
             raise Damaged(Code.NOT_READABLE, "not a MetaImage file: a line of its header is not 'key = value'")
+        if key.strip() in fields:
+            raise Damaged(Code.NOT_READABLE, f"not a MetaImage file: its header has {key.strip()[:40]!r} twice")
+        fields[key.strip()] = value.strip()
         if key.strip() == "ElementDataFile":
             break
     if fields["ElementDataFile"].upper() != "LOCAL":
         raise Damaged(Code.PATH_OUTSIDE, "its header names another file for the voxels; write header and voxels into one file")
     if fields.get("BinaryData", "True").lower() not in ("true", "1"):
         raise Damaged(Code.NOT_READABLE, "holds its voxels as text; write the file again in binary form")
+    _require_axes(fields)
     spacing = fields.get("ElementSpacing", fields.get("ElementSize", "1"))
     _refuse_bad_spacing(reading, spacing.split())
     item = _META_TYPES.get(fields.get("ElementType", "").removeprefix("MET_").removesuffix("_ARRAY"))
@@ -118,6 +123,15 @@ def _check_meta(reading: Reading, data: bytearray) -> int:
     else:
         _check_size(len(data) - start, expected)
     return expected
+
+
+def _require_axes(fields: Mapping[str, str]) -> None:
+    """ITK writes beyond its arrays when a header promises more axes than they hold."""
+    promised, sizes = fields.get("NDims", ""), fields.get("DimSize", "").split()
+    if promised != str(len(sizes)) or len(sizes) > _META_AXES:
+        raise Damaged(
+            Code.NOT_READABLE, f"its header promises {promised[:40] or 'no'} axes and has {len(sizes)} sizes; write the file again"
+        )
 
 
 # --- NRRD -----------------------------------------------------------------------------------------------------------
