@@ -201,7 +201,7 @@ def test_readers_die_with_their_parent(tmp_path, treacherous):
     source = raw(tmp_path / "s", ["a", "b"])
     poison(source, "a", b"PLEASE-HANG")
     command = [sys.executable, "-m", "nnunet_jobs", "validate", str(source)]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HOOKS), *sys.path])}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HOOKS), *sys.path]), "TMPDIR": str(tmp_path)}
     parent = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         while not (treacherous.exists() and treacherous.read_text()):

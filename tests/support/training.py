@@ -209,8 +209,13 @@ class Warm:
 
     def __init__(self) -> None:
         code = "from support.training import serve; serve()"
+        self._temporary = tempfile.TemporaryDirectory(prefix="warm_")  # for what killed children leave in theirs
         self._process = subprocess.Popen(
-            [sys.executable, "-c", code], env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [sys.executable, "-c", code],
+            env={**environment(), "TMPDIR": self._temporary.name},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
         )
         self._jobs = 0
 
@@ -244,6 +249,7 @@ class Warm:
         """End the process; its children die with it."""
         self._process.kill()
         self._process.communicate()
+        self._temporary.cleanup()
 
 
 @functools.cache
