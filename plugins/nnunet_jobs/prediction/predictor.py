@@ -67,7 +67,6 @@ class Predictor:
         self._review = review or Review()
         device = torch.device(context.device)
         cpus = max(1, context.cpus)
-        torch.set_num_threads(cpus)
         self._networks = {stage: StageNetwork(model, stage, device=device, cpus=cpus, fast=self.settings.fast) for stage in model.stages()}
         self._last = self._networks[model.members[0]]
 

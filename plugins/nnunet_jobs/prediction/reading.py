@@ -55,98 +55,15 @@ class ReadHere:
         return contextlib.nullcontext()
 
 
-class ReadUploads:
-    """In a process of its own, which tries nnU-Net's reader too: for a server, which must outlive every image. A context manager.
-
-    Args:
-        image_mib: what one image may need in memory. setting: its name, for who is refused.
-    """
-
-    def __init__(self, *, image_mib: int, setting: str) -> None:
-        self._image_mib, self._setting = image_mib, setting
-        self._process = _Process(memory_mib=int(host.memory_mib() * _MEMORY), image_bytes=image_mib << 20)
-
-    def __enter__(self) -> Self:
-        self._process.__enter__()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._process.__exit__(kind, error, trace)
-
-    def check(self, case: Case, *, file_ending: str, channels: int, reader: str, beat: Beat) -> None:
-        """See :class:`Reading`; MemoryError for an image that needs more memory than it may."""
-        needs = self._process.check(case, file_ending=file_ending, channels=channels, reader=reader, beat=beat)
-        if needs is not None:
-            raise MemoryError(f"it needs {needs >> 20} MiB, {self._image_mib} are allowed ({self._setting})")
-
-    def reading(self, case: Case) -> contextlib.AbstractContextManager[None]:
-        """See :class:`Reading`."""
-        return contextlib.nullcontext()
-
-
-class ReadBeside:
-    """In a process of its own, with markers; a context manager.
-
-    Args:
-        markers: folder for them, of one output folder. memory_mib: of the job; what the host allows when empty.
-    """
-
-    def __init__(self, markers: Path, *, memory_mib: int | None = None) -> None:
-        self._markers = markers
-        self._process = _Process(memory_mib=int((memory_mib or host.memory_mib()) * _MEMORY))
-        markers.mkdir(parents=True, exist_ok=True)
-        self._deaths = {path.name: _count(path) for path in markers.iterdir()}
-
-    def __enter__(self) -> Self:
-        self._process.__enter__()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._process.__exit__(kind, error, trace)
-        with contextlib.suppress(OSError):
-            self._markers.rmdir()  # holds other parts' markers otherwise
-
-    def in_turns(self, cases: Sequence[Case]) -> list[list[Case]]:
-        """The cases in their order; each that was being read when an attempt ended comes by itself, when all others are written."""
-        others = [case for case in cases if case.case not in self._deaths]
-        return [turn for turn in (others, *([case] for case in cases if case.case in self._deaths)) if turn]
-
-    def check(self, case: Case, *, file_ending: str, channels: int, reader: str, beat: Beat) -> None:
-        """See :class:`Reading`."""
-        deaths = self._deaths.get(case.case, 0)
-        try:
-            if deaths >= _MOST_DEATHS:
-                message = f"{deaths} attempts ended while it was read and preprocessed; look at their logs, else write the files anew"
-                raise _crashed(case, message)
-            self._process.check(case, file_ending=file_ending, channels=channels, reader=reader if deaths else None, beat=beat)
-        except DataError:
-            self._forget(case)  # it has its reason now; files that were mended deserve a fresh try
-            raise
-
-    @contextlib.contextmanager
-    def reading(self, case: Case) -> Iterator[None]:
-        """See :class:`Reading`. Whatever Python lives to tell removes the marker."""
-        marker = self._markers / case.case
-        marker.write_text(str(self._deaths.get(case.case, 0) + 1))
-        try:
-            yield
-        finally:
-            self._forget(case)
-
-    def _forget(self, case: Case) -> None:
-        (self._markers / case.case).unlink(missing_ok=True)
-        self._deaths.pop(case.case, None)
-
-
-class _Process:
+class _Beside:
     """One process of :mod:`nnunet_jobs.prediction.reader`, replaced when it dies; a context manager.
 
     Args:
-        memory_mib: that it may take. image_bytes: see :func:`nnunet_jobs.prediction.reader.check`.
+        memory_mib: of the host or the job, of which it may take the most. image_bytes: see :func:`nnunet_jobs.prediction.reader.check`.
     """
 
     def __init__(self, *, memory_mib: int, image_bytes: int | None = None) -> None:
-        self._memory_mib, self._image_bytes = memory_mib, image_bytes
+        self._memory_mib, self._image_bytes = int(memory_mib * _MEMORY), image_bytes
         self._workers = Workers(1, program="nnunet_jobs.prediction.reader")
 
     def __enter__(self) -> Self:
@@ -157,7 +74,7 @@ class _Process:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._workers.__exit__(kind, error, trace)
 
-    def check(self, case: Case, *, file_ending: str, channels: int, reader: str | None, beat: Beat) -> int | None:
+    def _check(self, case: Case, *, file_ending: str, channels: int, reader: str | None, beat: Beat) -> int | None:
         """Bytes of an image that needs more memory than it may, else None; DataError with the faults of a case."""
         request = {
             "case": case.case,
@@ -191,6 +108,78 @@ class _Process:
             self._call("ready", {}, _START_S, lambda: None)
         except Broken as broken:
             raise Bug(f"the process that reads images cannot be started: {broken}; see whether Python starts on this host") from broken
+
+
+class ReadUploads(_Beside):
+    """In a process of its own, which tries nnU-Net's reader too: for a server, which must outlive every image. A context manager.
+
+    Args:
+        image_mib: what one image may need in memory. setting: its name, for who is refused.
+    """
+
+    def __init__(self, *, image_mib: int, setting: str) -> None:
+        super().__init__(memory_mib=host.memory_mib(), image_bytes=image_mib << 20)
+        self._image_mib, self._setting = image_mib, setting
+
+    def check(self, case: Case, *, file_ending: str, channels: int, reader: str, beat: Beat) -> None:
+        """See :class:`Reading`; MemoryError for an image that needs more memory than it may."""
+        needs = self._check(case, file_ending=file_ending, channels=channels, reader=reader, beat=beat)
+        if needs is not None:
+            raise MemoryError(f"it needs {needs >> 20} MiB, {self._image_mib} are allowed ({self._setting})")
+
+    def reading(self, case: Case) -> contextlib.AbstractContextManager[None]:
+        """See :class:`Reading`."""
+        return contextlib.nullcontext()
+
+
+class ReadBeside(_Beside):
+    """In a process of its own, with markers; a context manager.
+
+    Args:
+        markers: folder for them, of one output folder. memory_mib: of the job; what the host allows when empty.
+    """
+
+    def __init__(self, markers: Path, *, memory_mib: int | None = None) -> None:
+        super().__init__(memory_mib=memory_mib or host.memory_mib())
+        self._markers = markers
+        markers.mkdir(parents=True, exist_ok=True)
+        self._deaths = {path.name: _count(path) for path in markers.iterdir()}
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        super().__exit__(kind, error, trace)
+        with contextlib.suppress(OSError):
+            self._markers.rmdir()  # holds other parts' markers otherwise
+
+    def in_turns(self, cases: Sequence[Case]) -> list[list[Case]]:
+        """The cases in their order; each that was being read when an attempt ended comes by itself, when all others are written."""
+        others = [case for case in cases if case.case not in self._deaths]
+        return [turn for turn in (others, *([case] for case in cases if case.case in self._deaths)) if turn]
+
+    def check(self, case: Case, *, file_ending: str, channels: int, reader: str, beat: Beat) -> None:
+        """See :class:`Reading`."""
+        deaths = self._deaths.get(case.case, 0)
+        try:
+            if deaths >= _MOST_DEATHS:
+                message = f"{deaths} attempts ended while it was read and preprocessed; look at their logs, else write the files anew"
+                raise _crashed(case, message)
+            self._check(case, file_ending=file_ending, channels=channels, reader=reader if deaths else None, beat=beat)
+        except DataError:
+            self._forget(case)  # it has its reason now; files that were mended deserve a fresh try
+            raise
+
+    @contextlib.contextmanager
+    def reading(self, case: Case) -> Iterator[None]:
+        """See :class:`Reading`. Whatever Python lives to tell removes the marker."""
+        marker = self._markers / case.case
+        marker.write_text(str(self._deaths.get(case.case, 0) + 1))
+        try:
+            yield
+        finally:
+            self._forget(case)
+
+    def _forget(self, case: Case) -> None:
+        (self._markers / case.case).unlink(missing_ok=True)
+        self._deaths.pop(case.case, None)
 
 
 def _crashed(case: Case, message: str) -> DataError:
