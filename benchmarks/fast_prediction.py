@@ -121,7 +121,7 @@ def compare(workspace: Workspace, configuration: str, model: str) -> None:
 
         seconds = min(timed(once), timed(once))
         found = {path.name: voxels(path) for path in folder.glob("*.nii.gz")}
-        dice = mean_dice([record["dice"] for record in records])
+        dice = mean_dice(records)
         exact, reference = (found, seconds) if not exact else (exact, reference)
         differ = sum(int((found[case] != exact[case]).sum()) for case in exact)
         foreground = sum(int((exact[case] > 0).sum()) for case in exact)

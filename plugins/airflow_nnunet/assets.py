@@ -33,7 +33,7 @@ def dataset_registered(context: Context, result: dict[str, Any]) -> None:
 
 
 def model_promoted(context: Context, result: dict[str, Any]) -> None:
-    """Send the model's event when it was promoted by this run."""
+    """Send the model's event when this run moved the champion's link; a model that was promoted before is no news."""
     if not result["promoted"]:
         return
     extra = {"model": result["model"], "dice": result["holdout_dice"], "cv_dice": result["cv_dice"]}

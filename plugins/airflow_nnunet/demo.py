@@ -144,6 +144,7 @@ def table(summary: Mapping[str, Any], *, total_s: float, url: str | None) -> str
     lines += [f"{'all, with Airflow':<14}{total_s:>6.1f}", "", f"{'hold-out':<20}{'Dice':>6}"]
     known = {label: dice for label, dice in summary["holdout"].items() if dice is not None}
     lines += [f"{label:<20}{dice:>6.3f}" for label, dice in known.items()]
+    lines += [f"{label:<20} undefined: no hold-out case has it" for label in summary["holdout"] if label not in known]
     if known:
         lines.append(f"{'foreground':<20}{sum(known.values()) / len(known):>6.3f}")
     lines += ["", f"model        {summary['model']}", f"predictions  {summary['predictions']}"]

@@ -77,6 +77,8 @@ def format_record(record: Mapping[str, Any]) -> str:
 
 
 def _value(name: str, value: Any) -> str:
+    if value is None and "dice" in name:
+        return f"{name} undefined"  # no label in what it would be computed from
     if value is None or isinstance(value, dict | list):
         return ""
     if name.endswith("_s") and isinstance(value, int | float):

@@ -1,15 +1,21 @@
-"""Dice and the other numbers of ``summary.json``, as nnU-Net computes them, in threads in place of a spawned pool."""
+"""Dice and the other numbers of ``summary.json``, as nnU-Net computes them, in threads instead of a spawned pool.
+
+One rule departs from nnU-Net's: a label that no reference segmentation has is undefined (NaN), and the foreground mean is over the
+labels that exist. nnU-Net's mean is NaN as soon as one label occurs nowhere, and such a label counts as 0 for a network that paints a
+voxel of it; neither can be compared between two networks.
+"""
 
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+_OVERLAPS = ("Dice", "IoU")  # of nnU-Net's metrics, those that mean nothing without voxels in the reference
 
 
 def summarise(
@@ -30,7 +36,8 @@ def summarise(
         reader_writer: makes a reader; each thread gets its own. on_case: called after each case; may raise to stop.
 
     Returns:
-        What ``compute_metrics_on_folder`` returns: ``metric_per_case``, ``mean``, ``foreground_mean``; keys as in memory.
+        What ``compute_metrics_on_folder`` returns: ``metric_per_case``, ``mean``, ``foreground_mean``; keys as in memory. Dice and IoU
+        of a label that no reference has are NaN and not part of ``foreground_mean``.
     """
     from nnunetv2.evaluation.evaluate_predictions import compute_metrics, save_summary_json
     from nnunetv2.utilities.json_export import recursive_fix_for_json_export
@@ -45,10 +52,16 @@ def summarise(
             cases.append(case)
             on_case()
     names = list(cases[0]["metrics"][labels[0]])
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Mean of empty slice", RuntimeWarning)  # a label that no case has: NaN, as in nnU-Net
-        mean = {label: {name: np.nanmean([case["metrics"][label][name] for case in cases]) for name in names} for label in labels}
-    foreground = {name: np.mean([mean[label][name] for label in labels if label != 0]) for name in names}
+    existing = [label for label in labels if any(case["metrics"][label]["n_ref"] for case in cases)]
+    mean: dict[Any, dict[str, Any]] = {label: {} for label in labels}
+    for label in labels:
+        for name in names:
+            undefined = name in _OVERLAPS and label not in existing
+            mean[label][name] = math.nan if undefined else np.nanmean([case["metrics"][label][name] for case in cases])
+    foreground = {}
+    for name in names:
+        counted = [mean[label][name] for label in (existing if name in _OVERLAPS else labels) if label != 0]
+        foreground[name] = np.mean(counted) if counted else math.nan
     for part in (*cases, mean, foreground):
         recursive_fix_for_json_export(part)
     summary = {"metric_per_case": cases, "mean": mean, "foreground_mean": foreground}

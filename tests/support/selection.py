@@ -187,6 +187,7 @@ def postprocess_both(request: dict[str, Any]) -> list[dict[str, Any]]:
                 "ours": read_json(ours / "postprocessing.json"),
                 "stock": read_json(stock / "postprocessing.json"),
                 "steps": list(result.steps),
+                "declined": list(result.declined),
                 "same_files": [
                     (ours / "postprocessed" / name).read_bytes() == (stock / "postprocessed" / name).read_bytes() for name in names
                 ],
@@ -222,10 +223,17 @@ def _made_up(folder: Path, plans: dict[str, Any], trial: dict[str, Any]) -> tupl
     cases = [f"case_{number}" for number in range(3)]
     for case in cases:
         truth = np.zeros((12, 16, 16), dtype=np.uint8)
-        truth[2:8, 2:8, 2:8] = 1
-        truth[3:7, 8:13, 3:7] = 2
+        if trial.get("inner_island"):
+            truth[1:11, 1:15, 1:15] = 1
+            truth[1:11, 1:15, 2:15] = 2
+            truth[1:11, 1:15, 2:11] = 3
+        else:
+            truth[2:8, 2:8, 2:8] = 1
+            truth[3:7, 8:13, 3:7] = 2
         prediction = truth.copy()
-        for label in (1, 2):
+        if trial.get("inner_island"):  # of label 3 in the middle of label 2
+            prediction[5:7, 6:8, 13:14] = 3
+        for label in () if trial.get("inner_island") else (1, 2):
             for _ in range(int(rng.integers(0, 4))):  # islands: half of them are in the reference too
                 corner = rng.integers(0, (9, 13, 13))
                 island = tuple(slice(int(start), int(start) + int(rng.integers(1, 3))) for start in corner)

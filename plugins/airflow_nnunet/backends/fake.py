@@ -147,7 +147,7 @@ def plausible_result(spec: JobSpec) -> dict[str, Any]:
         return {
             "dataset": dataset, "model": model, "choice": {"configurations": params["configurations"] or ["2d"]}, "cv_dice": 0.8,
             "cv_dice_postprocessed": 0.8, "holdout_dice": 0.8, "holdout_dice_per_label": {"1": 0.8},
-            "promoted": params["promote"] != "never",
+            "promoted": params["promote"] != "never", "is_champion": params["promote"] != "never",
             "card": str(spec.workspace.model_root(model) / dataset / "model.json"), "already_done": False,
         }  # fmt: skip
     return {

@@ -15,8 +15,9 @@ if TYPE_CHECKING:
 class FindBestConfigOperator(NnunetOperator):
     """Choose the best configuration or ensemble of a model, write its card, and promote it when it may be promoted.
 
-    All fields are templates. Returns the ``choice``, cross-validation Dice before and after postprocessing, hold-out Dice, and
-    ``promoted``. Sends the event of :func:`~airflow_nnunet.assets.model_asset` only when the model was promoted.
+    All fields are templates. Returns the ``choice``, cross-validation Dice before and after postprocessing, hold-out Dice,
+    ``promoted`` (this run made the model the promoted one) and ``is_champion`` (it is the promoted one now, whoever promoted it).
+    Sends the event of :func:`~airflow_nnunet.assets.model_asset` only when this run promoted the model.
 
     Args:
         dataset: id or full name. model: from TrainFoldOperator's result; the newest complete one when empty.

@@ -10,7 +10,7 @@ from nnunet_jobs.contract.files import read_json
 
 RECORDS = ".cases"
 PREDICTIONS = "predictions.json"
-_ENTRY = ("status", "reason", "file", "seg", "volumes_ml", "flags", "dice", "seconds", "model", "model_hash", "at")
+_ENTRY = ("status", "reason", "file", "seg", "volumes_ml", "flags", "dice", "reference_labels", "seconds", "model", "model_hash", "at")
 
 
 def entry(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -52,8 +52,12 @@ def _head(title: str, summary: Mapping[str, Any], failed: Mapping[str, Entry], f
     kind = "bad" if failed else "look" if flagged else "good"
     words = [f"{len(entries):,} {what}" for entries, what in ((failed, "failed"), (flagged, "to look at")) if entries]
     facts = [f"<b>{len(summary['cases']) - len(failed):,}</b> predicted", f"model <b>{text(summary['model'], 80)}</b>"]
-    if summary.get("dice") and summary["dice"]["mean"] is not None:
-        facts.append(f"Dice <b>{summary['dice']['mean']:.3f}</b> over {summary['dice']['cases']:,} cases with a label")
+    if dice := summary.get("dice"):
+        mean = "undefined" if dice["mean"] is None else f"{dice['mean']:.3f}"
+        facts.append(f"Dice <b>{mean}</b> over {dice['cases']:,} cases with a reference segmentation")
+        absent = [name for name, value in dice["per_label"].items() if value is None]
+        if absent:
+            facts.append(f"no reference has {text(', '.join(absent), 200)}: its Dice is undefined")
     facts += [f"not judged: {text(code)} ({text(reason, 200)})" for code, reason in (summary.get("not_judged") or {}).items()]
     return (
         f'<header><div><h1>{text(title)}</h1><ul class="facts">{items(facts)}</ul></div>'

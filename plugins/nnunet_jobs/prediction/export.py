@@ -146,19 +146,26 @@ def label_values(dataset_json: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     }
 
 
-def case_dice(network: StageNetwork, label: Path, prediction: Path) -> dict[str, float | None]:
-    """Dice by label name of one case; None where neither the label nor the prediction has a voxel of it."""
+def case_dice(network: StageNetwork, label: Path, prediction: Path) -> tuple[dict[str, float | None], list[str]]:
+    """Compare the prediction of one case with its reference segmentation.
+
+    Returns:
+        Dice by label name, None where neither has a voxel of it; and the names of the labels that the reference has.
+    """
     from nnunetv2.evaluation.evaluate_predictions import compute_metrics
 
     manager = network.label_manager
     keys = list(manager.foreground_regions if manager.has_regions else manager.foreground_labels)
     metrics = compute_metrics(str(label), str(prediction), network.reader_writer(), keys, manager.ignore_label)["metrics"]
-    by_values = {tuple(key) if isinstance(key, list | tuple) else (key,): values["Dice"] for key, values in metrics.items()}
-    named = {}
+    by_values = {tuple(key) if isinstance(key, list | tuple) else (key,): values for key, values in metrics.items()}
+    named: dict[str, float | None] = {}
+    existing = []
     for name, values in label_values(network.dataset_json).items():
-        dice = float(by_values[values]) if values in by_values else float("nan")
-        named[name] = None if np.isnan(dice) else dice
-    return named
+        found = by_values.get(values, {"Dice": float("nan"), "n_ref": 0})
+        named[name] = None if np.isnan(found["Dice"]) else float(found["Dice"])
+        if found["n_ref"]:
+            existing.append(name)
+    return named, existing
 
 
 def fresh_folder(path: Path) -> None:

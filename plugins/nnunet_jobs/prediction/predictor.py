@@ -223,7 +223,7 @@ class Predictor:
             record.update(status="predicted", file=name, files=files, volumes_ml=volumes)
             record.update(self._review.judge(work.case.case, final, voxels=voxels, volumes_ml=volumes, properties=properties))
             if work.case.label is not None:
-                record["dice"] = case_dice(self._last, work.case.label, output / name)
+                record["dice"], record["reference_labels"] = case_dice(self._last, work.case.label, output / name)
 
         self._guarded(work, export)
         if work.problem is not None:

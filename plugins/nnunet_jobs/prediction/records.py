@@ -99,7 +99,7 @@ class Records:
                 "failed": sum(item["status"] == "failed" for item in current),
                 "flagged": sum(bool(item.get("flags")) for item in current),
                 "not_judged": dict(expected.not_judged),
-                "dice": mean_dice([item["dice"] for item in current if item.get("dice")]),
+                "dice": mean_dice([item for item in current if item.get("dice")]),
                 "labels": dict(labels),
                 "cases": entries,
             }
@@ -117,17 +117,25 @@ class Records:
         return record if isinstance(record, dict) else None
 
 
-def mean_dice(cases: Sequence[Mapping[str, float | None]]) -> dict[str, Any] | None:
-    """Mean over cases by label, and over labels; a label that is nowhere in a case (None) does not count in that case.
+def mean_dice(records: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """Mean over cases by label, and over the labels that exist.
+
+    A label that is nowhere in a case (None) does not count in that case. One that no reference has is undefined, whatever was predicted
+    of it: its Dice is None, and it does not count in the mean.
+
+    Args:
+        records: of cases with a reference: ``dice`` by label name, and ``reference_labels``, which records of earlier versions lack.
 
     Returns:
         ``{"cases", "mean", "per_label"}``, or None without cases.
     """
+    cases = [record["dice"] for record in records]
     if not cases:
         return None
+    existing = {name for record in records for name in record.get("reference_labels", record["dice"])}
     per_label: dict[str, float | None] = {}
-    for label in cases[0]:
+    for label in dict.fromkeys(label for case in cases for label in case):
         known = [value for case in cases if (value := case.get(label)) is not None]
-        per_label[label] = math.fsum(known) / len(known) if known else None
+        per_label[label] = math.fsum(known) / len(known) if known and label in existing else None
     means = [value for value in per_label.values() if value is not None]
     return {"cases": len(cases), "mean": math.fsum(means) / len(means) if means else None, "per_label": per_label}

@@ -91,6 +91,6 @@ def _without(summary: dict[str, Any], cases: Collection[str]) -> dict[str, Any]:
         "predicted": sum(entry["status"] == "predicted" for entry in ours),
         "failed": sum(entry["status"] == "failed" for entry in ours),
         "flagged": sum(bool(entry.get("flags")) for entry in ours),
-        "dice": mean_dice([entry["dice"] for entry in ours if entry.get("dice")]),
+        "dice": mean_dice([entry for entry in ours if entry.get("dice")]),
         "cases": left,
     }

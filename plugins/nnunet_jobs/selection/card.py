@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -17,6 +18,7 @@ from nnunet_jobs.contract.files import locked, read_json, repoint, sha256_file, 
 from nnunet_jobs.contract.withdrawals import listed, trained_on_withdrawn
 from nnunet_jobs.contract.workspace import MODEL_CARD, Workspace
 from nnunet_jobs.prediction.model import CHECKPOINT, SelectedModel, model_from_card, selection_hash
+from nnunet_jobs.selection.better import better
 from nnunet_jobs.selection.commands import PLACEHOLDERS, commands, stages
 from nnunet_jobs.selection.folds import Trained
 
@@ -90,13 +92,29 @@ def promote(workspace: Workspace, dataset: str, model: str) -> None:
         _promote(workspace, dataset, model)
 
 
-def promote_by_policy(workspace: Workspace, dataset: str, model: str, policy: str) -> bool:
-    """Promote as FindBestParams.promote says. Returns whether the model is the champion afterwards."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Promotion:
+    """What a run did to the champion's link. ``promoted``: it moved the link. ``is_champion``: the link points to its model now."""
+
+    promoted: bool
+    is_champion: bool
+
+
+def promote_by_policy(workspace: Workspace, dataset: str, model: str, policy: str, *, record: Path) -> Promotion:
+    """Promote as FindBestParams.promote says.
+
+    Args:
+        record: file of the run, written before the link moves: an attempt that is killed in between is not forgotten by the next one,
+            which finds the link moved and would take it for somebody else's work.
+    """
     with _promotion_lock(workspace, dataset):
         champion = workspace.champion(dataset)
-        if policy != "never" and champion != model and (policy == "always" or _better(workspace, dataset, model, champion)):
+        if policy != "never" and champion != model and (policy == "always" or better(workspace, dataset, model, champion)):
+            write_json(record, {"model": model, "before": champion})
             _promote(workspace, dataset, model)
-        return workspace.champion(dataset) == model
+        is_champion = workspace.champion(dataset) == model
+        ours = read_json(record)["model"] == model if record.is_file() else False
+        return Promotion(promoted=is_champion and ours, is_champion=is_champion)
 
 
 def demote(workspace: Workspace, dataset: str, model: str) -> bool:
@@ -107,19 +125,6 @@ def demote(workspace: Workspace, dataset: str, model: str) -> bool:
         workspace.champion_link(dataset).unlink()
         log.warning("%s has no promoted model any more: %s was demoted", dataset, model)
         return True
-
-
-def _better(workspace: Workspace, dataset: str, challenger: str, champion: str | None) -> bool:
-    """Hold-out Dice decides where both were judged on the same cases, else cross-validation Dice after postprocessing."""
-    path = workspace.model_root(champion) / dataset / MODEL_CARD if champion else None
-    if path is None or not path.is_file():
-        return True
-    ours, theirs = workspace.model_card(dataset, challenger)["metrics"], read_json(path)["metrics"]
-    same = ours["holdout_hash"] is not None and ours["holdout_hash"] == theirs["holdout_hash"]
-    by = "holdout_dice" if same and None not in (ours["holdout_dice"], theirs["holdout_dice"]) else "cv_dice_postprocessed"
-    mine, other = (-1.0 if metrics[by] is None else metrics[by] for metrics in (ours, theirs))
-    log.info("%s of the challenger is %.4f, of the champion %.4f", by, mine, other)
-    return bool(mine > other)
 
 
 def _promote(workspace: Workspace, dataset: str, model: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from nnunet_jobs.evaluation import finite, summarise
 from nnunet_jobs.prediction.export import fresh_folder
 from nnunet_jobs.selection.folds import Trained
 from nnunet_jobs.training.fold import summary_dice
+
+log = logging.getLogger("nnunet_jobs")
 
 
 class Reference:
@@ -71,7 +74,8 @@ class Candidate:
     Attributes:
         name: stock nnU-Net's identifier. configurations: its members.
         folder: predictions of all cases, ``summary.json``, ``plans.json`` and ``dataset.json``.
-        summary: as in memory, keys are labels and tuples. dice: mean foreground Dice, None where no case has a label.
+        summary: as in memory, keys are labels and tuples. dice: mean foreground Dice over the labels that the references have, the
+            same ones for every candidate; None where they have none.
     """
 
     name: str
@@ -116,6 +120,8 @@ def start_folder(folder: Path, configuration_folder: Path) -> None:
 
 def best(candidates: Sequence[Candidate]) -> Candidate:
     """The candidate of the highest Dice; of equal ones the first, which is the simplest."""
+    if all(candidate.dice is None for candidate in candidates):
+        log.warning("no validation case has a label: Dice is undefined, and %s is taken because it is the first", candidates[0].name)
     return max(candidates, key=lambda candidate: -1.0 if candidate.dice is None else candidate.dice)
 
 

@@ -115,4 +115,4 @@ def evaluate(model: SelectedModel, holdout: Holdout, context: StepContext) -> di
     finally:
         if scratch.exists():
             shutil.rmtree(scratch)
-    return mean_dice([record["dice"] for record in records])
+    return mean_dice(records)

@@ -1,11 +1,14 @@
 """Postprocessing: whether keeping only the largest component helps, for all foreground at once, then label by label.
 
 The rules are those of nnU-Net's ``determine_postprocessing``: all foreground only where the mean improves and no label gets
-worse; a label (or region) where its own Dice improves. The same files are written, so its tools can apply the result.
+worse; a label (or region) where its own Dice improves. One rule is added: no step is kept that lowers the mean Dice. Removing islands
+of an inner region cuts holes into the outer ones, and nnU-Net, which looks at the region's own Dice alone, keeps that. What it would
+have kept is named in the card. The same files are written, so nnU-Net's tools can apply the result.
 """
 
 from __future__ import annotations
 
+import logging
 import pickle
 import shutil
 from collections.abc import Sequence
@@ -19,6 +22,7 @@ from nnunet_jobs.contract.files import write_atomic
 from nnunet_jobs.prediction.export import fresh_folder
 from nnunet_jobs.selection.compare import Candidate, Reference
 
+log = logging.getLogger("nnunet_jobs")
 FILES = ("postprocessing.json", "postprocessing.pkl")
 
 
@@ -28,9 +32,12 @@ class Postprocessing:
 
     Attributes:
         steps: ``{"function", "labels_or_regions"}`` in order, regions as tuples. folder: the postprocessed predictions.
+        declined: steps that improve their own label or region but lower the mean: ``labels_or_regions``, and ``dice`` (its own) and
+            ``mean_dice`` as ``[before, after]``.
     """
 
     steps: tuple[dict[str, Any], ...]
+    declined: tuple[dict[str, Any], ...] = ()
     folder: Path
 
 
@@ -46,6 +53,7 @@ def determine(candidate: Candidate, reference: Reference, context: StepContext) 
     fresh_folder(output)
     source, summary = candidate.folder, candidate.summary
     steps: list[dict[str, Any]] = []
+    declined: list[dict[str, Any]] = []
     trials: list[Any] = [reference.foreground]
     if len(reference.labels) > 1:
         trials += reference.labels
@@ -54,7 +62,10 @@ def determine(candidate: Candidate, reference: Reference, context: StepContext) 
         trial = scratch / str(number)
         _apply(source, trial, candidate.cases, largest, labels, reference, context)
         result = reference.summarise(candidate.cases, trial)
-        if _improves(result, summary, label=None if number == 0 else labels):
+        helps, lowers = _improves(result, summary, label=None if number == 0 else labels), _lowers_mean(result, summary)
+        if helps and lowers:
+            declined.append(_declined(labels, summary, result))
+        if helps and not lowers:
             steps.append({"function": largest.__name__, "labels_or_regions": labels})
             source, summary = trial, result
         else:
@@ -64,7 +75,7 @@ def determine(candidate: Candidate, reference: Reference, context: StepContext) 
     _write_summary(summary, output)
     shutil.rmtree(scratch)
     _write(candidate, summary, steps, largest)
-    return Postprocessing(steps=tuple(steps), folder=output)
+    return Postprocessing(steps=tuple(steps), folder=output, declined=tuple(declined))
 
 
 def _apply(
@@ -91,6 +102,20 @@ def _improves(result: dict[str, Any], before: dict[str, Any], *, label: Any) -> 
         return bool(result["mean"][label]["Dice"] > before["mean"][label]["Dice"])
     better = result["foreground_mean"]["Dice"] > before["foreground_mean"]["Dice"]
     return bool(better and not any(result["mean"][key]["Dice"] < before["mean"][key]["Dice"] for key in result["mean"]))
+
+
+def _lowers_mean(result: dict[str, Any], before: dict[str, Any]) -> bool:
+    return bool(result["foreground_mean"]["Dice"] < before["foreground_mean"]["Dice"])
+
+
+def _declined(label: Any, before: dict[str, Any], result: dict[str, Any]) -> dict[str, Any]:
+    own = [float(summary["mean"][label]["Dice"]) for summary in (before, result)]
+    mean = [float(summary["foreground_mean"]["Dice"]) for summary in (before, result)]
+    log.info(
+        "keeping only the largest component of %s raises its Dice from %.4f to %.4f and lowers the mean from %.4f to %.4f: not kept "
+        "(stock nnU-Net would)", label, *own, *mean,
+    )  # fmt: skip
+    return {"labels_or_regions": label, "dice": own, "mean_dice": mean}
 
 
 def _write_summary(summary: dict[str, Any], folder: Path) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
+from collections.abc import Mapping
 from typing import Any
 
 from nnunet_jobs.context import StepContext
@@ -17,14 +19,18 @@ from nnunet_jobs.selection import holdout
 from nnunet_jobs.selection.commands import inference_information, member
 from nnunet_jobs.selection.folds import Trained, find_trained, require_complete
 
+log = logging.getLogger("nnunet_jobs")
+_RULES = 2
+"""Number of the rules of averaging and postprocessing: a card that was made under other rules is made again."""
+
 
 def run(params: FindBestParams, context: StepContext) -> dict[str, Any]:
     """Choose the best of a model's configurations and pairs of them, or find it chosen.
 
     Returns:
         ``dataset``, ``model``, ``choice`` (stock nnU-Net's name of the configuration or ensemble), ``cv_dice``,
-        ``cv_dice_postprocessed``, ``holdout_dice``, ``holdout_dice_per_label``, ``promoted`` (this model is the champion now),
-        ``card`` (path), ``already_done``.
+        ``cv_dice_postprocessed``, ``holdout_dice``, ``holdout_dice_per_label`` (None where Dice is undefined), ``promoted`` (this run
+        moved the champion's link), ``is_champion`` (the link points to this model now), ``card`` (path), ``already_done``.
 
     Raises:
         ConfigError: no such model; or folds are not complete and cannot be repaired: names configuration, fold and reason; or cases
@@ -54,7 +60,7 @@ def run(params: FindBestParams, context: StepContext) -> dict[str, Any]:
                 card = {**card, "recipe": params.recipe}
                 cards.write_card(trained, card)
     context.check_stop()
-    promoted = cards.promote_by_policy(workspace, dataset, trained.model, params.promote)
+    promotion = cards.promote_by_policy(workspace, dataset, trained.model, params.promote, record=context.job.path / "promotion.json")
     metrics = card["metrics"]
     return {
         "dataset": dataset,
@@ -64,10 +70,21 @@ def run(params: FindBestParams, context: StepContext) -> dict[str, Any]:
         "cv_dice_postprocessed": metrics["cv_dice_postprocessed"],
         "holdout_dice": metrics["holdout_dice"],
         "holdout_dice_per_label": metrics["holdout_per_label"],
-        "promoted": promoted,
+        "promoted": promotion.promoted,
+        "is_champion": promotion.is_champion,
         "card": str(trained.root / MODEL_CARD),
         "already_done": already_done,
     }
+
+
+def _undefined(cross_validated: Mapping[str, float | None], held_out: Mapping[str, float | None]) -> dict[str, list[str]]:
+    """Labels without Dice, because no reference has them; the means are over the others. Each is named in the log too."""
+    found = {}
+    for what, per_label in (("validation", cross_validated), ("hold-out", held_out)):
+        found[what] = [name for name, dice in per_label.items() if dice is None]
+        if found[what]:
+            log.warning("no %s case has %s: its Dice is undefined, and the mean is over the other labels", what, ", ".join(found[what]))
+    return found
 
 
 def _inputs(trained: Trained, params: FindBestParams, held: holdout.Holdout) -> str:
@@ -77,6 +94,7 @@ def _inputs(trained: Trained, params: FindBestParams, held: holdout.Holdout) -> 
             "configurations": list(trained.configurations),
             "ensembles": params.ensembles,
             "holdout": held.hash,
+            "rules": _RULES,
         }
     )
 
@@ -126,6 +144,8 @@ def _select(trained: Trained, params: FindBestParams, held: holdout.Holdout, inp
         "holdout_per_label": judged["per_label"] if judged else None,
         "holdout_cases": len(held.cases),
         "holdout_hash": held.hash,
+        "undefined_labels": _undefined(cv_per_label, judged["per_label"] if judged else {}),
+        "postprocessing_declined": [dict(step) for step in processed.declined],
         "candidates": {candidate.name: candidate.dice for candidate in candidates},
     }
     cards.write_card(trained, card)

@@ -154,12 +154,16 @@ def read_json_or_empty(path: Path) -> Mapping[str, Any]:
 
 
 def summary_dice(summary: Mapping[str, Any], labels: Mapping[str, Any]) -> tuple[float | None, dict[str, float | None]]:
-    """(mean foreground Dice, Dice by label name) of a summary.json; NaN (no voxel of it anywhere) becomes None."""
+    """(mean foreground Dice, Dice by label name) of a summary.json; NaN (no reference has the label) becomes None.
+
+    nnU-Net writes a list of one value as that value where no label is a real region, and as a region of one where some are.
+    """
+    by_values = {_values(key): metrics["Dice"] for key, metrics in summary["mean"].items()}
     per_label: dict[str, float | None] = {}
     for name, value in labels.items():
-        key = str(tuple(value)) if isinstance(value, list | tuple) else str(value)
-        if key in summary["mean"]:
-            per_label[name] = _number(summary["mean"][key]["Dice"])
+        values = _values(value)
+        if values in by_values and name != "background":
+            per_label[name] = _number(by_values[values])
     return _number(summary["foreground_mean"]["Dice"]), per_label
 
 
@@ -270,6 +274,13 @@ def inspect_fold(
         dice_on_training_cases=record.get("dice_on_training_cases"),
         epochs=record["epochs"],
     )
+
+
+def _values(label: Any) -> frozenset[int]:
+    """The values of a label, a region, or the text of either as a key of summary.json: ``1``, ``[1]``, ``"1"``, ``"(1, 2)"``."""
+    if isinstance(label, str):
+        return frozenset(map(int, re.findall(r"\d+", label)))
+    return frozenset(map(int, label)) if isinstance(label, list | tuple) else frozenset([int(label)])
 
 
 def _number(value: Any) -> float | None:

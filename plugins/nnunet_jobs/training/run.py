@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -49,6 +51,26 @@ def make_optimizer(trainer: Any, name: str) -> tuple[Any, Any]:
     else:
         optimizer = torch.optim.SGD(weights, trainer.initial_lr, weight_decay=decay, momentum=0.99, nesterov=True)
     return optimizer, PolyLRScheduler(optimizer, trainer.initial_lr, trainer.num_epochs)
+
+
+def smoothed(dice: Sequence[float]) -> list[float]:
+    """nnU-Net's running mean of the epochs' Dice. An undefined epoch (NaN: no label in its patches) leaves the mean where it was."""
+    found: list[float] = []
+    for value in dice:
+        before = found[-1] if found else math.nan
+        if math.isnan(before) or math.isnan(value):
+            found.append(before if math.isnan(value) else value)
+        else:
+            found.append(before * 0.9 + 0.1 * value)
+    return found
+
+
+def epochs_without_better(ema: Sequence[float]) -> int:
+    """Epochs since the smoothed Dice was highest, for early stopping; undefined epochs before it count as none."""
+    if not ema or all(map(math.isnan, ema)):
+        return 0
+    best = max(value for value in ema if not math.isnan(value))
+    return len(ema) - 1 - [*ema].index(best)
 
 
 def report(trainer: Any, context: StepContext) -> None:

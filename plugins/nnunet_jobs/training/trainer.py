@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from nnunet_jobs.contract.params import TrainParams
 from nnunet_jobs.contract.withdrawals import require_none_withdrawn
 from nnunet_jobs.training import checkpoint
 from nnunet_jobs.training.checkpoint import BEST, IDENTITY, LATEST, PREVIOUS, Found
-from nnunet_jobs.training.run import Diverged, Run, make_optimizer, report
+from nnunet_jobs.training.run import Diverged, Run, epochs_without_better, make_optimizer, report, smoothed
 
 log = logging.getLogger("nnunet_jobs.training")
 
@@ -59,6 +60,7 @@ class Layer:
     is_ddp: bool
     disable_checkpointing: bool
     inference_allowed_mirroring_axes: Any
+    _best_ema: float | None
     device: Any
     print_to_log_file: Callable[..., None]
 
@@ -161,6 +163,19 @@ class Layer:
         self._run.context.beat()
         return output
 
+    def on_validation_epoch_end(self, val_outputs: list[dict[str, Any]]) -> None:
+        """Keep nnU-Net's smoothed Dice a number through epochs whose validation patches had no label at all.
+
+        The Dice of such an epoch is NaN, and nnU-Net's running mean would be NaN from then on: no best checkpoint, no early stop.
+        """
+        with warnings.catch_warnings():  # 0 / 0 of a label that these patches lack is what is handled here
+            warnings.filterwarnings("ignore", message="invalid value encountered in scalar divide", category=RuntimeWarning)
+            warnings.filterwarnings("ignore", message="Mean of empty slice", category=RuntimeWarning)
+            super().on_validation_epoch_end(val_outputs)  # type: ignore[misc]
+        values = self.logger.local_logger.my_fantastic_logging
+        if any(map(math.isnan, values["mean_fg_dice"])):
+            values["ema_fg_dice"][:] = smoothed(values["mean_fg_dice"])
+
     def on_epoch_end(self) -> None:
         """Checkpoint, metrics, early stop. A version that lost a case meanwhile ends the training.
 
@@ -171,6 +186,8 @@ class Layer:
         require_none_withdrawn(Path(self.preprocessed_dataset_folder_base))
         if not self._weights_finite():
             raise Diverged(f"the weights were not numbers at the end of epoch {self.current_epoch}")
+        if self._best_ema is not None and math.isnan(self._best_ema):
+            self._best_ema = None  # of epochs without a label: nothing would ever be better than NaN
         run.losses, run.resumed = [], 0
         run.in_epoch_end, run.latest_due, run.best_saved = True, False, False
         try:
@@ -249,7 +266,7 @@ class Layer:
 
     def _no_better_for_long(self) -> bool:
         patience, ema = self._run.params.early_stop, self.logger.get_value("ema_fg_dice", step=None)
-        return bool(patience and ema and len(ema) - 1 - int(np.argmax(ema)) >= patience)
+        return patience is not None and epochs_without_better(ema) >= patience
 
     def _weights_finite(self) -> bool:
         import torch

@@ -110,7 +110,8 @@ def test_selecting_again_finds_the_card_and_keeps_it(selected: tuple[Workspace, 
     root = workspace.model_root(model_of(workspace)) / DATASET
     before = (root / "model.json").read_bytes()
     again = run(FindBestParams(**TWO_FOLDS, recipe="first"), context(workspace))
-    assert again == {**selected[1], "card": str(root / "model.json"), "already_done": True}
+    assert (selected[1]["promoted"], selected[1]["is_champion"]) == (True, True)
+    assert again == {**selected[1], "card": str(root / "model.json"), "already_done": True, "promoted": False}
     assert (root / "model.json").read_bytes() == before
     renamed = run(FindBestParams(**TWO_FOLDS, recipe="second"), context(workspace))
     assert renamed["already_done"]

@@ -19,7 +19,10 @@ REGIONS = {"background": 0, "whole": [1, 2], "posterior": 2}
 ONE_LABEL = {"background": 0, "organ": [1, 2]}
 
 
-def test_the_same_steps_dice_and_files_as_stock_nnunet(workspace: Workspace, tmp_path: Path) -> None:
+THREE_REGIONS = {"background": 0, "whole": [1, 2, 3], "core": [2, 3], "inner": [3]}
+
+
+def test_the_same_steps_dice_and_files_as_stock_nnunet_but_where_the_mean_would_fall(workspace: Workspace, tmp_path: Path) -> None:
     from nnunet_jobs.dataset.phantom import write_phantom
 
     write_phantom(tmp_path / "Task05_Phantom", cases=3, seed=1)
@@ -32,9 +35,11 @@ def test_the_same_steps_dice_and_files_as_stock_nnunet(workspace: Workspace, tmp
             trials.append({"name": f"labels-{share}", "labels": LABELS, "seed": seed, "true_islands": share})
             trials.append({"name": f"regions-{share}", "labels": REGIONS, "order": [1, 2], "seed": seed, "true_islands": share})
     trials.append({"name": "harm", "labels": LABELS, "seed": 1, "true_islands": 1.0})
-    trials.append({"name": "absent", "labels": {**LABELS, "nowhere": 3}, "seed": 1, "true_islands": 0.5})
     trials.append({"name": "one", "labels": ONE_LABEL, "order": [1], "seed": 5, "true_islands": 0.0})
-    results = call("postprocess_both", {"workspace": workspace.to_json(), "scratch": str(tmp_path / "scratch"), "trials": trials})
+    absent = {"name": "absent", "labels": {**LABELS, "nowhere": 3}, "seed": 1, "true_islands": 0.5}
+    hole = {"name": "hole", "labels": THREE_REGIONS, "order": [1, 2, 3], "seed": 1, "true_islands": 0.0, "inner_island": True}
+    asked = {"workspace": workspace.to_json(), "scratch": str(tmp_path / "scratch"), "trials": [*trials, absent, hole]}
+    *results, without_a_label, with_a_hole = call("postprocess_both", asked)
     for trial, result in zip(trials, results, strict=True):
         assert repr(result["ours"]) == repr(result["stock"]), trial
         assert all(result["same_files"]), trial
@@ -42,7 +47,23 @@ def test_the_same_steps_dice_and_files_as_stock_nnunet(workspace: Workspace, tmp
         assert [step["labels_or_regions"] for step in result["steps"]] == [
             kwargs["labels_or_regions"] for kwargs in result["stock"]["postprocessing_kwargs"]
         ]
+        assert result["declined"] == []
     assert {len(result["steps"]) for result in results} >= {0, 1, 2}, "the trials shall reach all branches"
+
+    (same_volumes,) = (result for trial, result in zip(trials, results, strict=True) if (trial["name"], trial["seed"]) == ("labels-0.5", 1))
+    assert without_a_label["steps"] == same_volumes["steps"], "a label that occurs nowhere decides nothing"
+    for part in ("input_folder", "postprocessed"):
+        assert without_a_label["ours"][part]["foreground_mean"]["Dice"] == same_volumes["ours"][part]["foreground_mean"]["Dice"]
+        assert repr(without_a_label["ours"][part]["mean"]) == repr(without_a_label["stock"][part]["mean"])
+
+    before, stock = (with_a_hole["stock"][part]["foreground_mean"]["Dice"] for part in ("input_folder", "postprocessed"))
+    assert stock < before, "stock nnU-Net keeps the step that cuts holes into the outer regions"
+    assert with_a_hole["steps"] == []
+    assert with_a_hole["ours"]["postprocessed"]["foreground_mean"]["Dice"] == before
+    (declined,) = with_a_hole["declined"]
+    assert declined["labels_or_regions"] == [3]
+    assert declined["dice"][0] < declined["dice"][1] == 1.0
+    assert declined["mean_dice"] == [before, stock]
 
 
 @pytest.fixture
