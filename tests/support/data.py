@@ -16,7 +16,7 @@ from nnunet_jobs.contract.params import RegisterParams
 from nnunet_jobs.contract.workspace import Workspace
 from nnunet_jobs.steps import register
 
-SHAPE = (8, 10, 6)
+SHAPE = (16, 18, 6)
 LABELS = {"background": 0, "front": 1, "back": 2}
 
 

@@ -145,7 +145,16 @@ def read_cases(params: RegisterParams, context: StepContext, source: Source, cas
 
 def _registered_facts(staying: Mapping[str, Mapping[str, Any]], changes: Changes) -> list[CaseFacts]:
     return [
-        CaseFacts(case=name, file=None, labelled=bool(entry["values"]), shape=entry["shape"], values=entry["values"])
+        CaseFacts(
+            case=name,
+            file=None,
+            labelled=bool(entry["values"]),
+            shape=entry["shape"],
+            values=entry["values"],
+            spacing=entry["spacing"],
+            order=entry.get("order", ""),
+            planar=entry.get("planar", False),
+        )
         for name, entry in staying.items()
         if name not in changes.checked
     ]

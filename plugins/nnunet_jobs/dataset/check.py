@@ -114,6 +114,9 @@ def facts_of(source: Source, checked: Sequence[CheckedCase]) -> list[CaseFacts]:
             labelled=bool(item.values),
             shape=item.shape,
             values=item.values,
+            spacing=item.spacing,
+            order=item.order,
+            planar=item.planar,
         )
         for item in checked
     ]

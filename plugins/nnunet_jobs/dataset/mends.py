@@ -60,8 +60,17 @@ MENDS: dict[Code, Mend] = {
     ),
     Code.REGIONS_ORDER_INVALID: Mend(
         "error",
-        "Labels are regions and `regions_class_order` is missing or does not fit them.",
-        "List one value for each region in the order of the labels, each a value of its region, larger regions first.",
+        "Labels are regions and `regions_class_order` is missing or does not fit them: "
+        "even a perfect network could not give every region back.",
+        "List one value for each region in the order of the labels: larger regions first, each with a value that no smaller region has.",
+    ),
+    Code.SPLITS_INVALID: Mend(
+        "error",
+        "The source's own `splits_final.json` cannot be used: its form, unknown cases, a case on both sides of a fold, or an empty side.",
+        "Correct the fold that the message names, or remove the file, so that splits are made.",
+    ),
+    Code.NO_TRAINING_CASE: Mend(
+        "error", "No labelled case is left to train on.", "Give labelled cases that are not all hold-out or test cases."
     ),
     Code.GROUP_UNMATCHED: Mend(
         "error", "`group_pattern` does not match a case id, so its patient is unknown.", "Widen the pattern, or rename the case."
@@ -155,8 +164,20 @@ MENDS: dict[Code, Mend] = {
     ),
     Code.AFFINE_INVALID: Mend(
         "error",
-        "The affine is sheared, or has NaN, infinite or zero columns.",
+        "The affine is sheared (its axes are not orthogonal), or has NaN, infinite or zero columns.",
         "Write the file again with a valid affine, or resample it to orthogonal axes.",
+    ),
+    Code.GEOMETRY_CONTRADICTS: Mend(
+        "error or warning",
+        "The header says in two places what its voxel size or its place is, and they differ (qform and sform, pixdim and sform, "
+        "the like in MetaImage). An error where the voxel size differs, which nnU-Net resamples by.",
+        "Look in a viewer which one is right, and write the file again with that one in both places.",
+    ),
+    Code.READER_REFUSES: Mend(
+        "error",
+        "nnU-Net's own reader for this ending does not read the file.",
+        "Write the file again as the message says; or name another of nnU-Net's readers for the whole dataset as "
+        "`overwrite_image_reader_writer` in `dataset.json`, such as `NibabelIO`.",
     ),
     Code.SHAPE_MISMATCH: Mend(
         "error", "Channels or label of a case differ in shape.", "Resample or export the file again on the grid of the first channel."
@@ -168,6 +189,23 @@ MENDS: dict[Code, Mend] = {
         "error",
         "Channels or label of a case lie in different places (origin or direction).",
         "Look at both in a viewer: resample if the place is right, copy the affine if it was only lost.",
+    ),
+    Code.VOXEL_ORDER_MIXED: Mend(
+        "warning",
+        "The voxels of a case are stored in another order than those of most cases. nnU-Net learns from voxels as they are stored, so that "
+        "left and right, or head and foot, are mixed up.",
+        "Reorient image and label of the named cases alike, for instance with nibabel's `as_closest_canonical`; or name a reader that "
+        "reorients, such as `NibabelIOWithReorient`, as `overwrite_image_reader_writer` in `dataset.json`.",
+    ),
+    Code.SLICE_DIRECTION: Mend(
+        "warning",
+        "A single slice is not thicker than its pixels are wide, so that nnU-Net would plan its 2D network across the slice, along lines.",
+        "Write the image with two axes, or give the slice a thickness larger than its pixels.",
+    ),
+    Code.IMAGE_SMALL: Mend(
+        "warning",
+        "The images are so small that nnU-Net plans a network of fewer than three stages, which its usual training cannot use.",
+        "Pad images and labels, or train with `nnUNetTrainerNoDeepSupervision`.",
     ),
     Code.VALUE_NAN: Mend(
         "error",

@@ -59,6 +59,8 @@ class Placing:
                 "shape": list(checked.shape),
                 "spacing": list(checked.spacing),
                 "values": list(checked.values),
+                **({"order": checked.order} if checked.order else {}),
+                **({"planar": True} if checked.planar else {}),
                 "source": {"images": list(checked.hashes), "label": checked.label_hash},
                 **({"channels": checked.channels} if checked.channels != len(checked.component) else {}),
             }

@@ -17,6 +17,7 @@ from nnunet_jobs.dataset.labels import Tables, channel_table, label_table
 from nnunet_jobs.dataset.layouts import LAYOUTS
 from nnunet_jobs.dataset.layouts.base import Layout, Source, SourceCase
 from nnunet_jobs.dataset.names import Refused, check_case_ids, check_links
+from nnunet_jobs.dataset.readers.formats import nnunet_reader
 from nnunet_jobs.dataset.readers.volume import open_regular
 from nnunet_jobs.dataset.renaming import CaseNames
 
@@ -50,6 +51,7 @@ def read_source(params: RegisterParams, root: Path, *, known: Iterable[str] = ()
         source.faults.append(Fault(code=Code.NO_CASES, message=f"no cases found in {params.source} (layout {layout.name})"))
     if params.rename:
         (names or CaseNames()).apply(source, known)
+    source.reader = nnunet_reader(source.file_ending(), source.extras.get("overwrite_image_reader_writer"))
     hostile = check_case_ids(source.cases, known=known)
     for fault in hostile:
         case = source.cases[fault.case or ""]

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from nnunet_jobs.contract.failure import Fault
 from nnunet_jobs.dataset.faults import Code
 from nnunet_jobs.dataset.labels import Tables
+from nnunet_jobs.dataset.readers.agreement import Member, disagreements, voxel_order
 from nnunet_jobs.dataset.readers.formats import read_volume
 from nnunet_jobs.dataset.readers.volume import Array, Beat, Reserve, Volume
 from nnunet_jobs.dataset.report.summary import summarise_case
 from nnunet_jobs.dataset.sources import Source, SourceCase
 
-_EXTENT = 100  # voxels; see check_case
 _NO_MEMORY = "there was not enough memory to read it; look whether its size is true, or give the step more"
 _OnFile = Callable[[str], None] | None
 
@@ -32,7 +28,8 @@ class CheckedCase:
     Attributes:
         case: as listed. hashes: sha256 of each image file, in the order of ``case.images``. label_hash: of the label.
         component: for each channel, its place on the last axis of the one image file; None where a file is a channel.
-        shape: voxels along x, y, z. spacing: in mm. values: different label values. faults: all that is wrong; warnings too.
+        shape: voxels along x, y, z. spacing: in mm. values: different label values. order: of the voxels, such as ``RAS``.
+        planar: the image has two axes only. faults: all that is wrong; warnings too.
         summary: of :func:`~nnunet_jobs.dataset.summary.summarise_case`; None when no image could be read.
     """
 
@@ -44,6 +41,8 @@ class CheckedCase:
     shape: tuple[int, ...] = ()
     spacing: tuple[float, ...] = ()
     values: tuple[int, ...] = ()
+    order: str = ""
+    planar: bool = False
     faults: tuple[Fault, ...] = field(default=())
     summary: dict[str, Any] | None = None
 
@@ -64,7 +63,7 @@ class CheckedCase:
         return cls(case=case, faults=tuple(Fault(**fault) for fault in data["faults"]), **plain)
 
 
-_PLAIN = ("hashes", "label_hash", "component", "channels", "shape", "spacing", "values", "summary")
+_PLAIN = ("hashes", "label_hash", "component", "channels", "shape", "spacing", "values", "order", "planar", "summary")
 
 
 def check_case(
@@ -72,12 +71,9 @@ def check_case(
 ) -> CheckedCase:
     """Read every file of a case once and report all faults.
 
-    Spacings must agree within ``tolerance`` (relative). Affines agree when every corner of the volume comes out at the same place
-    within ``100 * tolerance`` of the smallest spacing: the error that a relative error of ``tolerance`` makes over 100 voxels, a
-    tenth of a voxel by default.
-
     Args:
-        case: to check. source: it comes from. tolerance: of spacing and affine. beat: sign of life, may raise to stop.
+        case: to check. source: it comes from. tolerance: relative, of the label's spacing and of places; see
+            :func:`~nnunet_jobs.dataset.readers.agreement.disagreements`. beat: sign of life, may raise to stop.
         reserve: called with bytes before they are needed; may raise MemoryError, which becomes a fault. on_file: called with the name
             of each file before it is read.
     """
@@ -91,7 +87,7 @@ def check_case(
             code = Code.LABEL_MISSING if label else Code.IMAGE_MISSING
             return Volume(faults=[Fault(code=code, case=case.case, file=name, message="the file is missing")])
         try:
-            return read_volume(path, case=case.case, name=name, label=label, beat=beat, reserve=reserve, keep=True)
+            return read_volume(path, case=case.case, name=name, label=label, beat=beat, reserve=reserve, keep=True, reader=source.reader)
         except MemoryError as error:
             message = (
                 f"needs more memory than may be used ({error}); look whether its size is true, or give more" if str(error) else _NO_MEMORY
@@ -109,9 +105,9 @@ def check_case(
     for volume in (*images, *([label] if label else [])):
         faults += volume.faults
     component = _components(case, source, images, faults)
-    usable = [(name, volume) for name, volume in zip(names, (*images, *([label] if label else [])), strict=True) if volume.usable]
-    for (name, volume), (other_name, other) in itertools.islice(itertools.product(usable[:1], usable), 1, None):
-        faults += _agree(case.case, name, volume, other_name, other, tolerance)
+    members = [Member(name=name, volume=volume) for name, volume in zip(names, images, strict=False)]
+    members += [Member(name=names[-1], volume=label, label=True)] if label else []
+    faults += disagreements(members, case=case.case, tolerance=tolerance)
     if label and label.usable and source.tables.values:
         faults += _check_values(case, source.relative(case.label) if case.label else "", label, source.tables)
     first = images[0] if images else Volume()
@@ -124,6 +120,8 @@ def check_case(
         shape=first.shape[:3],
         spacing=first.spacing,
         values=label.values if label else (),
+        order=voxel_order(first.affine) if not first.planar else "",
+        planar=first.planar,
         faults=tuple(faults),
         summary=_summary(images, label),
     )
@@ -170,37 +168,6 @@ def _components(case: SourceCase, source: Source, images: list[Volume], faults: 
     return ()
 
 
-def _agree(case: str, name: str, volume: Volume, other_name: str, other: Volume, tolerance: float) -> list[Fault]:
-    shape, other_shape = volume.shape[:3], other.shape[:3]
-    if shape and other_shape and shape != other_shape:
-        message = f"has the shape {other_shape} where {name} has {shape}"
-        return [Fault(code=Code.SHAPE_MISMATCH, case=case, file=other_name, message=message)]
-    spacing, other_spacing = np.array(volume.spacing), np.array(other.spacing)
-    if (np.abs(spacing - other_spacing) > tolerance * np.maximum(spacing, other_spacing)).any():
-        message = f"has the spacing {_short(other.spacing)} mm where {name} has {_short(volume.spacing)} mm"
-        return [Fault(code=Code.SPACING_MISMATCH, case=case, file=other_name, message=message)]
-    moved = _corner_distance(volume, other)
-    if moved > _EXTENT * tolerance * float(spacing.min()):
-        message = f"lies up to {moved:.3g} mm away from {name} (origin or direction differ)"
-        return [Fault(code=Code.AFFINE_MISMATCH, case=case, file=other_name, message=message)]
-    return []
-
-
-def _corner_distance(volume: Volume, other: Volume) -> float:
-    """Largest distance in mm between the same corner of two volumes."""
-    corners = np.array(
-        [(*corner, 1) for corner in itertools.product(*((0, n - 1) for n in (volume.shape or other.shape)[:3]))], dtype=float
-    )
-    difference: npt.NDArray[np.float64] = _affine(volume) - _affine(other)
-    return float(np.linalg.norm((corners @ difference.T)[:, :3], axis=1).max())
-
-
-def _affine(volume: Volume) -> npt.NDArray[np.float64]:
-    if volume.affine is None:
-        raise ValueError("the volume has no affine")
-    return volume.affine
-
-
 def _check_values(case: SourceCase, name: str, label: Volume, tables: Tables) -> list[Fault]:
     unknown = [value for value in label.values if value not in tables.values]
     if unknown:
@@ -209,7 +176,3 @@ def _check_values(case: SourceCase, name: str, label: Volume, tables: Tables) ->
     if label.values == (0,):
         return [Fault(code=Code.LABEL_EMPTY, severity="warning", case=case.case, file=name, message="holds background only")]
     return []
-
-
-def _short(spacing: tuple[float, ...]) -> str:
-    return "(" + ", ".join(f"{value:g}" for value in spacing) + ")"

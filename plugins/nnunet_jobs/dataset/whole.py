@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from nnunet_jobs.contract.failure import Fault
 from nnunet_jobs.dataset.faults import Code
+from nnunet_jobs.dataset.foreseen_plans import across_the_slice, nnunet_spacing, too_small
 from nnunet_jobs.dataset.mends import MENDS
 from nnunet_jobs.dataset.names import NIFTI, split_ending
 from nnunet_jobs.dataset.sources import Source
@@ -23,7 +25,8 @@ class CaseFacts:
 
     Attributes:
         case: id. file: name of its first image. labelled: it has a label that could be read. shape: voxels along x, y, z.
-        values: of the label.
+        values: of the label. spacing: mm along x, y, z. order: of the voxels, such as ``RAS``; empty where it is not known.
+        planar: the image has two axes only.
     """
 
     case: str
@@ -31,6 +34,9 @@ class CaseFacts:
     labelled: bool
     shape: Sequence[int]
     values: Sequence[int]
+    spacing: Sequence[float] = ()
+    order: str = ""
+    planar: bool = False
 
 
 def check_endings(source: Source, ending: str) -> list[Fault]:
@@ -67,7 +73,13 @@ def check_whole(source: Source, facts: Iterable[CaseFacts]) -> list[Fault]:
     """Faults that no case has alone. ``facts`` are of all cases that will be there and could be read."""
     known = list(facts)
     labelled = [fact for fact in known if fact.labelled]
-    return [*_check_number(source, labelled), *_check_labels(source, labelled), *_check_dimensions(known)]
+    return [
+        *_check_number(source, labelled),
+        *_check_labels(source, labelled),
+        *_check_dimensions(known),
+        *_check_orders(source, known),
+        *_check_plans([fact for fact in labelled or known if len(fact.shape) == len(fact.spacing) == 3]),
+    ]
 
 
 def _check_number(source: Source, labelled: list[CaseFacts]) -> list[Fault]:
@@ -105,6 +117,37 @@ def _check_dimensions(known: list[CaseFacts]) -> list[Fault]:
         _fault(Code.DIMENSION_MIXED, f"has the shape {tuple(fact.shape)}: {what} ({named}, ...)", case=fact.case, file=fact.file)
         for fact in odd
     ]
+
+
+def _check_orders(source: Source, known: list[CaseFacts]) -> list[Fault]:
+    """nnU-Net learns from voxels as they are stored, so that orders should not be mixed."""
+    if source.reader.endswith("WithReorient"):
+        return []
+    counts = Counter(fact.order for fact in known if fact.order)
+    if len(counts) < 2:
+        return []
+    common, count = counts.most_common(1)[0]
+    message = (
+        "has the voxel order {} where {} of {} cases have {}; nnU-Net learns from voxels as they are stored, reorient image and label alike"
+    )
+    return [
+        _fault(Code.VOXEL_ORDER_MIXED, message.format(fact.order, count, counts.total(), common), case=fact.case, file=fact.file)
+        for fact in known
+        if fact.order and fact.order != common
+    ]
+
+
+def _check_plans(known: list[CaseFacts]) -> list[Fault]:
+    """What would make nnU-Net plan networks that cannot be trained, or that see lines instead of slices."""
+    shapes = [fact.shape for fact in known]
+    spacings = [nnunet_spacing(fact.spacing, planar=fact.planar) for fact in known]
+    if not known:
+        return []
+    slices = across_the_slice(shapes, spacings)
+    if slices:
+        return [_fault(Code.SLICE_DIRECTION, slices[place], case=known[place].case, file=known[place].file) for place in sorted(slices)]
+    small = too_small(shapes, spacings)
+    return [_fault(Code.IMAGE_SMALL, small)] if small else []
 
 
 def _names(folder: Path) -> list[str]:

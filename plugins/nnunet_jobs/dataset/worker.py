@@ -2,7 +2,7 @@
 
 Requests and answers are JSON lines. While it reads it writes a byte for each MiB, so that its parent knows it lives::
 
-    parent  {"root": ..., "layout": ..., "tables": ..., "splits_4d": ..., "tolerance": ..., "budget": bytes}
+    parent  {"root": ..., "layout": ..., "tables": ..., "splits_4d": ..., "reader": ..., "tolerance": ..., "budget": bytes}
     worker  {"ready": true}
     parent  {"case": {...}, "faults": [...]}
     worker  {"file": "imagesTr/a_0000.nii.gz"}  ...{"file": "labelsTr/a.nii.gz"}  .{"answer": {...}}
@@ -77,7 +77,13 @@ def case_to_json(case: SourceCase) -> dict[str, Any]:
 
 def source_to_json(source: Source) -> dict[str, Any]:
     """What a case's check needs to know of its source."""
-    return {"root": str(source.root), "layout": source.layout, "tables": source.tables.to_json(), "splits_4d": source.splits_4d}
+    return {
+        "root": str(source.root),
+        "layout": source.layout,
+        "tables": source.tables.to_json(),
+        "splits_4d": source.splits_4d,
+        "reader": source.reader,
+    }
 
 
 def _case(data: Mapping[str, Any]) -> SourceCase:
@@ -99,7 +105,13 @@ def main(parent: int) -> None:
 
     np.seterr(all="ignore")  # odd values are looked for and reported; the log would only repeat them without a name
     hello = json.loads(sys.stdin.buffer.readline())
-    source = Source(root=Path(hello["root"]), layout=hello["layout"], tables=Tables(**hello["tables"]), splits_4d=hello["splits_4d"])
+    source = Source(
+        root=Path(hello["root"]),
+        layout=hello["layout"],
+        tables=Tables(**hello["tables"]),
+        splits_4d=hello["splits_4d"],
+        reader=hello["reader"],
+    )
     memory = Memory(hello["budget"])
     _say(answers, {"ready": True})
     for line in sys.stdin.buffer:

@@ -23,6 +23,7 @@ from nnunet_jobs.dataset.labels import Tables
 from nnunet_jobs.dataset.manifest import SCHEMA, HashCache, build_manifest, description
 from nnunet_jobs.dataset.materialise import plain_source
 from nnunet_jobs.dataset.placing import Placing, expected_files
+from nnunet_jobs.dataset.readers.formats import nnunet_reader
 from nnunet_jobs.dataset.renaming import CaseNames
 from nnunet_jobs.dataset.report.store import Reporter, SummaryStore
 from nnunet_jobs.dataset.sources import Source, read_source
@@ -89,6 +90,7 @@ class _Registration:
         self.places = Placing(params=self.params, source=source, registered=registered, withdrawn=self.stones.cases)
         self.left_out = leave_out(source, self.stones, lambda: self.places.groups(list(source.cases)))
         ending: str = previous["file_ending"] if previous else source.file_ending()
+        source.reader = nnunet_reader(ending, source.extras.get("overwrite_image_reader_writer"))
         changes = compare(self.params, self.context, source, registered, store=self.store, cache=self.cache, ending=ending)
         elsewhere = images_withdrawn_elsewhere(self.context.workspace, self.dataset)
         self.left_out += leave_copies_out(changes, source, registered, self.stones, elsewhere)

@@ -319,9 +319,9 @@ def with_ignore(root: Path) -> Path:
 def two_dimensional(root: Path) -> Path:
     source = raw(root, ["a", "b", "c"])
     for number, case in enumerate("abc"):
-        shape = (8, 10, 1) if case == "a" else (8, 10)
+        shape = (16, 18, 1) if case == "a" else (16, 18)
         write_nifti(source / "imagesTr" / f"{case}_0000.nii.gz", image_array(number, shape))
-        write_nifti(source / "labelsTr" / f"{case}.nii.gz", label_array(shape=(8, 10, 1)).reshape(shape))
+        write_nifti(source / "labelsTr" / f"{case}.nii.gz", label_array(shape=(16, 18, 1)).reshape(shape))
     return source
 
 

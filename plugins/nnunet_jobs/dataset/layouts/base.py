@@ -46,6 +46,7 @@ class Source:
         extras: name, licence, reference and the like, carried into ``dataset.json``.
         renamed: id in the source to the id it is registered under, for those that differ, of this and earlier runs.
         left_out: files of withdrawn cases, of which nothing more is said.
+        reader: class name of nnU-Net's reader that will read the registered files.
     """
 
     root: Path
@@ -57,6 +58,7 @@ class Source:
     extras: dict[str, Any] = field(default_factory=dict)
     renamed: dict[str, str] = field(default_factory=dict)
     left_out: set[Path] = field(default_factory=set)
+    reader: str = ""
 
     def relative(self, path: Path) -> str:
         """A file's name for people: relative to the source."""

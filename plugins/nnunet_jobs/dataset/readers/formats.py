@@ -23,22 +23,42 @@ _READERS: dict[str, Callable[[Reading], None]] = {
     ".tif": read_picture,
     ".tiff": read_picture,
 }
+_NNUNET_READERS = {  # nnunetv2.imageio.reader_writer_registry asks its readers in a fixed order
+    ".nii.gz": "SimpleITKIO",
+    ".nii": "NibabelIO",
+    ".mha": "SimpleITKIO",
+    ".nrrd": "SimpleITKIO",
+    ".png": "NaturalImage2DIO",
+    ".bmp": "NaturalImage2DIO",
+    ".tif": "NaturalImage2DIO",  # stacks are left to Tiff3DIO
+    ".tiff": "Tiff3DIO",
+}
 _SAID = 300  # characters of a library's message that are shown
 
 
 def read_volume(
-    path: Path, *, case: str, name: str, label: bool, beat: Beat, reserve: Reserve = lambda _size: None, keep: bool = False
+    path: Path,
+    *,
+    case: str,
+    name: str,
+    label: bool,
+    beat: Beat,
+    reserve: Reserve = lambda _size: None,
+    keep: bool = False,
+    reader: str = "",
 ) -> Volume:
     """Read a file whole and look for faults of its own. Never raises for bad content; never blocks on pipes and devices.
 
     Args:
         path: the file; its ending says which reader. case, name: for the faults. label: check values as labels, else as intensities.
         beat: called for each MiB; it may raise to stop. reserve: called with bytes that will be needed before they are; it may raise
-            MemoryError. keep: leave the voxels in ``array``.
+            MemoryError. keep: leave the voxels in ``array``. reader: class name of nnU-Net's reader that the file must suit; default
+            :func:`nnunet_reader` of its ending.
     """
     volume = Volume()
-    reading = Reading(volume=volume, path=path, case=case, name=name, label=label, beat=beat, reserve=reserve)
     ending = split_ending(path.name)[1]
+    reader = reader or nnunet_reader(ending)
+    reading = Reading(volume=volume, path=path, case=case, name=name, label=label, beat=beat, reserve=reserve, reader=reader)
     try:
         if not ending:
             raise Damaged(Code.ENDING_UNSUPPORTED, "has an ending that nnU-Net does not read; convert it to .nii.gz")
@@ -56,6 +76,15 @@ def read_volume(
     if not keep:
         volume.array = None
     return volume
+
+
+def nnunet_reader(ending: str, named: str | None = None) -> str:
+    """Class name of the reader that nnU-Net takes for files of a dataset.
+
+    Args:
+        ending: of the dataset's files. named: ``overwrite_image_reader_writer`` of ``dataset.json``, which goes first.
+    """
+    return named if named and named != "None" else _NNUNET_READERS.get(ending, "")
 
 
 def _bad(ending: str) -> Code:

@@ -6,8 +6,10 @@ SimpleITK may fill what a cut file lacks, and would follow a header to any other
 from __future__ import annotations
 
 import math
+import re
 import zlib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,6 +33,11 @@ _META_TYPES = {
     "ULONG_LONG": 8,
 }
 _META_TYPES |= {"LONG": 4, "ULONG": 4}  # MetaIO's own size of a long, on every platform
+_META_SYNONYMS = (
+    ("TransformMatrix", "Rotation", "Orientation"),
+    ("Offset", "Position", "Origin"),
+    ("ElementSpacing", "ElementSize"),
+)
 _NRRD_TYPES = {
     **dict.fromkeys(("signed char", "int8", "int8_t", "uchar", "unsigned char", "uint8", "uint8_t"), 1),
     **dict.fromkeys(("short", "short int", "signed short", "signed short int", "int16", "int16_t"), 2),
@@ -79,6 +86,21 @@ def read_itk(reading: Reading) -> None:
     return None
 
 
+def itk_refusal(path: Path) -> str | None:
+    """Why ITK, and with it nnU-Net's reader, does not read a file's header; None where it does. The voxels are not read."""
+    import SimpleITK
+
+    SimpleITK.ProcessObject.SetGlobalWarningDisplay(False)
+    reader = SimpleITK.ImageFileReader()
+    reader.SetFileName(str(path))
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError as error:
+        text = _last_line(error).removeprefix("ITK ERROR: ").removeprefix("sitk::ERROR: ").replace(f'"{path}"', "it")
+        return " ".join(text.split()).rstrip("!.")
+    return None
+
+
 def _geometry(reading: Reading, image: Any) -> bool:
     axes = image.GetDimension()
     spacing, direction, origin = np.ones(3), np.eye(3), np.zeros(3)
@@ -114,6 +136,7 @@ def _check_meta(reading: Reading, data: bytearray) -> int:
     _require_axes(fields)
     spacing = fields.get("ElementSpacing", fields.get("ElementSize", "1"))
     _refuse_bad_spacing(reading, spacing.split())
+    _note_contradictions(reading, fields)
     item = _META_TYPES.get(fields.get("ElementType", "").removeprefix("MET_").removesuffix("_ARRAY"))
     if item is None:
         raise Damaged(Code.DTYPE, f"holds {fields.get('ElementType', 'voxels of no type')!r}; store whole or floating-point numbers")
@@ -123,6 +146,29 @@ def _check_meta(reading: Reading, data: bytearray) -> int:
     else:
         _check_size(len(data) - start, expected)
     return expected
+
+
+def _note_contradictions(reading: Reading, fields: Mapping[str, str]) -> None:
+    """Warn where two fields of a MetaImage header say different things about one matter."""
+    for names in _META_SYNONYMS:
+        said = {name: fields[name] for name in names if name in fields}
+        if len({tuple(float(number) for number in value.split()) for value in said.values()}) > 1:
+            shown = " and ".join(f"{name} = {value[:80]}" for name, value in said.items())
+            reading.fault(
+                Code.GEOMETRY_CONTRADICTS, f"has {shown}; programs take the one or the other, write the file again", severity="warning"
+            )
+    claimed = fields.get("AnatomicalOrientation", "").upper()
+    matrix = next((fields[name].split() for name in _META_SYNONYMS[0] if name in fields), [])
+    if re.fullmatch("[RLAPSI]{3}", claimed) and len(matrix) == 9:
+        directions = np.array([float(value) for value in matrix]).reshape(3, 3)  # MetaIO stores one after the other
+        nearest = [(direction, int(np.abs(direction).argmax())) for direction in directions]
+        order = "".join("RAI"[axis] if direction[axis] > 0 else "LPS"[axis] for direction, axis in nearest)
+        if order != claimed:
+            message = (
+                f"has AnatomicalOrientation = {claimed} where its TransformMatrix means {order}; "
+                "nnU-Net takes the matrix: look which is right and write the file again"
+            )
+            reading.fault(Code.GEOMETRY_CONTRADICTS, message, severity="warning")
 
 
 def _require_axes(fields: Mapping[str, str]) -> None:

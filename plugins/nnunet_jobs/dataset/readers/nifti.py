@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from nnunet_jobs.dataset.faults import Code
-from nnunet_jobs.dataset.readers.volume import CHUNK, Damaged, Reading, check_extent, open_regular, take_geometry, take_values
+from nnunet_jobs.dataset.readers.nifti_geometry import take_nifti_geometry
+from nnunet_jobs.dataset.readers.volume import CHUNK, Damaged, Reading, check_extent, open_regular, take_values
 
 _HEADER, _NIFTI_1 = 540, 348  # bytes, of NIfTI-2 and NIfTI-1
 _FIRST = 4096  # bytes of a compressed file that hold the header
@@ -24,7 +24,6 @@ _DEFLATE = 1032  # the most that deflate can shrink anything
 _SERIOUS = 40  # of nibabel's own levels: what it would refuse to read (magic, offsets, data type); what is less it mends
 _QUIET = logging.getLogger("nnunet_jobs.nifti_header")
 _QUIET.disabled = True  # what matters is reported as a fault
-_UNITS = {1: ("metres", 1e3), 3: ("micrometres", 1e-3)}  # of xyzt_units; nnU-Net's reader scales spacing and origin by them
 
 
 def read_nifti(reading: Reading) -> None:
@@ -151,7 +150,7 @@ def _parse(reading: Reading, data: bytearray) -> None:
         )
         return reading.fault(Code.NOT_3D, message)
     shape = (*shape, 1) if flat else shape
-    if not check_extent(reading, shape) or not _geometry(reading, header, flat=flat):
+    if not check_extent(reading, shape) or not take_nifti_geometry(reading, header, shape[:3], flat=flat):
         return None
     reading.volume.shape = shape
     count = math.prod(shape)
@@ -161,22 +160,3 @@ def _parse(reading: Reading, data: bytearray) -> None:
         array = array * np.float64(slope) + np.float64(intercept)
     take_values(reading, array)
     return None
-
-
-def _geometry(reading: Reading, header: Any, *, flat: bool) -> bool:
-    pixdim = [float(value) for value in header["pixdim"][1:4]]
-    if flat and not (math.isfinite(pixdim[2]) and pixdim[2] > 0):
-        pixdim[2] = 1.0  # the third axis of a 2D image means nothing
-        header["pixdim"][3] = 1.0
-    if not all(math.isfinite(value) and value > 0 for value in pixdim):
-        return take_geometry(reading, tuple(pixdim), np.eye(4))  # nibabel's own reader would mend zeros
-    affine: npt.NDArray[np.float64] = np.array(header.get_best_affine(), dtype=np.float64)
-    if flat and not affine[:3, 2].any():
-        affine[:3, 2] = np.cross(affine[:3, 0], affine[:3, 1]) / max(float(np.linalg.norm(affine[:3, 0])) * pixdim[1], 1e-12)
-    unit, scale = _UNITS.get(int(header["xyzt_units"]) & 7, ("", 1.0))
-    if unit:
-        affine[:3] *= scale
-        shown = ", ".join(f"{value:g}" for value in pixdim)
-        reading.fault(Code.UNITS_SUSPICIOUS, f"says that its spacing ({shown}) is in {unit}; nnU-Net's reader converts it, check it")
-    spacing = tuple(value * scale for value in pixdim)
-    return take_geometry(reading, spacing, affine, millimetres=not unit)

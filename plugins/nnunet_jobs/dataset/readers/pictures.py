@@ -57,6 +57,7 @@ def _take_flat(reading: Reading, array: Array) -> None:
     turned = array.transpose(1, 0, 2)[:, :, None, :]
     if not check_extent(reading, turned.shape[:3]) or not take_geometry(reading, (1.0, 1.0, 1.0), np.eye(4), millimetres=False):
         return
+    reading.volume.planar = True
     reading.volume.shape, reading.volume.channels = turned.shape[:3], turned.shape[3]
     take_values(reading, turned[..., 0] if turned.shape[3] == 1 else turned)
 

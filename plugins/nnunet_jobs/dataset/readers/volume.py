@@ -37,6 +37,7 @@ class Volume:
         sha256: of the file's bytes. shape: voxels along x, y, z (and channels, where they are the last axis of a 4D file).
         spacing: mm along x, y, z. affine: voxel to world in mm, 4 x 4, RAS. values: different values, for labels only.
         channels: colours of a natural image. array: the voxels, in the order of ``shape``, colours last.
+        planar: the file has two axes only, so that nnU-Net's reader makes up a large spacing for the third.
         faults: what is wrong with the file alone.
     """
 
@@ -47,6 +48,7 @@ class Volume:
     values: tuple[int, ...] = ()
     channels: int = 1
     array: Array | None = None
+    planar: bool = False
     faults: list[Fault] = field(default_factory=list)
 
     @property
@@ -68,6 +70,7 @@ class Reading:
         volume: to be filled. label: read as label values, else as intensities. case, name: for the faults.
         beat: called for each MiB; may raise to stop. reserve: called with bytes that will be needed, before they are; may raise
             MemoryError.
+        reader: class name of nnU-Net's reader that will read the file, or a copy of it, later.
     """
 
     volume: Volume
@@ -77,10 +80,12 @@ class Reading:
     label: bool
     beat: Beat
     reserve: Reserve
+    reader: str = ""
 
-    def fault(self, code: Code, message: str) -> None:
-        """Add a fault, with the severity that its code has."""
-        self.volume.faults.append(Fault(code=code, severity=MENDS[code].severity, case=self.case, file=self.name, message=message))
+    def fault(self, code: Code, message: str, *, severity: str | None = None) -> None:
+        """Add a fault. ``severity``: for codes that have both; else it is the code's own."""
+        severity = severity or MENDS[code].severity
+        self.volume.faults.append(Fault(code=code, severity=severity, case=self.case, file=self.name, message=message))
 
 
 class Damaged(Exception):
@@ -139,15 +144,23 @@ def take_geometry(reading: Reading, spacing: tuple[float, ...], affine: npt.NDAr
         message = "has an affine with NaN, infinite or zero columns; write the file again with a valid sform or qform"
         reading.fault(Code.AFFINE_INVALID, message)
         return False
-    axes = affine[:3, :3] / lengths
-    if np.abs(axes.T @ axes - np.eye(3)).max() > _ORTHOGONAL:
-        reading.fault(Code.AFFINE_INVALID, "has a sheared affine; nnU-Net's reader refuses it, resample the image to orthogonal axes")
+    if skew(affine) > _ORTHOGONAL:
+        message = "has axes that are not orthogonal (a sheared affine), which nnU-Net ignores or refuses; resample it to orthogonal axes"
+        reading.fault(Code.AFFINE_INVALID, message)
         return False
     if millimetres and (max(spacing) < _SMALLEST or max(spacing) > _LARGEST):
         shown = ", ".join(f"{value:g}" for value in spacing)
         reading.fault(Code.UNITS_SUSPICIOUS, f"has the spacing ({shown}) mm; look whether it was meant in another unit")
     reading.volume.spacing, reading.volume.affine = spacing, affine
     return True
+
+
+def skew(affine: npt.NDArray[np.float64] | None) -> float:
+    """How far the axes of an affine are from orthogonal: the largest cosine between two of them."""
+    if affine is None:
+        return 0.0
+    axes = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    return float(np.abs(axes.T @ axes - np.eye(3)).max())
 
 
 def check_extent(reading: Reading, shape: tuple[int, ...]) -> bool:
