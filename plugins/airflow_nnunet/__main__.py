@@ -1,4 +1,4 @@
-"""``python -m airflow_nnunet doctor|sync-pools|usage|predict|dataset``: ``airflow nnunet`` where the package is a plain folder.
+"""``python -m airflow_nnunet init|doctor|sync-pools|usage|predict|dataset``: ``airflow nnunet`` where the package is a plain folder.
 
 Airflow finds a provider's commands by its installed entry point; a folder on PYTHONPATH has none.
 """
@@ -13,9 +13,16 @@ from typing import Any
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Build the same parser that Airflow builds, and run the command."""
+    from airflow.cli.cli_parser import LazyRichHelpFormatter
+
     from airflow_nnunet.cli import get_cli_commands
 
-    parser = argparse.ArgumentParser(prog="python -m airflow_nnunet", description="Look after nnU-Net's workspace, pools and jobs.")
+    # The formatter of Airflow's own commands, for which the texts are written.
+    parser = argparse.ArgumentParser(
+        prog="python -m airflow_nnunet",
+        description="Look after nnU-Net's workspace, pools and jobs.",
+        formatter_class=LazyRichHelpFormatter,
+    )
     _add(parser, get_cli_commands()[0].subcommands)
     arguments = parser.parse_args(argv)
     arguments.func(arguments)
@@ -25,7 +32,7 @@ def _add(parser: argparse.ArgumentParser, commands: Iterable[Any]) -> None:
     """Commands, and groups of commands below them."""
     subparsers = parser.add_subparsers(required=True)
     for command in commands:
-        sub = subparsers.add_parser(command.name, help=command.help)
+        sub = subparsers.add_parser(command.name, help=command.help, description=command.help, formatter_class=parser.formatter_class)
         if hasattr(command, "subcommands"):
             _add(sub, command.subcommands)
             continue

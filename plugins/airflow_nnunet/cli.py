@@ -1,4 +1,4 @@
-"""``airflow nnunet doctor|sync-pools|usage|predict|dataset``; also ``python -m airflow_nnunet`` where the package is not installed."""
+"""``airflow nnunet init|doctor|sync-pools|usage|predict|dataset``; also ``python -m airflow_nnunet`` where the package is not installed."""
 
 from __future__ import annotations
 
@@ -9,10 +9,17 @@ def get_cli_commands() -> list[Any]:
     """What the provider adds to Airflow's command line. Imports no more than a parser needs."""
     from airflow.cli import cli_config
     from airflow.cli.cli_config import ActionCommand, GroupCommand, lazy_load_command
+    from rich.markup import escape
 
-    argument: Any = cli_config.Arg  # Airflow's own class has no annotations
+    def argument(flags: tuple[str, ...], *, help: str, **more: Any) -> Any:
+        # Airflow shows help through rich, which takes brackets for markup.
+        return cli_config.Arg(flags, help=escape(help), **more)
 
-    path = argument(("path",), nargs="?", default=None, help="file with pools; include/pools.json of the project when empty")
+    path = argument(
+        ("path",), nargs="?", default=None, help="file with pools; include/pools.json of the site, else of the package, when empty"
+    )
+    folder = argument(("folder",), nargs="?", default=None, metavar="FOLDER", help="where to; AIRFLOW_HOME when empty")
+    no_dags = argument(("--no-dags",), action="store_true", help="leave out the DAG files, for those who use the package's DAG bundle")
     connection = argument(("--conn-id",), default=None, help="connection of type nnunet that overrides section [nnunet]")
     dataset = argument(("dataset",), help="dataset: its id, its full name, or the name after the id")
     as_json = argument(("--json",), action="store_true", help="print JSON")
@@ -78,6 +85,12 @@ def get_cli_commands() -> list[Any]:
             help="Look after nnU-Net's workspace, datasets, pools and jobs",
             subcommands=(
                 datasets,
+                ActionCommand(
+                    name="init",
+                    help="Write what a site edits: pools, examples, DAG files and a template of airflow.cfg; never overwrites",
+                    func=lazy_load_command("airflow_nnunet.init_cli.init_command"),
+                    args=(folder, no_dags),
+                ),
                 ActionCommand(
                     name="doctor",
                     help="Check folders, disk, memory, compiler, GPUs, versions and pools; each line says ok or the mend",

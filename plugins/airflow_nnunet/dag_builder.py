@@ -27,6 +27,7 @@ from airflow_nnunet.operators import (
     TrainFoldOperator,
 )
 from airflow_nnunet.params_form import RunSettings, form
+from airflow_nnunet.project_files import comes_with_the_package
 from airflow_nnunet.teams import load_teams
 from nnunet_jobs.contract.workspace import Workspace
 
@@ -102,9 +103,15 @@ def check_datasets(folder: Path) -> None:
 
 
 def datasets_folder(dag_file: str | Path) -> Path:
-    """Where the dataset files are: option ``datasets`` of section [nnunet], else ``include/datasets`` beside the DAG file's folder."""
-    chosen = conf.get("nnunet", "datasets", fallback="")
-    return Path(chosen) if chosen else Path(dag_file).resolve().parent.parent / "include" / "datasets"
+    """Where the dataset files are: option ``datasets`` of section [nnunet], else ``include/datasets`` beside the DAG file's folder.
+
+    Args:
+        dag_file: ``__file__`` of the DAG file. One that comes with the package is in nobody's folder: DAGs folder counts instead.
+    """
+    if chosen := conf.get("nnunet", "datasets", fallback=""):
+        return Path(chosen)
+    folder = Path(conf.get("core", "dags_folder")) if comes_with_the_package(Path(dag_file)) else Path(dag_file).resolve().parent
+    return folder.parent / "include" / "datasets"
 
 
 def _default_args(config: TrainingConfig) -> dict[str, Any]:

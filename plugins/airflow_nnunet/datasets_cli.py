@@ -5,14 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 from collections.abc import Mapping
 from typing import Any
 
+from airflow_nnunet.commands import command
 from airflow_nnunet.config import NnunetConfig
-from airflow_nnunet.pools import jobs_environment
-from nnunet_jobs.contract.failure import ConfigError, JobError
-from nnunet_jobs.contract.sharing import explain
+from airflow_nnunet.pools import run_jobs_command
+from nnunet_jobs.contract.exit_codes import Exit
+from nnunet_jobs.contract.failure import ConfigError
 from nnunet_jobs.contract.withdrawals import Tombstones
 from nnunet_jobs.contract.workspace import Workspace
 
@@ -91,31 +91,24 @@ def history_text(dataset: str, lines: list[dict[str, Any]]) -> str:
     return "\n".join(out)
 
 
-def _reason(error: JobError | PermissionError) -> str:
-    return explain(error) if isinstance(error, PermissionError) else str(error)
-
-
 # --- commands ---------------------------------------------------------------------------------------------------------
-def log_command(args: argparse.Namespace) -> None:
-    """``dataset log``: exit code 1 and the reason when there is no such dataset."""
-    try:
-        workspace = NnunetConfig.load(args.conn_id, team=args.team).workspace
-        name = find_dataset(workspace, args.dataset)
-        lines = dataset_history(workspace, name)
-    except (JobError, PermissionError) as error:
-        raise SystemExit(_reason(error)) from error
+@command
+def log_command(args: argparse.Namespace) -> int:
+    """``dataset log``."""
+    workspace = NnunetConfig.load(args.conn_id, team=args.team).workspace
+    name = find_dataset(workspace, args.dataset)
+    lines = dataset_history(workspace, name)
     print(json.dumps({"dataset": name, "history": lines}, indent=1) if args.json else history_text(name, lines))
+    return Exit.DONE
 
 
-def list_command(args: argparse.Namespace) -> None:
+@command
+def list_command(args: argparse.Namespace) -> int:
     """``dataset list``."""
-    try:
-        rows = dataset_rows(NnunetConfig.load(args.conn_id, team=args.team).workspace)
-    except (JobError, PermissionError) as error:
-        raise SystemExit(_reason(error)) from error
+    rows = dataset_rows(NnunetConfig.load(args.conn_id, team=args.team).workspace)
     if args.json:
         print(json.dumps(rows, indent=1))
-        return
+        return Exit.DONE
     for row in rows:
         if row["problem"]:
             print(f"{row['dataset']}  {row['problem']}")
@@ -126,24 +119,18 @@ def list_command(args: argparse.Namespace) -> None:
         print(f"    preprocessed {row['version'] or 'never'}, promoted model {row['model'] or 'none'}")
     if not rows:
         print("no dataset is registered")
+    return Exit.DONE
 
 
-def withdraw_command(args: argparse.Namespace) -> None:
+@command
+def withdraw_command(args: argparse.Namespace) -> int:
     """``dataset withdraw``: done by the interpreter that runs the jobs, since ours has no NumPy; its exit code becomes ours."""
-    try:
-        config = NnunetConfig.load(args.conn_id, team=args.team)
-        name = find_dataset(config.workspace, args.dataset)
-    except (JobError, PermissionError) as error:
-        raise SystemExit(_reason(error)) from error
+    config = NnunetConfig.load(args.conn_id, team=args.team)
+    name = find_dataset(config.workspace, args.dataset)
     flags = [f"--{name.replace('_', '-')}" for name in ("dry_run", "restore", "predictions", "demote", "json") if getattr(args, name)]
     values = {"--case": args.case, "--group": args.group, "--reason": [args.reason] if args.reason else []}
     words = [f"{flag}={value}" for flag, given in values.items() for value in given or ()]
     if person := os.environ.get("SUDO_USER"):
         words.append(f"--user={person}")
-    command = [config.python, "-m", "nnunet_jobs", "withdraw", "--workspace-json", "-", *flags, *words, "--", name]
-    try:
-        done = subprocess.run(command, input=json.dumps(config.workspace.to_json()), text=True, check=False, env=jobs_environment())
-    except OSError as error:
-        raise SystemExit(f"[nnunet] python={config.python!r}: cannot run nnunet_jobs: {error}") from error
-    if done.returncode:
-        raise SystemExit(done.returncode)
+    line = ["withdraw", "--workspace-json", "-", *flags, *words, "--", name]
+    return run_jobs_command(config.python, *line, input=json.dumps(config.workspace.to_json())).returncode

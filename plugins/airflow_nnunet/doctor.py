@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from airflow_nnunet.commands import command
 from airflow_nnunet.config import NnunetConfig
 from airflow_nnunet.doctor_backend import examine_backend, runs_here
 from airflow_nnunet.doctor_executor import examine_executor
@@ -18,6 +19,7 @@ from airflow_nnunet.finding import Finding
 from airflow_nnunet.operators.base import GPU_POOL
 from airflow_nnunet.pools import automatic_slots, probe_host
 from airflow_nnunet.teams import load_teams
+from nnunet_jobs.contract.exit_codes import Exit
 from nnunet_jobs.contract.failure import ConfigError
 from nnunet_jobs.contract.sharing import blocking, describe, explain, not_shared, whoami
 from nnunet_jobs.contract.withdrawals import Tombstones
@@ -284,15 +286,16 @@ def _file_system(path: Path) -> str:
     return kind
 
 
-def doctor_command(args: argparse.Namespace) -> None:
-    """The command: a line for each finding; exit code 1 when one of them keeps jobs from running."""
+@command
+def doctor_command(args: argparse.Namespace) -> int:
+    """The command: a line for each finding; ends as failed when one of them keeps jobs from running."""
     try:
         config = NnunetConfig.load(args.conn_id, team=args.team)
     except ConfigError as error:
-        raise SystemExit(f"FAIL  configuration: {error}") from error
+        print(f"FAIL  configuration: {error}")
+        return Exit.FAILED
     blocked = False
     for finding in examine(config):
         print(finding)
         blocked |= finding.blocks
-    if blocked:
-        raise SystemExit(1)
+    return Exit.FAILED if blocked else Exit.DONE

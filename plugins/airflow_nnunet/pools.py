@@ -10,9 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import nnunet_jobs.contract
+from airflow_nnunet.commands import command
 from airflow_nnunet.config import NnunetConfig
+from airflow_nnunet.project_files import project_files
 from airflow_nnunet.teams import load_teams
+from nnunet_jobs.contract import packages
+from nnunet_jobs.contract.exit_codes import Exit
 from nnunet_jobs.contract.failure import ConfigError
 
 AUTO = "auto"
@@ -68,21 +71,31 @@ def read_pools(path: Path) -> list[PoolSpec]:
 
 
 def default_path() -> Path:
-    """``include/pools.json`` of the project folder that holds ``plugins``, else of AIRFLOW_HOME."""
+    """``include/pools.json`` of the project folder that holds ``plugins``, else of AIRFLOW_HOME, else the package's own."""
     from airflow.configuration import conf
 
     folders = (
         Path(conf.get_mandatory_value("core", "plugins_folder")).parent,
         Path(os.environ.get("AIRFLOW_HOME", "~/airflow")).expanduser(),
     )
-    candidates = [folder / "include" / "pools.json" for folder in (*folders, Path(__file__).resolve().parents[2])]
-    return next((path for path in candidates if path.is_file()), candidates[0])
+    candidates = [folder / "include" / "pools.json" for folder in (*folders, project_files())]
+    return next((path for path in candidates if path.is_file()), candidates[-1])
 
 
-def jobs_environment() -> dict[str, str]:
-    """Environment in which any interpreter finds ``nnunet_jobs``."""
-    packages = str(Path(nnunet_jobs.contract.__file__).resolve().parents[2])
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [packages, os.environ.get("PYTHONPATH")]))}
+def run_jobs_command(python: str, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run one command of ``nnunet_jobs`` by the interpreter that runs the jobs.
+
+    Args:
+        python: the interpreter, as in section [nnunet]. arguments: of the command. options: of :func:`subprocess.run`.
+
+    Raises:
+        ConfigError: there is no such interpreter.
+    """
+    try:
+        with packages.for_command(python, os.environ) as environment:
+            return subprocess.run([python, "-m", "nnunet_jobs", *arguments], text=True, check=False, env=environment, **options)
+    except OSError as error:
+        raise ConfigError(f"[nnunet] python={python!r}: cannot run nnunet_jobs: {error}") from error
 
 
 def probe_host(config: NnunetConfig) -> dict[str, Any]:
@@ -92,15 +105,12 @@ def probe_host(config: NnunetConfig) -> dict[str, Any]:
         ConfigError: the interpreter cannot run ``nnunet_jobs``.
     """
     try:
-        done = subprocess.run(
-            [config.python, "-m", "nnunet_jobs", "probe"],
-            capture_output=True, text=True, timeout=120, check=True, stdin=subprocess.DEVNULL, env=jobs_environment(),
-        )  # fmt: skip
+        done = run_jobs_command(config.python, "probe", capture_output=True, timeout=120, stdin=subprocess.DEVNULL)
+        if done.returncode:
+            last = done.stderr.strip().splitlines()[-1:] or ["no message"]
+            raise ConfigError(f"[nnunet] python={config.python!r}: cannot run nnunet_jobs: {last[0]}")
         data: dict[str, Any] = json.loads(done.stdout)
-    except subprocess.CalledProcessError as error:
-        last = error.stderr.strip().splitlines()[-1:] or ["no message"]
-        raise ConfigError(f"[nnunet] python={config.python!r}: cannot run nnunet_jobs: {last[0]}") from error
-    except (OSError, ValueError, subprocess.TimeoutExpired) as error:
+    except (ValueError, subprocess.TimeoutExpired) as error:
         raise ConfigError(f"[nnunet] python={config.python!r}: cannot run nnunet_jobs: {error}") from error
     return data
 
@@ -147,11 +157,10 @@ def sync_pools(path: Path, config: NnunetConfig) -> list[tuple[str, int]]:
     return done
 
 
-def sync_pools_command(args: argparse.Namespace) -> None:
-    """The command: one line a pool; exit code 1 and the mend when the file cannot be used."""
-    try:
-        path = Path(args.path) if args.path else default_path()
-        for name, slots in sync_pools(path, NnunetConfig.load(args.conn_id)):
-            print(f"pool {name}: {slots} slots")
-    except ConfigError as error:
-        raise SystemExit(str(error)) from error
+@command
+def sync_pools_command(args: argparse.Namespace) -> int:
+    """The command: one line a pool."""
+    path = Path(args.path) if args.path else default_path()
+    for name, slots in sync_pools(path, NnunetConfig.load(args.conn_id)):
+        print(f"pool {name}: {slots} slots")
+    return Exit.DONE

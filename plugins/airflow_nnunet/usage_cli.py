@@ -10,8 +10,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from airflow_nnunet.commands import command
 from airflow_nnunet.config import NnunetConfig
 from airflow_nnunet.teams import job_roots
+from nnunet_jobs.contract.exit_codes import Exit
 from nnunet_jobs.contract.failure import ConfigError
 from nnunet_jobs.contract.sharing import explain
 from nnunet_jobs.contract.usage import DONE, Usage, read_usage
@@ -89,17 +91,15 @@ def moment(text: str, field: str) -> dt.datetime:
     return found if found.tzinfo else found.replace(tzinfo=dt.UTC)
 
 
-def usage_command(args: argparse.Namespace) -> None:
+@command
+def usage_command(args: argparse.Namespace) -> int:
     """The command: a table or JSON; what cannot be read is said on stderr, and is no part of the sum."""
-    try:
-        now = dt.datetime.now(dt.UTC)
-        since = moment(args.since, "since") if args.since else now.replace(day=1, hour=0, minute=0, second=0, microsecond=0)
-        until = moment(args.until, "until") if args.until else now
-        if until <= since:
-            raise ConfigError(f"--until={until.isoformat()}: must be later than --since ({since.isoformat()})")
-        roots = dict.fromkeys([*job_roots(), *([NnunetConfig.load(args.conn_id).workspace.jobs] if args.conn_id else [])])
-    except ConfigError as error:
-        raise SystemExit(str(error)) from error
+    now = dt.datetime.now(dt.UTC)
+    since = moment(args.since, "since") if args.since else now.replace(day=1, hour=0, minute=0, second=0, microsecond=0)
+    until = moment(args.until, "until") if args.until else now
+    if until <= since:
+        raise ConfigError(f"--until={until.isoformat()}: must be later than --since ({since.isoformat()})")
+    roots = dict.fromkeys([*job_roots(), *([NnunetConfig.load(args.conn_id).workspace.jobs] if args.conn_id else [])])
     usages: list[Usage] = []
     left_out = []
     for root in roots:
@@ -120,6 +120,7 @@ def usage_command(args: argparse.Namespace) -> None:
     else:
         print(f"{since:%Y-%m-%d %H:%M} to {until:%Y-%m-%d %H:%M} UTC")
         print(table([*rows, total(rows)]) if rows else "no attempt ended or computed in this time")
+    return Exit.DONE
 
 
 def table(rows: Sequence[Row]) -> str:

@@ -11,6 +11,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from nnunet_jobs import commands
+from nnunet_jobs.commands import in_sentences
+from nnunet_jobs.contract.exit_codes import Exit
+from nnunet_jobs.contract.failure import ConfigError
 from nnunet_jobs.contract.jobdir import JobDir
 from nnunet_jobs.dataset import command as validate
 from nnunet_jobs.serving import command as serve
@@ -43,13 +46,20 @@ def main(argv: Sequence[str] | None = None, *, module: str = "nnunet_jobs", step
         from nnunet_jobs import child
 
         return child.main(JobDir(arguments.job), arguments.attempt, steps=steps or child.load_step)  # type: ignore[arg-type]
+    return in_sentences(_typed, arguments)
+
+
+def _typed(arguments: argparse.Namespace) -> int:
+    """The commands that people type."""
     if arguments.command == "validate":
         return validate.run(arguments)
     if arguments.command == "phantom":
         from nnunet_jobs.dataset.phantom import write_phantom
 
+        if arguments.cases < 1:
+            raise ConfigError(f"--cases={arguments.cases}: must be 1 or more")
         write_phantom(arguments.out.absolute(), cases=arguments.cases, seed=arguments.seed)
-        return 0
+        return Exit.DONE
     if arguments.command == "deidentify":
         from nnunet_jobs.dicom import export
 
@@ -61,7 +71,7 @@ def main(argv: Sequence[str] | None = None, *, module: str = "nnunet_jobs", step
     from nnunet_jobs.probe import probe
 
     print(json.dumps(probe(), indent=1))
-    return 0
+    return Exit.DONE
 
 
 def _run(arguments: argparse.Namespace, job: JobDir, module: str) -> int:

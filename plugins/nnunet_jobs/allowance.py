@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from nnunet_jobs import host
 from nnunet_jobs.contract.failure import Failure, FailureClass
+from nnunet_jobs.contract.packages import for_this_interpreter
 from nnunet_jobs.contract.spec import Resources
 
 _THREAD_VARIABLES = (
@@ -84,8 +85,5 @@ def environment(*, cpus: int, device: str, gpus: Sequence[str], step: str) -> di
     found["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
     found["PYTHONUNBUFFERED"] = "1"
     found["PYTHONSAFEPATH"] = "1"  # a module in the current folder is not ours
-    packages = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    if os.path.basename(packages) not in ("site-packages", "dist-packages"):  # those would go before the standard library
-        paths = [packages, *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
-        found["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(path for path in paths if path))
-    return found
+    inherited = {"PYTHONPATH": os.environ["PYTHONPATH"]} if os.environ.get("PYTHONPATH") else {}
+    return found | for_this_interpreter(inherited)

@@ -7,16 +7,16 @@ import json
 import os
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from nnunet_jobs.context import StepContext
-from nnunet_jobs.contract.failure import JobError
+from nnunet_jobs.contract.exit_codes import Exit
+from nnunet_jobs.contract.failure import ConfigError, JobError
 from nnunet_jobs.contract.jobdir import JobDir
 from nnunet_jobs.contract.sharing import explain, share
 from nnunet_jobs.contract.workspace import Workspace
-
-EXIT_DONE, EXIT_REFUSED = 0, 3
 
 
 def add_withdraw(commands: Any) -> None:
@@ -44,33 +44,51 @@ def withdraw(arguments: argparse.Namespace) -> int:
     from nnunet_jobs.contract.withdrawals import WithdrawParams
     from nnunet_jobs.steps.withdraw import run, text
 
+    workspace = read_workspace(arguments.workspace_json)
+    share(workspace)
+    params = WithdrawParams(
+        dataset=arguments.dataset,
+        cases=arguments.case,
+        groups=arguments.group,
+        reason=arguments.reason,
+        dry_run=arguments.dry_run,
+        restore=arguments.restore,
+        predictions=arguments.predictions,
+        demote=arguments.demote,
+    )
+    with tempfile.TemporaryDirectory(prefix="nnunet-withdraw-") as folder:
+        context = StepContext(workspace=workspace, job=JobDir(folder), cpus=os.cpu_count() or 1, person=arguments.user)
+        result = run(params, context)
+    print(json.dumps(result, indent=1) if arguments.json else text(result))
+    return Exit.DONE
+
+
+def in_sentences(command: Callable[[argparse.Namespace], int], arguments: argparse.Namespace) -> int:
+    """Run a command that a person typed; what makes it impossible is a sentence on stderr instead of a traceback."""
     try:
-        workspace = _workspace(arguments.workspace_json)
-        share(workspace)
-        params = WithdrawParams(
-            dataset=arguments.dataset,
-            cases=arguments.case,
-            groups=arguments.group,
-            reason=arguments.reason,
-            dry_run=arguments.dry_run,
-            restore=arguments.restore,
-            predictions=arguments.predictions,
-            demote=arguments.demote,
-        )
-        with tempfile.TemporaryDirectory(prefix="nnunet-withdraw-") as folder:
-            job = JobDir(folder)
-            context = StepContext(workspace=workspace, job=job, cpus=os.cpu_count() or 1, person=arguments.user)
-            result = run(params, context)
+        return command(arguments)
     except JobError as error:
         print(error, file=sys.stderr)
-        return EXIT_REFUSED
     except PermissionError as error:
         print(explain(error), file=sys.stderr)
-        return EXIT_REFUSED
-    print(json.dumps(result, indent=1) if arguments.json else text(result))
-    return EXIT_DONE
+    except OSError as error:
+        if error.filename is None:
+            raise
+        print(f"{error.filename}: {error.strerror}", file=sys.stderr)
+    return Exit.REFUSED
 
 
-def _workspace(source: str) -> Workspace:
+def read_workspace(source: str) -> Workspace:
+    """The workspace that ``--workspace-json`` names.
+
+    Args:
+        source: a file, or ``-`` for stdin.
+
+    Raises:
+        ConfigError: it holds no workspace.
+    """
     data = sys.stdin.read() if source == "-" else Path(source).read_text()
-    return Workspace.from_json(json.loads(data))
+    try:
+        return Workspace.from_json(json.loads(data))
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ConfigError(f"--workspace-json={source!r}: must hold a workspace as JSON ({error})") from error

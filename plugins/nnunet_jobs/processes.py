@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from nnunet_jobs.contract.packages import for_this_interpreter
+
 INITIAL_PID_NAMESPACE = 0xEFFFFFFC  # linux/proc_ns.h: the host's own, outside all containers
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _PR_SET_CHILD_SUBREAPER = 36
@@ -19,10 +21,7 @@ _ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "IT
 
 def reader_environment() -> dict[str, str]:
     """Of a process that reads foreign files: this package is found, one thread each, no module from the folder where the parent is."""
-    found = {**os.environ, "PYTHONSAFEPATH": "1", **dict.fromkeys(_ONE_THREAD, "1")}
-    packages = str(Path(__file__).resolve().parents[1])
-    found["PYTHONPATH"] = os.pathsep.join([packages, *filter(None, [found.get("PYTHONPATH")])])
-    return found
+    return for_this_interpreter({**os.environ, "PYTHONSAFEPATH": "1", **dict.fromkeys(_ONE_THREAD, "1")})
 
 
 def _prctl(option: int, value: int) -> None:

@@ -10,14 +10,12 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-import nnunet_jobs.contract
 from airflow_nnunet.backends.base import Backend
+from nnunet_jobs.contract import packages
 from nnunet_jobs.contract.failure import ConfigError, Failure, FailureClass
-from nnunet_jobs.contract.files import content_hash, repoint
 from nnunet_jobs.contract.jobdir import JobDir
 from nnunet_jobs.contract.spec import JobSpec
 
-_SITE = ("site-packages", "dist-packages")
 # The runner needs no secret of Airflow's (database, Fernet key, task token), so it gets none.
 _PRIVATE = ("AIRFLOW", "_AIRFLOW", "__AIRFLOW")
 
@@ -106,20 +104,9 @@ class LocalBackend(Backend):
         found = {name: value for name, value in os.environ.items() if not name.startswith(_PRIVATE)}
         found.update(self.environment)
         found["PYTHONSAFEPATH"] = "1"
-        packages = Path(nnunet_jobs.contract.__file__).resolve().parents[2]
-        if packages.name in _SITE:
-            if self.python == sys.executable:
-                return found
-            packages = _only_jobs(packages, Path(spec.workspace.jobs))
-        found["PYTHONPATH"] = os.pathsep.join([str(packages), *filter(None, [found.get("PYTHONPATH")])])
-        return found
-
-
-def _only_jobs(packages: Path, jobs: Path) -> Path:
-    """A folder in which another interpreter finds nnunet_jobs and nothing else: the rest of our site-packages is not made for it."""
-    folder = jobs / f".packages-{content_hash(str(packages), length=8)}"
-    repoint(folder / "nnunet_jobs", packages / "nnunet_jobs")
-    return folder
+        if self.python == sys.executable or not packages.is_shared(packages.home()):
+            return packages.for_this_interpreter(found)
+        return packages.on_path(found, packages.linked(Path(spec.workspace.jobs)))  # there for as long as the job's own folder
 
 
 def _tail(job: JobDir, limit: int = 2000) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from nnunet_jobs.contract.exit_codes import Exit
 from nnunet_jobs.contract.failure import ConfigError
 from nnunet_jobs.contract.files import write_private
 from nnunet_jobs.dicom.identity import Identity
@@ -84,7 +85,7 @@ def export(source: Path, out: Path, private: Path, *, threads: int = 1, beat: Ca
 
 
 def main(source: Path, out: Path, private: Path | None) -> int:
-    """The command; 0 when every image was written, 3 when some stay here, 2 for wrong arguments."""
+    """The command; it ends as done when every image was written."""
     raw = os.environ.get("nnUNet_raw")  # noqa: SIM112  nnU-Net's own name
     folder = private or (Path(raw) / ".private" if raw else None)
     try:
@@ -93,10 +94,10 @@ def main(source: Path, out: Path, private: Path | None) -> int:
         done = export(source, out, folder.absolute(), threads=max(1, min(os.cpu_count() or 1, 16)))
     except ConfigError as error:
         log.error("%s", error)
-        return 2
+        return Exit.REFUSED
     for number, reason in sorted(done.refused.items()):
         log.warning("file %d %s", number, reason)
     log.info("%d images written, %d files refused, %d files are not DICOM", done.written, len(done.refused), done.other)
     if done.refused:
         log.info("the paths of refused files are in %s", folder / NOTE)
-    return 3 if done.refused or not done.written else 0
+    return Exit.REFUSED if done.refused or not done.written else Exit.DONE

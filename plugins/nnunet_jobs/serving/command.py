@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import os
 import shutil
@@ -16,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_jobs import allowance, gpu
+from nnunet_jobs.commands import read_workspace
 from nnunet_jobs.context import StepContext
+from nnunet_jobs.contract.exit_codes import Exit
 from nnunet_jobs.contract.failure import ConfigError, Interrupted, JobError
 from nnunet_jobs.contract.jobdir import JobDir
 from nnunet_jobs.contract.params import FAST
@@ -26,8 +27,6 @@ from nnunet_jobs.prediction.settings import Settings
 from nnunet_jobs.serving.settings import ServeSettings
 
 log = logging.getLogger("nnunet_jobs")
-
-EXIT_DONE, EXIT_REFUSED = 0, 3
 
 
 def add_serve(commands: Any) -> None:
@@ -67,10 +66,10 @@ def serve(arguments: argparse.Namespace) -> int:
         _run(settings)
     except JobError as error:
         print(error, file=sys.stderr)
-        return EXIT_DONE if isinstance(error, Interrupted) else EXIT_REFUSED
+        return Exit.DONE if isinstance(error, Interrupted) else Exit.REFUSED
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    return EXIT_DONE
+    return Exit.DONE
 
 
 def _run(settings: ServeSettings) -> None:
@@ -129,8 +128,7 @@ def _settings(arguments: argparse.Namespace, scratch: Path) -> ServeSettings:
     elif arguments.leases or arguments.cpu_slots is not None:
         raise ConfigError("leases, cpu-slots: --workspace-json says these; leave them out or use --workspace")
     else:
-        text = sys.stdin.read() if arguments.workspace_json == "-" else Path(arguments.workspace_json).read_text()
-        workspace = Workspace.from_json(json.loads(text))
+        workspace = read_workspace(arguments.workspace_json)
     prediction = Settings(mirroring=not arguments.no_mirroring, step_size=arguments.step_size, fast=tuple(sorted(set(arguments.fast))))
     named = ("host", "port", "uds", "device", "gpu_memory_mib", "cpus", "waiting", "timeout_s", "upload_mib", "image_mib", "models_mib")
     return ServeSettings(

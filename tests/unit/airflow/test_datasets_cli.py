@@ -128,7 +128,7 @@ def test_the_commands_list_log_and_withdraw(home: Path) -> None:
     log = run(["-m", "airflow_nnunet", "dataset", "log", "4"], env)
     assert f"1 withdrawn  by {ME}" in log.stdout
     assert "    reason: letter of May" in log.stdout
-    assert run(["-m", "airflow_nnunet", "dataset", "log", "Other"], env).returncode == 1
+    assert run(["-m", "airflow_nnunet", "dataset", "log", "Other"], env).returncode == 3
     stones = Tombstones(workspace, "Dataset004_Small")
     stones.cases["a"]["complete"] = False
     stones.save()

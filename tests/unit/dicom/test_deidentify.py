@@ -122,8 +122,8 @@ def test_folders_that_would_mix_are_refused(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.delenv("nnUNet_raw", raising=False)
     inside, nothing = str(tmp_path / "in"), str(tmp_path / "nothing")
     for arguments in ([inside, str(tmp_path / "full")], [inside, f"{inside}/out"], [nothing, str(tmp_path / "out")]):
-        assert main(["deidentify", *arguments, "--private", str(tmp_path / "private")]) == 2
-    assert main(["deidentify", inside, str(tmp_path / "out")]) == 2
+        assert main(["deidentify", *arguments, "--private", str(tmp_path / "private")]) == 3
+    assert main(["deidentify", inside, str(tmp_path / "out")]) == 3
     monkeypatch.setenv("nnUNet_raw", str(tmp_path / "raw"))
     assert main(["deidentify", inside, str(tmp_path / "out")]) == 0
     assert (tmp_path / "raw" / ".private" / "site.key").exists()

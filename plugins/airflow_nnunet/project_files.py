@@ -1,0 +1,69 @@
+"""Data that come with the package: pools, DAG files, examples, ``airflow.cfg.template``; and what of it a site makes its own.
+
+In the wheel they are inside this package; in the project's folder and in an editable install they are the project's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from nnunet_jobs.contract.failure import ConfigError
+
+_PACKAGE = Path(__file__).resolve().parent
+# Examples of datasets become DAGs where they are found, so a site gets them under a name that makes none.
+_EXAMPLES = ("include/datasets/hippocampus.yaml", "include/datasets/phantom_tiny.yaml")
+_NOT_A_SITES = ("dags/hospital_etl_example.py",)
+
+
+def project_files() -> Path:
+    """The folder that holds ``include``, ``dags`` and ``airflow.cfg.template``."""
+    inside = _PACKAGE / "project_files"
+    return inside if inside.is_dir() else _PACKAGE.parent.parent
+
+
+def comes_with_the_package(path: Path) -> bool:
+    """True if a path lies in the wheel's data, which nobody edits."""
+    return path.resolve().is_relative_to(_PACKAGE / "project_files")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Written:
+    """One file of a site.
+
+    Attributes:
+        path: relative to the site's folder.
+        kept: it was there already and stays as it is.
+    """
+
+    path: str
+    kept: bool
+
+
+def write_site(folder: Path, *, dags: bool = True) -> Iterator[Written]:
+    """Write what a site edits into a folder; what is there already is never touched.
+
+    Args:
+        folder: such as AIRFLOW_HOME; made when it is missing.
+        dags: the DAG files too; without them, use :class:`~airflow_nnunet.dag_bundle.NnunetDagBundle`.
+
+    Raises:
+        ConfigError: ``folder`` is not a folder.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"folder={str(folder)!r}: is a file; name a folder, such as AIRFLOW_HOME")
+    source = project_files()
+    groups = ["include", *(["dags"] if dags else [])]
+    paths = [path for group in groups for path in sorted((source / group).rglob("*")) if path.is_file() and "__pycache__" not in path.parts]
+    for path in [*paths, source / "airflow.cfg.template"]:
+        name = path.relative_to(source).as_posix()
+        if name in _NOT_A_SITES:
+            continue
+        target = folder / (f"{name}.example" if name in _EXAMPLES else name)
+        kept = target.exists()
+        if not kept:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with open(target, "xb") as file:
+                file.write(path.read_bytes())
+        yield Written(path=target.relative_to(folder).as_posix(), kept=kept)
