@@ -12,8 +12,9 @@ def get_cli_commands() -> list[Any]:
     from rich.markup import escape
 
     def argument(flags: tuple[str, ...], *, help: str, **more: Any) -> Any:
+        made: Any = cli_config.Arg  # Airflow's own class has no annotations
         # Airflow shows help through rich, which takes brackets for markup.
-        return cli_config.Arg(flags, help=escape(help), **more)
+        return made(flags, help=escape(help), **more)
 
     path = argument(
         ("path",), nargs="?", default=None, help="file with pools; include/pools.json of the site, else of the package, when empty"

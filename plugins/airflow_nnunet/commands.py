@@ -46,7 +46,7 @@ def command(function: Command) -> Callable[[argparse.Namespace], None]:
 
 def _sentence(error: Exception, args: argparse.Namespace) -> tuple[Exit, str] | None:
     """Code and text of an error that a person can do something about; None for a fault of ours, whose traceback is wanted."""
-    from airflow.exceptions import AirflowNotFoundException
+    from airflow.sdk.exceptions import AirflowNotFoundException
     from sqlalchemy.exc import SQLAlchemyError
 
     if isinstance(error, JobError):
