@@ -17,7 +17,9 @@ from airflow.sdk.configuration import conf
 from airflow.sdk.definitions.param import ParamsDict
 
 from airflow_nnunet import planning
+from airflow_nnunet.airflow_names import fitting_tag
 from airflow_nnunet.config import NnunetConfig
+from airflow_nnunet.dag_checks import build_checked
 from airflow_nnunet.dataset_config import CASCADE, DatasetConfigError, TrainingConfig, load_folder
 from airflow_nnunet.operators import (
     BatchPredictOperator,
@@ -26,14 +28,17 @@ from airflow_nnunet.operators import (
     RegisterDatasetOperator,
     TrainFoldOperator,
 )
+from airflow_nnunet.operators.base import DEFAULT_RETRY_POLICY
 from airflow_nnunet.params_form import RunSettings, form
 from airflow_nnunet.project_files import comes_with_the_package
+from airflow_nnunet.schedules import PRESETS, make_timetable, zone_of
 from airflow_nnunet.teams import load_teams
 from nnunet_jobs.contract.workspace import Workspace
 
 log = logging.getLogger(__name__)
 
-_NO_CATCHUP_START = dt.datetime(2024, 1, 1, tzinfo=dt.UTC)
+_START = dt.datetime(2024, 1, 1, tzinfo=dt.UTC)
+"""Of schedules that never run without a start date; cron expressions need none, see :func:`make_timetable`."""
 
 
 def build_training_dag(config: TrainingConfig) -> DAG:
@@ -45,20 +50,31 @@ def build_training_dag(config: TrainingConfig) -> DAG:
         DatasetConfigError: ``config.dag_id`` is empty.
         ConfigError: there is no such team.
     """
-    config = config.of_team(load_teams())
+    return _build(config.of_team(load_teams()), auto_register=True)
+
+
+def _build(config: TrainingConfig, *, auto_register: bool) -> DAG:
+    """The DAG of a configuration that has its team's defaults.
+
+    Args:
+        auto_register: Whether Airflow takes the DAG into the file that is parsed without its being a global there, even a half-built one.
+    """
     if not config.dag_id:
         raise DatasetConfigError("dag_id is empty; set it when the configuration does not come from a file")
+    cron = config.schedule not in (None, *PRESETS)
     dag = DAG(
         config.dag_id,
         description=config.description or f"nnU-Net on {config.dataset_name}, from the source folder to predictions",
-        schedule=config.schedule,
-        start_date=_NO_CATCHUP_START,
+        schedule=make_timetable(str(config.schedule), config.timezone) if cron else config.schedule,
+        start_date=None if cron else _START,
         catchup=False,
         max_active_runs=1,
-        tags={"nnunet", config.dataset_name, *config.tags, *([f"team:{config.team}"] if config.team else [])},
+        tags={"nnunet", fitting_tag(config.dataset_name), *config.tags, *([f"team:{config.team}"] if config.team else [])},
         doc_md=_documentation(config),
         default_args=_default_args(config),
+        auto_register=auto_register,
     )
+    dag.timezone = zone_of(config.timezone)
     with dag:
         _add_tasks(config)
     # Last, or every task takes a deep copy of them. Past DAG's own setter, which checks each field's JSON schema against the
@@ -70,14 +86,42 @@ def build_training_dag(config: TrainingConfig) -> DAG:
 def training_task_group(config: TrainingConfig, group_id: str = "nnunet") -> TaskGroup:
     """The same pipeline as a task group, to be called inside a ``with DAG(...)``.
 
-    The form's fields are read from the DAG's params where it has them; ``airflow_nnunet.params_form.form`` makes them.
+    ``default_args`` of the DAG, or of the task group around this one, win over the configuration: owner, retries, pool, queue, priority
+    weight and whatever else they name. A pool that they or the configuration name is that of all tasks of the group.
+
+    The form's fields are params of the DAG under ``<group_id>.<field>``, where the DAG has them; :func:`airflow_nnunet.params_form.form`
+    makes them::
+
+        with DAG("mine", schedule=None, params={**mine, **form(config, "nnunet")}):
+            training_task_group(config, "nnunet")
+
+    Args:
+        config: What to train; ``dag_id``, ``schedule`` and ``timezone`` are the DAG's own matter.
+        group_id: Name of the group.
+
+    Raises:
+        ConfigError: There is no such team, or the pool is another team's.
     """
     config = config.of_team(load_teams())
-    defaults: Any = _default_args(config)
+    host = _host_defaults()
+    fields = {"owner": "owner", "retries": "retries", "pool": "pool", "queue": "queue", "priority_weight": "priority"}
+    of_host = {field: host[name] for name, field in fields.items() if name in host}
+    everywhere = of_host.get("pool") or (config.pool if "pool" in config.model_fields_set else None)
+    config = config.model_copy(update=of_host)
+    defaults: Any = {name: value for name, value in _default_args(config).items() if name not in host}
     group: TaskGroup = TaskGroup(group_id, tooltip=f"nnU-Net on {config.dataset_name}", default_args=defaults)
     with group:
-        _add_tasks(config)
+        _add_tasks(config, group_id=group.group_id, pool=everywhere)
     return group
+
+
+def _host_defaults() -> dict[str, Any]:
+    """Default arguments that tasks get where a task group is being made."""
+    from airflow.sdk.definitions._internal.contextmanager import DagContext, TaskGroupContext
+
+    dag = DagContext.get_current()
+    group = TaskGroupContext.get_current(dag)
+    return {**(dag.default_args if dag else {}), **(group.default_args if group else {})}
 
 
 def training_dags(folder: Path) -> dict[str, DAG]:
@@ -85,21 +129,37 @@ def training_dags(folder: Path) -> dict[str, DAG]:
 
     Airflow drops every DAG of a file that has an import error, so one broken dataset must not be reported where the good ones live.
     """
-    loaded = load_folder(folder)
-    for name, error in loaded.errors.items():
+    built, errors = _build_folder(folder, thorough=False)
+    for name, error in errors.items():
         log.error("dataset file %s is left out: %s", name, error)
-    return {str(config.dag_id): build_training_dag(config) for config in loaded.configs.values()}
+    return built
 
 
 def check_datasets(folder: Path) -> None:
-    """Check every file of a folder, and every team's.
+    """Check every file of a folder, and every team's: the fields, and all that Airflow will check about the DAG that it makes.
 
     Raises:
         DatasetConfigError: one or several are broken; the message has a line for each fault of each file.
     """
-    errors = [*load_folder(folder).errors.values(), *load_teams().errors.values()]
+    errors = [*_build_folder(folder, thorough=True)[1].values(), *load_teams().errors.values()]
+    if not folder.is_dir() and conf.get("nnunet", "datasets", fallback=""):
+        errors.append(f"[nnunet] datasets={str(folder)!r}: no such folder; make it, or correct this option")
     if errors:
         raise DatasetConfigError("\n".join(errors))
+
+
+def _build_folder(folder: Path, *, thorough: bool) -> tuple[dict[str, DAG], dict[str, str]]:
+    """The DAGs that Airflow will take, by id, and by file name why the others are left out."""
+    loaded = load_folder(folder)
+    built: dict[str, DAG] = {}
+    errors = dict(loaded.errors)
+    for name, config in loaded.configs.items():
+        dag, refused = build_checked(lambda config=config: _build(config, auto_register=False), thorough=thorough)  # type: ignore[misc]
+        if dag is None:
+            errors[name] = f"{folder / name}: Airflow refuses its DAG {config.dag_id!r}: {refused}"
+        else:
+            built[dag.dag_id] = dag
+    return built, errors
 
 
 def datasets_folder(dag_file: str | Path) -> Path:
@@ -120,38 +180,49 @@ def _default_args(config: TrainingConfig) -> dict[str, Any]:
         "retries": config.retries,
         "retry_delay": dt.timedelta(seconds=30),
         "priority_weight": config.priority,
+        "retry_policy": DEFAULT_RETRY_POLICY,  # a wrong setting that a planning task finds is wrong at the next try too
         "weight_rule": "absolute",  # the file's number is what competes in the pool, not the DAG's shape
     }
 
 
-def _add_tasks(config: TrainingConfig) -> None:
+def _add_tasks(config: TrainingConfig, *, group_id: str | None = None, pool: str | None = None) -> None:
+    """The pipeline's tasks in the DAG or group that is being made.
+
+    Args:
+        config: What to train.
+        group_id: Full id of the group, after which its params are named; a whole DAG's have plain names.
+        pool: Of every task; ``config.pool`` is that of trainings and predictions.
+    """
+    elsewhere: dict[str, Any] = {"pool": pool} if pool else {}
     where = {"nnunet_conn_id": config.nnunet_conn_id, "team": config.team, "deferrable": config.deferrable, "retries": config.retries}
     resources = config.resources.model_dump()
     # Named here and not by default_args alone, or the team's would come first.
     computing = {**where, **resources, "pool": config.pool, "priority_weight": config.priority}
     computing |= {"queue": config.queue} if config.queue else {}
-    light = {**where, **{name: resources[name] for name in ("cpus", "memory_mib", "hang_s", "grace_s")}}
+    light = {**where, **{name: resources[name] for name in ("cpus", "memory_mib", "hang_s", "grace_s")}, **elsewhere}
 
-    @task.short_circuit(multiple_outputs=True, ignore_downstream_trigger_rules=False)
+    def settings(params: Mapping[str, Any] | None) -> RunSettings:
+        return RunSettings.of_run(config, params or {}, group_id)
+
+    @task.short_circuit(multiple_outputs=True, ignore_downstream_trigger_rules=False, **elsewhere)
     def has_work(registered: Any, params: Mapping[str, Any] | None = None) -> dict[str, Any] | None:
         """Whether a model of this data and recipe is missing; if so, what the training tasks need to know."""
-        return planning.plan_training(config, RunSettings.of_run(config, params or {}), registered, _workspace(config))
+        return planning.plan_training(config, settings(params), registered, _workspace(config))
 
-    @task
+    @task(multiple_outputs=False, **elsewhere)
     def plan_folds(preprocessed: Any, params: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
         """The folds to train, each as the fields of one TrainFoldOperator."""
-        return planning.plan_folds(RunSettings.of_run(config, params or {}), preprocessed)
+        return planning.plan_folds(settings(params), preprocessed)
 
-    @task
+    @task(multiple_outputs=False, **elsewhere)
     def plan_cascade(preprocessed: Any, params: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
         """The cascade's second stage, fold by fold."""
-        return planning.plan_folds(RunSettings.of_run(config, params or {}), preprocessed, cascade=True)
+        return planning.plan_folds(settings(params), preprocessed, cascade=True)
 
-    @task(trigger_rule="none_failed")
+    @task(trigger_rule="none_failed", **elsewhere)
     def plan_predictions(registered: Any, best: Any, params: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
         """The parts to predict; none when everything is predicted."""
-        settings = RunSettings.of_run(config, params or {})
-        return planning.plan_predictions(config, settings, registered, best, _workspace(config))
+        return planning.plan_predictions(config, settings(params), registered, best, _workspace(config))
 
     register = RegisterDatasetOperator(task_id="register", **config.register_fields(), **light)
     plan: Any = has_work(register.output)

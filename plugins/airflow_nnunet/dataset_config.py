@@ -8,13 +8,15 @@ Exceptions::
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field, model_validator
 
+from airflow_nnunet.airflow_names import Owner, PoolName, Priority, QueueName, Retries, Tag
 from airflow_nnunet.dataset_sections import (
     DatasetSection,
     Fold,
@@ -24,15 +26,19 @@ from airflow_nnunet.dataset_sections import (
     SelectSection,
     TrainSection,
 )
+from airflow_nnunet.operators.fields import is_template
+from airflow_nnunet.python_classes import check_class
+from airflow_nnunet.schedules import check_schedule, check_timezone
 from airflow_nnunet.teams import Teams, load_teams
-from airflow_nnunet.yaml_files import Section, line_of, read_model
+from airflow_nnunet.yaml_files import Section, line_of, read_model, yaml_files
 from nnunet_jobs.contract.failure import ConfigError
-from nnunet_jobs.contract.params import FindBestParams, PredictParams, PreprocessParams, RegisterParams, TrainParams
+from nnunet_jobs.contract.params import HELD_OUT, FindBestParams, PredictParams, PreprocessParams, RegisterParams, TrainParams
 from nnunet_jobs.contract.spec import Resources
 from nnunet_jobs.contract.workspace import dataset_name
 
 __all__ = [
     "CASCADE",
+    "LOW_RESOLUTION",
     "DatasetConfigError",
     "DatasetSection",
     "Fold",
@@ -46,8 +52,10 @@ __all__ = [
     "load_config",
     "load_folder",
 ]
-CASCADE = "3d_cascade_fullres"
-_HELD_OUT = ("holdout", "imagesTs")
+CASCADE, LOW_RESOLUTION = "3d_cascade_fullres", "3d_lowres"
+_DAG_ID = re.compile(r"[\w.\-]{1,200}")
+_MOST_STEM = 200 - len("nnunet_")
+_OUR_DAGS = ("nnunet_prediction", "nnunet_predictions", "nnunet_prediction_cleanup", "nnunet_dicom_pull", "hospital_etl_example")
 
 
 class DatasetConfigError(ValueError):
@@ -65,22 +73,34 @@ class TrainingConfig(Section):
     select: SelectSection = SelectSection()
     predict: PredictSection = PredictSection()
     schedule: str | None = Field(default=None, description="Cron expression or preset such as `@daily`; only by hand when empty.")
-    owner: str = Field(default="nnunet", description="Shown in the DAG list.")
+    timezone: str | None = Field(
+        default=None, description="Time zone of `schedule`, such as `Europe/Berlin`; `default_timezone` of section `[core]` when empty."
+    )
+    owner: Owner = Field(default="nnunet", description="Shown in the DAG list.")
     team: str | None = Field(
         default=None,
         description="Name of a file in `include/teams`: the team's workspace and roots are used, its pool, queue and priority are the "
         "defaults here. Also the tag `team:<name>`.",
     )
-    tags: list[str] = Field(default=[], description="More tags for the DAG list.")
-    pool: str = Field(default="gpu", description="Airflow pool of trainings and predictions.")
-    queue: str | None = Field(
+    tags: list[Tag] = Field(default=[], description="More tags for the DAG list.")
+    pool: PoolName = Field(default="gpu", description="Airflow pool of trainings and predictions.")
+    queue: QueueName | None = Field(
         default=None, description="Queue of trainings and predictions, for workers that listen to some (Celery); Airflow's own when empty."
     )
-    priority: int = Field(default=1, description="Airflow priority weight; higher goes first in the pool.")
-    retries: int = Field(default=2, ge=0, description="Retries of failures that a retry can mend.")
+    priority: Priority = Field(default=1, description="Airflow priority weight; higher goes first in the pool.")
+    retries: Retries = Field(default=2, description="Retries of failures that a retry can mend.")
     resources: ResourcesSection = ResourcesSection()
     nnunet_conn_id: str | None = Field(default=None, description="Connection with another workspace than section [nnunet]'s.")
     deferrable: bool = Field(default=True, description="false holds a worker slot while a job runs.")
+
+    @model_validator(mode="after")
+    def _check_schedule(self) -> TrainingConfig:
+        check_timezone(self.timezone)
+        if self.schedule is not None:
+            check_schedule(self.schedule, self.timezone)
+        elif self.timezone is not None:
+            raise ValueError(f"timezone={self.timezone!r}: is the schedule's, and there is none; add a schedule, or remove this field")
+        return self
 
     @model_validator(mode="after")
     def _check_with_contract(self) -> TrainingConfig:
@@ -95,17 +115,33 @@ class TrainingConfig(Section):
         rest = self.predict.model_dump(exclude={"cases", "output", "parts"})
         _checked("predict", PredictParams, dataset=self.dataset_name, cases=self.predict.cases, output="/", **rest)
         _checked("resources", Resources, **self.resource_fields())
-        if CASCADE in self.preprocess.configurations and "3d_lowres" not in self.preprocess.configurations:
-            raise ValueError("preprocess.configurations: 3d_cascade_fullres starts from 3d_lowres; add 3d_lowres to the list")
-        too_high = [fold for fold in numbered if fold >= self.preprocess.folds]
-        if too_high:
-            raise ValueError(f"train.folds={too_high}: the split has folds 0 to {self.preprocess.folds - 1}; raise preprocess.folds")
-        absolute = self.predict.cases in (*_HELD_OUT, "none") or self.predict.cases.startswith(("/", "{{"))
-        if not absolute:
-            raise ValueError(f"predict.cases={self.predict.cases!r}: must be holdout, imagesTs, none or an absolute folder")
-        if self.predict.dicom_seg and self.predict.cases in (*_HELD_OUT, "none"):
-            raise ValueError("predict.dicom_seg=True: predict.cases must be a folder of DICOM studies, whose series the result belongs to")
+        for problem in self._problems(numbered):
+            raise ValueError(problem)
         return self
+
+    def _problems(self, numbered: list[int]) -> Iterator[str]:
+        """What the sections and fields say against each other, and paths that no job could find."""
+        if CASCADE in self.preprocess.configurations and LOW_RESOLUTION not in self.preprocess.configurations:
+            yield f"preprocess.configurations: {CASCADE} starts from {LOW_RESOLUTION}; add {LOW_RESOLUTION} to the list"
+        if too_high := [fold for fold in numbered if fold >= self.preprocess.folds]:
+            yield f"train.folds={too_high}: the split has folds 0 to {self.preprocess.folds - 1}; raise preprocess.folds"
+        if len(set(map(str, self.train_folds))) < len(self.train_folds):
+            yield f"train.folds={self.train_folds}: a fold stands twice; name each once"
+        paths = {"predict.output": self.predict.output}
+        if self.predict.cases not in (*HELD_OUT, "none"):
+            paths["predict.cases"] = self.predict.cases
+        if "/" in (self.train.pretrained or ""):
+            paths["train.pretrained"] = self.train.pretrained
+        source = self.dataset.source
+        if not source.startswith("/") and not is_template(source):
+            yield f"dataset.source={source!r}: must be an absolute path, or a template of one"
+        for field, path in paths.items():
+            # Folds and parts are planned while the run goes on, and what a plan says is not rendered again.
+            if path is not None and (not path.startswith("/") or is_template(path)):
+                others = "holdout, imagesTs, none or " if field == "predict.cases" else ""
+                yield f"{field}={path!r}: must be {others}an absolute path, and no template"
+        if self.predict.dicom_seg and self.predict.cases in (*HELD_OUT, "none"):
+            yield "predict.dicom_seg=True: predict.cases must be a folder of DICOM studies, whose series the result belongs to"
 
     def of_team(self, teams: Teams) -> TrainingConfig:
         """This configuration with its team's pool, queue and priority where it names none. Again makes no difference.
@@ -154,7 +190,7 @@ class TrainingConfig(Section):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Loaded:
-    """What a folder of dataset files holds: the good ones by file stem, and one message for each broken one."""
+    """What a folder of dataset files holds: the good ones by file name, and one message for each broken one."""
 
     configs: Mapping[str, TrainingConfig]
     errors: Mapping[str, str]
@@ -169,20 +205,33 @@ def load_config(path: Path, teams: Teams | None = None) -> TrainingConfig:
     config = read_model(path, TrainingConfig, error=DatasetConfigError, hint="that begins with 'dataset:'; see include/datasets/README.md")
     try:
         config = config.of_team(teams or load_teams())
+        for section, kind, name in (("train", "trainer", config.train.trainer), ("preprocess", "planner", config.preprocess.planner)):
+            field = f"{section}.{kind}"
+            _checked(section, check_class, kind, name, team=config.team, conn_id=config.nnunet_conn_id)
+    except ValueError as error:
+        raise DatasetConfigError(f"{path}:{line_of(path, *field.split('.'))}: {error}") from error
     except ConfigError as error:
         field = str(error).partition("=")[0]
         raise DatasetConfigError(f"{path}:{line_of(path, field)}: {error}") from error
-    return config if config.dag_id else config.model_copy(update={"dag_id": f"nnunet_{path.stem}"})
+    if config.dag_id is None:
+        config = config.model_copy(update={"dag_id": f"nnunet_{path.stem}"})
+        if not _DAG_ID.fullmatch(str(config.dag_id)):
+            raise DatasetConfigError(
+                f"{path}: its DAG would be {config.dag_id!r}; use at most {_MOST_STEM} letters, digits, '_', '-' and '.' in the file's "
+                "name, or set dag_id"
+            )
+    return config
 
 
 def load_folder(folder: Path) -> Loaded:
-    """Read every ``*.yaml`` of a folder. A broken file is reported and never hides a good one."""
+    """Read every YAML file of a folder that is not hidden; its sub-folders are left alone. A broken file is reported and never hides a
+    good one."""
     configs: dict[str, TrainingConfig] = {}
     errors: dict[str, str] = {}
     names: dict[int, tuple[str, str]] = {}
-    dag_ids: dict[str, str] = {}
     teams = load_teams()
-    for path in sorted(folder.glob("*.yaml")):
+    dag_ids = dict.fromkeys([*_OUR_DAGS, *(f"nnunet_predictions_{team}" for team in teams.configs)], "one of this package's own DAGs")
+    for path in yaml_files(folder.iterdir() if folder.is_dir() else ()):
         try:
             config = load_config(path, teams)
             taken, by = names.setdefault(config.dataset.id, (config.dataset.name, path.name))
@@ -190,11 +239,13 @@ def load_folder(folder: Path) -> Loaded:
                 raise DatasetConfigError(f"{path}: dataset.id={config.dataset.id}: {by} uses it for {taken!r}; choose another number")
             other = dag_ids.setdefault(str(config.dag_id), path.name)
             if other != path.name:
-                raise DatasetConfigError(f"{path}: dag_id={config.dag_id!r}: {other} has it already; choose another")
+                raise DatasetConfigError(f"{path}: dag_id={config.dag_id!r}: {other} has it already; set dag_id to another one")
         except DatasetConfigError as error:
             errors[path.name] = str(error)
+        except Exception as error:  # one file must not take the others along, whatever is in it
+            errors[path.name] = f"{path}: cannot be used: {type(error).__name__}: {error}"
         else:
-            configs[path.stem] = config
+            configs[path.name] = config
     return Loaded(configs=configs, errors=errors)
 
 

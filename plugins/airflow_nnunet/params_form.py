@@ -4,21 +4,53 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 from airflow.sdk import Param
 
-from airflow_nnunet.dataset_config import CASCADE, TrainingConfig
+from airflow_nnunet.dataset_config import CASCADE, LOW_RESOLUTION, TrainingConfig
+from airflow_nnunet.operators.fields import coerce, is_template
+from airflow_nnunet.python_classes import check_class, known_classes
 from nnunet_jobs.contract.failure import ConfigError
+from nnunet_jobs.contract.fields import field_types
+from nnunet_jobs.contract.params import HELD_OUT, FindBestParams, TrainParams
 
 _WHAT, _TRAINING, _RESULT, _RUN = "What to train", "How to train", "Selection and prediction", "This run"
+_CLASS_NAME = r"^[A-Za-z][A-Za-z0-9_]{0,63}$"
+# No "minimum": Airflow's form would turn -3 into 1 without a word, while it leaves this to the check that answers with an error.
+_AT_LEAST_ONE: dict[str, Any] = {"exclusiveMinimum": 0}
 
 
-def form(config: TrainingConfig) -> dict[str, Param]:
-    """Params of a training DAG, in the order of the form."""
+def form(config: TrainingConfig, group_id: str | None = None) -> dict[str, Param]:
+    """Params of a training DAG, in the order of the form. What they do not allow is refused when a run is triggered.
+
+    Args:
+        config: The dataset's configuration, whose values are the defaults.
+        group_id: Full id of a :func:`~airflow_nnunet.dag_builder.training_task_group` in a DAG of one's own, whose other params are no
+            business of the group: each name is ``<group_id>.<field>`` then, such as ``nnunet.epochs``.
+    """
+    fields = _fields(config)
+    if group_id is None:
+        return fields
+    for param in fields.values():
+        param.schema["section"] = f"{group_id}: {param.schema['section']}"
+    return {param_name(name, group_id): param for name, param in fields.items()}
+
+
+def param_name(field: str, group_id: str | None) -> str:
+    """Name of a field of the form among a DAG's params."""
+    return field if group_id is None else f"{group_id}.{field}"
+
+
+def _fields(config: TrainingConfig) -> dict[str, Param]:
     configurations = list(config.preprocess.configurations)
     folds = [str(fold) for fold in (*range(config.preprocess.folds), "all")]
-    optional_int: dict[str, Any] = {"type": ["null", "integer"], "minimum": 1}
+    optional_int: dict[str, Any] = {"type": ["null", "integer"], **_AT_LEAST_ONE}
+    trainers = known_classes("trainer", team=config.team, conn_id=config.nnunet_conn_id)
+    cascade: dict[str, Any] = {
+        "if": {"contains": {"const": CASCADE}},
+        "then": {"contains": {"const": LOW_RESOLUTION}},
+    }
     return {
         "configurations": Param(
             configurations,
@@ -27,6 +59,7 @@ def form(config: TrainingConfig) -> dict[str, Param]:
             examples=configurations,
             minItems=1,
             uniqueItems=True,
+            **(cascade if CASCADE in configurations else {}),
             title="Configurations",
             description="Which of the planned configurations to train and compare.",
             section=_WHAT,
@@ -45,7 +78,7 @@ def form(config: TrainingConfig) -> dict[str, Param]:
         "trainer": Param(
             config.train.trainer,
             type="string",
-            pattern=r"^[A-Za-z][A-Za-z0-9_]{0,63}$",
+            **({"enum": sorted({*trainers.names, config.train.trainer})} if trainers else {"pattern": _CLASS_NAME}),
             title="Trainer",
             description="Any nnU-Net trainer class, or one of yours below trainer_paths.",
             section=_TRAINING,
@@ -63,6 +96,7 @@ def form(config: TrainingConfig) -> dict[str, Param]:
         "pretrained": Param(
             config.train.pretrained,
             type=["null", "string"],
+            pattern=r"^(/.+|[^/]+)$",
             title="Fine-tune from",
             description="A model id of this workspace, or a checkpoint file. Empty trains from scratch.",
             section=_TRAINING,
@@ -79,7 +113,8 @@ def form(config: TrainingConfig) -> dict[str, Param]:
         "predict": Param(
             config.predict.cases,
             type="string",
-            examples=["holdout", "imagesTs", "none"],
+            examples=[*HELD_OUT, "none"],
+            pattern=rf"^(?!.*{{[{{%])({'|'.join(HELD_OUT)}|none|/.*)$",
             title="Predict",
             description="'holdout' or 'imagesTs' of the dataset, 'none', or an absolute folder below input_roots.",
             section=_RESULT,
@@ -111,25 +146,59 @@ class RunSettings:
     force: bool
 
     @classmethod
-    def of_run(cls, config: TrainingConfig, params: Mapping[str, Any]) -> RunSettings:
-        """Settings of a run. ``params`` may lack any field: a task group lives in a DAG with params of its own.
+    def of_run(cls, config: TrainingConfig, params: Mapping[str, Any], group_id: str | None = None) -> RunSettings:
+        """Settings of a run.
+
+        Args:
+            config: The dataset's configuration, which holds where the run says nothing.
+            params: Of the run. Those of a DAG of somebody's own may lack any field, and may be of any type.
+            group_id: Full id of the task group, whose params are named after it.
 
         Raises:
-            ConfigError: the cascade was chosen without its low-resolution stage, or no numbered fold is left to select with.
+            ConfigError: A value is none that the form would take; the message names the param.
         """
-        folds = [int(fold) if str(fold).isdigit() else str(fold) for fold in params.get("folds") or config.train_folds]
-        chosen = list(params.get("configurations") or config.preprocess.configurations)
-        if CASCADE in chosen and "3d_lowres" not in chosen:
-            raise ConfigError(f"configurations={chosen}: {CASCADE} starts from 3d_lowres; choose that too")
+
+        def of(field: str, hint: Any, default: Any) -> Any:
+            name = param_name(field, group_id)
+            return coerce(params[name], hint, name) if params.get(name) is not None else default
+
+        def refuse(field: str, problem: str) -> NoReturn:
+            name = param_name(field, group_id)
+            raise ConfigError(f"{name}={params[name]!r}: {problem}")
+
+        folds = of("folds", list[int | str], None) or config.train_folds
+        allowed = [*range(config.preprocess.folds), "all"]
+        if wrong := [fold for fold in folds if fold not in allowed]:
+            refuse("folds", f"{wrong[0]!r} is no fold of the split; choose from 0 to {config.preprocess.folds - 1} and 'all'")
+        chosen = of("configurations", list[str], None) or list(config.preprocess.configurations)
+        if wrong := [name for name in chosen if name not in config.preprocess.configurations]:
+            refuse("configurations", f"{wrong[0]!r} is not planned; choose from {', '.join(config.preprocess.configurations)}")
+        if CASCADE in chosen and LOW_RESOLUTION not in chosen:
+            refuse("configurations", f"{CASCADE} starts from {LOW_RESOLUTION}; choose that too")
         train = config.train_fields()
-        train.update({name: params[name] for name in ("trainer", "epochs", "iterations", "pretrained") if name in params})
+        # An empty field of the form means the trainer's own number; one that is not there, the dataset file's.
+        for field in ("epochs", "iterations", "pretrained", "trainer"):
+            if (name := param_name(field, group_id)) in params:
+                train[field] = coerce(params[name], field_types(TrainParams)[field], name)
+        if train["trainer"] is None:
+            train["trainer"] = config.train.trainer
+        promote, predict = of("promote", str, config.select.promote), of("predict", str, config.predict.cases)
+        try:
+            TrainParams(dataset=config.dataset_name, configuration=chosen[0], fold=0, **train)
+            FindBestParams(dataset=config.dataset_name, promote=promote)
+            check_class("trainer", train["trainer"], team=config.team, conn_id=config.nnunet_conn_id)
+        except ConfigError as error:
+            words = str(error).removeprefix(f"{TrainParams.step}: ").removeprefix(f"{FindBestParams.step}: ")
+            raise ConfigError(param_name(words, group_id)) from None
+        if predict not in (*HELD_OUT, "none") and (not predict.startswith("/") or is_template(predict)):
+            raise ConfigError(f"{param_name('predict', group_id)}={predict!r}: must be {', '.join(HELD_OUT)}, none or an absolute folder")
         return cls(
-            configurations=chosen,
-            folds=folds,
+            configurations=list(dict.fromkeys(chosen)),
+            folds=list(dict.fromkeys(folds)),
             train=train,
-            promote=params.get("promote", config.select.promote),
-            predict=params.get("predict", config.predict.cases),
-            force=bool(params.get("force", False)),
+            promote=promote,
+            predict=predict,
+            force=of("force", bool, False),
         )
 
     @property

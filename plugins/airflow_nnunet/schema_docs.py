@@ -14,9 +14,15 @@ from airflow_nnunet.teams import TeamConfig
 _INTRODUCTION = """\
 # Dataset files
 
-Each `*.yaml` here becomes a DAG `nnunet_<file name>`. Only `dataset.id`, `dataset.name` and `dataset.source` are required. A wrong
-or unknown field is shown as an import error of `dags/nnunet_dataset_files.py` with file, line, field and mend; the DAGs of the other
-files stay. This page is made from the schema by `python -m airflow_nnunet.schema_docs`.
+Each `.yaml` or `.yml` file here becomes a DAG `nnunet_<file name>`; hidden files and sub-folders are left alone. Only `dataset.id`,
+`dataset.name` and `dataset.source` are required. A wrong or unknown field, a key that stands twice, and whatever else Airflow would refuse
+is shown as an import error of `dags/nnunet_dataset_files.py` with file, line, field and fix; the DAGs of the other files stay.
+
+A new DAG is paused. Unpausing it starts no run for a time that has passed: the first scheduled run is the next one due, and *Trigger*
+with *Unpause* starts the run that was asked for. After its first scheduled run, a DAG that was paused over a due time makes up for it
+with one run when it is unpaused, as Airflow does after an outage of the scheduler.
+
+This page is made from the schema by `python -m airflow_nnunet.schema_docs`.
 """
 _TEAMS = """\
 # Team files

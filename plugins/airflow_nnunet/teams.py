@@ -19,7 +19,8 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from airflow_nnunet.yaml_files import Section, line_of, read_model
+from airflow_nnunet.airflow_names import Priority, QueueName
+from airflow_nnunet.yaml_files import Section, line_of, read_model, yaml_files
 from nnunet_jobs.contract.failure import ConfigError
 from nnunet_jobs.contract.sharing import explain
 from nnunet_jobs.contract.spec import TEAM
@@ -104,10 +105,10 @@ class TeamConfig(Section):
 
     description: str | None = Field(default=None, description="One line for the pool list.")
     pool: PoolSection
-    queue: str | None = Field(
+    queue: QueueName | None = Field(
         default=None, description="Queue of trainings and predictions, for workers that listen to some (Celery); Airflow's own when empty."
     )
-    priority: int = Field(default=1, description="Airflow priority weight of the team's trainings and predictions.")
+    priority: Priority = Field(default=1, description="Airflow priority weight of the team's trainings and predictions.")
     nnunet: OptionsSection
     predictions: PredictionsSection = PredictionsSection()
 
@@ -197,7 +198,7 @@ def load_teams(folder: Path | None = None) -> Teams:
     folder = folder or teams_folder()
     seen = []
     try:
-        for path in sorted(folder / name for name in os.listdir(folder) if name.endswith(".yaml")):
+        for path in yaml_files(folder / name for name in os.listdir(folder)):
             status = path.stat()
             seen.append((path, status.st_mtime_ns, status.st_size))
     except FileNotFoundError:
@@ -221,6 +222,8 @@ def _load(folder: Path, files: tuple[tuple[Path, int, int], ...]) -> Teams:
     errors: dict[str, str] = {}
     for path, _, _ in files:
         try:
+            if path.stem in configs or path.stem in errors:
+                raise TeamConfigError(f"{path}: team {path.stem} has another file, with another ending; remove one of them")
             configs[path.stem] = _load_team(path, configs)
         except TeamConfigError as error:
             errors[path.stem] = str(error)

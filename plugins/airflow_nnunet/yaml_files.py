@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import difflib
-import functools
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from airflow_nnunet.yaml_tree import load, loader, unfit_values
+
+ENDINGS = (".yaml", ".yml")
+"""Of files that are read; in any mixture of capitals."""
+
 
 class Section(BaseModel):
     """Base: unknown fields are refused, values are of the type they should be, and nothing changes afterwards."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 Model = TypeVar("Model", bound=Section)
@@ -29,17 +33,23 @@ def read_model(path: Path, model: type[Model], *, error: type[Exception], hint: 
         error: what to raise. hint: what the file must begin with, and where its fields are explained.
 
     Raises:
-        error: the file is not YAML, or a field is unknown, missing or out of range; one line for each fault.
+        error: the file is not YAML, a key stands twice in one mapping, or a field is unknown, missing or out of range;
+            one line for each fault.
     """
     try:
         text = path.read_text(encoding="utf-8")
-        data = yaml.load(text, Loader=_loader())  # noqa: S506 (both loaders are safe ones)
+        data, repeated = load(text)
     except (OSError, UnicodeDecodeError) as reason:
         raise error(f"{path}: cannot be read: {reason}") from reason
     except yaml.YAMLError as reason:
         raise error(f"{path}: not valid YAML: {reason}") from reason
     if not isinstance(data, dict):
         raise error(f"{path}: must be a mapping {hint}")
+    faults = [f"{path}:{line}: {message}" for line, message in repeated]
+    for location, message in unfit_values(data):
+        faults.append(f"{path}:{_line(text, location)}: {'.'.join(map(str, location)) or 'the file'}: {message}")
+    if faults:
+        raise error("\n".join(faults))
     try:
         return model.model_validate(data)
     except ValidationError as reason:
@@ -51,9 +61,9 @@ def line_of(path: Path, *location: str) -> int:
     return _line(path.read_text(encoding="utf-8"), location)
 
 
-@functools.cache
-def _loader() -> Any:
-    return getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+def yaml_files(names: Iterable[Path]) -> list[Path]:
+    """Those of some paths that are YAML files by their ending and not hidden, in the order of their names."""
+    return sorted(path for path in names if path.suffix.lower() in ENDINGS and not path.name.startswith("."))
 
 
 def _explain(path: Path, text: str, model: type[Section], error: ValidationError) -> Iterator[str]:
@@ -90,7 +100,7 @@ def _suggest(model: type[Section], location: tuple[int | str, ...]) -> str:
 
 def _line(text: str, location: tuple[int | str, ...]) -> int:
     """Line of the deepest part of ``location`` that the file has."""
-    node = yaml.compose(text, Loader=_loader())
+    node = yaml.compose(text, Loader=loader())
     line = 1
     for part in location:
         if isinstance(node, yaml.MappingNode):

@@ -165,7 +165,7 @@ def test_the_form_has_typed_params_with_the_files_values() -> None:
         param = params.get_param(name)
         assert param.description, name
         assert {"type", "title", "section"} <= set(param.schema), name
-    with pytest.raises(ParamValidationError, match="less than the minimum"):
+    with pytest.raises(ParamValidationError, match="less than or equal to the minimum"):
         params["epochs"] = 0
 
 

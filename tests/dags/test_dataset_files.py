@@ -35,6 +35,26 @@ def write(folder: Path, text: str, name: str = "a.yaml") -> Path:
         ("dataset: {id: 4, name: 'a b', source: /data}\n", r"dataset\.name='a b': use letters, digits"),
         ("dataset: {id: 4, name: A}\n", r"a\.yaml:1: dataset\.source: is missing; add it"),
         ("shedule: '@daily'\n" + GOOD, r"a\.yaml:1: shedule: unknown field; did you mean 'schedule'"),
+        (GOOD + "train: {epochs: -3}\n", r"a\.yaml:2: train\.epochs=-3: must be 1 or more"),
+        (GOOD + "train: {trainer: nnUNetTrainerr}\n", r"a\.yaml:2: train\.trainer='nnUNetTrainerr': no such class .*did you mean"),
+        (GOOD + "train: {folds: [0, 1, 0]}\n", r"a\.yaml:2: train\.folds=\[0, 1, 0\]: a fold stands twice"),
+        (GOOD + "train: {pretrained: models/a.pth}\n", r"a\.yaml:2: train\.pretrained='models/a\.pth': must be a model id or an absolute"),
+        (
+            GOOD + "train: {pretrained: '/m/{{ ds }}'}\n",
+            r"a\.yaml:2: train\.pretrained='/m/\{\{ ds \}\}': must be an absolute path, and no",
+        ),
+        (
+            GOOD + "preprocess: {planner: ExperimentPlaner}\n",
+            r"a\.yaml:2: preprocess\.planner='ExperimentPlaner': no such class in nnU-Net",
+        ),
+        (GOOD + "preprocess: {configurations: [3d_fulres]}\n", r"a\.yaml:2: preprocess\.configurations=.*did you mean '3d_fullres'"),
+        (
+            GOOD + "preprocess: {configurations: [x], custom_configurations: {x: {inherits_from: 3d}}}\n",
+            r"a\.yaml:2: preprocess\.custom_configurations=.*'3d' is not among",
+        ),
+        (GOOD + "predict: {output: results}\n", r"a\.yaml:2: predict\.output='results': must be an absolute path, and no template"),
+        (GOOD + "predict: {output: '/out/{{ ds }}'}\n", r"a\.yaml:2: predict\.output='/out/\{\{ ds \}\}': must be .* no template"),
+        ("dataset: {id: 4, name: A, source: data/Task04}\n", r"a\.yaml:1: dataset\.source='data/Task04': must be an absolute path"),
         ("- 1\n", r"must be a mapping"),
         ("dataset: [\n", r"not valid YAML"),
     ],
@@ -55,8 +75,15 @@ def test_a_broken_file_hides_no_good_one(tmp_path: Path) -> None:
     write(tmp_path, GOOD, "good.yaml")
     write(tmp_path, GOOD + "x: 1\n", "broken.yaml")
     loaded = load_folder(tmp_path)
-    assert list(loaded.configs) == ["good"]
+    assert list(loaded.configs) == ["good.yaml"]
     assert list(loaded.errors) == ["broken.yaml"]
+
+
+def test_files_are_read_whatever_their_ending(tmp_path: Path) -> None:
+    write(tmp_path, GOOD, "good.yml")
+    write(tmp_path, GOOD.replace("4", "5") + "dag_id: other\n", "good.YAML")
+    loaded = load_folder(tmp_path)
+    assert {name: config.dag_id for name, config in loaded.configs.items()} == {"good.yml": "nnunet_good", "good.YAML": "other"}
 
 
 def test_one_number_cannot_mean_two_datasets(tmp_path: Path) -> None:
@@ -64,7 +91,7 @@ def test_one_number_cannot_mean_two_datasets(tmp_path: Path) -> None:
     write(tmp_path, GOOD.replace("Hippocampus", "Liver"), "b.yaml")
     write(tmp_path, GOOD + "train: {epochs: 5}\n", "c.yaml")
     loaded = load_folder(tmp_path)
-    assert list(loaded.configs) == ["a", "c"], "two recipes for one dataset are fine"
+    assert list(loaded.configs) == ["a.yaml", "c.yaml"], "two recipes for one dataset are fine"
     assert "dataset.id=4: a.yaml uses it for 'Hippocampus'" in loaded.errors["b.yaml"]
 
 

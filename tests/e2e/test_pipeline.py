@@ -23,6 +23,8 @@ def test_a_folder_of_scans_becomes_a_promoted_model_and_predictions(site: Site) 
     state = client.wait_for_run(DAG, run_id, timeout_s=400)
     states = client.states(DAG, run_id)
     assert state == "success", states
+    runs = client.request("GET", f"dags/{DAG}/dagRuns")["dag_runs"]
+    assert [run["dag_run_id"] for run in runs] == [run_id], "unpausing has started no run for the time that was missed"
     assert set(states.values()) == {"success"}
     trainings = [site.job(DAG, run_id, "train", map_index=index) for index in (0, 1)]
     spans = sorted((lines[0]["t"], lines[-1]["t"]) for lines in (job.read_metrics()[0] for job in trainings))
@@ -56,12 +58,15 @@ def test_a_broken_dataset_file_is_shown_and_leaves_the_others_alone(site: Site) 
     parsed = client.request("GET", f"dags/{DAG}")["last_parsed_time"]
     broken = site.datasets / "broken.yaml"
     broken.write_text("dataset: {id: 5, name: Other, source: /data}\ntrain: {epoch: 3}\n")
+    refused = site.datasets / "refused.yaml"
+    refused.write_text("dataset: {id: 6, name: Another, source: /data}\nschedule: '61 * * * *'\n")
     site.parse_again()
     try:
         wait_until(lambda: bool(client.import_errors()), timeout_s=60, what=lambda: "no import error appeared")
         errors = client.import_errors()
         assert list(errors) == ["nnunet_dataset_files.py"]
         assert "broken.yaml:2: train.epoch: unknown field; did you mean 'epochs'?" in errors["nnunet_dataset_files.py"]
+        assert "refused.yaml:2: schedule='61 * * * *': not a cron expression" in errors["nnunet_dataset_files.py"]
         wait_until(
             lambda: client.request("GET", f"dags/{DAG}")["last_parsed_time"] != parsed, timeout_s=60, what=lambda: f"{DAG} not parsed again"
         )
@@ -70,5 +75,6 @@ def test_a_broken_dataset_file_is_shown_and_leaves_the_others_alone(site: Site) 
         assert not shown["has_import_errors"]
     finally:
         broken.unlink()
+        refused.unlink()
     site.parse_again()
     wait_until(lambda: not client.import_errors(), timeout_s=60, what=lambda: f"still there: {client.import_errors()}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime as dt
 import json
 import os
 import shutil
@@ -35,6 +36,7 @@ preprocess:
 train: {{epochs: 2, iterations: 20, val_iterations: 2, optimizer: adamw, initial_lr: 0.003, mirroring: false, seed: 1}}
 select: {{ensembles: false, promote: always}}
 retries: 1
+schedule: "0 {hour} * * *"
 """
 PROJECT_DAGS = ("nnunet_training.py", "nnunet_dataset_files.py", "nnunet_prediction.py", "nnunet_predictions.py", "nnunet_dicom_pull.py")
 EPOCHS, WAITING = 4, "WaitsInEpochThree"  # of a training that waits until it may go on
@@ -70,7 +72,8 @@ class Site:
         self.gates = root / "gates"
         self.gates.mkdir()
         write_teams(root, root / "include" / "teams")
-        (self.datasets / "phantom.yaml").write_text(DATASET_FILE.format(source=source, tiny=TINY))
+        half_a_day_away = (dt.datetime.now(dt.UTC).hour + 12) % 24
+        (self.datasets / "phantom.yaml").write_text(DATASET_FILE.format(source=source, tiny=TINY, hour=half_a_day_away))
         self.workspace = Workspace.below(root / "work", input_roots=(str(source.parent),), cpu_slots=2)
         environment = {
             "E2E_ROOT": str(root),

@@ -14,6 +14,7 @@ from airflow_nnunet.dicomweb.hook import DEFAULT_CONN_ID, DicomWebHook
 from airflow_nnunet.dicomweb.model import SeriesFilter, blank, checked_modality
 from airflow_nnunet.exceptions import from_job_error, to_airflow_error
 from airflow_nnunet.operators.fields import coerce, is_template
+from airflow_nnunet.operators.rendering import RenderingMixin
 from airflow_nnunet.retry import DEFAULT_RETRIES, DEFAULT_RETRY_DELAY, NnunetRetryPolicy
 from nnunet_jobs.contract.failure import ConfigError, DataError, Failure, FailureClass, JobError
 
@@ -24,7 +25,7 @@ _ON_EMPTY = ("fail", "skip")
 _MOST_WORKERS = 16
 
 
-class _ArchiveOperator(BaseOperator):  # type: ignore[misc, unused-ignore]
+class _ArchiveOperator(RenderingMixin, BaseOperator):  # type: ignore[misc, unused-ignore]
     """What both have: the archive, the workspace, and retries by failure class."""
 
     ui_color = "#fdf1e3"

@@ -16,6 +16,7 @@ from airflow_nnunet.dicomweb.stability import Seen, StudyWatch
 from airflow_nnunet.dicomweb.trigger import DicomWebStudyTrigger, poke
 from airflow_nnunet.exceptions import ArchiveUnavailable, from_job_error, to_airflow_error
 from airflow_nnunet.operators.fields import coerce, is_template
+from airflow_nnunet.operators.rendering import RenderingMixin
 from airflow_nnunet.retry import DEFAULT_RETRIES, DEFAULT_RETRY_DELAY, NnunetRetryPolicy
 from nnunet_jobs.contract.failure import ConfigError, Failure, FailureClass, JobError
 
@@ -26,7 +27,7 @@ _SEEN = "dicomweb_seen"
 _SHORTEST_POKE_S = 0.5
 
 
-class DicomWebStudySensor(BaseSensorOperator):  # type: ignore[misc, unused-ignore]
+class DicomWebStudySensor(RenderingMixin, BaseSensorOperator):  # type: ignore[misc, unused-ignore]
     """Wait until an archive has studies that are complete and new, and return their UIDs, ready to be mapped over.
 
     Complete: the number of instances has not changed for ``stable_for`` seconds. New: not handed out by an earlier run of this

@@ -7,7 +7,6 @@ cancels a job, and a cancelled training has saved a checkpoint.
 
 from __future__ import annotations
 
-import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from datetime import timedelta
@@ -21,19 +20,24 @@ from airflow_nnunet.config import NnunetConfig
 from airflow_nnunet.exceptions import from_job_error, to_airflow_error
 from airflow_nnunet.job_log import log_size
 from airflow_nnunet.links import JobFolderLink, JobLink, JobLogLink, job_url
-from airflow_nnunet.operators.fields import build_params, check_constants, coerce
+from airflow_nnunet.operators.fields import build_params, build_resources, check_absolute, check_constants, check_resources, is_template
+from airflow_nnunet.operators.mapping import CheckedPartial
+from airflow_nnunet.operators.rendering import RenderingMixin
 from airflow_nnunet.operators.waiting import WaitingOperator
+from airflow_nnunet.python_classes import check_class
 from airflow_nnunet.retry import DEFAULT_RETRIES, DEFAULT_RETRY_DELAY, NnunetRetryPolicy
 from airflow_nnunet.task_state import JOB_XCOM
 from airflow_nnunet.teams import load_teams
 from nnunet_jobs.contract.failure import ConfigError, JobError
 from nnunet_jobs.contract.jobdir import JobDir
+from nnunet_jobs.contract.params import HELD_OUT
 from nnunet_jobs.contract.sharing import explain
 from nnunet_jobs.contract.spec import JobSpec, Resources, make_job_id
 from nnunet_jobs.contract.step_params import StepParams
 
 if TYPE_CHECKING:
-    from airflow.sdk import Context
+    from airflow.sdk import Context, XComArg
+    from airflow.sdk.definitions.mappedoperator import OperatorPartial
 
 GPU_POOL = "gpu"
 _RESOURCE_FIELDS = ("device", "num_gpus", "gpu_memory_mib", "cpus", "memory_mib", "shm_mib", "hang_s", "grace_s")
@@ -48,7 +52,7 @@ def templated(params_class: type[StepParams], renamed: Mapping[str, str] | None 
     return (*names, *_RESOURCE_FIELDS, "nnunet_conn_id")
 
 
-class NnunetOperator(WaitingOperator):
+class NnunetOperator(RenderingMixin, WaitingOperator):
     """Base of the five operators.
 
     Args:
@@ -74,6 +78,10 @@ class NnunetOperator(WaitingOperator):
     params_class: ClassVar[type[StepParams]]
     renamed: ClassVar[Mapping[str, str]] = {}
     judged_together: ClassVar[tuple[str, ...]] = ()
+    absolute_paths: ClassVar[tuple[str, ...]] = ()
+    """Arguments that are paths."""
+    python_classes: ClassVar[tuple[str, ...]] = ()
+    """Arguments that name a Python class of nnU-Net or of ``trainer_paths``."""
     default_pool: ClassVar[str | None] = None
     operator_extra_links: tuple[JobLink, ...] = (JobLogLink(), JobFolderLink())
     ui_color = "#e8f0fe"
@@ -82,17 +90,17 @@ class NnunetOperator(WaitingOperator):
     def __init__(
         self,
         *,
-        nnunet_conn_id: str | None = None,
+        nnunet_conn_id: str | XComArg | None = None,
         team: str | None = None,
         deferrable: bool = True,
-        device: str = "auto",
-        num_gpus: int | str = 0,
-        gpu_memory_mib: int | str | None = None,
-        cpus: int | str = 0,
-        memory_mib: int | str | None = None,
-        shm_mib: int | str = 8192,
-        hang_s: float | str = 300.0,
-        grace_s: float | str = 120.0,
+        device: str | XComArg = "auto",
+        num_gpus: int | str | XComArg = 0,
+        gpu_memory_mib: int | str | XComArg | None = None,
+        cpus: int | str | XComArg = 0,
+        memory_mib: int | str | XComArg | None = None,
+        shm_mib: int | str | XComArg = 8192,
+        hang_s: float | str | XComArg = 300.0,
+        grace_s: float | str | XComArg = 120.0,
         retries: int = DEFAULT_RETRIES,
         retry_policy: Any = DEFAULT_RETRY_POLICY,
         retry_delay: timedelta | float = DEFAULT_RETRY_DELAY,
@@ -102,7 +110,7 @@ class NnunetOperator(WaitingOperator):
             given = {**kwargs.get("default_args", {}), **kwargs, "nnunet_conn_id": nnunet_conn_id}
             kwargs |= load_teams().task_fields(team, given, common_pool=self.default_pool)
         super().__init__(retries=retries, retry_policy=retry_policy, retry_delay=retry_delay, **kwargs)
-        self.nnunet_conn_id = nnunet_conn_id
+        self.nnunet_conn_id: Any = nnunet_conn_id  # a name by the time that it is read
         self.team = team
         self.deferrable = deferrable
         self.device = device
@@ -115,8 +123,12 @@ class NnunetOperator(WaitingOperator):
         self.grace_s = grace_s
 
     @classmethod
-    def partial(cls, **kwargs: Any) -> Any:
-        """As every operator's ``partial``; the operator's own pool is kept, which Airflow forgets for mapped tasks; so is its team's."""
+    def partial(cls, **kwargs: Any) -> OperatorPartial:
+        """As every operator's ``partial``; the operator's own pool is kept, which Airflow forgets for mapped tasks; so is its team's.
+
+        Raises:
+            ConfigError: A field that is no template is wrong, here or in ``expand``; shown as the DAG's import error.
+        """
         partial = super().partial(**kwargs)
         # Airflow copies the default of our own ``outlets``, and stumbles over None when a mapped task starts.
         partial.kwargs["outlets"] = as_list(partial.kwargs.get("outlets"))
@@ -126,12 +138,33 @@ class NnunetOperator(WaitingOperator):
             partial.kwargs.update(load_teams().task_fields(team, given, common_pool=cls.default_pool))
         if cls.default_pool:
             partial.kwargs.setdefault("pool", cls.default_pool)
-        return partial
+        return CheckedPartial.of(partial)
 
     # --- what to run --------------------------------------------------------------------------------------------
+    @classmethod
+    def judge(cls, given: Mapping[str, Any]) -> None:
+        """Judge arguments that are known when the DAG is parsed.
+
+        Args:
+            given: Some or all of the operator's arguments, by name; templates and XComs are left alone.
+
+        Raises:
+            ConfigError: One of them is wrong; the message names it, its value and the fix.
+        """
+        names = {item.name: cls.renamed.get(item.name, item.name) for item in fields(cls.params_class)}
+        check_constants(cls.params_class, {name: given[own] for name, own in names.items() if own in given}, together=cls.judged_together)
+        check_resources({name: given[name] for name in _RESOURCE_FIELDS if name in given})
+        for name in cls.absolute_paths:
+            if name in given:
+                check_absolute(name, given[name], words=HELD_OUT if name == "cases" else ())
+        for kind in cls.python_classes:
+            if isinstance(value := given.get(kind), str) and not is_template(value):
+                check_class(kind, value, team=given.get("team"), conn_id=given.get("nnunet_conn_id"))
+
     def check_fields(self) -> None:
         """Judge what is known at parse time; called at the end of each operator's ``__init__``."""
-        check_constants(self.params_class, self._values(), together=self.judged_together)
+        own = [self.renamed.get(item.name, item.name) for item in fields(self.params_class)]
+        self.judge({name: getattr(self, name) for name in (*own, *_RESOURCE_FIELDS, "team", "nnunet_conn_id")})
 
     def step_params(self) -> StepParams:
         """The step's parameters from the rendered fields.
@@ -143,10 +176,7 @@ class NnunetOperator(WaitingOperator):
 
     def resource_request(self) -> Resources:
         """The job's resources from the rendered fields."""
-        hints = typing.get_type_hints(Resources)
-        values = {name: getattr(self, name) for name in _RESOURCE_FIELDS}
-        values["gpus"] = values.pop("num_gpus")
-        return Resources(**{name: coerce(value, hints[name], name) for name, value in values.items()})
+        return build_resources({name: getattr(self, name) for name in _RESOURCE_FIELDS})
 
     def job_spec(self, context: Context, config: NnunetConfig) -> JobSpec:
         """The whole specification. Its id is the same for all tries, and another one after the task was cleared."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
@@ -12,6 +13,7 @@ from typing import Any
 
 from nnunet_jobs.contract.failure import ConfigError
 from nnunet_jobs.contract.fields import field_types
+from nnunet_jobs.contract.spec import Resources
 from nnunet_jobs.contract.step_params import StepParams
 
 _TRUE = ("true", "yes", "on", "1")
@@ -27,7 +29,8 @@ def is_template(value: Any) -> bool:
         return any(is_template(item) for item in value.values())
     if isinstance(value, list | tuple | set):
         return any(is_template(item) for item in value)
-    return callable(getattr(value, "resolve", None))  # XComArg and its relatives; they need no import here
+    # XComArg and its relatives, which need no import here; a pathlib.Path has a method of that name too.
+    return callable(getattr(value, "resolve", None)) and not isinstance(value, os.PathLike)
 
 
 def coerce(value: Any, hint: Any, name: str) -> Any:
@@ -41,6 +44,8 @@ def coerce(value: Any, hint: Any, name: str) -> Any:
     Raises:
         ConfigError: a text cannot be read as the type.
     """
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
     if isinstance(hint, types.UnionType):
         return _coerce_union(value, typing.get_args(hint), name)
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
@@ -135,22 +140,68 @@ def build_params(params_class: type[StepParams], values: Mapping[str, Any]) -> S
 
 
 def check_constants(params_class: type[StepParams], values: Mapping[str, Any], *, together: Iterable[str] = ()) -> None:
-    """Judge what is known when a DAG is parsed; fields that hold templates take a harmless stand-in.
+    """Judge what is known when a DAG is parsed; fields that hold templates or are not given yet take a harmless stand-in.
 
     Args:
-        values: fields as the DAG's author wrote them.
-        together: fields that are judged against each other, so one template among them excuses all.
+        params_class: The step's parameters.
+        values: Fields as the DAG's author wrote them; those of ``.partial()`` are a part of all.
+        together: Fields that are judged against each other, so one template or gap among them excuses all.
 
     Raises:
-        ConfigError: a constant is wrong.
+        ConfigError: A constant is wrong.
     """
-    excused = set(together) if any(is_template(values[name]) for name in together) else set()
     hints = field_types(params_class)
-    known = {
-        item.name: _stand_in(item, hints[item.name]) if item.name in excused or is_template(values[item.name]) else values[item.name]
+    known = {name: value for name, value in values.items() if name in hints and not is_template(value)}
+    excused = set() if known.keys() >= set(together) else set(together)
+    judged = {
+        item.name: known[item.name] if item.name in known and item.name not in excused else _stand_in(item, hints[item.name])
         for item in fields(params_class)
     }
-    build_params(params_class, known)
+    build_params(params_class, judged)
+
+
+def check_resources(values: Mapping[str, Any]) -> None:
+    """The same for the fields of :class:`~nnunet_jobs.contract.spec.Resources`, by an operator's names for them.
+
+    Raises:
+        ConfigError: A constant is wrong.
+    """
+    build_resources({name: value for name, value in values.items() if not is_template(value)})
+
+
+def build_resources(values: Mapping[str, Any]) -> Resources:
+    """A job's resources from rendered fields, by an operator's names for them.
+
+    Raises:
+        ConfigError: A field has the wrong type or is out of range.
+    """
+    hints = field_types(Resources)
+    found = {"gpus" if name == "num_gpus" else name: value for name, value in values.items()}
+    return Resources(**{name: coerce(value, hints[name], name) for name, value in found.items()})
+
+
+def check_absolute(name: str, value: Any, *, words: tuple[str, ...] = ()) -> None:
+    """Judge a path that the DAG's author wrote; lists of cases are judged path by path.
+
+    Args:
+        name: The field.
+        value: What was written.
+        words: Values that are no paths.
+
+    Raises:
+        ConfigError: A path is relative: a job has no folder that it could start from.
+    """
+    if isinstance(value, list | tuple):
+        for item in value:
+            for path in item.get("images") or () if isinstance(item, Mapping) else (item,):
+                check_absolute(name, path, words=words)
+    elif isinstance(value, str) and value.lstrip().startswith("[") and not is_template(value):
+        check_absolute(name, list(_as_list(value, name)), words=words)
+    elif isinstance(value, str | os.PathLike) and not is_template(value):
+        path = os.fspath(value)
+        if path not in words and not os.path.isabs(path):
+            others = f"{', '.join(words)} or " if words else ""
+            raise ConfigError(f"{name}={path!r}: must be {others}an absolute path, or a template of one")
 
 
 def _stand_in(item: Field[Any], hint: Any) -> Any:

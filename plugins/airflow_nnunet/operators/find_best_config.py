@@ -9,7 +9,7 @@ from airflow_nnunet.operators.base import GPU_POOL, NnunetOperator, as_list, tem
 from nnunet_jobs.contract.params import FindBestParams
 
 if TYPE_CHECKING:
-    from airflow.sdk import Context
+    from airflow.sdk import Context, XComArg
 
 
 class FindBestConfigOperator(NnunetOperator):
@@ -31,6 +31,7 @@ class FindBestConfigOperator(NnunetOperator):
     """
 
     params_class = FindBestParams
+    python_classes = ("trainer",)
     template_fields = templated(FindBestParams)
     default_pool = GPU_POOL
     ui_color = "#fce8e6"
@@ -38,17 +39,17 @@ class FindBestConfigOperator(NnunetOperator):
     def __init__(
         self,
         *,
-        dataset: str | int,
-        model: str | None = None,
-        configurations: list[str] | str = (),  # type: ignore[assignment]
-        folds: list[int] | str = (0, 1, 2, 3, 4),  # type: ignore[assignment]
-        trainer: str = "nnUNetTrainer",
-        plans: str = "nnUNetPlans",
-        ensembles: bool | str = True,
-        repair: bool | str = True,
-        promote: str = "if_better",
-        recipe: str | None = None,
-        num_gpus: int | str = 1,
+        dataset: str | int | XComArg,
+        model: str | XComArg | None = None,
+        configurations: list[str] | str | XComArg = (),  # type: ignore[assignment]
+        folds: list[int] | str | XComArg = (0, 1, 2, 3, 4),  # type: ignore[assignment]
+        trainer: str | XComArg = "nnUNetTrainer",
+        plans: str | XComArg = "nnUNetPlans",
+        ensembles: bool | str | XComArg = True,
+        repair: bool | str | XComArg = True,
+        promote: str | XComArg = "if_better",
+        recipe: str | XComArg | None = None,
+        num_gpus: int | str | XComArg = 1,
         pool: str = GPU_POOL,
         outlets: Any = None,
         **kwargs: Any,

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from airflow_nnunet.operators.base import GPU_POOL, NnunetOperator, templated
 from nnunet_jobs.contract.params import PredictParams
+
+if TYPE_CHECKING:
+    from airflow.sdk import XComArg
 
 _RENAMED = {"output": "output_folder"}  # an operator's ``output`` is already its XCom
 
@@ -40,6 +43,7 @@ class BatchPredictOperator(NnunetOperator):
     params_class = PredictParams
     renamed = _RENAMED
     judged_together = ("part", "parts")
+    absolute_paths = ("cases", "output_folder")
     template_fields = templated(PredictParams, _RENAMED)
     default_pool = GPU_POOL
     ui_color = "#e4f7fb"
@@ -47,24 +51,24 @@ class BatchPredictOperator(NnunetOperator):
     def __init__(
         self,
         *,
-        dataset: str | int,
-        cases: str | list[Any],
-        output_folder: str,
-        model: str | None = None,
-        part: int | str = 0,
-        parts: int | str = 1,
-        folds: list[int | str] | str | None = None,
-        mirroring: bool | str = True,
-        step_size: float | str = 0.5,
-        postprocessing: bool | str = True,
-        probabilities: bool | str = False,
-        overwrite: bool | str = False,
-        fast: list[str] | str | None = None,
-        contact_sheet: bool | str = True,
-        series: dict[str, Any] | str | None = None,
-        dicom_seg: bool | str = False,
-        segment_codes: dict[str, Any] | str | None = None,
-        num_gpus: int | str = 1,
+        dataset: str | int | XComArg,
+        cases: str | list[Any] | XComArg,
+        output_folder: str | XComArg,
+        model: str | XComArg | None = None,
+        part: int | str | XComArg = 0,
+        parts: int | str | XComArg = 1,
+        folds: list[int | str] | str | XComArg | None = None,
+        mirroring: bool | str | XComArg = True,
+        step_size: float | str | XComArg = 0.5,
+        postprocessing: bool | str | XComArg = True,
+        probabilities: bool | str | XComArg = False,
+        overwrite: bool | str | XComArg = False,
+        fast: list[str] | str | XComArg | None = None,
+        contact_sheet: bool | str | XComArg = True,
+        series: dict[str, Any] | str | XComArg | None = None,
+        dicom_seg: bool | str | XComArg = False,
+        segment_codes: dict[str, Any] | str | XComArg | None = None,
+        num_gpus: int | str | XComArg = 1,
         pool: str = GPU_POOL,
         **kwargs: Any,
     ) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from airflow_nnunet.operators.base import NnunetOperator, templated
 from nnunet_jobs.contract.params import PreprocessParams
+
+if TYPE_CHECKING:
+    from airflow.sdk import XComArg
 
 
 class PreprocessOperator(NnunetOperator):
@@ -25,22 +28,23 @@ class PreprocessOperator(NnunetOperator):
     """
 
     params_class = PreprocessParams
+    python_classes = ("planner",)
     template_fields = templated(PreprocessParams)
     ui_color = "#e6f4ea"
 
     def __init__(
         self,
         *,
-        datasets: list[str | int] | str,
-        configurations: list[str] | str = ("2d", "3d_fullres"),  # type: ignore[assignment]
-        planner: str = "ExperimentPlanner",
-        gpu_memory_gb: float | str | None = None,
-        plans: str | None = None,
-        custom_configurations: dict[str, Any] | str | None = None,
-        replan: str = "auto",
-        folds: int | str = 5,
-        seed: int | str = 12345,
-        processes: int | str = 0,
+        datasets: list[str | int] | str | XComArg,
+        configurations: list[str] | str | XComArg = ("2d", "3d_fullres"),  # type: ignore[assignment]
+        planner: str | XComArg = "ExperimentPlanner",
+        gpu_memory_gb: float | str | XComArg | None = None,
+        plans: str | XComArg | None = None,
+        custom_configurations: dict[str, Any] | str | XComArg | None = None,
+        replan: str | XComArg = "auto",
+        folds: int | str | XComArg = 5,
+        seed: int | str | XComArg = 12345,
+        processes: int | str | XComArg = 0,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)

@@ -11,7 +11,7 @@ from airflow_nnunet.operators.base import NnunetOperator, as_list, templated
 from nnunet_jobs.contract.params import RegisterParams
 
 if TYPE_CHECKING:
-    from airflow.sdk import Context
+    from airflow.sdk import Context, XComArg
 
 _CASE_PATTERN: str = next(item.default for item in fields(RegisterParams) if item.name == "case_pattern")  # type: ignore[assignment]
 
@@ -53,6 +53,7 @@ class RegisterDatasetOperator(NnunetOperator):
     """
 
     params_class = RegisterParams
+    absolute_paths = ("source",)
     template_fields = templated(RegisterParams)
     operator_extra_links = (*NnunetOperator.operator_extra_links, DatasetReportLink())
     ui_color = "#e6f4ea"
@@ -60,28 +61,28 @@ class RegisterDatasetOperator(NnunetOperator):
     def __init__(
         self,
         *,
-        dataset_id: int | str,
-        name: str,
-        source: str,
-        layout: str = "auto",
-        images: str = "images",
-        labels: str = "labels",
-        mapping: str | None = None,
-        bids_label: str | None = None,
-        rename: bool | str = False,
-        case_pattern: str = _CASE_PATTERN,
-        channel_names: dict[str, str] | str | None = None,
-        label_names: dict[str, Any] | str | None = None,
-        regions_class_order: list[int] | str | None = None,
-        series: dict[str, Any] | str | None = None,
-        label_rules: dict[str, Any] | str | None = None,
-        group_pattern: str | None = None,
-        holdout_fraction: float | str = 0.1,
-        holdout_cases: list[str] | str = (),  # type: ignore[assignment]
-        transfer: str = "auto",
-        on_changed: str = "update",
-        on_removed: str = "keep",
-        spacing_tolerance: float | str = 1e-3,
+        dataset_id: int | str | XComArg,
+        name: str | XComArg,
+        source: str | XComArg,
+        layout: str | XComArg = "auto",
+        images: str | XComArg = "images",
+        labels: str | XComArg = "labels",
+        mapping: str | XComArg | None = None,
+        bids_label: str | XComArg | None = None,
+        rename: bool | str | XComArg = False,
+        case_pattern: str | XComArg = _CASE_PATTERN,
+        channel_names: dict[str, str] | str | XComArg | None = None,
+        label_names: dict[str, Any] | str | XComArg | None = None,
+        regions_class_order: list[int] | str | XComArg | None = None,
+        series: dict[str, Any] | str | XComArg | None = None,
+        label_rules: dict[str, Any] | str | XComArg | None = None,
+        group_pattern: str | XComArg | None = None,
+        holdout_fraction: float | str | XComArg = 0.1,
+        holdout_cases: list[str] | str | XComArg = (),  # type: ignore[assignment]
+        transfer: str | XComArg = "auto",
+        on_changed: str | XComArg = "update",
+        on_removed: str | XComArg = "keep",
+        spacing_tolerance: float | str | XComArg = 1e-3,
         outlets: Any = None,
         **kwargs: Any,
     ) -> None:

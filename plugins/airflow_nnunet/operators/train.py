@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from airflow_nnunet.operators.base import GPU_POOL, NnunetOperator, templated
 from nnunet_jobs.contract.params import TrainParams
+
+if TYPE_CHECKING:
+    from airflow.sdk import XComArg
 
 
 class TrainFoldOperator(NnunetOperator):
@@ -31,6 +34,7 @@ class TrainFoldOperator(NnunetOperator):
     """
 
     params_class = TrainParams
+    python_classes = ("trainer",)
     template_fields = templated(TrainParams)
     default_pool = GPU_POOL
     ui_color = "#fef3e0"
@@ -38,25 +42,25 @@ class TrainFoldOperator(NnunetOperator):
     def __init__(
         self,
         *,
-        dataset: str | int,
-        configuration: str,
-        fold: int | str,
-        version: str | None = None,
-        trainer: str = "nnUNetTrainer",
-        plans: str = "nnUNetPlans",
-        epochs: int | str | None = None,
-        iterations: int | str | None = None,
-        val_iterations: int | str | None = None,
-        optimizer: str | None = None,
-        initial_lr: float | str | None = None,
-        mirroring: bool | str | None = None,
-        pretrained: str | None = None,
-        npz: bool | str = False,
-        checkpoint_every: int | str = 1,
-        early_stop: int | str | None = None,
-        seed: int | str | None = None,
-        plots: bool | str = False,
-        num_gpus: int | str = 1,
+        dataset: str | int | XComArg,
+        configuration: str | XComArg,
+        fold: int | str | XComArg,
+        version: str | XComArg | None = None,
+        trainer: str | XComArg = "nnUNetTrainer",
+        plans: str | XComArg = "nnUNetPlans",
+        epochs: int | str | XComArg | None = None,
+        iterations: int | str | XComArg | None = None,
+        val_iterations: int | str | XComArg | None = None,
+        optimizer: str | XComArg | None = None,
+        initial_lr: float | str | XComArg | None = None,
+        mirroring: bool | str | XComArg | None = None,
+        pretrained: str | XComArg | None = None,
+        npz: bool | str | XComArg = False,
+        checkpoint_every: int | str | XComArg = 1,
+        early_stop: int | str | XComArg | None = None,
+        seed: int | str | XComArg | None = None,
+        plots: bool | str | XComArg = False,
+        num_gpus: int | str | XComArg = 1,
         pool: str = GPU_POOL,
         map_index_template: str | None = "{{ task.configuration }} / fold {{ task.fold }}",
         **kwargs: Any,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import types
 import typing
 from collections.abc import Callable
@@ -43,9 +44,10 @@ def _check_of(hint: Any) -> Callable[[Any], bool]:
     if origin is dict:
         key, entry = (_check_of(part) for part in arguments)
         return lambda value: isinstance(value, dict) and all(map(key, value)) and all(map(entry, value.values()))
-    if hint in (int, float):
-        allowed = (int, float) if hint is float else int
-        return lambda value: isinstance(value, allowed) and not isinstance(value, bool)
+    if hint is int:
+        return lambda value: isinstance(value, int) and not isinstance(value, bool)
+    if hint is float:  # JSON has no infinity, and whatever is compared with "not a number" passes
+        return lambda value: isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     return lambda value: isinstance(value, hint)
 
 

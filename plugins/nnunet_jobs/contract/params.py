@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import re
 from dataclasses import dataclass, field
@@ -15,6 +16,14 @@ from nnunet_jobs.contract.step_params import StepParams
 
 CONFIGURATIONS = ("2d", "3d_fullres", "3d_lowres", "3d_cascade_fullres")
 LAYOUTS = ("auto", "nnunet", "nnunet_v1", "decathlon", "bids", "csv", "folders", "dicom")
+STOCK_PLANNERS = (
+    "ExperimentPlanner",
+    "ResEncUNetPlanner",
+    "nnUNetPlannerResEncM",
+    "nnUNetPlannerResEncL",
+    "nnUNetPlannerResEncXL",
+)
+"""nnU-Net's planners whose plans have some of these configurations and no others."""
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
 
 
@@ -139,12 +148,29 @@ class PreprocessParams(StepParams):
     def _check(self) -> None:
         self.require(bool(self.datasets), "datasets", "name at least one dataset")
         self.require(bool(self.configurations), "configurations", "name at least one configuration")
+        twice = [name for name in self.configurations if self.configurations.count(name) > 1]
+        self.require(not twice, "configurations", f"{twice[0]!r} stands twice; name each once" if twice else "")
+        self._check_configurations()
         self.require(bool(_NAME.fullmatch(self.planner)), "planner", "must be a Python class name")
         self.require(self.plans is None or bool(_NAME.fullmatch(self.plans)), "plans", "must be a plain name")
         self.require(self.replan in ("auto", "always", "never"), "replan", "must be auto, always or never")
         self.require(self.folds >= 2, "folds", "must be 2 or more")
         self.require(self.processes >= 0, "processes", "must be 0 or more")
         self.require(self.gpu_memory_gb is None or self.gpu_memory_gb > 0, "gpu_memory_gb", "must be more than 0 GB")
+
+    def _check_configurations(self) -> None:
+        """Every name is one that these plans will have. What a planner of the site's own makes, or plans that are kept, is not known."""
+        if self.replan == "never" or self.planner not in STOCK_PLANNERS:
+            return
+        known = (*CONFIGURATIONS, *self.custom_configurations)
+        named = [("configurations", name) for name in self.configurations]
+        for entry in self.custom_configurations.values():
+            parent = entry.get("inherits_from") if isinstance(entry, dict) else None
+            named += [("custom_configurations", parent)] if isinstance(parent, str) else []
+        for field_name, name in named:
+            near = difflib.get_close_matches(name, known, n=1)
+            fix = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}; add it to custom_configurations"
+            self.require(name in known, field_name, f"{name!r} is not among the plans' configurations; {fix}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -197,7 +223,10 @@ class TrainParams(StepParams):
             self.require(value is None or value >= 1, name, "must be 1 or more")
         self.require(bool(_NAME.fullmatch(self.trainer)), "trainer", "must be a Python class name")
         self.require(bool(_NAME.fullmatch(self.plans)), "plans", "must be a plain name")
+        path_fits = self.pretrained is None or "/" not in self.pretrained or self.pretrained.startswith("/")
+        self.require(path_fits, "pretrained", "must be a model id or an absolute path")
         self.require(self.optimizer in (None, "sgd", "adamw"), "optimizer", "must be sgd, adamw or empty")
+        self.require(self.seed is None or 0 <= self.seed < 2**32, "seed", f"must be 0 to {2**32 - 1}")
         lr_fits = self.initial_lr is None or (math.isfinite(self.initial_lr) and self.initial_lr > 0)
         self.require(lr_fits, "initial_lr", "must be more than 0")
 
@@ -232,6 +261,8 @@ class FindBestParams(StepParams):
         self.require(self.promote in ("never", "always", "if_better"), "promote", "must be never, always or if_better")
 
 
+HELD_OUT = ("holdout", "imagesTs")
+"""Cases of the dataset itself, by the word that names them."""
 FAST = ("tiles", "resampling", "half", "compile")
 """What prediction may do faster where stock nnU-Net's exact bytes are not needed."""
 

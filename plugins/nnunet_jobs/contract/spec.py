@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from nnunet_jobs.contract.failure import ConfigError
+from nnunet_jobs.contract.fields import describe, field_types, fits
 from nnunet_jobs.contract.files import content_hash
 from nnunet_jobs.contract.params import STEPS
 from nnunet_jobs.contract.step_params import StepParams
@@ -44,6 +45,9 @@ class Resources:
     grace_s: float = 120.0
 
     def __post_init__(self) -> None:
+        for name, hint in field_types(Resources).items():
+            if not fits(getattr(self, name), hint):
+                raise ConfigError(f"{name}={getattr(self, name)!r}: must be {describe(hint)}")
         if self.device not in DEVICES:
             raise ConfigError(f"device={self.device!r}: must be one of {', '.join(DEVICES)}")
         for name in ("gpus", "cpus"):

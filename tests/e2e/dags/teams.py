@@ -14,8 +14,9 @@ GATES = f"{os.environ['E2E_ROOT']}/gates"
 
 
 class Toy(RegisterDatasetOperator):
-    """Computes on a device and says nothing about a dataset."""
+    """Computes on a device and says nothing about a dataset; its source is no folder."""
 
+    absolute_paths = ()
     default_pool = GPU_POOL
 
     def result_ready(self, context: Any, result: dict[str, Any]) -> None:

@@ -13,7 +13,9 @@ from airflow_nnunet.operators import RegisterDatasetOperator
 
 
 class Toy(RegisterDatasetOperator):
-    """Its result says nothing about a dataset."""
+    """Its result says nothing about a dataset, and its source is no folder."""
+
+    absolute_paths = ()
 
     def result_ready(self, context: Any, result: dict[str, Any]) -> None:
         pass

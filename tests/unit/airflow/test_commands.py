@@ -115,6 +115,8 @@ from airflow_nnunet.operators import RegisterDatasetOperator
 from airflow_nnunet.retry import NnunetRetryPolicy
 
 class Toy(RegisterDatasetOperator):
+    absolute_paths = ()  # its source is the script of a step
+
     def result_ready(self, context, result):
         pass
 

@@ -227,12 +227,35 @@ def test_a_changed_file_is_seen_and_a_broken_team_takes_only_its_own_datasets(te
     folder.mkdir()
     (folder / "mine.yaml").write_text(DATASET)
     (folder / "plain.yaml").write_text("dataset: {id: 5, name: Other, source: /data}\n")
-    assert set(load_folder(folder).configs) == {"mine", "plain"}
+    assert set(load_folder(folder).configs) == {"mine.yaml", "plain.yaml"}
     (teams / "radiology.yaml").write_text("pool: {slot: 2}\n")
     loaded = load_folder(folder)
-    assert set(loaded.configs) == {"plain"}
+    assert set(loaded.configs) == {"plain.yaml"}
     assert "its file is wrong" in loaded.errors["mine.yaml"]
     assert "did you mean 'slots'?" in loaded.errors["mine.yaml"]
+
+
+def test_a_team_file_is_read_whatever_its_ending_and_two_of_one_team_are_named(teams: Path) -> None:
+    (teams / "surgery.yml").write_text("pool: {slots: 2}\nnnunet: {workspace: /data/surgery}\n")
+    assert load_teams().get("surgery").pool.slots == 2
+    (teams / "surgery.yaml").write_text("pool: {slots: 3}\nnnunet: {workspace: /data/surgery}\n")
+    assert "team surgery has another file, with another ending" in load_teams().errors["surgery"]
+    with pytest.raises(ConfigError, match="its file is wrong"):
+        load_teams().get("surgery")
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ('queue: "gpu,cpu"', r"surgery\.yaml:3: queue='gpu,cpu': has a comma"),
+        ("priority: 99999999999", r"surgery\.yaml:3: priority=99999999999"),
+        ("pool: {slots: 3}", r"surgery\.yaml:3: pool: stands here and in line 1"),
+    ],
+)
+def test_what_airflow_would_refuse_is_said_of_the_teams_file(teams: Path, line: str, words: str) -> None:
+    (teams / "surgery.yaml").write_text(f"pool: {{slots: 2}}\nnnunet: {{workspace: /data/surgery}}\n{line}\n")
+    with pytest.raises(ConfigError, match=words):
+        load_teams().get("surgery")
 
 
 def test_the_example_is_right_and_the_page_is_made_from_the_schema(tmp_path: Path) -> None:

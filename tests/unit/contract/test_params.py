@@ -46,7 +46,7 @@ def test_json_round_trip(params: type[StepParams]) -> None:
         (PreprocessParams, {"folds": 1}, "2 or more"),
         (TrainParams, {"fold": "some"}, "or 'all'"),
         (TrainParams, {"epochs": 0}, "1 or more"),
-        (TrainParams, {"initial_lr": float("nan")}, "more than 0"),
+        (TrainParams, {"initial_lr": float("nan")}, "must be a number or empty"),
         (TrainParams, {"trainer": "../evil"}, "class name"),
         (PredictParams, {"part": 2, "parts": 2}, "0 to 1"),
         (PredictParams, {"step_size": 0.0}, "more than 0"),

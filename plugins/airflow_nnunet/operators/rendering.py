@@ -1,0 +1,52 @@
+"""Templates of a task that cannot be rendered: a fault of the DAG, which the next try would only repeat."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import jinja2
+from airflow.sdk.exceptions import XComNotFound
+
+from airflow_nnunet.exceptions import InvalidConfig
+
+# What an expression in a template can raise by itself. An API server that does not answer while an XCom is fetched raises others,
+# and those are worth another try.
+_FAULTS = (jinja2.TemplateError, XComNotFound, TypeError, AttributeError, LookupError, ValueError, ArithmeticError)
+_OF_A_SCHEDULED_RUN = (
+    "ds", "ds_nodash", "ts", "ts_nodash", "ts_nodash_with_tz", "logical_date", "data_interval_start", "data_interval_end",
+)  # fmt: skip
+
+
+class RenderingMixin:
+    """For operators: an error of a template is ``config``, names the field and its fix, and is never retried."""
+
+    def _do_render_template_fields(
+        self, parent: Any, template_fields: Iterable[str], context: Any, jinja_env: Any, seen_oids: set[int]
+    ) -> None:
+        # Airflow calls this one, and not the public method, for mapped tasks too.
+        for name in template_fields:
+            template = getattr(parent, name, None)
+            try:
+                super()._do_render_template_fields(parent, (name,), context, jinja_env, seen_oids)  # type: ignore[misc]
+            except _FAULTS as error:
+                raise InvalidConfig(
+                    f"config: {name}={_shown(template)}: the template cannot be rendered: {error}; {_fix(error)}"
+                ) from error
+
+
+def _shown(template: Any) -> str:
+    """A text as its author wrote it; an XCom of another task by its own name."""
+    return repr(template) if isinstance(template, str | list | tuple | dict) else str(template)
+
+
+def _fix(error: Exception) -> str:
+    missing = str(error).partition("'")[2].partition("'")[0] if isinstance(error, jinja2.UndefinedError) else ""
+    if missing in _OF_A_SCHEDULED_RUN:
+        return (
+            f"a run that was triggered by hand or by an asset has no logical date and no {missing}: use {{{{ dag_run.run_after | ds }}}} "
+            "for the day of the run, or {{ run_id }}"
+        )
+    if isinstance(error, XComNotFound) or missing == "None" or "NoneType" in str(error):
+        return "the task whose result it names has not run in this DAG run; run it first, or test the whole DAG with airflow dags test"
+    return "correct it in the DAG"

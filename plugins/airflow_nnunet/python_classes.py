@@ -1,0 +1,107 @@
+"""Trainers and planners by name, found in files without importing any: nnU-Net's own, and those below ``trainer_paths``.
+
+A name that no file has is refused when it is entered, and not hours later by every fold.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import importlib.util
+import os
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from airflow_nnunet.config import NnunetConfig
+from nnunet_jobs.contract.failure import ConfigError
+
+_FOLDERS = {"trainer": ("training", "nnUNetTrainer"), "planner": ("experiment_planning",)}
+"""Where nnU-Net looks for each kind of class, below its package."""
+_CLASS = re.compile(r"^class +(\w+)", re.MULTILINE)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Classes:
+    """Python classes of one kind.
+
+    Attributes:
+        names: Those that are defined by a ``class`` statement and are not private.
+        text: All files in one, where a name that is made in another way stands too.
+    """
+
+    names: tuple[str, ...]
+    text: str
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.names or re.search(rf"\b{re.escape(str(name))}\b", self.text) is not None
+
+
+def known_classes(kind: str, *, team: str | None = None, conn_id: str | None = None) -> Classes | None:
+    """Classes that jobs will find.
+
+    Args:
+        kind: ``trainer`` or ``planner``.
+        team: Whose settings hold; those of section [nnunet] if None.
+        conn_id: Connection with other settings; connections are not read while DAGs are parsed.
+
+    Returns:
+        None where that cannot be known here: jobs run in containers or pods, with an interpreter that is not on this host, or with the
+        settings of a connection.
+    """
+    if conn_id is not None:
+        return None
+    try:
+        config = NnunetConfig.load(team=team)
+    except ConfigError:
+        return None  # wrong settings are reported by every task and by the doctor
+    if config.backend != "local":
+        return None
+    package = _package(config.python)
+    if package is None:
+        return None
+    own = config.workspace.trainer_paths if kind == "trainer" else ()
+    return _scan(str(package.joinpath(*_FOLDERS[kind])), own)
+
+
+def check_class(kind: str, name: str, *, team: str | None = None, conn_id: str | None = None) -> None:
+    """Refuse the name of a class that no file has.
+
+    Raises:
+        ConfigError: The message begins with ``kind``.
+    """
+    known = known_classes(kind, team=team, conn_id=conn_id)
+    if known is None or name in known:
+        return
+    near = difflib.get_close_matches(name, known.names, n=1)
+    where = "nnU-Net or below trainer_paths" if kind == "trainer" else "nnU-Net"
+    fix = f"did you mean {near[0]!r}?" if near else f"correct it{', or add its folder to trainer_paths' if kind == 'trainer' else ''}"
+    raise ConfigError(f"{kind}={name!r}: no such class in {where}; {fix}")
+
+
+@functools.lru_cache(maxsize=8)
+def _package(python: str) -> Path | None:
+    """Folder of the package ``nnunetv2`` of an interpreter; nothing is imported or run."""
+    if python == sys.executable:
+        spec = importlib.util.find_spec("nnunetv2")
+        places = list(spec.submodule_search_locations or ()) if spec else []
+    else:
+        # Not resolved: the interpreter of a virtual environment is a link to another one.
+        places = [str(path) for path in Path(python).parent.parent.glob("lib/python3.*/site-packages/nnunetv2")]
+    return Path(places[0]) if places else None
+
+
+@functools.lru_cache(maxsize=8)
+def _scan(folder: str, more: tuple[str, ...]) -> Classes:
+    text = "\n".join(path.read_text(encoding="utf-8", errors="replace") for place in (folder, *more) for path in _modules(place))
+    names = sorted({name for name in _CLASS.findall(text) if not name.startswith("_")})
+    return Classes(names=tuple(names), text=text)
+
+
+def _modules(folder: str) -> Iterator[Path]:
+    """Python files as nnU-Net walks them: of a folder, and of packages below it."""
+    for place, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if os.path.isfile(os.path.join(place, name, "__init__.py"))]
+        yield from (Path(place, name) for name in sorted(files) if name.endswith(".py"))

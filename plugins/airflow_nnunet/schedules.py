@@ -1,0 +1,72 @@
+"""When a dataset's DAG runs: a cron expression or preset in a time zone, judged before Airflow sees it."""
+
+from __future__ import annotations
+
+import datetime as dt
+import re
+from typing import Any
+
+PRESETS = ("@once", "@continuous")
+"""Schedules that are no cron expression; they have no time zone and no missed run."""
+_OVERDUE = dt.timedelta(minutes=10)
+_RANDOM = re.compile(r"(?:^|[\s,/])[RrHh](?:$|[\s,/(])")
+_SUCH_AS = "such as '0 1 * * *' or '@daily'"
+
+
+def check_schedule(expression: str, timezone: str | None) -> None:
+    """Judge a schedule and its time zone as Airflow would, and whether it ever comes due.
+
+    Raises:
+        ValueError: The message begins with the field, ``schedule`` or ``timezone``.
+    """
+    from airflow.sdk.exceptions import AirflowTimetableInvalid
+    from croniter import CroniterError, croniter  # type: ignore[import-untyped]
+
+    check_timezone(timezone)
+    if expression in PRESETS:
+        return
+    try:
+        timetable = make_timetable(expression, timezone)
+        timetable.validate()
+        croniter(timetable.expression, dt.datetime(2024, 1, 1)).get_next()
+    except (AirflowTimetableInvalid, CroniterError, ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"schedule={expression!r}: not a cron expression of a time that exists ({error}); write one {_SUCH_AS}") from error
+    if _RANDOM.search(expression):
+        raise ValueError(f"schedule={expression!r}: R and H stand for random times, another one each time Airflow looks; write {_SUCH_AS}")
+
+
+def check_timezone(name: str | None) -> None:
+    """Judge the name of a time zone.
+
+    Raises:
+        ValueError: There is no such zone.
+    """
+    if name is None:
+        return
+    try:
+        zone_of(name)
+    except (ValueError, OSError) as error:  # pendulum's own errors are ValueErrors; a folder of the zone files is an OSError
+        raise ValueError(f"timezone={name!r}: no such time zone; write one such as 'Europe/Berlin' or 'UTC'") from error
+
+
+def make_timetable(expression: str, timezone: str | None) -> Any:
+    """Airflow's timetable of a cron expression.
+
+    A run that came due while the DAG was paused before its very first scheduled run is not made up for: whoever triggers the DAG and
+    unpauses it with that gets the run that was asked for. That holds for DAGs without a start date only.
+
+    Args:
+        expression: Cron expression or preset.
+        timezone: Name of a time zone; ``[core] default_timezone`` if None.
+    """
+    from airflow.sdk import CronTriggerTimetable
+
+    return CronTriggerTimetable(expression, timezone=zone_of(timezone), run_immediately=_OVERDUE)
+
+
+def zone_of(name: str | None) -> Any:
+    """The time zone of that name, Airflow's default one if None."""
+    import pendulum
+    from airflow import settings
+
+    return settings.TIMEZONE if name is None else pendulum.timezone(name)
