@@ -42,9 +42,10 @@ def accepted(line: str) -> None:
 @pytest.mark.parametrize("snippet", CONSOLE, ids=lambda snippet: snippet.text[:60])
 def test_every_line_of_a_block_is_a_command_that_there_is(snippet: Snippet) -> None:
     line = snippet.text
-    program = next(word for word in words(line) if "=" not in word or word.startswith("-")) if "$(" not in line else "curl"
-    if re.match(r"[A-Z0-9_]+=\S*\"?[^ ]*$", line.split("   ")[0]):
-        return  # sets a variable for the next line
+    called = [word for word in words(line) if not re.match(r"[A-Z0-9_]+=", word)]
+    if not called or "$(" in line:
+        return  # sets a variable for the calls below it
+    program = called[0]
     if re.match(r"[A-Za-z0-9]+: \{", line):
         assert yaml.safe_load(line)
         return
