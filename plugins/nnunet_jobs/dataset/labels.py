@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nnunet_jobs.dataset.faults import Code
+from nnunet_jobs.dataset.regions import lost_regions, working_order
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,8 +65,8 @@ def decathlon_labels(raw: Any) -> Any:
 def label_table(raw: Any, order: Sequence[int] | None) -> tuple[dict[str, int | list[int]], list[int] | None, list[tuple[Code, str]]]:
     """Labels and regions_class_order in nnU-Net's form, and every breach of nnU-Net's rules.
 
-    The rules: ``background`` is 0; values are whole numbers 0, 1, 2, ... without a gap; ``ignore`` is one value, the highest;
-    regions need a ``regions_class_order`` with one declared value for each region, and that value lies in its region.
+    The rules: ``background`` is 0; values are integers 0, 1, 2, ... without a gap; ``ignore`` is one value, the highest;
+    regions need a ``regions_class_order`` with one value for each region, with which a perfect network would give every region back.
     """
     if not isinstance(raw, Mapping) or not raw:
         return {}, None, [(Code.LABELS_INVALID, "label_names must map names to values, such as {'background': 0, 'tumour': 1}")]
@@ -75,9 +76,7 @@ def label_table(raw: Any, order: Sequence[int] | None) -> tuple[dict[str, int | 
         numbers = [_whole(item) for item in (entry if isinstance(entry, list | tuple) else [entry])]
         good = [number for number in numbers if number is not None]
         if not _printable(str(name)) or not good or len(good) != len(numbers) or len(set(good)) != len(good):
-            problems.append(
-                (Code.LABELS_INVALID, f"label {name!r}={entry!r} must be a whole number of 0 or more, or a list of different ones")
-            )
+            problems.append((Code.LABELS_INVALID, f"label {name!r}={entry!r} must be an integer of 0 or more, or a list of different ones"))
             continue
         table[str(name)] = sorted(good) if isinstance(entry, list | tuple) else good[0]
     if table.get("background") != 0:
@@ -103,15 +102,34 @@ def label_table(raw: Any, order: Sequence[int] | None) -> tuple[dict[str, int | 
             )
         )
         return table, None, problems
-    for value, region in zip(checked, regions, strict=True):
-        if value not in (region if isinstance(region, list) else [region]):
-            problems.append(
-                (
-                    Code.REGIONS_ORDER_INVALID,
-                    f"regions_class_order: {value!r} is not a value of its region {region!r}; list the regions in the same order",
-                )
-            )
+    problem = _order_problem(table, checked, regions)
+    if problem is not None:
+        problems.append((Code.REGIONS_ORDER_INVALID, problem))
     return table, [value for value in checked if value is not None], problems
+
+
+def _order_problem(table: Mapping[str, int | list[int]], order: Sequence[int | None], entries: Sequence[int | list[int]]) -> str | None:
+    """Why a perfect network could not give every region back, with an order that could where there is one."""
+    names = [name for name, entry in table.items() if name != "ignore" and entry not in (0, [0])]
+    regions = {name: frozenset(entry if isinstance(entry, list) else [entry]) for name, entry in zip(names, entries, strict=True)}
+    wrong = [
+        f"{value!r} is not a value of the region {name!r} {sorted(regions[name])}"
+        for name, value in zip(names, order, strict=True)
+        if value not in regions[name]
+    ]
+    if not wrong:
+        lost = lost_regions(regions, [value for value in order if value is not None])
+        wrong = [f"the region {name!r} {what}" for name, what in lost.items()]
+    if not wrong:
+        return None
+    works = working_order(regions)
+    if works is None:
+        fix = "No order can: make a further region of the values that two of them share"
+    elif works[0] == names:
+        fix = f"{works[1]} would"
+    else:
+        fix = f"List the labels in the order {', '.join(works[0])}, with regions_class_order {works[1]}"
+    return f"regions_class_order={list(order)}: even a perfect network could not give the regions back: {'; '.join(wrong)}. {fix}"
 
 
 def _whole(value: Any) -> int | None:
