@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
+import json
+import logging
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nnunet_jobs.dataset import command as validator
 
 
 def command(*arguments: object) -> list[str]:
@@ -19,3 +27,20 @@ def environment(scratch: Path | None = None) -> dict[str, str]:
 
 def validate(*arguments: object, scratch: Path | None = None) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command(*arguments), env=environment(scratch), capture_output=True, text=True, timeout=120, check=False)
+
+
+def report_of(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, dict[str, Any]]:
+    """Exit code and the report of ``validate --json``, in this process: what stdout holds must be that report and nothing else."""
+    parser = argparse.ArgumentParser()
+    validator.add_arguments(parser)
+    capsys.readouterr()
+    logger = logging.getLogger("nnunet_jobs")
+    level = logger.level
+    try:
+        status = validator.run(parser.parse_args([*map(str, arguments), "--json", "--processes", "1"]))
+    finally:
+        logger.setLevel(level)  # the command sets it for its process
+    report: dict[str, Any] = json.loads(capsys.readouterr().out)
+    assert set(report) == {"ok", "cases", "faults"}
+    assert report["ok"] == (status == validator.USABLE)
+    return status, report

@@ -13,7 +13,6 @@ from typing import Any, TypeVar
 from nnunet_jobs.context import StepContext
 from nnunet_jobs.contract.failure import Fault
 from nnunet_jobs.contract.params import RegisterParams
-from nnunet_jobs.dataset.check import facts_of, ordered
 from nnunet_jobs.dataset.faults import Code
 from nnunet_jobs.dataset.holdout import TEST
 from nnunet_jobs.dataset.labels import Tables
@@ -23,7 +22,7 @@ from nnunet_jobs.dataset.readers.volume import Damaged
 from nnunet_jobs.dataset.sources import Source, SourceCase
 from nnunet_jobs.dataset.staging import Store
 from nnunet_jobs.dataset.validate import CheckedCase
-from nnunet_jobs.dataset.whole import CaseFacts, check_endings, check_unused, check_whole
+from nnunet_jobs.dataset.whole import CaseFacts, check_endings, check_unused, check_whole, facts_of, ordered
 from nnunet_jobs.dataset.workers import check_cases
 
 log = logging.getLogger("nnunet_jobs")

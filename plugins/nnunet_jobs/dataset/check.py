@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from nnunet_jobs.contract.failure import DataError, Fault
 from nnunet_jobs.contract.params import RegisterParams
-from nnunet_jobs.dataset.faults import shown
-from nnunet_jobs.dataset.sources import Source, read_source
+from nnunet_jobs.dataset.placing import check_places
+from nnunet_jobs.dataset.sources import read_source
 from nnunet_jobs.dataset.validate import CheckedCase
-from nnunet_jobs.dataset.whole import CaseFacts, check_endings, check_unused, check_whole
+from nnunet_jobs.dataset.whole import check_endings, check_unused, check_whole, facts_of, ordered
 from nnunet_jobs.dataset.workers import TIME_LIMIT_S, check_cases
 
 
@@ -70,7 +71,7 @@ def check_dataset(
     """
     begun = time.monotonic()
     try:
-        source = read_source(params, root.resolve())
+        source = read_source(params, Path(os.path.realpath(root)))
     except DataError as error:
         return Report(cases=0, faults=ordered(error.faults), seconds=time.monotonic() - begun)
     cases = list(source.cases.values())
@@ -95,6 +96,7 @@ def check_dataset(
     faults = [*source.faults, *check_endings(source, source.file_ending()), *check_unused(source)]
     faults += [fault for case in checked for fault in case.faults]
     faults += check_whole(source, facts_of(source, checked))
+    faults += check_places(params, source, checked, errors=any(fault.severity == "error" for fault in faults))
     return Report(
         cases=len(cases),
         faults=ordered(faults),
@@ -102,30 +104,4 @@ def check_dataset(
         tables=source.tables.to_json(),
         layout=source.layout,
         seconds=time.monotonic() - begun,
-    )
-
-
-def facts_of(source: Source, checked: Sequence[CheckedCase]) -> list[CaseFacts]:
-    """What the check of the whole needs of cases that were just read."""
-    return [
-        CaseFacts(
-            case=item.case.case,
-            file=source.relative(item.case.images[0]) if item.case.images else None,
-            labelled=bool(item.values),
-            shape=item.shape,
-            values=item.values,
-            spacing=item.spacing,
-            order=item.order,
-            planar=item.planar,
-        )
-        for item in checked
-    ]
-
-
-def ordered(faults: Sequence[Fault]) -> tuple[Fault, ...]:
-    """Each fault once, errors first, then by case, file and code; unprintable names are shown escaped."""
-    unique = {(fault.code, fault.case, fault.file, fault.message): shown(fault) for fault in faults}
-    return tuple(
-        replace(fault, code=str(fault.code))
-        for fault in sorted(unique.values(), key=lambda fault: (fault.severity, fault.case or "", fault.file or "", fault.code))
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import signal
 import sys
 import tempfile
@@ -15,7 +16,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nnunet_jobs.contract.failure import ConfigError, DataError, DiskFull, Fault
+from nnunet_jobs.contract.failure import ConfigError, DataError, DiskFull, Fault, classify
 from nnunet_jobs.contract.params import RegisterParams
 from nnunet_jobs.dataset.faults import Code
 from nnunet_jobs.dataset.mends import MENDS
@@ -23,13 +24,17 @@ from nnunet_jobs.dataset.mends import MENDS
 if TYPE_CHECKING:
     from nnunet_jobs.dataset.check import Report
 
-USABLE, USAGE, FAULTS = 0, 2, 3
+USABLE, FAILED, USAGE, FAULTS = 0, 1, 2, 3
+_JSON_OBJECTS, _JSON_VALUES = ("series", "label_rules"), ("channel_names", "label_names", "regions_class_order", "holdout_cases")
 _SHOWN_S = 0.5  # seconds between two states of the progress line
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments; those of a source are the fields of registration."""
-    parser.description = "Exit code 0: usable (warnings may be there); 3: faults; 2: wrong usage or configuration."
+    parser.description = (
+        "Exit code 0: usable (warnings may be there); 3: faults; 2: wrong usage or configuration; 1: the check itself failed. "
+        "With --json there is a report for each of them."
+    )
     parser.add_argument("path", type=Path, help="folder or archive of the dataset, in any layout that registration reads")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout: ok, cases, faults")
     parser.add_argument("--fix-plan", action="store_true", help="print what to do with which file")
@@ -39,13 +44,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--labels", help="sub-folder of the labels, for the layout folders")
     parser.add_argument("--mapping", help="for the layout csv, the table below the source that lists the cases")
     parser.add_argument("--bids-label", help="for the layout bids, which label file is meant, such as label-lesion_mask")
-    parser.add_argument("--series", type=_object, help='for DICOM, JSON such as {"T1": {"description": "(?i)t1"}}')
-    parser.add_argument("--label-rules", type=_object, help='for DICOM SEG and RTSTRUCT, JSON such as {"tumour": ["GTV.*"]}')
+    parser.add_argument("--series", help='for DICOM, JSON such as {"T1": {"description": "(?i)t1"}}')
+    parser.add_argument("--label-rules", help='for DICOM SEG and RTSTRUCT, JSON such as {"tumour": ["GTV.*"]}')
     parser.add_argument("--private", type=Path, help="for DICOM, folder with the site's key, for who is who; forgotten without")
+    parser.add_argument(
+        "--rename", action="store_const", const=True, help="give ids that cannot be carried a safe one, as registration does"
+    )
+    parser.add_argument("--group-pattern", help="regular expression on the case id whose group 1 is the patient")
+    parser.add_argument("--holdout-fraction", type=float, help="share of patients never trained on (default 0.1)")
+    parser.add_argument("--holdout-cases", help='JSON such as ["case_07"]')
     parser.add_argument("--case-pattern", help="regular expression on image file names with the groups case and channel")
-    parser.add_argument("--channel-names", type=_json, help='JSON such as {"0": "T1"}')
-    parser.add_argument("--label-names", type=_json, help='JSON such as {"background": 0, "tumour": 1}')
-    parser.add_argument("--regions-class-order", type=_json, help="JSON such as [1, 2]")
+    parser.add_argument("--channel-names", help='JSON such as {"0": "T1"}')
+    parser.add_argument("--label-names", help='JSON such as {"background": 0, "tumour": 1}')
+    parser.add_argument("--regions-class-order", help="JSON such as [1, 2]")
     parser.add_argument("--spacing-tolerance", type=float, help="relative tolerance of spacing and affine")
     parser.add_argument("--processes", type=int, help="processes that read at once (default: cores that may be used)")
     parser.add_argument("--memory-mib", type=int, help="memory for them together (default: what host or cgroup allows)")
@@ -60,8 +71,12 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         report = _check(arguments)
     except (ConfigError, DiskFull) as error:
-        print(str(error), file=sys.stderr)
-        return USAGE
+        return _refused(arguments, error.failure_class, str(error), USAGE)
+    except Exception as error:
+        if not arguments.json:
+            raise
+        logging.getLogger("nnunet_jobs").exception("the check failed")
+        return _refused(arguments, classify(error), f"the check failed: {error}", FAILED)
     finally:
         signal.signal(signal.SIGTERM, before)
     if report.layout == "dicom" and arguments.private is None:
@@ -75,6 +90,16 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         print("\n".join(text(report)))
     return USABLE if report.ok else FAULTS
+
+
+def _refused(arguments: argparse.Namespace, code: str, reason: str, status: int) -> int:
+    """Say why there is no report, with ``--json`` as a report too. Returns the exit code."""
+    from nnunet_jobs.dataset.check import Report
+
+    print(reason, file=sys.stderr)
+    if arguments.json:
+        print(json.dumps(Report(cases=0, faults=(Fault(code=str(code), message=reason),)).to_json(), indent=1))
+    return status
 
 
 def _terminated(number: int, _frame: object) -> None:
@@ -145,14 +170,13 @@ def _check(arguments: argparse.Namespace) -> Report:
     from nnunet_jobs.context import StepContext
     from nnunet_jobs.contract.jobdir import JobDir
     from nnunet_jobs.contract.workspace import Workspace
-    from nnunet_jobs.dataset.check import Report, check_dataset, ordered
+    from nnunet_jobs.dataset.check import Report, check_dataset
     from nnunet_jobs.dataset.materialise import plain_source
+    from nnunet_jobs.dataset.whole import ordered
     from nnunet_jobs.dataset.workers import TIME_LIMIT_S
 
     params = _params(arguments)
-    root = arguments.path.resolve()
-    if not root.exists():
-        raise ConfigError(f"{arguments.path}: no such folder or archive")
+    root = _existing(arguments.path)
     processes = arguments.processes if arguments.processes is not None else max(1, int(host.cores()))
     time_limit = arguments.time_limit if arguments.time_limit is not None else TIME_LIMIT_S
     for name, value in (("processes", processes), ("memory-mib", arguments.memory_mib), ("time-limit", time_limit)):
@@ -181,17 +205,31 @@ def _check(arguments: argparse.Namespace) -> Report:
             return Report(cases=0, faults=ordered(error.faults))
 
 
+def _existing(path: Path) -> Path:
+    """The folder or archive that a path leads to.
+
+    Raises:
+        ConfigError: it leads nowhere, or in a circle.
+    """
+    try:
+        root = Path(os.path.realpath(path))
+        os.stat(root)
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such folder or archive") from None
+    except (OSError, ValueError) as error:  # circles of links, names that are too long or hold a null byte
+        raise ConfigError(f"{str(path)!r}: cannot be opened: {getattr(error, 'strerror', None) or error}") from error
+    return root
+
+
 def _params(arguments: argparse.Namespace) -> RegisterParams:
     known = {item.name for item in fields(RegisterParams)}
     given = {name: value for name, value in vars(arguments).items() if name in known and value is not None}
+    for name in (*_JSON_OBJECTS, *_JSON_VALUES):
+        if name in given:
+            given[name] = _json(f"--{name.replace('_', '-')}", given[name])
+            if name in _JSON_OBJECTS and not isinstance(given[name], dict):
+                raise ConfigError(f"--{name.replace('_', '-')}={vars(arguments)[name]!r}: not a JSON object")
     return RegisterParams(dataset_id=1, name="Validate", source=str(arguments.path), **given)
-
-
-def _object(value: str) -> dict[str, Any]:
-    found = _json(value)
-    if not isinstance(found, dict):
-        raise argparse.ArgumentTypeError("not a JSON object")
-    return found
 
 
 class _Progress:
@@ -210,8 +248,8 @@ class _Progress:
         print(f"{start}checked {done} of {total} cases", end=end, file=sys.stderr, flush=True)
 
 
-def _json(value: str) -> Any:
+def _json(field: str, value: str) -> Any:
     try:
         return json.loads(value)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"not JSON: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{field}={value!r}: not JSON: {error}") from error

@@ -82,25 +82,24 @@ def label_table(raw: Any, order: Sequence[int] | None) -> tuple[dict[str, int | 
     if table.get("background") != 0:
         problems.append((Code.BACKGROUND_MISSING, "labels need 'background' with the value 0"))
     ignore = table.get("ignore")
-    values = sorted({v for name, entry in table.items() if name != "ignore" for v in (entry if isinstance(entry, list) else [entry])})
+    values = sorted({0, *(v for name, entry in table.items() if name != "ignore" for v in (entry if isinstance(entry, list) else [entry]))})
     if values != list(range(len(values))):
         problems.append((Code.LABELS_NOT_CONSECUTIVE, f"label values {values} must be 0, 1, 2, ... without a gap"))
     if ignore is not None and (not isinstance(ignore, int) or ignore != (values[-1] + 1 if values else 0)):
         problems.append((Code.IGNORE_NOT_HIGHEST, f"'ignore'={ignore!r} must be one value, one higher than all others"))
     regions = [entry for name, entry in table.items() if name != "ignore" and entry not in (0, [0])]
     single = [entry for entry in regions if isinstance(entry, int)]
+    if not regions and not problems:
+        problems.append((Code.LABELS_INVALID, f"label_names={dict(table)} has nothing but background; name what is to be found"))
     if not any(isinstance(entry, list) and len(entry) > 1 for entry in regions):
         if len(set(single)) != len(single):
             problems.append((Code.LABELS_INVALID, f"two labels share one value: {table}"))
         return table, None, problems
-    checked = [_whole(value) for value in order or ()]
-    if len(checked) != len(regions):
-        problems.append(
-            (
-                Code.REGIONS_ORDER_INVALID,
-                f"regions_class_order={order!r} needs one value for each of the {len(regions)} regions, in the order of the labels",
-            )
-        )
+    given = order if isinstance(order, list | tuple) else ()
+    checked = [_whole(value) for value in given]
+    if len(checked) != len(regions) or None in checked:
+        message = f"regions_class_order={order!r} must be a list of one value for each of the {len(regions)} regions, in the labels' order"
+        problems.append((Code.REGIONS_ORDER_INVALID, message))
         return table, None, problems
     problem = _order_problem(table, checked, regions)
     if problem is not None:

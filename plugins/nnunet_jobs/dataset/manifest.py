@@ -37,6 +37,7 @@ def build_manifest(
     by: Mapping[str, str] | None = None,
     withdrawn: Collection[str] = (),
     reason: str | None = None,
+    own_splits: str | None = None,
 ) -> dict[str, Any]:
     """``manifest.json``: cases by id with their hashes, patient, split and geometry, and how the dataset came to be.
 
@@ -46,6 +47,7 @@ def build_manifest(
 
     Args:
         by: of :func:`nnunet_jobs.context.acting`. withdrawn: cases that went because consent was withdrawn. reason: for that.
+        own_splits: hash of the splits that came with the source.
     """
     manifest = {
         "schema": SCHEMA,
@@ -56,6 +58,7 @@ def build_manifest(
         "file_ending": file_ending,
         **tables.to_json(),
         "holdout": dict(holdout),
+        **({"own_splits": own_splits} if own_splits is not None else {}),
         "history": list(previous["history"]) if previous else [],
         "cases": {case: dict(cases[case]) for case in sorted(cases)},
     }

@@ -13,6 +13,7 @@ from nnunet_jobs.contract.failure import ConfigError
 from nnunet_jobs.contract.params import RegisterParams
 from nnunet_jobs.dataset.archives import unpack as archives
 from nnunet_jobs.dataset.dicom_mark import holds_dicom
+from nnunet_jobs.dataset.own_splits import carry_own_splits
 from nnunet_jobs.dataset.sources import recognised
 
 
@@ -26,7 +27,8 @@ def plain_source(params: RegisterParams, root: Path, context: StepContext, *, da
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(_unpacked(params, root, context))
         if params.layout == "dicom" or (params.layout == "auto" and not recognised(params, folder) and holds_dicom(folder)):
-            folder = stack.enter_context(_converted(params, folder, context, dataset))
+            tree, folder = folder, stack.enter_context(_converted(params, folder, context, dataset))
+            carry_own_splits(tree, folder)
         yield folder
 
 
@@ -48,7 +50,9 @@ def _unpacked(params: RegisterParams, root: Path, context: StepContext) -> Itera
     scratch = Path(os.path.realpath(context.workspace.raw)) / f".{params.dataset_id:03d}.source"
     if scratch.exists():
         shutil.rmtree(scratch)
-    if not root.is_file():
+    if not os.path.exists(root):
+        raise ConfigError(f"source={params.source!r}: no such folder or archive")
+    if not os.path.isfile(root):
         yield root
         return
     if not archives.named_as_one(root):

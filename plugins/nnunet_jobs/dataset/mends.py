@@ -65,8 +65,9 @@ MENDS: dict[Code, Mend] = {
         "List one value for each region in the order of the labels: larger regions first, each with a value that no smaller region has.",
     ),
     Code.SPLITS_INVALID: Mend(
-        "error",
-        "The source's own `splits_final.json` cannot be used: its form, unknown cases, a case on both sides of a fold, or an empty side.",
+        "error or warning",
+        "The source's own `splits_final.json` cannot be used: its form, unknown cases, a case on both sides of a fold, or an empty side. "
+        "A warning where a patient is on both sides, or where there is only an old `splits_final.pkl`, which is not read.",
         "Correct the fold that the message names, or remove the file, so that splits are made.",
     ),
     Code.NO_TRAINING_CASE: Mend(

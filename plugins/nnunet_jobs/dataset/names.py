@@ -14,6 +14,10 @@ from nnunet_jobs.dataset.faults import Code
 NIFTI = (".nii.gz", ".nii")
 PICTURES = (".png", ".bmp", ".tif")  # 2D for nnU-Net, and one file may hold several channels as colours
 ENDINGS = (*NIFTI, ".mha", ".nrrd", *PICTURES, ".tiff")
+_FOREIGN = re.compile(
+    r"(?i)(?:\.nii\.(?:bz2|zst|xz|zip)|\.(?:jpe?g|jp2|j2k|jxl|gif|webp|heic|dcm|ima|img|hdr|mhd|raw|nhdr|mgz|mgh|mnc|npy|npz|h5|hdf5|mat|svs|gipl"
+    r"|nii|nii\.gz|mha|nrrd|png|bmp|tiff?))$"  # the last are read, but not with capital letters
+)
 _CASE = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,118}[A-Za-z0-9_-])?")  # no dot at the end: Windows and SMB shares drop it
 
 
@@ -31,6 +35,12 @@ def split_ending(name: str) -> tuple[str, str]:
         if name.endswith(ending):
             return name[: -len(ending)], ending
     return name, ""
+
+
+def foreign_ending(name: str) -> str:
+    """The ending of a file that holds an image by its name, in a form that nnU-Net does not read; empty for any other."""
+    match = _FOREIGN.search(name)
+    return match[0] if match else ""
 
 
 def below(root: Path, text: str, *, case: str | None = None) -> Path:
@@ -71,6 +81,11 @@ def check_links(root: Path, path: Path, *, case: str | None = None) -> None:
         raise Refused(Fault(code=Code.PATH_OUTSIDE, case=case, file=name, message=f"link leaves the source ({resolved}); {mend}"))
 
 
+def broken_link(path: Path) -> bool:
+    """Whether a path is a link that leads nowhere, or in a circle."""
+    return path.is_symlink() and not os.path.exists(path)
+
+
 def listing(root: Path, folder: Path, faults: list[Fault]) -> list[str]:
     """Names in a folder of the source, sorted; hidden files (such as macOS's ``._*``) are left out, stray links reported."""
     names = []
@@ -84,9 +99,16 @@ def listing(root: Path, folder: Path, faults: list[Fault]) -> list[str]:
                 except Refused as refused:
                     faults.append(refused.fault)
                     continue
-            if not entry.is_dir():
+            if not _is_folder(entry):
                 names.append(entry.name)
     return sorted(names)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # links that lead in a circle: whoever reads the file says so
+        return False
 
 
 def usable(case: str) -> bool:

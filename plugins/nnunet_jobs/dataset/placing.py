@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from nnunet_jobs.contract.failure import ConfigError
+from nnunet_jobs.contract.failure import ConfigError, DataError, Fault
 from nnunet_jobs.contract.params import RegisterParams
 from nnunet_jobs.dataset import holdout
 from nnunet_jobs.dataset.changes import Changes
+from nnunet_jobs.dataset.faults import Code, data_error
 from nnunet_jobs.dataset.manifest import files_of
+from nnunet_jobs.dataset.own_splits import for_training
 from nnunet_jobs.dataset.renaming import safe_group
 from nnunet_jobs.dataset.sources import Source
 from nnunet_jobs.dataset.validate import CheckedCase
@@ -39,8 +41,8 @@ class Placing:
         """Manifest entries of all cases that will be there; hashes of files still to be brought are empty.
 
         Raises:
-            ConfigError: ``holdout_cases`` names no labelled case, ``group_pattern`` joins training and hold-out, or nothing would train.
-            DataError: see :meth:`groups`.
+            ConfigError: ``holdout_cases`` names no labelled case, or ``group_pattern`` joins training and hold-out.
+            DataError: nothing would train; see :meth:`groups` too.
         """
         staying = sorted({*self.source.cases, *changes.kept})
         groups = self.groups(staying)
@@ -81,6 +83,14 @@ class Placing:
             groups |= {case: self.registered[case]["group"] for case in staying if case not in self.source.cases}
         return groups
 
+    def group_faults(self, staying: Collection[str]) -> list[Fault]:
+        """Faults of cases whose patient cannot be known."""
+        try:
+            self.groups(sorted(set(staying)))
+        except DataError as error:
+            return list(error.faults)
+        return []
+
     def _splits(self, staying: list[str], groups: Mapping[str, str]) -> dict[str, str]:
         """Split of each labelled case."""
         listed = self.source.cases
@@ -105,9 +115,10 @@ class Placing:
             fraction=0.0 if by_source else self.params.holdout_fraction,
         )
         if holdout.TRAIN not in splits.values():
-            raise ConfigError(
-                f"source={self.params.source!r}: no training case is left; give labelled cases that are not all in holdout_cases"
-            )
+            message = "no training case is left; give labelled cases that are not all in holdout_cases"
+            if not labelled:
+                message = f"none of {len(staying)} cases has a label; give labels, or there is nothing to train on"
+            raise data_error([Fault(code=Code.NO_TRAINING_CASE, message=message)], what=f"source={self.params.source!r}")
         return splits
 
     def _known_groups(self, labelled: Mapping[str, str]) -> dict[str, str]:
@@ -123,6 +134,25 @@ class Placing:
                     "restore the former pattern, or register under a new dataset_id"
                 )
         return known
+
+
+def check_places(params: RegisterParams, source: Source, checked: Sequence[CheckedCase], *, errors: bool) -> list[Fault]:
+    """What registering would refuse when the cases themselves are sound: patients, hold-out and splits.
+
+    Args:
+        params: as for registration. source, checked: its cases. errors: there are faults already, so that only patients can be judged.
+
+    Raises:
+        ConfigError: ``holdout_cases`` or ``group_pattern`` do not fit.
+    """
+    places = Placing(params=params, source=source, registered={}, withdrawn=())
+    if errors:
+        return places.group_faults(source.cases)
+    try:
+        entries = places.entries(Changes(checked={item.case.case: item for item in checked}))
+    except DataError as error:
+        return list(error.faults)
+    return for_training(source.splits, entries)[1] if source.splits else []
 
 
 def expected_files(cases: Mapping[str, Mapping[str, Any]], changes: Changes, ending: str) -> set[str]:

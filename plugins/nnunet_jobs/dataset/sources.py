@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from nnunet_jobs.dataset.labels import Tables, channel_table, label_table
 from nnunet_jobs.dataset.layouts import LAYOUTS
 from nnunet_jobs.dataset.layouts.base import Layout, Source, SourceCase
 from nnunet_jobs.dataset.names import Refused, check_case_ids, check_links
+from nnunet_jobs.dataset.own_splits import read_own_splits
 from nnunet_jobs.dataset.readers.formats import nnunet_reader
 from nnunet_jobs.dataset.readers.volume import open_regular
 from nnunet_jobs.dataset.renaming import CaseNames
@@ -27,18 +28,36 @@ _EXTRAS = ("description", "reference", "licence", "license", "release", "citatio
 _LOOKED_INTO = 50  # sub-folders, when the source itself has no known layout
 
 
-def read_source(params: RegisterParams, root: Path, *, known: Iterable[str] = (), names: CaseNames | None = None) -> Source:
+def read_source(
+    params: RegisterParams,
+    root: Path,
+    *,
+    known: Collection[str] = (),
+    names: CaseNames | None = None,
+    withdrawn: Collection[str] = (),
+) -> Source:
     """List a source.
 
     Args:
         params: of the step. root: resolved folder of the source. known: registered case ids that stay, whose names may clash.
-        names: what cases were renamed to so far, for ``rename``; nothing when empty.
+        names: what cases were renamed to so far, for ``rename``; nothing when empty. withdrawn: ids of withdrawn cases.
 
     Raises:
         ConfigError: no such folder, layout not recognised, or a field names something that is not there.
-        DataError: the description is unusable.
+        DataError: the description is unusable, or a folder cannot be read.
     """
-    if not root.is_dir():
+    try:
+        return _read_source(params, root, known=known, names=names, withdrawn=withdrawn)
+    except OSError as error:
+        where = os.path.relpath(error.filename, root) if isinstance(error.filename, str) else None
+        fault = Fault(code=Code.UNREADABLE, file=where, message=f"cannot be read: {error.strerror or error}")
+        raise data_error([fault], what=f"source={params.source!r}") from error
+
+
+def _read_source(
+    params: RegisterParams, root: Path, *, known: Collection[str], names: CaseNames | None, withdrawn: Collection[str]
+) -> Source:
+    if not os.path.isdir(root):
         raise ConfigError(f"source={params.source!r}: no such folder")
     description = _description(root)
     layout = LAYOUTS[params.layout] if params.layout != "auto" else _detect(params, root, description)
@@ -58,6 +77,7 @@ def read_source(params: RegisterParams, root: Path, *, known: Iterable[str] = ()
         source.faults.append(replace(fault, file=source.relative(case.images[0])) if case.images else fault)
     for fault in hostile:
         source.cases.pop(fault.case or "", None)  # named already; nothing more is done with such a name
+    source.splits = read_own_splits(source, known={*known, *withdrawn, *(fault.case or "" for fault in hostile)})
     return source
 
 
@@ -68,15 +88,31 @@ def _description(root: Path) -> dict[str, Any]:
     try:
         check_links(root, path)
         with open_regular(path) as file:
-            data = json.loads(file.readall())
+            data = json.loads(file.readall(), object_pairs_hook=_without_repetition)
         if not isinstance(data, dict):
             raise ValueError("it is not a JSON object")
     except Refused as refused:
         raise data_error([refused.fault], what="dataset.json") from refused
     except (ValueError, OSError, RecursionError) as error:
-        fault = Fault(code=Code.DESCRIPTION_INVALID, file="dataset.json", message=f"cannot be read as JSON: {error}")
+        reason = error.strerror or error if isinstance(error, OSError) else error
+        fault = Fault(code=Code.DESCRIPTION_INVALID, file="dataset.json", message=f"cannot be used: {reason}")
         raise data_error([fault], what="dataset.json") from error
     return data
+
+
+def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object, of whose values JSON readers would silently take the last where a key stands twice."""
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found and found[key] != value:
+            raise ValueError(f"{key!r} is there twice, as {_brief(found[key])} and as {_brief(value)}; keep one")
+        found[key] = value
+    return found
+
+
+def _brief(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def recognised(params: RegisterParams, root: Path) -> bool:
@@ -144,4 +180,6 @@ def _tables(params: RegisterParams, layout: Layout, description: dict[str, Any])
     faults = [Fault(code=code, file=layout.described_by, message=text) for code, text in found]
     if channel_problems:
         raise data_error(faults, what=layout.described_by)  # which file is which channel cannot be known
+    if any(code in (Code.LABELS_INVALID, Code.BACKGROUND_MISSING) for code, _ in label_problems):
+        label_names = {}  # the table is the fault, not each label image whose values it does not have
     return Tables(channel_names=channel_names, labels=label_names, regions_class_order=regions), faults

@@ -16,6 +16,7 @@ from nnunet_jobs.contract.workspace import MANIFEST
 from nnunet_jobs.dataset.faults import Code
 from nnunet_jobs.dataset.manifest import HashCache, files_of, folders_of, sidecars_of
 from nnunet_jobs.dataset.names import split_ending
+from nnunet_jobs.dataset.own_splits import OWN_SPLITS
 from nnunet_jobs.dataset.readers.volume import hash_file
 from nnunet_jobs.dataset.transfer import NOT_HERE, SourceChanged, link_or_copy, place, recode, swap_in
 from nnunet_jobs.dataset.validate import CheckedCase
@@ -112,8 +113,10 @@ class Store:
             write_atomic(self.staging / name, content)
         return hashes[:count], hashes[count] if case.label else None, []
 
-    def commit(self, manifest: Mapping[str, Any], description: Mapping[str, Any]) -> None:
-        """Write ``dataset.json`` and ``manifest.json`` and swap the folder in."""
+    def commit(self, manifest: Mapping[str, Any], description: Mapping[str, Any], *, splits: Any = None) -> None:
+        """Write ``dataset.json``, ``manifest.json`` and, where the source has its own, ``splits_final.json``; swap the folder in."""
+        if splits is not None:
+            write_json(self.staging / OWN_SPLITS, splits)
         write_json(self.staging / "dataset.json", description)
         write_json(self.staging / MANIFEST, manifest)
         swap_in(self.staging, self.folder)

@@ -85,7 +85,8 @@ def check_case(
             on_file(name)
         if not os.path.exists(path):
             code = Code.LABEL_MISSING if label else Code.IMAGE_MISSING
-            return Volume(faults=[Fault(code=code, case=case.case, file=name, message="the file is missing")])
+            message = "is a link that leads nowhere or in a circle; copy the file itself" if os.path.islink(path) else "the file is missing"
+            return Volume(faults=[Fault(code=code, case=case.case, file=name, message=message)])
         try:
             return read_volume(path, case=case.case, name=name, label=label, beat=beat, reserve=reserve, keep=True, reader=source.reader)
         except MemoryError as error:

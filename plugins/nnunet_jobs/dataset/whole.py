@@ -6,15 +6,17 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from nnunet_jobs.contract.failure import Fault
-from nnunet_jobs.dataset.faults import Code
+from nnunet_jobs.dataset.faults import Code, shown
 from nnunet_jobs.dataset.foreseen_plans import across_the_slice, nnunet_spacing, too_small
+from nnunet_jobs.dataset.layouts.base import to_be_converted
 from nnunet_jobs.dataset.mends import MENDS
 from nnunet_jobs.dataset.names import NIFTI, split_ending
 from nnunet_jobs.dataset.sources import Source
+from nnunet_jobs.dataset.validate import CheckedCase
 
 _NAMED = 5
 
@@ -58,11 +60,14 @@ def check_unused(source: Source) -> list[Fault]:
         return []
     used = source.left_out | {path for case in source.cases.values() for path in (*case.images, *([case.label] if case.label else []))}
     named = {fault.file for fault in source.faults}
+    converted = to_be_converted(source)  # their labels are used as soon as the images are
     faults = []
     for folder in sorted({path.parent for path in used}):
         for name in _names(folder):
             path = folder / name
             if path not in used and split_ending(name)[1] and not name.startswith(".") and (file := source.relative(path)) not in named:
+                if split_ending(name)[0] in converted:
+                    continue
                 message = "is used by no case; list it, or move it away"
                 case = re.sub(r"_\d{4}$", "", split_ending(name)[0])
                 faults.append(_fault(Code.FILE_UNUSED, message, case=case, file=file))
@@ -159,3 +164,29 @@ def _names(folder: Path) -> list[str]:
 
 def _fault(code: Code, message: str, *, case: str | None = None, file: str | None = None) -> Fault:
     return Fault(code=code, severity=MENDS[code].severity, message=message, case=case, file=file)
+
+
+def facts_of(source: Source, checked: Sequence[CheckedCase]) -> list[CaseFacts]:
+    """What the check of the whole needs of cases that were just read."""
+    return [
+        CaseFacts(
+            case=item.case.case,
+            file=source.relative(item.case.images[0]) if item.case.images else None,
+            labelled=bool(item.values),
+            shape=item.shape,
+            values=item.values,
+            spacing=item.spacing,
+            order=item.order,
+            planar=item.planar,
+        )
+        for item in checked
+    ]
+
+
+def ordered(faults: Sequence[Fault]) -> tuple[Fault, ...]:
+    """Each fault once, errors first, then by case, file and code; unprintable names are shown escaped."""
+    unique = {(fault.code, fault.case, fault.file, fault.message): shown(fault) for fault in faults}
+    return tuple(
+        replace(fault, code=str(fault.code))
+        for fault in sorted(unique.values(), key=lambda fault: (fault.severity, fault.case or "", fault.file or "", fault.code))
+    )

@@ -22,6 +22,7 @@ from nnunet_jobs.dataset.faults import Code
 from nnunet_jobs.dataset.holdout import TRAIN
 from nnunet_jobs.dataset.labels import Tables
 from nnunet_jobs.dataset.manifest import HashCache, build_manifest, files_of
+from nnunet_jobs.dataset.own_splits import registered_splits
 from nnunet_jobs.dataset.sources import Source
 from nnunet_jobs.dataset.staging import Store
 
@@ -138,7 +139,7 @@ def take_out(store: Store, manifest: Mapping[str, Any], cases: Collection[str], 
             log.warning("%s: registered files are missing; the next registration brings them again", case)
     description = read_json(store.folder / "dataset.json")
     description["numTraining"] = sum(entry["split"] == TRAIN for entry in left.values())
-    store.commit({**unknown, **new}, description)
+    store.commit({**unknown, **new}, description, splits=registered_splits(store.folder, only=left))
     store.abandon()
 
 

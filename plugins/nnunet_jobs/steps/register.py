@@ -12,7 +12,7 @@ from typing import Any
 
 from nnunet_jobs.context import StepContext, acting
 from nnunet_jobs.contract.failure import ConfigError, DataError, DiskFull, Fault, Interrupted
-from nnunet_jobs.contract.files import read_json
+from nnunet_jobs.contract.files import content_hash, read_json
 from nnunet_jobs.contract.params import RegisterParams
 from nnunet_jobs.contract.withdrawals import Tombstones, images_withdrawn_elsewhere
 from nnunet_jobs.contract.workspace import DATASET_NAME, MANIFEST, dataset_name
@@ -22,11 +22,13 @@ from nnunet_jobs.dataset.faults import data_error
 from nnunet_jobs.dataset.labels import Tables
 from nnunet_jobs.dataset.manifest import SCHEMA, HashCache, build_manifest, description
 from nnunet_jobs.dataset.materialise import plain_source
+from nnunet_jobs.dataset.own_splits import OWN_SPLITS, for_training, registered_splits
 from nnunet_jobs.dataset.placing import Placing, expected_files
 from nnunet_jobs.dataset.readers.formats import nnunet_reader
 from nnunet_jobs.dataset.renaming import CaseNames
 from nnunet_jobs.dataset.report.store import Reporter, SummaryStore
 from nnunet_jobs.dataset.sources import Source, read_source
+from nnunet_jobs.dataset.splits import Splits
 from nnunet_jobs.dataset.staging import Store
 from nnunet_jobs.dataset.transfer import recover
 from nnunet_jobs.dataset.withdraw import leave_copies_out, leave_out, warn_of_incomplete
@@ -67,6 +69,7 @@ class _Registration:
         self.report = Reporter(dataset=dataset, job=context.job.path, store=self.summaries)
         self.stones = Tombstones(context.workspace, dataset)
         self.left_out: list[str] = []
+        self.splits: Splits | None = None
 
     def run(self) -> dict[str, Any]:
         recover(self.folder)
@@ -84,7 +87,8 @@ class _Registration:
         # a withdrawal that was killed half-way has its tombstones written, and is carried on here as far as the folder goes
         registered = {case: entry for case, entry in (previous or {"cases": {}})["cases"].items() if case not in self.stones.cases}
         self.names = CaseNames(self.folder.parent / ".state" / f"{self.dataset}.names.csv", registered)
-        source = read_source(self.params, root, known=registered if self.params.on_removed == "keep" else (), names=self.names)
+        staying = registered if self.params.on_removed == "keep" else {}
+        source = read_source(self.params, root, known=staying, names=self.names, withdrawn=self.stones.cases)
         if self.root.is_relative_to(os.path.realpath(self.folder)):
             raise ConfigError(f"source={self.params.source!r}: is the dataset's own folder; register from a folder outside of it")
         self.places = Placing(params=self.params, source=source, registered=registered, withdrawn=self.stones.cases)
@@ -99,11 +103,31 @@ class _Registration:
         if self.left_out:
             log.info("%d cases of the source were withdrawn and stay out", len(self.left_out))
         if changes.faults:
+            changes.faults += self.places.group_faults([*source.cases, *changes.kept])
             raise data_error(changes.faults, what=f"{self.dataset} not registered")
         if previous:
             self._check_same_dataset(previous, source.tables, changes)
         cases = self.places.entries(changes)
+        self._take_splits(source, previous, cases)
         return self._write(source, previous, cases, ending, changes)
+
+    def _take_splits(self, source: Source, previous: Mapping[str, Any] | None, cases: Mapping[str, Mapping[str, Any]]) -> None:
+        """Take the source's own splits for the training cases, or those that came with it before."""
+        if source.splits is None:
+            if previous and previous.get("own_splits"):
+                training = {case for case, entry in cases.items() if entry["split"] == holdout.TRAIN}
+                self.splits = registered_splits(self.folder, only=training)
+            return
+        self.splits, faults = for_training(source.splits, cases)
+        if any(fault.severity == "error" for fault in faults):
+            raise data_error(faults, what=f"{self.dataset} not registered")
+        for fault in faults:
+            log.warning("%s", fault)
+        named = {case for fold in self.splits for side in fold.values() for case in side}
+        unnamed = [case for case, entry in cases.items() if entry["split"] == holdout.TRAIN and case not in named]
+        log.info("%d folds are the source's own (%s)", len(self.splits), OWN_SPLITS)
+        if unnamed:
+            log.warning("%s names no fold for %d training cases; preprocessing spreads them: %s", OWN_SPLITS, len(unnamed), unnamed[:20])
 
     def _summarise(self, source: Source, registered: Mapping[str, Any], changes: Changes) -> None:
         """Unchanged cases are not read, unless the summaries kept from their first check are gone."""
@@ -173,6 +197,7 @@ class _Registration:
                 holdout=settings,
                 cases=cases,
                 previous=previous,
+                own_splits=content_hash(self.splits) if self.splits is not None else (previous or {}).get("own_splits"),
                 counts={**counts, "withdrawn": len(withdrawn)},
                 by=acting(self.context),
                 withdrawn=withdrawn,
@@ -182,7 +207,8 @@ class _Registration:
             self.store.check_strays(registered, ending)
         self.names.save()
         nothing_new = previous and not changes.checked and not changes.removed and manifest() == previous
-        if previous and nothing_new and _read_description(self.folder) == description(previous, source.extras):
+        same_files = _read(self.folder / "dataset.json") == description(previous, source.extras) if previous else False
+        if previous and nothing_new and same_files and (self.splits is None or _read(self.folder / OWN_SPLITS) == self.splits):
             self.store.abandon()
             self.cache.save()
             return self._result(previous, counts, already_done=True)
@@ -194,7 +220,7 @@ class _Registration:
             self._bring(source, cases, ending, changes)
             new = manifest()
             self.context.check_stop()
-            self.store.commit(new, description(new, source.extras))
+            self.store.commit(new, description(new, source.extras), splits=self.splits)
         except Interrupted:
             raise
         except BaseException as error:
@@ -234,8 +260,9 @@ class _Registration:
         }
 
 
-def _read_description(folder: Path) -> Any:
+def _read(path: Path) -> Any:
+    """A JSON file's content, None where it cannot be read."""
     try:
-        return read_json(folder / "dataset.json")
+        return read_json(path)
     except (OSError, ValueError):
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -13,7 +14,17 @@ from nnunet_jobs.contract.failure import Fault
 from nnunet_jobs.contract.params import RegisterParams
 from nnunet_jobs.dataset.faults import Code
 from nnunet_jobs.dataset.labels import Tables
-from nnunet_jobs.dataset.names import PICTURES, Refused, below, check_links, listing, split_ending, without_sidecars
+from nnunet_jobs.dataset.names import (
+    PICTURES,
+    Refused,
+    below,
+    broken_link,
+    check_links,
+    foreign_ending,
+    listing,
+    split_ending,
+    without_sidecars,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +58,7 @@ class Source:
         renamed: id in the source to the id it is registered under, for those that differ, of this and earlier runs.
         left_out: files of withdrawn cases, of which nothing more is said.
         reader: class name of nnU-Net's reader that will read the registered files.
+        splits: the source's own, None where it has none; see :mod:`nnunet_jobs.dataset.own_splits`.
     """
 
     root: Path
@@ -59,6 +71,7 @@ class Source:
     renamed: dict[str, str] = field(default_factory=dict)
     left_out: set[Path] = field(default_factory=set)
     reader: str = ""
+    splits: list[dict[str, list[str]]] | None = None
 
     def relative(self, path: Path) -> str:
         """A file's name for people: relative to the source."""
@@ -123,8 +136,9 @@ def add_named(source: Source, case: str, images: list[str], label: str | None, *
 def names_in(source: Source, folder: str) -> list[str]:
     """File names in a folder of the source; faults where there is no such folder or it leaves the source."""
     path = source.root / folder
-    if not path.is_dir():
-        source.faults.append(Fault(code=Code.IMAGE_MISSING, file=folder, message="the folder is missing"))
+    if not os.path.isdir(path):
+        message = "is a link that leads nowhere or in a circle; copy the folder itself" if broken_link(path) else "the folder is missing"
+        source.faults.append(Fault(code=Code.IMAGE_MISSING, file=folder, message=message))
         return []
     try:
         check_links(source.root, path)
@@ -147,7 +161,11 @@ def channel_files(source: Source, folder: str, match: Callable[[str], re.Match[s
         groups = matched.groupdict() if (matched := match(name)) else {}
         case, text = groups.get("case"), groups.get("channel")
         channel = 0 if text is None else int(text) if text.isdecimal() else by_name.get(text)
-        if not case or channel is None or not split_ending(name)[1]:
+        if not split_ending(name)[1] and (foreign := foreign_ending(name)):
+            stem = re.sub(r"_\d{4}$", "", name[: -len(foreign)])
+            message = f"ends in {foreign}, which no reader of nnU-Net reads; convert it to {_wanted(mend, source)}, renaming is not enough"
+            source.faults.append(Fault(code=Code.ENDING_UNSUPPORTED, case=stem, file=f"{folder}/{name}", message=message))
+        elif not case or channel is None or not split_ending(name)[1]:
             reason = mend if channel is not None else f"channel {text!r} is not one of channel_names {list(by_name)}"
             if source.layout == "nnunet" and not mend.endswith(ending := split_ending(name)[1]):
                 stem = re.sub(r"_\d{4}$", "", split_ending(name)[0])
@@ -163,6 +181,11 @@ def channel_files(source: Source, folder: str, match: Callable[[str], re.Match[s
         else:
             found[case][channel] = source.root / folder / name
     return found
+
+
+def _wanted(mend: str, source: Source) -> str:
+    """The ending that files of the source should have."""
+    return split_ending(mend)[1] or source.file_ending()
 
 
 def in_order(source: Source, case: str, files: Mapping[int, Path]) -> tuple[Path, ...]:
@@ -196,9 +219,15 @@ def _sibling(source: Source, files: Mapping[int, Path], channel: int) -> str:
     return source.relative(path.with_name(name))
 
 
+def to_be_converted(source: Source) -> set[str | None]:
+    """Cases whose image has an ending that is not the dataset's, or none that nnU-Net reads."""
+    return {fault.case for fault in source.faults if fault.code in (Code.ENDING_MIXED, Code.ENDING_UNSUPPORTED)}
+
+
 def without_image(source: Source, folder: str | None, names: set[str]) -> None:
-    """Faults of label files that no image belongs to."""
-    for name in sorted(names):
+    """Faults of label files that no image belongs to. Where the image has another ending, that is the fault, and is said already."""
+    converted = to_be_converted(source)
+    for name in sorted(name for name in names if split_ending(name)[0] not in converted):
         message = "no image belongs to this label file; add the image or move the label away"
         case = split_ending(name)[0]
         source.faults.append(Fault(code=Code.LABEL_WITHOUT_IMAGE, case=case, file=f"{folder}/{name}", message=message))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from nnunet_jobs.contract.failure import Fault
 from nnunet_jobs.dataset.faults import Code
-from nnunet_jobs.dataset.names import Refused, check_links, listing, split_ending
+from nnunet_jobs.dataset.names import Refused, broken_link, check_links, listing, split_ending
 
 CASE = ("sub", "ses", "run")  # entities that make a case; others tell images of one case apart
 
@@ -63,7 +64,12 @@ def take_apart(path: Path) -> Named | None:
 def subfolders(root: Path, folder: Path, faults: list[Fault], prefix: str = "") -> Iterator[Path]:
     """Visible folders in a folder, by name; a fault for a link that leaves the source."""
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-        if path.name.startswith(".") or not path.name.startswith(prefix) or not path.is_dir():
+        if path.name.startswith(".") or not path.name.startswith(prefix):
+            continue
+        if broken_link(path) and not split_ending(path.name)[1]:
+            message = "is a link that leads nowhere or in a circle; copy the folder itself"
+            faults.append(Fault(code=Code.IMAGE_MISSING, file=str(path.relative_to(root)), message=message))
+        if not os.path.isdir(path):
             continue
         try:
             check_links(root, path)

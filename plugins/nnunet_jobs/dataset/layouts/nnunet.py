@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Any
 
-from nnunet_jobs.contract.failure import ConfigError, Fault
+from nnunet_jobs.contract.failure import Fault
 from nnunet_jobs.contract.params import RegisterParams
-from nnunet_jobs.dataset.faults import Code
+from nnunet_jobs.dataset.faults import Code, data_error
 from nnunet_jobs.dataset.layouts.base import (
     Description,
     Layout,
@@ -30,14 +31,17 @@ def _recognise(params: RegisterParams, root: Path, description: Description) -> 
 def _read(params: RegisterParams, source: Source, description: Description) -> None:
     ending = description.get("file_ending", ".nii.gz")
     if ending not in ENDINGS:
-        raise ConfigError(f"source={params.source!r}: file_ending={ending!r} is not supported; convert the images to .nii.gz")
+        meant = f".{str(ending).lstrip('.').lower()}"
+        fix = f"write {meant!r}" if meant in ENDINGS else "convert the images to .nii.gz and write '.nii.gz'"
+        message = f"file_ending={ending!r} is none that nnU-Net reads ({', '.join(ENDINGS)}); {fix}"
+        raise data_error([Fault(code=Code.ENDING_UNSUPPORTED, file="dataset.json", message=message)], what="dataset.json")
     listed = description.get("dataset")
     if listed is not None:
         _listed(source, listed)
     else:
         _split_folder(source, "imagesTr", "labelsTr", ending, labelled=True)
-    has_labels = (source.root / "labelsTs").is_dir()
-    if (source.root / "imagesTs").is_dir():
+    has_labels = os.path.lexists(source.root / "labelsTs")
+    if os.path.lexists(source.root / "imagesTs"):
         _split_folder(source, "imagesTs", "labelsTs" if has_labels else None, ending, labelled=False)
 
 
@@ -60,8 +64,16 @@ def _split_folder(source: Source, images: str, labels: str | None, ending: str, 
     pattern = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})" + re.escape(ending), re.DOTALL)
     found = channel_files(source, images, lambda name: pattern.fullmatch(name), mend=f"expected <case>_0000{ending}")
     label_names = set(names_in(source, labels)) if labels else set()
+    if labels and not os.path.isdir(source.root / labels):
+        labelled = False  # the folder is the fault, not each of its cases
+    if not os.path.isdir(source.root / images):
+        return
     for case, files in found.items():
         name = f"{case}{ending}"
+        if name not in label_names and f"{case}_0000{ending}" in label_names and f"{case}_0000" not in found:
+            message = f"labels have no channel number; rename it to {name}"
+            name = f"{case}_0000{ending}"
+            source.faults.append(Fault(code=Code.NAME_UNMATCHED, case=case, file=f"{labels}/{name}", message=message))
         label = source.root / str(labels) / name if name in label_names else None
         label_names.discard(name)
         paths = in_order(source, case, files)
