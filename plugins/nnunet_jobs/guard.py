@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import logging
 import os
 import queue
 import select
@@ -17,6 +18,7 @@ from typing import Any, Self
 
 from nnunet_jobs.processes import reader_environment
 
+log = logging.getLogger("nnunet_jobs")
 _POLL_S = 0.2
 
 
@@ -84,6 +86,7 @@ class Workers:
         if answer.get("errno") in (errno.ENOSPC, errno.EDQUOT):
             raise OSError(answer["errno"], os.strerror(answer["errno"]))  # our disk, not their file
         if "error" in answer:
+            log.debug("task %s failed by %s", task, answer.get("kind", "a limit"))  # for developers: people read the text
             raise Broken(answer["error"])
         result: dict[str, Any] = answer["result"]
         return result
@@ -132,7 +135,7 @@ class _Worker:
         with contextlib.suppress(subprocess.TimeoutExpired):
             code = self._process.wait(5)
             return f"its reader died of signal {-code}" if code < 0 else f"its reader ended with code {code}"
-        return "its reader closed the door"
+        return "its reader ended without an answer"
 
     def kill(self) -> None:
         self._process.kill()

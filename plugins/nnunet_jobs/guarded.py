@@ -46,9 +46,10 @@ def _answer(request: dict[str, Any], find: Callable[[str], Task]) -> dict[str, A
     except RecursionError:
         return {"error": "it is nested too deeply"}
     except OSError as error:
-        return {"error": f"{type(error).__name__} {os.strerror(error.errno) if error.errno else ''}", "errno": error.errno}
+        reason = f" ({os.strerror(error.errno)})" if error.errno else ""
+        return {"error": f"the system or a library refused to read it{reason}", "errno": error.errno, "kind": type(error).__name__}
     except Exception as error:  # the text of a library's error may hold header values and file names; its type does not
-        return {"error": type(error).__name__}
+        return {"error": "its content made the reader fail", "kind": type(error).__name__}
 
 
 def _limit(memory_mib: int, timeout_s: float) -> None:

@@ -9,13 +9,13 @@ from typing import Any
 
 from nnunet_jobs.contract.failure import Fault
 from nnunet_jobs.contract.series_rules import SeriesRule
+from nnunet_jobs.dataset.dicom_labels import Candidate, match, unclaimed
 from nnunet_jobs.dataset.faults import Code
 from nnunet_jobs.dicom.header import NUMBERS
 from nnunet_jobs.dicom.identity import Identity, Person
 from nnunet_jobs.dicom.model import Series
 from nnunet_jobs.dicom.series import Scan
 
-LABELS = ("SEG", "RTSTRUCT")
 _SHOWN = 6
 
 
@@ -25,14 +25,15 @@ class DicomCase:
 
     Attributes:
         person: its ids, and whom they stand for. channels: a series each, in the order of the rules; empty when faults forbid it.
-        objects: SEG and RTSTRUCT series that describe ``reference``, one of the channels. faults: what is wrong, or odd.
+        objects: SEG and RTSTRUCT series, each with the number of the channel that it describes. faults: what is wrong, or odd.
+        label_faults: what is wrong with the label objects alone; whoever needs no labels needs not care.
     """
 
     person: Person
     channels: tuple[Series, ...] = ()
-    objects: tuple[Series, ...] = ()
-    reference: Series | None = None
+    objects: tuple[tuple[Series, int], ...] = ()
     faults: tuple[Fault, ...] = field(default=())
+    label_faults: tuple[Fault, ...] = field(default=())
 
 
 def keywords(rules: Mapping[str, SeriesRule]) -> list[str]:
@@ -41,11 +42,21 @@ def keywords(rules: Mapping[str, SeriesRule]) -> list[str]:
 
 
 def cases_of(found: Scan, rules: Mapping[str, SeriesRule], identity: Identity) -> list[DicomCase]:
-    """Cases of all studies, by id."""
-    studies: dict[str, list[Series]] = defaultdict(list)
+    """Cases of all studies, by id. A study of label objects alone is one where they belong to no case, to say so."""
+    images: dict[str, list[Series]] = defaultdict(list)
     for series in found.series:
-        studies[series.study_uid].append(series)
-    cases = [case for uid, series in studies.items() for case in _study(uid, series, rules, identity)]
+        if not series.labels:
+            images[series.study_uid].append(series)
+    objects = [series for series in found.series if series.labels]
+    choices = [choice for uid, series in images.items() for choice in _study(uid, series, rules)]
+    candidates = [Candidate(study=choice.study, channels=choice.channels) for choice in choices]
+    matches = match(objects, [series for items in images.values() for series in items], candidates)
+    cases = [_case(choice, matches.objects.get(place, ()), matches.faults.get(place, ()), identity) for place, choice in enumerate(choices)]
+    known = {choice.study for choice in choices}
+    for uid, left in matches.unclaimed.items():
+        if uid not in known:
+            choice = _Choice(study=uid, patient=left[0].patient)
+            cases.append(_case(choice, (), (unclaimed(left, len(left), severity="error"),), identity))
     return sorted(cases, key=lambda case: case.person.case)
 
 
@@ -56,14 +67,23 @@ def faults_of(found: Scan, identity: Identity) -> list[Fault]:
     ]
 
 
-def _study(uid: str, series: Sequence[Series], rules: Mapping[str, SeriesRule], identity: Identity) -> Iterator[DicomCase]:
-    images = [item for item in series if item.modality not in LABELS]
-    objects = [item for item in series if item.modality in LABELS]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Choice:
+    """Series that make a case, and what is wrong with them."""
+
+    study: str
+    series: str = ""
+    channels: tuple[Series, ...] = ()
+    patient: str = ""
+    faults: tuple[Fault, ...] = ()
+
+
+def _study(uid: str, images: Sequence[Series], rules: Mapping[str, SeriesRule]) -> Iterator[_Choice]:
     [*channels] = rules
     if len(channels) == 1 and rules[channels[0]].each:
         for item in images:
             if rules[channels[0]].matches(item):
-                yield _case(uid, item.series_uid, (item,), objects, identity, own_series=True)
+                yield _Choice(study=uid, series=item.series_uid, channels=(item,), patient=item.patient)
         return
     chosen: list[Series] = []
     faults: list[Fault] = []
@@ -77,7 +97,7 @@ def _study(uid: str, series: Sequence[Series], rules: Mapping[str, SeriesRule], 
     if twice:
         message = "one series matches several channels; narrow their rules in 'series'"
         faults.append(Fault(code=Code.DICOM_SERIES_AMBIGUOUS, message=message))
-    yield _case(uid, "", tuple(chosen), objects, identity, faults=faults, patient=series[0].patient)
+    yield _Choice(study=uid, channels=tuple(chosen), patient=images[0].patient, faults=tuple(faults))
 
 
 def _none(channel: str, images: Sequence[Series]) -> Fault:
@@ -112,41 +132,25 @@ def _shown(value: Any) -> str:
         return ""
 
 
-def _case(
-    study: str,
-    series_uid: str,
-    channels: tuple[Series, ...],
-    objects: Sequence[Series],
-    identity: Identity,
-    *,
-    faults: Sequence[Fault] = (),
-    patient: str = "",
-    own_series: bool = False,
-) -> DicomCase:
-    patient = channels[0].patient if channels else patient
-    name, notes = identity.case(study, series_uid), list(faults)
-    reference = next((channel for channel in channels if any(channel.series_uid in item.refers_to for item in objects)), None)
-    used = tuple(item for item in objects if reference and reference.series_uid in item.refers_to)
-    if channels and len(used) < len(objects) and not own_series:
-        message = (
-            f"{len(objects) - len(used)} of {len(objects)} SEG and RTSTRUCT series describe another series than its image, and are unused"
-        )
-        notes.append(Fault(code=Code.LABEL_REFERENCE, message=message, severity="warning"))
+def _case(choice: _Choice, objects: Sequence[tuple[Series, int]], label_faults: Sequence[Fault], identity: Identity) -> DicomCase:
+    patient = choice.channels[0].patient if choice.channels else choice.patient
+    name, notes = identity.case(choice.study, choice.series), list(choice.faults)
     if not patient:
         message = "names no PatientID, so its study stands for the patient; other studies of the same person are not recognised"
         notes.append(Fault(code=Code.DICOM_PATIENT, message=message, severity="warning"))
     person = Person(
         case=name,
-        group=identity.group(patient, study),
+        group=identity.group(patient, choice.study),
         patient=patient,
-        study=study,
-        series=tuple(item.series_uid for item in (*channels, *used)),
+        study=choice.study,
+        series=tuple(item.series_uid for item in (*choice.channels, *(item for item, _ in objects))),
     )
     usable = not any(fault.severity == "error" for fault in notes)
     return DicomCase(
         person=person,
-        channels=channels if usable else (),
-        objects=used,
-        reference=reference,
+        channels=choice.channels if usable else (),
+        objects=tuple(objects) if usable else (),
         faults=tuple(replace(fault, case=name) for fault in notes),
+        # where a channel is missing, that is the cause, and it is named already
+        label_faults=tuple(replace(fault, case=name) for fault in label_faults) if usable else (),
     )

@@ -6,7 +6,8 @@ import contextlib
 import logging
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,16 +25,16 @@ from nnunet_jobs.dataset.layouts.dicom import CASES
 from nnunet_jobs.dataset.names import ENDINGS
 from nnunet_jobs.dataset.readers.volume import hash_file
 from nnunet_jobs.dicom import convert, label_task
-from nnunet_jobs.dicom.geometry import SeriesRefused, grid_of
+from nnunet_jobs.dicom.geometry import SeriesRefused, grid_of, same_place
 from nnunet_jobs.dicom.identity import Identity
 from nnunet_jobs.dicom.model import Grid, Series
 from nnunet_jobs.dicom.series import scan
+from nnunet_jobs.dicom.values import ACTIVITY, units_of
 from nnunet_jobs.dicom.worker import dicom_workers
 from nnunet_jobs.guard import Broken, Workers
 
 log = logging.getLogger("nnunet_jobs")
 
-_LABEL_S = 900.0
 _THREADS = 16
 
 
@@ -123,12 +124,14 @@ class _Conversion:
                 raise ConfigError(f"source={self.params.source!r}: holds no DICOM file with images")
             cases, withdrawn = self._consented(cases_of(found, self.rules, self.identity))
             self.identity.remember(self.dataset, [case.person for case in cases])
-            note = self.identity.note_files(self.dataset, found.files)
-            if note is not None:
-                log.warning("%d files are named by number only; their paths are in %s", len(found.files), os.path.realpath(note))
             done = parallel(self.context, "convert", lambda case: self._convert(case, workers), cases)
+        faults = [*faults_of(found, self.identity), *(fault for item in done for fault in item.faults), *self._unit_faults(done)]
+        files = {**found.files, **_files_of_faults(done)}
+        note = self.identity.note_files(self.dataset, files)
+        if note is not None:
+            log.warning("faults name files by number only; the paths are in %s", os.path.realpath(note))
         done += [_Converted(case=case, withdrawn=True) for case in withdrawn]
-        return done, [*faults_of(found, self.identity), *(fault for item in done for fault in item.faults)]
+        return done, faults
 
     def _consented(self, cases: list[DicomCase]) -> tuple[list[DicomCase], list[DicomCase]]:
         """Cases to convert, and withdrawn ones, of which neither an image nor a line of the mapping is made anew."""
@@ -142,6 +145,9 @@ class _Conversion:
     # --- one case -----------------------------------------------------------------------------------------------
     def _convert(self, case: DicomCase, workers: Workers) -> _Converted:
         faults = list(case.faults)
+        label = self._label_file(case.person.case)
+        if label is None:
+            faults += case.label_faults
         images: list[str] = []
         grids: list[Grid] = []
         for number, series in enumerate(case.channels):
@@ -152,11 +158,8 @@ class _Conversion:
                 images.append(self._image(series, grid, workers, faults))
             except SeriesRefused as refused:
                 faults += [replace(fault, message=prefix + fault.message) for fault in refused.faults]
-        label = None
-        if case.channels and len(images) == len(case.channels):
-            label = self._label_file(case.person.case)
-            if label is None and case.reference is not None:
-                label = self._label(case, grids[case.channels.index(case.reference)], workers, faults)
+        if label is None and case.objects and len(images) == len(case.channels):
+            label = self._label(case, grids, workers, faults)
         faults = [replace(fault, case=case.person.case) for fault in faults]
         if any(fault.severity == "error" for fault in faults):
             return _Converted(case=case, faults=tuple(faults))
@@ -173,20 +176,27 @@ class _Conversion:
             convert.write_nifti(series, grid, self.folder / name, beat=self.beat, workers=workers)
         return name
 
-    def _label(self, case: DicomCase, grid: Grid, workers: Workers, faults: list[Fault]) -> str | None:
-        reference = case.reference
-        if reference is None:
+    def _label(self, case: DicomCase, grids: Sequence[Grid], workers: Workers, faults: list[Fault]) -> str | None:
+        objects = sorted(case.objects, key=lambda item: item[1])  # objects of one channel side by side, the first channel's grid first
+        first = objects[0][1]
+        off = sorted({channel for _, channel in objects if not same_place(grids[first], grids[channel])})
+        if off:
+            message = (
+                f"its label objects describe channels {first} and {', '.join(map(str, off))}, which lie on different grids; "
+                "segment on one channel, or resample the channels to one grid"
+            )
+            faults.append(Fault(code=Code.AFFINE_MISMATCH, message=message))
             return None
+        described = [(item, case.channels[channel], grids[channel]) for item, channel in objects]
         rules = {"rules": self.params.label_rules, "names": self.params.label_names}
-        name = f"l{self._content(label_task.VERSION, reference, *case.objects, **rules)}.nii.gz"
+        series = [case.channels[channel] for channel in sorted({channel for _, channel in objects})]
+        name = f"l{self._content(label_task.VERSION, *series, *(item for item, _ in objects), **rules)}.nii.gz"
         if (self.folder / name).exists():
             return name
-        request = label_task.request(
-            case.objects, reference, grid, self.params.label_rules, self.params.label_names or {}, self.folder / name
-        )
-        memory = 1024 + (grid.shape[0] * grid.shape[1] * grid.shape[2] * 64 >> 20)
+        request = label_task.request(described, self.params.label_rules, self.params.label_names or {}, self.folder / name)
+        timeout_s, memory_mib = label_task.limits(described)
         try:
-            answer = workers.call("label", request, timeout_s=_LABEL_S, memory_mib=memory, beat=self.beat)
+            answer = workers.call("label", request, timeout_s=timeout_s, memory_mib=memory_mib, beat=self.beat)
         except Broken as broken:
             message = f"SEG and RTSTRUCT objects cannot be read: {broken}; export them again"
             faults.append(Fault(code=Code.DICOM_UNREADABLE, message=message))
@@ -211,7 +221,44 @@ class _Conversion:
             return name
         return None
 
+    def _unit_faults(self, done: Sequence[_Converted]) -> list[Fault]:
+        """PET of different units in one channel, which no network can tell apart, or all of it in others than activity."""
+        faults = []
+        for number, channel in enumerate(self.rules):
+            series = {
+                item.case.person.case: item.case.channels[number]
+                for item in done
+                if len(item.case.channels) > number and item.case.channels[number].modality == "PT"
+            }
+            units = {case: units_of(one) for case, one in series.items()}
+            usual, count = Counter(units.values()).most_common(1)[0] if units else (ACTIVITY, 0)
+            for case, unit in units.items():
+                if unit != usual:
+                    message = (
+                        f"channel {channel!r}: its PET has the Units {unit or 'missing'}, that of other cases {usual or 'none'}; "
+                        "export it in the same units, or register it as a dataset of its own"
+                    )
+                    faults.append(Fault(code=Code.DICOM_VALUES, case=case, message=message))
+            if usual != ACTIVITY:
+                message = (
+                    f"channel {channel!r}: the PET of {count} cases has the Units {usual or 'missing'}, so its values are not activity "
+                    f"({ACTIVITY}); predict only on PET of the same units"
+                )
+                faults.append(Fault(code=Code.DICOM_VALUES, message=message, severity="warning"))
+        return faults
+
     def _content(self, version: int, *series: Series, **more: Any) -> str:
         """Name for what is made of these files: changes with any of them, with the converter and with the rules."""
         files = [[instance.sop_uid, instance.sha256] for item in series for instance in item.instances]
         return self.identity.digest("content", repr([version, files, more]))
+
+
+def _files_of_faults(done: Sequence[_Converted]) -> dict[int, Path]:
+    """Number to path of the files of all cases with a fault, since their messages name files by number."""
+    return {
+        instance.number: instance.path
+        for item in done
+        if item.faults
+        for series in (*item.case.channels, *(series for series, _ in item.case.objects))
+        for instance in series.instances
+    }

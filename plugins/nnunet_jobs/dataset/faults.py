@@ -103,6 +103,7 @@ class Code(StrEnum):
     DICOM_SINGLE_SLICE = "dicom_single_slice"
     DICOM_SEVERAL_VOLUMES = "dicom_several_volumes"
     DICOM_PIXELS = "dicom_pixels"
+    DICOM_VALUES = "dicom_values"
     DICOM_LOSSY = "dicom_lossy"
     DICOM_SERIES_MISSING = "dicom_series_missing"
     DICOM_SERIES_AMBIGUOUS = "dicom_series_ambiguous"

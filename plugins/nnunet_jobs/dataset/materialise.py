@@ -36,7 +36,9 @@ def _converted(params: RegisterParams, root: Path, context: StepContext, dataset
     try:
         from nnunet_jobs.dataset.dicom_source import converted
     except ImportError as error:
-        raise ConfigError(f"layout={params.layout!r}: reading DICOM needs {error.name}; install airflow-provider-nnunet[dicom]") from error
+        raise ConfigError(
+            f"layout={params.layout!r}: reading DICOM needs {(error.name or '').partition('.')[0]}; install airflow-provider-nnunet[dicom]"
+        ) from error
     return converted(params, root, context, dataset=dataset)
 
 

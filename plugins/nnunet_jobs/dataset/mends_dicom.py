@@ -15,9 +15,9 @@ DICOM: dict[Code, Mend] = {
     ),
     Code.LABEL_REFERENCE: Mend(
         "error or warning",
-        "A SEG or RTSTRUCT describes another series, other images or another frame of reference than its case has. "
-        "An object that describes another series altogether is left out with a warning.",
-        "Segment on the series that the case is made of, or choose the described series by the rules in `series`.",
+        "A SEG or RTSTRUCT describes another series, other images or another frame of reference than its case has. Where other objects "
+        "of the case are used it is left out with a warning; a case whose only label object cannot be used is an error.",
+        "Segment on the series that the case is made of, choose the described series by the rules in `series`, or take the object out.",
     ),
     Code.LABEL_GRID: Mend(
         "error",
@@ -96,6 +96,12 @@ DICOM: dict[Code, Mend] = {
         "error",
         "Pixel data is damaged, or stored in a way that is not read: transfer syntax, bits, Modality LUT.",
         "Export the original images, uncompressed.",
+    ),
+    Code.DICOM_VALUES: Mend(
+        "error or warning",
+        "What stored values mean is not said, or not in the same way by all slices or series: RescaleSlope, RescaleIntercept, RescaleType, "
+        "the Units of PET, or how pixels are encoded. PET in one other unit than BQML throughout is a warning.",
+        "Export the original images; register PET of different units as datasets of their own.",
     ),
     Code.DICOM_LOSSY: Mend(
         "warning",

@@ -7,13 +7,12 @@ import hashlib
 import io
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pydicom
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import (
     UID,
@@ -28,11 +27,14 @@ from nnunet_jobs.contract.failure import Fault
 from nnunet_jobs.contract.files import sync_directory, temporary_beside
 from nnunet_jobs.dataset.faults import Code
 from nnunet_jobs.dicom.geometry import SeriesRefused
-from nnunet_jobs.dicom.model import Grid, Series
+from nnunet_jobs.dicom.model import Grid, Series, files_named
+from nnunet_jobs.dicom.reading import read_file
+from nnunet_jobs.dicom.series import size_of
+from nnunet_jobs.dicom.values import usual_bits, value_faults
 from nnunet_jobs.dicom.worker import dicom_workers
 from nnunet_jobs.guard import Broken, Workers
 
-VERSION = 1
+VERSION = 2
 """Of the conversion; part of the names in the cache, so that a better converter converts again."""
 
 _LEAST_S, _SLOWEST_MIB_S = 60.0, 1.0
@@ -53,9 +55,15 @@ class Undecodable(Exception):
 def pixel_faults(series: Series) -> list[Fault]:
     """What the headers alone show to be in the way of decoding; a warning for images that a lossy compression has changed."""
     images = [instance.image for instance in series.instances if instance.image]
-    faults = []
-    for reason in sorted({reason for image in images if (reason := _obstacle(image))}):
-        faults.append(Fault(code=Code.DICOM_PIXELS, message=f"{reason}; export the original images, uncompressed"))
+    faults = value_faults(series)
+    obstacles: dict[str, list[int]] = {}
+    for instance in series.instances:
+        if instance.image and not instance.image["missing"] and (reason := _obstacle(instance.image)):
+            obstacles.setdefault(reason, []).append(instance.number)
+    for reason, numbers in sorted(obstacles.items()):
+        where = files_named(numbers) if len(numbers) < len(images) else ""
+        message = f"{reason}{f' ({where})' if where else ''}; export the original images, uncompressed"
+        faults.append(Fault(code=Code.DICOM_PIXELS, message=message, file=where if len(numbers) == 1 and where else None))
     lossy = sum(image["lossy"] or (image["syntax"] in _LOSSY[:2]) for image in images)
     if lossy:
         message = f"{lossy} of {len(images)} files have been compressed with loss; train on the original images where there are any"
@@ -110,6 +118,7 @@ def write_nifti(series: Series, grid: Grid, target: Path, *, beat: Callable[[], 
 def request(series: Series, grid: Grid, target: Path) -> dict[str, Any]:
     """Argument of :func:`task`: the slices in their verified order."""
     by_uid = {instance.sop_uid: instance for instance in series.instances}
+    usual = usual_bits(series)
     uids = grid.sop_uids * len(grid.frames) if grid.frames else grid.sop_uids
     return {
         "slices": [
@@ -118,6 +127,8 @@ def request(series: Series, grid: Grid, target: Path) -> dict[str, Any]:
                 "sha256": by_uid[uid].sha256,
                 "frame": frame - 1,
                 **_scale(by_uid[uid].image, frame),
+                "number": by_uid[uid].number,
+                "usual": usual,
             }
             for uid, frame in zip(uids, grid.frames or (1,) * len(uids), strict=True)
         ],
@@ -129,21 +140,13 @@ def request(series: Series, grid: Grid, target: Path) -> dict[str, Any]:
 
 def _scale(image: dict[str, Any], frame: int) -> dict[str, float]:
     plane = image["planes"][frame - 1]
-    return {"slope": plane["slope"], "intercept": plane["intercept"]}
+    return {"slope": 1.0 if plane["slope"] is None else plane["slope"], "intercept": plane["intercept"] or 0.0}
 
 
 def memory_mib(series: Series, grid: Grid) -> int:
     """What a conversion may take: doubles of all voxels, the result beside them, a file or two, and the libraries."""
     voxels = grid.shape[0] * grid.shape[1] * grid.shape[2]
     return 1024 + (voxels * 24 >> 20) + 2 * (max(size_of(instance.path) for instance in series.instances) >> 20)
-
-
-def size_of(path: Path) -> int:
-    """Bytes of a file; 0 when it is gone since the scan, which whoever reads it will say without naming it."""
-    try:
-        return path.stat().st_size
-    except OSError:
-        return 0
 
 
 def task(data: dict[str, Any]) -> dict[str, Any]:
@@ -155,14 +158,16 @@ def task(data: dict[str, Any]) -> dict[str, Any]:
     for index, item in enumerate(data["slices"]):
         try:
             if item["path"] != path:
-                frames = _stored(item["path"], item["sha256"])
+                frames = _stored(item["path"], item["sha256"], item["usual"])
                 path = item["path"]
             if frames.shape[1:] != (rows, columns) or item["frame"] >= len(frames):
-                raise Undecodable(f"its pixels decode to {frames.shape}, not to {rows} rows and {columns} columns")
+                sizes = " x ".join(map(str, frames.shape))
+                raise Undecodable(f"its pixels decode to {sizes} (frames, rows, columns), not to {rows} rows and {columns} columns")
             values[:, :, index] = frames[item["frame"]].T * item["slope"] + item["intercept"]
         except Undecodable as refused:
             message = f"slice {index + 1} of {count}: {refused}"
-            faults.append({"code": Code.DICOM_PIXELS, "message": message})
+            file = f"file {item['number']}" if item["number"] else None
+            faults.append({"code": Code.DICOM_PIXELS, "message": message, "file": file})
             path = ""
             if len(faults) == 10:
                 break
@@ -203,24 +208,44 @@ def write_volume(array: npt.NDArray[Any], affine: npt.NDArray[np.float64], targe
     sync_directory(target.parent)
 
 
-def _stored(path: str, sha256: str) -> Stored:
-    """Stored values (frame, row, column) of a file that still is what was scanned."""
+def _stored(path: str, sha256: str, usual: Sequence[Any] | None) -> Stored:
+    """Stored values (frame, row, column) of a file that still is what was scanned.
+
+    Args:
+        usual: stored bits and sign of the series' other slices, where slices differ: then both must give the same values here.
+    """
     with open(path, "rb") as file:
         data = file.read()
     if hashlib.sha256(data).hexdigest() != sha256:
         raise Undecodable("the file changed while it was read; run again when the source is at rest")
-    dataset = pydicom.dcmread(io.BytesIO(data), specific_tags=[*_PIXELS, "NumberOfFrames"])
+    dataset = read_file(io.BytesIO(data), specific_tags=[*_PIXELS, "NumberOfFrames"])
     if "PixelData" not in dataset:
         raise Undecodable("there are no pixels in the file")
     syntax = dataset.file_meta.TransferSyntaxUID
+    bits, signed = int(dataset.BitsStored), dataset.PixelRepresentation == 1
+    if usual and syntax in _NATIVE:
+        dataset.BitsStored, dataset.HighBit = dataset.BitsAllocated, dataset.BitsAllocated - 1  # or pydicom would cut them off already
     try:
         array = dataset.pixel_array if syntax in _NATIVE else _decompressed(dataset, syntax)
-    except (ValueError, AttributeError, RuntimeError, NotImplementedError) as error:
-        raise Undecodable(f"its pixels cannot be decoded ({type(error).__name__}); the file may be cut off, export it again") from error
+    except MemoryError:
+        raise
+    except Exception as error:  # decoders raise almost anything; their words may quote the file
+        raise Undecodable("its pixels cannot be decoded; the file may be cut off, export it again") from error
     rows, columns = int(dataset.Rows), int(dataset.Columns)
     if array.size % (rows * columns) or array.size == 0:
         raise Undecodable("its pixels are not what rows and columns say; the file may be cut off, export it again")
-    return _sign_extended(array.reshape(-1, rows, columns), int(dataset.BitsStored), signed=dataset.PixelRepresentation == 1)
+    frames = array.reshape(-1, rows, columns)
+    values = _sign_extended(frames, bits, signed=signed)
+    if usual and (bits, signed) != tuple(usual) and not np.array_equal(values, _sign_extended(frames, usual[0], signed=usual[1])):
+        raise Undecodable(
+            f"its pixels are said to be {_bits(bits, signed)}, those of most other slices {_bits(*usual)}, and its values depend on it; "
+            "export the original images"
+        )
+    return values
+
+
+def _bits(stored: int, signed: bool) -> str:
+    return f"{'signed' if signed else 'unsigned'} numbers of {stored} bits"
 
 
 def _sign_extended(array: npt.NDArray[Any], stored: int, *, signed: bool) -> Stored:
@@ -233,8 +258,8 @@ def _sign_extended(array: npt.NDArray[Any], stored: int, *, signed: bool) -> Sto
 def _decompressed(dataset: Dataset, syntax: UID) -> npt.NDArray[Any]:
     """Decode by GDCM, through SimpleITK, from a copy that holds nothing but the pixels.
 
-    GDCM shall decode and not interpret: it ignores the rescale of some modalities and applies it to others. The copy says so little
-    that there is nothing to interpret, and its stored values come back as they are.
+    GDCM shall decode and not interpret: it ignores the rescale of some modalities and applies it to others, and turns MONOCHROME1 round.
+    The copy says so little that there is nothing to interpret, and its stored values come back as they are.
     """
     import SimpleITK
 
@@ -242,6 +267,7 @@ def _decompressed(dataset: Dataset, syntax: UID) -> npt.NDArray[Any]:
     for keyword in _PIXELS:
         if keyword in dataset:
             copy[keyword] = dataset[keyword]
+    copy.PhotometricInterpretation = "MONOCHROME2"
     copy.NumberOfFrames = int(dataset.get("NumberOfFrames") or 1)
     copy.SOPClassUID = _SECONDARY_CAPTURE[1 if dataset.BitsAllocated == 8 else 2]
     copy.SOPInstanceUID, copy.StudyInstanceUID, copy.SeriesInstanceUID = generate_uid(), generate_uid(), generate_uid()

@@ -8,14 +8,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import pydicom
 from pydicom.datadict import dictionary_has_tag
 from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.multival import MultiValue
 
-from nnunet_jobs.dicom.header import is_dicom
+from nnunet_jobs.dataset.dicom_mark import named_like
 from nnunet_jobs.dicom.identity import Identity
+from nnunet_jobs.dicom.reading import is_dicom, read_file
 
 PROFILE = "DICOM PS3.15 E.1 Basic Profile"
 _IMAGE_MODALITIES = ("CT", "MR", "PT")
@@ -58,8 +58,10 @@ def deidentify(path: Path, out: Path, identity: Identity) -> Path | None:
         NotExported: no image, burned-in text, not decided by the profile, or something identifying was still there.
     """
     if not is_dicom(path):
+        if named_like(path.name) and path.name.upper() != "DICOMDIR":
+            raise NotExported("is named like a DICOM file but does not begin like one; copy it again, or move it away")
         return None
-    dataset = pydicom.dcmread(path)
+    dataset = read_file(path)
     _check_exportable(dataset)
     secrets = set(_secrets(dataset))
     patient = (str(dataset.get("PatientID") or "").strip(), str(dataset.get("StudyInstanceUID") or ""))

@@ -14,14 +14,14 @@ from nnunet_jobs.contract.exit_codes import Exit
 from nnunet_jobs.contract.failure import ConfigError
 from nnunet_jobs.contract.files import write_private
 from nnunet_jobs.dicom.identity import Identity
-from nnunet_jobs.dicom.series import Scan, walk
+from nnunet_jobs.dicom.series import Scan, size_of, walk
 from nnunet_jobs.dicom.worker import dicom_workers
 from nnunet_jobs.guard import Broken
 
 log = logging.getLogger("nnunet_jobs")
 
 _FILE_S = 300.0
-_FILE_MIB = 4096
+_FILE_MIB, _MIB_A_MIB = 4096, 8  # for any file, and for each MiB of it
 NOTE = "deidentified.files.json"
 """In the private folder: which file is behind each number of the last export's refusals."""
 
@@ -66,7 +66,9 @@ def export(source: Path, out: Path, private: Path, *, threads: int = 1, beat: Ca
     def one(item: tuple[int, Path]) -> dict[str, str | None]:
         data = {"path": os.path.realpath(item[1]), "out": str(out), "private": str(private)}
         try:
-            return workers.call("deidentify", data, timeout_s=_FILE_S, memory_mib=_FILE_MIB, beat=beat)
+            mib = size_of(item[1]) >> 20
+            memory_mib = _FILE_MIB + mib * _MIB_A_MIB
+            return workers.call("deidentify", data, timeout_s=_FILE_S + mib, memory_mib=memory_mib, beat=beat)
         except Broken as broken:
             return {"refused": f"cannot be read: {broken}"}
 

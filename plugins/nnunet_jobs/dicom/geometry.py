@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from nnunet_jobs.contract.failure import Fault
 from nnunet_jobs.dataset.faults import Code
-from nnunet_jobs.dicom.model import Grid, Series
+from nnunet_jobs.dicom.model import Grid, Series, files_named
 
 SPACING_TOLERANCE = 0.02
 """A slice may lie this share of the slice distance (or 0.02 mm, what coordinates rounded to 0.01 mm amount to) off its regular place.
@@ -45,23 +45,23 @@ def grid_of(series: Series) -> Grid:
         SeriesRefused: with a fault for each reason.
     """
     images = [_image(instance) for instance in series.instances]
-    faults = [*_matrix_faults(images), *_frame_faults(images)]
+    faults = [*_matrix_faults(images, [instance.number for instance in series.instances]), *_frame_faults(images)]
     planes = [
         (instance.sop_uid, number, plane)
         for instance, image in zip(series.instances, images, strict=True)
         for number, plane in enumerate(image["planes"], 1)
     ]
-    missing = [sum(plane[name] is None for _, _, plane in planes) for name in ("position", "orientation", "spacing")]
-    if any(missing):
-        words = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing")
-        what = ", ".join(f"{word} in {count}" for word, count in zip(words, missing, strict=True) if count)
-        faults.append(_fault(Code.DICOM_GEOMETRY_MISSING, f"of {len(planes)} slices lack or garble: {what}; export the original images"))
+    files = [instance.number for instance, image in zip(series.instances, images, strict=True) for _ in image["planes"]]
+    faults += [*_missing_faults([plane for _, _, plane in planes], files), *_frame_of_reference_faults(images, series)]
     if faults:
         raise SeriesRefused(faults)
-    row, column, normal = _axes([plane["orientation"] for _, _, plane in planes])
+    row, column, normal = _axes([plane["orientation"] for _, _, plane in planes], files)
     spacing = np.array([plane["spacing"] for _, _, plane in planes])
     if not (spacing > 0).all() or np.ptp(spacing, axis=0).max() > _SAME * spacing.min():
-        raise SeriesRefused([_fault(Code.DICOM_MATRIX_VARIES, "pixel spacings differ between slices or are not more than 0; " + _SPLIT)])
+        usual = np.median(spacing, axis=0)
+        odd = ((spacing <= 0) | (np.abs(spacing - usual) > _SAME * np.abs(usual) / 2)).any(axis=1)
+        message = f"pixel spacings differ between slices or are not more than 0{_odd(odd, files)}; {_SPLIT}"
+        raise SeriesRefused([_fault(Code.DICOM_MATRIX_VARIES, message)])
     positions = np.array([plane["position"] for _, _, plane in planes])
     order = np.argsort(positions @ normal, kind="stable")
     step = _step((positions @ normal)[order], positions[order], normal, spacing[0], max(image["tilt"] for image in images))
@@ -75,6 +75,19 @@ def grid_of(series: Series) -> Grid:
         sop_uids=(planes[0][0],) if multi else tuple(planes[index][0] for index in order),
         frames=tuple(planes[index][1] for index in order) if multi else (),
     )
+
+
+SAME_PLACE = 0.1
+"""Voxels that the corners of two grids may lie apart and still be one grid."""
+
+
+def same_place(first: Grid, other: Grid) -> bool:
+    """Whether two grids have the same voxels in the same order."""
+    if first.shape != other.shape:
+        return False
+    corners = np.asarray([(*np.multiply(corner, np.subtract(first.shape, 1)), 1) for corner in np.ndindex(2, 2, 2)], dtype=np.float64)
+    seen = corners @ other.affine.T @ np.linalg.inv(first.affine).T  # the other's corners in voxels of the first
+    return bool(np.abs(seen - corners).max() <= SAME_PLACE)
 
 
 _SPLIT = "the series mixes images of several kinds, export them as series of their own"
@@ -104,14 +117,55 @@ def _fault(code: Code, message: str) -> Fault:
     return Fault(code=code, message=message)
 
 
-def _matrix_faults(images: Sequence[Mapping[str, Any]]) -> list[Fault]:
+def _odd(odd: Iterable[Any], files: Sequence[int]) -> str:
+    """The files that are odd, for a message; empty where they are all of them, or not known by number."""
+    numbers = [number for number, is_odd in zip(files, odd, strict=True) if is_odd]
+    named = files_named(numbers)
+    return f" (those of {named} are odd)" if named and len(numbers) < len(files) else ""
+
+
+def _missing_faults(planes: Sequence[Mapping[str, Any]], files: Sequence[int]) -> list[Fault]:
+    """One fault for each set of tags that slices lack, with the files that lack it."""
+    groups: dict[str, list[int]] = {}
+    for plane, number in zip(planes, files, strict=True):
+        if lacking := [word for name, word in _GEOMETRY.items() if plane[name] is None]:
+            groups.setdefault(" and ".join(lacking), []).append(number)
     faults = []
-    if any(image["samples"] != 1 or not image["photometric"].startswith("MONOCHROME") for image in images):
-        faults.append(_fault(Code.DICOM_COLOUR, "holds colour images; only grey values are read, export the original images"))
+    for what, numbers in groups.items():
+        named = files_named(numbers) if len(numbers) < len(files) else ""
+        message = f"{what} missing or garbled in {len(numbers)} of {len(files)} slices{f' ({named})' if named else ''}"
+        faults.append(_fault(Code.DICOM_GEOMETRY_MISSING, f"{message}; export the original images"))
+    return faults
+
+
+def _frame_of_reference_faults(images: Sequence[Mapping[str, Any]], series: Series) -> list[Fault]:
+    """Positions in different frames of reference say nothing of each other. An image without one is left to those who need it."""
+    said = [image["frame_of_reference"] for image in images]
+    counts = Counter(uid for uid in said if uid)
+    if len(counts) < 2:
+        return []
+    usual = counts.most_common(1)[0][0]
+    odd = _odd([uid not in ("", usual) for uid in said], [instance.number for instance in series.instances])
+    return [_fault(Code.DICOM_GEOMETRY_MISSING, f"slices lie in {len(counts)} frames of reference{odd}; {_SPLIT}")]
+
+
+_GEOMETRY = {"position": "ImagePositionPatient", "orientation": "ImageOrientationPatient", "spacing": "PixelSpacing"}
+
+
+def _matrix_faults(images: Sequence[Mapping[str, Any]], files: Sequence[int]) -> list[Fault]:
+    faults = []
+    coloured = [
+        image["samples"] != 1 or not image["photometric"].startswith("MONOCHROME" if image["photometric"] else "") for image in images
+    ]
+    if any(coloured):
+        message = f"holds colour images{_odd(coloured, files)}; only grey values are read, export the original images"
+        faults.append(_fault(Code.DICOM_COLOUR, message))
     shapes = Counter((image["columns"], image["rows"]) for image in images)
     if len(shapes) > 1:
         sizes = ", ".join(f"{count} of {columns} x {rows}" for (columns, rows), count in shapes.most_common(5))
-        faults.append(_fault(Code.DICOM_MATRIX_VARIES, f"slices have different sizes ({sizes}); {_SPLIT}"))
+        usual = shapes.most_common(1)[0][0]
+        odd = _odd([(image["columns"], image["rows"]) != usual for image in images], files)
+        faults.append(_fault(Code.DICOM_MATRIX_VARIES, f"slices have different sizes ({sizes}){odd}; {_SPLIT}"))
     return faults
 
 
@@ -128,24 +182,28 @@ def _frame_faults(images: Sequence[Mapping[str, Any]]) -> list[Fault]:
     return []
 
 
-def _axes(orientations: Sequence[Sequence[float]]) -> tuple[Vector, Vector, Vector]:
+def _axes(orientations: Sequence[Sequence[float]], files: Sequence[int]) -> tuple[Vector, Vector, Vector]:
     """Unit vectors along a row (i), along a column (j) and the normal (k), common to all slices."""
     all_of_them = np.array(orientations)
     row, column = all_of_them[:, :3], all_of_them[:, 3:]
     lengths = np.linalg.norm(all_of_them.reshape(-1, 2, 3), axis=2)
-    if np.abs(lengths - 1).max() > _SAME or np.abs((row * column).sum(axis=1)).max() > _SAME:
-        raise SeriesRefused([_fault(Code.DICOM_GEOMETRY_MISSING, "ImageOrientationPatient is not two perpendicular unit vectors")])
-    stacks: list[tuple[Vector, int]] = []
-    for orientation in all_of_them:
-        for index, (first, count) in enumerate(stacks):
+    askew = (np.abs(lengths - 1).max(axis=1) > _SAME) | (np.abs((row * column).sum(axis=1)) > _SAME)
+    if askew.any():
+        message = f"ImageOrientationPatient is not two perpendicular unit vectors{_odd(askew, files)}; export the original images"
+        raise SeriesRefused([_fault(Code.DICOM_GEOMETRY_MISSING, message)])
+    stacks: list[tuple[Vector, list[int]]] = []
+    for place, orientation in enumerate(all_of_them):
+        for first, places in stacks:
             if np.abs(first - orientation).max() <= _SAME:
-                stacks[index] = (first, count + 1)
+                places.append(place)
                 break
         else:
-            stacks.append((orientation, 1))
+            stacks.append((orientation, [place]))
     if len(stacks) > 1:
-        sizes = ", ".join(str(count) for _, count in stacks[:10])
-        message = f"slices lie in {len(stacks)} orientations ({sizes} slices), as localizers do; {_SPLIT}"
+        sizes = ", ".join(str(len(places)) for _, places in stacks[:10])
+        usual = max((places for _, places in stacks), key=len)
+        odd = _odd([place not in usual for place in range(len(files))], files)
+        message = f"slices lie in {len(stacks)} orientations ({sizes} slices), as localizers do{odd}; {_SPLIT}"
         raise SeriesRefused([_fault(Code.DICOM_ORIENTATION_MIXED, message)])
     along = row[0] / np.linalg.norm(row[0])
     normal = np.cross(along, column[0])

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
-import stat
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import pydicom
 from pydicom.dataset import Dataset
 from pydicom.multival import MultiValue
 from pydicom.tag import Tag
 
+from nnunet_jobs.dicom.reading import kind_of, read_file
+from nnunet_jobs.dicom.references import References, items, references_of
+
 SEG_CLASSES = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
 RTSTRUCT_CLASS = "1.2.840.10008.5.1.4.1.1.481.3"
+LABEL_CLASSES = (*SEG_CLASSES, RTSTRUCT_CLASS)
+UNREAD_LABEL_CLASSES = ("1.2.840.10008.5.1.4.1.1.66.5", "1.2.840.10008.5.1.4.1.1.481.11")
+"""Surface Segmentation and RT Segment Annotation: they hold labels, which nothing here reads, so whoever meets one says so."""
 NUMBERS = ("SeriesNumber", "EchoTime", "RepetitionTime", "SliceThickness")
 """Told of series that no rule tells apart: numbers that people know, and that say nothing of the patient."""
 
@@ -23,20 +26,13 @@ _IDENTITY = ("PatientID", "IssuerOfPatientID", "StudyInstanceUID", "SeriesInstan
              "SOPInstanceUID", "Modality", "SeriesDescription", "ProtocolName")  # fmt: skip
 _IMAGE = ("Rows", "Columns", "PixelSpacing", "ImagePositionPatient", "ImageOrientationPatient", "SamplesPerPixel", "NumberOfFrames",
           "PhotometricInterpretation", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "RescaleSlope", "RescaleIntercept",
-          "ImageType", "GantryDetectorTilt", "ModalityLUTSequence", "LossyImageCompression", "SharedFunctionalGroupsSequence",
-          "PerFrameFunctionalGroupsSequence")  # fmt: skip
-_REFERENCES = ("ReferencedSeriesSequence", "ReferencedFrameOfReferenceSequence")
+          "RescaleType", "Units", "ImageType", "GantryDetectorTilt", "ModalityLUTSequence", "LossyImageCompression",
+          "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")  # fmt: skip
+_ENCODING = ("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "SamplesPerPixel", "PhotometricInterpretation")
+_REFERENCES = ("ReferencedSeriesSequence", "ReferencedFrameOfReferenceSequence", "SourceImageSequence", "StructureSetROISequence")
+_UNITS = {"Bq/ml": "BQML", "{counts}": "CNTS", "g/ml{SUVbw}": "GML", "g/ml": "GML", "{counts}/s": "CPS"}  # UCUM to DICOM's own words
 _CHUNK = 1 << 20
 _LONGEST = 1000  # characters of a value for series rules
-
-
-def is_dicom(path: str | os.PathLike[str]) -> bool:
-    """Whether a file has the mark of DICOM files (part 10): ``DICM`` after a preamble of 128 bytes. Never waits on pipes."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
-    try:
-        return stat.S_ISREG(os.fstat(fd).st_mode) and os.pread(fd, 132, 0)[128:] == b"DICM"
-    finally:
-        os.close(fd)
 
 
 def task(data: dict[str, Any]) -> dict[str, Any]:
@@ -51,20 +47,22 @@ def read_header(path: str, keywords: Sequence[str] = ()) -> dict[str, Any]:
         path: a regular file. keywords: further DICOM keywords wanted for series rules.
 
     Returns:
-        ``{"dicom": False}``, or ``sha256`` and the values, empty texts where the file has none; ``image`` is None for other objects.
-        See the code for the keys; lengths in mm, LPS.
+        ``{"dicom": False}`` with the ``kind`` of the file's first bytes, or ``sha256`` and the values, empty texts where the file has
+        none; ``image`` is None for other objects. See the code for the keys; lengths in mm, LPS.
     """
-    if not is_dicom(path):
-        return {"dicom": False}
+    kind = kind_of(path)
+    if kind not in ("marked", "unmarked"):
+        return {"dicom": False, "kind": kind}
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while chunk := file.read(_CHUNK):
             digest.update(chunk)
         file.seek(0)
         wanted = [Tag(keyword) for keyword in (*_IDENTITY, *_IMAGE, *_REFERENCES, *NUMBERS, *keywords)]
-        dataset = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=list(wanted))
+        dataset = read_file(file, stop_before_pixels=True, specific_tags=list(wanted))
     text = {keyword: _text(dataset.get(keyword)) for keyword in _IDENTITY}
-    syntax = dataset.file_meta.get("TransferSyntaxUID", "")
+    sop_class = text["SOPClassUID"] or _text(dataset.file_meta.get("MediaStorageSOPClassUID"))
+    references = _references(path, dataset, sop_class)
     return {
         "dicom": True,
         "sha256": digest.hexdigest(),
@@ -73,15 +71,28 @@ def read_header(path: str, keywords: Sequence[str] = ()) -> dict[str, Any]:
         "study_uid": text["StudyInstanceUID"],
         "series_uid": text["SeriesInstanceUID"],
         "frame_of_reference_uid": text["FrameOfReferenceUID"],
-        "sop_class": text["SOPClassUID"] or _text(dataset.file_meta.get("MediaStorageSOPClassUID")),
+        "sop_class": sop_class,
         "sop_uid": text["SOPInstanceUID"],
         "modality": text["Modality"],
         "description": text["SeriesDescription"],
         "protocol": text["ProtocolName"],
-        "refers_to": sorted(set(_referred(dataset))),
+        "refers_to": sorted(references.series),
+        "refers_to_images": sorted(references.images),
+        "refers_to_frames": sorted(references.frames),
         "tags": {keyword: _text(dataset[keyword].value) for keyword in (*NUMBERS, *keywords) if keyword in dataset},
-        "image": _image(dataset, str(syntax)) if "Rows" in dataset and "Columns" in dataset else None,
+        "image": _image(dataset) if dataset.get("Rows") and dataset.get("Columns") else None,
     }
+
+
+def _references(path: str, dataset: Dataset, sop_class: str) -> References:
+    """What a label object describes. Contours name images too, but they are most of a file, so they are read where nothing else does."""
+    if sop_class not in (*LABEL_CLASSES, *UNREAD_LABEL_CLASSES):
+        return References()
+    found = references_of(dataset)
+    if sop_class == RTSTRUCT_CLASS and not found.images:
+        contours = references_of(read_file(path, specific_tags=[Tag("ROIContourSequence")]))
+        return References(series=found.series, images=contours.images, frames=found.frames)
+    return found
 
 
 def _text(value: Any) -> str:
@@ -107,16 +118,27 @@ def _number(value: Any, default: float) -> float:
     return found[0] if found else default
 
 
-def _image(dataset: Dataset, syntax: str) -> dict[str, Any]:
+def _rescale(dataset: Dataset, keyword: str) -> float | None:
+    """RescaleSlope or RescaleIntercept: None where it is missing, NaN where it is no number."""
+    value = dataset.get(keyword)
+    if value in (None, ""):
+        return None
+    found = _numbers([value], 1)
+    return found[0] if found else math.nan
+
+
+def _image(dataset: Dataset) -> dict[str, Any]:
     frames = int(dataset.get("NumberOfFrames") or 1)
     shared, per_frame = dataset.get("SharedFunctionalGroupsSequence"), dataset.get("PerFrameFunctionalGroupsSequence")
     if shared or per_frame:
         common = shared[0] if shared else Dataset()
-        planes = [_frame_plane(item, common) for item in per_frame or [Dataset()] * frames]
+        planes = [_frame_plane(item, common, dataset) for item in per_frame or [Dataset()] * frames]
     else:
         planes = [_plane(dataset)] * frames
     return {
-        "syntax": syntax,
+        "syntax": str(dataset.file_meta.TransferSyntaxUID),
+        "frame_of_reference": _text(dataset.get("FrameOfReferenceUID")),
+        "missing": [keyword for keyword in _ENCODING if dataset.get(keyword) in (None, "")],
         "rows": int(dataset.Rows),
         "columns": int(dataset.Columns),
         "frames": frames,
@@ -124,7 +146,7 @@ def _image(dataset: Dataset, syntax: str) -> dict[str, Any]:
         "photometric": _text(dataset.get("PhotometricInterpretation")),
         "allocated": int(dataset.get("BitsAllocated") or 0),
         "stored": int(dataset.get("BitsStored") or 0),
-        "high_bit": int(dataset.get("HighBit", -1)),
+        "high_bit": int(value) if (value := dataset.get("HighBit")) is not None else -1,
         "signed": int(dataset.get("PixelRepresentation") or 0) == 1,
         "image_type": _text(dataset.get("ImageType")),
         "tilt": _number(dataset.get("GantryDetectorTilt"), 0.0),
@@ -139,13 +161,25 @@ def _plane(dataset: Dataset) -> dict[str, Any]:
         "position": _numbers(dataset.get("ImagePositionPatient"), 3),
         "orientation": _numbers(dataset.get("ImageOrientationPatient"), 6),
         "spacing": _numbers(dataset.get("PixelSpacing"), 2),
-        "slope": _number(dataset.get("RescaleSlope"), 1.0),
-        "intercept": _number(dataset.get("RescaleIntercept"), 0.0),
+        "thickness": _number(dataset.get("SliceThickness"), 0.0),
+        **_values(dataset),
+        "units": _text(dataset.get("Units")),
     }
 
 
-def _frame_plane(frame: Dataset, shared: Dataset) -> dict[str, Any]:
-    """Plane of one frame of a multi-frame object; each functional group is in the frame's own item or in the shared one."""
+def _values(dataset: Dataset) -> dict[str, Any]:
+    return {
+        "slope": _rescale(dataset, "RescaleSlope"),
+        "intercept": _rescale(dataset, "RescaleIntercept"),
+        "type": _text(dataset.get("RescaleType")),
+    }
+
+
+def _frame_plane(frame: Dataset, shared: Dataset, whole: Dataset) -> dict[str, Any]:
+    """Plane of one frame of a multi-frame object; each functional group is in the frame's own item or in the shared one.
+
+    Some writers leave what values mean at the top of the object, where single-frame images have it.
+    """
 
     def group(sequence: str) -> Dataset:
         for place in (frame, shared):
@@ -155,25 +189,23 @@ def _frame_plane(frame: Dataset, shared: Dataset) -> dict[str, Any]:
                 return item
         return Dataset()
 
-    measures, values = group("PixelMeasuresSequence"), group("PixelValueTransformationSequence")
+    measures = group("PixelMeasuresSequence")
     return {
         "position": _numbers(group("PlanePositionSequence").get("ImagePositionPatient"), 3),
         "orientation": _numbers(group("PlaneOrientationSequence").get("ImageOrientationPatient"), 6),
         "spacing": _numbers(measures.get("PixelSpacing"), 2),
-        "slope": _number(values.get("RescaleSlope"), 1.0),
-        "intercept": _number(values.get("RescaleIntercept"), 0.0),
+        "thickness": _number(measures.get("SliceThickness"), 0.0),
+        **_values(group("PixelValueTransformationSequence") or whole),
+        "units": _frame_units(group) or _text(whole.get("Units")),
     }
 
 
-def _referred(dataset: Dataset) -> Iterator[str]:
-    """SeriesInstanceUIDs that a SEG or RTSTRUCT describes."""
-    for series in _items(dataset, "ReferencedSeriesSequence"):
-        yield _text(series.get("SeriesInstanceUID"))
-    for frame in _items(dataset, "ReferencedFrameOfReferenceSequence"):
-        for study in _items(frame, "RTReferencedStudySequence"):
-            for series in _items(study, "RTReferencedSeriesSequence"):
-                yield _text(series.get("SeriesInstanceUID"))
-
-
-def _items(dataset: Dataset, keyword: str) -> Iterable[Dataset]:
-    return dataset.get(keyword) or ()
+def _frame_units(group: Callable[[str], Dataset]) -> str:
+    """What a frame's values are, in DICOM's words for PET such as ``BQML``, where a real world mapping or a converted PET says it."""
+    for keyword in ("UnassignedPerFrameConvertedAttributesSequence", "UnassignedSharedConvertedAttributesSequence"):
+        if found := _text(group(keyword).get("Units")):
+            return found
+    for code in items(group("RealWorldValueMappingSequence"), "MeasurementUnitsCodeSequence"):
+        value = _text(code.get("CodeValue"))
+        return _UNITS.get(value, value)
+    return ""

@@ -14,48 +14,58 @@ from nnunet_jobs.contract.failure import ConfigError, DataError, Fault
 from nnunet_jobs.contract.files import sha256_file
 from nnunet_jobs.dataset.faults import Code
 from nnunet_jobs.dicom.convert import write_volume
-from nnunet_jobs.dicom.labels import label_volume
+from nnunet_jobs.dicom.labels import Described, label_volume
 from nnunet_jobs.dicom.model import Grid, Instance, Series
+from nnunet_jobs.dicom.series import size_of
 
-VERSION = 1
+VERSION = 2
 """Of what a label file holds; part of the names in the cache."""
 
 
+_REFERENCES = ("refers_to", "refers_to_images", "refers_to_frames")
+_LEAST_S, _S_A_MIB = 900.0, 2.0
+_LEAST_MIB, _BYTES_A_VOXEL, _MIB_A_MIB = 1024, 64, 24  # measured: see the tests of big structure sets
+
+
 def request(
-    objects: Sequence[Series],
-    reference: Series,
-    grid: Grid,
+    described: Sequence[Described],
     rules: Mapping[str, Any] | None,
     label_names: Mapping[str, int],
     target: Path,
 ) -> dict[str, Any]:
-    """Argument of :func:`task`, JSON; for the fields see :func:`nnunet_jobs.dicom.labels.label_volume`."""
+    """Argument of :func:`task`, JSON; for the fields see :func:`nnunet_jobs.dicom.labels.label_volume`.
+
+    Args:
+        described: label objects, each with the channel that it describes and its voxels; the label gets the voxels of the first.
+    """
     return {
-        "objects": [_packed(series) for series in objects],
-        "reference": _packed(reference),
-        "grid": {**asdict(grid), "affine": grid.affine.tolist()},
+        "described": [
+            {"object": _packed(item), "reference": _packed(reference), "grid": {**asdict(grid), "affine": grid.affine.tolist()}}
+            for item, reference, grid in described
+        ],
         "rules": dict(rules) if rules is not None else None,
         "label_names": dict(label_names),
         "target": str(target),
     }
 
 
+def limits(described: Sequence[Described]) -> tuple[float, int]:
+    """Seconds and MiB that reading these may take: both follow the size of the objects, and memory that of the grid."""
+    mib = sum(size_of(instance.path) for item, _, _ in described for instance in item.instances) / (1 << 20)
+    voxels = max(grid.shape[0] * grid.shape[1] * grid.shape[2] for _, _, grid in described)
+    return _LEAST_S + mib * _S_A_MIB, _LEAST_MIB + (voxels * _BYTES_A_VOXEL >> 20) + int(mib * _MIB_A_MIB)
+
+
 def task(data: dict[str, Any]) -> dict[str, Any]:
     """Paint and write a label: ``{"faults": [...], "config": text or None}``; the file is there unless one of them is an error."""
-    objects, reference = [_unpacked(series) for series in data["objects"]], _unpacked(data["reference"])
-    if any(sha256_file(instance.path) != instance.sha256 for series in objects for instance in series.instances):
+    described = [(_unpacked(item["object"]), _unpacked(item["reference"]), _grid(item["grid"])) for item in data["described"]]
+    if any(sha256_file(instance.path) != instance.sha256 for item, _, _ in described for instance in item.instances):
         changed = Fault(code=Code.SOURCE_CHANGED, message="a SEG or RTSTRUCT object changed while it was read; run again")
         return {"faults": [asdict(changed)], "config": None}
-    shape = data["grid"]
-    grid = Grid(
-        shape=(shape["shape"][0], shape["shape"][1], shape["shape"][2]),
-        affine=np.array(shape["affine"]),
-        sop_uids=tuple(shape["sop_uids"]),
-        frames=tuple(shape["frames"]),
-    )
+    _, reference, grid = described[0]
     faults: list[Fault] = []
     try:
-        array = label_volume(objects, reference, grid, data["rules"], data["label_names"], on_warning=faults.append)
+        array = label_volume((), reference, grid, data["rules"], data["label_names"], others=described, on_warning=faults.append)
     except DataError as error:
         return {"faults": [asdict(fault) for fault in (*faults, *error.faults)], "config": None}
     except ConfigError as error:
@@ -64,11 +74,21 @@ def task(data: dict[str, Any]) -> dict[str, Any]:
     return {"faults": [asdict(fault) for fault in faults], "config": None}
 
 
+def _grid(data: Mapping[str, Any]) -> Grid:
+    columns, rows, slices = data["shape"]
+    return Grid(
+        shape=(columns, rows, slices),
+        affine=np.array(data["affine"]),
+        sop_uids=tuple(data["sop_uids"]),
+        frames=tuple(data["frames"]),
+    )
+
+
 def _packed(series: Series) -> dict[str, Any]:
-    files = [{**asdict(instance), "path": os.path.realpath(instance.path)} for instance in series.instances]
-    return {**asdict(series), "patient": "", "instances": files}
+    files = [{**asdict(instance), "path": os.path.realpath(instance.path), "image": {}} for instance in series.instances]
+    return {**asdict(series), "patient": "", "instances": files, "refers_to_images": (), "refers_to_frames": ()}
 
 
 def _unpacked(data: Mapping[str, Any]) -> Series:
     instances = tuple(Instance(**{**item, "path": Path(item["path"])}) for item in data["instances"])
-    return Series(**{**data, "instances": instances, "refers_to": tuple(data["refers_to"])})
+    return Series(**{**data, "instances": instances, **{name: tuple(data[name]) for name in _REFERENCES}})

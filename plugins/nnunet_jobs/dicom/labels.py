@@ -13,6 +13,7 @@ import numpy.typing as npt
 from nnunet_jobs.contract.failure import ConfigError, Fault
 from nnunet_jobs.contract.label_rules import LabelRules
 from nnunet_jobs.dataset.faults import Code, data_error
+from nnunet_jobs.dicom.header import LABEL_CLASSES
 from nnunet_jobs.dicom.model import Grid, Series
 from nnunet_jobs.dicom.rtstruct import read_rtstruct
 from nnunet_jobs.dicom.seg_reader import read_seg
@@ -20,6 +21,8 @@ from nnunet_jobs.dicom.segments import Report, Segment
 
 log = logging.getLogger("nnunet_jobs")
 
+Described = tuple[Series, Series, Grid]
+"""A label object, the image series that it describes, and the voxels of that."""
 _READERS = {"SEG": read_seg, "RTSTRUCT": read_rtstruct}
 
 
@@ -30,6 +33,7 @@ def label_volume(
     rules: Mapping[str, Any] | None,
     label_names: Mapping[str, int],
     *,
+    others: Sequence[Described] = (),
     on_warning: Callable[[Fault], None] | None = None,
 ) -> npt.NDArray[np.unsignedinteger[Any]]:
     """Paint the segments of SEG and RTSTRUCT objects into one label volume.
@@ -38,6 +42,7 @@ def label_volume(
         objects: series of modality SEG or RTSTRUCT that describe ``reference``. grid: the reference's voxels.
         rules: field ``label_rules``, see :class:`~nnunet_jobs.contract.label_rules.LabelRules`.
         label_names: label name to value; ``background`` is 0.
+        others: objects that describe other channels of the case, each with its channel, whose voxels lie where the reference's lie.
         on_warning: takes each warning; the log does without it.
 
     Returns:
@@ -48,11 +53,12 @@ def label_volume(
     """
     parsed = _checked(rules, label_names)
     report = Report()
-    if not objects:
+    described = [*((item, reference, grid) for item in objects), *others]
+    if not described:
         report.error(Code.LABEL_MISSING, "no SEG or RTSTRUCT object describes this series; export it, or leave the series out")
-    by_label = _assign(_segments(objects, reference, grid, parsed, report), parsed, label_names, report)
+    by_label = _assign(_segments(described, parsed, report), parsed, label_names, report)
     volume = _painted(by_label, grid, parsed, label_names, report)
-    if objects and not by_label and not report.faults:
+    if described and not by_label and not report.faults:
         report.warning(Code.LABEL_EMPTY, "no segment becomes a label; every one is skipped by label_rules")
     errors = [fault for fault in report.faults if fault.severity == "error"]
     for fault in report.faults:
@@ -75,14 +81,14 @@ def _checked(rules: Mapping[str, Any] | None, label_names: Mapping[str, int]) ->
     return parsed
 
 
-def _segments(objects: Sequence[Series], reference: Series, grid: Grid, rules: LabelRules, report: Report) -> list[Segment]:
+def _segments(described: Sequence[Described], rules: LabelRules, report: Report) -> list[Segment]:
     found: list[Segment] = []
-    files = [(series, instance) for series in objects for instance in series.instances]
-    for number, (series, instance) in enumerate(files, start=1):
+    files = [(series, instance, reference, grid) for series, reference, grid in described for instance in series.instances]
+    for number, (series, instance, reference, grid) in enumerate(files, start=1):
         source = f"{series.modality} {number} of {len(files)}"
         reader = _READERS.get(series.modality)
-        if reader is None:
-            report.error(Code.LABEL_OBJECT, f"{series.modality} objects hold no labels that can be read; give SEG or RTSTRUCT")
+        if reader is None or instance.sop_class not in LABEL_CLASSES:
+            report.error(Code.LABEL_OBJECT, f"{source}: is of a kind (SOP class) that is not read; give SEG or RTSTRUCT")
             continue
         with _broken(f"{source}: is not readable", report):
             found += reader(instance.path, reference=reference, grid=grid, source=source, threshold=rules.threshold, report=report)
@@ -141,8 +147,8 @@ def _broken(what: str, report: Report) -> Iterator[None]:
         yield
     except MemoryError:
         raise
-    except Exception as error:
-        report.error(Code.UNREADABLE, f"{what} ({type(error).__name__}); export it again")
+    except Exception:
+        report.error(Code.UNREADABLE, f"{what}, it may be cut off or damaged; export it again")
 
 
 def _log_warning(fault: Fault) -> None:

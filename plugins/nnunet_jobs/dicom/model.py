@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+_SHOWN = 5  # numbers of files in one fault
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Instance:
-    """One DICOM file. ``sop_uid`` is its SOPInstanceUID; ``sha256`` of the whole file.
+    """One DICOM file. ``sop_uid`` is its SOPInstanceUID; ``sha256`` of the whole file; ``number`` the one that faults call it by.
 
     ``image`` is what :mod:`nnunet_jobs.dicom.header` read of an image's matrix, pixels and planes, so that nobody reads the header
     twice; empty for other objects, and for instances made by hand, whose header :func:`nnunet_jobs.dicom.geometry.grid_of` reads.
@@ -22,6 +25,7 @@ class Instance:
     sop_class: str
     sop_uid: str
     sha256: str
+    number: int = 0
     image: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
 
@@ -32,9 +36,12 @@ class Series:
     Attributes:
         patient: PatientID with its issuer. It identifies a person: it goes into :mod:`nnunet_jobs.dicom.identity` and nowhere else.
         study_uid, series_uid, frame_of_reference_uid: of DICOM; they find objects that refer to each other.
-        modality: such as ``MR``, ``CT``, ``SEG``. description, protocol: as the scanner wrote them, for series rules; never logged.
+        modality: such as ``MR``, ``CT``; for label objects ``SEG`` or ``RTSTRUCT``, by what they are.
+        description, protocol: as the scanner wrote them, for series rules; never logged.
         instances: an image series' files, sorted along the slice normal; other objects in the order of their UIDs.
-        refers_to: for SEG and RTSTRUCT the SeriesInstanceUIDs that they describe.
+        labels: whether it holds label objects, and no images.
+        refers_to: for label objects the SeriesInstanceUIDs that they describe. refers_to_images, refers_to_frames: the SOPInstanceUIDs of
+            images and the FrameOfReferenceUIDs that they name.
         tags: further values for series rules, by DICOM keyword.
     """
 
@@ -46,8 +53,28 @@ class Series:
     description: str = ""
     protocol: str = ""
     instances: tuple[Instance, ...]
+    labels: bool = False
     refers_to: tuple[str, ...] = ()
+    refers_to_images: tuple[str, ...] = ()
+    refers_to_frames: tuple[str, ...] = ()
     tags: dict[str, Any] = field(default_factory=dict)
+
+
+def same_patient(first: str, other: str) -> bool:
+    """Whether two identities of :attr:`Series.patient` may be of one person.
+
+    What is missing in one of them is no difference: many programs write no PatientID or IssuerOfPatientID into what they derive.
+    """
+    (name, _, issuer), (other_name, _, other_issuer) = first.partition("^^^"), other.partition("^^^")
+    same = not name or not other_name or name == other_name
+    return same and (not issuer or not other_issuer or issuer == other_issuer)
+
+
+def files_named(numbers: Iterable[int]) -> str:
+    """Numbers of files as faults name them, such as ``file 4`` or ``files 4, 5, 9 and 12 more``; empty where none has a number."""
+    known = sorted(set(numbers) - {0})
+    shown = ", ".join(map(str, known[:_SHOWN])) + (f" and {len(known) - _SHOWN} more" if len(known) > _SHOWN else "")
+    return f"file{'s' if len(known) > 1 else ''} {shown}" if known else ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

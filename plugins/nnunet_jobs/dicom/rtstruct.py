@@ -14,6 +14,8 @@ import numpy.typing as npt
 
 from nnunet_jobs.dataset.faults import Code
 from nnunet_jobs.dicom.model import Grid, Series
+from nnunet_jobs.dicom.reading import read_file
+from nnunet_jobs.dicom.references import items, references_of
 from nnunet_jobs.dicom.segments import Mask, Report, Segment, quiet_libraries, referenced, shown_name
 
 # How far a contour's points may lie from the centre of a slice, in slices.
@@ -22,12 +24,6 @@ _TOLERANCE = 0.1
 # would otherwise fall on either side of it; the rounding moves an edge by at most a thirty-second of a voxel.
 _STEPS = 16
 _CLOSED, _XOR = "CLOSED_PLANAR", "CLOSEDPLANAR_XOR"
-_SERIES_PATH = (
-    "ReferencedFrameOfReferenceSequence",
-    "RTReferencedStudySequence",
-    "RTReferencedSeriesSequence",
-    "SeriesInstanceUID",
-)
 
 
 def read_rtstruct(path: Path, *, reference: Series, grid: Grid, source: str, threshold: float, report: Report) -> list[Segment]:
@@ -37,12 +33,11 @@ def read_rtstruct(path: Path, *, reference: Series, grid: Grid, source: str, thr
         reference, grid: the series that it must describe. source: what to call the object in faults. threshold: has no meaning here.
     """
     quiet_libraries()
-    import pydicom
-
-    dataset = pydicom.dcmread(path)
-    names = {int(item.ROINumber): item for item in dataset.StructureSetROISequence}
-    contours = {int(item.ReferencedROINumber): item.get("ContourSequence") or () for item in dataset.get("ROIContourSequence") or ()}
-    if reference.series_uid not in referenced(dataset, *_SERIES_PATH):
+    dataset = read_file(path)
+    names = {int(item.ROINumber): item for item in items(dataset, "StructureSetROISequence")}
+    contours = {int(item.ReferencedROINumber): list(items(item, "ContourSequence")) for item in items(dataset, "ROIContourSequence")}
+    images = {instance.sop_uid for instance in reference.instances}
+    if not references_of(dataset).describe(series=reference.series_uid, images=images, frame=reference.frame_of_reference_uid):
         report.error(Code.LABEL_REFERENCE, f"{source}: describes another series; contour on this one, or choose the one it describes")
         return []
     inverse = np.asarray(np.linalg.inv(grid.affine), dtype=np.float64)
@@ -87,7 +82,7 @@ class _Roi:
         place_of = {uid: place for place, uid in enumerate(grid.sop_uids)} if not grid.frames else {}
         for number, contour in enumerate(self._contours, start=1):
             kind = str(contour.get("ContourGeometricType") or "")
-            points = np.asarray([float(value) for value in contour.get("ContourData") or ()], dtype=np.float64)
+            points = _points(contour)
             if kind == "POINT" or (kind in (_CLOSED, _XOR) and points.size < 9):
                 left_out[kind] = left_out.get(kind, 0) + 1
                 continue
@@ -130,6 +125,25 @@ class _Roi:
             if place not in slices:
                 return Code.LABEL_REFERENCE, "lie at other slices than those they refer to; one of the two is wrong"
         return None
+
+
+def _points(contour: Any) -> npt.NDArray[np.float64]:
+    """A contour's coordinates, NaN where they are no numbers.
+
+    They are taken from the file's own text: a big structure set has millions, of which pydicom would make an object each. That text is
+    the same whatever VR it came with; values of 64 KiB and more cannot come as DS.
+    """
+    element = contour.get_item("ContourData") if "ContourData" in contour else None
+    value = element.value if element is not None else None
+    if isinstance(value, str):
+        value = value.encode()
+    try:
+        if isinstance(value, bytes):
+            text = value.strip(b" \0\\")
+            return np.array(text.split(b"\\") if text else [], dtype="S").astype(np.float64)
+        return np.asarray([float(number) for number in value or ()], dtype=np.float64)
+    except (TypeError, ValueError):
+        return np.full(3, np.nan)
 
 
 def _fill(plane: Mask, polygons: Sequence[tuple[str, Any]], warn: Callable[[str], None], place: int) -> None:

@@ -11,7 +11,9 @@ import numpy.typing as npt
 
 from nnunet_jobs.dataset.faults import Code
 from nnunet_jobs.dicom.model import Grid, Series
-from nnunet_jobs.dicom.segments import Mask, Report, Segment, quiet_libraries, referenced, shown_name
+from nnunet_jobs.dicom.reading import read_file
+from nnunet_jobs.dicom.references import items, references_of
+from nnunet_jobs.dicom.segments import Mask, Report, Segment, quiet_libraries, shown_name
 
 # How far a frame's corner may lie from the centre of the grid's voxel, in voxels: decimal strings round, other grids are off by more.
 _TOLERANCE = 0.1
@@ -40,10 +42,9 @@ def read_seg(path: Path, *, reference: Series, grid: Grid, source: str, threshol
         threshold: share of a fractional segment's maximum from which a voxel belongs to it.
     """
     quiet_libraries()
-    import pydicom
     from highdicom.seg import Segmentation
 
-    seg = Segmentation.from_dataset(pydicom.dcmread(path), copy=False)
+    seg = Segmentation.from_dataset(read_file(path), copy=False)
     if not _describes(seg, reference, grid, source, report):
         return []
     try:
@@ -58,25 +59,25 @@ def read_seg(path: Path, *, reference: Series, grid: Grid, source: str, threshol
             )
             for item in seg.SegmentSequence
         ]
-    except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
-        message = f"{source}: lacks what places its frames in the patient ({type(error).__name__}); export it with plane positions"
+    except (AttributeError, KeyError, IndexError, TypeError, ValueError):
+        message = f"{source}: lacks what places its frames in the patient; export it with plane positions"
         report.error(Code.LABEL_OBJECT, message)
         return []
 
 
 def _describes(seg: Any, reference: Series, grid: Grid, source: str, report: Report) -> bool:
-    series = referenced(seg, "ReferencedSeriesSequence", "SeriesInstanceUID")
-    images = referenced(seg, "SourceImageSequence", "ReferencedSOPInstanceUID")
-    if (series and reference.series_uid not in series) or (not series and images and not images & set(grid.sop_uids)):
-        report.error(Code.LABEL_REFERENCE, f"{source}: describes another series; segment on this one, or choose the one it describes")
-        return False
-    if not _same_frame(seg, reference) and seg.get("FrameOfReferenceUID") and reference.frame_of_reference_uid:
+    frame, same_frame = reference.frame_of_reference_uid, _same_frame(seg, reference)
+    if not same_frame and seg.get("FrameOfReferenceUID") and frame:
         report.error(Code.LABEL_REFERENCE, f"{source}: is in another frame of reference than its series; register and resample it first")
         return False
-    if not series and not images and not _same_frame(seg, reference):
-        report.error(
-            Code.LABEL_REFERENCE, f"{source}: says neither which series it describes nor in which frame of reference; export it again"
-        )
+    found = references_of(seg)
+    if not found.series and not found.images and not same_frame:
+        message = f"{source}: says neither which series it describes nor in which frame of reference; export it again"
+        report.error(Code.LABEL_REFERENCE, message)
+        return False
+    images = {instance.sop_uid for instance in reference.instances} | set(grid.sop_uids)
+    if not found.describe(series=reference.series_uid, images=images, frame=frame):
+        report.error(Code.LABEL_REFERENCE, f"{source}: describes another series; segment on this one, or choose the one it describes")
         return False
     return True
 
@@ -87,7 +88,7 @@ def _same_frame(seg: Any, reference: Series) -> bool:
 
 def _frames_by_segment(seg: Any, reference: Series, grid: Grid) -> dict[int, list[_Frame]]:
     """Frames of each segment; a LABELMAP's frames belong to all of them and stand under 0."""
-    shared = seg.SharedFunctionalGroupsSequence[0]
+    shared: Any = next(items(seg, "SharedFunctionalGroupsSequence"), {})
     inverse = np.linalg.inv(grid.affine)
     place_of = _places(reference, grid)
     by_number: dict[int, list[_Frame]] = {}

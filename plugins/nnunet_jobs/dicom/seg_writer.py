@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import uuid
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
@@ -19,12 +20,14 @@ from nnunet_jobs.contract.files import PRIVATE, content_hash, replacing
 from nnunet_jobs.contract.segment_codes import SegmentCodes
 from nnunet_jobs.dataset.faults import Code
 from nnunet_jobs.dicom.model import Grid, Series
+from nnunet_jobs.dicom.seg_sources import source_headers
 from nnunet_jobs.dicom.segments import quiet_libraries
+
+log = logging.getLogger("nnunet_jobs")
 
 ENDING = ".seg.dcm"
 _PROVIDER = "airflow-provider-nnunet"
 _LO = 64  # characters of the value representation LO
-_TOLERANCE = 0.1  # voxels between the grid and what a source slice says of its place
 # What the patient and study levels of the source say, copied as it stands: the archive files the object by it.
 _COPIED = (
     "PatientName", "PatientID", "IssuerOfPatientID", "PatientBirthDate", "PatientSex", "StudyInstanceUID", "StudyID", "StudyDate",
@@ -83,9 +86,10 @@ def write_seg(
         DataError: the source is not where the grid says, or lacks what a SEG needs. ConfigError: segments overlap in a LABELMAP.
     """
     if segmentation.shape != grid.shape:
-        raise DataError(f"segmentation has the shape {segmentation.shape}, its grid {grid.shape}")
+        sizes = (" x ".join(map(str, shape)) for shape in (segmentation.shape, grid.shape))
+        raise DataError("segmentation has the shape {}, its grid {}".format(*sizes))
     quiet_libraries()
-    sources = _sources(reference, grid)
+    sources = source_headers(reference, grid)
     frames = _in_source_order(_planes(segmentation, segments, kind), sources, grid)
     series_uid = _uid("series", reference.series_uid, model_hash)
     described = [[item.name, list(item.values), repr(item.codes)] for item in segments]
@@ -95,37 +99,6 @@ def write_seg(
     with replacing(target, mode=PRIVATE) as file:
         seg.save_as(file)
     return sop_uid
-
-
-def _sources(reference: Series, grid: Grid) -> list[Any]:
-    """The source images' headers in the grid's order, each checked to lie where the grid has it."""
-    import pydicom
-
-    by_uid = {instance.sop_uid: instance.path for instance in reference.instances}
-    missing = [uid for uid in grid.sop_uids if uid not in by_uid]
-    if missing:
-        raise _unusable(Code.IMAGE_MISSING, f"{len(missing)} source images are missing from their series")
-    try:
-        sources = [pydicom.dcmread(by_uid[uid], stop_before_pixels=True) for uid in grid.sop_uids]
-        if grid.frames:
-            return sources
-        inverse = np.linalg.inv(grid.affine)
-        corner = np.asarray([grid.shape[0] - 1, grid.shape[1] - 1, 0, 0], dtype=np.float64)
-        for place, source in enumerate(sources):
-            across, down = (np.asarray(source.ImageOrientationPatient[part], float) for part in (slice(0, 3), slice(3, 6)))
-            spacing = [float(value) for value in source.PixelSpacing]
-            first = np.asarray([float(value) for value in source.ImagePositionPatient])
-            last = first + across * spacing[1] * corner[0] + down * spacing[0] * corner[1]
-            for point, index in ((first, (0, 0, place)), (last, (grid.shape[0] - 1, grid.shape[1] - 1, place))):
-                if np.abs(inverse[:3, :3] @ point + inverse[:3, 3] - index).max() > _TOLERANCE:
-                    raise _unusable(Code.LABEL_GRID, f"the voxels of slice {place} are not where its source image is")
-    except (AttributeError, TypeError, ValueError, OSError, IndexError) as error:
-        raise _unusable(Code.UNREADABLE, f"a source image lacks what places it in the patient ({type(error).__name__})") from None
-    return sources
-
-
-def _unusable(code: Code, message: str) -> DataError:
-    return DataError(f"no DICOM SEG: {message}", faults=[Fault(code=code, message=message)])
 
 
 def _planes(segmentation: npt.NDArray[Any], segments: Sequence[OutputSegment], kind: str) -> Any:
@@ -210,7 +183,9 @@ def _build(
         )
     except (AttributeError, TypeError, ValueError) as error:
         # highdicom's message may quote the header, so only its kind is told
-        raise _unusable(Code.UNREADABLE, f"the source images lack what a SEG needs ({type(error).__name__})") from None
+        log.debug("no SEG, by %s", type(error).__name__)
+        message = "the source images lack what a SEG needs, or hold it malformed; export the original images"
+        raise DataError(f"no DICOM SEG: {message}", faults=[Fault(code=Code.UNREADABLE, message=message)]) from None
     for keyword in _CHECKED:
         setattr(seg, keyword, None)
     for keyword, element in kept.items():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import concurrent.futures
 import os
 import stat
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,14 +12,13 @@ from typing import Any
 
 from nnunet_jobs.contract.failure import Fault
 from nnunet_jobs.dataset.faults import Code
-from nnunet_jobs.dicom.header import RTSTRUCT_CLASS, SEG_CLASSES
-from nnunet_jobs.dicom.model import Instance, Series
+from nnunet_jobs.dicom.grouping import Headers, assign_by_folder, group, name_strangers
+from nnunet_jobs.dicom.model import Series
 from nnunet_jobs.dicom.worker import dicom_workers
 from nnunet_jobs.guard import Broken, Workers
 
-_HEADER_S = 60.0
-_HEADER_MIB = 512
-_DICOMDIR = "1.2.840.10008.1.3.10"
+_HEADER_S, _HEADER_MIB = 60.0, 512  # beside what the file's size asks for
+_S_A_MIB, _MIB_A_MIB = 1.0, 16.0
 
 
 @dataclass(slots=True, kw_only=True)
@@ -30,7 +28,7 @@ class Scan:
     Attributes:
         series: images, SEG and RTSTRUCT, in the order of study and series UID.
         faults: of files and series; they name a file by its number only, because paths in an archive's export hold names of people.
-        studies: ``file N`` of a fault to its StudyInstanceUID, where the file says it.
+        studies: ``file N`` of a fault to its StudyInstanceUID, where the file or its neighbours say it.
         files: number to path of the files that faults name, for those who may see it.
         other: files that are not DICOM. ignored: DICOM objects that are neither images nor labels (reports, DICOMDIR, doses).
     """
@@ -77,12 +75,15 @@ def scan(
 
     def read(item: tuple[int, Path]) -> dict[str, Any] | str:
         data = {"path": os.path.realpath(item[1]), "keywords": list(keywords)}
+        mib = size_of(item[1]) / (1 << 20)
+        timeout_s, memory_mib = _HEADER_S + mib * _S_A_MIB, _HEADER_MIB + int(mib * _MIB_A_MIB)
         try:
-            return guard.call("header", data, timeout_s=_HEADER_S, memory_mib=_HEADER_MIB, beat=beat)
+            return guard.call("header", data, timeout_s=timeout_s, memory_mib=memory_mib, beat=beat)
         except Broken as broken:
             return str(broken)
 
-    headers: list[tuple[int, Path, dict[str, Any]]] = []
+    headers: Headers = []
+    others: list[tuple[int, Path, str]] = []
     with concurrent.futures.ThreadPoolExecutor(max_workers=max(1, threads)) as pool:
         futures = [pool.submit(read, item) for item in files]
         try:
@@ -95,12 +96,22 @@ def scan(
                 elif header["dicom"]:
                     headers.append((number, path, header))
                 else:
-                    found.other += 1
+                    others.append((number, path, header["kind"]))
         except BaseException:
             pool.shutdown(wait=True, cancel_futures=True)
             raise
-    _group(found, headers)
+    group(found, headers)
+    name_strangers(found, others, headers)
+    assign_by_folder(found, headers)
     return found
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file; 0 when it is gone since it was found, which whoever reads it will say without naming it."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
 
 
 def walk(root: Path, found: Scan, beat: Callable[[], None]) -> Iterator[Path]:
@@ -126,8 +137,15 @@ def walk(root: Path, found: Scan, beat: Callable[[], None]) -> Iterator[Path]:
                     message = "the link before it leaves the source; copy what it points to into the source"
                     found.fault(Code.PATH_OUTSIDE, number + 1, path, message)
                     continue
+                if not target.exists():
+                    message = "the link before it leads nowhere; copy what it should point to into the source, or remove it"
+                    found.fault(Code.DICOM_UNREADABLE, number + 1, path, message)
+                    continue
                 if target.is_dir():
-                    continue  # the walk comes there anyway
+                    if any(part.startswith(".") for part in target.relative_to(root).parts):
+                        message = "the link before it leads into a hidden folder, which is not read; give the folder a plain name"
+                        found.fault(Code.DICOM_UNREADABLE, number + 1, path, message)
+                    continue  # the walk comes to any other folder anyway
             if entry.is_dir(follow_symlinks=False):
                 below.append(path)
             elif _is_regular(path):
@@ -141,80 +159,3 @@ def _is_regular(path: Path) -> bool:
         return stat.S_ISREG(os.stat(path).st_mode)
     except OSError:  # a broken link, or gone meanwhile
         return False
-
-
-def _group(found: Scan, headers: Sequence[tuple[int, Path, dict[str, Any]]]) -> None:
-    by_uid: dict[str, tuple[int, dict[str, Any]]] = {}
-    patients: dict[str, tuple[int, str]] = {}
-    groups: dict[tuple[str, str], list[tuple[Path, dict[str, Any]]]] = defaultdict(list)
-    for number, path, header in headers:
-        kind = header["sop_class"]
-        if kind and (kind == _DICOMDIR or (header["image"] is None and kind != RTSTRUCT_CLASS)):
-            found.ignored += 1
-            continue
-        missing = [name for name in ("sop_uid", "study_uid", "series_uid", "sop_class") if not header[name]]
-        if missing:
-            message = f"has no {' and no '.join(missing)}, so nobody knows where it belongs; export it again or move it away"
-            found.fault(Code.DICOM_UNREADABLE, number, path, message)
-            continue
-        study = header["study_uid"]
-        first, other = by_uid.setdefault(header["sop_uid"], (number, header))
-        if first != number:
-            if other["sha256"] == header["sha256"]:
-                found.fault(
-                    Code.DICOM_DUPLICATE, number, path, f"is file {first} once more and is left out", severity="warning", study=study
-                )
-            else:
-                message = f"has the SOPInstanceUID of file {first} but another content; keep the right one"
-                found.fault(Code.DICOM_DUPLICATE, number, path, message, study=study)
-            continue
-        first, patient = patients.setdefault(study, (number, patient_of(header)))
-        if patient != patient_of(header):
-            message = f"has the StudyInstanceUID of file {first} but another PatientID; correct the one that is wrong"
-            found.fault(Code.DICOM_PATIENT, number, path, message, study=study)
-            continue
-        groups[study, header["series_uid"]].append((path, header))
-    found.series = [_series(items) for _, items in sorted(groups.items())]
-
-
-def _series(items: list[tuple[Path, dict[str, Any]]]) -> Series:
-    from nnunet_jobs.dicom.geometry import place
-
-    items.sort(key=lambda item: (place(item[1]["image"]), item[1]["sop_uid"]))
-    headers = [header for _, header in items]
-    first = headers[0]
-    return Series(
-        patient=patient_of(first),
-        study_uid=first["study_uid"],
-        series_uid=first["series_uid"],
-        frame_of_reference_uid=first["frame_of_reference_uid"],
-        modality=first["modality"],
-        description=first["description"],
-        protocol=first["protocol"],
-        instances=tuple(
-            Instance(
-                path=path,
-                sop_class=header["sop_class"],
-                sop_uid=header["sop_uid"],
-                sha256=header["sha256"],
-                image=header["image"] if header["image"] and header["sop_class"] not in SEG_CLASSES else {},
-            )
-            for path, header in items
-        ),
-        refers_to=tuple(sorted({uid for header in headers for uid in header["refers_to"] if uid})),
-        tags=_tags(headers),
-    )
-
-
-def patient_of(header: dict[str, Any]) -> str:
-    """PatientID, followed by its issuer where the file names one; empty when the file names nobody."""
-    return f"{header['patient']}^^^{header['issuer']}" if header["patient"] and header["issuer"] else str(header["patient"])
-
-
-def _tags(headers: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Values by keyword: one text where all instances agree, else the tuple of the different ones."""
-    values: dict[str, set[str]] = defaultdict(set)
-    for header in headers:
-        for keyword, value in header["tags"].items():
-            values[keyword].add(value)
-    return {keyword: next(iter(found)) if len(found) == 1 else tuple(sorted(found)) for keyword, found in values.items()}

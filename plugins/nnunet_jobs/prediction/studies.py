@@ -22,9 +22,10 @@ from nnunet_jobs.dataset.changes import parallel, pulse
 from nnunet_jobs.dataset.dicom_cases import DicomCase, cases_of, faults_of, keywords
 from nnunet_jobs.dataset.faults import Code
 from nnunet_jobs.dicom import convert
-from nnunet_jobs.dicom.geometry import SeriesRefused, grid_of
+from nnunet_jobs.dicom.geometry import SeriesRefused, grid_of, same_place
 from nnunet_jobs.dicom.identity import Identity
 from nnunet_jobs.dicom.model import Grid, Series
+from nnunet_jobs.dicom.seg_sources import seg_faults
 from nnunet_jobs.dicom.series import scan
 from nnunet_jobs.dicom.worker import dicom_workers
 from nnunet_jobs.guard import Broken, Workers
@@ -37,7 +38,6 @@ log = logging.getLogger("nnunet_jobs")
 SEG_VERSION = 1
 """Of what a DICOM SEG holds; part of what decides whether one is up to date."""
 _CONVERT_S = 1800.0
-_SAME_PLACE = 0.1  # voxels that the corners of two channels' grids may lie apart
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,26 +63,33 @@ class Studies:
 
     Attributes:
         cases: sorted by id, images named as they will be converted; what cannot be predicted has its reason.
-        by_case: the usable ones.
+        by_case: the usable ones. as_seg: whether a DICOM SEG will be wanted of each, so that what it needs must be there.
+        files: number to path of the files that problems may name, for those who may see it.
     """
 
+    as_seg: bool = False
+    files: dict[int, Path] = field(default_factory=dict)
     cases: list[Case] = field(default_factory=list)
     by_case: dict[str, Study] = field(default_factory=dict)
 
     def add(self, found: DicomCase, errors: Sequence[Fault], images: Path) -> None:
         """Take up a case of the scan, with what is wrong with it."""
         case, faults, grids = found.person.case, list(errors), []
+        if found.channels and self.as_seg:
+            faults += seg_faults(found.channels[0])
         for series in found.channels:
             faults += [fault for fault in convert.pixel_faults(series) if fault.severity == "error"]
             try:
                 grids.append(grid_of(series))
             except SeriesRefused as refused:
                 faults += refused.faults
-        if not faults and any(not _same_place(grids[0], grid) for grid in grids[1:]):
+        if not faults and any(not same_place(grids[0], grid) for grid in grids[1:]):
             message = "its channels lie on different grids; resample them to one, or choose other series"
             faults.append(Fault(code=Code.AFFINE_MISMATCH, message=message))
         if faults:
             problem = "; ".join(f"{fault.code}: {fault.message}" for fault in faults)
+            for series in found.channels:
+                self.files |= {instance.number: instance.path for instance in series.instances}
             self.cases.append(Case(case=case, images=(), problem=problem))
             return
         self.by_case[case] = Study(case=case, channels=found.channels, grids=tuple(grids))
@@ -110,12 +117,14 @@ class Studies:
         return SegWriter(model, description, codes, self)
 
 
-def find_studies(folder: Path, *, rules: Mapping[str, SeriesRule], dataset: str, images: Path, context: StepContext) -> Studies:
+def find_studies(
+    folder: Path, *, rules: Mapping[str, SeriesRule], dataset: str, images: Path, context: StepContext, as_seg: bool = False
+) -> Studies:
     """Scan a folder and choose each channel's series in each study.
 
     Args:
         folder: resolved. rules: channel name to rule, in the model's order. dataset: whose predictions they are, for the mapping.
-        images: folder that the converted images will be in.
+        images: folder that the converted images will be in. as_seg: a DICOM SEG is wanted of each study.
 
     Raises:
         DataError: not one study is there. ConfigError: the site's key is not as it must be.
@@ -128,11 +137,12 @@ def find_studies(folder: Path, *, rules: Mapping[str, SeriesRule], dataset: str,
             log.warning("%s", fault)
         else:
             of_files[fault.case].append(fault)
-    studies, people, others = Studies(), [], 0
+    studies, people, others = Studies(as_seg=as_seg, files=dict(found.files)), [], 0
     for item in cases_of(found, rules, identity):
         errors = [*of_files[item.person.case], *(fault for fault in item.faults if fault.severity == "error")]
-        if [str(fault.code) for fault in errors] == [Code.DICOM_SERIES_MISSING] * len(rules):
-            others += 1  # a study of another kind, in a folder that holds all sorts
+        missing = [str(fault.code) for fault in errors] == [Code.DICOM_SERIES_MISSING] * len(rules)
+        if missing or not (errors or item.channels):
+            others += 1  # a study of another kind, or of labels alone, in a folder that holds all sorts
             continue
         studies.add(item, errors, images)
         people.append(item.person)
@@ -142,15 +152,10 @@ def find_studies(folder: Path, *, rules: Mapping[str, SeriesRule], dataset: str,
         faults = [fault for fault in found.faults if fault.severity == "error"]
         raise DataError("cases: no study of this folder has a series that the rules of 'series' choose", faults=faults)
     identity.remember(f"{dataset}.predicted", people)
+    note = identity.note_files(f"{dataset}.predicted", studies.files)
+    if note is not None:
+        log.warning("reasons name files by number only; the paths are in %s", os.path.realpath(note))
     return studies
-
-
-def _same_place(first: Grid, other: Grid) -> bool:
-    if first.shape != other.shape:
-        return False
-    corners = np.asarray([(*np.multiply(corner, np.subtract(first.shape, 1)), 1) for corner in np.ndindex(2, 2, 2)], dtype=np.float64)
-    seen = corners @ other.affine.T @ np.linalg.inv(first.affine).T  # the other's corners in voxels of the first
-    return bool(np.abs(seen - corners).max() <= _SAME_PLACE)
 
 
 def _converted(case: Case, study: Study, workers: Workers, context: StepContext) -> Case:
@@ -197,7 +202,7 @@ class SegWriter:
         try:
             image = nibabel.load(output / record["file"])
             written = np.diag([-1.0, -1.0, 1.0, 1.0]) @ image.affine
-            if image.shape != grid.shape or not _same_place(grid, Grid(shape=grid.shape, affine=written, sop_uids=())):
+            if image.shape != grid.shape or not same_place(grid, Grid(shape=grid.shape, affine=written, sop_uids=())):
                 raise DataError("the segmentation does not lie on the voxels of its series")
             write_seg(
                 np.asarray(image.dataobj),
@@ -213,7 +218,8 @@ class SegWriter:
             if kind not in (FailureClass.DATA, FailureClass.BUG):
                 raise
             # a library's words may quote the header
-            reason = str(error) if kind is FailureClass.DATA else f"could not be written ({type(error).__name__})"
+            log.debug("DICOM SEG failed by %s", type(error).__name__)
+            reason = str(error) if kind is FailureClass.DATA else "could not be written, for a reason that nobody foresaw"
             return {**record, "status": "failed", "reason": f"DICOM SEG: {reason}", "failure_class": str(kind)}
         files = {**record["files"], target.name: sha256_file(target)}
         return {**record, "files": files, "seg": target.name, "seg_key": self.key}

@@ -128,9 +128,11 @@ def _studies(params: PredictParams, context: StepContext, dataset: str, descript
     try:
         from nnunet_jobs.prediction.studies import find_studies, registered_rules, series_rules
     except ImportError as error:
-        raise ConfigError(f"cases={params.cases!r}: reading DICOM needs {error.name}; install airflow-provider-nnunet[dicom]") from error
+        raise ConfigError(
+            f"cases={params.cases!r}: reading DICOM needs {(error.name or '').partition('.')[0]}; install airflow-provider-nnunet[dicom]"
+        ) from error
     rules = series_rules(params.series or registered_rules(context.workspace, dataset), description["channel_names"])
-    return find_studies(folder, rules=rules, dataset=dataset, images=images, context=context)
+    return find_studies(folder, rules=rules, dataset=dataset, images=images, context=context, as_seg=params.dicom_seg)
 
 
 def _share(found: list[Case], params: PredictParams, context: StepContext, records: Records, studies: Studies | None) -> list[Case]:

@@ -252,7 +252,7 @@ def test_fault_59_all_faults_of_all_studies_come_in_one_report(tmp_path: Path, w
         [
             ("dicom_slice_missing", case_of(workspace, "s0")),
             ("dicom_pixels", case_of(workspace, "s1")),
-            ("dicom_unreadable", None),
+            ("dicom_unreadable", case_of(workspace, "s2")),  # whose label object lies in the same folder
         ],
         key=str,
     )
@@ -266,12 +266,16 @@ def test_labels_that_describe_another_series_are_named(tmp_path: Path, workspace
     source = study(tmp_path / "archive", "s0", series="mr", modality="MR")
     study(source, "s1", patient="q")
     save(source / "s1" / "mr", slices(study="s1", series="mr", patient="q", modality="MR"))
+    with pytest.raises(DataError) as error:
+        register(workspace, source, series={"MR": {"modality": "MR"}}, channel_names=None)
+    assert faults(error) == [("label_reference", case_of(workspace, "s1"))]
+    assert "1 of 1 SEG and RTSTRUCT series (file 9) describe another series" in str(error.value)
+    write_seg_object(source / "s1" / "mr.dcm", sorted((source / "s1" / "mr").iterdir()), {"tumour": block()})
     with caplog.at_level(logging.WARNING, logger="nnunet_jobs"):
         result = register(workspace, source, series={"MR": {"modality": "MR"}}, channel_names=None)
-    assert (result["train"], result["test"]) == (1, 1)
-    other, single = sorted(record.getMessage() for record in caplog.records if record.name == "nnunet_jobs")
-    assert other.startswith(f"label_reference [{case_of(workspace, 's1')}]: 1 of 1 SEG and RTSTRUCT series describe another series")
-    assert single.startswith(f"single_case [{case_of(workspace, 's0')} ")
+    assert (result["train"], result["test"]) == (2, 0)
+    [other] = [record.getMessage() for record in caplog.records if "label_reference" in record.getMessage()]
+    assert other.startswith(f"label_reference [{case_of(workspace, 's1')}]: 1 of 2 SEG and RTSTRUCT series")
 
 
 # --- fields -----------------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from nnunet_jobs.context import StepContext
 from nnunet_jobs.contract.failure import DiskFull, Fault
 from nnunet_jobs.dataset.archives.entries import Entries, Limits, kind_of_mode
 from nnunet_jobs.dataset.archives.writer import LOOK_AT_DISK, Damaged, Writer, as_damage, guarded
-from nnunet_jobs.dataset.dicom_mark import HEAD, marked
+from nnunet_jobs.dataset.dicom_mark import HEAD, like_dicom
 from nnunet_jobs.dataset.faults import Code, data_error
 from nnunet_jobs.dataset.manifest import signature_of
 from nnunet_jobs.dataset.readers.volume import open_regular
@@ -142,7 +142,7 @@ def _look_for_dicom(archive: zipfile.ZipFile, infos: list[zipfile.ZipInfo], entr
     """Nothing is unpacked of an archive with faults, and whether they may name its entries depends on what these are."""
     for info in infos[:_LOOKED_AT]:
         with contextlib.suppress(Damaged), as_damage(), archive.open(info) as reader:
-            entries.dicom |= marked(reader.read(HEAD))
+            entries.dicom |= like_dicom(reader.read(HEAD))
         if entries.dicom:
             return
 
@@ -223,7 +223,7 @@ def _take(archive: tarfile.TarFile, member: tarfile.TarInfo, entries: Entries, w
     elif (path := entries.file(name, member.size)) and entries.faults:
         with as_damage(path):
             peeked = archive.extractfile(member)
-            entries.dicom |= peeked is not None and marked(peeked.read(HEAD))
+            entries.dicom |= peeked is not None and like_dicom(peeked.read(HEAD))
     elif path:
         if member.size > LOOK_AT_DISK:
             writer.need(member.size)

@@ -10,7 +10,7 @@ from pathlib import Path
 from nnunet_jobs.context import StepContext
 from nnunet_jobs.contract.failure import DiskFull, JobError
 from nnunet_jobs.dataset.archives.entries import Entries
-from nnunet_jobs.dataset.dicom_mark import marked
+from nnunet_jobs.dataset.dicom_mark import like_dicom
 from nnunet_jobs.dataset.faults import Code
 
 _RESERVE = 1 << 30  # bytes that stay free on the disk, or a twentieth of it where that is less
@@ -59,7 +59,7 @@ class Writer:
         written = 0
         with open(path, "xb") as file:
             for piece in pieces:
-                self.entries.dicom |= not written and marked(piece)
+                self.entries.dicom |= not written and like_dicom(piece)
                 written += len(piece)
                 if written > size:
                     break

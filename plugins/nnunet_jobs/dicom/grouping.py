@@ -1,0 +1,189 @@
+"""Headers become series: copies and strangers are named, patients compared, and what belongs to no series never vanishes silently."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydicom.uid import UID
+
+from nnunet_jobs.dataset.dicom_mark import named_like
+from nnunet_jobs.dataset.faults import Code
+from nnunet_jobs.dicom.geometry import place
+from nnunet_jobs.dicom.header import RTSTRUCT_CLASS, SEG_CLASSES, UNREAD_LABEL_CLASSES
+from nnunet_jobs.dicom.model import Instance, Series, same_patient
+
+if TYPE_CHECKING:
+    from nnunet_jobs.dicom.series import Scan
+
+Headers = list[tuple[int, Path, dict[str, Any]]]
+_DICOMDIR = "1.2.840.10008.1.3.10"
+_ARCHIVES = (".zip", ".tar", ".tgz", ".tar.gz", ".7z", ".rar")
+_MODALITY = {**dict.fromkeys(SEG_CLASSES, "SEG"), RTSTRUCT_CLASS: "RTSTRUCT"}
+_NEEDED = {"sop_uid": "SOPInstanceUID", "study_uid": "StudyInstanceUID", "series_uid": "SeriesInstanceUID", "sop_class": "SOPClassUID"}
+
+
+def group(found: Scan, headers: Headers) -> None:
+    """Fill ``found.series`` from the headers of all files, and name what cannot be placed."""
+    images = {(header["study_uid"], header["series_uid"]) for _, _, header in headers if header["image"] and not _labels(header)}
+    usable: Headers = []
+    by_uid: dict[str, tuple[int, dict[str, Any]]] = {}
+    for number, path, header in headers:
+        kind, study = header["sop_class"], header["study_uid"]
+        if kind == _DICOMDIR or (kind and header["image"] is None and not _labels(header) and not _should_be_image(header, images)):
+            found.ignored += 1
+            continue
+        missing = [keyword for key, keyword in _NEEDED.items() if not header[key]]
+        if missing:
+            message = f"has no {' and no '.join(missing)}, so nobody knows where it belongs; export it again or move it away"
+            found.fault(Code.DICOM_UNREADABLE, number, path, message, study=study)
+            continue
+        if header["image"] is None and kind != RTSTRUCT_CLASS and kind not in UNREAD_LABEL_CLASSES:
+            message = "has no Rows or no Columns, so its pixels cannot be read; export it again or move it away"
+            found.fault(Code.DICOM_UNREADABLE, number, path, message, study=study)
+            continue
+        first, other = by_uid.setdefault(header["sop_uid"], (number, header))
+        if first == number:
+            usable.append((number, path, header))
+        elif other["sha256"] == header["sha256"]:
+            message = f"is file {first} once more and is left out"
+            found.fault(Code.DICOM_DUPLICATE, number, path, message, severity="warning", study=study)
+        else:
+            message = f"has the SOPInstanceUID of file {first} but another content; keep the right one"
+            found.fault(Code.DICOM_DUPLICATE, number, path, message, study=study)
+    patients = _patients(usable)
+    groups: dict[tuple[str, str, bool], Headers] = defaultdict(list)
+    for number, path, header in usable:
+        study = header["study_uid"]
+        patient, first = patients[study]
+        if same_patient(patient_of(header), patient):
+            groups[study, header["series_uid"], _labels(header)].append((number, path, header))
+        else:
+            message = f"has the StudyInstanceUID of file {first} but another PatientID; correct the one that is wrong"
+            found.fault(Code.DICOM_PATIENT, number, path, message, study=study)
+    found.series = [_series(items, patients[study][0], labels=labels) for (study, _, labels), items in sorted(groups.items())]
+
+
+def name_strangers(found: Scan, others: Iterable[tuple[int, Path, str]], headers: Headers) -> None:
+    """Name files that are not DICOM where they should be, by their names or their neighbours'; count the rest.
+
+    Args:
+        others: number, path and kind of the files without DICOM at their beginning. headers: of those with it.
+    """
+    shapes = {(path.parent, _shape(path.name)) for _, path, _ in headers}
+    for number, path, kind in others:
+        numbered = any(map(str.isdigit, path.name)) and (path.parent, _shape(path.name)) in shapes
+        expected = numbered or (named_like(path.name) and path.name.upper() != "DICOMDIR")
+        if kind == "damaged":
+            message = "holds DICOM after a damaged mark (not DICM), so it is not read; export it again"
+            found.fault(Code.DICOM_UNREADABLE, number, path, message)
+        elif expected:
+            what = "is empty" if kind == "empty" else "does not begin like one"
+            message = f"is named like a DICOM file but {what}; copy it again, unpack it if it is compressed, or move it away"
+            found.fault(Code.DICOM_UNREADABLE, number, path, message)
+        elif headers and path.name.lower().endswith(_ARCHIVES):
+            message = "is an archive, which is not opened inside of a folder; unpack it if it holds studies that are wanted"
+            found.fault(Code.FILE_UNUSED, number, path, message, severity="warning")
+        else:
+            found.other += 1
+
+
+def assign_by_folder(found: Scan, headers: Headers) -> None:
+    """Let a fault of a file that says no study count against the study that its folder's other files are of, if it is a single one."""
+    studies: dict[Path, set[str]] = defaultdict(set)
+    for _, path, header in headers:
+        if header["study_uid"]:
+            studies[path.parent].add(header["study_uid"])
+    for number, path in found.files.items():
+        here = studies.get(path.parent, set())
+        if len(here) == 1:
+            found.studies.setdefault(f"file {number}", next(iter(here)))
+
+
+def _shape(name: str) -> str:
+    """A name with every run of digits replaced, so that numbered files of one kind are alike."""
+    return re.sub(r"\d+", "0", name.casefold())
+
+
+def _labels(header: dict[str, Any]) -> bool:
+    kind = header["sop_class"]
+    return kind in _MODALITY or kind in UNREAD_LABEL_CLASSES or header["modality"] in _MODALITY.values()
+
+
+def _should_be_image(header: dict[str, Any], images: set[tuple[str, str]]) -> bool:
+    """Whether an object without a matrix is an image by its class, or of an unknown class and in a series of images."""
+    name = UID(header["sop_class"]).name
+    unknown = name == header["sop_class"]
+    return "Image Storage" in name or (unknown and (header["study_uid"], header["series_uid"]) in images)
+
+
+def _patients(headers: Headers) -> dict[str, tuple[str, int]]:
+    """For each study the patient that most of its files name, with the number of the first of them."""
+    files: dict[str, list[tuple[int, dict[str, Any]]]] = defaultdict(list)
+    for number, _, header in headers:
+        files[header["study_uid"]].append((number, header))
+    patients = {}
+    for study, items in files.items():
+        name = _usual(header["patient"] for _, header in items)
+        issuer = _usual(header["issuer"] for _, header in items if header["patient"] in (name, ""))
+        patient = patient_of({"patient": name, "issuer": issuer})
+        patients[study] = patient, next((number for number, header in items if header["patient"] == name), items[0][0])
+    return patients
+
+
+def _usual(values: Iterable[str]) -> str:
+    """The text that is there most often, of equally frequent ones the first; empty only where all are."""
+    counts = Counter(value for value in values if value)
+    return counts.most_common(1)[0][0] if counts else ""
+
+
+def _series(items: Headers, patient: str, *, labels: bool) -> Series:
+    items.sort(key=lambda item: (place(item[2]["image"]), item[2]["sop_uid"]))
+    headers = [header for _, _, header in items]
+    kinds = {header["sop_class"] for header in headers}
+    return Series(
+        patient=patient,
+        study_uid=headers[0]["study_uid"],
+        series_uid=headers[0]["series_uid"],
+        frame_of_reference_uid=_usual(header["frame_of_reference_uid"] for header in headers),
+        modality=_MODALITY.get(next(iter(kinds)), "") or _usual(header["modality"] for header in headers),
+        description=_usual(header["description"] for header in headers),
+        protocol=_usual(header["protocol"] for header in headers),
+        instances=tuple(
+            Instance(
+                path=path,
+                sop_class=header["sop_class"],
+                sop_uid=header["sop_uid"],
+                sha256=header["sha256"],
+                number=number,
+                image={} if labels or not header["image"] else header["image"],
+            )
+            for number, path, header in items
+        ),
+        labels=labels,
+        refers_to=_all(headers, "refers_to"),
+        refers_to_images=_all(headers, "refers_to_images"),
+        refers_to_frames=_all(headers, "refers_to_frames"),
+        tags=_tags(headers),
+    )
+
+
+def _all(headers: Sequence[dict[str, Any]], key: str) -> tuple[str, ...]:
+    return tuple(sorted({uid for header in headers for uid in header[key] if uid}))
+
+
+def patient_of(header: dict[str, Any]) -> str:
+    """PatientID, followed by its issuer where the file names one; empty when the file names nobody."""
+    return f"{header['patient']}^^^{header['issuer']}" if header["patient"] and header["issuer"] else str(header["patient"])
+
+
+def _tags(headers: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Values by keyword: one text where all instances agree, else the tuple of the different ones."""
+    values: dict[str, set[str]] = defaultdict(set)
+    for header in headers:
+        for keyword, value in header["tags"].items():
+            values[keyword].add(value)
+    return {keyword: next(iter(found)) if len(found) == 1 else tuple(sorted(found)) for keyword, found in values.items()}

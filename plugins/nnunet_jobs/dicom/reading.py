@@ -1,0 +1,102 @@
+"""The one way in which this package opens DICOM files: with or without their mark, and long values whatever VR they came with."""
+
+from __future__ import annotations
+
+import functools
+import os
+import stat
+from typing import IO, Any
+
+import pydicom
+from pydicom.datadict import dictionary_VR
+from pydicom.dataelem import RawDataElement
+from pydicom.dataset import FileDataset
+from pydicom.hooks import hooks, raw_element_value, raw_element_vr
+from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+
+from nnunet_jobs.dataset.dicom_mark import HEAD, begins_data_set, damaged_mark, marked
+
+
+def kind_of(path: str | os.PathLike[str]) -> str:
+    """What a file's first bytes are.
+
+    ``marked``, ``unmarked`` (a data set without preamble and mark), ``damaged`` (a preamble with a wrong mark), ``empty`` or ``other``.
+
+    Never waits on pipes.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            return "other"
+        head = os.pread(fd, HEAD, 0)
+    finally:
+        os.close(fd)
+    if not head:
+        return "empty"
+    if marked(head):
+        return "marked"
+    return "unmarked" if begins_data_set(head) else "damaged" if damaged_mark(head) else "other"
+
+
+def is_dicom(path: str | os.PathLike[str]) -> bool:
+    """Whether a file begins as DICOM files do, with their mark or without."""
+    return kind_of(path) in ("marked", "unmarked")
+
+
+def read_file(file: str | os.PathLike[str] | IO[bytes], **options: Any) -> FileDataset:
+    """Read a DICOM file with or without its mark.
+
+    Args:
+        file: path, or file opened for reading whose first bytes somebody has looked at. options: of :func:`pydicom.dcmread`.
+
+    Returns:
+        The data set. Where the file names no transfer syntax, it is the uncompressed one that the file was read by.
+
+    Raises:
+        ValueError: the file at a path does not begin as DICOM files do.
+    """
+    _prepare()
+    if isinstance(file, str | os.PathLike):
+        file = os.path.realpath(file)
+        if not is_dicom(file):
+            raise ValueError("the file does not begin as DICOM files do")
+    dataset = pydicom.dcmread(file, force=True, **options)
+    if not dataset.file_meta.get("TransferSyntaxUID"):
+        implicit, little = dataset.original_encoding
+        dataset.file_meta.TransferSyntaxUID = (
+            ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian if little else ExplicitVRBigEndian
+        )
+    return dataset
+
+
+@functools.cache
+def _prepare() -> None:
+    """Let pydicom read public elements of VR UN by the standard's dictionary however long they are.
+
+    By itself it does so below 64 KiB only. Values above that are the very ones that have to come as UN: the length of most other VRs
+    has two bytes (PS3.5, 6.2.2).
+    """
+    pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
+    hooks.register_callback("raw_element_vr", _known_vr)
+    hooks.register_callback("raw_element_value", _known_value)
+
+
+def _known_vr(raw: RawDataElement, data: dict[str, Any], **options: Any) -> None:
+    raw_element_vr(raw, data, **options)
+    if data["VR"] == "UN" and not raw.tag.is_private:
+        try:
+            data["VR"] = dictionary_VR(raw.tag)
+        except KeyError:
+            pass  # an element that the dictionary does not know
+
+
+def _known_value(raw: RawDataElement, data: dict[str, Any], **options: Any) -> None:
+    if raw.VR == "UN" and data["VR"] == "SQ" and raw.value:
+        # the standard wants implicit VR inside of it; some writers changed the name of the VR alone
+        raw = raw._replace(is_implicit_VR=not _explicit(raw.value), is_little_endian=True)
+    raw_element_value(raw, data, **options)
+
+
+def _explicit(sequence: bytes) -> bool:
+    """Whether the first element of a sequence's first item says its VR."""
+    return sequence[12:14].isalpha() and sequence[12:14].isupper() and sequence[8:10] != b"\xfe\xff"

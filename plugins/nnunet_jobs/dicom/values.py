@@ -1,0 +1,129 @@
+"""Whether all slices of a series say in the same way what their stored values mean; one that does not would be shifted unseen."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from typing import Any
+
+from nnunet_jobs.contract.failure import Fault
+from nnunet_jobs.dataset.faults import Code
+from nnunet_jobs.dicom.model import Series, files_named
+
+ACTIVITY = "BQML"
+"""The Units of PET whose values are activity in Bq/ml."""
+_UNITS = ("BQML", "CNTS", "CPS", "GML", "PROPCNTS", "PROPCPS", "CM2ML", "PCNT", "MLML", "MLMING", "UMOLML", "1CM", "STDDEV", "NONE")
+# RescaleSlope and RescaleIntercept are of type 1 there: without them the values are no Hounsfield units and no activity.
+_RESCALED = {
+    "1.2.840.10008.5.1.4.1.1.2": "Hounsfield units",
+    "1.2.840.10008.5.1.4.1.1.2.1": "Hounsfield units",
+    "1.2.840.10008.5.1.4.1.1.2.2": "Hounsfield units",
+    "1.2.840.10008.5.1.4.1.1.128": "activity",
+    "1.2.840.10008.5.1.4.1.1.128.1": "activity",
+    "1.2.840.10008.5.1.4.1.1.130": "activity",
+}
+_RESCALE = ("RescaleSlope", "RescaleIntercept")
+_ORIGINAL = "export the original images"
+Slice = tuple[int, dict[str, Any], dict[str, Any]]
+"""Number of the file, the image, and the plane."""
+
+
+def value_faults(series: Series) -> list[Fault]:
+    """What the headers of a series leave open, or say in several ways, of its slices' values."""
+    slices = [
+        (instance.number, instance.image, plane) for instance in series.instances if instance.image for plane in instance.image["planes"]
+    ]
+    if not slices:
+        return []
+    faults = _encoding(slices)
+    faults += _rescale(slices, {instance.sop_class for instance in series.instances})
+    faults += _differing(slices, lambda image, plane: plane["type"] if plane["type"] != "US" else "", "RescaleType", shown=False)
+    faults += _differing(slices, lambda image, plane: unit_of(plane["units"]), "Units (what the values of PET are)", shown=True)
+    return faults
+
+
+def units_of(series: Series) -> str:
+    """What a PET series' values are, such as ``BQML``; empty where it does not say so, or holds no PET."""
+    if series.modality != "PT":
+        return ""
+    found = {unit_of(plane["units"]) for instance in series.instances if instance.image for plane in instance.image["planes"]}
+    return next(iter(found)) if len(found) == 1 else ""
+
+
+def unit_of(text: str) -> str:
+    """One of DICOM's defined terms for Units; ``other units`` for anything else, which somebody may have typed."""
+    return text if text in _UNITS or not text else "other units"
+
+
+def usual_bits(series: Series) -> tuple[int, bool] | None:
+    """Stored bits and sign that most slices have, for series whose slices differ in one of them; None where all agree."""
+    counts = Counter((image["stored"], image["signed"]) for image in (instance.image for instance in series.instances) if image)
+    return counts.most_common(1)[0][0] if len(counts) > 1 else None
+
+
+def _encoding(slices: Sequence[Slice]) -> list[Fault]:
+    faults = []
+    missing: dict[str, list[Slice]] = defaultdict(list)
+    for item in slices:
+        if item[1]["missing"]:
+            missing[" and ".join(item[1]["missing"])].append(item)
+    for what, items in missing.items():
+        faults.append(_fault(f"{what} missing in {_of(items, slices)}, so the pixels cannot be read; {_ORIGINAL}", items, slices))
+    return faults + _differing(slices, lambda image, plane: image["photometric"], "PhotometricInterpretation", shown=False)
+
+
+def _rescale(slices: Sequence[Slice], classes: Iterable[str]) -> list[Fault]:
+    faults = []
+    absent: dict[tuple[str, ...], list[Slice]] = defaultdict(list)
+    for item in slices:
+        plane = item[2]
+        absent[tuple(name for name, key in zip(_RESCALE, ("slope", "intercept"), strict=True) if plane[key] is None)].append(item)
+    wrong = [item for item in slices if item[2]["slope"] == 0 or any(math.isnan(item[2][key] or 0) for key in ("slope", "intercept"))]
+    if wrong:
+        message = f"RescaleSlope is 0, or RescaleSlope or RescaleIntercept is no number, in {_of(wrong, slices)}; {_ORIGINAL}"
+        faults.append(_fault(message, wrong, slices))
+    meaning = next((_RESCALED[kind] for kind in classes if kind in _RESCALED), None)
+    for names, items in absent.items():
+        if not names:
+            continue
+        if len(items) < len(slices) or len(names) == 1:
+            consequence = "their values would be shifted or scaled against the others"
+        elif meaning:
+            consequence = f"the stored values are no {meaning} without"
+        else:
+            continue  # such as MR, whose values have no unit
+        are = "is" if len(names) == 1 else "are"
+        faults.append(_fault(f"{' and '.join(names)} {are} missing in {_of(items, slices)}: {consequence}; {_ORIGINAL}", items, slices))
+    return faults
+
+
+def _differing(
+    slices: Sequence[Slice], value: Callable[[dict[str, Any], dict[str, Any]], Hashable], name: str, *, shown: bool
+) -> list[Fault]:
+    """A fault where a value is not the same in all slices: the slices of the most frequent one are taken for right."""
+    groups: dict[Any, list[Slice]] = defaultdict(list)
+    for item in slices:
+        groups[value(item[1], item[2])].append(item)
+    if len(groups) < 2:
+        return []
+    usual = max(groups, key=lambda found: len(groups[found]))
+    odd = [item for found, items in groups.items() if found != usual for item in items]
+    values = f" ({', '.join(str(found or 'none') for found in sorted(groups, key=lambda found: -len(groups[found])))})" if shown else ""
+    message = f"{name} of {_of(odd, slices)} is another than that of the rest{values}; {_ORIGINAL}, or as series of their own"
+    return [_fault(message, odd, slices)]
+
+
+def _of(items: Sequence[Slice], slices: Sequence[Slice]) -> str:
+    """How many slices, and which files they are in where it is not all of them."""
+    if len(items) == len(slices):
+        return f"all {len(slices)} slices"
+    files = files_named(number for number, _, _ in items)
+    return f"{len(items)} of {len(slices)} slices" + (f" ({files})" if files else "")
+
+
+def _fault(message: str, items: Sequence[Slice], slices: Sequence[Slice]) -> Fault:
+    """A fault of the file that is odd where it is a single one among others."""
+    numbers = {number for number, _, _ in items}
+    single = len(numbers) == 1 and len(numbers) < len({number for number, _, _ in slices}) and numbers != {0}
+    return Fault(code=Code.DICOM_VALUES, message=message, file=f"file {next(iter(numbers))}" if single else None)
