@@ -11,7 +11,7 @@ INPUT_ROOT ?=
 # Two test workers where there are two cores or more: many tests wait for processes. WORKERS= runs one after the other.
 WORKERS ?= $(if $(filter-out 1,$(shell nproc)),-n 2)
 
-.PHONY: help venv demo up down test fuzz lint types check bench images constraints wheel clean
+.PHONY: help venv demo up down test nightly fuzz lint types check bench images constraints wheel clean
 
 help: ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 14
@@ -37,6 +37,9 @@ down: $(VENV) ## stop what `make up` left running
 
 test: $(VENV) ## everything that can run here; says what it skipped and why
 	$(RUN) -m pytest $(WORKERS) $(ARGS)
+
+nightly: $(VENV) ## the tests that are too long for every change
+	$(RUN) -m pytest $(WORKERS) -m nightly --timeout 3600 $(ARGS)
 
 fuzz: $(VENV) ## ten minutes each: damaged files for every reader, random requests for both REST services, forms and images of random bytes
 	FUZZ_SECONDS=$(or $(SECONDS),600) $(RUN) -m pytest tests/chaos/test_validation.py tests/unit/serving/test_schema.py tests/e2e/test_predictions_faults.py -k 'fault_56 or fault_57' --timeout 1200

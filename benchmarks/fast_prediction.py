@@ -94,14 +94,14 @@ def compare(workspace: Workspace, configuration: str, model: str) -> None:
     """The rows of one network."""
     import torch
 
-    from nnunet_jobs.prediction.cases import collect_cases
+    from nnunet_jobs.prediction.incoming import collect_cases
     from nnunet_jobs.prediction.model import resolve_model
     from nnunet_jobs.prediction.predictor import Predictor
     from nnunet_jobs.prediction.records import mean_dice
     from nnunet_jobs.prediction.settings import Settings
 
     write_card(workspace.model_root(model) / DATASET, {configuration: [0]}, promote=workspace)
-    cases = collect_cases("holdout", workspace=workspace, dataset=DATASET, file_ending=".nii.gz", channels=1)
+    cases = collect_cases("holdout", workspace=workspace, dataset=DATASET, file_ending=".nii.gz", channels=1).cases
     exact: dict[str, Any] = {}
     reference = 0.0
     for name, values in OPTIONS.items():

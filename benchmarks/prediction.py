@@ -129,13 +129,13 @@ def main() -> None:
 
 def measure_warm(workspace: Workspace, images: Path, out: Path) -> tuple[float, float]:
     """Seconds to predict with a predictor in memory, and how many of these the network took."""
-    from nnunet_jobs.prediction.cases import collect_cases
+    from nnunet_jobs.prediction.incoming import collect_cases
     from nnunet_jobs.prediction.model import resolve_model
     from nnunet_jobs.prediction.network import StageNetwork
     from nnunet_jobs.prediction.predictor import Predictor
 
     model = resolve_model(workspace, DATASET, None)
-    cases = collect_cases(str(images), workspace=workspace, dataset=DATASET, file_ending=".nii.gz", channels=1)
+    cases = collect_cases(str(images), workspace=workspace, dataset=DATASET, file_ending=".nii.gz", channels=1).cases
     predictor = Predictor(model, StepContext(workspace=workspace, job=job_dir(workspace), cpus=2))
     out.mkdir(parents=True)
     predictor.predict(cases[:1], out)

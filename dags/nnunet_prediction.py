@@ -19,7 +19,8 @@ with DAG(
         "cases": Param(
             type=["string", "array"],
             title="Cases",
-            description="An absolute folder below input_roots, a list of images or of {case, images}, or holdout or imagesTs.",
+            description="An absolute folder below input_roots, whose images are called <case>_0000.nii.gz (with one channel too), "
+            "a list of images or of {case, images}, or holdout or imagesTs.",
         ),
         "output": Param(type="string", title="Output folder", description="Absolute folder below output_roots."),
         "parts": Param(
@@ -30,7 +31,18 @@ with DAG(
             title="Parts",
             description="Parallel tasks the cases are split over.",
         ),
+        "max_failed": Param(
+            None, type=["null", "integer"], exclusiveMinimum=-1, title="Failed cases", description="More fail the task; empty: any number."
+        ),
+        "on_empty": Param("fail", enum=["fail", "skip"], title="Without cases", description="What a task does that finds no case."),
         "mirroring": Param(True, type="boolean", title="Mirroring", description="Off is faster and a little worse.", section="Details"),
+        "case_pattern": Param(
+            None,
+            type=["null", "string"],
+            title="Naming",
+            description="Regular expression with the group case, for a folder of images that are called otherwise.",
+            section="Details",
+        ),
         "overwrite": Param(False, type="boolean", title="Predict again", description="Also what is done already.", section="Details"),
     },
     render_template_as_native_obj=True,
@@ -48,6 +60,9 @@ with DAG(
         model="{{ params.model }}",
         cases="{{ params.cases }}",
         output_folder="{{ params.output }}",
+        max_failed="{{ params.max_failed }}",
+        on_empty="{{ params.on_empty }}",
+        case_pattern="{{ params.case_pattern }}",
         mirroring="{{ params.mirroring }}",
         overwrite="{{ params.overwrite }}",
         map_index_template="part {{ task.part }} of {{ task.parts }}",

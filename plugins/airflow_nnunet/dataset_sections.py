@@ -112,11 +112,26 @@ class SelectSection(Section):
 class PredictSection(Section):
     """What is predicted with the promoted model once it is chosen."""
 
-    cases: str = Field(default="holdout", description="`holdout`, `imagesTs`, an absolute folder below `input_roots`, or `none`.")
+    cases: str = Field(
+        default="holdout",
+        description="`holdout`, `imagesTs`, an absolute folder below `input_roots` (DICOM studies, or images called "
+        "`<case>_0000.nii.gz`, with one channel too), or `none`.",
+    )
+    case_pattern: str | None = Field(
+        default=None,
+        description="For a folder of images that are called otherwise: regular expression on the file name with the groups `case` and, "
+        "for several channels, `channel`.",
+    )
+    on_empty: Literal["fail", "skip"] = Field(default="fail", description="What the task does when the folder holds nothing.")
     output: str | None = Field(
-        default=None, description="Absolute folder below `output_roots`; `<first output root>/<dataset>` when empty."
+        default=None,
+        description="Absolute folder below `output_roots`; `<first output root>/<dataset>` when empty. Each model's predictions are kept "
+        "below its `models`, links show the newest.",
     )
     parts: int = Field(default=1, ge=1, description="Over how many parallel tasks the cases are split, by voxels.")
+    max_failed: int | None = Field(
+        default=None, ge=0, description="Cases that may fail; beyond it the task fails when it has predicted the others. Empty: any number."
+    )
     mirroring: bool = Field(default=True, description="false is faster and a little worse.")
     step_size: float = Field(default=0.5, description="Of the sliding window.")
     postprocessing: bool = Field(default=True, description="Apply what the selection chose.")

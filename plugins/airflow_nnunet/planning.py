@@ -11,7 +11,8 @@ from typing import Any
 from airflow_nnunet.dataset_config import CASCADE, TrainingConfig
 from airflow_nnunet.params_form import RunSettings
 from nnunet_jobs.contract.failure import ConfigError
-from nnunet_jobs.contract.files import content_hash, read_json
+from nnunet_jobs.contract.files import content_hash
+from nnunet_jobs.contract.predictions import model_folder, newest_folder, read_predictions
 from nnunet_jobs.contract.workspace import Workspace
 
 _SPLITS = {"holdout": ("holdout",), "imagesTs": ("holdout", "test")}
@@ -99,18 +100,25 @@ def plan_predictions(
     if settings.predict in _SPLITS:
         manifest = workspace.manifest(dataset)
         cases = [case for case, entry in manifest["cases"].items() if entry["split"] in _SPLITS[settings.predict]]
-        if not cases or (not settings.force and _predicted(config, Path(output), cases, model, manifest)):
+        if not cases or (not settings.force and _predicted(config, Path(output), cases, _card(workspace, dataset, model), manifest)):
             return []
     parts = config.predict.parts if cases is None else min(config.predict.parts, len(cases))
     common = {"cases": settings.predict, "output_folder": output, "model": model, "parts": parts}
     return [{"part": part, **common} for part in range(parts)]
 
 
-def _predicted(config: TrainingConfig, output: Path, cases: list[str], model: str, manifest: Mapping[str, Any]) -> bool:
-    """Whether predictions.json has every case by this model with these settings, from after the data's last change."""
-    try:
-        known = read_json(output / "predictions.json")
-    except (FileNotFoundError, ValueError):
+def _card(workspace: Workspace, dataset: str, model: str) -> Mapping[str, Any]:
+    """A model's card; empty where it has none."""
+    return dict(workspace.model_cards(dataset)).get(model, {})
+
+
+def _predicted(config: TrainingConfig, output: Path, cases: list[str], card: Mapping[str, Any], manifest: Mapping[str, Any]) -> bool:
+    """Whether the newest predictions have every case by this model with these settings, from after the data's last change."""
+    model = card.get("model")
+    if not model or newest_folder(output) != model_folder(output, model, card["hash"]).resolve():
+        return False
+    known = read_predictions(output)
+    if not known:
         return False
     wanted = config.predict.model_dump(include={"mirroring", "step_size", "postprocessing", "probabilities", "fast"})
     wanted["fast"] = sorted(set(wanted["fast"]))  # as the step records them

@@ -31,9 +31,11 @@ def main(argv: list[str], find: Callable[[str], Task]) -> int:
 
 def _receive(requests: queue.SimpleQueue[bytes]) -> None:
     """Take requests, and end this process with its parent whatever the main thread is busy with."""
-    for line in sys.stdin.buffer:
-        requests.put(line)
-    os._exit(0)
+    try:
+        for line in sys.stdin.buffer:
+            requests.put(line)
+    finally:  # whatever ended the reading: without this thread nobody would end the process
+        os._exit(0)
 
 
 def _answer(request: dict[str, Any], find: Callable[[str], Task]) -> dict[str, Any]:

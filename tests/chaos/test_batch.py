@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import os
 import shutil
 import signal
+import threading
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -110,7 +113,65 @@ def test_a_case_that_kills_two_attempts_is_given_up_after_all_others(home: Works
     assert code == 0
     assert "2 attempts ended" in reasons(result)["a"]
     assert statuses(result) == {"a": "failed", "b": "predicted", "c": "predicted", "d": "predicted"}
-    assert not list((output / ".cases" / ".reading").glob("*"))
+    assert not list(output.rglob("*.reading/*"))
+
+
+def test_fault_66_parts_of_one_output_folder_predict_every_case(home: Workspace, tmp_path: Path) -> None:
+    names = make_small_cases(Path(home.input_roots[0]) / tmp_path.name, 200)
+    with ThreadPoolExecutor(4) as pool:
+        parts = [
+            pool.submit(predict, home, Path(home.input_roots[0]) / tmp_path.name, tmp_path.name, part=part, parts=4, contact_sheet=False)
+            for part in range(4)
+        ]
+        results = [part.result() for part in parts]
+    assert [result["failed"] for result in results] == [[], [], [], []]
+    assert sum(result["predicted"] for result in results) == 200
+    assert statuses(results[-1]).keys() <= set(names)
+    assert {path.name.removesuffix(".nii.gz") for path in Path(results[0]["output"]).glob("*.nii.gz")} == set(names)
+
+
+def test_a_missing_file_of_the_jobs_own_fails_the_task_and_blames_no_case(home: Workspace, tmp_path: Path) -> None:
+    folder = Path(home.input_roots[0]) / tmp_path.name
+    make_small_cases(folder, 12)
+    output, over = Path(home.output_roots[0]) / tmp_path.name, threading.Event()
+
+    def remove() -> None:
+        while not over.is_set():
+            for markers in output.rglob("*.reading"):
+                with contextlib.suppress(OSError):  # a marker is in it
+                    markers.rmdir()
+
+    stranger = threading.Thread(target=remove)
+    stranger.start()
+    try:
+        with pytest.raises(Bug, match="a file of the job could not be used"):
+            predict(home, folder, tmp_path.name)
+    finally:
+        over.set()
+        stranger.join()
+    assert not [path for path in output.glob("models/*/.cases/*.json") if read_json(path)["status"] == "failed"]
+    assert predict(home, folder, tmp_path.name)["failed"] == []
+
+
+def test_more_failures_than_allowed_fail_the_task_when_the_others_are_predicted(home: Workspace, incoming: Path, tmp_path: Path) -> None:
+    for case in "ac":
+        (incoming / f"{case}_0000.nii.gz").write_bytes(b"no image")
+    with pytest.raises(DataError, match=r"max_failed=1: 2 of 4 cases failed") as failure:
+        predict(home, incoming, tmp_path.name, max_failed=1)
+    assert [fault.case for fault in failure.value.faults] == ["a", "c"]
+    assert [path.name for path in sorted((Path(home.output_roots[0]) / tmp_path.name).glob("*.nii.gz"))] == ["b.nii.gz", "d.nii.gz"]
+    assert len(predict(home, incoming, tmp_path.name, max_failed=2)["failed"]) == 2
+
+    def outcome(part: int) -> str:
+        try:
+            return f"{len(predict(home, incoming, f'{tmp_path.name}-parts', part=part, parts=4, max_failed=1)['failed'])} failed"
+        except DataError as error:
+            return str(error)
+
+    good, last = [outcome(part) for part in range(3)], outcome(3)
+    told = [words for words in (*good, last) if "max_failed" in words]
+    assert sorted(words for words in (*good, last) if "max_failed" not in words) == ["0 failed", "0 failed", "1 failed"]
+    assert ["2 of 4 cases failed, 1 of them in this part" in words for words in told] == [True]
 
 
 def test_fault_42_a_thousand_cases_with_a_broken_one_a_reader_crash_and_a_killed_job(
@@ -141,11 +202,11 @@ def test_fault_42_a_thousand_cases_with_a_broken_one_a_reader_crash_and_a_killed
             job.kill()
             job.communicate()
 
-    (plan,) = (read_json(path)["cases"] for path in (output / ".cases" / ".parts").glob("*.json"))
+    (plan,) = (read_json(path)["cases"] for path in (output / "newest" / ".cases" / ".parts").glob("*.json"))
     ours = {case for case, (part, _) in plan.items() if part == 0}
     assert set(plan) == set(names)
     assert 400 < len(ours) < 600
-    recorded = {case for case in ours if (output / ".cases" / f"{case}.json").exists() and (output / f"{case}.nii.gz").exists()}
+    recorded = {case for case in ours if (output / "newest" / ".cases" / f"{case}.json").exists() and (output / f"{case}.nii.gz").exists()}
     half = sorted(recorded)[0]
     written = output / f"{half}.nii.gz"
     written.write_bytes(written.read_bytes()[:100])  # as stock nnU-Net leaves one behind
@@ -171,5 +232,5 @@ def test_fault_42_a_thousand_cases_with_a_broken_one_a_reader_crash_and_a_killed
     with open(output / "predictions.csv", newline="") as file:
         assert Counter(line["status"] for line in csv.DictReader(file)) == {"predicted": 999, "failed": 1}
     assert (output / "contact-sheet.html").stat().st_size < 6_000_000
-    assert not list(output.glob(".cases/*.partial/*"))
-    assert not (output / ".cases" / ".reading").exists()
+    assert not list(output.glob("models/*/.cases/*.partial/*"))
+    assert not list(output.rglob("*.reading"))

@@ -14,6 +14,7 @@ from airflow_nnunet.planning import plan_folds, plan_predictions, plan_training
 from nnunet_jobs.contract.failure import ConfigError
 from nnunet_jobs.contract.files import repoint, write_json
 from nnunet_jobs.contract.workspace import Workspace
+from nnunet_jobs.prediction.kept import Kept
 from nnunet_jobs.prediction.settings import Settings
 
 DATASET = "Dataset004_Hippocampus"
@@ -73,13 +74,18 @@ def test_a_cascade_without_its_first_stage_is_refused() -> None:
 
 
 def predicted(workspace: Workspace, known: TrainingConfig, cases: list[str], model: str, *, updated: str) -> None:
+    card = workspace.model_root(model) / DATASET / "model.json"
+    card.parent.mkdir(parents=True, exist_ok=True)
+    write_json(card, {"schema": 1, "dataset": DATASET, "model": model, "hash": "a hash of its own"})
     output = Path(workspace.output_roots[0]) / DATASET / "holdout"
-    output.mkdir(parents=True, exist_ok=True)
+    kept = Kept(output, model, "a hash of its own")
+    output = kept.folder
     for case in cases:
         (output / f"{case}.nii.gz").touch()
     entries = {case: {"status": "predicted", "model": model, "file": f"{case}.nii.gz"} for case in cases}
     settings = asdict(Settings(**{name: getattr(known.predict, name) for name in Settings.__dataclass_fields__}))
     write_json(output / "predictions.json", {"model": model, "settings": settings, "updated": updated, "cases": entries})
+    kept.show_all()
 
 
 def test_predictions_are_split_and_left_out_when_they_are_there(workspace: Workspace) -> None:
@@ -101,6 +107,8 @@ def test_predictions_are_split_and_left_out_when_they_are_there(workspace: Works
     predicted(workspace, known, ["b", "c"], "m1", updated="2026-01-03T00:00:00+00:00")
     assert plan_predictions(known, settings(known), REGISTERED, best, workspace) == []
     assert plan_predictions(known, settings(known), REGISTERED, {"model": "m2"}, workspace), "another model"
+    predicted(workspace, known, ["b", "c"], "m2", updated="2026-01-03T00:00:00+00:00")
+    assert plan_predictions(known, settings(known), REGISTERED, best, workspace), "the link shows another model's predictions"
     predicted(workspace, known, ["b", "c"], "m1", updated="2026-01-01T00:00:00+00:00")
     assert plan_predictions(known, settings(known), REGISTERED, best, workspace), "the data changed since"
     predicted(workspace, known, ["b"], "m1", updated="2026-01-03T00:00:00+00:00")

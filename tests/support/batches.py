@@ -39,13 +39,20 @@ print(json.dumps(run(PredictParams.from_json(request["params"]), context)))
 """
 
 
-def params(workspace: Workspace, cases: Path, output: str, **fields: Any) -> dict[str, Any]:
+def params(workspace: Workspace, cases: Path | list[Any], output: str, **fields: Any) -> dict[str, Any]:
     """Of a prediction without mirroring, which these tests have no use for."""
     where = str(Path(workspace.output_roots[0]) / output)
-    return {"dataset": DATASET, "cases": str(cases), "output": where, "mirroring": False, "step_size": 1.0, **fields}
+    return {
+        "dataset": DATASET,
+        "cases": cases if isinstance(cases, list) else str(cases),
+        "output": where,
+        "mirroring": False,
+        "step_size": 1.0,
+        **fields,
+    }
 
 
-def predict(workspace: Workspace, cases: Path, output: str, **fields: Any) -> dict[str, Any]:
+def predict(workspace: Workspace, cases: Path | list[Any], output: str, **fields: Any) -> dict[str, Any]:
     """The step in this process."""
     context = StepContext(workspace=workspace, job=job_dir(workspace), cpus=2)
     return run(PredictParams.from_json(params(workspace, cases, output, **fields)), context)

@@ -12,6 +12,7 @@ from airflow_nnunet.dicomweb.archive import Archive
 from airflow_nnunet.dicomweb.transport import pydicom
 from nnunet_jobs.contract.failure import Fault
 from nnunet_jobs.contract.files import locked, read_json, sha256_file, write_json
+from nnunet_jobs.contract.predictions import is_of_an_earlier_model
 
 log = logging.getLogger(__name__)
 STORED = ".stored"
@@ -43,8 +44,15 @@ class _File:
 
 
 def find_files(folder: Path) -> list[Path]:
-    """DICOM files of a folder and its sub-folders, without what is hidden: notes, scratch, half-written files."""
-    found = sorted(path for path in folder.rglob("*.dcm") if path.is_file() and not path.is_symlink())
+    """DICOM files of a folder and its sub-folders, without what is hidden (notes, scratch, half-written files).
+
+    In an output folder of predictions the newest run's model is meant; what earlier models predicted is left out.
+    """
+    found = sorted(
+        path
+        for path in folder.rglob("*.dcm")
+        if path.is_file() and not path.is_symlink() and not is_of_an_earlier_model(path, below=folder)
+    )
     return [path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
 
 

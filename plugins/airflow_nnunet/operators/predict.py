@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
+
+from airflow.sdk.exceptions import AirflowSkipException
 
 from airflow_nnunet.operators.base import GPU_POOL, NnunetOperator, templated
 from nnunet_jobs.contract.params import PredictParams
 
 if TYPE_CHECKING:
-    from airflow.sdk import XComArg
+    from airflow.sdk import Context, XComArg
 
 _RENAMED = {"output": "output_folder"}  # an operator's ``output`` is already its XCom
 
@@ -17,18 +20,28 @@ class BatchPredictOperator(NnunetOperator):
     """Predict a folder, a list or an XCom of cases; one broken case is reported and the others are predicted.
 
     All fields are templates. Map it over ``part`` to split the cases over several jobs. Returns the path of ``predictions.json``,
-    how many cases were ``predicted`` or ``already_done``, how many look wrong (``flagged``), and each ``failed`` one with its reason.
+    how many cases were ``predicted`` or ``already_done``, how many look wrong (``flagged``), each ``failed`` one with its reason, and
+    with its reason whatever else lay in the folder (``not_predicted``). A task whose cases failed says how many in the last line of its
+    log, in its task state (``cases``), and in a mapped task's name.
 
-    Beside the segmentations lie ``predictions.json`` and ``predictions.csv`` (status, reason, volumes, and flags of what looks wrong) and
-    ``contact-sheet.html``; each is of all parts that have ended. A case whose file kills its reader fails alone.
+    ``output_folder`` keeps each model's predictions in a folder of its own below ``models``, which is ``output`` in the result. Its
+    link ``newest``, and links beside it, show what the latest run's model has predicted. Beside the segmentations lie
+    ``predictions.json`` and ``predictions.csv`` (status, reason, volumes, and flags of what looks wrong) and ``contact-sheet.html``;
+    each is of all parts that have ended. A case whose file kills its reader fails alone.
 
     Args:
         dataset: whose model; id or full name. model: model id; the promoted one when empty.
         cases: ``holdout`` or ``imagesTs`` of the dataset, a folder below ``input_roots`` (images, or DICOM studies), or a list of
-            ``{"case": id, "images": [one path a channel]}`` or of single paths.
+            ``{"case": id, "images": [one path a channel]}`` or of single paths. In a folder of images each is called
+            ``<case>_<channel, 4 digits><ending>``, such as ``liver_007_0000.nii.gz``, with one channel too.
+        case_pattern: for a folder of images that are called otherwise: regular expression on the file name with the groups ``case`` and,
+            for several channels, ``channel`` (a number), as for registration.
+        on_empty: ``fail`` or ``skip`` (the task is skipped) when there is no case at all: ``cases=[]``, or nothing in the folder.
         series: for DICOM studies, channel name to rule, in place of those that the dataset was registered with.
         output_folder: absolute folder below ``output_roots``.
         part, parts: this job is one of ``parts`` that share the cases, by voxels; ``part`` counts from 0.
+        max_failed: cases that may fail, those of other parts that have ended included; beyond it the task fails when it has predicted
+            the others. No limit when empty, but a task of which no case can be predicted always fails.
         folds: in place of the model's own. mirroring: False is faster and a little worse. step_size: of the sliding window.
         postprocessing: apply what FindBestConfigOperator selected. probabilities: also save softmax files.
         overwrite: predict again what is done already. fast: what may differ a little from stock nnU-Net's bytes for speed, any of
@@ -55,8 +68,11 @@ class BatchPredictOperator(NnunetOperator):
         cases: str | list[Any] | XComArg,
         output_folder: str | XComArg,
         model: str | XComArg | None = None,
+        case_pattern: str | XComArg | None = None,
+        on_empty: str | XComArg = "fail",
         part: int | str | XComArg = 0,
         parts: int | str | XComArg = 1,
+        max_failed: int | str | XComArg | None = None,
         folds: list[int | str] | str | XComArg | None = None,
         mirroring: bool | str | XComArg = True,
         step_size: float | str | XComArg = 0.5,
@@ -77,8 +93,11 @@ class BatchPredictOperator(NnunetOperator):
         self.cases = cases
         self.output_folder = output_folder
         self.model = model
+        self.case_pattern = case_pattern
+        self.on_empty = on_empty
         self.part = part
         self.parts = parts
+        self.max_failed = max_failed
         self.folds = folds
         self.mirroring = mirroring
         self.step_size = step_size
@@ -91,3 +110,51 @@ class BatchPredictOperator(NnunetOperator):
         self.dicom_seg = dicom_seg
         self.segment_codes = {} if segment_codes is None else segment_codes
         self.check_fields()
+
+    def execute(self, context: Context) -> Any:
+        """Skip an empty list of cases without a job, where that is wanted; else what every operator does."""
+        if self.on_empty == "skip" and _is_empty_list(self.cases):
+            raise AirflowSkipException("cases=[]: there is no case, so nothing is predicted (on_empty=skip)")
+        return super().execute(context)
+
+    def result_ready(self, context: Context, result: dict[str, Any]) -> None:
+        """Say where a person looks how many cases failed, or skip the task where there was no case."""
+        if result.get("empty"):
+            raise AirflowSkipException(f"cases={self.cases!r}: there is no case, so nothing is predicted (on_empty=skip)")
+        failed, left_out = len(result["failed"]), len(result.get("not_predicted") or ())
+        if not failed and not left_out:
+            return
+        done = result["predicted"] + result["already_done"]
+        words = f"{failed} of {done + failed} cases failed" if failed else f"{done} cases predicted"
+        words += f", {left_out} files or folders are not predicted" if left_out else ""
+        if result.get("part", 0) and not failed:
+            return  # the first part speaks of what all parts see
+        _set_task_state(context, words)
+        if failed:
+            _name_mapped_task(context, f"{failed} failed")
+            self.log.error("%s; their reasons are in %s", words, result["predictions"])
+        else:
+            self.log.warning("%s; their reasons are in %s", words, result["predictions"])
+
+
+def _is_empty_list(cases: Any) -> bool:
+    """Whether the rendered field is a list without entries."""
+    return cases == [] or (isinstance(cases, str) and cases.replace(" ", "") == "[]")
+
+
+def _set_task_state(context: Context, words: str) -> None:
+    """Keep a sentence in the task's state, which Airflow shows beside its XComs. It is for people: its loss must not fail the task."""
+    try:
+        store: Any = context["task_state_store"]  # type: ignore[typeddict-item, unused-ignore]
+        store.set("cases", words)
+    except Exception:
+        logging.getLogger(__name__).warning("the task's state could not be written", exc_info=True)
+
+
+def _name_mapped_task(context: Context, words: str) -> None:
+    """Add words to the name of a mapped task in the grid."""
+    index = getattr(context["ti"], "map_index", -1)
+    if index is None or index < 0:
+        return
+    template = context.get("map_index_template") or str(index)
+    context["map_index_template"] = f"{template}: {words}"

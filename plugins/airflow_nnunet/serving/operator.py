@@ -16,7 +16,7 @@ from airflow_nnunet.serving.store import StoredRequest, open_request
 from nnunet_jobs.contract.failure import DataError, FailureClass, JobError
 from nnunet_jobs.contract.files import read_json, replacing, sha256_file, write_json
 from nnunet_jobs.contract.jobdir import JobDir
-from nnunet_jobs.contract.predictions import PREDICTIONS, RECORDS, entry, read_predictions
+from nnunet_jobs.contract.predictions import PREDICTIONS, RECORDS, entry, read_predictions, records_of
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -66,9 +66,9 @@ class RequestPredictOperator(BatchPredictOperator):
         case = found.get("cases", {}).get(stored.id, {})
         if case.get("status") != "predicted":
             return None
-        record = stored.output / RECORDS / f"{stored.id}.json"
         path = stored.output / case["file"]
-        if not path.is_file() or sha256_file(path) != _recorded_sha256(record, case["file"]):
+        recorded = {_recorded_sha256(record, case["file"]) for record in records_of(stored.output, stored.id)}
+        if not path.is_file() or sha256_file(path) not in recorded:
             return None
         return _result(stored, dataset=found["dataset"], model=case["model"], already=True)
 

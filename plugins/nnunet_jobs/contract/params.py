@@ -107,16 +107,10 @@ class RegisterParams(StepParams):
                 rules.check_labels(self.label_names)
         except ValueError as error:
             raise ConfigError(f"{self.step}: label_rules={self.label_rules!r}: {error}") from error
-        for name in ("case_pattern", "group_pattern"):
-            pattern = getattr(self, name)
-            try:
-                compiled = re.compile(pattern or "")
-            except re.error as error:
-                raise ConfigError(f"{self.step}: {name}={pattern!r}: not a regular expression: {error}") from error
-            if name == "case_pattern":
-                self.require("case" in compiled.groupindex, name, "needs a named group (?P<case>...)")
-            elif pattern:
-                self.require(compiled.groups >= 1, name, "needs a group (...) that captures the patient")
+        require_case_pattern(self, self.case_pattern)
+        if self.group_pattern:
+            compiled = _compiled(self, "group_pattern", self.group_pattern)
+            self.require(compiled.groups >= 1, "group_pattern", "needs a group (...) that captures the patient")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -274,10 +268,17 @@ class PredictParams(StepParams):
     Attributes:
         dataset: whose model; id or full name. model: model id; the promoted one when empty.
         cases: ``holdout`` or ``imagesTs`` of the dataset, a folder below ``input_roots`` (images, or DICOM studies), or a list of
-            ``{"case": id, "images": [one path a channel]}`` or of single paths (one channel).
+            ``{"case": id, "images": [one path a channel]}`` or of single paths (one channel). In a folder of images each is called
+            ``<case>_<channel, 4 digits><ending>``, such as ``liver_007_0000.nii.gz``, with one channel too.
+        case_pattern: for a folder of images that are called otherwise: regular expression on the file name with the groups ``case`` and,
+            for several channels, ``channel`` (a number), as for registration.
+        on_empty: ``fail`` or ``skip`` when there is no case at all: ``cases=[]``, or nothing in the folder.
         series: for DICOM studies, channel name to rule, in place of those that the dataset was registered with.
-        output: folder below ``output_roots``.
+        output: folder below ``output_roots``. Each model's predictions are kept below its ``models``; the link ``newest`` and links
+            beside it show what the latest run's model has predicted.
         part, parts: this job is one of ``parts`` that share the cases, by voxels; ``part`` counts from 0.
+        max_failed: cases that may fail; beyond it the job fails when it has predicted the others. Cases of other parts that have ended
+            count too. No limit when empty, but a job of which no case can be predicted always fails.
         folds: override of the model's folds. mirroring: False is faster and a little worse. step_size: of the sliding window.
         postprocessing: apply what FindBestConfigOperator selected. probabilities: also save softmax files.
         overwrite: predict again what is already done by content.
@@ -294,8 +295,11 @@ class PredictParams(StepParams):
     cases: str | list[Any]
     output: str
     model: str | None = None
+    case_pattern: str | None = None
+    on_empty: str = "fail"
     part: int = 0
     parts: int = 1
+    max_failed: int | None = None
     folds: list[int | str] | None = None
     mirroring: bool = True
     step_size: float = 0.5
@@ -316,8 +320,28 @@ class PredictParams(StepParams):
                 raise ConfigError(f"{self.step}: {name}={value!r}: {error}") from error
         self.require(self.parts >= 1, "parts", "must be 1 or more")
         self.require(0 <= self.part < self.parts, "part", f"must be 0 to {self.parts - 1}")
+        self.require(self.max_failed is None or self.max_failed >= 0, "max_failed", "must be 0 or more, or empty for no limit")
+        self.require(self.on_empty in ("fail", "skip"), "on_empty", "must be fail or skip")
+        if self.case_pattern is not None:
+            require_case_pattern(self, self.case_pattern)
         self.require(0 < self.step_size <= 1, "step_size", "must be more than 0 and at most 1")
         self.require(set(self.fast) <= set(FAST), "fast", f"must be some of {', '.join(FAST)}")
+
+
+def require_case_pattern(params: StepParams, pattern: str) -> None:
+    """Judge the field ``case_pattern``.
+
+    Raises:
+        ConfigError: it is no regular expression, or has no group ``case``.
+    """
+    params.require("case" in _compiled(params, "case_pattern", pattern).groupindex, "case_pattern", "needs a named group (?P<case>...)")
+
+
+def _compiled(params: StepParams, name: str, pattern: str) -> re.Pattern[str]:
+    try:
+        return re.compile(pattern)
+    except re.error as error:
+        raise ConfigError(f"{params.step}: {name}={pattern!r}: not a regular expression: {error}") from error
 
 
 STEPS: dict[str, type[StepParams]] = {

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_jobs.contract.files import read_json, write_atomic
+from nnunet_jobs.contract.predictions import SHEET
 from nnunet_jobs.dataset.report.facts import label_values, number
 from nnunet_jobs.dataset.report.figures import colour, slice_picture, swatch
 from nnunet_jobs.dataset.report.html import heads, items, more, text
 from nnunet_jobs.dataset.report.style import STYLE
 
-SHEET = "contact-sheet.html"
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 _PICTURES, _PICTURE_BYTES = 240, 2_500_000
 _LINES, _LEGEND, _VOLUMES, _LARGE = 2_000, 30, 4, 24

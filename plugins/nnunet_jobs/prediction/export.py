@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from nnunet_jobs.contract.failure import Bug, DiskFull
+from nnunet_jobs.contract.failure import Bug, DataError, DiskFull
 from nnunet_jobs.contract.files import sha256_file, sync_directory, sync_file
+from nnunet_jobs.contract.predictions import PREDICTIONS, SHEET, TABLE
 from nnunet_jobs.prediction.labelling import can_separate, label_by_class
 from nnunet_jobs.prediction.network import StageNetwork
 
@@ -79,29 +80,33 @@ def write_outputs(
     output: Path,
     scratch: Path,
 ) -> tuple[dict[str, str], Any]:
-    """Write a case's files to ``scratch``, verify them, and rename them into ``output``; the segmentation comes last.
+    """Write a case's files to a folder of its own below ``scratch``, verify them, and rename them into ``output``.
+
+    The segmentation comes last. What nnU-Net's writer puts beside it, such as the JSON file with the spacing of a 3D TIFF, goes along.
 
     Returns:
         sha256 by file name, and the final segmentation array.
 
     Raises:
-        DiskFull: a file did not come out whole and the disk has no room.
+        DiskFull: a file did not come out whole and the disk has no room. DataError: a file would be called as one of the folder's own.
     """
     ending, writer = network.file_ending, network.reader_writer()
-    made: list[Path] = []
+    own = scratch / "written"
+    fresh_folder(own)
     if probabilities is not None:
-        made.append(scratch / f"{case}.npz")
-        np.savez_compressed(made[-1], probabilities=probabilities)
-        made.append(scratch / f"{case}.pkl")
-        made[-1].write_bytes(pickle.dumps(properties))  # what nnUNetv2_ensemble expects beside the probabilities
-    target = scratch / f"{case}{ending}"
+        np.savez_compressed(own / f"{case}.npz", probabilities=probabilities)
+        (own / f"{case}.pkl").write_bytes(pickle.dumps(properties))  # what nnUNetv2_ensemble expects beside the probabilities
+    target = own / f"{case}{ending}"
     writer.write_seg(segmentation, str(target), properties)
     if postprocessing:
         # through a file, as nnUNetv2_apply_postprocessing does: its header is derived from the first file's
         read, read_properties = writer.read_seg(str(target))
         segmentation = postprocess(read[0], postprocessing)
         writer.write_seg(segmentation, str(target), read_properties)
-    made.append(target)
+    made = [*sorted(path for path in own.iterdir() if path != target), target]
+    taken = [path.name for path in made if path.name in (PREDICTIONS, TABLE, SHEET)]
+    if taken:
+        raise DataError(f"its file {taken[0]} would be taken for the list of all predictions; give the case another id")
     return publish(made, output, voxels=segmentation.size), segmentation
 
 
@@ -116,6 +121,13 @@ def publish(files: Sequence[Path], output: Path, *, voxels: int) -> dict[str, st
         os.replace(path, output / path.name)
     sync_directory(output)
     return hashes
+
+
+def copy_segmentation(path: Path, folder: Path) -> None:
+    """Copy a segmentation into another folder, with the file that holds the spacing of a 3D TIFF."""
+    sidecar = path.with_suffix(".json")
+    for file in (sidecar, path) if path.suffix in (".tif", ".tiff") and sidecar.is_file() else (path,):
+        shutil.copy(file, folder)
 
 
 def label_voxels(dataset_json: Mapping[str, Any], segmentation: npt.NDArray[Any]) -> dict[str, int]:

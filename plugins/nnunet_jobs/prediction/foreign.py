@@ -10,6 +10,7 @@ import numpy as np
 
 from nnunet_jobs import host
 from nnunet_jobs.contract.failure import DataError, JobError
+from nnunet_jobs.dataset.readers.agreement import shown_mm
 
 # Bytes of a resampled voxel: float32 before and after, float64 within.
 _BYTES = 16
@@ -45,7 +46,7 @@ def run_case(preprocessor: Any, images: Sequence[str], *more: Any, on_image: Cal
     except Exception as error:  # readers raise many types
         if was_read:
             raise
-        words = (str(error).strip() or type(error).__name__).splitlines()[-1]  # the last line of ITK's says what is wrong
+        words = (str(error).strip() or "it gives no reason").splitlines()[-1]  # the last line of ITK's says what is wrong
         for path in images:
             words = words.replace(path, Path(path).name)
         raise DataError(f"nnU-Net's reader refuses it: {words}") from error
@@ -68,12 +69,20 @@ def require_extent(data: Any, spacing: Any, transpose: Any, target: Any) -> None
     if min(ratios) < 0.5:  # nnU-Net cuts the zeros around the image off first, so little may be left
         shape = _extent_of_nonzero(data, transpose)
     found = [round(ratio * size) for ratio, size in zip(ratios, shape, strict=True)]
-    said = f"spacing {tuple(spacing)} mm, model's {tuple(wanted)}: the image has {tuple(shape)} voxels, and {tuple(found)} at the model's"
+    said = (
+        f"the spacing in its header is {shown_mm(own)}, the model's {shown_mm(wanted)}: "
+        f"the image has {_by(shape)} voxels, and would have {_by(found)} at the model's spacing"
+    )
     if min(found) < 1:
-        raise DataError(f"{said}; nothing is left to segment: correct the spacing in its header")
+        raise DataError(f"{said}; nothing is left to segment: correct the spacing")
     needed = data.shape[0] * _BYTES * int(np.prod(found, dtype=object)) // _MIB
     if needed > host.memory_mib():
-        raise DataError(f"{said}, which need {needed} MiB of the {host.memory_mib()} here: correct the spacing in its header")
+        raise DataError(f"{said}, which need {needed:,} MiB of the {host.memory_mib():,} here: correct the spacing")
+
+
+def _by(sizes: Sequence[int]) -> str:
+    """Sizes for people, such as 36 x 48 x 40."""
+    return " x ".join(f"{int(size)}" for size in sizes)
 
 
 def _extent_of_nonzero(data: Any, transpose: Any) -> list[int]:

@@ -18,7 +18,7 @@ from nnunet_jobs.contract.files import content_hash, locked, read_json, try_lock
 from nnunet_jobs.dataset.readers.nifti import promised_voxels
 from nnunet_jobs.prediction.cases import Case
 
-_KEPT_S = 14 * 86_400.0  # a run that is taken up again later than this gets a plan of the cases that are there then
+KEPT_S = 14 * 86_400.0  # a run that is taken up again later than this gets a plan of the cases that are there then
 _INTERVAL_S = 0.05
 _LOCK = "plans.lock"
 
@@ -111,7 +111,7 @@ class PartPlans:
     def _forget_old(self, *, keep: Path) -> None:
         for path in self._folder.glob("*.json"):
             with contextlib.suppress(FileNotFoundError):
-                if path != keep and time.time() - path.stat().st_mtime > _KEPT_S:
+                if path != keep and time.time() - path.stat().st_mtime > KEPT_S:
                     path.unlink()
 
 

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from nnunet_jobs.context import StepContext
-from nnunet_jobs.contract.failure import FailureClass, classify
+from nnunet_jobs.contract.failure import Bug, FailureClass, classify
+from nnunet_jobs.prediction.blame import in_words, require_of_the_case
 from nnunet_jobs.prediction.cases import Case
 from nnunet_jobs.prediction.export import average, case_dice, fresh_folder, label_voxels, to_segmentation, volumes_ml, write_outputs
 from nnunet_jobs.prediction.model import SelectedModel
@@ -28,9 +29,6 @@ from nnunet_jobs.prediction.work import Abandoned, Record, Work
 log = logging.getLogger("nnunet_jobs")
 
 _AHEAD = 2  # cases that are read ahead, and that wait to be written: each may fill memory with a whole image's logits
-# What may be one case's fault. Anything else (memory, disk, GPU, a stop) would hit the next case too and fails the job.
-_OF_THE_CASE = (FailureClass.DATA, FailureClass.BUG)
-
 _LOOK_S = 1.0  # seconds between looks for a stop request while a thread works
 
 _Result = TypeVar("_Result")
@@ -156,7 +154,8 @@ class Predictor:
         def prepare() -> None:
             reader = self._last.reader_writer().__class__.__name__
             beat = partial(self._on_tile, work)
-            self._reading.check(case, file_ending=self.file_ending, channels=self.channels, reader=reader, beat=beat)
+            found = self._reading.check(case, file_ending=self.file_ending, channels=self.channels, reader=reader, beat=beat)
+            work.odd = (*case.warnings, *found)
             with self._reading.reading(case):
                 for stage, network in self._networks.items():
                     if stage.previous is None:
@@ -168,7 +167,7 @@ class Predictor:
 
     def infer(self, work: Work, scratch: Path) -> Work:
         """Second part, in one thread at a time: the networks. ``scratch``: folder for a cascade's first segmentation."""
-        self._guarded(work, partial(self._run_networks, work, scratch))
+        self._guarded(work, partial(self._run_networks, work, scratch), folders=(scratch,))
         return work
 
     def _run_networks(self, work: Work, scratch: Path) -> None:
@@ -180,8 +179,13 @@ class Predictor:
                 segmentation, _ = self._to_segmentation(before, work.logits[stage.previous], properties, probabilities=False)
                 path = scratch / f"{work.case.case}.previous{before.file_ending}"
                 before.reader_writer().write_seg(segmentation, str(path), properties)
-                with self._reading.reading(work.case):
-                    work.arrays[stage] = network.preprocess(work.case.images, previous=path)
+                try:
+                    with self._reading.reading(work.case):
+                        work.arrays[stage] = network.preprocess(work.case.images, previous=path)
+                except Exception as error:
+                    if not path.exists():  # the reader's words would blame the images
+                        raise Bug(f"{path.name}: the first stage's segmentation is missing") from error
+                    raise
                 path.unlink()
             agreement = self._review.folds(network)
             work.logits[stage] = network.logits(
@@ -221,19 +225,23 @@ class Predictor:
             voxels = label_voxels(self._last.dataset_json, final)
             volumes = volumes_ml(voxels, properties, final.shape)
             record.update(status="predicted", file=name, files=files, volumes_ml=volumes)
-            record.update(self._review.judge(work.case.case, final, voxels=voxels, volumes_ml=volumes, properties=properties))
+            record.update(self._review.judge(work.case.case, final, voxels=voxels, volumes_ml=volumes, properties=properties, odd=work.odd))
             if work.case.label is not None:
                 record["dice"], record["reference_labels"] = case_dice(self._last, work.case.label, output / name)
 
-        self._guarded(work, export)
+        self._guarded(work, export, folders=(output, scratch))
         if work.problem is not None:
             record.update(status="failed", reason=work.problem, failure_class=str(FailureClass.BUG if work.ours else FailureClass.DATA))
         record["seconds"] = round(time.monotonic() - work.begun, 2)
         return record
 
     # --- private ------------------------------------------------------------------------------------------------
-    def _guarded(self, work: Work, act: Callable[[], None]) -> None:
-        """Do a part of a case's work unless it has failed already; keep what is the case's fault with the case."""
+    def _guarded(self, work: Work, act: Callable[[], None], *, folders: Sequence[Path] = ()) -> None:
+        """Do a part of a case's work unless it has failed already; keep what is the case's fault with the case.
+
+        Args:
+            folders: of the job, in which the work reads and writes: where one is missing, the case is not to blame.
+        """
         if work.problem is not None:
             return
         try:
@@ -242,12 +250,11 @@ class Predictor:
             self._review.forget(work.case.case)
             raise
         except Exception as error:
-            if classify(error) not in _OF_THE_CASE:
-                raise
+            require_of_the_case(error, work.case, folders)
             if classify(error) is FailureClass.BUG:
                 log.exception("case %s failed", work.case.case)
                 work.ours = True
-            work.problem = str(error) if classify(error) is FailureClass.DATA else f"{type(error).__name__}: {error}"
+            work.problem = in_words(error)
             work.arrays, work.logits = {}, {}
             self._review.forget(work.case.case)
 

@@ -52,6 +52,16 @@ class Preview:
         return case_picture([channel.T for channel in self.channels], self.at(segmentation).T, spacing, affine=affine)
 
 
+def voxel_affine(properties: Mapping[str, Any]) -> npt.NDArray[np.float64] | None:
+    """Directions of the voxel axes x, y, z as a 4 x 4 matrix in the RAS world, without the origin; None where the file has none."""
+    axes = _axes(properties)
+    if axes is None:
+        return None
+    affine = np.eye(4)
+    affine[:3, :3] = axes
+    return affine
+
+
 def _axes(properties: Mapping[str, Any]) -> npt.NDArray[np.float64] | None:
     """Voxel axes x, y, z in the RAS world, mm a voxel; None where the file says nothing of them."""
     itk, nibabel = properties.get("sitk_stuff"), properties.get("nibabel_stuff")

@@ -11,7 +11,9 @@
                           of which 1 % lies outside. Others have no unit, and scanners differ several times: flagged when its median
                           is 10 times beyond these percentiles, as with a wrong unit or a lost rescale slope. Datasets whose own
                           cases differ that much show nothing, nor do too small values where the training's reach zero
+``voxel-order``           its voxels are stored in an order, such as RAS, that no training case has: nnU-Net learns from voxels as stored
 ``spacing``               an axis more than a quarter beyond the training cases' spacings, about where resampling becomes guesswork
+others                    warnings of its files, by the codes of ``docs/faults.md``: what registration would have warned of
 ========================  ==========================================================================================================
 """
 
@@ -26,6 +28,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from nnunet_jobs.contract.failure import Fault
 from nnunet_jobs.contract.files import read_json
 from nnunet_jobs.prediction.model import SelectedModel
 from nnunet_jobs.prediction.preview import Preview
@@ -70,7 +73,7 @@ class Expected:
         cases: number of them; 0 when unknown. labels: by name, ``present`` (cases that have it) and ``ml`` (:func:`label_range`).
         spacing: ``low`` and ``high`` mm in the reader's axis order. cv_dice: of the model, cross-validated.
         intensities: of the foreground by channel number, as the plans have them. ct: channels whose numbers have a unit.
-        not_judged: reason by flag code.
+        orders: voxel orders of the training cases, such as ``RAS``; empty when unknown. not_judged: reason by flag code.
     """
 
     cases: int = 0
@@ -79,6 +82,7 @@ class Expected:
     cv_dice: float | None = None
     intensities: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     ct: frozenset[int] = frozenset()
+    orders: frozenset[str] = frozenset()
     not_judged: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
@@ -102,6 +106,8 @@ class Expected:
             missing["volume"] = f"fewer than {_ENOUGH} training cases have a label, or they are pictures"
         if spacing is None:
             missing["spacing"] = "the spacings of the training cases are not known"
+        if known and "orders" not in known:
+            missing["voxel-order"] = f"the model's {REFERENCE} is of an earlier version; run FindBestConfigOperator again to make it"
         if not intensities:
             missing["intensity"] = "the plans have no intensities"
         if all(len(stage.folds) < 2 for stage in model.members):
@@ -113,6 +119,7 @@ class Expected:
             cv_dice=known.get("cv_dice"),
             intensities=intensities,
             ct=frozenset(number for number, scheme in enumerate(schemes) if scheme == "CTNormalization"),
+            orders=frozenset(known.get("orders") or ()),
             not_judged=missing,
         )
 
@@ -125,14 +132,16 @@ class Expected:
         preview: Preview | None,
         segmentation: npt.NDArray[Any],
         agreement: Mapping[str, float],
+        order: str = "",
     ) -> list[dict[str, Any]]:
         """All flags of a case.
 
         Args:
             voxels, volumes_ml: by label name. spacing: mm, in the reader's axis order. preview: of the image, None when there is none.
-            segmentation: final, in the reader's axis order. agreement: mean pairwise Dice of the folds by label name; empty for one fold.
+            segmentation: final, in the reader's axis order. order: of its voxels, such as ``RAS``; empty where the file has none.
+            agreement: mean pairwise Dice of the folds by label name; empty for one fold.
         """
-        found = [*self._empty(voxels), *self._volume(volumes_ml), *self._folds(agreement), *self._spacing(spacing)]
+        found = [*self._empty(voxels), *self._volume(volumes_ml), *self._folds(agreement), *self._spacing(spacing), *self._order(order)]
         if preview is not None:
             found += self._intensity(preview, segmentation)
         return [asdict(flag) for flag in found]
@@ -179,6 +188,13 @@ class Expected:
         message = f"its spacing, {shown} mm, is beyond that of the training cases"
         return [Flag(code="spacing", message=message, value=[float(step) for step in spacing], expected=[list(end) for end in ends])]
 
+    def _order(self, order: str) -> list[Flag]:
+        if not order or not self.orders or order in self.orders:
+            return []
+        known = ", ".join(sorted(self.orders))
+        message = f"its voxels are stored in the order {order}, those of the training cases in {known}; reorient it and predict again"
+        return [Flag(code="voxel-order", message=message, value=order, expected=sorted(self.orders))]
+
     def _intensity(self, preview: Preview, segmentation: npt.NDArray[Any]) -> list[Flag]:
         inside = preview.at(segmentation) > 0
         found = []
@@ -200,6 +216,11 @@ class Expected:
                 message = f"the foreground of channel {number} has {how} of the training cases' intensities"
                 found.append(Flag(code="intensity", message=message, value=round(middle, 6), expected=ends))
         return found
+
+
+def of_faults(odd: Sequence[Fault]) -> list[dict[str, Any]]:
+    """Warnings of a case's files as flags."""
+    return [asdict(Flag(code=str(fault.code), message=f"{fault.file} {fault.message}" if fault.file else fault.message)) for fault in odd]
 
 
 def spacing_range(spacings: Sequence[Sequence[float]]) -> dict[str, list[float]] | None:

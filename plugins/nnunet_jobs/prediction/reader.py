@@ -17,11 +17,11 @@ def check(data: dict[str, Any]) -> dict[str, Any]:
     """Look for faults as :func:`~nnunet_jobs.prediction.cases.check_images` does.
 
     Args:
-        data: ``case``, ``images`` (paths), ``file_ending``, ``channels``, ``reader``: name of nnU-Net's reader to try as well, or None,
-            and ``image_bytes``: what an image may need in memory, or None.
+        data: ``case``, ``images`` (paths), ``file_ending``, ``channels``, ``reader``: name of nnU-Net's reader, ``try_reader``: whether to
+            try it as well, and ``image_bytes``: what an image may need in memory, or None.
 
     Returns:
-        ``problem`` and ``faults``, or None and none; ``needs``: bytes of an image that needs more than it may.
+        ``problem`` and its ``faults``, or None and what is odd; ``needs``: bytes of an image that needs more than it may.
     """
     from nnunet_jobs.prediction.cases import Case, check_images
 
@@ -33,14 +33,14 @@ def check(data: dict[str, Any]) -> dict[str, Any]:
             raise _TooLarge(size)
 
     try:
-        check_images(case, file_ending=data["file_ending"], channels=data["channels"], reserve=reserve)
+        odd = check_images(case, file_ending=data["file_ending"], channels=data["channels"], reader=data["reader"], reserve=reserve)
     except DataError as error:
         return {"problem": str(error), "faults": [asdict(fault) for fault in error.faults], "needs": None}
     except _TooLarge as error:
         return {"problem": None, "faults": [], "needs": error.size}
-    if data["reader"]:
+    if data["try_reader"]:
         _try_reader(data["reader"], data["images"])
-    return {"problem": None, "faults": [], "needs": None}
+    return {"problem": None, "faults": [asdict(fault) for fault in odd], "needs": None}
 
 
 class _TooLarge(MemoryError):

@@ -31,13 +31,15 @@ _START_S = 120.0  # for Python and its imports, on a busy machine
 _MOST_DEATHS = 2
 
 Beat = Callable[[], None]
+Odd = tuple[Fault, ...]
+"""What is odd about a case's images and does not forbid it: registration's warnings."""
 
 
 class Reading(Protocol):
     """How a predictor's images are checked, and what surrounds nnU-Net's own reading of them."""
 
-    def check(self, case: Case, *, file_ending: str, channels: int, reader: str, beat: Beat) -> None:
-        """Raise DataError with the faults of a case. ``reader``: name of nnU-Net's reader class."""
+    def check(self, case: Case, *, file_ending: str, channels: int, reader: str, beat: Beat) -> Odd:
+        """What is odd about a case. Raises DataError with its faults. ``reader``: name of nnU-Net's reader class."""
 
     def reading(self, case: Case) -> contextlib.AbstractContextManager[None]:
         """Surround reading and preprocessing."""
@@ -46,9 +48,9 @@ class Reading(Protocol):
 class ReadHere:
     """In the calling thread."""
 
-    def check(self, case: Case, *, file_ending: str, channels: int, reader: str, beat: Beat) -> None:
+    def check(self, case: Case, *, file_ending: str, channels: int, reader: str, beat: Beat) -> Odd:
         """See :class:`Reading`."""
-        check_images(case, file_ending=file_ending, channels=channels, beat=beat)
+        return check_images(case, file_ending=file_ending, channels=channels, reader=reader, beat=beat)
 
     def reading(self, case: Case) -> contextlib.AbstractContextManager[None]:
         """See :class:`Reading`."""
@@ -74,14 +76,15 @@ class _Beside:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._workers.__exit__(kind, error, trace)
 
-    def _check(self, case: Case, *, file_ending: str, channels: int, reader: str | None, beat: Beat) -> int | None:
-        """Bytes of an image that needs more memory than it may, else None; DataError with the faults of a case."""
+    def _check(self, case: Case, *, file_ending: str, channels: int, reader: str, try_reader: bool, beat: Beat) -> tuple[int | None, Odd]:
+        """Bytes of an image that needs more memory than it may, else None, and what is odd; DataError with the faults of a case."""
         request = {
             "case": case.case,
             "images": [str(path) for path in case.images],
             "file_ending": file_ending,
             "channels": channels,
             "reader": reader,
+            "try_reader": try_reader,
             "image_bytes": self._image_bytes,
         }
         limit = _TIME_LIMIT_S + _size(case) / (1 << 20)
@@ -96,8 +99,7 @@ class _Beside:
             raise _crashed(case, f"{broken}; write its files anew, or allow it more memory if they are large") from broken
         if answer["problem"]:
             raise DataError(answer["problem"], faults=[Fault(**fault) for fault in answer["faults"]])
-        needs: int | None = answer["needs"]
-        return needs
+        return answer["needs"], tuple(Fault(**fault) for fault in answer["faults"])
 
     def _call(self, task: str, request: dict[str, Any], timeout_s: float, beat: Beat) -> dict[str, Any]:
         return self._workers.call(task, request, timeout_s=timeout_s, memory_mib=self._memory_mib, beat=beat)
@@ -121,11 +123,12 @@ class ReadUploads(_Beside):
         super().__init__(memory_mib=host.memory_mib(), image_bytes=image_mib << 20)
         self._image_mib, self._setting = image_mib, setting
 
-    def check(self, case: Case, *, file_ending: str, channels: int, reader: str, beat: Beat) -> None:
+    def check(self, case: Case, *, file_ending: str, channels: int, reader: str, beat: Beat) -> Odd:
         """See :class:`Reading`; MemoryError for an image that needs more memory than it may."""
-        needs = self._check(case, file_ending=file_ending, channels=channels, reader=reader, beat=beat)
+        needs, odd = self._check(case, file_ending=file_ending, channels=channels, reader=reader, try_reader=True, beat=beat)
         if needs is not None:
             raise MemoryError(f"it needs {needs >> 20} MiB, {self._image_mib} are allowed ({self._setting})")
+        return odd
 
     def reading(self, case: Case) -> contextlib.AbstractContextManager[None]:
         """See :class:`Reading`."""
@@ -136,7 +139,8 @@ class ReadBeside(_Beside):
     """In a process of its own, with markers; a context manager.
 
     Args:
-        markers: folder for them, of one output folder. memory_mib: of the job; what the host allows when empty.
+        markers: folder for them, of one part of one output folder: nobody else makes or removes it while the part's lock is held.
+        memory_mib: of the job; what the host allows when empty.
     """
 
     def __init__(self, markers: Path, *, memory_mib: int | None = None) -> None:
@@ -148,21 +152,21 @@ class ReadBeside(_Beside):
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         super().__exit__(kind, error, trace)
         with contextlib.suppress(OSError):
-            self._markers.rmdir()  # holds other parts' markers otherwise
+            self._markers.rmdir()  # holds the marker of a case that ends this attempt otherwise
 
     def in_turns(self, cases: Sequence[Case]) -> list[list[Case]]:
         """The cases in their order; each that was being read when an attempt ended comes by itself, when all others are written."""
         others = [case for case in cases if case.case not in self._deaths]
         return [turn for turn in (others, *([case] for case in cases if case.case in self._deaths)) if turn]
 
-    def check(self, case: Case, *, file_ending: str, channels: int, reader: str, beat: Beat) -> None:
+    def check(self, case: Case, *, file_ending: str, channels: int, reader: str, beat: Beat) -> Odd:
         """See :class:`Reading`."""
         deaths = self._deaths.get(case.case, 0)
         try:
             if deaths >= _MOST_DEATHS:
                 message = f"{deaths} attempts ended while it was read and preprocessed; look at their logs, else write the files anew"
                 raise _crashed(case, message)
-            self._check(case, file_ending=file_ending, channels=channels, reader=reader if deaths else None, beat=beat)
+            return self._check(case, file_ending=file_ending, channels=channels, reader=reader, try_reader=deaths > 0, beat=beat)[1]
         except DataError:
             self._forget(case)  # it has its reason now; files that were mended deserve a fresh try
             raise

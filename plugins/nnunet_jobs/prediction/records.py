@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from nnunet_jobs.contract.files import locked, read_json, sha256_file, write_json
+from nnunet_jobs.contract.files import content_hash, locked, read_json, sha256_file, write_json
 from nnunet_jobs.contract.predictions import PREDICTIONS, RECORDS, entry
 from nnunet_jobs.prediction.contact_sheet import write_sheet
 from nnunet_jobs.prediction.model import SelectedModel
@@ -18,11 +18,22 @@ from nnunet_jobs.prediction.quality import Expected
 from nnunet_jobs.prediction.settings import Settings, settings_key
 from nnunet_jobs.prediction.tables import write_table
 
-PICTURES, PLANS, MARKERS = ".pictures", ".parts", ".reading"
+PICTURES, PLANS, MARKERS, LEFT_OUT = ".pictures", ".parts", ".reading", ".left-out"
+"""Below the records: folders of pictures and of plans, the ending of each part's own folder of markers, lists of what is not predicted."""
+
+
+def scratch_folder(folder: Path, part: int, parts: int) -> Path:
+    """Folder for files that are not whole yet, on the file system of ``folder``; owned by whoever holds the part's lock."""
+    return folder / RECORDS / f"part-{part}-of-{parts}.partial"
+
+
+def converted_folder(scratch: Path) -> Path:
+    """Folder for images that are converted for the job, of the same owner."""
+    return scratch.with_suffix(".converted")
 
 
 class Records:
-    """The records of one output folder. Every part writes its own cases' records; merging holds a kernel lock."""
+    """The records of one model's folder of predictions. Every part writes its own cases' records; merging holds a kernel lock."""
 
     def __init__(self, output: Path) -> None:
         self.output = output
@@ -33,14 +44,9 @@ class Records:
         """Lock file of one part: the same part submitted twice becomes a worker and a waiter."""
         return self._folder / f"part-{part}-of-{parts}.lock"
 
-    def scratch(self, part: int, parts: int) -> Path:
-        """Folder for files that are not whole yet, on the same file system; owned by whoever holds the part's lock."""
-        return self._folder / f"part-{part}-of-{parts}.partial"
-
-    @property
-    def markers(self) -> Path:
-        """Folder that names the cases that are being read; see :mod:`nnunet_jobs.prediction.reading`."""
-        return self._folder / MARKERS
+    def markers(self, part: int, parts: int) -> Path:
+        """Folder of one part that names the cases that it is reading; see :mod:`nnunet_jobs.prediction.reading`."""
+        return self._folder / f"part-{part}-of-{parts}{MARKERS}"
 
     @property
     def pictures(self) -> Path:
@@ -95,11 +101,9 @@ class Records:
                 "model_hash": model.hash,
                 "settings": asdict(settings),
                 "updated": datetime.now(UTC).isoformat(),
-                "predicted": sum(item["status"] == "predicted" for item in current),
-                "failed": sum(item["status"] == "failed" for item in current),
-                "flagged": sum(bool(item.get("flags")) for item in current),
+                **counts(current),
                 "not_judged": dict(expected.not_judged),
-                "dice": mean_dice([item for item in current if item.get("dice")]),
+                "not_predicted": self._left_out(),
                 "labels": dict(labels),
                 "cases": entries,
             }
@@ -109,12 +113,39 @@ class Records:
                 write_sheet(self.output, summary, self.pictures)
         return path
 
+    def leave_out(self, of: Any, found: Sequence[Mapping[str, str]]) -> None:
+        """Keep what lay among the cases and is not predicted.
+
+        Args:
+            of: which cases were asked for, as JSON: what was listed for them before is replaced. found: ``name`` and ``reason`` of each.
+        """
+        path = self._folder / LEFT_OUT / f"{content_hash([of])}.json"
+        if found:
+            path.parent.mkdir(exist_ok=True)
+            write_json(path, [dict(item) for item in found])
+        else:
+            path.unlink(missing_ok=True)
+
+    def _left_out(self) -> list[dict[str, str]]:
+        lists = (read_json(path) for path in sorted((self._folder / LEFT_OUT).glob("*.json")))
+        return [item for found in lists for item in found]
+
     def _read(self, case: str) -> dict[str, Any] | None:
         try:
             record = read_json(self._folder / f"{case}.json")
         except (FileNotFoundError, ValueError):
             return None
         return record if isinstance(record, dict) else None
+
+
+def counts(cases: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """``predicted``, ``failed``, ``flagged`` and ``dice`` of entries of ``predictions.json``."""
+    return {
+        "predicted": sum(item["status"] == "predicted" for item in cases),
+        "failed": sum(item["status"] == "failed" for item in cases),
+        "flagged": sum(bool(item.get("flags")) for item in cases),
+        "dice": mean_dice([item for item in cases if item.get("dice")]),
+    }
 
 
 def mean_dice(records: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:

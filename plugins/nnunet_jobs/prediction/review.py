@@ -11,10 +11,12 @@ from typing import Any
 
 import numpy.typing as npt
 
+from nnunet_jobs.contract.failure import Fault
+from nnunet_jobs.dataset.readers.agreement import voxel_order
 from nnunet_jobs.prediction.agreement import FoldAgreement
 from nnunet_jobs.prediction.network import StageNetwork
-from nnunet_jobs.prediction.preview import Preview
-from nnunet_jobs.prediction.quality import Expected
+from nnunet_jobs.prediction.preview import Preview, voxel_affine
+from nnunet_jobs.prediction.quality import Expected, of_faults
 
 
 @dataclass(slots=True)
@@ -59,8 +61,13 @@ class Review:
         voxels: Mapping[str, int],
         volumes_ml: Mapping[str, float],
         properties: Mapping[str, Any],
+        odd: Sequence[Fault] = (),
     ) -> dict[str, Any]:
-        """What the case's record gets beside its result: ``flags``. Its picture is written beside the records."""
+        """What the case's record gets beside its result: ``flags``. Its picture is written beside the records.
+
+        Args:
+            odd: warnings of its images, which become flags too.
+        """
         seen = self._seen.pop(case, _Seen())
         if self._pictures is not None and seen.preview is not None:
             picture = seen.preview.picture(segmentation, properties)
@@ -75,8 +82,9 @@ class Review:
             preview=seen.preview,
             segmentation=segmentation,
             agreement=_least(seen.agreements),
+            order=voxel_order(voxel_affine(properties)),
         )
-        return {"flags": flags}
+        return {"flags": [*of_faults(odd), *flags]}
 
     def forget(self, case: str) -> None:
         """A case that failed needs no memory."""

@@ -31,6 +31,7 @@ from nnunet_jobs.dicom.worker import dicom_workers
 from nnunet_jobs.guard import Broken, Workers
 from nnunet_jobs.prediction.cases import Case
 from nnunet_jobs.prediction.export import label_values
+from nnunet_jobs.prediction.incoming import Incoming
 from nnunet_jobs.prediction.model import SelectedModel
 
 log = logging.getLogger("nnunet_jobs")
@@ -62,14 +63,15 @@ class Studies:
     """What a folder of DICOM studies holds for a model.
 
     Attributes:
-        cases: sorted by id, images named as they will be converted; what cannot be predicted has its reason.
+        incoming: the cases, sorted by id, images named as they will be converted; what cannot be predicted has its reason. What is
+            listed as not predicted is named by numbers and pseudonyms, because file names in an archive's export hold names of people.
         by_case: the usable ones. as_seg: whether a DICOM SEG will be wanted of each, so that what it needs must be there.
         files: number to path of the files that problems may name, for those who may see it.
     """
 
     as_seg: bool = False
     files: dict[int, Path] = field(default_factory=dict)
-    cases: list[Case] = field(default_factory=list)
+    incoming: Incoming = field(default_factory=Incoming)
     by_case: dict[str, Study] = field(default_factory=dict)
 
     def add(self, found: DicomCase, errors: Sequence[Fault], images: Path) -> None:
@@ -77,8 +79,11 @@ class Studies:
         case, faults, grids = found.person.case, list(errors), []
         if found.channels and self.as_seg:
             faults += seg_faults(found.channels[0])
+        odd = [fault for fault in found.faults if fault.severity != "error"]
         for series in found.channels:
-            faults += [fault for fault in convert.pixel_faults(series) if fault.severity == "error"]
+            of_pixels = convert.pixel_faults(series)
+            faults += [fault for fault in of_pixels if fault.severity == "error"]
+            odd += [fault for fault in of_pixels if fault.severity != "error"]
             try:
                 grids.append(grid_of(series))
             except SeriesRefused as refused:
@@ -90,11 +95,12 @@ class Studies:
             problem = "; ".join(f"{fault.code}: {fault.message}" for fault in faults)
             for series in found.channels:
                 self.files |= {instance.number: instance.path for instance in series.instances}
-            self.cases.append(Case(case=case, images=(), problem=problem))
+            self.incoming.cases.append(Case(case=case, images=(), problem=problem))
             return
         self.by_case[case] = Study(case=case, channels=found.channels, grids=tuple(grids))
         names = (f"{case}_{channel:04d}.nii.gz" for channel in range(len(found.channels)))
-        self.cases.append(Case(case=case, images=tuple(images / name for name in names)))
+        written = tuple(images / name for name in names)
+        self.incoming.cases.append(Case(case=case, images=written, converted=True, warnings=tuple(odd)))
 
     def voxels(self, case: Case) -> int:
         """Voxels of a study's first channel; 0 for one that cannot be predicted."""
@@ -132,23 +138,34 @@ def find_studies(
     identity = Identity(context.workspace.private)
     found = scan(folder, beat=pulse(context), threads=max(1, context.cpus), keywords=keywords(rules))
     of_files: dict[str, list[Fault]] = defaultdict(list)
+    studies, people = Studies(as_seg=as_seg, files=dict(found.files)), []
     for fault in faults_of(found, identity):
-        if fault.case is None or fault.severity != "error":
+        if fault.severity != "error":
             log.warning("%s", fault)
+        elif fault.case is None:
+            studies.incoming.leave_out(fault.file or "a file", f"{fault.code}: {fault.message}")
         else:
             of_files[fault.case].append(fault)
-    studies, people, others = Studies(as_seg=as_seg, files=dict(found.files)), [], 0
+    for count, reason in (
+        (found.other, "are no DICOM files, in a folder of DICOM studies; put images to predict into a folder of their own"),
+        (found.ignored, "are DICOM objects that hold neither images nor labels, such as reports"),
+    ):
+        if count:
+            studies.incoming.leave_out(f"{count} files", reason)
+    chosen: set[str] = set()
     for item in cases_of(found, rules, identity):
+        chosen |= {series.series_uid for series in item.channels}
         errors = [*of_files[item.person.case], *(fault for fault in item.faults if fault.severity == "error")]
         missing = [str(fault.code) for fault in errors] == [Code.DICOM_SERIES_MISSING] * len(rules)
         if missing or not (errors or item.channels):
-            others += 1  # a study of another kind, or of labels alone, in a folder that holds all sorts
+            # a study of another kind, or of labels alone, in a folder that holds all sorts
+            studies.incoming.leave_out(f"study {item.person.case}", "has no series that the rules of 'series' choose")
             continue
         studies.add(item, errors, images)
         people.append(item.person)
-    if others:
-        log.info("%d studies have no series that the rules choose, and are left out", others)
-    if not studies.cases:
+    if count := sum(series.series_uid not in chosen for series in found.series):
+        studies.incoming.leave_out(f"{count} series", "no rule of 'series' chooses them")
+    if not studies.incoming.cases:
         faults = [fault for fault in found.faults if fault.severity == "error"]
         raise DataError("cases: no study of this folder has a series that the rules of 'series' choose", faults=faults)
     identity.remember(f"{dataset}.predicted", people)
@@ -217,9 +234,9 @@ class SegWriter:
             kind = classify(error)
             if kind not in (FailureClass.DATA, FailureClass.BUG):
                 raise
-            # a library's words may quote the header
-            log.debug("DICOM SEG failed by %s", type(error).__name__)
-            reason = str(error) if kind is FailureClass.DATA else "could not be written, for a reason that nobody foresaw"
+            if kind is not FailureClass.DATA:  # a library's words may quote the header
+                log.error("case %s: its DICOM SEG could not be written: %s", case, type(error).__name__)
+            reason = str(error) if kind is FailureClass.DATA else "could not be written, which the job's log has a line about"
             return {**record, "status": "failed", "reason": f"DICOM SEG: {reason}", "failure_class": str(kind)}
         files = {**record["files"], target.name: sha256_file(target)}
         return {**record, "files": files, "seg": target.name, "seg_key": self.key}

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_jobs.contract.files import write_atomic
+from nnunet_jobs.contract.predictions import TABLE
 
-CSV = "predictions.csv"
 _COLUMNS = ("case", "status", "reason", "seconds", "flags", "model", "file")
 _MEASURES = {"volumes_ml": "ml", "dice": "dice"}
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
@@ -32,7 +32,7 @@ def write_table(output: Path, summary: Mapping[str, Any]) -> Path:
         known = {**entry, "case": case, "flags": flags}
         numbers = ((entry.get(name) or {}).get(label) for name in _MEASURES for label in measured[name])
         lines.writerow([*(_cell(known.get(column)) for column in _COLUMNS), *map(_cell, numbers)])
-    path = output / CSV
+    path = output / TABLE
     write_atomic(path, text.getvalue().encode())
     return path
 

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from nnunet_jobs.contract.files import locked, read_json, write_json
-from nnunet_jobs.contract.predictions import PREDICTIONS, RECORDS
+from nnunet_jobs.contract.predictions import MODELS, PREDICTIONS, RECORDS, SHEET
 from nnunet_jobs.contract.workspace import Workspace
-from nnunet_jobs.prediction.contact_sheet import SHEET, write_sheet
+from nnunet_jobs.prediction.contact_sheet import write_sheet
+from nnunet_jobs.prediction.kept import forget_dead_links, unrecorded
 from nnunet_jobs.prediction.parts import forget_cases
-from nnunet_jobs.prediction.records import MARKERS, PICTURES, PLANS, mean_dice
+from nnunet_jobs.prediction.records import LEFT_OUT, MARKERS, PICTURES, PLANS, counts
 from nnunet_jobs.prediction.tables import write_table
 
 
@@ -50,8 +52,14 @@ def remove(predicted: Predicted) -> int:
             if path.resolve().is_relative_to(folder.resolve()) and path.is_file():
                 path.unlink()
                 removed += 1
+        if folder.parent.name == MODELS:
+            for path in unrecorded(folder.parent.parent, case):
+                path.unlink()
+                removed += 1
     forget_cases(folder / RECORDS / PLANS, predicted.cases)
     with locked(folder / RECORDS / "predictions.lock", interval=0.02):
+        for path in (folder / RECORDS / LEFT_OUT).glob("*.json"):
+            write_json(path, [item for item in read_json(path) if not _is_of(item["name"], predicted.cases)])
         summary = _summary(folder)
         if set(summary.get("cases", {})) & set(predicted.cases):
             left = _without(summary, predicted.cases)
@@ -61,8 +69,11 @@ def remove(predicted: Predicted) -> int:
             write_json(folder / PREDICTIONS, left)  # the last: a killed removal finds the cases in it and begins again
         for case in predicted.cases:
             (folder / RECORDS / PICTURES / f"{case}.json").unlink(missing_ok=True)
-            (folder / RECORDS / MARKERS / case).unlink(missing_ok=True)
+            for markers in (folder / RECORDS).glob(f"*{MARKERS}"):
+                (markers / case).unlink(missing_ok=True)
             (folder / RECORDS / f"{case}.json").unlink(missing_ok=True)
+    if folder.parent.name == MODELS:
+        forget_dead_links(folder.parent.parent)
     return removed
 
 
@@ -86,11 +97,10 @@ def _without(summary: dict[str, Any], cases: Collection[str]) -> dict[str, Any]:
     """The summary as if the cases had never been there; counts and Dice are of what the summary's model made."""
     left = {case: entry for case, entry in summary["cases"].items() if case not in cases}
     ours = [entry for entry in left.values() if entry.get("model_hash") in (summary["model_hash"], None)]
-    return {
-        **summary,
-        "predicted": sum(entry["status"] == "predicted" for entry in ours),
-        "failed": sum(entry["status"] == "failed" for entry in ours),
-        "flagged": sum(bool(entry.get("flags")) for entry in ours),
-        "dice": mean_dice([entry for entry in ours if entry.get("dice")]),
-        "cases": left,
-    }
+    listed = [item for item in summary.get("not_predicted") or () if not _is_of(item["name"], cases)]
+    return {**summary, **counts(ours), "not_predicted": listed, "cases": left}
+
+
+def _is_of(name: str, cases: Collection[str]) -> bool:
+    """Whether a file's name is a case's, with a channel or an ending behind it."""
+    return any(re.fullmatch(rf"{re.escape(case)}(_\d{{4}})?(\..*)?", name) for case in cases)

@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
+from nnunet_jobs.contract.failure import Fault
 from nnunet_jobs.prediction.cases import Case
 from nnunet_jobs.prediction.model import Stage
 
@@ -21,6 +22,7 @@ class Abandoned(Exception):
 @dataclass(slots=True, kw_only=True)
 class Work:
     """A case on its way: preprocessed arrays by stage, then logits by stage, or why it failed (``ours``: an error nobody foresaw).
+    ``odd``: what is unusual about its images.
 
     ``abandoned`` may be set from any thread; the case's next piece of work then raises :class:`Abandoned`.
     """
@@ -30,5 +32,6 @@ class Work:
     abandoned: threading.Event = field(default_factory=threading.Event)
     arrays: dict[Stage, tuple[Any, dict[str, Any]]] = field(default_factory=dict)
     logits: dict[Stage, Any] = field(default_factory=dict)
+    odd: tuple[Fault, ...] = ()
     problem: str | None = None
     ours: bool = False

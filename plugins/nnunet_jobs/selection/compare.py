@@ -12,7 +12,7 @@ from typing import Any
 from nnunet_jobs.context import StepContext
 from nnunet_jobs.contract.files import read_json
 from nnunet_jobs.evaluation import finite, summarise
-from nnunet_jobs.prediction.export import fresh_folder
+from nnunet_jobs.prediction.export import copy_segmentation, fresh_folder
 from nnunet_jobs.selection.folds import Trained
 from nnunet_jobs.training.fold import summary_dice
 
@@ -101,7 +101,7 @@ def single(trained: Trained, configuration: str, reference: Reference) -> Candid
     sources = trained.validation_cases(configuration)
     start_folder(folder, trained.folder(configuration))
     for case, source in sources.items():
-        shutil.copy(source / f"{case}{reference.ending}", folder)
+        copy_segmentation(source / f"{case}{reference.ending}", folder)
     return Candidate(
         name=trained.folder(configuration).name,
         configurations=(configuration,),

@@ -19,7 +19,7 @@ from typing import Any
 
 from nnunet_jobs.context import StepContext
 from nnunet_jobs.contract.files import write_atomic
-from nnunet_jobs.prediction.export import fresh_folder
+from nnunet_jobs.prediction.export import copy_segmentation, fresh_folder
 from nnunet_jobs.selection.compare import Candidate, Reference
 
 log = logging.getLogger("nnunet_jobs")
@@ -71,7 +71,7 @@ def determine(candidate: Candidate, reference: Reference, context: StepContext) 
         else:
             shutil.rmtree(trial)
     for case in candidate.cases:
-        shutil.copy(source / f"{case}{reference.ending}", output)
+        copy_segmentation(source / f"{case}{reference.ending}", output)
     _write_summary(summary, output)
     shutil.rmtree(scratch)
     _write(candidate, summary, steps, largest)

@@ -23,12 +23,14 @@ from nnunet_jobs.contract.uploads import FIELD, FILES, documented_segmentation, 
 from nnunet_jobs.prediction.export import label_values
 from nnunet_jobs.prediction.predictor import Predictor
 from nnunet_jobs.prediction.work import Record, Work
+from nnunet_jobs.serving.duties import Duty
 from nnunet_jobs.serving.engine import Busy, Engine
 from nnunet_jobs.serving.metrics import Metrics
-from nnunet_jobs.serving.models import WarmModels, served_datasets
+from nnunet_jobs.serving.models import NoRoom, WarmModels, served_datasets
 from nnunet_jobs.serving.problems import respond
 from nnunet_jobs.serving.settings import ServeSettings
 from nnunet_jobs.serving.uploads import receive
+from nnunet_jobs.serving.visitors import KnownVisitors
 
 log = logging.getLogger("nnunet_jobs")
 
@@ -62,32 +64,40 @@ class Server:
         self.models = models
         self.metrics = Metrics()
         self.engine = Engine(limit=settings.waiting, metrics=self.metrics)
-        self.ready = False
         self.draining = False
+        self.duties = (
+            Duty("load the models", self._load, every_s=_REFRESH_S, once=True),
+            Duty("follow promotions", self._follow, every_s=_REFRESH_S, problems=lambda: self.models.problems),
+        )
 
-    async def load(self) -> None:
+    @property
+    def ready(self) -> bool:
+        """Whether the models are in memory that must be before the first request."""
+        return self.duties[0].done
+
+    async def _load(self) -> None:
         """Load the models that must be in memory before the server is ready."""
         for dataset in self.settings.datasets or await asyncio.to_thread(served_datasets, self.models.workspace):
             await asyncio.to_thread(self.models.get, dataset)
-        self.ready = True
+        for dataset, model in self.settings.models:
+            await asyncio.to_thread(self.models.get, dataset, model)
 
-    async def follow_promotions(self) -> None:
-        """Look for newly promoted models for ever."""
-        while True:
-            await asyncio.sleep(_REFRESH_S)
-            await asyncio.to_thread(self.models.refresh)
+    async def _follow(self) -> None:
+        await asyncio.to_thread(self.models.refresh)
 
     async def predictor(self, dataset: str, model: str | None) -> Predictor:
         """The predictor of a request.
 
         Raises:
-            Problem: 404, or 503 where its files are damaged.
+            Problem: 404, or 503 where its files are damaged or there is no room for it.
         """
         try:
             return await asyncio.to_thread(self.models.get, dataset, model)
         except (ConfigError, FileNotFoundError) as error:
             log.info("not served: %s", error)  # the full text names the server's folders and its other datasets
             raise Problem(404, "no such dataset or model is served here; GET /v1/models lists what is in memory") from error
+        except NoRoom as error:
+            raise Problem(503, str(error)) from error
         except DataError as error:
             log.error("%s", error)
             raise Problem(503, "the model's files are damaged; the server's log names them", retry_after_s=_COME_BACK_S) from error
@@ -134,8 +144,7 @@ def create_app(server: Server) -> FastAPI:
 
     @contextlib.asynccontextmanager
     async def life(_app: FastAPI) -> AsyncIterator[None]:
-        tasks = [asyncio.create_task(server.load()), asyncio.create_task(server.follow_promotions())]
-        tasks[0].add_done_callback(_report)
+        tasks = [asyncio.create_task(duty.run()) for duty in server.duties]
         try:
             yield
         finally:
@@ -145,6 +154,7 @@ def create_app(server: Server) -> FastAPI:
             await asyncio.to_thread(server.engine.close)
 
     app = FastAPI(title="nnU-Net predictor", version="1", lifespan=life, docs_url=None, redoc_url=None)
+    app.add_middleware(KnownVisitors, names=server.settings.names, allowed=server.settings.allow_hosts)
 
     @app.post("/v1/models/{dataset}/predict", responses=_answers(), openapi_extra=_FORM, response_class=Response)
     async def predict(request: Request, dataset: Dataset, model: Model = None, inline: Inline = False) -> Response:
@@ -181,10 +191,11 @@ def create_app(server: Server) -> FastAPI:
 
     @app.get("/readyz", response_class=PlainTextResponse, responses={503: {"description": "Loading, or about to end."}})
     async def readyz() -> Response:
-        """200 once the models are in memory, and until the server is told to stop."""
-        good = server.ready and not server.draining
-        word = "ready" if good else "draining" if server.draining else "loading"
-        return PlainTextResponse(f"{word}\n", status_code=200 if good else 503)
+        """200 once the models are in memory, and until the server is told to stop. Further lines say what its duties meet."""
+        good = server.ready and not server.draining and all(duty.alive for duty in server.duties)
+        word = "ready" if good else "draining" if server.draining else "loading" if not server.ready else "a duty has ended"
+        lines = [word, *(line for duty in server.duties for line in duty.words())]
+        return PlainTextResponse("".join(f"{line}\n" for line in lines), status_code=200 if good else 503)
 
     @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:
@@ -249,7 +260,7 @@ async def _guarded(answer: Any) -> Response:
         kind = classify(error)
         log.error("a prediction failed: %s: %s", kind, error, exc_info=not isinstance(error, JobError))
         if kind is FailureClass.BUG:
-            return respond(Problem(500, f"{type(error).__name__}; the server's log has the stack"))
+            return respond(Problem(500, "an unexpected error; the server's log has its details"))
         return respond(Problem(503, f"{kind}: the server cannot predict now", retry_after_s=_COME_BACK_S))
 
 
@@ -261,8 +272,3 @@ def _described(record: Record, *, dataset: str, file_ending: str) -> dict[str, A
 
 def _answers() -> dict[int | str, dict[str, Any]]:
     return {**documented_segmentation("The segmentation, or its volumes in ml."), **documented()}
-
-
-def _report(task: asyncio.Task[None]) -> None:
-    if not task.cancelled() and (error := task.exception()):
-        log.error("the models cannot be loaded, so the server is never ready: %s", error)

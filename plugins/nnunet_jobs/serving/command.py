@@ -40,9 +40,23 @@ def add_serve(commands: Any) -> None:
     parser.add_argument(
         "--dataset", action="append", default=[], help="to load at the start, again for more; all promoted ones when left out"
     )
+    parser.add_argument(
+        "--model",
+        action="append",
+        default=[],
+        metavar="DATASET/MODEL",
+        help="another model than the promoted one to load at the start, again for more",
+    )
     parser.add_argument("--host", default="127.0.0.1", help="loopback address (default 127.0.0.1)")
     parser.add_argument("--port", type=int, default=8600, help="0 takes a free one, which the log names (default 8600)")
     parser.add_argument("--uds", type=Path, help="Unix socket instead of host and port")
+    parser.add_argument(
+        "--allow-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="name that clients may call the server by beside localhost and loopback addresses, again for more",
+    )
     parser.add_argument("--device", choices=DEVICES, default="auto")
     parser.add_argument("--gpu-memory-mib", type=int, help="memory to lease on the GPU; the whole GPU when left out")
     parser.add_argument("--cpus", type=int, default=0, help="cores; 0 means a fair share")
@@ -89,7 +103,14 @@ def _run(settings: ServeSettings) -> None:
         context = StepContext(workspace=settings.workspace, job=job, device=placement.device, gpus=placement.gpus, cpus=cpus)
 
         with ReadUploads(image_mib=settings.image_mib, setting="--image-mib") as reading:
-            models = WarmModels(settings.workspace, context, settings.prediction, limit_mib=settings.models_mib, reading=reading)
+            models = WarmModels(
+                settings.workspace,
+                context,
+                settings.prediction,
+                limit_mib=settings.models_mib,
+                reading=reading,
+                served=settings.models,
+            )
             server = Server(settings, models)
             listen(create_app(server), server)
     finally:
@@ -135,10 +156,19 @@ def _settings(arguments: argparse.Namespace, scratch: Path) -> ServeSettings:
         workspace=workspace,
         scratch=scratch,
         datasets=tuple(arguments.dataset),
+        models=tuple(_named_model(text) for text in arguments.model),
+        allow_hosts=tuple(arguments.allow_host),
         prediction=prediction,
         drain_s=arguments.drain_s,
         **{name: getattr(arguments, name) for name in named},
     )
+
+
+def _named_model(text: str) -> tuple[str, str]:
+    dataset, separator, model = text.partition("/")
+    if not (dataset and separator and model):
+        raise ConfigError(f"model={text!r}: must be a dataset and a model id with a slash between them, such as 4/0123456789abcdef")
+    return dataset, model
 
 
 def _require_packages() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from nnunet_jobs.contract.loopback import is_loopback
 from nnunet_jobs.contract.workspace import Workspace
 from nnunet_jobs.prediction.settings import Settings
 
+_HOST = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,251}[A-Za-z0-9])?|[0-9A-Fa-f:]{2,39}")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServeSettings:
@@ -17,7 +20,10 @@ class ServeSettings:
 
     Attributes:
         workspace: whose models are served. datasets: loaded before the server says that it is ready.
+        models: to load beside the promoted ones, as ``(dataset, model id)``; may push others out of memory as promoted ones do.
         host, port: loopback only. uds: path of a Unix socket instead.
+        allow_hosts: names, without ports, by which clients may call the server beside ``localhost`` and loopback addresses, such as that
+            of a proxy in front of it; web pages of these hosts may use it too.
         prediction: how to predict, the same for every request.
         waiting: requests that may be in the server at once; more are told to come back. timeout_s: of one request.
         upload_mib: of one request's body. image_mib: of one image in memory.
@@ -29,9 +35,11 @@ class ServeSettings:
     workspace: Workspace
     scratch: Path
     datasets: tuple[str, ...] = ()
+    models: tuple[tuple[str, str], ...] = ()
     host: str = "127.0.0.1"
     port: int = 8600
     uds: Path | None = None
+    allow_hosts: tuple[str, ...] = ()
     prediction: Settings = field(default_factory=Settings)
     waiting: int = 16
     timeout_s: float = 300.0
@@ -52,5 +60,13 @@ class ServeSettings:
         for name in ("waiting", "timeout_s", "upload_mib", "image_mib", "models_mib", "drain_s"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name}={getattr(self, name)!r}: must be more than 0")
+        for name in self.allow_hosts:
+            if not _HOST.fullmatch(name):
+                raise ConfigError(f"allow_hosts={name!r}: must be a host's name or address alone, without scheme, port and wildcard")
         if not 0 <= self.port <= 65535:
             raise ConfigError(f"port={self.port!r}: must be 0 to 65535; 0 takes a free one")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What clients may always call the server. A Unix socket has no name of its own; clients of ours say ``server``."""
+        return ("localhost", "server") if self.uds else ("localhost", self.host)

@@ -82,7 +82,7 @@ def _prepare(folder: Path, cases: Sequence[str], ending: str) -> None:
         path = folder.parent / name
         if path.parent == folder and not unchanged(path, stamped, always_hash=True):
             path.unlink(missing_ok=True)  # harmed since it was verified: predicted again
-    known = {f"{case}{end}" for case in cases for end in (ending, ".npz", ".pkl")} | {_MARK}
+    known = {f"{case}{end}" for case in cases for end in (ending, ".npz", ".pkl", *_sidecar(ending))} | {_MARK}
     for path in folder.iterdir():
         if path.name not in known:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -90,7 +90,9 @@ def _prepare(folder: Path, cases: Sequence[str], ending: str) -> None:
 
 def _predicted(trainer: Any, folder: Path, case: str, *, npz: bool, next_stages: Iterable[str]) -> bool:
     ending = trainer.dataset_json["file_ending"]
-    endings = (ending, ".npz", ".pkl") if npz else (ending,)
+    endings: tuple[str, ...] = (ending, ".npz", ".pkl") if npz else (ending,)
+    if trainer.plans_manager.image_reader_writer_class.__name__ == "Tiff3DIO":
+        endings += _sidecar(ending)
     stages = (Path(trainer.output_folder_base) / "predicted_next_stage" / stage for stage in next_stages)
     return all((folder / f"{case}{end}").is_file() for end in endings) and all((stage / f"{case}.b2nd").is_file() for stage in stages)
 
@@ -182,9 +184,15 @@ def _export(
     for stage in next_stages:
         _export_next_stage(trainer, logits, properties, case, staging, stage, threads)
     export_prediction_from_logits(logits, properties, *managers, str(staging / case), npz, num_threads_torch=threads)
-    endings = ((".npz", ".pkl") if npz else ()) + (trainer.dataset_json["file_ending"],)
-    for end in endings:
-        _move(staging / f"{case}{end}", folder / f"{case}{end}")
+    ending = trainer.dataset_json["file_ending"]
+    for end in (*((".npz", ".pkl") if npz else ()), *_sidecar(ending), ending):
+        if end not in _sidecar(ending) or (staging / f"{case}{end}").exists():
+            _move(staging / f"{case}{end}", folder / f"{case}{end}")
+
+
+def _sidecar(ending: str) -> tuple[str, ...]:
+    """Ending of the file in which nnU-Net's writer keeps the spacing of a 3D TIFF; 2D ones have none."""
+    return (".json",) if ending in (".tif", ".tiff") else ()
 
 
 def _export_next_stage(trainer: Any, logits: Any, properties: dict[str, Any], case: str, staging: Path, stage: str, threads: int) -> None:

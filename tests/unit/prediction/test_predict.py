@@ -233,7 +233,7 @@ def test_fault_43_a_half_written_prediction_is_not_taken_for_done(home: Workspac
     assert result["predicted"] + result["already_done"] == 18
     assert 1 <= result["already_done"] <= len(written)
     assert {name: data for name, data in segmentations(output).items() if name in written} == written
-    assert not list(output.glob(".cases/*.partial/*"))
+    assert not list(output.glob("models/*/.cases/*.partial/*"))
 
 
 def test_a_stop_request_ends_between_windows_and_keeps_finished_cases(home: Workspace, root: Path, tmp_path: Path) -> None:
@@ -262,7 +262,7 @@ def test_a_damaged_model_is_refused(home: Workspace, root: Path, tmp_path: Path)
     ("change", "said"),
     [
         ({"cases": "/etc"}, "outside the allowed folders"),
-        ({"cases": []}, "no image there"),
+        ({"cases": []}, "set on_empty to skip"),
         ({"cases": ["/etc/passwd", "/etc/passwd"]}, "more than once"),
         ({"cases": [{"case": "../up", "images": ["/x"]}]}, "becomes a file name"),
         ({"output": "/etc/out"}, "output_roots"),

@@ -91,6 +91,13 @@ def test_spacing_beyond_the_training_cases() -> None:
     assert flags(expected(), spacing=[1.0, 1.0]) == {}  # of another dimension: refused elsewhere
 
 
+def test_a_voxel_order_that_no_training_case_has() -> None:
+    known = expected(orders=frozenset({"LPS", "RAS"}))
+    flag = flags(known, order="PIR")["voxel-order"]
+    assert (flag["value"], flag["expected"]) == ("PIR", ["LPS", "RAS"])
+    assert flags(known, order="RAS") == flags(known, order="") == flags(expected(), order="PIR") == {}
+
+
 def test_folds_that_contradict_one_another() -> None:
     flag = flags(expected(), agreement={"liver": 0.9, "lesion": 0.1})["folds-disagree"]
     assert "lesion 0.10" in flag["message"]
@@ -156,13 +163,14 @@ def test_the_step_records_flags_and_says_once_what_is_not_judged(home: Workspace
 
     root = home.model_root("m1") / DATASET
     ranges = {name: {"present": 20, "ml": {"low": 1e5, "median": 2e5, "high": 3e5}} for name in ("head", "tail")}
-    write_json(root / "reference.json", {"cases": 20, "labels": ranges, "spacing": {"low": [5.0] * 3, "high": [6.0] * 3}, "cv_dice": 0.9})
+    known = {"cases": 20, "labels": ranges, "spacing": {"low": [5.0] * 3, "high": [6.0] * 3}, "orders": ["PIR"], "cv_dice": 0.9}
+    write_json(root / "reference.json", known)
     again = predict(home, folder, "judged")
     second = read_json(Path(again["predictions"]))
     assert set(second["not_judged"]) == {"intensity"}
     assert second["flagged"] == 1
     found = second["cases"]["a"]["flags"]
-    assert {"volume", "spacing", "folds-disagree"} <= {flag["code"] for flag in found}
+    assert {"volume", "spacing", "folds-disagree", "voxel-order"} <= {flag["code"] for flag in found}
 
     from nnunet_jobs.prediction.cases import Case
     from nnunet_jobs.prediction.predictor import Predictor

@@ -33,18 +33,23 @@ def test_channels_come_in_the_models_order_and_lie_on_one_grid(context: StepCont
     write_series(tmp_path / "in" / "e", seed="e", study="3", SeriesDescription="t1")
     write_series(tmp_path / "in" / "f", seed="f", study="3", SeriesDescription="t2", spacing=(0.8, 0.9, 2.0))
     write_series(tmp_path / "in" / "g", seed="g", study="4", SeriesDescription="thorax")
+    (tmp_path / "in" / "scan_0000.nii.gz").write_bytes(b"an image among DICOM studies")
     images = tmp_path / "images"
     images.mkdir()
     found = find_studies(tmp_path / "in", rules=series_rules(RULES, CHANNELS), dataset="Dataset001_A", images=images, context=context)
     [case] = found.by_case
     assert [series.description for series in found.by_case[case].channels] == ["t1 mprage", "t2 tse"]
-    problems = sorted(str(item.problem) for item in found.cases if item.problem)
+    problems = sorted(str(item.problem) for item in found.incoming.cases if item.problem)
     assert [problem.split(";")[0] for problem in problems] == [
         "affine_mismatch: its channels lie on different grids",
         "dicom_series_missing: channel 'T2': none of the study's 1 image series matches (MR, 6 slices, 12 x 10, SeriesNumber 3, "
         "SliceThickness 2.5)",
     ]
-    [ready] = found.convert([item for item in found.cases if item.case == case], context)
+    left_out = {item.name.split()[0]: (item.name, item.reason) for item in found.incoming.not_predicted}
+    assert left_out.keys() == {"1", "study", "3"}
+    assert left_out["1"][1].startswith("are no DICOM files, in a folder of DICOM studies")
+    assert left_out["study"][1] == "has no series that the rules of 'series' choose"
+    [ready] = found.convert([item for item in found.incoming.cases if item.case == case], context)
     assert [path.name for path in ready.images] == [f"{case}_0000.nii.gz", f"{case}_0001.nii.gz"]
     slices = np.stack([pydicom.dcmread(path).pixel_array.T for path in first], axis=-1)
     np.testing.assert_array_equal(np.asarray(nibabel.load(ready.images[0]).dataobj), slices)

@@ -19,7 +19,7 @@ import pytest
 
 from nnunet_jobs import processes
 from nnunet_jobs.context import StepContext
-from nnunet_jobs.contract.files import read_json, repoint, sha256_file
+from nnunet_jobs.contract.files import read_json, repoint, sha256_file, write_json
 from nnunet_jobs.contract.params import PredictParams
 from nnunet_jobs.contract.workspace import Workspace
 from nnunet_jobs.leases import Ledger
@@ -126,14 +126,14 @@ def test_fault_57_a_spacing_that_cannot_be_is_the_images_fault(server: ServerPro
     assert server.predict([image]).status_code == 200
 
 
-def test_fault_57_what_only_nnunets_reader_refuses_is_the_images_fault(server: ServerProcess, image: Path, tmp_path: Path) -> None:
+def test_fault_57_what_nnunets_reader_would_refuse_is_the_images_fault(server: ServerProcess, image: Path, tmp_path: Path) -> None:
     bent = bytearray(gzip.decompress(image.read_bytes()))
     struct.pack_into("<2h", bent, 252, 0, 1)  # only the sform, whose axes are skewed
     struct.pack_into("<12f", bent, 280, 1, 1, 0, 0, 0, 1, 1, 0, 1, 0, 1, 0)
     path = tmp_path / "skewed_0000.nii.gz"
     path.write_bytes(gzip.compress(bytes(bent), 1))
     answer = server.predict([path])
-    assert (answer.status_code, "reader refuses it" in answer.text, str(server.temporary) in answer.text) == (422, True, False)
+    assert (answer.status_code, "axes that are not orthogonal" in answer.text, str(server.temporary) in answer.text) == (422, True, False)
 
 
 def test_fault_44_an_image_that_kills_its_reader_leaves_the_server_alive(home: Workspace, image: Path, tmp_path: Path) -> None:
@@ -197,7 +197,7 @@ def test_fault_50_a_client_that_goes_leaves_nothing_behind(server: ServerProcess
     whole = head + make_image(tmp_path / "long_0000.nii.gz", repeat=6).read_bytes() + b"\r\n--b--\r\n"
 
     def request(length: int) -> bytes:
-        lines = (f"POST /v1/models/{DATASET}/predict HTTP/1.1", "Host: x", "Content-Type: multipart/form-data; boundary=b")
+        lines = (f"POST /v1/models/{DATASET}/predict HTTP/1.1", "Host: localhost", "Content-Type: multipart/form-data; boundary=b")
         return "\r\n".join((*lines, f"Content-Length: {length}", "", "")).encode()
 
     before = server.metric('nnunet_requests_total{status="499"}')
@@ -236,6 +236,62 @@ def test_a_promotion_takes_over_without_dropping_a_request(server: ServerProcess
     assert models == sorted(models), "once the new model answers, the old one does not"
 
 
+def test_fault_67_a_promoted_card_without_a_field_is_said_by_readyz_and_the_server_goes_on(
+    server: ServerProcess, home: Workspace, image: Path
+) -> None:
+    root = make_model(home, "m7", seed=7, promote=False)
+    card = read_json(root / "model.json")
+
+    def ready() -> tuple[int, str]:
+        with server.client() as client:
+            answer = client.get("/readyz")
+        return answer.status_code, answer.text
+
+    wait_for(lambda: server.predict([image]).headers["x-nnunet-model"] == "m1", what="the promoted model")
+    try:
+        write_json(root / "model.json", {name: value for name, value in card.items() if name != "selection"})
+        repoint(home.champion_link(DATASET), root)
+        wait_for(lambda: "follow promotions" in ready()[1], what="what /readyz says")
+        assert ready()[0] == 200, "the earlier model answers"
+        assert server.predict([image]).headers["x-nnunet-model"] == "m1"
+        write_json(root / "model.json", card)
+        wait_for(lambda: server.predict([image]).headers["x-nnunet-model"] == "m7", what="the new model")
+        wait_for(lambda: ready() == (200, "ready\n"), what="/readyz without the fault")
+    finally:
+        repoint(home.champion_link(DATASET), home.model_root("m1") / DATASET)
+    wait_for(lambda: server.predict([image]).headers["x-nnunet-model"] == "m1", what="the first model")
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"Host": "evil.example"}, 400),
+        ({"Host": "evil.example:8600"}, 400),
+        ({"Host": "127.0.0.1.evil.example"}, 400),
+        ({"Host": "localhost@evil.example"}, 400),
+        ({"Origin": "http://evil.example"}, 403),
+        ({"Origin": "null"}, 403),
+        ({"Origin": "http://localhost:3000"}, 403),
+        ({"Sec-Fetch-Site": "cross-site"}, 403),
+        ({"Sec-Fetch-Site": "same-site"}, 403),
+        ({"Host": "localhost"}, 200),
+        ({"Host": "[::1]:8600"}, 200),
+        ({"Sec-Fetch-Site": "none"}, 200),
+        ({"Host": "127.0.0.1:8600", "Origin": "http://127.0.0.1:8600", "Sec-Fetch-Site": "same-origin"}, 200),
+    ],
+)
+def test_fault_76_a_page_of_another_site_is_refused(server: ServerProcess, image: Path, headers: dict[str, str], status: int) -> None:
+    before = server.metric('nnunet_phase_seconds_count{phase="network"}')
+    with server.client() as client:
+        assert client.get("/v1/models", headers=headers).status_code == status
+        answer = client.post(f"/v1/models/{DATASET}/predict", headers=headers, files={"images": ("a.nii.gz", image.read_bytes())})
+    assert answer.status_code == status
+    assert (server.metric('nnunet_phase_seconds_count{phase="network"}') == before) == (status != 200), "no GPU was spent"
+    if status != 200:
+        assert answer.headers["content-type"] == PROBLEM
+        assert "--allow-host" in answer.json()["detail"]
+
+
 def test_it_holds_a_lease_and_stops_in_good_order(home: Workspace, folder: Path, tmp_path: Path) -> None:
     long = make_image(tmp_path / "long_0000.nii.gz", repeat=6)
     uds = tmp_path / "server.sock"
@@ -257,7 +313,12 @@ def test_a_socket_belongs_to_one_server(home: Workspace, image: Path, tmp_path: 
     uds = tmp_path / "server.sock"
     with socket.socket(socket.AF_UNIX) as killed:
         killed.bind(str(uds))  # never removed, as by a server that was killed
-    with ServerProcess(home, tmp_path / "server.log", temporary=tmp_path / "tmp", uds=uds) as server:
+    with ServerProcess(home, tmp_path / "server.log", "--allow-host", "front.example", temporary=tmp_path / "tmp", uds=uds) as server:
+        with server.client() as client:
+            hosts = {"server": 200, "localhost": 200, "front.example:8443": 200, "evil.example": 400}
+            assert {host: client.get("/healthz", headers={"Host": host}).status_code for host in hosts} == hosts
+            allowed = {"Origin": "https://front.example", "Sec-Fetch-Site": "same-site"}
+            assert client.get("/healthz", headers=allowed).status_code == 200
         command = [sys.executable, "-m", "nnunet_jobs", "serve", "--workspace", str(Path(home.raw).parent), "--cpu-slots", "4"]
         second = subprocess.run([*command, "--uds", str(uds)], capture_output=True, text=True, timeout=60, check=False)
         assert (second.returncode, "another server listens there" in second.stderr) == (3, True)
@@ -282,7 +343,10 @@ def test_a_request_has_a_time_limit(home: Workspace, image: Path, tmp_path: Path
         assert not server.leftovers()
 
 
-@pytest.mark.parametrize(("option", "value", "words"), [("--host", "0.0.0.0", "loopback"), ("--waiting", "0", "waiting=0")])
+@pytest.mark.parametrize(
+    ("option", "value", "words"),
+    [("--host", "0.0.0.0", "loopback"), ("--waiting", "0", "waiting=0"), ("--allow-host", "*", "allow_hosts"), ("--model", "4", "model=")],
+)
 def test_what_cannot_be_served_is_refused(home: Workspace, option: str, value: str, words: str) -> None:
     command = [sys.executable, "-m", "nnunet_jobs", "serve", "--workspace", str(Path(home.raw).parent), option, value]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)

@@ -1,0 +1,107 @@
+"""The cases of one part on their way: found again where they are done, predicted where they are not, recorded one by one."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nnunet_jobs.context import StepContext
+from nnunet_jobs.prediction.cases import Case
+from nnunet_jobs.prediction.export import fresh_folder
+from nnunet_jobs.prediction.kept import Kept
+from nnunet_jobs.prediction.model import SelectedModel
+from nnunet_jobs.prediction.quality import Expected
+from nnunet_jobs.prediction.reading import ReadBeside
+from nnunet_jobs.prediction.records import Records, converted_folder
+from nnunet_jobs.prediction.settings import Settings, settings_key
+
+if TYPE_CHECKING:
+    from nnunet_jobs.prediction.studies import SegWriter, Studies
+
+
+@dataclass(slots=True, kw_only=True)
+class Batch:
+    """One part's cases, under its lock.
+
+    Attributes:
+        keys: what each case's segmentation depends on, None where its files cannot be read. markers: see :class:`ReadBeside`.
+        pictures: folder for the contact sheet's; none are made without. studies, segs: of cases that come from DICOM.
+        failed: ``case``, ``reason`` and ``failure_class`` of each that failed.
+    """
+
+    model: SelectedModel
+    settings: Settings
+    context: StepContext
+    records: Records
+    kept: Kept
+    markers: Path
+    keys: Mapping[str, str | None]
+    expected: Expected
+    pictures: Path | None
+    studies: Studies | None
+    segs: SegWriter | None
+    failed: list[dict[str, str]] = field(default_factory=list)
+
+    def done(self, cases: Sequence[Case], *, probabilities: bool) -> dict[str, dict[str, Any]]:
+        """Records of the cases whose segmentation is there already."""
+        found = {}
+        for case in cases:
+            key = self.keys[case.case]
+            record = self.records.done(case.case, key, probabilities=probabilities) if key else None
+            if record is not None:
+                found[case.case] = record
+        return found
+
+    def complete(self, done: Mapping[str, dict[str, Any]]) -> None:
+        """Write the DICOM SEG where a finished case has none, or one with other codes."""
+        for case, record in done.items():
+            if self.segs is not None and record.get("seg_key") != self.segs.key:
+                self.context.check_stop()
+                self._keep(case, record)
+
+    def predict(self, cases: list[Case], *, scratch: Path) -> None:
+        """Predict what is not done yet."""
+        if not cases:
+            return  # nothing new: torch is not even imported
+        with (
+            self._converted(cases, converted_folder(scratch)) as ready,
+            ReadBeside(self.markers, memory_mib=self.context.memory_mib) as reading,
+        ):
+            from nnunet_jobs.prediction.predictor import Predictor
+            from nnunet_jobs.prediction.review import Review
+
+            made = settings_key(self.model, self.settings)
+
+            def keep(case: Case, record: dict[str, Any]) -> None:
+                self._keep(case.case, {**record, "settings_key": made, "key": self.keys[case.case]})
+
+            predictor = Predictor(
+                self.model, self.context, self.settings, reading=reading, review=Review(self.expected, pictures=self.pictures)
+            )
+            for turn in reading.in_turns(ready):
+                predictor.predict(turn, self.records.output, scratch=scratch, on_record=keep)
+
+    @contextlib.contextmanager
+    def _converted(self, cases: list[Case], folder: Path) -> Iterator[list[Case]]:
+        """The cases with images that exist; converted ones are removed afterwards."""
+        if self.studies is None:
+            yield cases
+            return
+        fresh_folder(folder)
+        try:
+            yield self.studies.convert(cases, self.context)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _keep(self, case: str, record: dict[str, Any]) -> None:
+        if self.segs is not None and record["status"] == "predicted":
+            record = self.segs.add(record, case, self.records.output)
+            self.context.beat()
+        self.records.write(case, record)
+        self.kept.show_case(list(record.get("files") or ()))
+        if record["status"] == "failed":
+            self.failed.append({"case": case, "reason": record["reason"], "failure_class": record["failure_class"]})

@@ -1,0 +1,269 @@
+"""Which cases to predict: whatever lies where they come from becomes a case, or is listed as not predicted with its reason."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from nnunet_jobs.contract.failure import ConfigError
+from nnunet_jobs.contract.workspace import Workspace
+from nnunet_jobs.dataset.dicom_mark import named_like
+from nnunet_jobs.dataset.names import ENDINGS, PICTURES, split_ending
+from nnunet_jobs.prediction.cases import Case, checked_case_id
+
+_NUMBERED = r"(?P<case>.+)_(?P<channel>\d{4})"
+_COUNTED = 1000  # files of a sub-folder that are looked at to say how many images it holds
+_OTHER_IMAGES = (*ENDINGS, ".mhd", ".nhdr", ".mgz", ".mgh", ".hdr", ".img", ".jpg", ".jpeg")
+_TIFFS = (".tif", ".tiff")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NotPredicted:
+    """Something among the cases that is no case: its name, safe to print, and why it is not predicted."""
+
+    name: str
+    reason: str
+
+
+@dataclass(slots=True, kw_only=True)
+class Incoming:
+    """What was found.
+
+    Attributes:
+        cases: sorted by id, those included that cannot be predicted, with their reason.
+        not_predicted: everything else.
+    """
+
+    cases: list[Case] = field(default_factory=list)
+    not_predicted: list[NotPredicted] = field(default_factory=list)
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing at all is there."""
+        return not self.cases and not self.not_predicted
+
+    def leave_out(self, name: str, reason: str) -> None:
+        """List a file or folder as not predicted."""
+        self.not_predicted.append(NotPredicted(name=name if name.isprintable() else ascii(name), reason=reason))
+
+    def refuse(self, case: str, name: str, reason: str) -> None:
+        """Take up a file that was meant as a case and cannot be one; listed by its file where another case has the id."""
+        known = printable(case)
+        if any(item.case == known for item in self.cases):
+            self.leave_out(name, reason)
+        else:
+            self.cases.append(Case(case=known, images=(), problem=reason))
+
+
+def collect_cases(
+    cases: str | list[Any], *, workspace: Workspace, dataset: str, file_ending: str, channels: int, case_pattern: str | None = None
+) -> Incoming:
+    """Find the cases that PredictParams.cases names.
+
+    Args:
+        cases: ``holdout``, ``imagesTs``, a folder, or a list of ``{"case", "images"}`` or single paths.
+        channels: images that a case must have.
+        case_pattern: of a folder's file names, with the groups ``case`` and perhaps ``channel``; nnU-Net's own naming when empty.
+
+    Raises:
+        ConfigError: a folder outside the allowed roots, a malformed list entry, an id used twice, a dataset without hold-out cases.
+    """
+    if isinstance(cases, list):
+        found = _from_list(cases, workspace=workspace, file_ending=file_ending)
+    elif cases == "holdout":
+        found = _from_holdout(workspace=workspace, dataset=dataset, file_ending=file_ending)
+    elif cases == "imagesTs":
+        root = workspace.raw_dataset(dataset)
+        found = _from_folder(root / "imagesTs", workspace=None, file_ending=file_ending, labels=root / "labelsTs")
+    else:
+        folder = workspace.confine_input(cases, field="cases")
+        if not folder.is_dir():
+            raise ConfigError(f"cases={cases!r}: not a folder; use holdout, imagesTs, an existing folder or a list of images")
+        found = _from_folder(folder, workspace=workspace, file_ending=file_ending, case_pattern=case_pattern)
+    repeated = [case for case, count in Counter(item.case for item in found.cases).items() if count > 1]
+    if repeated:
+        raise ConfigError(f"cases: {', '.join(sorted(repeated)[:5])} named more than once; each output needs an id of its own")
+    found.cases = sorted((_with_channels(item, channels) for item in found.cases), key=lambda item: item.case)
+    found.not_predicted.sort(key=lambda item: item.name)
+    return found
+
+
+def printable(name: str) -> str:
+    """A name as a file name and as a word in a log."""
+    return re.sub(r"[^\w.+-]", "_", name).lstrip(".")[:120] or "unnamed"
+
+
+# --- folders ----------------------------------------------------------------------------------------------------------
+def _from_folder(
+    folder: Path, *, workspace: Workspace | None, file_ending: str, case_pattern: str | None = None, labels: Path | None = None
+) -> Incoming:
+    """Every entry of a folder. ``workspace`` confines the files, None where the folder is the workspace's own."""
+    found, grouped = Incoming(), dict[str, dict[int, Path]]()
+    others: list[Path] = []
+    pattern = re.compile(case_pattern or _NUMBERED + re.escape(file_ending), re.DOTALL)
+    for path in _entries(folder, found, file_ending):
+        matched = pattern.fullmatch(path.name) if path.name.endswith(file_ending) else None
+        if matched is None:
+            others.append(path)
+            continue
+        groups = matched.groupdict()
+        case, channel = groups.get("case") or "", groups.get("channel") or "0"
+        if not case or not channel.isdecimal():
+            found.refuse(
+                path.name.removesuffix(file_ending), path.name, f"case_pattern finds no case or no channel number in {path.name!r}"
+            )
+        elif int(channel) in grouped.setdefault(case, {}):
+            found.leave_out(path.name, f"channel {int(channel)} of case {printable(case)} is there twice; keep one of the files")
+        else:
+            grouped[case][int(channel)] = path
+    for case, by_channel in grouped.items():
+        try:
+            checked_case_id(case, field="case")
+            if workspace is not None:
+                by_channel = {channel: workspace.confine_input(path, field="cases") for channel, path in by_channel.items()}
+        except ConfigError as error:
+            found.refuse(case, next(iter(by_channel.values())).name, str(error))
+            continue
+        label = labels / f"{case}{file_ending}" if labels else None
+        found.cases.append(_case(case, by_channel, label=label if label and label.is_file() else None))
+    beside = {path.name for by_channel in grouped.values() for path in by_channel.values()} | {path.name for path in others}
+    for path in others:
+        _other_file(path, found, file_ending=file_ending, case_pattern=case_pattern, beside=beside)
+    return found
+
+
+def _entries(folder: Path, found: Incoming, file_ending: str) -> Iterator[Path]:
+    """The files of a folder, sorted; what else lies in it is listed as not predicted."""
+    if not folder.is_dir():
+        return
+    for path in sorted(folder.iterdir()):
+        if path.is_dir():
+            found.leave_out(path.name, _folder_reason(path, file_ending))
+        elif path.name.startswith("."):
+            found.leave_out(path.name, "is a hidden file")
+        elif not path.exists():
+            found.refuse(_stem(path.name), path.name, "is a link that leads nowhere; copy the image to its place")
+        elif not path.is_file():
+            found.leave_out(path.name, "is no regular file")
+        else:
+            yield path
+
+
+def _folder_reason(folder: Path, file_ending: str) -> str:
+    held = looked = 0
+    for _, _, names in os.walk(folder):
+        held += sum(name.endswith(file_ending) for name in names)
+        looked += len(names)
+        if looked >= _COUNTED:
+            break
+    if not held:
+        return "is a folder; only the files of the folder itself are predicted"
+    many = "or more " if looked >= _COUNTED else ""
+    return (
+        f"is a folder with {held} {many}{file_ending} files; only the files of the folder itself are predicted: name that folder in cases"
+    )
+
+
+def _other_file(path: Path, found: Incoming, *, file_ending: str, case_pattern: str | None, beside: set[str]) -> None:
+    """A file that the naming rule does not know: a case with its reason where it is an image, else only listed."""
+    name = path.name
+    if name.endswith(file_ending):
+        stem = printable(name.removesuffix(file_ending))
+        if case_pattern:
+            reason = f"the file name does not match case_pattern={case_pattern!r}"
+        else:
+            reason = f"the name has no channel number; rename it to {stem}_0000{file_ending}, or set case_pattern"
+        found.refuse(stem, name, reason)
+    elif name in {re.sub(r"(_\d{4})?\.tiff?$", ".json", image) for image in beside if image.endswith(_TIFFS)}:
+        return  # the spacing of a 3D TIFF, which nnU-Net's reader reads with the image
+    elif name.lower().endswith(file_ending.lower()):
+        found.refuse(_stem(name), name, f"the ending is written in capitals; rename it to end in {file_ending}")
+    elif named_like(name):
+        found.leave_out(name, "looks like a DICOM file by its name and does not begin as one; it is not read here")
+    elif name.lower().endswith(_OTHER_IMAGES):
+        found.refuse(_stem(name), name, f"the model reads {file_ending} files; convert it")
+    else:
+        found.leave_out(name, "is no image that nnU-Net reads")
+
+
+def _stem(name: str) -> str:
+    """The case that a file of any image ending would be."""
+    stem = split_ending(name.lower())[0]
+    return re.sub(r"_\d{4}$", "", name[: len(stem)] if len(stem) < len(name) else Path(name).stem)
+
+
+# --- other origins ----------------------------------------------------------------------------------------------------
+def _from_holdout(*, workspace: Workspace, dataset: str, file_ending: str) -> Incoming:
+    root = workspace.raw_dataset(dataset)
+    known: Mapping[str, Mapping[str, Any]] = workspace.manifest(dataset)["cases"]
+    wanted = [case for case, entry in known.items() if entry.get("split") == "holdout"]
+    if not wanted:
+        raise ConfigError(f"cases='holdout': {dataset} has no hold-out cases; register it with holdout_fraction or holdout_cases")
+    grouped = _group(sorted((root / "imagesTs").glob(f"*{file_ending}")) if (root / "imagesTs").is_dir() else (), file_ending)
+    found = Incoming()
+    for case in wanted:
+        label = root / "labelsTs" / f"{case}{file_ending}"
+        found.cases.append(_case(case, grouped.get(case, {}), label=label if label.is_file() else None))
+    return found
+
+
+def _from_list(cases: list[Any], *, workspace: Workspace, file_ending: str) -> Incoming:
+    found = Incoming()
+    for index, item in enumerate(cases):
+        if isinstance(item, str):
+            item = {"images": [item]}
+        images = item.get("images") if isinstance(item, dict) else None
+        if (
+            not isinstance(images, list)
+            or not images
+            or not all(isinstance(path, str) for path in images)
+            or set(item) - {"case", "images"}
+        ):
+            raise ConfigError(f'cases[{index}]={item!r}: must be a path or {{"case": id, "images": [one path a channel]}}')
+        name = Path(images[0]).name
+        numbered = re.fullmatch(_NUMBERED, name.removesuffix(file_ending), re.DOTALL)
+        case = checked_case_id(
+            str(item.get("case", numbered["case"] if numbered else name.removesuffix(file_ending))), field=f"cases[{index}].case"
+        )
+        try:
+            confined = tuple(workspace.confine_input(path, field=f"cases[{index}].images") for path in images)
+        except ConfigError as error:
+            found.cases.append(Case(case=case, images=(), problem=str(error)))
+            continue
+        wrong = [path.name for path in confined if not path.name.endswith(file_ending)]
+        problem = f"{', '.join(wrong)}: the model reads {file_ending} files" if wrong else None
+        found.cases.append(Case(case=case, images=confined, problem=problem))
+    return found
+
+
+def _with_channels(case: Case, channels: int) -> Case:
+    unseen = [path for path in case.images[:1] if path.name.endswith(_TIFFS) and not re.search(r"_\d{4}\.tiff?$", path.name)]
+    if case.problem is None and unseen and unseen[0].with_suffix(".json").exists():
+        problem = f"nnU-Net would not find the spacing beside {unseen[0].name}; rename it to end in _0000{unseen[0].suffix}"
+        return Case(case=case.case, images=case.images, label=case.label, problem=problem)
+    if len(case.images) == 1 and case.images[0].name.endswith(PICTURES):
+        return case  # one file may hold all channels as colours; whether it does is seen when it is read
+    if case.problem is None and len(case.images) != channels:
+        problem = f"has {len(case.images)} images; the model needs {channels}, one a channel"
+        return Case(case=case.case, images=case.images, label=case.label, problem=problem)
+    return case
+
+
+def _group(files: Iterable[Path], file_ending: str) -> dict[str, dict[int, Path]]:
+    grouped: dict[str, dict[int, Path]] = {}
+    for path in files:
+        if named := re.fullmatch(_NUMBERED, path.name.removesuffix(file_ending), re.DOTALL):
+            grouped.setdefault(named["case"], {})[int(named["channel"])] = path
+    return grouped
+
+
+def _case(case: str, by_channel: Mapping[int, Path], *, label: Path | None = None) -> Case:
+    images = tuple(path for _, path in sorted(by_channel.items()))
+    gaps = sorted(set(range(max(by_channel, default=-1) + 1)) - set(by_channel))
+    problem = f"channel {', '.join(f'{gap:04d}' for gap in gaps)} is missing" if gaps else None
+    return Case(case=case, images=images, label=label, problem=problem)

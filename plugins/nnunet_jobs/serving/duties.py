@@ -1,0 +1,67 @@
+"""What a server does for as long as it lives: an error in a round is logged and shown, and the next round comes all the same."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+
+from nnunet_jobs.contract.failure import JobError, classify
+
+log = logging.getLogger("nnunet_jobs")
+
+
+class Duty:
+    """A piece of work that is done again and again, or until it succeeds once.
+
+    Args:
+        name: for the log and ``/readyz``. act: one round. every_s: seconds between two rounds. once: end with the first that succeeds.
+        problems: what the last round met and dealt with, by subject.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        act: Callable[[], Awaitable[None]],
+        *,
+        every_s: float,
+        once: bool = False,
+        problems: Callable[[], Mapping[str, str]] = dict,
+    ) -> None:
+        self.name = name
+        self.done = False
+        self._act, self._every_s, self._once, self._problems = act, every_s, once, problems
+        self._failed: str | None = None
+        self._ended = False
+
+    @property
+    def alive(self) -> bool:
+        """False when it has ended although it should not."""
+        return self.done or not self._ended
+
+    def words(self) -> list[str]:
+        """What keeps it from doing its work, for people; nothing where all is well."""
+        found = [f"{self.name}: {self._failed}"] if self._failed else []
+        return [*found, *(f"{self.name}: {subject}: {problem}" for subject, problem in sorted(self._problems().items()))]
+
+    async def run(self) -> None:
+        """Do it until cancelled."""
+        try:
+            while not self.done:
+                try:
+                    await self._act()
+                except Exception as error:
+                    self._note(error)
+                else:
+                    self._failed = None
+                    self.done = self._once
+                if not self.done:
+                    await asyncio.sleep(self._every_s)
+        finally:
+            self._ended = True
+
+    def _note(self, error: Exception) -> None:
+        words = f"{classify(error)}; the server's log has the reason"  # its text may name the server's folders
+        if words != self._failed:  # once, not at every round
+            log.error("%s: %s; it is tried again", self.name, error, exc_info=not isinstance(error, JobError))
+        self._failed = words
