@@ -226,5 +226,7 @@ def _tiles(patch: Sequence[int], device: Any) -> int:
 def _load(path: Path) -> dict[str, Any]:
     try:
         return checkpoints.load(path)
+    except checkpoints.UnreadableCheckpoint:
+        raise  # the storage or the memory of this host, not the file
     except checkpoints.UnsafeCheckpoint as error:
         raise DataError(f"{error}; restore the file or train the fold again") from error

@@ -19,11 +19,11 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
-from nnunet_jobs.contract.failure import DiskFull
+from nnunet_jobs.contract.failure import DiskFull, FailureClass, classify
 from nnunet_jobs.contract.files import sync_directory, sync_file, temporary_beside
 
 log = logging.getLogger("nnunet_jobs.training")
@@ -36,6 +36,10 @@ _FORCE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"  # torch's own switch
 
 class UnsafeCheckpoint(Exception):
     """A checkpoint that is damaged, or that holds more than tensors and plain values."""
+
+
+class UnreadableCheckpoint(UnsafeCheckpoint):
+    """A checkpoint whose bytes could not be read now, because of the storage or of too little memory; later it may be whole."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,28 +67,61 @@ def load(path: Path, *, device: Any = "cpu", mapped: bool = False) -> dict[str, 
 
     Raises:
         UnsafeCheckpoint: cut, damaged, not a torch archive, or with a payload beyond tensors and plain values.
+        UnreadableCheckpoint: every byte is as it was written, yet this host cannot read it now (memory, storage).
+        OSError: there is no such file, or it may not be opened.
     """
     import pickle
 
     import torch
 
+    with open(path, "rb") as file:
+        _check_bytes(file, path.name)
     try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-        if damaged is not None:
-            raise UnsafeCheckpoint(f"{path.name}: record {damaged} is damaged (CRC)")
         with torch.serialization.safe_globals(_safe_globals()):
             data = torch.load(path, map_location=device, weights_only=True, mmap=mapped or None)
-    except zipfile.BadZipFile as error:
-        raise UnsafeCheckpoint(f"{path.name}: not a complete torch archive ({error})") from error
     except pickle.UnpicklingError as error:
         reason = str(error).splitlines()[0] if str(error) else "unpickling refused"
         raise UnsafeCheckpoint(f"{path.name}: refused, it holds more than tensors and plain values ({reason})") from error
-    except (RuntimeError, EOFError, ValueError, KeyError, NotImplementedError) as error:
-        raise UnsafeCheckpoint(f"{path.name}: cannot be read ({error})") from error
-    if not isinstance(data, dict) or "network_weights" not in data:
+    except Exception as error:
+        # The bytes of all records are right, so this is a header that zipfile tolerates and torch does not, or this host.
+        kind = UnreadableCheckpoint if _of_this_host(error) else UnsafeCheckpoint
+        raise kind(f"{path.name}: cannot be read ({_words(error)})") from error
+    if not isinstance(data, dict) or not isinstance(data.get("network_weights"), dict):
         raise UnsafeCheckpoint(f"{path.name}: not an nnU-Net checkpoint (no network_weights)")
     return data
+
+
+def _check_bytes(file: BinaryIO, name: str) -> None:
+    """Compare the CRC of every record. A flipped bit of a header can make zipfile raise nearly anything.
+
+    Raises:
+        UnsafeCheckpoint: cut or damaged. UnreadableCheckpoint: the storage gives an error.
+    """
+    try:
+        with zipfile.ZipFile(file) as archive:
+            damaged = archive.testzip()
+    except zipfile.BadZipFile as error:
+        raise UnsafeCheckpoint(f"{name}: not a complete torch archive ({error})") from error
+    except Exception as error:  # zlib.error, struct.error, NotImplementedError, OSError of an impossible position, MemoryError, ...
+        outage = isinstance(error, OSError) and error.errno not in (None, errno.EINVAL)
+        kind = UnreadableCheckpoint if outage else UnsafeCheckpoint
+        raise kind(f"{name}: {'cannot be read' if outage else 'its archive is damaged'} ({_words(error)})") from error
+    if damaged is not None:
+        raise UnsafeCheckpoint(f"{name}: record {damaged} is damaged (CRC)")
+
+
+def _of_this_host(error: BaseException) -> bool:
+    return isinstance(error, MemoryError | OSError) or classify(error) in (
+        FailureClass.HOST_OOM,
+        FailureClass.GPU_OOM,
+        FailureClass.GPU_LOST,
+    )
+
+
+def _words(error: BaseException) -> str:
+    """The first line of what an exception says, with its type where that is all there is to know."""
+    lines = str(error).splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
 @contextmanager
@@ -147,10 +184,15 @@ def newest_verified(folder: Path, identity: Mapping[str, Any]) -> Found | None:
     """The verified checkpoint of this identity that is furthest; the final one wins. None when there is none: start from epoch 0.
 
     Leftovers of a killed save are removed. Whatever is refused is named in the log with its reason.
+
+    Raises:
+        UnreadableCheckpoint, OSError: none could be verified, and one of them only because it could not be read. A training
+            that began anew would throw away what may be whole.
     """
     for leftover in folder.glob(".checkpoint_*.tmp"):
         leftover.unlink(missing_ok=True)
     best: Found | None = None
+    unread: Exception | None = None
     seen: set[int] = set()
     for name in (FINAL, LATEST, PREVIOUS, BEST):
         path = folder / name
@@ -158,20 +200,31 @@ def newest_verified(folder: Path, identity: Mapping[str, Any]) -> Found | None:
             continue
         seen.add(path.stat().st_ino)
         try:
-            data = load(path, mapped=True)
-        except UnsafeCheckpoint as error:
+            found = _verified(path, identity)
+        except (UnsafeCheckpoint, OSError) as error:
             log.warning("checkpoint refused: %s", error)
+            if isinstance(error, UnreadableCheckpoint | OSError) and not isinstance(error, FileNotFoundError):
+                unread = unread or error
             continue
-        written_under = data.get("init_args", {}).get(IDENTITY, {})
-        if {key: written_under.get(key) for key in identity} != dict(identity):
-            log.warning("checkpoint refused: %s belongs to %s", name, written_under or "a training that was not ours")
-            continue
-        found = Found(path=path, epoch=int(data["current_epoch"]), iteration=int(written_under.get("iteration", 0)), data=data)
         if name == FINAL:
             return found
         if best is None or (found.epoch, found.iteration) > (best.epoch, best.iteration):
             best = found
+    if best is None and unread is not None:
+        raise unread
     return best
+
+
+def _verified(path: Path, identity: Mapping[str, Any]) -> Found:
+    data = load(path, mapped=True)
+    record = data.get("init_args")
+    written_under = record.get(IDENTITY, {}) if isinstance(record, dict) else {}
+    if {key: written_under.get(key) for key in identity} != dict(identity):
+        raise UnsafeCheckpoint(f"{path.name} belongs to {written_under or 'a training that was not ours'}")
+    try:
+        return Found(path=path, epoch=int(data["current_epoch"]), iteration=int(written_under.get("iteration", 0)), data=data)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UnsafeCheckpoint(f"{path.name}: not an nnU-Net checkpoint ({_words(error)})") from error
 
 
 @contextmanager

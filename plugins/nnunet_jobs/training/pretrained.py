@@ -77,6 +77,8 @@ def load_into(trainer: Any, pretrained: Pretrained) -> None:
     """
     try:
         data = checkpoint.load(pretrained.path, mapped=True)
+    except checkpoint.UnreadableCheckpoint:
+        raise  # the storage or the memory of this host, so a retry may find it whole
     except checkpoint.UnsafeCheckpoint as error:
         raise ConfigError(f"pretrained={str(pretrained.path)!r}: {error}; name an undamaged nnU-Net checkpoint") from error
     network = trainer.network.module if trainer.is_ddp else trainer.network

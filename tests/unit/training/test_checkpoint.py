@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import os
 import pickle
+import resource
 import subprocess
 import zipfile
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from nnunet_jobs.contract.failure import DiskFull
-from nnunet_jobs.training import checkpoint
-from nnunet_jobs.training.checkpoint import BEST, FINAL, LATEST, PREVIOUS, UnsafeCheckpoint
+from nnunet_jobs.contract.failure import ConfigError, DataError, DiskFull, FailureClass, classify
+from nnunet_jobs.prediction import network
+from nnunet_jobs.training import checkpoint, pretrained
+from nnunet_jobs.training.checkpoint import BEST, FINAL, LATEST, PREVIOUS, UnreadableCheckpoint, UnsafeCheckpoint
 
 IDENTITY = {"model": "m", "configuration": "2d", "fold": 0}
 
@@ -96,6 +99,67 @@ def test_fault_30_a_flipped_bit_is_seen_and_falls_back(tmp_path: Path) -> None:
     with pytest.raises(UnsafeCheckpoint, match="damaged"):
         checkpoint.load(tmp_path / LATEST)
     assert found(tmp_path) == (PREVIOUS, 1)
+
+
+def _fuzzed(folder: Path, bits: Callable[[int], Iterable[int]]) -> Counter[str]:
+    """Flip bits of every byte of the newest checkpoint, one at a time: it is refused for the older one, or loads as it was."""
+    import torch
+
+    for epoch in (1, 2):
+        write(folder / LATEST, epoch, size=40)
+    whole = (folder / LATEST).read_bytes()
+    outcomes: Counter[str] = Counter()
+    for place in range(len(whole)):
+        for bit in bits(place):
+            (folder / LATEST).write_bytes(whole[:place] + bytes([whole[place] ^ 1 << bit]) + whole[place + 1 :])
+            newest = checkpoint.newest_verified(folder, IDENTITY)
+            assert newest is not None
+            outcomes[newest.path.name] += 1
+            if newest.path.name == LATEST:
+                assert newest.epoch == 2, (place, bit)
+                assert torch.equal(newest.data["network_weights"]["w"], torch.arange(40, dtype=torch.float32)), (place, bit)
+                continue
+            assert newest.epoch == 1
+            with pytest.raises(ConfigError, match="pretrained="):
+                pretrained.load_into(None, pretrained.Pretrained(path=folder / LATEST, identity=""))
+            with pytest.raises(DataError, match="train the fold again"):
+                network._load(folder / LATEST)
+    return outcomes
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # zipfile and torch warn of some headers
+def test_fault_65_a_flipped_bit_of_any_byte_falls_back_or_changes_nothing(tmp_path: Path) -> None:
+    """A bit of each byte, headers and the archive's directory too; the nightly test flips all eight."""
+    outcomes = _fuzzed(tmp_path, lambda place: [place % 8])
+    assert outcomes[PREVIOUS] > 3 * outcomes[LATEST] / 2 > 0, outcomes
+
+
+@pytest.mark.nightly
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_fault_65_each_bit_of_every_byte(tmp_path: Path) -> None:
+    _fuzzed(tmp_path, lambda _place: range(8))
+
+
+def test_where_memory_is_short_a_whole_checkpoint_is_not_taken_for_none(tmp_path: Path) -> None:
+    """A training that began anew would throw away what is whole; the older checkpoint is taken where it can be read."""
+    import torch
+
+    write(tmp_path / LATEST, 1)
+    write(tmp_path / LATEST, 2, size=2_000_000)
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    torch.empty(1)
+    try:
+        resource.setrlimit(resource.RLIMIT_AS, (used + (3 << 20), before[1]))
+        older = found(tmp_path)
+        (tmp_path / PREVIOUS).unlink()
+        with pytest.raises(UnreadableCheckpoint) as caught:
+            found(tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+    assert older == (PREVIOUS, 1)
+    assert classify(caught.value) is FailureClass.HOST_OOM
+    assert found(tmp_path) == (LATEST, 2)
 
 
 class Payload:
