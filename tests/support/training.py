@@ -133,6 +133,7 @@ def build_workspace(root: Path) -> Workspace:
     (trainers / "faulty.py").write_text(TRAINERS)
     workspace = Workspace.below(root / "work", input_roots=(str(root),), trainer_paths=(str(trainers),))
     write_phantom(root / "Task05_Phantom", cases=8, seed=1)
+    _rename(root / "Task05_Phantom", {"phantom_000": "phantom", "phantom_001": "phantom.001", "phantom_002": "phantom.1.2"})
     params = register.RegisterParams(dataset_id=5, name="Phantom", source=str(root / "Task05_Phantom"), holdout_fraction=0.0)
     register.run(params, job_context(workspace, "register"))
     fields = {"configurations": list(CONFIGURATIONS), "custom_configurations": CONFIGURATIONS, "folds": 2}
@@ -141,6 +142,16 @@ def build_workspace(root: Path) -> Workspace:
     argv = [sys.executable, "-c", code, json.dumps(workspace.to_json()), json.dumps(params_of_preprocess.to_json())]
     subprocess.run(argv, env=environment(), check=True, stdout=subprocess.DEVNULL, stdin=subprocess.DEVNULL, timeout=300)
     return workspace
+
+
+def _rename(source: Path, names: Mapping[str, str]) -> None:
+    """Give cases of a Decathlon folder other ids: one with dots, and one that another id begins with, must train as any other."""
+    description = (source / "dataset.json").read_text()
+    for old, new in names.items():
+        description = description.replace(f"{old}.nii.gz", f"{new}.nii.gz")
+        for folder in ("imagesTr", "labelsTr"):
+            (source / folder / f"{old}.nii.gz").rename(source / folder / f"{new}.nii.gz")
+    (source / "dataset.json").write_text(description)
 
 
 def preprocess(workspace: str, params: str) -> None:

@@ -10,16 +10,16 @@ from typing import Any
 
 from nnunet_jobs.context import StepContext
 from nnunet_jobs.contract.failure import ConfigError
-from nnunet_jobs.contract.files import read_json, sha256_file, write_json
+from nnunet_jobs.contract.files import sha256_file, write_json
 from nnunet_jobs.contract.params import TrainParams
 from nnunet_jobs.contract.withdrawals import only_consented, require_none_withdrawn, withdrawn_from
 from nnunet_jobs.contract.workspace import VERSIONS, Workspace
 from nnunet_jobs.training import pretrained
+from nnunet_jobs.training.cascade import require_previous_stage
 from nnunet_jobs.training.fold import (
     SETTINGS_RECORD,
     FoldState,
     configuration_entry,
-    configuration_folder,
     fold_cases,
     fold_folder,
     fold_identity,
@@ -74,7 +74,7 @@ def run(params: TrainParams, context: StepContext) -> dict[str, Any]:
         now, resumed = state(), None
         already_done = now.complete
         if not already_done:
-            _require_previous_stage(entry, params, version_root / dataset, model_root / dataset, validation)
+            require_previous_stage(entry, params, version_root / dataset, model_root / dataset, validation)
             settings = model_root / dataset / SETTINGS_RECORD
             if not settings.is_file():
                 settings.parent.mkdir(parents=True, exist_ok=True)
@@ -126,24 +126,3 @@ def _validation_cases(dataset_folder: Path, data_identifier: str, params: TrainP
             f"cases, {len(absent)} of them not in {folder}; run PreprocessOperator with this configuration"
         )
     return validation
-
-
-def _require_previous_stage(entry: dict[str, Any], params: TrainParams, dataset_folder: Path, model: Path, validation: list[str]) -> None:
-    """A cascade starts from the low-resolution predictions of all its cases, which are made by all folds of that stage.
-
-    Raises:
-        ConfigError: some are missing; names the folds.
-    """
-    previous = entry.get("previous_stage")
-    if not previous:
-        return
-    stage = configuration_folder(model.parent, model.name, trainer=params.trainer, plans=params.plans, configuration=previous)
-    found = {path.name.split(".")[0] for path in (stage / "predicted_next_stage" / params.configuration).glob("[!.]*")}
-    splits = read_json(dataset_folder / "splits_final.json")
-    wanted = set(validation) if params.fold == "all" else {*splits[int(params.fold)]["train"], *validation}
-    missing = [str(number) for number, split in enumerate(splits) if (set(split["val"]) & wanted) - found]
-    if missing:
-        raise ConfigError(
-            f"configuration={params.configuration!r}: needs the predictions of {previous} for all cases; "
-            f"train fold {', '.join(missing)} of {previous} with the same settings first"
-        )

@@ -20,6 +20,7 @@ from nnunet_jobs.contract.params import TrainParams
 FOLD_RECORD = "fold.json"
 SETTINGS_RECORD = "settings.json"
 FINAL = "checkpoint_final.pth"
+NEXT_STAGE = "predicted_next_stage"  # nnU-Net's folder beside the folds: what a cascade's next stage is trained on
 # What changes the weights. Not npz, checkpoint_every and plots, which change only what is kept beside them.
 SETTINGS = ("epochs", "iterations", "val_iterations", "optimizer", "initial_lr", "mirroring", "early_stop", "seed")
 
@@ -144,6 +145,27 @@ def configuration_entry(dataset_folder: Path, plans: str, configuration: str) ->
     return merged
 
 
+def next_stages(entry: Mapping[str, Any]) -> list[str]:
+    """Configurations that are trained on what this one predicts, as nnU-Net reads the plans' entry: one, several or none."""
+    named = entry.get("next_stage") or []
+    return [named] if isinstance(named, str) else list(named)
+
+
+def next_stage_name(stage: str, case: str) -> str:
+    """A case's prediction for the next stage, relative to the folder of a fold."""
+    return f"../{NEXT_STAGE}/{stage}/{case}.b2nd"
+
+
+def next_stage_names(dataset_folder: Path, plans: str, configuration: str, cases: Sequence[str]) -> list[str]:
+    """What a fold with these validation cases leaves for the next stages, of every case that is preprocessed for them."""
+    return [
+        next_stage_name(stage, case)
+        for stage in next_stages(configuration_entry(dataset_folder, plans, configuration))
+        for case in cases
+        if (dataset_folder / configuration_entry(dataset_folder, plans, stage)["data_identifier"] / f"{case}.pkl").is_file()
+    ]
+
+
 def read_json_or_empty(path: Path) -> Mapping[str, Any]:
     """A JSON object, or an empty one where the file holds anything else."""
     try:
@@ -182,12 +204,10 @@ def unchanged(path: Path, stamped: Mapping[str, Any], *, always_hash: bool = Fal
     return bool(sha256_file(path) == stamped["sha256"])
 
 
-def write_fold_record(folder: Path, record: Mapping[str, Any], *, validation_files: Sequence[Path]) -> None:
-    """Write the record that makes a fold complete, last of all and by rename."""
-    files = {
-        str(path.relative_to(folder)): stamp(path) for path in (folder / FINAL, folder / "validation" / "summary.json", *validation_files)
-    }
-    write_json(folder / FOLD_RECORD, {"schema": 1, **record, "files": files})
+def write_fold_record(folder: Path, record: Mapping[str, Any], *, files: Sequence[str]) -> None:
+    """Write the record that makes a fold complete, last of all and by rename. ``files``: names relative to its folder."""
+    stamps = {name: stamp(folder / name) for name in (FINAL, "validation/summary.json", *files)}
+    write_json(folder / FOLD_RECORD, {"schema": 1, **record, "files": stamps})
 
 
 def record_fold(folder: Path, dataset_folder: Path, params: TrainParams) -> None:
@@ -214,7 +234,10 @@ def record_fold(folder: Path, dataset_folder: Path, params: TrainParams) -> None
             "dice_on_training_cases": dice if on_training else None,
             "dice_per_label": None if on_training else per_label,
         },
-        validation_files=[folder / "validation" / f"{case}{ending}" for case in validation for ending in endings],
+        files=[
+            *(f"validation/{case}{ending}" for case in validation for ending in endings),
+            *next_stage_names(dataset_folder, params.plans, params.configuration, validation),
+        ],
     )
 
 
@@ -254,8 +277,12 @@ def inspect_fold(
     if record["inputs"] != inputs_hash(dataset_folder, plans=plans, configuration=configuration, fold=fold):
         reasons.append("it was trained on other inputs (plans, dataset.json, split or cases differ)")
     for name, stamped in record["files"].items():
-        if not unchanged(folder / name, stamped, always_hash=name == FINAL):
+        if not name.startswith("../") and not unchanged(folder / name, stamped, always_hash=name == FINAL):
             reasons.append(f"{name} is missing or has changed since it was verified")
+    inputs = next_stage_names(dataset_folder, plans, configuration, val)
+    lost = [name for name in inputs if not _left_for_next_stage(folder, name, record["files"], fold)]
+    if lost:
+        reasons.append(f"what the next stage is trained on is missing or has changed for {len(lost)} of {len(inputs)} files, such as {lost[0]}")
     if npz:
         lacking = [case for case in val if f"validation/{case}.npz" not in record["files"]]
         if lacking:
@@ -281,6 +308,13 @@ def _values(label: Any) -> frozenset[int]:
     if isinstance(label, str):
         return frozenset(map(int, re.findall(r"\d+", label)))
     return frozenset(map(int, label)) if isinstance(label, list | tuple) else frozenset([int(label)])
+
+
+def _left_for_next_stage(folder: Path, name: str, files: Mapping[str, Any], fold: int | str) -> bool:
+    """Whether a prediction for the next stage is whole. Beside fold ``all`` the folds that validate the case may have made it anew."""
+    if name not in files:
+        return False
+    return unchanged(folder / name, files[name]) or (fold == "all" and (folder / name).is_file())
 
 
 def _number(value: Any) -> float | None:

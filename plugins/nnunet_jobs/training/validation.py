@@ -13,7 +13,7 @@ import secrets
 import shutil
 import warnings
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,8 +24,9 @@ import numpy as np
 from nnunet_jobs.context import StepContext
 from nnunet_jobs.contract.files import sha256_file, sync_directory, sync_file, write_json
 from nnunet_jobs.evaluation import summarise
+from nnunet_jobs.training.cascade import verified_elsewhere
 from nnunet_jobs.training.checkpoint import FINAL
-from nnunet_jobs.training.fold import FOLD_RECORD, read_json_or_empty, unchanged
+from nnunet_jobs.training.fold import FOLD_RECORD, next_stage_name, read_json_or_empty, unchanged
 
 log = logging.getLogger("nnunet_jobs.training")
 
@@ -45,18 +46,18 @@ def validate(trainer: Any, context: StepContext, *, npz: bool) -> None:
 
     folder = Path(trainer.output_folder) / "validation"
     _, cases = trainer.do_split()
-    next_stages = trainer.configuration_manager.next_stage_names or []
+    stages = _stages(trainer, sorted(cases))
     if trainer.local_rank == 0:
-        _prepare(folder, cases, trainer.dataset_json["file_ending"])
+        _prepare(folder, cases, trainer.dataset_json["file_ending"], fold=trainer.fold)
     _barrier(trainer)
     mine = list(cases)[trainer.local_rank :: _world_size(trainer)]
-    todo = [case for case in mine if not _predicted(trainer, folder, case, npz=npz, next_stages=next_stages)]
+    todo = [case for case in mine if not _predicted(trainer, folder, case, npz=npz, stages=stages[case])]
     context.progress("validate", done=len(mine) - len(todo), total=len(mine))
     trainer.set_deep_supervision_enabled(False)
     trainer.network.eval()
     try:
         with _signs_of_life(trainer.network, context):
-            _predict(trainer, context, todo, folder, npz=npz, next_stages=next_stages, first=len(mine) - len(todo), total=len(mine))
+            _predict(trainer, context, todo, folder, npz=npz, stages=stages, first=len(mine) - len(todo), total=len(mine))
     finally:
         trainer.set_deep_supervision_enabled(True)
         compute_gaussian.cache_clear()
@@ -67,7 +68,21 @@ def validate(trainer: Any, context: StepContext, *, npz: bool) -> None:
     _barrier(trainer)
 
 
-def _prepare(folder: Path, cases: Sequence[str], ending: str) -> None:
+def _stages(trainer: Any, cases: Sequence[str]) -> dict[str, list[str]]:
+    """Next stages of a cascade by case, those that the case is preprocessed for; for fold ``all`` those that no other fold serves."""
+    found: dict[str, list[str]] = {case: [] for case in cases}
+    for stage in trainer.configuration_manager.next_stage_names or []:
+        identifier = trainer.plans_manager.get_configuration(stage).data_identifier
+        lacking = [case for case in cases if not (Path(trainer.preprocessed_dataset_folder_base) / identifier / f"{case}.pkl").is_file()]
+        if lacking:
+            log.warning("no input for %s of %d cases, such as %s: not in %s", stage, len(lacking), lacking[0], identifier)
+        for case in sorted(set(cases) - set(lacking)):
+            if trainer.fold != "all" or not verified_elsewhere(Path(trainer.output_folder_base), next_stage_name(stage, case)):
+                found[case].append(stage)
+    return found
+
+
+def _prepare(folder: Path, cases: Sequence[str], ending: str, *, fold: int | str) -> None:
     """Keep what this very checkpoint predicted for cases of this split; nnU-Net would score leftovers of old splits too."""
     mark = {"checkpoint": sha256_file(folder.parent / FINAL)}
     mark_path = folder / _MARK
@@ -80,7 +95,8 @@ def _prepare(folder: Path, cases: Sequence[str], ending: str) -> None:
     record = read_json_or_empty(folder.parent / FOLD_RECORD) if (folder.parent / FOLD_RECORD).is_file() else {}
     for name, stamped in record.get("files", {}).items():
         path = folder.parent / name
-        if path.parent == folder and not unchanged(path, stamped, always_hash=True):
+        ours = path.parent == folder or (name.startswith("../") and fold != "all")
+        if ours and not unchanged(path, stamped, always_hash=True):
             path.unlink(missing_ok=True)  # harmed since it was verified: predicted again
     known = {f"{case}{end}" for case in cases for end in (ending, ".npz", ".pkl", *_sidecar(ending))} | {_MARK}
     for path in folder.iterdir():
@@ -88,13 +104,13 @@ def _prepare(folder: Path, cases: Sequence[str], ending: str) -> None:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def _predicted(trainer: Any, folder: Path, case: str, *, npz: bool, next_stages: Iterable[str]) -> bool:
+def _predicted(trainer: Any, folder: Path, case: str, *, npz: bool, stages: Iterable[str]) -> bool:
     ending = trainer.dataset_json["file_ending"]
     endings: tuple[str, ...] = (ending, ".npz", ".pkl") if npz else (ending,)
     if trainer.plans_manager.image_reader_writer_class.__name__ == "Tiff3DIO":
         endings += _sidecar(ending)
-    stages = (Path(trainer.output_folder_base) / "predicted_next_stage" / stage for stage in next_stages)
-    return all((folder / f"{case}{end}").is_file() for end in endings) and all((stage / f"{case}.b2nd").is_file() for stage in stages)
+    left = (folder.parent / next_stage_name(stage, case) for stage in stages)
+    return all((folder / f"{case}{end}").is_file() for end in endings) and all(path.is_file() for path in left)
 
 
 def _predict(
@@ -104,7 +120,7 @@ def _predict(
     folder: Path,
     *,
     npz: bool,
-    next_stages: Sequence[str],
+    stages: Mapping[str, Sequence[str]],
     first: int,
     total: int,
 ) -> None:
@@ -132,7 +148,7 @@ def _predict(
                 exports.popleft().result()
             data, properties = _input(trainer, dataset, case)
             logits = predictor.predict_sliding_window_return_logits(data).cpu()
-            exports.append(pool.submit(_export, trainer, logits, properties, case, staging, folder, npz, next_stages, threads))
+            exports.append(pool.submit(_export, trainer, logits, properties, case, staging, folder, npz, stages[case], threads))
             context.progress("validate", done=first + number + 1, total=total)
             if trainer.is_ddp and number < total // _world_size(trainer) - 1 and (number + 1) % 20 == 0:
                 _barrier(trainer)
@@ -200,11 +216,7 @@ def _export_next_stage(trainer: Any, logits: Any, properties: dict[str, Any], ca
     from nnunetv2.inference.export_prediction import resample_and_save
     from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 
-    identifier = trainer.plans_manager.get_configuration(stage).data_identifier
-    preprocessed = Path(trainer.preprocessed_dataset_folder_base) / identifier
-    if not (preprocessed / f"{case}.pkl").is_file():
-        log.warning("no input for %s of case %s: %s is not preprocessed", stage, case, identifier)
-        return
+    preprocessed = Path(trainer.preprocessed_dataset_folder_base) / trainer.plans_manager.get_configuration(stage).data_identifier
     dataset_class = infer_dataset_class(str(preprocessed))
     target, _, _, _ = dataset_class(str(preprocessed), [case]).load_case(case)
     below = staging / stage
@@ -213,10 +225,9 @@ def _export_next_stage(trainer: Any, logits: Any, properties: dict[str, Any], ca
         logits, target.shape[1:], str(below / case), trainer.plans_manager, trainer.configuration_manager, properties,
         trainer.dataset_json, threads, dataset_class,
     )  # fmt: skip
-    place = Path(trainer.output_folder_base) / "predicted_next_stage" / stage
-    place.mkdir(parents=True, exist_ok=True)
-    for path in sorted(below.glob(f"{case}.*")):
-        _move(path, place / path.name)
+    place = Path(trainer.output_folder) / next_stage_name(stage, case)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    _move(below / place.name, place)  # by its exact name: a case may be called as another one with a dot and more
 
 
 def _move(source: Path, target: Path) -> None:

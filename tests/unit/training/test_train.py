@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -172,6 +175,48 @@ def test_a_cascade_waits_for_every_fold_of_its_first_stage(warm: Warm, phantom: 
     result = warm.train(phantom, configuration="3d_high", fold=0, **settings).result()
     assert result["dice"] is not None
     assert warm.train(phantom, configuration="3d_low", fold=1, **settings).result()["model"] == result["model"]
+
+
+def test_a_cascade_whose_input_was_lost_gets_it_from_the_fold_that_it_names(warm: Warm, phantom: Workspace) -> None:
+    """A deleted or changed prediction for the next stage makes its fold incomplete, and only the validation runs again."""
+    settings = {"epochs": 1, "iterations": 2}
+    low = [warm.train(phantom, configuration="3d_low", fold=fold, **settings).result() for fold in (0, 1)]
+    left = Path(low[0]["path"]).parent / "predicted_next_stage" / "3d_high"
+    splits = read_json(phantom.preprocessed_root(low[0]["version"]) / DATASET / "splits_final.json")
+    whole = {path.name: path.read_bytes() for path in left.iterdir()}
+    assert set(whole) == {f"{case}.b2nd" for split in splits for case in split["val"]}
+    assert {"phantom.b2nd", "phantom.001.b2nd", "phantom.1.2.b2nd"} < set(whole)
+    harms: dict[int, Callable[[Path], object]] = {0: Path.unlink, 1: lambda path: os.truncate(path, path.stat().st_size // 2)}
+    for fold, harm in harms.items():
+        harm(left / f"{splits[fold]['val'][0]}.b2nd")
+        refused = warm.train(phantom, configuration="3d_high", fold=0, **settings).failure()
+        assert refused.failure_class is FailureClass.CONFIG
+        assert f"train fold {fold} of 3d_low" in refused.message
+        repair = warm.train(phantom, configuration="3d_low", fold=fold, **settings)
+        assert repair.result()["already_done"] is False
+        assert repair.metrics("train") == []
+        assert {path.name: path.read_bytes() for path in left.iterdir()} == whole
+    shutil.rmtree(left.parent)
+    assert warm.validate(phantom, low[0], configuration="3d_low", fold=0, **settings).wait() == {"result": {}}
+    assert warm.train(phantom, configuration="3d_low", fold=1, **settings).result()["already_done"] is False
+    assert {path.name: path.read_bytes() for path in left.iterdir()} == whole
+    assert warm.train(phantom, configuration="3d_high", fold=0, **settings).result()["dice"] is not None
+
+
+def test_fold_all_of_a_first_stage_leaves_what_the_other_folds_predicted(warm: Warm, phantom: Workspace) -> None:
+    """It was trained on every case: its own predictions would teach the next stage that the first is never wrong."""
+    settings = {"epochs": 1, "iterations": 2, "configuration": "3d_low"}
+    first = warm.train(phantom, fold=0, **settings).result()
+    left = Path(first["path"]).parent / "predicted_next_stage" / "3d_high"
+    of_fold_0 = {path.name: path.read_bytes() for path in left.iterdir()}
+    assert len(of_fold_0) == 4
+    warm.train(phantom, fold="all", **settings).result()
+    assert {name: (left / name).read_bytes() for name in of_fold_0} == of_fold_0
+    assert len(list(left.iterdir())) == 8
+    warm.train(phantom, fold=1, **settings).result()
+    for fold in (0, 1, "all"):
+        assert warm.train(phantom, fold=fold, **settings).result()["already_done"] is True
+    assert warm.train(phantom, **{**settings, "configuration": "3d_high"}, fold=1).result()["epochs"] == 1
 
 
 @pytest.mark.parametrize(
