@@ -113,6 +113,24 @@ class DivergesAlways(nnUNetTrainer):
         return {"loss": np.array(np.nan)} if self.current_epoch >= 1 else output
 
 
+class KeepsNothing(nnUNetTrainer):
+    def __init__(self, plans, configuration, fold, dataset_json, device=torch.device("cuda")):
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        self.disable_checkpointing = True
+
+
+class BreaksAtOnce(nnUNetTrainer):
+    def train_step(self, batch):
+        raise RuntimeError("sizes do not fit")
+
+
+class BreaksLater(nnUNetTrainer):
+    def train_step(self, batch):
+        if self._run.losses:
+            raise RuntimeError("sizes do not fit")
+        return super().train_step(batch)
+
+
 class NeverBetter(nnUNetTrainer):
     """Its pseudo Dice falls from epoch 0 on."""
 

@@ -14,7 +14,7 @@ MENDS: dict[Code, Mend] = {
     Code.NAME_INVALID: Mend(
         "error",
         "The case id has characters that file systems, shells or nnU-Net stumble over.",
-        "Rename the files: letters, digits, `_`, `-`, `.`, at most 120, starting with a letter or digit.",
+        "Rename the files: letters, digits, `_`, `-`, `.`, at most 120, starting with a letter or digit, not ending with `.` or `_seg`.",
     ),
     Code.NAME_CLASH: Mend(
         "error",

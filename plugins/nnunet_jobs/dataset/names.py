@@ -19,6 +19,7 @@ _FOREIGN = re.compile(
     r"|nii|nii\.gz|mha|nrrd|png|bmp|tiff?))$"  # the last are read, but not with capital letters
 )
 _CASE = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,118}[A-Za-z0-9_-])?")  # no dot at the end: Windows and SMB shares drop it
+_OF_LABELS = "_seg"  # nnU-Net names a case's preprocessed label so: case "a_seg" would never be trained, and could overwrite a's label
 
 
 class Refused(Exception):
@@ -113,7 +114,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 def usable(case: str) -> bool:
     """Whether file systems, shells and nnU-Net carry a case id as it is."""
-    return bool(_CASE.fullmatch(case))
+    return bool(_CASE.fullmatch(case)) and not case.endswith(_OF_LABELS)
 
 
 def folded(case: str) -> str:
@@ -140,7 +141,10 @@ def check_case_ids(cases: Iterable[str], *, known: Iterable[str] = ()) -> list[F
         alike.setdefault(folded(case), set()).add(case)
     for case in source:
         if not usable(case):
-            mend = "rename the file: letters, digits, '_', '-' and '.', at most 120, starting with a letter or digit, not ending with '.'"
+            mend = (
+                "rename the file: letters, digits, '_', '-' and '.', at most 120, starting with a letter or digit, "
+                "not ending with '.' or '_seg'"
+            )
             message = f"case id {case!r} is not usable; {mend}; or set rename: true"
             faults.append(Fault(code=Code.NAME_INVALID, case=case, message=message))
         others = alike[folded(case)] - {case}

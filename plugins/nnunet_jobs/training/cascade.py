@@ -71,4 +71,3 @@ def require_previous_stage(
         f"configuration={params.configuration!r}: the predictions of {previous} are missing or have changed for {len(missing)} of its "
         f"cases, such as {shown[0]}; train fold {', '.join(folds) or 'all'} of {previous} with the same settings first"
     )
-

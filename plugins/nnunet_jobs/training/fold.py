@@ -282,7 +282,9 @@ def inspect_fold(
     inputs = next_stage_names(dataset_folder, plans, configuration, val)
     lost = [name for name in inputs if not _left_for_next_stage(folder, name, record["files"], fold)]
     if lost:
-        reasons.append(f"what the next stage is trained on is missing or has changed for {len(lost)} of {len(inputs)} files, such as {lost[0]}")
+        reasons.append(
+            f"what the next stage is trained on is missing or has changed for {len(lost)} of {len(inputs)} files, such as {lost[0]}"
+        )
     if npz:
         lacking = [case for case in val if f"validation/{case}.npz" not in record["files"]]
         if lacking:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from nnunet_jobs.context import StepContext
+from nnunet_jobs.contract.failure import ConfigError, FailureClass, classify
 from nnunet_jobs.contract.params import TrainParams
 
 
@@ -37,6 +39,29 @@ class Run:
     in_epoch_end: bool = False
     latest_due: bool = False
     best_saved: bool = False
+
+
+@contextmanager
+def refused_by_name(trainer: str, configuration: str) -> Iterator[None]:
+    """Name a trainer class where it cannot be set up: the same class fails the same way tomorrow, so it is no bug to be retried.
+
+    Args:
+        trainer: name of the class. configuration: that it was to train.
+
+    Raises:
+        ConfigError: with what the class says.
+    """
+    try:
+        yield
+    except Exception as error:
+        words = str(error).strip() or type(error).__name__
+        of_gpu = any(word in words for word in ("CUDA", "cuDNN", "NCCL"))  # may be gone tomorrow
+        if classify(error) is not FailureClass.BUG or isinstance(error, Diverged) or of_gpu:
+            raise
+        raise ConfigError(
+            f"trainer={trainer!r}: cannot train configuration {configuration} here: {type(error).__name__}: {words.splitlines()[0]}; "
+            "install what it asks for, or choose another trainer or configuration"
+        ) from error
 
 
 def make_optimizer(trainer: Any, name: str) -> tuple[Any, Any]:

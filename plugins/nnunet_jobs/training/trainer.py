@@ -11,18 +11,19 @@ import math
 import os
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from nnunet_jobs.context import StepContext
-from nnunet_jobs.contract.failure import Bug, Interrupted
+from nnunet_jobs.contract.failure import Bug, ConfigError, Interrupted
 from nnunet_jobs.contract.params import TrainParams
 from nnunet_jobs.contract.withdrawals import require_none_withdrawn
 from nnunet_jobs.training import checkpoint
 from nnunet_jobs.training.checkpoint import BEST, IDENTITY, LATEST, PREVIOUS, Found
-from nnunet_jobs.training.run import Diverged, Run, epochs_without_better, make_optimizer, report, smoothed
+from nnunet_jobs.training.run import Diverged, Run, epochs_without_better, make_optimizer, refused_by_name, report, smoothed
 
 log = logging.getLogger("nnunet_jobs.training")
 
@@ -47,6 +48,7 @@ class Layer:
     dataloader_val: Any
     my_init_kwargs: dict[str, Any]
     configuration_manager: Any
+    configuration_name: str
     output_folder: str
     preprocessed_dataset_folder_base: str
     num_epochs: int
@@ -82,15 +84,30 @@ class Layer:
         if not run.params.plots:
             self.logger.plot_progress_png = lambda _folder: None  # 0.8 to 1.3 s an epoch
 
-    def configure_optimizers(self) -> Any:
-        """The class's own optimizer, or the one asked for, with nnU-Net's polynomial schedule."""
-        if self._run.params.optimizer is None:
-            return super().configure_optimizers()  # type: ignore[misc]
-        return make_optimizer(self, self._run.params.optimizer)
+    def initialize(self, *given: Any, **named: Any) -> None:
+        """The class's own.
 
-    def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> Any:  # noqa: N802 - nnU-Net's name
+        Raises:
+            ConfigError: the class cannot be set up for this configuration, or lacks a package.
+        """
+        with refused_by_name(type(self).__name__, self.configuration_name):
+            super().initialize(*given, **named)  # type: ignore[misc]
+
+    def configure_optimizers(self, *given: Any, **named: Any) -> Any:
+        """The class's own optimizer, or the one asked for, with nnU-Net's polynomial schedule.
+
+        Some classes take the stage of the training as an argument, and ask again when a stage begins. The optimizer that was asked
+        for is the same in all stages.
+        """
+        if self._run.params.optimizer is None:
+            return super().configure_optimizers(*given, **named)  # type: ignore[misc]
+        if self.optimizer is None:
+            return make_optimizer(self, self._run.params.optimizer)
+        return self.optimizer, self.lr_scheduler
+
+    def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self, *given: Any, **named: Any) -> Any:  # noqa: N802 - nnU-Net's name
         """Mirroring off or on for augmentation, and for prediction through the checkpoint."""
-        settings = super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()  # type: ignore[misc]
+        settings = super().configure_rotation_dummyDA_mirroring_and_inital_patch_size(*given, **named)  # type: ignore[misc]
         if self._run.params.mirroring is None:
             return settings
         rotation, dummy_2d, initial_patch_size, _ = settings
@@ -110,7 +127,7 @@ class Layer:
         self._run.resumed = len(self._run.losses)
 
     # --- nnU-Net's hooks ----------------------------------------------------------------------------------------
-    def run_training(self) -> None:
+    def run_training(self, *given: Any, **named: Any) -> None:
         """nnU-Net's training; on divergence once back to the last verified checkpoint.
 
         Raises:
@@ -121,7 +138,7 @@ class Layer:
             try:
                 if self._no_better_for_long():  # stopped early, and killed before the final checkpoint
                     raise _EarlyStop
-                super().run_training()  # type: ignore[misc]
+                super().run_training(*given, **named)  # type: ignore[misc]
             except _EarlyStop:
                 self.on_train_end()
             except Diverged as error:
@@ -131,23 +148,25 @@ class Layer:
                 self._end_workers()
             return
 
-    def on_train_epoch_start(self) -> None:
+    def on_train_epoch_start(self, *given: Any, **named: Any) -> None:
         """Do only what is left of an epoch that an earlier attempt began."""
-        super().on_train_epoch_start()  # type: ignore[misc]
+        super().on_train_epoch_start(*given, **named)  # type: ignore[misc]
         self.num_iterations_per_epoch = self._run.iterations - self._run.resumed
 
-    def on_train_epoch_end(self, train_outputs: list[dict[str, Any]]) -> None:
+    def on_train_epoch_end(self, train_outputs: list[dict[str, Any]], *given: Any, **named: Any) -> None:
         """Give nnU-Net the losses of the whole epoch, those of an earlier attempt included."""
         resumed = self._run.losses[: self._run.resumed]
         if not train_outputs or set(train_outputs[0]) == {"loss"}:
             train_outputs = [{"loss": np.array(loss, dtype=np.float32)} for loss in resumed] + train_outputs
         self.num_iterations_per_epoch = self._run.iterations
-        super().on_train_epoch_end(train_outputs)  # type: ignore[misc]
+        super().on_train_epoch_end(train_outputs, *given, **named)  # type: ignore[misc]
 
-    def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
+    def train_step(self, batch: dict[str, Any], *given: Any, **named: Any) -> dict[str, Any]:
         """One iteration, between a look at the stop request and a look at the loss."""
         self._stop_or_go_on()
-        output: dict[str, Any] = super().train_step(batch)  # type: ignore[misc]
+        first = not self.current_epoch and not self._run.losses  # what fails here is the class on this configuration, not the training
+        with refused_by_name(type(self).__name__, self.configuration_name) if first else nullcontext():
+            output: dict[str, Any] = super().train_step(batch, *given, **named)  # type: ignore[misc]
         loss = float(np.mean(output["loss"]))
         self._run.losses.append(loss)
         self._run.nans = 0 if math.isfinite(loss) else self._run.nans + 1
@@ -156,14 +175,14 @@ class Layer:
         self._run.context.beat()
         return output
 
-    def validation_step(self, batch: dict[str, Any]) -> dict[str, Any]:
+    def validation_step(self, batch: dict[str, Any], *given: Any, **named: Any) -> dict[str, Any]:
         """One validation iteration; stopping here keeps all training iterations of the epoch."""
         self._stop_or_go_on()
-        output: dict[str, Any] = super().validation_step(batch)  # type: ignore[misc]
+        output: dict[str, Any] = super().validation_step(batch, *given, **named)  # type: ignore[misc]
         self._run.context.beat()
         return output
 
-    def on_validation_epoch_end(self, val_outputs: list[dict[str, Any]]) -> None:
+    def on_validation_epoch_end(self, val_outputs: list[dict[str, Any]], *given: Any, **named: Any) -> None:
         """Keep nnU-Net's smoothed Dice a number through epochs whose validation patches had no label at all.
 
         The Dice of such an epoch is NaN, and nnU-Net's running mean would be NaN from then on: no best checkpoint, no early stop.
@@ -171,12 +190,12 @@ class Layer:
         with warnings.catch_warnings():  # 0 / 0 of a label that these patches lack is what is handled here
             warnings.filterwarnings("ignore", message="invalid value encountered in scalar divide", category=RuntimeWarning)
             warnings.filterwarnings("ignore", message="Mean of empty slice", category=RuntimeWarning)
-            super().on_validation_epoch_end(val_outputs)  # type: ignore[misc]
+            super().on_validation_epoch_end(val_outputs, *given, **named)  # type: ignore[misc]
         values = self.logger.local_logger.my_fantastic_logging
         if any(map(math.isnan, values["mean_fg_dice"])):
             values["ema_fg_dice"][:] = smoothed(values["mean_fg_dice"])
 
-    def on_epoch_end(self) -> None:
+    def on_epoch_end(self, *given: Any, **named: Any) -> None:
         """Checkpoint, metrics, early stop. A version that lost a case meanwhile ends the training.
 
         Raises:
@@ -191,7 +210,7 @@ class Layer:
         run.losses, run.resumed = [], 0
         run.in_epoch_end, run.latest_due, run.best_saved = True, False, False
         try:
-            super().on_epoch_end()  # type: ignore[misc]
+            super().on_epoch_end(*given, **named)  # type: ignore[misc]
         finally:
             run.in_epoch_end = False
         if run.latest_due and not (run.best_saved and checkpoint.link(self._path(BEST), self._path(LATEST))):
@@ -202,9 +221,9 @@ class Layer:
             self.print_to_log_file(f"Early stop: no better smoothed Dice for {run.params.early_stop} epochs")
             raise _EarlyStop
 
-    def on_train_end(self) -> None:
+    def on_train_end(self, *given: Any, **named: Any) -> None:
         """Final checkpoint, verified; only then the running ones go."""
-        super().on_train_end()  # type: ignore[misc]
+        super().on_train_end(*given, **named)  # type: ignore[misc]
         self.remove_running()
 
     def remove_running(self) -> None:
@@ -213,10 +232,10 @@ class Layer:
             for name in (LATEST, PREVIOUS):
                 self._path(name).unlink(missing_ok=True)
 
-    def save_checkpoint(self, filename: str) -> None:
+    def save_checkpoint(self, filename: str, *given: Any, **named: Any) -> None:
         """nnU-Net's checkpoint, atomic and verified. The epoch's latest waits until best is known, so that both are one file."""
         if self.local_rank != 0 or self.disable_checkpointing:
-            super().save_checkpoint(filename)  # type: ignore[misc]
+            super().save_checkpoint(filename, *given, **named)  # type: ignore[misc]
             return
         path, run = Path(filename), self._run
         if run.in_epoch_end and path.name == LATEST:
@@ -224,11 +243,11 @@ class Layer:
             return
         self.my_init_kwargs[IDENTITY] = {**run.identity, "losses": list(run.losses), "iteration": len(run.losses)}
         write = super().save_checkpoint  # type: ignore[misc]
-        checkpoint.save(path, lambda temporary: write(str(temporary)))
+        checkpoint.save(path, lambda temporary: write(str(temporary), *given, **named))
         run.best_saved = run.best_saved or path.name == BEST
 
-    def perform_actual_validation(self, save_probabilities: bool = False) -> None:
-        """Validation with threads in place of spawned processes; same files, same numbers."""
+    def perform_actual_validation(self, save_probabilities: bool = False, *_given: Any, **_named: Any) -> None:
+        """Validation with threads instead of spawned processes; same files, same numbers."""
         from nnunet_jobs.training.validation import validate
 
         validate(self, self._run.context, npz=save_probabilities)
@@ -247,7 +266,7 @@ class Layer:
 
     def _stop_or_go_on(self) -> None:
         stop, diverged = self._run.context.stop.is_set(), self._run.nans >= NAN_LIMIT
-        if self.is_ddp:  # all ranks leave in the same iteration, or the others wait for ever in a collective
+        if self.is_ddp:  # all ranks leave in the same iteration, or the others wait forever in a collective
             import torch
             from torch import distributed
 
@@ -304,8 +323,10 @@ def build(params: TrainParams, context: StepContext, *, dataset: str, identity: 
     folder = Path(os.environ["nnUNet_preprocessed"]) / dataset  # noqa: SIM112 - nnU-Net's spelling
     plans = read_json(folder / f"{params.plans}.json")
     plans["continue_training"] = False  # only tells wandb to go on; nnU-Net takes it out again
-    trainer = layered(params.trainer)(
-        plans=plans, configuration=params.configuration, fold=params.fold, dataset_json=read_json(folder / "dataset.json"), device=device
-    )
+    given = {"configuration": params.configuration, "fold": params.fold, "dataset_json": read_json(folder / "dataset.json")}
+    with refused_by_name(params.trainer, params.configuration):
+        trainer = layered(params.trainer)(plans=plans, device=device, **given)
+    if trainer.disable_checkpointing:
+        raise ConfigError(f"trainer={params.trainer!r}: keeps no checkpoint, so that nothing is left to predict with; choose another")
     trainer.apply(Run(params=params, context=context, identity=identity))
     return trainer

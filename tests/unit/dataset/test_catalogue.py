@@ -226,6 +226,7 @@ CATALOGUE: dict[str, tuple[Build, tuple[str, str, str | None, str | None]]] = {
     "a path with $ENV": (listed("$HOME/x.nii.gz"), ("path_outside", E, "a", "$HOME/x.nii.gz")),
     "a hostile name": (rename("a", ";$(id)"), ("name_invalid", E, ";$(id)", "imagesTr/;$(id)_0000.nii.gz")),
     "a name with a newline": (rename("a", "x\ny"), ("name_invalid", E, "'x\\ny'", "'imagesTr/x\\ny_0000.nii.gz'")),
+    "a name that nnU-Net takes for a label's": (rename("a", "b_seg"), ("name_invalid", E, "b_seg", "imagesTr/b_seg_0000.nii.gz")),
     "a file that no case uses": (
         each(listed("imagesTr/a_0000.nii.gz"), image("imagesTr/odd.nii.gz", image_array(1))),
         ("file_unused", W, "odd", "imagesTr/odd.nii.gz"),
