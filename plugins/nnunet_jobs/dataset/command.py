@@ -149,7 +149,7 @@ def fix_plan(faults: Sequence[Fault]) -> Iterator[str]:
         (severity, item) for severity in ("error", "warning") for item in _by_code([f for f in faults if f.severity == severity])
     ]
     for number, (severity, (code, group)) in enumerate(errors_first, 1):
-        must = "must be mended" if severity == "error" else "look at it"
+        must = "must be fixed" if severity == "error" else "look at it"
         yield f"{number}. {code} ({must}): {MENDS[code].mend}"
         for fault in group:
             yield f"   [ ] {_where(fault)}: {fault.message}"

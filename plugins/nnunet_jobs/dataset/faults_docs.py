@@ -9,7 +9,7 @@ _INTRODUCTION = """\
 # Faults of a dataset
 
 What `python -m nnunet_jobs validate PATH` and `RegisterDatasetOperator` can find. Codes are stable. An error would spoil training or
-prediction: nothing is registered until it is mended. A warning is for a person to look at. `--fix-plan` prints the mend with each file.
+prediction: nothing is registered until it is fixed. A warning is for a person to look at. `--fix-plan` prints the fix with each file.
 This page is made from the table of codes by `python -m nnunet_jobs.dataset.faults_docs`.
 
 | code | severity | what | mend |

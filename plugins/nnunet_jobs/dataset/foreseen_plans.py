@@ -6,7 +6,7 @@ import math
 import statistics
 from collections.abc import Sequence
 
-from nnunet_jobs.dataset.readers.agreement import shown_mm
+from nnunet_jobs.dataset.readers.volume import shown_mm
 
 _FLAT_SPACING = 999.0  # times the pixel: what nnU-Net's readers give the third axis of an image that has two
 _SMALLEST_MAP = 4  # voxels along an edge of the last feature map (nnU-Net's UNet_featuremap_min_edge_length)

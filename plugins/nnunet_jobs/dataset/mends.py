@@ -138,7 +138,7 @@ MENDS: dict[Code, Mend] = {
     Code.DTYPE: Mend(
         "error",
         "Voxels are of a kind that nnU-Net cannot use (complex, colours or vectors in a medical image, palette colours in a label).",
-        "Store whole or floating-point numbers of at most 64 bits, one file a channel.",
+        "Store integers or floating-point numbers of at most 64 bits, one file a channel.",
     ),
     Code.NOT_3D: Mend(
         "error",
@@ -221,7 +221,7 @@ MENDS: dict[Code, Mend] = {
     ),
     Code.LABEL_NOT_INTEGER: Mend(
         "error",
-        "The label has values that are not whole numbers, often from resampling with interpolation.",
+        "The label has values that are not integers, often from resampling with interpolation.",
         "Resample labels with nearest neighbour.",
     ),
     Code.LABEL_UNDECLARED: Mend(
@@ -245,7 +245,7 @@ MENDS: dict[Code, Mend] = {
     Code.ARCHIVE_UNSAFE: Mend(
         "error",
         "An archive has an entry that could write outside of its folder or over another: by path, link, device or repeated name.",
-        "Pack the dataset again, with plain relative names and with files in place of links.",
+        "Pack the dataset again, with plain relative names and with files instead of links.",
     ),
     Code.ARCHIVE_DAMAGED: Mend(
         "error",

@@ -32,6 +32,10 @@ def first_splits(groups: Mapping[str, str], *, folds: int, seed: int) -> Splits:
         members.setdefault(groups[case], []).append(case)
     # ordered by first case, not by patient name: with one case a patient this is the order of the cases, as in nnU-Net
     patients = sorted(members, key=lambda patient: members[patient][0])
+    if len(patients) == 1:
+        raise ConfigError(
+            f"folds={folds}: the dataset has one patient for training, who cannot be trained and validated on; add cases of other patients"
+        )
     if len(patients) < folds:
         raise ConfigError(f"folds={folds}: the dataset has {len(patients)} patients for training; use at most that many folds or add cases")
     order = np.arange(len(patients))

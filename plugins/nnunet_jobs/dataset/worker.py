@@ -24,6 +24,7 @@ from typing import Any, BinaryIO
 from nnunet_jobs.contract.failure import Fault
 from nnunet_jobs.dataset.faults import Code
 from nnunet_jobs.dataset.labels import Tables
+from nnunet_jobs.dataset.readers.words import library_says
 from nnunet_jobs.dataset.sources import Source, SourceCase
 from nnunet_jobs.dataset.validate import CheckedCase, check_case
 from nnunet_jobs.processes import die_with_parent
@@ -138,7 +139,7 @@ def _check(case: SourceCase, source: Source, tolerance: float, memory: Memory, a
         code, message = Code.MEMORY_LIMIT, f"there was not enough memory to check it ({error or 'no more could be had'})"
     except Exception as error:  # nobody foresaw it, and the other cases are still to be checked
         log.exception("the check of case %s failed", ascii(case.case))
-        code, message = Code.READER_CRASHED, f"its check failed: {type(error).__name__}: {str(error)[:300]!a}"
+        code, message = Code.READER_CRASHED, f"its check failed ({library_says(error)}); the log has what is known, write its files anew"
     return CheckedCase(case=case, faults=(Fault(code=code, case=case.case, message=message),))
 
 

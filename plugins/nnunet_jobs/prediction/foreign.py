@@ -10,7 +10,7 @@ import numpy as np
 
 from nnunet_jobs import host
 from nnunet_jobs.contract.failure import DataError, JobError
-from nnunet_jobs.dataset.readers.agreement import shown_mm
+from nnunet_jobs.dataset.readers.volume import shown_mm
 
 # Bytes of a resampled voxel: float32 before and after, float64 within.
 _BYTES = 16

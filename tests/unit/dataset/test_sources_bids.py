@@ -139,7 +139,7 @@ def test_a_label_without_image_and_a_file_in_the_wrong_subject_are_named(tmp_pat
     ("content", "what"),
     [
         ("index,name\n1,a\n", "needs the columns 'index' and 'name'"),
-        ("index\tname\nx\ta\n", "line 2: index='x' must be a whole number"),
+        ("index\tname\nx\ta\n", "line 2: index='x' must be an integer"),
         ("index\tname\n1\ta\n1\tb\n", "line 3: 1 'b' is there twice"),
         ("index\tname\n1\ta\n3\tb\n", "without a gap"),
     ],

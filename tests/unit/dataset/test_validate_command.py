@@ -55,7 +55,7 @@ def test_the_text_groups_all_faults(faulty):
 
 def test_the_plan_says_what_to_do_with_which_file(faulty):
     lines = validate(faulty, "--fix-plan").stdout.splitlines()
-    assert lines[0] == f"1. truncated (must be mended): {MENDS[Code.TRUNCATED].mend}"
+    assert lines[0] == f"1. truncated (must be fixed): {MENDS[Code.TRUNCATED].mend}"
     assert lines[1].startswith("   [ ] a imagesTr/a_0000.nii.gz: ")
     assert any(line.startswith("3. label_empty (look at it)") for line in lines)
 

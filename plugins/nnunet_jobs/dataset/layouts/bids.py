@@ -133,7 +133,7 @@ def _read_lookup(root: Path, path: Path) -> dict[str, int]:
     names = {"background": 0}
     for line, row in table.rows if not table.faults else ():
         if not (row["index"].isascii() and row["index"].isdigit()):
-            table.fault(f"index={row['index']!r} must be a whole number of 0 or more", line=line, code=Code.LABELS_INVALID)
+            table.fault(f"index={row['index']!r} must be an integer of 0 or more", line=line, code=Code.LABELS_INVALID)
         elif int(row["index"]) == 0:
             continue
         elif row["name"] in names or int(row["index"]) in names.values():

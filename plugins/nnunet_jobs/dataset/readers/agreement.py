@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from nnunet_jobs.contract.failure import Fault
 from nnunet_jobs.dataset.faults import Code
-from nnunet_jobs.dataset.readers.volume import Volume
+from nnunet_jobs.dataset.readers.volume import Volume, shown_mm
 
 READER_TOLERANCE = 1e-5
 """Relative. nnU-Net's readers compare the spacings of a case's channels with NumPy's ``allclose`` and refuse the case beyond it."""
@@ -131,11 +131,6 @@ def voxel_order(affine: npt.NDArray[np.float64] | None) -> str:
     import nibabel
 
     return "".join(axis or "?" for axis in nibabel.aff2axcodes(affine))
-
-
-def shown_mm(spacing: Sequence[float], digits: int = 6) -> str:
-    """A spacing for people."""
-    return "(" + ", ".join(f"{value:.{digits}g}" for value in spacing) + ") mm"
 
 
 def _affine(volume: Volume) -> npt.NDArray[np.float64]:

@@ -12,6 +12,7 @@ from nnunet_jobs.dataset.readers.itk import read_itk
 from nnunet_jobs.dataset.readers.nifti import read_nifti
 from nnunet_jobs.dataset.readers.pictures import read_picture
 from nnunet_jobs.dataset.readers.volume import Beat, Damaged, Reading, Reserve, Volume
+from nnunet_jobs.dataset.readers.words import library_says
 
 _READERS: dict[str, Callable[[Reading], None]] = {
     ".nii.gz": read_nifti,
@@ -33,7 +34,6 @@ _NNUNET_READERS = {  # nnunetv2.imageio.reader_writer_registry asks its readers 
     ".tif": "NaturalImage2DIO",  # stacks are left to Tiff3DIO
     ".tiff": "Tiff3DIO",
 }
-_SAID = 300  # characters of a library's message that are shown
 
 
 def read_volume(
@@ -68,11 +68,11 @@ def read_volume(
     except OSError as error:
         # Pillow raises OSErrors without a number for bad content; the system's have one.
         code = Code.UNREADABLE if error.errno is not None else _bad(ending)
-        reading.fault(code, f"cannot be read: {error.strerror or _printable(error)}")
+        reading.fault(code, f"cannot be read: {error.strerror or library_says(error)}")
     except (JobError, MemoryError):
         raise
     except Exception as error:  # bad content makes the libraries raise almost anything; whatever it is, it is this file's fault
-        reading.fault(_bad(ending), f"not a readable {'NIfTI' if '.nii' in ending else ending} file ({_printable(error)})")
+        reading.fault(_bad(ending), f"not a readable {'NIfTI' if '.nii' in ending else ending} file ({library_says(error)})")
     if not keep:
         volume.array = None
     return volume
@@ -89,8 +89,3 @@ def nnunet_reader(ending: str, named: str | None = None) -> str:
 
 def _bad(ending: str) -> Code:
     return Code.NOT_NIFTI if ending.startswith(".nii") else Code.NOT_READABLE
-
-
-def _printable(error: BaseException) -> str:
-    text = str(error)[:_SAID]
-    return text if text.isprintable() else ascii(text)

@@ -16,7 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from nnunet_jobs.dataset.faults import Code
-from nnunet_jobs.dataset.readers.volume import CHUNK, Damaged, Reading, check_extent, read_bytes, take_geometry, take_values
+from nnunet_jobs.dataset.readers.volume import CHUNK, Damaged, Reading, check_extent, read_bytes, shown_mm, take_geometry, take_values
+from nnunet_jobs.dataset.readers.words import library_says
 
 _LONGEST_HEADER = 1 << 16
 _META_AXES = 10  # MetaIO's arrays
@@ -69,12 +70,12 @@ def read_itk(reading: Reading) -> None:
     except RuntimeError as error:
         if "alloc" in str(error).lower():
             raise MemoryError("ITK could not get the memory for the image") from error
-        raise Damaged(Code.NOT_READABLE, f"not a readable image ({_last_line(error)})") from error
+        raise Damaged(Code.NOT_READABLE, f"not a readable image ({library_says(error)})") from error
     reading.beat()
     size, components = tuple(int(n) for n in image.GetSize()), int(image.GetNumberOfComponentsPerPixel())
     if components != 1 or "complex" in image.GetPixelIDTypeAsString():
         what = f"{components} values a voxel" if components != 1 else "complex numbers"
-        return reading.fault(Code.DTYPE, f"holds {what}; store one whole or floating-point number a voxel, one file a channel")
+        return reading.fault(Code.DTYPE, f"holds {what}; store one integer or floating-point number a voxel, one file a channel")
     if len(size) not in (2, 3):
         return reading.fault(Code.NOT_3D, f"has the shape {size}; must be three-dimensional, one file a channel")
     shape = (*size, 1)[:3]
@@ -96,8 +97,7 @@ def itk_refusal(path: Path) -> str | None:
     try:
         reader.ReadImageInformation()
     except RuntimeError as error:
-        text = _last_line(error).removeprefix("ITK ERROR: ").removeprefix("sitk::ERROR: ").replace(f'"{path}"', "it")
-        return " ".join(text.split()).rstrip("!.")
+        return library_says(error).replace(f'"{path}"', "it")
     return None
 
 
@@ -139,7 +139,7 @@ def _check_meta(reading: Reading, data: bytearray) -> int:
     _note_contradictions(reading, fields)
     item = _META_TYPES.get(fields.get("ElementType", "").removeprefix("MET_").removesuffix("_ARRAY"))
     if item is None:
-        raise Damaged(Code.DTYPE, f"holds {fields.get('ElementType', 'voxels of no type')!r}; store whole or floating-point numbers")
+        raise Damaged(Code.DTYPE, f"holds {fields.get('ElementType', 'voxels of no type')!r}; store integers or floating-point numbers")
     expected = _count(fields.get("DimSize", "").split()) * item * int(fields.get("ElementNumberOfChannels", "1"))
     if fields.get("CompressedData", "False").lower() in ("true", "1"):
         _check_deflated(reading, data, start, expected, wbits=47)
@@ -201,7 +201,7 @@ def _check_nrrd(reading: Reading, data: bytearray) -> int:
     _refuse_bad_spacing(reading, [value for value in fields.get("spacings", "").split() if value.lower() != "nan"])
     item = _NRRD_TYPES.get(fields.get("type", "").lower())
     if item is None:
-        raise Damaged(Code.DTYPE, f"holds {fields.get('type', 'voxels of no type')!r}; store whole or floating-point numbers")
+        raise Damaged(Code.DTYPE, f"holds {fields.get('type', 'voxels of no type')!r}; store integers or floating-point numbers")
     expected, encoding = _count(fields.get("sizes", "").split()) * item, fields.get("encoding", "").lower()
     if encoding in ("gzip", "gz"):
         _check_deflated(reading, data, place + length, expected, wbits=31)
@@ -216,7 +216,7 @@ def _check_nrrd(reading: Reading, data: bytearray) -> int:
 def _refuse_bad_spacing(reading: Reading, values: list[str]) -> None:
     numbers = [float(value) for value in values]
     if not all(math.isfinite(number) and number > 0 for number in numbers):
-        raise Damaged(Code.SPACING_INVALID, f"has the spacing {tuple(numbers)} mm; each must be more than 0")
+        raise Damaged(Code.SPACING_INVALID, f"has the spacing {shown_mm(numbers)}; each must be more than 0")
 
 
 def _count(sizes: list[str]) -> int:
@@ -243,13 +243,7 @@ def _check_deflated(reading: Reading, data: bytearray, start: int, expected: int
             if held > expected:
                 raise Damaged(Code.NOT_READABLE, "holds more data than its header says")
     except zlib.error as error:
-        raise Damaged(Code.GZIP_DAMAGED, f"compressed data is damaged ({error}); copy the file again") from error
+        raise Damaged(Code.GZIP_DAMAGED, f"compressed data is damaged ({library_says(error)}); copy the file again") from error
     if not inflate.eof:
         raise Damaged(Code.TRUNCATED, f"compressed data ends early, after {len(data)} bytes; copy the file again")
     _check_size(held, expected)
-
-
-def _last_line(error: BaseException) -> str:
-    """ITK's errors are many lines with addresses and paths; the last says what is wrong."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1][:200] if lines else type(error).__name__

@@ -16,6 +16,7 @@ import numpy as np
 from nnunet_jobs.dataset.faults import Code
 from nnunet_jobs.dataset.readers.nifti_geometry import take_nifti_geometry
 from nnunet_jobs.dataset.readers.volume import CHUNK, Damaged, Reading, check_extent, open_regular, take_values
+from nnunet_jobs.dataset.readers.words import library_says
 
 _HEADER, _NIFTI_1 = 540, 348  # bytes, of NIfTI-2 and NIfTI-1
 _FIRST = 4096  # bytes of a compressed file that hold the header
@@ -85,7 +86,7 @@ def _read(reading: Reading) -> tuple[bytearray, str]:
                 try:
                     out += inflate.decompress(chunk, CHUNK * 16)
                 except zlib.error as error:
-                    raise Damaged(Code.GZIP_DAMAGED, f"gzip data is damaged ({error}); copy the file again") from error
+                    raise Damaged(Code.GZIP_DAMAGED, f"gzip data is damaged ({library_says(error)}); copy the file again") from error
                 reading.beat()
                 chunk = inflate.unconsumed_tail or (inflate.unused_data if inflate.eof else b"")
                 if limit is None and len(out) >= _HEADER:
@@ -137,10 +138,10 @@ def _parse(reading: Reading, data: bytearray) -> None:
         start = int(header["vox_offset"])
         header.copy().check_fix(logger=_QUIET, error_level=_SERIOUS)
     except Exception as error:  # nibabel raises many types for bad headers
-        raise Damaged(Code.NOT_NIFTI, f"not a readable NIfTI file ({error})") from error
+        raise Damaged(Code.NOT_NIFTI, f"not a readable NIfTI file ({library_says(error)})") from error
     if dtype.kind not in "iufb" or dtype.itemsize > 8:
         what = "complex numbers" if dtype.kind == "c" else "colours" if dtype.fields else str(dtype)
-        return reading.fault(Code.DTYPE, f"holds {what}; store whole or floating-point numbers of at most 64 bits")
+        return reading.fault(Code.DTYPE, f"holds {what}; store integers or floating-point numbers of at most 64 bits")
     flat = len(shape) == 2
     if len(shape) not in ((2, 3) if reading.label else (2, 3, 4)) or min(shape) < 1:
         return reading.fault(Code.NOT_3D, f"has the shape {shape}; must be three-dimensional")

@@ -15,12 +15,12 @@ import numpy as np
 
 from nnunet_jobs.dataset.faults import Code
 from nnunet_jobs.dataset.readers.volume import Array, Damaged, Reading, check_extent, open_regular, read_bytes, take_geometry, take_values
+from nnunet_jobs.dataset.readers.words import library_says
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _MODES = {"1": 1, "L": 1, "I": 1, "F": 1, "I;16": 1, "I;16B": 1, "RGB": 3, "RGBA": 4}  # Pillow's, with the channels nnU-Net sees
 _CHANNEL = re.compile(r"_\d{4}$")
 _SIDECAR = 1 << 16  # bytes; a spacing needs a hundred
-_SAID = 200  # characters of a library's message that are shown
 
 
 def read_picture(reading: Reading) -> None:
@@ -36,13 +36,13 @@ def read_picture(reading: Reading) -> None:
         return None
     reading.beat()
     if array.dtype.kind not in "iufb" or array.dtype.itemsize > 8:
-        return reading.fault(Code.DTYPE, f"holds {array.dtype}; store whole or floating-point numbers of at most 64 bits")
+        return reading.fault(Code.DTYPE, f"holds {array.dtype}; store integers or floating-point numbers of at most 64 bits")
     colours = array.ndim == 3 and array.shape[2] in (3, 4) and not reading.path.name.endswith(".tiff")
     if array.ndim == 2 and not reading.path.name.endswith(".tiff"):
         _take_flat(reading, array[..., None])
     elif colours:
         if reading.label:
-            return reading.fault(Code.DTYPE, "holds colours; a label needs one whole number a pixel, store it in grey")
+            return reading.fault(Code.DTYPE, "holds colours; a label needs one integer a pixel, store it in grey")
         _take_flat(reading, array)
     elif array.ndim == 3 and tiff:
         _take_stack(reading, array)
@@ -90,7 +90,8 @@ def spacing_beside(tiff: Path, *, label: bool) -> tuple[tuple[float, ...], bool]
     except FileNotFoundError:
         return (1.0, 1.0, 1.0), False
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise Damaged(Code.SPACING_INVALID, f'{path.name} beside it must hold {{"spacing": [z, y, x]}} in mm ({error})') from error
+        reason = "" if isinstance(error, KeyError | TypeError) else f" ({library_says(error)})"
+        raise Damaged(Code.SPACING_INVALID, f'{path.name} beside it must hold {{"spacing": [z, y, x]}} in mm{reason}') from error
     if len(spacing) != 3:
         raise Damaged(Code.SPACING_INVALID, f"{path.name} beside it has {len(spacing)} spacings; it needs three, z, y, x in mm")
     return spacing, True
@@ -117,7 +118,7 @@ def _pillow(reading: Reading, data: bytes) -> Array | None:
             image.load()
         except OSError as error:
             code = Code.TRUNCATED if "truncated" in str(error) else Code.NOT_READABLE
-            raise Damaged(code, f"cannot be decoded ({str(error)[:_SAID]}); copy the file again") from error
+            raise Damaged(code, f"cannot be decoded ({library_says(error)}); copy the file again") from error
         return np.asarray(image)
 
 
@@ -155,14 +156,17 @@ def _tiff(reading: Reading, data: bytes) -> Array | None:
                 reading.beat()
                 needed += _check_page(page, len(data))
             if said:
-                raise Damaged(Code.TRUNCATED if "offset" in said[0] else Code.NOT_READABLE, f"is damaged ({said[0]}); copy the file again")
+                raise Damaged(
+                    Code.TRUNCATED if "offset" in said[0] else Code.NOT_READABLE,
+                    f"is damaged ({library_says(said[0])}); copy the file again",
+                )
             if len(file.series) != 1:
                 reading.fault(Code.NOT_3D, f"holds {len(file.series)} images of different kinds; store one image a file")
                 return None
             reading.reserve(4 * needed)
             array: Array = file.asarray(maxworkers=1)
         if said:
-            raise Damaged(Code.NOT_READABLE, f"is damaged ({said[0]}); copy the file again")
+            raise Damaged(Code.NOT_READABLE, f"is damaged ({library_says(said[0])}); copy the file again")
         return array
     finally:
         logger.removeHandler(handler)
@@ -187,4 +191,4 @@ class _Collect(logging.Handler):
         self.said = said
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.said.append(record.getMessage()[:_SAID])
+        self.said.append(record.getMessage())

@@ -7,7 +7,7 @@ import io
 import math
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -134,10 +134,15 @@ def read_bytes(reading: Reading) -> bytearray:
     return data
 
 
+def shown_mm(spacing: Sequence[float], digits: int = 6) -> str:
+    """A spacing for people."""
+    return "(" + ", ".join(f"{value:.{digits}g}" for value in spacing) + ") mm"
+
+
 def take_geometry(reading: Reading, spacing: tuple[float, ...], affine: npt.NDArray[np.float64], *, millimetres: bool = True) -> bool:
     """Check spacing (mm) and affine, and put them into the volume where they are sound. ``millimetres`` is False for natural images."""
     if not all(math.isfinite(value) and value > 0 for value in spacing):
-        reading.fault(Code.SPACING_INVALID, f"has the spacing {spacing} mm; each must be more than 0")
+        reading.fault(Code.SPACING_INVALID, f"has the spacing {shown_mm(spacing)}; each must be more than 0")
         return False
     lengths = np.linalg.norm(affine[:3, :3], axis=0)
     if not np.isfinite(affine).all() or not (lengths > 0).all():
@@ -149,8 +154,7 @@ def take_geometry(reading: Reading, spacing: tuple[float, ...], affine: npt.NDAr
         reading.fault(Code.AFFINE_INVALID, message)
         return False
     if millimetres and (max(spacing) < _SMALLEST or max(spacing) > _LARGEST):
-        shown = ", ".join(f"{value:g}" for value in spacing)
-        reading.fault(Code.UNITS_SUSPICIOUS, f"has the spacing ({shown}) mm; look whether it was meant in another unit")
+        reading.fault(Code.UNITS_SUSPICIOUS, f"has the spacing {shown_mm(spacing)}; look whether it was meant in another unit")
     reading.volume.spacing, reading.volume.affine = spacing, affine
     return True
 
@@ -214,13 +218,13 @@ def _label_values(reading: Reading, array: Array) -> tuple[int, ...]:
     low, high = flat.min(), flat.max()
     if flat.dtype.kind == "f":
         if not (np.isfinite(low) and np.isfinite(high)):
-            reading.fault(Code.VALUE_NAN, "has NaN or infinite voxels; labels must be whole numbers")
+            reading.fault(Code.VALUE_NAN, "has NaN or infinite voxels; labels must be integers")
             return ()
         broken = flat[flat != np.rint(flat)]
         if broken.size:
             few = np.unique(broken[:_COUNTED])
             shown = ", ".join(f"{value:g}" for value in few[:5])
-            reading.fault(Code.LABEL_NOT_INTEGER, f"has values that are not whole numbers ({shown}{', ...' if few.size > 5 else ''})")
+            reading.fault(Code.LABEL_NOT_INTEGER, f"has values that are not integers ({shown}{', ...' if few.size > 5 else ''})")
             return ()
     if low >= 0 and high < _COUNTED:
         return tuple(int(value) for value in np.flatnonzero(np.bincount(flat.astype(np.uint16, copy=False))))
