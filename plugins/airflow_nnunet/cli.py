@@ -1,4 +1,4 @@
-"""``airflow nnunet init|doctor|sync-pools|usage|predict|dataset``; also ``python -m airflow_nnunet`` where the package is not installed."""
+"""``airflow nnunet init|doctor|usage|dataset`` and the others; ``python -m airflow_nnunet`` where the package is not installed."""
 
 from __future__ import annotations
 
@@ -109,6 +109,12 @@ def get_cli_commands() -> list[Any]:
                     help="Post a case to the prediction API; NNUNET_API_TOKEN, or NNUNET_API_USERNAME and NNUNET_API_PASSWORD, log in",
                     func=lazy_load_command("airflow_nnunet.predict_cli.predict_command"),
                     args=predict,
+                ),
+                ActionCommand(
+                    name="mark-workspace",
+                    help="Mark the workspace's folders as mounted and in use; the first job does it where no share can be missing",
+                    func=lazy_load_command("airflow_nnunet.workspace_cli.mark_command"),
+                    args=(team, connection),
                 ),
                 ActionCommand(
                     name="sync-pools",

@@ -32,6 +32,7 @@ class NnunetConfig:
         python: interpreter that has nnU-Net and ``nnunet_jobs``.
         poll_interval: seconds between two looks at a running job.
         lost_after: seconds without a heartbeat after which a job counts as lost.
+        defer_after: seconds that a task waits for its job in the worker before it defers, and then stays deferred at least.
         task_log: ``full`` streams a job's own log to its task's, ``progress`` shows its progress alone.
     """
 
@@ -41,13 +42,15 @@ class NnunetConfig:
     python: str = sys.executable
     poll_interval: float = 2.0
     lost_after: float = 120.0
+    defer_after: float = 10.0
     task_log: str = "full"
 
     def __post_init__(self) -> None:
         for name in ("poll_interval", "lost_after"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
                 raise ConfigError(f"[{SECTION}] {name}={getattr(self, name)!r}: must be more than 0 seconds")
-
+        if not (math.isfinite(self.defer_after) and self.defer_after >= 0):
+            raise ConfigError(f"[{SECTION}] defer_after={self.defer_after!r}: must be 0 seconds or more")
         if self.task_log not in ("full", "progress"):
             raise ConfigError(f"[{SECTION}] task_log={self.task_log!r}: must be full or progress")
 
@@ -112,6 +115,7 @@ class NnunetConfig:
             python=str(values["python"] or sys.executable),
             poll_interval=number("poll_interval", values["poll_interval"], float),
             lost_after=number("lost_after", values["lost_after"], float),
+            defer_after=number("defer_after", values["defer_after"], float),
             task_log=str(values["task_log"]),
         )
 

@@ -19,6 +19,7 @@ from airflow_nnunet.finding import Finding
 from airflow_nnunet.operators.base import GPU_POOL
 from airflow_nnunet.pools import automatic_slots, probe_host
 from airflow_nnunet.teams import load_teams
+from airflow_nnunet.workspace_cli import examine_marker
 from nnunet_jobs.contract.exit_codes import Exit
 from nnunet_jobs.contract.failure import ConfigError
 from nnunet_jobs.contract.sharing import blocking, describe, explain, not_shared, whoami
@@ -41,6 +42,7 @@ _NETWORK_FILE_SYSTEMS = ("nfs", "cifs", "smb", "ceph", "lustre", "fuse.sshfs", "
 def examine(config: NnunetConfig) -> Iterator[Finding]:
     """Everything that the doctor looks at, in the order in which a person would mend it."""
     yield from _roots(config)
+    yield from examine_marker(config)
     yield from _user_folders(config)
     yield from _withdrawals(config)
     yield from examine_backend(config)
@@ -60,7 +62,6 @@ def examine(config: NnunetConfig) -> Iterator[Finding]:
     yield from _teams()
     yield from examine_executor()
     yield from _archives()
-    yield from _studies(config)
     yield from examine_predictions(_SYNC)
 
 
@@ -249,21 +250,6 @@ def _archives() -> Iterator[Finding]:
             yield Finding(topic=topic, text=f"{archive.endpoint.url} answers")
     if archives and not pool:
         yield Finding(topic=f"pool {ARCHIVE_POOL}", ok=False, text=f"missing, retrieval would wait for ever; {_SYNC}")
-
-
-def _studies(config: NnunetConfig) -> Iterator[Finding]:
-    """Studies of archives that failed in every run that got them."""
-    from airflow_nnunet.dicomweb.handout import given_up_text
-    from airflow_nnunet.dicomweb.ledger import ledgers
-
-    try:
-        for ledger in ledgers(config.workspace.jobs):
-            owner = ledger.owner()
-            if lost := [entry for entry in ledger.read().values() if entry.given_up]:
-                topic = f"studies of {owner.get('dag')}.{owner.get('task')}"
-                yield Finding(topic=topic, ok=False, text=given_up_text(lost))
-    except PermissionError as error:
-        yield Finding(topic="studies", ok=False, text=explain(error))
 
 
 def _unwritable(path: Path) -> str:

@@ -48,11 +48,13 @@ def cancel_job_at(path: str, task_instance: Any, reason: str) -> None:
 
     The path comes from an XCom, which anybody who may run a task can write: the directory must hold a job of this very task instance.
     """
+    from airflow_nnunet.outage import deliver
     from nnunet_jobs.contract.failure import ConfigError
     from nnunet_jobs.contract.jobdir import JobDir
 
     job = JobDir(path)
-    try:
+
+    def cancel() -> None:
         labels = job.spec().labels
         expected = {
             "dag_id": task_instance.dag_id,
@@ -66,7 +68,10 @@ def cancel_job_at(path: str, task_instance: Any, reason: str) -> None:
         if not job.state().phase.final and job.cancel_requested() is None:
             job.request_cancel(reason)
             log.info("cancelled job %s: %s", job.job_id, reason)
-    except (OSError, ValueError, KeyError, TypeError, ConfigError) as error:
+
+    try:
+        deliver(cancel, lambda: log)
+    except (PermissionError, ValueError, KeyError, TypeError, ConfigError) as error:
         # The job directories may be on storage that the API server does not see; marking the task must work all the same.
         log.warning("cannot cancel the job of %s.%s: %s", task_instance.dag_id, task_instance.task_id, error)
 

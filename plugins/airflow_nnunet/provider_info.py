@@ -64,6 +64,12 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "poll_interval": _option("Seconds between two looks at a running job.", "2.0", type_="float"),
     "task_log": _option("What a task's log shows of its job: full (its own log too, as it is written) or progress alone.", "full"),
     "lost_after": _option("Seconds without a heartbeat after which a job counts as lost and is started again.", "120.0", type_="float"),
+    "defer_after": _option(
+        "Seconds that a task waits for its job in the worker before it defers, so that short jobs never defer; a deferred task stays "
+        "deferred for at least as long. Airflow can take a task for failed that comes back sooner.",
+        "10.0",
+        type_="float",
+    ),
 }
 
 # Fields of a dicomweb connection's extra; the connection's form and the hook's check share them.

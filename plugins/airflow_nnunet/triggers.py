@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
-from airflow_nnunet.backends import Watch, get_backend
+from airflow_nnunet.backends import Backend, JobStatus, Watch, get_backend
 from airflow_nnunet.job_log import LogLines
+from airflow_nnunet.outage import JobFolderGone, Outage, deliver
 from airflow_nnunet.progress import ProgressLines
-from nnunet_jobs.contract.jobdir import JobDir
+from nnunet_jobs.contract.jobdir import JobDir, Phase
 
 
 class JobTrigger(BaseTrigger):
     """Waits until an attempt of a job is over, shows its progress in the task's log, cancels it when a user says so.
 
-    A triggerer that dies takes nothing with it: the job's directory is the truth, and the next triggerer looks at it again.
+    A triggerer that dies takes nothing with it: the job's directory is the truth, and the next triggerer looks at it again. While the
+    storage does not answer, the trigger waits for it: the job goes on.
 
     Args:
         job: path of the job directory, on storage that this host sees.
@@ -26,6 +30,8 @@ class JobTrigger(BaseTrigger):
         lost_after: seconds without a heartbeat after which the attempt counts as lost.
         metrics_offset: byte of ``metrics.jsonl`` from which progress is new.
         log_offset: byte of the job's log from which it streams to the task's log; None shows none of it.
+        hold_s: seconds from its start before which it reports no end. Airflow's scheduler takes a task for failed that comes back
+            before the scheduler has heard of the deferral (apache/airflow 72716).
     """
 
     def __init__(
@@ -38,6 +44,7 @@ class JobTrigger(BaseTrigger):
         lost_after: float = 120.0,
         metrics_offset: int = 0,
         log_offset: int | None = None,
+        hold_s: float = 0.0,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.job = job
@@ -47,6 +54,7 @@ class JobTrigger(BaseTrigger):
         self.lost_after = lost_after
         self.metrics_offset = metrics_offset
         self.log_offset = log_offset
+        self.hold_s = hold_s
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Class path and arguments, all a triggerer needs to go on."""
@@ -60,27 +68,42 @@ class JobTrigger(BaseTrigger):
                 "lost_after": self.lost_after,
                 "metrics_offset": self.metrics_offset,
                 "log_offset": self.log_offset,
+                "hold_s": self.hold_s,
             },
         )
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
-        """One event, with the job's path and last phase, when the attempt is over, lost included."""
+        """One event, with the job's path and last phase, when the attempt is over, lost included, or its folder was removed."""
         job = JobDir(self.job)
         backend = get_backend(self.backend, **self.backend_options)
         watch = Watch(lost_after_s=self.lost_after)
+        outage = Outage(job, self.log, lost_after_s=self.lost_after)
         readers: list[ProgressLines | LogLines] = [ProgressLines(job, offset=self.metrics_offset)]
         if self.log_offset is not None:
             readers.append(LogLines(job, offset=self.log_offset))
-        while True:
-            # Shared storage may hang for a while; in a thread it does not hold up the other triggers.
-            status = await asyncio.to_thread(backend.status, job, watch)
-            for reader in readers:
-                for line in await asyncio.to_thread(reader.poll, final=status.final):
+        held_until = time.monotonic() + self.hold_s
+        end: dict[str, Any] | None = None
+        while end is None:
+            try:
+                # Shared storage may hang for a while; in a thread it does not hold up the other triggers.
+                status, lines = await asyncio.to_thread(_look, backend, job, watch, readers)
+            except OSError as error:
+                try:
+                    await asyncio.to_thread(outage.began, error)
+                except JobFolderGone as removed:
+                    self.log.error("%s", removed)
+                    end = {"job": self.job, "attempt": 0, "phase": str(Phase.FAILED)}
+            else:
+                if outage.ended():
+                    watch.forgive()
+                for line in lines:
                     self.log.info("%s", line)
-            if status.final:
-                break
-            await asyncio.sleep(self.poll_interval)
-        yield TriggerEvent({"job": self.job, "attempt": status.attempt, "phase": str(status.phase)})  # type: ignore[no-untyped-call]
+                if status.final:
+                    end = {"job": self.job, "attempt": status.attempt, "phase": str(status.phase)}
+            if end is None:
+                await asyncio.sleep(self.poll_interval)
+        await asyncio.sleep(max(0.0, held_until - time.monotonic()))
+        yield TriggerEvent(end)  # type: ignore[no-untyped-call]
 
     async def on_kill(self) -> None:
         """Cancel the job: a user marked the task failed or successful, or cleared it."""
@@ -89,8 +112,9 @@ class JobTrigger(BaseTrigger):
             self.log.warning("this triggerer lost the task to another one; the job goes on")
             return
         backend = get_backend(self.backend, **self.backend_options)
-        await asyncio.to_thread(backend.cancel, JobDir(self.job), "the task was marked or cleared by a user")
-        self.log.info("cancelled the job; it saves its work and stops")
+        cancel = partial(backend.cancel, JobDir(self.job), "the task was marked or cleared by a user")
+        await asyncio.to_thread(deliver, cancel, lambda: self.log)
+        self.log.info("the job is told to save its work and to stop")
 
     async def _still_deferred(self) -> bool:
         """Whether Airflow still has the task as deferred; False when that cannot be found out."""
@@ -105,3 +129,9 @@ class JobTrigger(BaseTrigger):
             self.log.warning("cannot ask for the task's state: %s", error)
             return False
         return state == "deferred"
+
+
+def _look(backend: Backend, job: JobDir, watch: Watch, readers: Sequence[ProgressLines | LogLines]) -> tuple[JobStatus, list[str]]:
+    """A job's status and its new lines: one look at the storage."""
+    status = backend.status(job, watch)
+    return status, [line for reader in readers for line in reader.poll(final=status.final)]

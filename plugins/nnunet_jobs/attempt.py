@@ -17,12 +17,12 @@ from nnunet_jobs.contract.files import locked
 from nnunet_jobs.contract.jobdir import Fenced, JobDir, Phase
 from nnunet_jobs.contract.usage import LOST
 from nnunet_jobs.meter import Meter
-from nnunet_jobs.pulse import BEAT_S, Cancelled, Pulse
+from nnunet_jobs.patience import patiently
+from nnunet_jobs.pulse import Cancelled, Pulse
 
 log = logging.getLogger("nnunet_jobs")
 
 EXIT_DONE, EXIT_FAILED, EXIT_FENCED, EXIT_REFUSED, EXIT_NO_FOLDER = 0, 1, 3, 4, 5
-_SAVE_RETRIES = 60
 _LOCK_S = 0.05  # between two tries to get the lock of a runner that is about to end
 
 Outcome = Mapping[str, Any] | Failure
@@ -63,11 +63,11 @@ class Attempt:
         processes.adopt_orphans()
         try:
             with first(), locked(self.job.runner_lock, poll=self.pulse.check_owner, interval=_LOCK_S):
-                state = self.job.state()
+                state = patiently(self.job.state, what="the job's state", meanwhile=self.pulse.check_owner)
                 if state.attempt != self.number or state.phase.final:
                     raise Refused(f"attempt {self.number} was not begun or is over (attempt {state.attempt} is {state.phase})")
                 self.pulse.beat()
-                self.job.set_phase(self.number, Phase.WAITING, "starting")
+                self.set_phase(Phase.WAITING, "starting")
                 self._tell_ready()
                 started = time.monotonic()
                 outcome = self._outcome(work)
@@ -88,7 +88,18 @@ class Attempt:
     def waiting(self, message: str) -> None:
         """Say why the attempt waits."""
         log.info("%s", message)
-        self.job.set_phase(self.number, Phase.WAITING, message)
+        try:
+            self.job.set_phase(self.number, Phase.WAITING, message)
+        except OSError as error:
+            log.error("why the job waits cannot be written now: %s", error)
+
+    def set_phase(self, phase: Phase, message: str) -> None:
+        """Record where the attempt stands, waiting for storage that is away or full.
+
+        Raises:
+            Fenced, Interrupted, Cancelled: see :meth:`Pulse.check`.
+        """
+        patiently(lambda: self.job.set_phase(self.number, phase, message), what="the job's state", meanwhile=self.pulse.check)
 
     def _outcome(self, work: Callable[[], Outcome | None]) -> Outcome | None:
         try:
@@ -109,22 +120,12 @@ class Attempt:
         return outcome
 
     def _commit(self, outcome: Outcome) -> int:
-        """Write the outcome, patiently: a full disk may have room again once the step's own files are gone."""
+        """Write the outcome, patiently: a full disk may have room again, and a shared one may come back."""
         if isinstance(outcome, Failure):
             final: Outcome = replace(outcome, details={**outcome.details, **self.details})
         else:
             final = {"attempt": self.number, **outcome, **self.details}
-        for left in reversed(range(_SAVE_RETRIES)):
-            try:
-                self.job.finish(self.number, final)
-            except OSError as error:
-                log.error("the outcome cannot be written: %s", error)
-                if not left:
-                    raise
-                self.pulse.beat()
-                time.sleep(BEAT_S)
-            else:
-                break
+        patiently(lambda: self.job.finish(self.number, final), what="the outcome", meanwhile=self.pulse.beat)
         log.info("attempt %d %s", self.number, f"failed: {outcome.failure_class}" if isinstance(outcome, Failure) else "is done")
         return EXIT_FAILED if isinstance(outcome, Failure) else EXIT_DONE
 

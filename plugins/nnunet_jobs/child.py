@@ -14,6 +14,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from nnunet_jobs.contract.files import write_json
 from nnunet_jobs.contract.jobdir import JobDir
 from nnunet_jobs.contract.sharing import denial, explain, share
 from nnunet_jobs.contract.step_params import StepParams
+from nnunet_jobs.patience import patiently
 from nnunet_jobs.processes import die_with_parent, end_forks_with_us
 
 log = logging.getLogger("nnunet_jobs")
@@ -35,6 +37,7 @@ EXIT_CODES = {failure_class: 64 + number for number, failure_class in enumerate(
 
 Step = Callable[[StepParams, StepContext], dict[str, Any]]
 _LONGEST_MESSAGE = 4000
+_REPORT_S = 60.0  # a failure's class is told by the exit code too
 
 
 def load_step(name: str) -> Step:
@@ -67,7 +70,7 @@ def main(job: JobDir, attempt: int, *, steps: Callable[[str], Step] = load_step)
         Path("/proc/self/oom_score_adj").write_text("500")  # the kernel shall take the step, never the runner that reports it
     hidden: tuple[str, ...] = ()
     try:
-        spec = job.spec()
+        spec = patiently(job.spec, what="the specification")
         hidden = spec.workspace.source_roots
         share(spec.workspace)
         context = StepContext(
@@ -75,14 +78,16 @@ def main(job: JobDir, attempt: int, *, steps: Callable[[str], Step] = load_step)
             cpus=grant["cpus"], memory_mib=grant["memory_mib"], stop=stop,
         )  # fmt: skip
         result = steps(spec.step)(spec.step_params(), context)
-        write_json(outcome_path(job, attempt), {"result": result})
+        patiently(context.write_records, what="progress")
+        patiently(partial(write_json, outcome_path(job, attempt), {"result": result}), what="the step's report")
     except BaseException as error:
         failure = describe(error, attempt=attempt, hidden=hidden)
         if failure.failure_class is not FailureClass.INTERRUPTED:
             traceback.print_exc()
         log.error("%s: %s", failure.failure_class, failure.message)
         try:
-            write_json(outcome_path(job, attempt), {"failure": failure.to_json()})
+            report = partial(write_json, outcome_path(job, attempt), {"failure": failure.to_json()})
+            patiently(report, what="the step's report", limit_s=_REPORT_S)
         except OSError as unwritable:
             log.error("the report cannot be written (%s); the exit code tells the class", unwritable)
         return EXIT_CODES[failure.failure_class]

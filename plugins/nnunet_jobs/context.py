@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
 import math
@@ -20,8 +21,11 @@ from nnunet_jobs.contract.files import locked
 from nnunet_jobs.contract.jobdir import JobDir
 from nnunet_jobs.contract.liveness import write_counter
 from nnunet_jobs.contract.workspace import Workspace
+from nnunet_jobs.patience import Spells
 
 log = logging.getLogger("nnunet_jobs")
+
+_KEPT_RECORDS = 10_000  # of an outage; a training of days reports fewer
 
 
 @dataclass(slots=True, kw_only=True)
@@ -46,6 +50,9 @@ class StepContext:
     stop: threading.Event = field(default_factory=threading.Event)
     person: str | None = None
     _beats: int = 0
+    _unwritten: list[bytes] = field(default_factory=list)
+    _torn: bool = False
+    _spells: Spells = field(default_factory=lambda: Spells("progress"))
 
     def progress(self, phase: str, done: int | None = None, total: int | None = None, **values: Any) -> None:
         """Report progress: one line of ``metrics.jsonl``, shown in the Airflow task log, and a sign of life.
@@ -61,18 +68,41 @@ class StepContext:
         if total is not None:
             record["total"] = total
         record.update({name: _finite(value) for name, value in values.items()})
-        line = (json.dumps(record, allow_nan=False) + "\n").encode()
-        fd = os.open(self.job.metrics, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o664)
+        self._unwritten = [*self._unwritten, (json.dumps(record, allow_nan=False) + "\n").encode()][-_KEPT_RECORDS:]
         try:
-            os.write(fd, line)  # one write: lines of several processes never mix
-        finally:
-            os.close(fd)
+            self.write_records()
+        except OSError as error:  # the job directory is away or its disk full: the work goes on, and the record comes later
+            self._spells.failed(error)
+        else:
+            self._spells.answered()
         self.beat()
 
     def beat(self) -> None:
         """A sign of life without a record, for work between two records. Cheap enough for every iteration."""
         self._beats += 1
-        write_counter(self.job.progress, self._beats)
+        try:
+            write_counter(self.job.progress, self._beats)
+        except OSError as error:
+            self._spells.failed(error)
+
+    def write_records(self) -> None:
+        """Write the records that an outage has kept from ``metrics.jsonl``.
+
+        Raises:
+            OSError: the storage is still away.
+        """
+        fd = os.open(self.job.metrics, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o664)
+        try:
+            while self._unwritten:
+                line = b"\n" * self._torn + self._unwritten[0]  # ends a line of which a full disk took only the beginning
+                written = os.write(fd, line)  # one write: lines of several processes never mix
+                if written < len(line):
+                    self._torn = self._torn or written > 0
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.job.metrics))
+                self._torn = False
+                del self._unwritten[0]
+        finally:
+            os.close(fd)
 
     def check_stop(self) -> None:
         """Raise Interrupted when the job was told to stop."""

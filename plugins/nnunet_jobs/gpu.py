@@ -13,6 +13,7 @@ from nnunet_jobs.contract.spec import Resources
 from nnunet_jobs.contract.workspace import Workspace
 from nnunet_jobs.leases import Holder, Lease, Ledger
 from nnunet_jobs.nvml import Gpu, GpuProcess, Inventory, read_inventory, torch_is_cpu_only
+from nnunet_jobs.patience import patiently
 from nnunet_jobs.processes import INITIAL_PID_NAMESPACE, ancestors, pid_namespace, session_of
 
 log = logging.getLogger("nnunet_jobs")
@@ -149,7 +150,7 @@ def acquire(
         return Placement(device="cpu")
     inventory = read_inventory() if resources.device != "cpu" else Inventory(reason="device='cpu'")
     kind = choose_kind(resources, inventory)
-    ledger = Ledger(workspace.leases)
+    ledger = patiently(lambda: Ledger(workspace.leases), what="the lease ledger", meanwhile=poll)
     if kind == "cpu":
         count, memory, slots = 1, None, workspace.cpu_slots
     else:
@@ -181,7 +182,7 @@ def acquire(
             lease = ticket.try_acquire(devices, poll=poll)
             if lease is not None:
                 return Placement(device=kind, gpus=lease.devices if kind == "cuda" else (), lease=lease, slots=slots, memory_mib=memory)
-            message = _why(request, devices, ledger)
+            message = f"waiting: {ticket.trouble}" if ticket.trouble else _why(request, devices, ledger)
             if message != said:
                 waiting(message)
                 said = message

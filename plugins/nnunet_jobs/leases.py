@@ -14,23 +14,28 @@ Another process takes a lease over by writing one of its own that follows it: wh
 from __future__ import annotations
 
 import contextlib
-import json
+import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from nnunet_jobs.booking import Book, Device, Request
-from nnunet_jobs.contract.files import locked, read_json, try_lock, write_json
+from nnunet_jobs.contract.files import locked, read_json, write_json
 from nnunet_jobs.contract.liveness import boot_id, read_counter, write_counter
 from nnunet_jobs.host import require_local
+from nnunet_jobs.lease_entries import Unreadable, change, content, is_full, live_entries, new_entry, rewrite
 from nnunet_jobs.processes import pid_namespace
 from nnunet_jobs.turns import Place, in_turn
 
-_PAGE = 4096
+log = logging.getLogger("nnunet_jobs")
+
+T = TypeVar("T")
+
+_FULL_S = 0.5  # between two tries to write to a full disk
 MAX_OVERTAKEN = 3
 """How often later, smaller jobs may go before a waiting bigger one. After that everybody behind it waits."""
 
@@ -86,6 +91,8 @@ class Ticket:
         self.ledger = ledger
         self.number = number
         self.request = request
+        self.trouble = ""
+        """Why nothing can be taken now although it may be free; empty where nothing is wrong."""
         self._seen: dict[int, tuple[int, float]] = {}
 
     def try_acquire(self, devices: Sequence[Device], *, poll: Callable[[], None] | None = None) -> Lease | None:
@@ -142,30 +149,66 @@ class Ledger:
         """Keep a device out of use for ``seconds`` or until the next boot."""
         until = time.clock_gettime(time.CLOCK_BOOTTIME) + seconds
         data = {"device": device, "reason": reason, "until": until, "boot_id": boot_id()}
-        write_json(self.folder / "quarantine" / f"{device}.json", data)
+        try:
+            write_json(self.folder / "quarantine" / f"{device}.json", data)
+        except OSError as error:
+            if not is_full(error):
+                raise
+            log.error("%s: no space left to note that %s is in quarantine (%s)", self.folder, device, reason)
 
     # --- waiting and taking -------------------------------------------------------------------------------------
     @contextlib.contextmanager
     def ticket(self, request: Request, *, poll: Callable[[], None] | None = None) -> Iterator[Ticket]:
         """A place in the queue. It vanishes with the process, so a dead waiter holds nobody up."""
-        with self._mutex(poll):
-            number = self._next_number()
-            path = self.folder / "tickets" / f"{number:020d}.json"
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o664)
-            try_lock(fd)
-            _rewrite(fd, {"request": asdict(request), "overtaken": 0, "polls": 0})
+        number, path, fd = self._with_room(lambda: self._new_ticket(request, poll), poll)
         try:
             yield Ticket(self, number, request)
         finally:
             path.unlink(missing_ok=True)
             os.close(fd)
 
+    def _new_ticket(self, request: Request, poll: Callable[[], None] | None) -> tuple[int, Path, int]:
+        with self._mutex(poll):
+            number = self._next_number()
+            path = self.folder / "tickets" / f"{number:020d}.json"
+            return number, path, new_entry(path, {"request": asdict(request), "overtaken": 0, "polls": 0})
+
+    def _with_room(self, change: Callable[[], T], poll: Callable[[], None] | None) -> T:
+        """What a change to the ledger returns, made again until its disk has room."""
+        told = False
+        while True:
+            try:
+                return change()
+            except OSError as error:
+                if poll is None or not is_full(error):
+                    raise
+                if not told:
+                    told = True
+                    log.warning("%s: no space left for the lease ledger; waiting until there is room", self.folder)
+            poll()
+            time.sleep(_FULL_S)
+
     def try_acquire(self, ticket: Ticket, devices: Sequence[Device], *, poll: Callable[[], None] | None = None) -> Lease | None:
-        """Take the devices if they are free and it is this ticket's turn, else None. ``devices`` are those of the request's kind."""
+        """Take the devices if they are free and it is this ticket's turn, else None. ``devices`` are those of the request's kind.
+
+        None also while the ledger's disk is full, or a live holder's entry cannot be read: nobody knows then what is free.
+        """
+        try:
+            return self._try_acquire(ticket, devices, poll)
+        except Unreadable as error:
+            ticket.trouble = str(error)
+        except OSError as error:
+            if not is_full(error):
+                raise
+            ticket.trouble = f"no space left in {self.folder} for the lease ledger; free some"
+        return None
+
+    def _try_acquire(self, ticket: Ticket, devices: Sequence[Device], poll: Callable[[], None] | None) -> Lease | None:
         request = ticket.request
         with self._mutex(poll):
+            ticket.trouble = ""
             book = Book(devices)
-            holders = self._holders()
+            holders = self._holders(strict=True)
             for holder in holders:
                 book.take([holder.device], holder.memory_mib)
             blocked: list[_Waiter] = []
@@ -182,7 +225,7 @@ class Ledger:
             if any(waiter.overtaken >= MAX_OVERTAKEN for waiter in delayed):
                 return None
             for waiter in delayed:
-                _change(waiter.path, overtaken=waiter.overtaken + 1)
+                change(waiter.path, overtaken=waiter.overtaken + 1)
             return self._write_leases(placed, memory_mib=request.memory_mib, owner=request.owner, team=request.team)
 
     def adopt(self, numbers: Sequence[int], devices: Sequence[str], *, owner: str, poll: Callable[[], None] | None = None) -> Lease | None:
@@ -191,7 +234,7 @@ class Ledger:
         All of them or none; at no moment are the devices free, or taken twice.
         """
         with self._mutex(poll):
-            live = {entry.number: entry for entry in self._entries()}
+            live = {entry.number: entry for entry in self._entries(strict=True)}
             followed = {entry.follows for entry in live.values()}
             found = [live[number] for number in numbers if number in live and number not in followed]
             if [(entry.device, entry.owner) for entry in found] != [(device, owner) for device in devices]:
@@ -207,8 +250,8 @@ class Ledger:
         """Record the session of the processes that work under a lease, to tell them from strangers on the GPU."""
         with self._mutex():
             for fd in lease.fds:
-                data = json.loads(os.pread(fd, _PAGE, 0))
-                _rewrite(fd, {**data, "sessions": [*data["sessions"], session]})
+                if (data := content(fd)) is not None:
+                    rewrite(fd, {**data, "sessions": [*data["sessions"], session]})
 
     # --- private, under the mutex -------------------------------------------------------------------------------
     @contextlib.contextmanager
@@ -221,10 +264,12 @@ class Ledger:
         waiting: dict[int, _Waiter] = {}
         for waiter in self._waiters():
             if waiter.number == ticket.number:
-                _change(waiter.path, polls=waiter.polls + 1)
+                change(waiter.path, polls=waiter.polls + 1)
             elif waiter.request.kind != ticket.request.kind or ticket.sleeps(waiter.number, waiter.polls):
                 continue
             waiting[waiter.number] = waiter
+        if ticket.number not in waiting:  # our own entry cannot be read; nobody else may write it
+            waiting[ticket.number] = _Waiter(ticket.number, self.folder / "tickets" / f"{ticket.number:020d}.json", 0, 0, ticket.request)
         places = [Place(number=item.number, team=item.request.team, count=item.request.count) for item in waiting.values()]
         served = {team: read_counter(self._turn(team)) for team in {place.team for place in places}}
         order = in_turn(places, Counter(holder.team for holder in holders), served)
@@ -241,35 +286,32 @@ class Ledger:
         write_counter(path, number)
         return number
 
-    def _live(self, folder: str) -> Iterator[tuple[Path, dict[str, Any]]]:
-        """Files of ``folder`` that somebody holds, by number; the others are removed."""
-        for path in sorted((self.folder / folder).iterdir()):
+    def _entries(self, *, strict: bool = False) -> list[Holder]:
+        """Live leases. One that cannot be read is left out, or, if ``strict``, raises :class:`Unreadable`."""
+        found = []
+        for path, data in live_entries(self.folder / "leases"):
             try:
-                fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-            except FileNotFoundError:
-                continue
-            try:
-                if try_lock(fd, shared=True):
-                    path.unlink(missing_ok=True)
-                else:
-                    yield path, json.loads(os.pread(fd, _PAGE, 0))
-            finally:
-                os.close(fd)
+                values = {**(data or {}), "number": int(path.stem)}
+                found.append(Holder(**{**values, "sessions": tuple(values["sessions"])}))
+            except (ValueError, TypeError, KeyError):
+                if strict:
+                    raise Unreadable(f"{path} has a live holder and cannot be read; waiting until it ends") from None
+        return found
 
-    def _entries(self) -> list[Holder]:
-        return [Holder(**{**data, "number": int(path.stem), "sessions": tuple(data["sessions"])}) for path, data in self._live("leases")]
-
-    def _holders(self) -> list[Holder]:
+    def _holders(self, *, strict: bool = False) -> list[Holder]:
         """Entries that count: of a lease that changes hands, the newer one."""
-        entries = self._entries()
+        entries = self._entries(strict=strict)
         followed = {entry.follows for entry in entries}
         return [entry for entry in entries if entry.number not in followed]
 
     def _waiters(self) -> list[_Waiter]:
+        """Live tickets. One that cannot be read asks for nothing that is known, so nobody waits for it."""
         found = []
-        for path, data in self._live("tickets"):
-            request = Request(**{**data["request"], "exclude": tuple(data["request"]["exclude"])})
-            found.append(_Waiter(int(path.stem), path, data["overtaken"], data["polls"], request))
+        for path, data in live_entries(self.folder / "tickets"):
+            with contextlib.suppress(ValueError, TypeError, KeyError):
+                values = data or {}
+                request = Request(**{**values["request"], "exclude": tuple(values["request"]["exclude"])})
+                found.append(_Waiter(int(path.stem), path, values["overtaken"], values["polls"], request))
         return found
 
     def _write_leases(
@@ -284,40 +326,19 @@ class Ledger:
             "sessions": [],
         }
         numbers: list[int] = []
+        paths: list[Path] = []
         fds: list[int] = []
         try:
             for device, followed in zip(devices, follows or [None] * len(devices), strict=True):
                 numbers.append(self._next_number())
-                path = self.folder / "leases" / f"{numbers[-1]:020d}.json"
-                fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o664)
-                fds.append(fd)
-                try_lock(fd)
-                _rewrite(fd, {**entry, "device": device, "follows": followed})
+                paths.append(self.folder / "leases" / f"{numbers[-1]:020d}.json")
+                fds.append(new_entry(paths[-1], {**entry, "device": device, "follows": followed}))
                 if followed is None:  # a lease that changes hands is no new turn
                     write_counter(self._turn(team), numbers[-1])
         except BaseException:
+            for path in paths:
+                path.unlink(missing_ok=True)
             for fd in fds:
                 os.close(fd)
             raise
         return Lease(devices=tuple(devices), numbers=tuple(numbers), fds=tuple(fds))
-
-
-def _change(path: Path, **values: Any) -> None:
-    """Change values in a live entry; nothing if its owner has just left."""
-    with contextlib.suppress(FileNotFoundError):
-        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-        try:
-            _rewrite(fd, {**json.loads(os.pread(fd, _PAGE, 0)), **values})
-        finally:
-            os.close(fd)
-
-
-def _rewrite(fd: int, data: Mapping[str, Any]) -> None:
-    """Replace a small file's content in place: its lock belongs to this very file, so it cannot be renamed over.
-
-    One write of one page, padded: a writer killed here leaves the old content or the new one.
-    """
-    text = json.dumps(data).encode().ljust(_PAGE - 1) + b"\n"
-    if len(text) > _PAGE:
-        raise ValueError(f"ledger entry of {len(text)} bytes; at most {_PAGE} fit")
-    os.pwrite(fd, text, 0)

@@ -8,12 +8,17 @@ import os
 import select
 import signal
 import time
+from collections.abc import Callable
+from typing import TypeVar
 
 from nnunet_jobs.contract.failure import Interrupted
 from nnunet_jobs.contract.jobdir import JobDir
 from nnunet_jobs.contract.liveness import write_counter
+from nnunet_jobs.patience import Spells
 
 log = logging.getLogger("nnunet_jobs")
+
+T = TypeVar("T")
 
 BEAT_S = 1.0
 
@@ -30,6 +35,7 @@ class Pulse:
         self.attempt = attempt
         self._beats = job.beat()
         self._next_beat = 0.0
+        self._heartbeat, self._wishes = Spells("heartbeat"), Spells("wishes to stop")
         self._signal: int | None = None
         self._wake_r, self._wake_w = os.pipe()
         for fd in (self._wake_r, self._wake_w):
@@ -57,7 +63,9 @@ class Pulse:
         try:
             write_counter(self.job.heartbeat, self._beats)
         except OSError as error:
-            log.error("heartbeat cannot be written: %s", error)
+            self._heartbeat.failed(error)
+        else:
+            self._heartbeat.answered()
 
     def check_owner(self) -> None:
         """Raise when this attempt must not go on.
@@ -66,7 +74,7 @@ class Pulse:
             Fenced: a newer attempt owns the job.
             Interrupted: this process was told to end.
         """
-        self.job.check_fence(self.attempt)
+        self._ask(lambda: self.job.check_fence(self.attempt))
         if self._signal is not None:
             raise Interrupted(f"the runner got {signal.Signals(self._signal).name} (host shutdown?); finished work is kept")
 
@@ -78,11 +86,21 @@ class Pulse:
             Cancelled: a user's wish.
         """
         self.beat()
-        self.job.check_fence(self.attempt)
-        reason = self.job.cancel_requested()
+        self._ask(lambda: self.job.check_fence(self.attempt))
+        reason = self._ask(self.job.cancel_requested)
         if reason is not None:
             raise Cancelled(f"cancelled: {reason}")  # a signal that came with it is only how the wish was enforced
         self.check_owner()
+
+    def _ask(self, question: Callable[[], T]) -> T | None:
+        """The answer of the job's files, None while the storage is away: what it will say then is heard when it is back."""
+        try:
+            answer = question()
+        except OSError as error:
+            self._wishes.failed(error)
+            return None
+        self._wishes.answered()
+        return answer
 
     def sleep(self) -> None:
         """Until the next beat is due, a signal arrives, or a child ends."""

@@ -20,6 +20,7 @@ from nnunet_jobs.contract.spec import JobSpec
 from nnunet_jobs.gpu import Placement
 from nnunet_jobs.handover import Adoption, require_visible
 from nnunet_jobs.leases import Ledger
+from nnunet_jobs.patience import patiently
 from nnunet_jobs.supervisor import Supervisor
 
 log = logging.getLogger("nnunet_jobs")
@@ -74,9 +75,10 @@ class Runner:
 
     def _work(self, place: Place) -> dict[str, Any] | Failure:
         number = self.attempt.number
-        spec = self.job.spec()
+        beat = self.attempt.pulse.check
+        spec, earlier = patiently(lambda: (self.job.spec(), self.job.earlier_failures()), what="the specification", meanwhile=beat)
         share(spec.workspace)
-        allowed = allowance.after(self.job.earlier_failures(), spec.resources)
+        allowed = allowance.after(earlier, spec.resources)
         log.info("attempt %d of %s (%s), runner %d", number, self.job.job_id, spec.step, os.getpid())
         for note in allowed.notes:
             log.warning("%s", note)
@@ -89,7 +91,7 @@ class Runner:
             self.attempt.meter.compute(placement, gpu_share=share_of_gpu, cpus=cpus)
             where = ", ".join(placement.gpus) or f"{cpus} CPU core(s)"
             self.attempt.pulse.check()
-            self.job.set_phase(number, Phase.RUNNING, f"on {where}")
+            self.attempt.set_phase(Phase.RUNNING, f"on {where}")
             log.info("runs on %s", where)
             kills = host.oom_kills()
             supervisor = Supervisor(self.attempt.pulse, spec, module=self.module)
@@ -98,8 +100,7 @@ class Runner:
             if placement.lease:
                 placement.lease.release()
         self.attempt.details["peak_memory_mib"] = supervisor.peak_mib
-        path = outcome_path(self.job, number)
-        report = read_json(path) if path.exists() else {}
+        report = patiently(self._report, what="the step's report", meanwhile=self.attempt.pulse.beat)
         if "result" in report:
             return {"result": report["result"]}
         stop = supervisor.stop
@@ -108,6 +109,19 @@ class Runner:
         reported = Failure.from_json(report["failure"]) if report else None
         failure = verdict.judge(code, reported, attempt=number, oom_before=kills, oom_after=host.oom_kills(), folder=self.job.path)
         return self._look_after_gpus(failure, placement.gpus, spec)
+
+    def _report(self) -> dict[str, Any]:
+        """What the step reported, nothing if it could not.
+
+        Raises:
+            OSError: the storage is away, so nothing is known.
+        """
+        try:
+            report: dict[str, Any] = read_json(outcome_path(self.job, self.attempt.number))
+        except FileNotFoundError:
+            self.job.state()  # raises where it is not the report alone that is missing
+            return {}
+        return report
 
     def _look_after_gpus(self, failure: Failure, gpus: tuple[str, ...], spec: JobSpec) -> Failure:
         """A failure on a GPU that NVML calls lost is the GPU's; it goes into quarantine."""

@@ -22,6 +22,7 @@ from nnunet_jobs.contract.spec import JobSpec
 from nnunet_jobs.gpu import Placement
 from nnunet_jobs.hang import HangWatch
 from nnunet_jobs.leases import Ledger
+from nnunet_jobs.patience import Spells, patiently
 from nnunet_jobs.pulse import Cancelled, Pulse
 
 log = logging.getLogger("nnunet_jobs")
@@ -61,28 +62,33 @@ class Supervisor:
     def run(self, placement: Placement, cpus: int) -> int:
         """Run the step to its end. Returns its exit code, minus the signal if one ended it. Needs :func:`processes.adopt_orphans`."""
         watch = HangWatch(self.spec.resources.hang_s)
-        offset = self.job.metrics.stat().st_size if self.job.metrics.exists() else 0
+        offset = patiently(self._metrics_size, what="the job's metrics", meanwhile=self.pulse.check)
         outcome = outcome_path(self.job, self.pulse.attempt)
         pid = self._start(placement, cpus)
         kill_at = leave_at = _NEVER
+        spells = Spells("the job directory")
         try:
             while (code := processes.exit_code(pid)) is None:
                 self.pulse.sleep()
                 self.pulse.beat()
+                hangs = False
                 try:
+                    os.stat(self.job.path)  # a counter that is not there reads as one that stands still
                     records, offset = self.job.read_metrics(offset)
                     hangs = watch.look(read_counter(self.job.progress), records)
-                    if self.stop is None:
-                        self.stop = self._reason_to_stop(watch if hangs else None)
-                        if self.stop is not None:
-                            log.warning("stopping the step: %s", self.stop.message)
-                            _ask_to_stop(pid, self.stop)
-                            kill_at = time.monotonic() + self.stop.grace_s
                     if leave_at == _NEVER and outcome.exists():
                         leave_at = time.monotonic() + _LEAVE_S
                 except OSError as error:
                     # A shared file system may be away for a moment; a training is not to be thrown away for that.
-                    log.error("the job directory cannot be read now: %s", error)
+                    spells.failed(error)
+                else:
+                    spells.answered()
+                if self.stop is None:
+                    self.stop = self._reason_to_stop(watch if hangs else None)
+                    if self.stop is not None:
+                        log.warning("stopping the step: %s", self.stop.message)
+                        _ask_to_stop(pid, self.stop)
+                        kill_at = time.monotonic() + self.stop.grace_s
                 if time.monotonic() >= min(kill_at, leave_at):
                     log.warning("killing the step's processes")
                     os.killpg(pid, signal.SIGKILL)
@@ -95,6 +101,13 @@ class Supervisor:
             self.peak_mib = max(self.peak_mib, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024)
         return code
 
+    def _metrics_size(self) -> int:
+        try:
+            return self.job.metrics.stat().st_size
+        except FileNotFoundError:
+            self.job.state()  # raises where it is not the metrics alone that are missing
+            return 0
+
     def _start(self, placement: Placement, cpus: int) -> int:
         grant = {
             "device": placement.device,
@@ -105,7 +118,7 @@ class Supervisor:
             "runner": os.getpid(),
         }
         environment = allowance.environment(cpus=cpus, device=placement.device, gpus=placement.gpus, step=self.spec.step)
-        with open(self.job.log, "ab") as output:
+        with patiently(lambda: open(self.job.log, "ab"), what="the job's log", meanwhile=self.pulse.check) as output:
             process = subprocess.Popen(
                 [sys.executable, "-m", self.module, "step", str(self.job.path), "--attempt", str(self.pulse.attempt)],
                 stdin=subprocess.DEVNULL,
@@ -117,7 +130,10 @@ class Supervisor:
             )
         process.returncode = 0  # collected by number, among the orphans that we adopt
         if placement.lease and placement.gpus:
-            Ledger(self.spec.workspace.leases).note_session(placement.lease, process.pid)
+            try:
+                Ledger(self.spec.workspace.leases).note_session(placement.lease, process.pid)
+            except OSError as error:  # its processes may then count as strangers, which costs others some GPU memory and this job nothing
+                log.error("the step's session cannot be noted in the lease ledger: %s", error)
         return process.pid
 
     def _reason_to_stop(self, hung: HangWatch | None) -> Stop | None:

@@ -6,13 +6,12 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
 from nnunet_jobs.contract.failure import ConfigError, Failure, FailureClass, Lost
 from nnunet_jobs.contract.files import locked
 from nnunet_jobs.contract.jobdir import JobDir, Phase
-from nnunet_jobs.contract.sharing import explain, make_root, shared_umask
+from nnunet_jobs.contract.sharing import explain, shared_umask
 from nnunet_jobs.contract.spec import JobSpec
 from nnunet_jobs.contract.usage import settle
 from nnunet_jobs.contract.workspace import Workspace
@@ -63,6 +62,11 @@ class Watch:
         self._seen: tuple[int, int] | None = None
         self._silent = 0.0
 
+    def forgive(self) -> None:
+        """Begin to count anew: the storage was away, and the heartbeat could not be written or not be read."""
+        self._last = self._clock()
+        self._silent = 0.0
+
     def silent_s(self, job: JobDir, attempt: int) -> float:
         """Seconds for which the attempt's heartbeat has not moved, as far as this watcher knows."""
         now = self._clock()
@@ -96,11 +100,11 @@ class Backend(ABC):
         that is being cancelled: whoever submits then wants a new attempt, not the old one's end.
 
         Raises:
+            NotMounted: the workspace's share is not mounted.
             ConfigError: this user may not write where jobs live.
         """
         try:
             with shared_umask(spec.workspace):
-                make_root(spec.workspace, Path(spec.workspace.jobs))
                 return self._submit(spec)
         except PermissionError as error:
             raise ConfigError(f"[nnunet] jobs: {explain(error)}") from error
@@ -114,7 +118,7 @@ class Backend(ABC):
                 raise Lost(f"{job.path}: another submit or a cancelled attempt of this job does not end; look for a stopped process there")
 
         # Held until the runner is on record: whoever gets it and finds an attempt without a runner knows that the submitter died.
-        with locked(job.path / "submit.lock", poll=give_up, interval=0.02):
+        with locked(job.path / "submit.lock", poll=give_up, interval=0.02, parents=False):
             while (alive := self.alive(job)) and job.cancel_requested() is not None:
                 give_up()
                 time.sleep(self.look_again_s)

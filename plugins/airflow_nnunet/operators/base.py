@@ -24,12 +24,15 @@ from airflow_nnunet.operators.fields import build_params, build_resources, check
 from airflow_nnunet.operators.mapping import CheckedPartial
 from airflow_nnunet.operators.rendering import RenderingMixin
 from airflow_nnunet.operators.waiting import WaitingOperator
+from airflow_nnunet.outage import patiently
 from airflow_nnunet.python_classes import check_class
 from airflow_nnunet.retry import DEFAULT_RETRIES, DEFAULT_RETRY_DELAY, NnunetRetryPolicy
 from airflow_nnunet.task_state import JOB_XCOM
 from airflow_nnunet.teams import load_teams
+from airflow_nnunet.workspace_memory import TaskMemory
 from nnunet_jobs.contract.failure import ConfigError, JobError
 from nnunet_jobs.contract.jobdir import JobDir
+from nnunet_jobs.contract.marker import open_workspace
 from nnunet_jobs.contract.params import HELD_OUT
 from nnunet_jobs.contract.sharing import explain
 from nnunet_jobs.contract.spec import JobSpec, Resources, make_job_id
@@ -207,23 +210,16 @@ class NnunetOperator(RenderingMixin, WaitingOperator):
             config = NnunetConfig.load(self.nnunet_conn_id, team=self.team)
             spec = self.job_spec(context, config)
             backend = config.make_backend()
-            self._cancel_superseded(context, spec, backend)
-            job = JobDir(f"{spec.workspace.jobs}/{spec.job_id}")
-            if job.path.exists() and job.cancel_requested() and not read_status(job).final:
-                self.log.info("an earlier try of %s is still saving its work; the next one begins when it has ended", job.job_id)
-                self._wait(context, config, job, then="execute_after_stop")
-            self._log_from = log_size(job)  # of a job that is found again, what was said before is in an earlier try's log
-            job = backend.submit(spec)
+            job = patiently(lambda: self._submit(context, config, spec, backend), log=self.log, limit_s=config.lost_after)
         except JobError as error:
             raise from_job_error(error) from error
         except PermissionError as error:
             raise from_job_error(ConfigError(f"[nnunet] jobs: {explain(error)}")) from error
         self._publish(context, job)
-        status = read_status(job)
+        status = self._look(config, job)
         if not status.final:
             self.log.info("job %s, attempt %s, is %s; its files are in %s", job.job_id, status.attempt, status.phase, job.path)
-            self._wait(context, config, job, then="execute_complete")
-            status = read_status(job)
+            status = self._wait_for(context, config, job)
         return self._outcome(context, job, status)
 
     def execute_complete(self, context: Context, event: Mapping[str, Any]) -> Any:
@@ -231,10 +227,10 @@ class NnunetOperator(RenderingMixin, WaitingOperator):
         self._stopping = False
         job = JobDir(event["job"])
         self.job_id = job.job_id
-        status = read_status(job)
+        config = NnunetConfig.load(self.nnunet_conn_id, team=self.team)
+        status = self._look(config, job)
         if not status.final:  # somebody began another attempt meanwhile
-            self._wait(context, NnunetConfig.load(self.nnunet_conn_id, team=self.team), job, then="execute_complete")
-            status = read_status(job)
+            status = self._wait_for(context, config, job)
         return self._outcome(context, job, status)
 
     def execute_after_stop(self, context: Context, event: Mapping[str, Any]) -> Any:
@@ -255,6 +251,36 @@ class NnunetOperator(RenderingMixin, WaitingOperator):
         """What an operator does with a good result before it becomes the XCom, such as asset events. Overridden where needed."""
 
     # --- private ------------------------------------------------------------------------------------------------
+    def _submit(self, context: Context, config: NnunetConfig, spec: JobSpec, backend: Backend) -> JobDir:
+        """Submit the job or find it, once nothing of an earlier try or from before a clear is still stopping."""
+        open_workspace(spec.workspace, memory=TaskMemory.of_this_process())
+        self._cancel_superseded(context, spec, backend)
+        job = JobDir(f"{spec.workspace.jobs}/{spec.job_id}")
+        if job.path.exists() and job.cancel_requested() and not read_status(job).final:
+            self.log.info("an earlier try of %s is still saving its work; the next one begins when it has ended", job.job_id)
+            self._wait(context, config, job, then="execute_after_stop")
+        self._log_from = log_size(job)  # of a job that is found again, what was said before is in an earlier try's log
+        return backend.submit(spec)
+
+    def _look(self, config: NnunetConfig, job: JobDir) -> JobStatus:
+        """The job's status, waited for while its storage is away.
+
+        Raises:
+            JobLost: it was away for longer than ``lost_after``, or the job's folder was removed.
+        """
+        try:
+            return patiently(lambda: read_status(job), log=self.log, limit_s=config.lost_after, job=job)
+        except JobError as error:
+            raise from_job_error(error) from error
+
+    def _wait_for(self, context: Context, config: NnunetConfig, job: JobDir) -> JobStatus:
+        """The job's status at its end, waited for in the worker; a task that defers does not return from here."""
+        try:
+            self._wait(context, config, job, then="execute_complete")
+        except JobError as error:
+            raise from_job_error(error) from error
+        return self._look(config, job)
+
     def _cancel_superseded(self, context: Context, spec: JobSpec, backend: Backend) -> None:
         """Stop what runs from before a clear, in case nobody was there to see the clear."""
         ti = context["ti"]
@@ -280,8 +306,12 @@ class NnunetOperator(RenderingMixin, WaitingOperator):
         return result
 
     def _show_log_tail(self, job: JobDir) -> None:
-        size = job.log.stat().st_size if job.log.exists() else 0
-        text = job.read_log(max(0, size - _LOG_TAIL_BYTES), _LOG_TAIL_BYTES)[0].decode(errors="replace")
+        try:
+            size = job.log.stat().st_size if job.log.exists() else 0
+            text = job.read_log(max(0, size - _LOG_TAIL_BYTES), _LOG_TAIL_BYTES)[0].decode(errors="replace")
+        except OSError as error:
+            self.log.warning("the job's log cannot be read now: %s", error)
+            return
         self.log.error("the job's log ends with:\n%s", text.strip())
 
 

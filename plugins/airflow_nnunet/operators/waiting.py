@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, NoReturn
 
@@ -13,6 +15,7 @@ from airflow_nnunet.backends import Backend, Watch, read_status
 from airflow_nnunet.config import NnunetConfig
 from airflow_nnunet.exceptions import JobCancelled
 from airflow_nnunet.job_log import LogLines, log_size
+from airflow_nnunet.outage import Outage, deliver, patiently
 from airflow_nnunet.progress import ProgressLines
 from airflow_nnunet.task_state import is_ended, task_state
 from airflow_nnunet.triggers import JobTrigger
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
     from airflow.sdk import Context
 
 _SLICE_S = 0.5
+_FOREVER = float("inf")
 # Long enough for the scheduler to have heard from the stopping worker: a task that comes back before that costs a retry.
 _COME_BACK_S = 20.0
 
@@ -48,42 +52,73 @@ class WaitingOperator(BaseOperator):  # type: ignore[misc, unused-ignore]
         self._stopping = True
 
     def _wait(self, context: Context, config: NnunetConfig, job: JobDir, *, then: str) -> None:
-        """Wait for the end of the attempt: in the triggerer (does not return), or here."""
+        """Wait for the end of the attempt: here at first, then in the triggerer (which does not return) if the task is deferrable.
+
+        A job that ends within seconds of a deferral can cost a retry, or the task where there is none: Airflow's scheduler takes the
+        worker's end for the task's where the task is back in the queue before the scheduler has heard of it (apache/airflow 72716).
+        So short jobs are waited for here, and the trigger reports no end before the scheduler has had time to hear.
+        """
         if self._stopping and is_ended(task_state(context["ti"])):
             self._stopped_by_user(config.make_backend(), job)
-        if self.deferrable:
-            offset = job.metrics.stat().st_size if job.metrics.exists() else 0
-            log_offset = self._log_offset(job) if config.task_log == "full" else None
-            self.defer(
-                trigger=JobTrigger(
-                    job=str(job.path),
-                    backend=config.backend,
-                    backend_options=config.backend_options,
-                    poll_interval=config.poll_interval,
-                    lost_after=config.lost_after,
-                    metrics_offset=offset,
-                    log_offset=log_offset,
-                ),
-                method_name=then,
-                timeout=self.execution_timeout,
-            )
-        self._poll(context, config, job)
+        readers = patiently(lambda: self._readers(config, job), log=self.log, limit_s=config.lost_after, job=job)
+        if self._poll(context, config, job, readers, for_s=config.defer_after if self.deferrable else _FOREVER):
+            return
+        progress, *rest = readers
+        self.defer(
+            trigger=JobTrigger(
+                job=str(job.path),
+                backend=config.backend,
+                backend_options=config.backend_options,
+                poll_interval=config.poll_interval,
+                lost_after=config.lost_after,
+                metrics_offset=progress.offset,
+                log_offset=rest[0].offset if rest else None,
+                hold_s=config.defer_after,
+            ),
+            method_name=then,
+            timeout=self.execution_timeout,
+        )
 
-    def _poll(self, context: Context, config: NnunetConfig, job: JobDir) -> None:
-        backend = config.make_backend()
-        watch = Watch(lost_after_s=config.lost_after)
-        readers: list[ProgressLines | LogLines] = [ProgressLines(job)]
+    def _readers(self, config: NnunetConfig, job: JobDir) -> list[ProgressLines | LogLines]:
+        """Progress, and the job's own log if that is to be shown; of a job that is found again, the triggerer has shown the beginning."""
+        shown = job.metrics.stat().st_size if self.deferrable and job.metrics.exists() else 0
+        readers: list[ProgressLines | LogLines] = [ProgressLines(job, offset=shown)]
         if config.task_log == "full":
             readers.append(LogLines(job, offset=self._log_offset(job)))
+        return readers
+
+    def _poll(
+        self,
+        context: Context,
+        config: NnunetConfig,
+        job: JobDir,
+        readers: Sequence[ProgressLines | LogLines] = (),
+        *,
+        for_s: float = _FOREVER,
+    ) -> bool:
+        """Look at a job until it ends, for at most ``for_s`` seconds; whether it has ended."""
+        backend = config.make_backend()
+        watch = Watch(lost_after_s=config.lost_after)
+        give_up = time.monotonic() + for_s
         try:
+            outage = Outage(job, self.log, lost_after_s=config.lost_after)
             while True:
-                status = backend.status(job, watch)
-                for reader in readers:
-                    for line in reader.poll(final=status.final):
+                try:
+                    status = backend.status(job, watch)
+                    lines = [line for reader in readers for line in reader.poll(final=status.final)]
+                except OSError as error:
+                    outage.began(error)
+                else:
+                    if outage.ended():
+                        watch.forgive()
+                    for line in lines:
                         self.log.info("%s", line)
-                if status.final:
-                    return
-                until = time.monotonic() + config.poll_interval
+                    if status.final:
+                        return True
+                now = time.monotonic()
+                if now >= give_up:
+                    return False
+                until = min(now + config.poll_interval, give_up)
                 while not self._stopping and (left := until - time.monotonic()) > 0:
                     time.sleep(min(left, _SLICE_S))
                 if self._stopping:
@@ -108,6 +143,11 @@ class WaitingOperator(BaseOperator):  # type: ignore[misc, unused-ignore]
         raise JobCancelled(f"interrupted: the task was marked or cleared by a user; job {job.job_id} saves its work and stops")
 
     def _cancel(self, backend: Backend, job: JobDir, reason: str) -> None:
-        if job.path.exists() and not read_status(job).final:
-            backend.cancel(job, reason)
-            self.log.info("cancelled job %s: %s", job.job_id, reason)
+        def cancel() -> None:
+            if not job.path.exists():
+                os.stat(job.path.parent)  # raises where it is the storage that is away
+            elif not read_status(job).final:
+                backend.cancel(job, reason)
+                self.log.info("cancelled job %s: %s", job.job_id, reason)
+
+        deliver(cancel, lambda: self.log)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import hashlib
 import json
@@ -78,27 +77,6 @@ def write_json(path: Path, data: Any) -> None:
     write_atomic(path, (json.dumps(data, indent=1, allow_nan=False) + "\n").encode())
 
 
-def append_lines(path: Path, lines: bytes, *, mode: int = 0o664) -> None:
-    """Append whole lines to a file that only grows, and have them on the disk. Hold a lock: on network file systems appends would meet.
-
-    Args:
-        lines: with a line end after each. mode: of a new file, less the umask.
-
-    Raises:
-        OSError: there is no room for all of them. A line that was cut off is closed by the next append; readers skip it.
-    """
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, mode)
-    try:
-        size = os.fstat(fd).st_size
-        torn = size > 0 and os.pread(fd, 1, size - 1) != b"\n"  # a writer was killed, or the disk was full
-        data = b"\n" + lines if torn else lines
-        if os.write(fd, data) < len(data):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
 def read_json(path: Path) -> Any:
     """Read a JSON file written by :func:`write_json`."""
     return json.loads(path.read_bytes())
@@ -141,6 +119,7 @@ def locked(
     poll: Callable[[], None] | None = None,
     interval: float = 0.2,
     inheritable: bool = False,
+    parents: bool = True,
 ) -> Iterator[int]:
     """Hold a kernel lock (``flock``) on ``path`` and yield its file descriptor. Death releases it, so no lock is ever stale.
 
@@ -148,8 +127,10 @@ def locked(
         path: lock file; made when missing, never removed (removing one that others wait on would split the lock).
         poll: called about every ``interval`` seconds while waiting; it may raise to give up.
         inheritable: children started meanwhile keep the lock alive until the last of them ends.
+        parents: make missing folders above it; False where a missing folder means that the storage is away.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    if parents:
+        path.parent.mkdir(parents=True, exist_ok=True)
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o664)
     try:
         os.set_inheritable(fd, inheritable)

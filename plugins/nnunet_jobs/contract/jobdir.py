@@ -31,7 +31,10 @@ from typing import Any
 from nnunet_jobs.contract.failure import ConfigError, Failure
 from nnunet_jobs.contract.files import locked, read_json, temporary_beside, try_lock, write_json
 from nnunet_jobs.contract.liveness import boot_id, read_counter
+from nnunet_jobs.contract.marker import open_workspace
 from nnunet_jobs.contract.spec import JobSpec
+
+_ABANDONED_S = 3600.0  # a folder that is made takes less than a second
 
 
 class Phase(StrEnum):
@@ -94,21 +97,23 @@ class JobDir:
         """Make the directory with its specification, or find the one that is there. Idempotent and atomic.
 
         Raises:
+            NotMounted: the workspace's share is not mounted; nothing is made.
             ConfigError: a job of this id with another step is there already.
         """
-        root = Path(spec.workspace.jobs)
-        root.mkdir(parents=True, exist_ok=True)
-        job = cls(root / spec.job_id)
+        open_workspace(spec.workspace)
+        job = cls(Path(spec.workspace.jobs) / spec.job_id)
         if not job.path.exists():
+            _sweep_staging(job.path)
             staging = temporary_beside(job.path)
-            staging.mkdir()
-            write_json(staging / "spec.json", spec.to_json())
-            write_json(staging / "state.json", {"attempt": 0, "phase": Phase.SUBMITTED})
             try:
+                staging.mkdir()
+                write_json(staging / "spec.json", spec.to_json())
+                write_json(staging / "state.json", {"attempt": 0, "phase": Phase.SUBMITTED})
                 os.rename(staging, job.path)
-            except OSError:
-                shutil.rmtree(staging)  # somebody was faster; theirs is complete, since a rename made it
-                if not job.path.exists():
+            except BaseException as error:
+                shutil.rmtree(staging, ignore_errors=True)
+                # Somebody may have been faster; theirs is complete, since a rename made it.
+                if not (isinstance(error, OSError) and job.path.exists()):
                     raise
         if job.spec().step != spec.step:
             raise ConfigError(f"job_id={spec.job_id!r}: {job.path} holds a {job.spec().step} job; remove it or choose another id")
@@ -288,7 +293,10 @@ class JobDir:
         return data, offset + len(data)
 
     def read_metrics(self, offset: int = 0, limit: int = 1 << 20) -> tuple[list[dict[str, Any]], int]:
-        """Complete metrics lines from byte ``offset``, and the offset to go on from. A line still being written waits."""
+        """Complete metrics lines from byte ``offset``, and the offset to go on from. A line still being written waits.
+
+        A line of which a full disk took only the beginning is left out; its writer writes it again.
+        """
         try:
             with open(self.metrics, "rb") as file:
                 file.seek(offset)
@@ -296,12 +304,17 @@ class JobDir:
         except FileNotFoundError:
             return [], offset
         complete = data[: data.rfind(b"\n") + 1]
-        return [json.loads(line) for line in complete.splitlines()], offset + len(complete)
+        records = []
+        for line in complete.splitlines():
+            with contextlib.suppress(ValueError):
+                records.append(json.loads(line))
+        return records, offset + len(complete)
 
     # --- private ------------------------------------------------------------------------------------------------
     @contextlib.contextmanager
     def _state_lock(self) -> Iterator[None]:
-        with locked(self.path / "state.lock", interval=0.02):
+        # Never its parents too: where the share is not mounted, that would begin another job's folder in the empty mount point.
+        with locked(self.path / "state.lock", interval=0.02, parents=False):
             yield
 
     def _write_state(self, state: JobState) -> None:
@@ -312,9 +325,23 @@ class JobDir:
 
 
 def _is_free(lock: Path) -> bool:
-    """Whether nobody holds this kernel lock."""
-    try:
-        with open(lock, "rb") as file:
-            return try_lock(file.fileno(), shared=True)
-    except FileNotFoundError:
-        return True
+    """Whether nobody holds this kernel lock.
+
+    Raises:
+        FileNotFoundError: the job's folder is gone, so nothing can be said of its locks.
+    """
+    for _ in range(2):  # the folder may have been away for a moment when the lock was not found
+        try:
+            with open(lock, "rb") as file:
+                return try_lock(file.fileno(), shared=True)
+        except FileNotFoundError:
+            os.stat(lock.parent / "state.json")
+    return True
+
+
+def _sweep_staging(path: Path) -> None:
+    """Remove what submitters of this job left that were killed long ago, before their folder got its name."""
+    for left in path.parent.glob(f".{path.name}.*.tmp"):
+        with contextlib.suppress(OSError):
+            if time.time() - left.stat().st_mtime > _ABANDONED_S:
+                shutil.rmtree(left)

@@ -82,6 +82,7 @@ with DAG("pipeline", schedule=None, params={"id": 4}) as dag:
                                       epochs="{{ 3 }}").expand_kwargs([{"configuration": "2d", "fold": fold} for fold in range(2)])
     best = FindBestConfigOperator(task_id="best", dataset=4, folds=[0, 1], promote="never")
     predict = BatchPredictOperator(task_id="predict", dataset=4, cases="holdout", output_folder="/out")
+    register >> preprocess  # a template that pulls an XCom is no dependency
     train >> best >> predict
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import pytest
 from nnunet_jobs.contract.failure import ConfigError, DataError, Failure, FailureClass, Fault, HostOutOfMemory, classify
 from nnunet_jobs.contract.jobdir import Fenced, JobDir, Phase
 from nnunet_jobs.contract.liveness import read_counter, write_counter
+from nnunet_jobs.contract.marker import MARKER
 from nnunet_jobs.contract.spec import JobSpec, Resources, make_job_id
 from nnunet_jobs.contract.workspace import Workspace
 from support.jobs import make_spec
@@ -112,7 +113,7 @@ def test_a_job_is_created_once_by_many(workspace: Workspace) -> None:
     with multiprocessing.get_context("fork").Pool(8) as pool:
         paths = pool.map(_create, [spec] * 64)
     assert len(set(paths)) == 1
-    assert sorted(os.listdir(workspace.jobs)) == [spec.job_id], "no staging folder is left"
+    assert sorted(os.listdir(workspace.jobs)) == [MARKER, spec.job_id], "no staging folder is left"
 
 
 def _create(spec: JobSpec) -> str:

@@ -1,0 +1,179 @@
+"""Storage that does not answer for a while: watchers wait until it does, because the jobs go on without them."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from nnunet_jobs.contract.failure import Lost
+from nnunet_jobs.contract.jobdir import JobDir
+from nnunet_jobs.contract.marker import NotMounted, read_marker
+
+T = TypeVar("T")
+
+_SAY_AGAIN_S = 300.0
+_PAUSE_S = 1.0
+_DELIVER_S = 3600.0
+
+
+class JobFolderGone(Lost):
+    """The storage answers, and the job's folder is not on it: somebody removed it."""
+
+
+class Outage:
+    """What one watcher of a job remembers of storage that answers with errors.
+
+    The storage may be away as long as it likes. A job's folder that is missing while the jobs folder around it shows its marker is no
+    outage; after ``lost_after_s`` of that the job counts as lost.
+
+    Args:
+        job: Whose files are watched.
+        log: Told of the beginning and the end of an outage, and of a long one every five minutes.
+        lost_after_s: Seconds after which a missing folder is believed; network file systems show a folder late.
+    """
+
+    def __init__(self, job: JobDir, log: Any, *, lost_after_s: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self.job = job
+        self.log = log
+        self.lost_after_s = lost_after_s
+        self._clock = clock
+        self._since: float | None = None
+        self._said = 0.0
+        self._last = 0.0
+        self._gone = 0.0
+
+    def began(self, error: OSError) -> None:
+        """Note that a look at the job failed.
+
+        Raises:
+            JobFolderGone: the job's folder is missing, and not because the storage is away.
+        """
+        now = self._clock()
+        if self._since is None:
+            self._since = self._last = now
+            self._said = now
+            self.log.warning("the job's files cannot be read now (%s); the job goes on, and this task waits for its storage", error)
+        elif now - self._said >= _SAY_AGAIN_S:
+            self._said = now
+            self.log.warning("the job's files cannot be read for %.0f s now (%s)", now - self._since, error)
+        # Of the time between two looks a quarter of the limit at most: this process may have been stopped itself.
+        passed, self._last = min(now - self._last, self.lost_after_s / 4), now
+        self._gone = self._gone + passed if folder_is_gone(self.job) else 0.0
+        if self._gone >= self.lost_after_s:
+            raise gone(self.job)
+
+    def ended(self) -> bool:
+        """Note that a look succeeded; True when that is the end of an outage."""
+        if self._since is None:
+            return False
+        self.log.warning("the job's files can be read again after %.0f s", self._clock() - self._since)
+        self._since = None
+        self._gone = 0.0
+        return True
+
+
+def folder_is_gone(job: JobDir) -> bool:
+    """Whether a job's folder is missing while the jobs folder is there, with its marker."""
+    try:
+        return read_marker(job.path.parent) is not None and not (job.path / "spec.json").exists()
+    except (OSError, ValueError):
+        return False
+
+
+def gone(job: JobDir) -> JobFolderGone:
+    """The error for a job whose folder was removed."""
+    return JobFolderGone(f"{job.path}: the job's folder was removed; the next try begins the job anew")
+
+
+def patiently(look: Callable[[], T], *, log: Any, limit_s: float, job: JobDir | None = None) -> T:
+    """The value of a look at the storage, repeated each second while that answers with errors or is not mounted.
+
+    Args:
+        limit_s: Seconds after which the last error is raised.
+        job: Whose missing folder is an answer and no outage.
+
+    Raises:
+        NotMounted, Lost: it lasted longer.
+        PermissionError: as ``look`` raised it; waiting does not help.
+    """
+    deadline = time.monotonic() + limit_s
+    told = False
+    while True:
+        try:
+            found = look()
+        except PermissionError:
+            raise
+        except (OSError, NotMounted) as error:
+            if job is not None and isinstance(error, FileNotFoundError) and folder_is_gone(job):
+                raise gone(job) from error
+            if time.monotonic() >= deadline:
+                if isinstance(error, NotMounted):
+                    raise
+                raise Lost(f"the workspace's storage does not answer for {limit_s:.0f} s: {error}") from error
+            if not told:
+                told = True
+                log.warning("the workspace's storage does not answer (%s); waiting up to %.0f s for it", error, limit_s)
+            time.sleep(min(_PAUSE_S, limit_s / 10))
+        else:
+            if told:
+                log.warning("the workspace's storage answers again")
+            return found
+
+
+def deliver(cancel: Callable[[], None], get_log: Callable[[], Any]) -> None:
+    """Cancel a job now or, where its storage is away, as soon as that answers, for an hour: a wish to stop must not get lost."""
+    try:
+        cancel()
+    except PermissionError:
+        raise
+    except OSError as error:
+        log = get_log()  # not before: where an execution timeout strikes, the cancel comes first
+        log.warning("the job's storage is away (%s); the job is cancelled as soon as it answers", error)
+        _wishes.add(cancel, log)
+
+
+class _Wishes:
+    """Wishes to stop that wait for storage, and the one thread of this process that tries them again each second."""
+
+    def __init__(self) -> None:
+        self._waiting: list[tuple[float, Callable[[], None], Any]] = []
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+
+    def add(self, cancel: Callable[[], None], log: Any) -> None:
+        """Try this one too."""
+        with self._lock:
+            self._waiting.append((time.monotonic() + _DELIVER_S, cancel, log))
+            if self._thread is None or not self._thread.is_alive():
+                self._thread = threading.Thread(target=self._run, daemon=True, name="nnunet-cancel")
+                self._thread.start()
+
+    def _run(self) -> None:
+        while True:
+            time.sleep(_PAUSE_S)
+            with self._lock:
+                waiting, self._waiting = self._waiting, []
+            left = [wish for wish in waiting if not self._done(*wish)]
+            with self._lock:
+                self._waiting += left
+                if not self._waiting:
+                    self._thread = None
+                    return
+
+    def _done(self, until: float, cancel: Callable[[], None], log: Any) -> bool:
+        try:
+            cancel()
+        except OSError as error:
+            if time.monotonic() < until:
+                return False
+            log.error("a job was not cancelled: its storage did not answer for %.0f s (%s)", _DELIVER_S, error)
+        except Exception:
+            log.exception("a job was not cancelled")
+        else:
+            log.info("the job's storage answers again; the job is told to stop")
+        return True
+
+
+_wishes = _Wishes()

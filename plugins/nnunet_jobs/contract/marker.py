@@ -1,0 +1,213 @@
+"""The workspace's marker, by which one sees that a share is mounted before anything is written to where it should be.
+
+Each root carries a file ``.nnunet-workspace``. The one in ``jobs`` names the workspace's other roots that were marked; each of the
+others names the ``jobs`` folders that work with it. So every root remembers the rest: where one of them is marked and another one has
+lost its marker, that other one is not mounted, and nothing is made there.
+
+The first job of a workspace marks it. That is refused where a share may be missing: below a mount point of ``/etc/fstab`` that is not
+mounted, and in an empty folder that is no mount point and not made by this user. :func:`mark_workspace` marks it whatever is there,
+because a person says so.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import secrets
+import socket
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from nnunet_jobs.contract.failure import Lost
+from nnunet_jobs.contract.files import read_json, write_json
+from nnunet_jobs.contract.sharing import make_root, shared_umask
+from nnunet_jobs.contract.workspace import Workspace
+
+log = logging.getLogger("nnunet_jobs")
+
+MARKER = ".nnunet-workspace"
+SHARED_ROOTS = ("raw", "preprocessed", "results")
+OTHER_ROOTS = (*SHARED_ROOTS, "leases")
+FSTAB, MOUNTS = Path("/etc/fstab"), Path("/proc/self/mounts")
+_LOOK_AGAIN_S = 1.0
+_CANNOT_WRITE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
+_FIX = "mount the share, or, if nothing is to be mounted there, run once: airflow nnunet mark-workspace"
+
+
+class NotMounted(Lost):
+    """A root of the workspace is not there: its share is not mounted. Another try may find it."""
+
+
+class Memory(Protocol):
+    """Remembers outside the workspace which ones were marked, for a share that takes all of its roots along."""
+
+    def recall(self, jobs: str) -> str | None:
+        """Id of the workspace that was marked under this ``jobs`` folder, None if none was."""
+
+    def remember(self, jobs: str, workspace: str) -> None:
+        """Note that it is marked."""
+
+
+def read_marker(root: str | Path) -> dict[str, Any] | None:
+    """What a root's marker says, None where there is no marker.
+
+    Raises:
+        OSError: the storage does not answer.
+    """
+    try:
+        data: dict[str, Any] = read_json(Path(root) / MARKER)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return data
+
+
+def open_workspace(workspace: Workspace, *, memory: Memory | None = None) -> None:
+    """See that all roots are there, and make and mark ``jobs`` if this is the workspace's first job.
+
+    Args:
+        memory: asked and told only where ``jobs`` has no marker.
+
+    Raises:
+        NotMounted: a root has lost its marker, or may have a share missing. Nothing is made.
+        OSError: the storage does not answer, or this user may not write there.
+    """
+    marker, reason = _look(workspace)
+    if marker is None:
+        if reason is not None:
+            raise NotMounted(f"jobs: {workspace.jobs}: {reason}; {_FIX}")
+        if memory is not None and memory.recall(workspace.jobs) is not None:
+            reason = f"no marker {MARKER}, although jobs have run in this workspace"
+            raise NotMounted(f"jobs: {workspace.jobs}: {reason}; {_FIX}")
+        marker = _mark_jobs(workspace)
+        if memory is not None:
+            memory.remember(workspace.jobs, marker["workspace"])
+    for name, path in lost_roots(workspace, marker):
+        raise NotMounted(f"{name}: {path}: its marker {MARKER} is gone; {_FIX}")
+    _mark_others(workspace, marker, [name for name in OTHER_ROOTS if _filled(Path(getattr(workspace, name)))])
+
+
+def mark_workspace(workspace: Workspace, *, memory: Memory | None = None) -> None:
+    """Make and mark ``jobs``, and mark what there is of the other roots, whatever was known of them before."""
+    marker = {**_mark_jobs(workspace), "roots": {}}
+    _mark_others(workspace, marker, [name for name in OTHER_ROOTS if os.path.isdir(getattr(workspace, name))])
+    with shared_umask(workspace):
+        write_json(Path(workspace.jobs) / MARKER, marker)
+    if memory is not None:
+        memory.remember(workspace.jobs, marker["workspace"])
+
+
+def lost_roots(workspace: Workspace, marker: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
+    """(name, path) of the shared roots that were marked, by the marker of ``jobs``, and are not any more."""
+    for name, path in marker["roots"].items():
+        if path == getattr(workspace, name) and read_marker(path) is None:
+            yield name, path
+
+
+def missing_share(workspace: Workspace) -> str | None:
+    """Why an unmarked ``jobs`` folder may be one whose share is not mounted; None where a new workspace may begin."""
+    jobs = Path(workspace.jobs)
+    if (point := unmounted_point(jobs)) is not None:
+        return f"{FSTAB} names the mount point {point}, and nothing is mounted there"
+    for name in OTHER_ROOTS:
+        root = getattr(workspace, name)
+        other = read_marker(root)
+        if other is not None and workspace.jobs in other.get("jobs", {}):
+            return f"no marker {MARKER}, although {name} ({root}) names it as the place of this workspace's jobs"
+    place = jobs.parent
+    if place.is_dir() and not any(place.iterdir()) and not os.path.ismount(place) and _not_ours(place):
+        return f"no marker {MARKER}, and {place} is empty and no mount point: a share may be missing there"
+    return None
+
+
+def _not_ours(place: Path) -> bool:
+    """Whether an empty folder may be a mount point: those are root's, while one of this user's was made to become its workspace."""
+    return os.geteuid() == 0 or place.stat().st_uid != os.geteuid()
+
+
+def unmounted_point(path: str | Path) -> Path | None:
+    """The mount point of ``/etc/fstab`` at or above a path on which nothing is mounted now."""
+    mounted = set(_mount_points(MOUNTS))
+    real = Path(os.path.realpath(path))
+    for point in _mount_points(FSTAB):
+        if point != "/" and point not in mounted and real.is_relative_to(point) and os.path.isdir(point):
+            return Path(point)
+    return None
+
+
+def _mount_points(table: Path) -> list[str]:
+    try:
+        lines = table.read_text(errors="replace").splitlines()
+    except OSError:
+        return []
+    fields = [line.split() for line in lines if line.strip() and not line.lstrip().startswith("#")]
+    found = [parts[1] for parts in fields if len(parts) > 2]
+    return [point.replace("\\040", " ") for point in found if point.startswith("/")]
+
+
+def _look(workspace: Workspace) -> tuple[dict[str, Any] | None, str | None]:
+    """The marker of ``jobs``, or why none may be made. A refusal is looked at again: another first job may be making the folder now."""
+    until = time.monotonic() + _LOOK_AGAIN_S
+    while (marker := read_marker(workspace.jobs)) is None and (reason := missing_share(workspace)) is not None:
+        if time.monotonic() >= until:
+            return None, reason
+        time.sleep(_LOOK_AGAIN_S / 10)
+    return marker, None
+
+
+def _mark_jobs(workspace: Workspace) -> dict[str, Any]:
+    """Make ``jobs`` and give it a marker; one that it has stays."""
+    with shared_umask(workspace):
+        _make(workspace, workspace.jobs)
+        marker = read_marker(workspace.jobs)
+        if marker is None:
+            marker = {"workspace": secrets.token_hex(8), "host": socket.gethostname(), "roots": {}}
+            write_json(Path(workspace.jobs) / MARKER, marker)
+            log.info("marked %s as the jobs folder of workspace %s", workspace.jobs, marker["workspace"])
+    return marker
+
+
+def _mark_others(workspace: Workspace, marker: dict[str, Any], names: Iterable[str]) -> None:
+    """Mark these roots, and note the shared ones in the marker of ``jobs``. A root that this user cannot write stays without.
+
+    The lease ledger is each host's own: it is marked, but a host without it has lost nothing.
+    """
+    added = False
+    for name in names:
+        root = getattr(workspace, name)
+        if marker["roots"].get(name) == root:
+            continue
+        try:
+            found = read_marker(root) or {"jobs": {}}
+            if found["jobs"].get(workspace.jobs) != marker["workspace"]:
+                with shared_umask(workspace):
+                    write_json(Path(root) / MARKER, {"jobs": {**found["jobs"], workspace.jobs: marker["workspace"]}})
+        except OSError as error:
+            if error.errno not in _CANNOT_WRITE:
+                raise
+            continue
+        if name in SHARED_ROOTS:
+            marker["roots"][name] = root
+            added = True
+    if added:
+        try:
+            with shared_umask(workspace):
+                write_json(Path(workspace.jobs) / MARKER, marker)
+        except OSError as error:
+            if error.errno not in _CANNOT_WRITE:
+                raise
+
+
+def _make(workspace: Workspace, root: str) -> None:
+    make_root(workspace, Path(root))
+    Path(root).mkdir(parents=True, exist_ok=True)
+
+
+def _filled(root: Path) -> bool:
+    """Whether a root is there with something in it: an empty one may be an empty mount point."""
+    try:
+        return any(root.iterdir())
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        return False
