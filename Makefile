@@ -6,6 +6,8 @@ UV := $(or $(shell command -v uv 2>/dev/null),.uv/bin/uv)
 VENV := .venv/.installed
 RUN := .venv/bin/python
 DATA ?=
+PORT ?= 8080
+INPUT_ROOT ?=
 # Two test workers where there are two cores or more: many tests wait for processes. WORKERS= runs one after the other.
 WORKERS ?= $(if $(filter-out 1,$(shell nproc)),-n 2)
 
@@ -27,8 +29,8 @@ $(VENV): pyproject.toml constraints.txt | $(filter .uv/%,$(UV))
 demo: $(VENV) ## phantom data (or DATA=folder) through the whole pipeline, run by a private Airflow
 	$(RUN) -m airflow_nnunet.demo $(if $(DATA),--data "$(DATA)")
 
-up: $(VENV) ## the same, and Airflow with its UI stays up on loopback until `make down`
-	$(RUN) -m airflow_nnunet.demo --keep-up $(if $(DATA),--data "$(DATA)")
+up: $(VENV) ## a small site on loopback: the demo, and Airflow with its UI stays up until `make down`; PORT=, INPUT_ROOT=folder
+	$(RUN) -m airflow_nnunet.demo --keep-up --port $(PORT) $(if $(DATA),--data "$(DATA)") $(if $(INPUT_ROOT),--input-root "$(INPUT_ROOT)")
 
 down: $(VENV) ## stop what `make up` left running
 	$(RUN) -m airflow_nnunet.demo --down

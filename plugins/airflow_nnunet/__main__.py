@@ -13,19 +13,23 @@ from typing import Any
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Build the same parser that Airflow builds, and run the command."""
+    arguments = build_parser().parse_args(argv)
+    arguments.func(arguments)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all commands, with the formatter of Airflow's own, for which the help texts are written."""
     from airflow.cli.cli_parser import LazyRichHelpFormatter
 
     from airflow_nnunet.cli import get_cli_commands
 
-    # The formatter of Airflow's own commands, for which the texts are written.
     parser = argparse.ArgumentParser(
         prog="python -m airflow_nnunet",
         description="Look after nnU-Net's workspace, pools and jobs.",
         formatter_class=LazyRichHelpFormatter,
     )
     _add(parser, get_cli_commands()[0].subcommands)
-    arguments = parser.parse_args(argv)
-    arguments.func(arguments)
+    return parser
 
 
 def _add(parser: argparse.ArgumentParser, commands: Iterable[Any]) -> None:

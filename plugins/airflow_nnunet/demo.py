@@ -1,6 +1,6 @@
 """``make demo``: a private Airflow takes a dataset through all five operators, and says at the end what came out and where it is.
 
-    python -m airflow_nnunet.demo [--data FOLDER] [--keep-up | --down] [--folder .demo]
+    python -m airflow_nnunet.demo [--data FOLDER] [--folder .demo] [--keep-up [--port 8080] [--no-run] | --down]
 
 Everything lies below one folder: data, workspace, Airflow's home, and ``summary.json``. A second run finds finished work done.
 """
@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import datetime as dt
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -21,6 +20,7 @@ from typing import Any
 
 import yaml
 
+from airflow_nnunet.demo_site import login, make_stack, require_free, write_env
 from airflow_nnunet.progress_view import ProgressView
 from airflow_nnunet.rest_client import RestError
 from airflow_nnunet.stack import PROJECT, Stack, StackError
@@ -53,7 +53,7 @@ def prepare(folder: Path, data: Path | None) -> Path:
     """
     if data is None:
         data = folder / "data" / "phantom"
-        name, dataset_id = "Phantom", 900
+        name, dataset_id = "Phantom", 990
         if not (data / "dataset.json").is_file():
             say(f"no data given: making {PHANTOM_CASES} phantom cases in {data}")
             command = [sys.executable, "-m", "nnunet_jobs", "phantom", str(data), "--cases", str(PHANTOM_CASES), "--seed", "0"]
@@ -64,24 +64,11 @@ def prepare(folder: Path, data: Path | None) -> Path:
         data = data.resolve()
         if not (data / "dataset.json").is_file():
             raise DemoError(f"{data} has no dataset.json; give a folder in Medical Segmentation Decathlon layout")
-        name, dataset_id = "".join(part for part in data.name.partition("_")[2] if part.isalnum()) or "Demo", 901
+        name, dataset_id = "".join(part for part in data.name.partition("_")[2] if part.isalnum()) or "Demo", 991
     datasets = folder / "datasets"
     datasets.mkdir(parents=True, exist_ok=True)
     (datasets / "demo.yaml").write_text(yaml.safe_dump(recipe(data, name=name, dataset_id=dataset_id), sort_keys=False))
     return datasets
-
-
-def make_stack(folder: Path, datasets: Path, data: Path | None, *, slots: int) -> Stack:
-    """The demo's private Airflow, set to look at jobs often because they are short."""
-    inputs = [folder / "data", *([data.resolve()] if data else [])]
-    environment = {
-        "AIRFLOW__NNUNET__WORKSPACE": str(folder / "work"),
-        "AIRFLOW__NNUNET__INPUT_ROOTS": os.pathsep.join(map(str, inputs)),
-        "AIRFLOW__NNUNET__DATASETS": str(datasets),
-        "AIRFLOW__NNUNET__CPU_SLOTS": str(slots),
-        "AIRFLOW__NNUNET__POLL_INTERVAL": "0.5",
-    }
-    return Stack(folder / "airflow", environment=environment)
 
 
 def pool_slots() -> int:
@@ -99,14 +86,13 @@ def pool_slots() -> int:
     return len(probe["gpus"]) or max(1, int(probe["cores"]))
 
 
-def run(stack: Stack, *, slots: int, workspace: Path) -> dict[str, Any]:
+def run(stack: Stack, *, workspace: Path) -> dict[str, Any]:
     """Trigger the DAG, show its progress until it ends, and sum it up.
 
     Raises:
         DemoError: the run failed; the message holds the end of each failed task's log.
     """
     client = stack.client
-    client.set_pool("gpu", slots)
     client.wait_for_dag(DAG_ID)
     run_id = client.trigger(DAG_ID)
     view = ProgressView(client, DAG_ID, run_id, jobs=workspace / "jobs")
@@ -137,18 +123,18 @@ def summarise(stack: Stack, run_id: str, workspace: Path) -> dict[str, Any]:
     }
 
 
-def table(summary: Mapping[str, Any], *, total_s: float, url: str | None) -> str:
+def table(summary: Mapping[str, Any], *, total_s: float) -> str:
     """The end of the demo, for people."""
     lines = ["", f"{'step':<14}{'seconds':>9}"]
     lines += [f"{step['name']:<14}{step['seconds']:>9.1f}" for step in summary["steps"]]
-    lines += [f"{'all, with Airflow':<14}{total_s:>6.1f}", "", f"{'hold-out':<20}{'Dice':>6}"]
+    lines += [f"{'all together':<14}{total_s:>9.1f}", "", f"{'hold-out':<20}{'Dice':>6}"]
     known = {label: dice for label, dice in summary["holdout"].items() if dice is not None}
     lines += [f"{label:<20}{dice:>6.3f}" for label, dice in known.items()]
     lines += [f"{label:<20} undefined: no hold-out case has it" for label in summary["holdout"] if label not in known]
     if known:
         lines.append(f"{'foreground':<20}{sum(known.values()) / len(known):>6.3f}")
     lines += ["", f"model        {summary['model']}", f"predictions  {summary['predictions']}"]
-    lines.append(f"UI           {url}" if url else "UI           `make up` serves it")
+    lines.append("UI           `make up` serves it")
     return "\n".join(lines)
 
 
@@ -163,28 +149,40 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, help="folder in Medical Segmentation Decathlon layout; a phantom is made when empty")
     parser.add_argument("--folder", type=Path, default=PROJECT / ".demo", help="where everything goes (default .demo)")
     parser.add_argument("--keep-up", action="store_true", help="leave Airflow and its UI running until --down")
+    parser.add_argument("--no-run", action="store_true", help="with --keep-up: only start Airflow")
+    parser.add_argument("--port", type=int, default=8080, help="with --keep-up: port of the UI (default 8080)")
+    parser.add_argument(
+        "--input-root",
+        type=Path,
+        action="append",
+        default=[],
+        help="folder that datasets may lie in, again for more (default /data/incoming)",
+    )
     parser.add_argument("--down", action="store_true", help="stop what --keep-up left running")
     chosen = parser.parse_args(arguments)
     folder = chosen.folder.absolute()
+    running = Stack(folder / "airflow")
     if chosen.down:
-        Stack(folder / "airflow").stop()
+        running.stop()
         say("nothing of the demo runs any more")
         return 0
+    if running.runs:
+        if not chosen.keep_up:
+            say(f"the Airflow of `make up` runs below {running.home}; stop it with `make down` first")
+            return 1
+        say(f"it is up already\n\n{login(folder, running)}")
+        return 0
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the finally below stops Airflow
-    began = time.monotonic()
     stack: Stack | None = None
     keep = False
     try:
-        datasets = prepare(folder, chosen.data)
-        slots = pool_slots()
-        stack = make_stack(folder, datasets, chosen.data, slots=slots)
-        say(f"starting Airflow below {stack.home} ({slots} jobs compute at once)")
-        stack.start()
-        say(f"Airflow is ready after {time.monotonic() - began:.0f} s: {stack.url}, user {stack.username}, password {stack.password}")
-        summary = run(stack, slots=slots, workspace=folder / "work")
-        (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+        stack = start(folder, chosen)
         keep = chosen.keep_up
-        say(table(summary, total_s=time.monotonic() - began, url=stack.url if keep else None))
+        if chosen.keep_up:
+            write_env(folder, stack)
+            say(login(folder, stack) + "\n")
+        if not chosen.no_run:
+            say(result(folder, stack))
     except (DemoError, StackError, RestError) as error:
         say(f"\nthe demo failed: {error}")
         return 1
@@ -194,9 +192,45 @@ def main(arguments: list[str] | None = None) -> int:
     finally:
         if stack is not None and not keep:
             stack.stop()
-    if keep:
-        say(f"user {stack.username}, password {stack.password}; `make down` stops it")
+    if keep and not chosen.no_run:
+        say(f"\n{login(folder, stack)}")
     return 0
+
+
+def start(folder: Path, chosen: argparse.Namespace) -> Stack:
+    """Data, Airflow and its pools.
+
+    Raises:
+        DemoError, StackError: as the message says; nothing runs then.
+    """
+    began = time.monotonic()
+    if chosen.keep_up:
+        require_free(chosen.port)
+    datasets = prepare(folder, chosen.data)
+    slots = pool_slots()
+    roots = [folder / "data", *([chosen.data.resolve()] if chosen.data else []), *(chosen.input_root or [Path("/data/incoming")])]
+    stack = make_stack(folder, datasets, roots, slots=slots, port=chosen.port if chosen.keep_up else None)
+    say(f"starting Airflow below {stack.home} ({slots} jobs compute at once)")
+    stack.start()
+    try:
+        say(stack.airflow("nnunet", "sync-pools").rstrip())
+    except BaseException:
+        stack.stop()
+        raise
+    say(f"Airflow is ready after {time.monotonic() - began:.0f} s")
+    return stack
+
+
+def result(folder: Path, stack: Stack) -> str:
+    """Run the demo's DAG; what came out, for people. ``summary.json`` has it for programs.
+
+    Raises:
+        DemoError: the run failed.
+    """
+    began = time.monotonic()
+    summary = run(stack, workspace=folder / "work")
+    (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+    return table(summary, total_s=time.monotonic() - began)
 
 
 if __name__ == "__main__":

@@ -62,6 +62,7 @@ def examine(config: NnunetConfig) -> Iterator[Finding]:
     yield from _teams()
     yield from examine_executor()
     yield from _archives()
+    yield from _studies(config)
     yield from examine_predictions(_SYNC)
 
 
@@ -250,6 +251,21 @@ def _archives() -> Iterator[Finding]:
             yield Finding(topic=topic, text=f"{archive.endpoint.url} answers")
     if archives and not pool:
         yield Finding(topic=f"pool {ARCHIVE_POOL}", ok=False, text=f"missing, retrieval would wait for ever; {_SYNC}")
+
+
+def _studies(config: NnunetConfig) -> Iterator[Finding]:
+    """Studies of archives that failed in every run that got them."""
+    from airflow_nnunet.dicomweb.handout import given_up_text
+    from airflow_nnunet.dicomweb.ledger import ledgers
+
+    try:
+        for ledger in ledgers(config.workspace.jobs):
+            owner = ledger.owner()
+            if lost := [entry for entry in ledger.read().values() if entry.given_up]:
+                topic = f"studies of {owner.get('dag')}.{owner.get('task')}"
+                yield Finding(topic=topic, ok=False, text=given_up_text(lost))
+    except PermissionError as error:
+        yield Finding(topic="studies", ok=False, text=explain(error))
 
 
 def _unwritable(path: Path) -> str:

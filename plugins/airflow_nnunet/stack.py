@@ -78,7 +78,7 @@ class Stack:
     def start(self) -> None:
         """Write the configuration, migrate the database, start every component and wait until all are healthy."""
         self.home.mkdir(parents=True, exist_ok=True)
-        if self._running():
+        if self.runs:
             raise StackError(f"an Airflow runs below {self.home} already; stop it first")
         try:
             write_config(self.home, template=PROJECT / "airflow.cfg.template", dags=self._dags, settings=self._settings, port=self._port)
@@ -142,6 +142,11 @@ class Stack:
         self._wait_ready(component, since)
 
     # --- what is known about it ---------------------------------------------------------------------------------
+    @property
+    def runs(self) -> bool:
+        """True while a component of this stack is alive, whoever started it."""
+        return bool(self._running())
+
     @property
     def url(self) -> str:
         """Address of the UI and the API."""

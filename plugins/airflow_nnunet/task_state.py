@@ -1,7 +1,8 @@
-"""What Airflow's database says about a task instance now: the only way to tell a user's act from a stopping worker."""
+"""What Airflow's database says about a task instance or a run now: the only way to tell a user's act from a stopping worker."""
 
 from __future__ import annotations
 
+from http import HTTPStatus
 from typing import Any
 
 # XCom under which a task's job is on record: {"job_id", "path"}.
@@ -29,3 +30,26 @@ def task_state(ti: Any) -> str | None:
     name = ti.task_id if map_index is None else f"{ti.task_id}_{map_index}"
     state = states.get(ti.run_id, {}).get(name)
     return None if state is None else str(getattr(state, "value", state))
+
+
+def run_state(dag_id: str, run_id: str) -> str | None:
+    """State of a run, None where there is no such run; asked for through the task SDK (works in task and trigger processes)."""
+    from airflow.sdk.api.client import ServerResponseError
+    from airflow.sdk.exceptions import AirflowRuntimeError
+    from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
+
+    try:
+        state: object = RuntimeTaskInstance.get_dagrun_state(dag_id=dag_id, run_id=run_id)
+    except (AirflowRuntimeError, ServerResponseError) as error:
+        if _status_of(error) != HTTPStatus.NOT_FOUND:
+            raise
+        return None
+    return str(getattr(state, "value", state))
+
+
+def _status_of(error: Any) -> int | None:
+    """HTTP status of the execution API's refusal, never read from a message: those hold ids, and an id may hold any number."""
+    if (response := getattr(error, "response", None)) is not None:  # of the client, in a process without a supervisor
+        return int(response.status_code)
+    status = (error.error.detail or {}).get("status_code")
+    return status if isinstance(status, int) else None

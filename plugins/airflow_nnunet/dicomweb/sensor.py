@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from datetime import date, timedelta
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseOperator, BaseSensorOperator
 from airflow.sdk.bases.sensor import PokeReturnValue
+from airflow.sdk.configuration import conf
 from airflow.sdk.exceptions import AirflowSensorTimeout, AirflowSkipException, TaskDeferralTimeout
 
+from airflow_nnunet.config import NnunetConfig
+from airflow_nnunet.dicomweb.handout import HandOut, given_up_text
 from airflow_nnunet.dicomweb.hook import DEFAULT_CONN_ID, DicomWebHook
+from airflow_nnunet.dicomweb.ledger import StudyLedger
 from airflow_nnunet.dicomweb.model import StudyQuery, blank
-from airflow_nnunet.dicomweb.stability import Seen, StudyWatch
+from airflow_nnunet.dicomweb.stability import Ready, StudyWatch
 from airflow_nnunet.dicomweb.trigger import DicomWebStudyTrigger, poke
 from airflow_nnunet.exceptions import ArchiveUnavailable, from_job_error, to_airflow_error
 from airflow_nnunet.operators.fields import coerce, is_template
@@ -23,7 +28,9 @@ from nnunet_jobs.contract.failure import ConfigError, Failure, FailureClass, Job
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
-_SEEN = "dicomweb_seen"
+DEFAULT_OFFERS = 5
+GIVEN_UP = "given_up"
+"""XCom with the UIDs of studies that are not handed out again."""
 _SHORTEST_POKE_S = 0.5
 
 
@@ -31,14 +38,17 @@ class DicomWebStudySensor(RenderingMixin, BaseSensorOperator):  # type: ignore[m
     """Wait until an archive has studies that are complete and new, and return their UIDs, ready to be mapped over.
 
     Complete: the number of instances has not changed for ``stable_for`` seconds. New: not handed out by an earlier run of this
-    task with the same filters, or grown since by images (a segmentation that was stored back does not count).
+    task with the same filters, or grown since by images (a segmentation that was stored back does not count), or handed out to a run
+    in which a task mapped over it failed. Such a study is handed out again ``max_offers`` times in all, also when it is older than the
+    dates by then; after that it is given up, and its UID is named in the log, in the XCom ``given_up`` and by the doctor.
 
-    What was handed out is remembered as an XCom of this task, which the next run reads. There is nothing to set up, a cleared run
-    sees what it saw the first time, and losing the XCom costs a second look at finished work, because retrieval, prediction and
-    storage each skip what they find done. Study dates alone would not do: they have the grain of a day and say nothing about arrival.
+    At most ``core.max_map_length`` studies are handed out at once, as Airflow maps over no longer list; the next run gets the rest.
+    What was handed out is on record in the workspace before it is returned (:mod:`airflow_nnunet.dicomweb.ledger`), so a study is
+    handed out at least once whatever is killed, and a cleared or retried task returns what its run got before. Two runs at once never
+    get the same study.
 
     ``timeout`` and ``soft_fail`` are every sensor's; ``soft_fail`` skips a run that finds nothing new, while an archive that turns
-    the query down always fails. All fields below are templates.
+    the query down always fails. All fields below but ``team`` are templates.
 
     Args:
         dicomweb_conn_id: connection of type ``dicomweb``.
@@ -47,8 +57,10 @@ class DicomWebStudySensor(RenderingMixin, BaseSensorOperator):  # type: ignore[m
         date_from, date_to: study dates, both included. When empty, ``lookback_days`` before the run's date up to the day after it.
         lookback_days: how late a study may arrive after its date and still be found.
         stable_for: seconds without a change. hold_s: seconds that complete studies wait for others that are still arriving.
-        only_new: False hands out every complete study of the window.
+        only_new: False hands out every complete study of the dates, those first that were not handed out yet or longest ago.
+        max_offers: runs that get a study whose tasks fail before it is given up, 1 or more.
         deferrable: True waits in the triggerer; False holds a worker slot. Mode ``reschedule`` is refused: it forgets between looks.
+        nnunet_conn_id: connection with another workspace. team: whose workspace is used; see NnunetOperator.
         kwargs: everything that any sensor takes.
     """
 
@@ -63,6 +75,8 @@ class DicomWebStudySensor(RenderingMixin, BaseSensorOperator):  # type: ignore[m
         "stable_for",
         "hold_s",
         "only_new",
+        "max_offers",
+        "nnunet_conn_id",
     )
     ui_color = "#fdf1e3"
 
@@ -79,6 +93,9 @@ class DicomWebStudySensor(RenderingMixin, BaseSensorOperator):  # type: ignore[m
         stable_for: float | str = 300.0,
         hold_s: float | str = 900.0,
         only_new: bool | str = True,
+        max_offers: int | str = DEFAULT_OFFERS,
+        nnunet_conn_id: str | None = None,
+        team: str | None = None,
         deferrable: bool = True,
         retries: int = DEFAULT_RETRIES,
         retry_policy: Any = None,
@@ -100,51 +117,54 @@ class DicomWebStudySensor(RenderingMixin, BaseSensorOperator):  # type: ignore[m
         self.stable_for = stable_for
         self.hold_s = hold_s
         self.only_new = only_new
+        self.max_offers = max_offers
+        self.nnunet_conn_id = nnunet_conn_id
+        self.team = team  # no template, as in NnunetOperator
         self.deferrable = deferrable
         self._watch: StudyWatch | None = None
         self._check_constants()
 
     def execute(self, context: Context) -> Any:
-        """Defer, or look from here."""
+        """Return what this run got before, else settle what earlier runs got, then defer or look from here."""
         try:
-            query, watch = self._query(context), self._make_watch(context)
+            hand_out = self._hand_out(context)
+            self._watch = self._make_watch(hand_out)
+            if studies := hand_out.repeat():
+                self.log.info("this run got %s studies before; they are handed out again", len(studies))
+                return studies
+            self._settle(context, hand_out)
+            self.log.info("waiting for studies of %s", self._query(context).dates or "any date")
+            if self.deferrable:
+                self._defer(context, deadline=time.time() + self.timeout)
+            self._watch.seen = hand_out.seen()
+            return super().execute(context)
         except JobError as error:
             raise from_job_error(error) from error
-        self.log.info("waiting for studies of %s", query.dates or "any date")
-        if not self.deferrable:
-            self._watch = watch
-            return super().execute(context)
-        return self.defer(
-            trigger=DicomWebStudyTrigger(
-                dicomweb_conn_id=self.dicomweb_conn_id,
-                query=query.to_json(),
-                stable_for=watch.stable_for,
-                hold_s=watch.hold_s,
-                poke_interval=self.poke_interval,
-                seen=dict(watch.seen),
-            ),
-            method_name="execute_complete",
-            timeout=timedelta(seconds=self.timeout),
-        )
 
     def poke(self, context: Context) -> PokeReturnValue:
         """One look from the worker."""
+        hand_out = self._hand_out(context)
         if self._watch is None:
-            self._watch = self._make_watch(context)
+            self._watch = self._make_watch(hand_out)
         try:
-            look = poke(DicomWebHook(self.dicomweb_conn_id).get_conn(), self._query(context), self._watch)
+            look = poke(DicomWebHook(self.dicomweb_conn_id).get_conn(), self._query(context), self._watch, hand_out.ledger)
         except ArchiveUnavailable as error:
             self.log.warning("%s", error)
             return PokeReturnValue(is_done=False)
         if not look.fire:
             return PokeReturnValue(is_done=False)
-        return PokeReturnValue(is_done=True, xcom_value=self._hand_out(context, look.ready, look.seen))
+        studies = self._give(hand_out, look.ready, len(look.ready))
+        self._watch.seen = hand_out.seen()
+        return PokeReturnValue(is_done=bool(studies), xcom_value=studies)
 
-    def execute_complete(self, context: Context, event: Mapping[str, Any]) -> list[str]:
+    def execute_complete(self, context: Context, event: Mapping[str, Any], deadline: float) -> list[str]:
         """Resume after the trigger's event."""
         if event["status"] != "complete":
             raise to_airflow_error(Failure(failure_class=FailureClass(event["failure_class"]), message=event["message"]))
-        return self._hand_out(context, event["studies"], event["seen"])
+        studies = self._give(self._hand_out(context), [Ready(**item) for item in event["studies"]], event["complete"])
+        if not studies:
+            self._defer(context, deadline=deadline)
+        return studies
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
         """Entry point after a deferral. ``soft_fail`` excuses a timeout and nothing else: a wrong password must not look like peace."""
@@ -154,20 +174,68 @@ class DicomWebStudySensor(RenderingMixin, BaseSensorOperator):  # type: ignore[m
             message = f"no new study was complete within {self.timeout:.0f} s"
             raise (AirflowSkipException(message) if self.soft_fail else AirflowSensorTimeout(message)) from error
 
-    def _hand_out(self, context: Context, studies: Any, seen: Seen) -> list[str]:
-        context["ti"].xcom_push(key=self._seen_key(self._query(context)), value=seen)
-        self.log.info("%s studies are complete", len(studies))
-        return list(studies)
+    # --- handing out --------------------------------------------------------------------------------------------
+    def _defer(self, context: Context, *, deadline: float) -> None:
+        hand_out = self._hand_out(context)
+        self.defer(
+            trigger=DicomWebStudyTrigger(
+                dicomweb_conn_id=self.dicomweb_conn_id,
+                query=self._query(context).to_json(),
+                stable_for=_seconds("stable_for", self.stable_for),
+                hold_s=_seconds("hold_s", self.hold_s),
+                poke_interval=self.poke_interval,
+                ledger=str(hand_out.ledger.path),
+                only_new=hand_out.only_new,
+                max_offers=hand_out.max_offers,
+                most=hand_out.most,
+            ),
+            method_name="execute_complete",
+            kwargs={"deadline": deadline},
+            timeout=timedelta(seconds=max(1.0, deadline - time.time())),
+        )
 
-    def _make_watch(self, context: Context) -> StudyWatch:
-        seen: Any = None
-        if coerce(self.only_new, bool, "only_new"):
-            key = self._seen_key(self._query(context))
-            seen = context["ti"].xcom_pull(task_ids=self.task_id, key=key, include_prior_dates=True, map_indexes=context["ti"].map_index)
-        return StudyWatch(stable_for=_seconds("stable_for", self.stable_for), hold_s=_seconds("hold_s", self.hold_s), seen=dict(seen or {}))
+    def _give(self, hand_out: HandOut, ready: Sequence[Ready], complete: int) -> list[str]:
+        studies = hand_out.give(ready)
+        if not studies:
+            self.log.info("another run got these studies meanwhile")
+            return []
+        rest = complete - len(studies)
+        later = f"; {rest} more are left to the next run: core.max_map_length is {hand_out.most}" if rest else ""
+        self.log.info("%s complete studies are handed out%s", len(studies), later)
+        return studies
 
-    def _seen_key(self, query: StudyQuery) -> str:
-        return f"{_SEEN}_{query.key(self.dicomweb_conn_id)}"
+    def _settle(self, context: Context, hand_out: HandOut) -> None:
+        """Find out what became of what earlier runs got, and name what is given up."""
+        owed, given_up = hand_out.settle(self, context["ti"].dag_id)
+        if owed:
+            self.log.warning("tasks of %s studies failed in earlier runs; these studies are handed out again", len(owed))
+        if given_up:
+            context["ti"].xcom_push(key=GIVEN_UP, value=[entry.study for entry in given_up])
+            self.log.error("%s", given_up_text(given_up))
+
+    def _hand_out(self, context: Context) -> HandOut:
+        ti, query = context["ti"], self._query(context)
+        owner = {"dag": ti.dag_id, "task": ti.task_id, "map_index": -1 if ti.map_index is None else ti.map_index}
+        owner |= {"connection": self.dicomweb_conn_id, "modality": query.modality}
+        owner |= {"description": query.description, "series_description": query.series_description}
+        return HandOut(
+            ledger=StudyLedger.of(NnunetConfig.load(self.nnunet_conn_id, team=self.team).workspace, owner),
+            run=ti.run_id,
+            only_new=bool(coerce(self.only_new, bool, "only_new")),
+            max_offers=self._offers(),
+            # Airflow maps over no longer list: the task would fail after its studies are on record.
+            most=conf.getint("core", "max_map_length", fallback=1024),
+        )
+
+    def _make_watch(self, hand_out: HandOut) -> StudyWatch:
+        stable_for, hold_s = _seconds("stable_for", self.stable_for), _seconds("hold_s", self.hold_s)
+        return StudyWatch(stable_for=stable_for, hold_s=hold_s, seen=hand_out.seen())
+
+    def _offers(self) -> int:
+        offers = int(coerce(self.max_offers, int, "max_offers"))
+        if offers < 1:
+            raise ConfigError(f"max_offers={self.max_offers!r}: must be 1 or more")
+        return offers
 
     def _query(self, context: Context) -> StudyQuery:
         first, last = blank(self.date_from), blank(self.date_to)
@@ -193,6 +261,8 @@ class DicomWebStudySensor(RenderingMixin, BaseSensorOperator):  # type: ignore[m
         for name in ("stable_for", "hold_s"):
             if not is_template(getattr(self, name)):
                 _seconds(name, getattr(self, name))
+        if not is_template(self.max_offers):
+            self._offers()
 
 
 def _seconds(name: str, value: Any) -> float:

@@ -2,15 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from airflow_nnunet.dicomweb.model import Study
-from nnunet_jobs.contract.files import content_hash
 
-# Studies that a sensor remembers having handed out. Forgetting one costs a look at finished work: every later step is idempotent.
-_REMEMBERED = 2000
-Seen = dict[str, list[int]]
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seen:
+    """What is known of a study that was handed out before.
+
+    Attributes:
+        instances, meant: instances of the study, and of the series that were waited for. at: when it was handed out last.
+        again: hand it out again when the query finds it. owed: also when the query's dates have passed it.
+    """
+
+    instances: int
+    meant: int
+    at: str = ""
+    again: bool = False
+    owed: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ready:
+    """A study that is complete, with the counts that made it so. ``since``: when it was handed out last; empty for a new one."""
+
+    uid: str
+    instances: int
+    meant: int
+    since: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Look:
+    """What one look found.
+
+    Attributes:
+        ready: studies that are complete and to be handed out; those that have waited longest come first.
+        changing: studies that are new and still arriving. fire: whether to hand out ``ready`` now.
+        grown: studies that are known and have grown only by what was stored back.
+        due_s: seconds until the first of those that are still arriving may be complete; None when there is none.
+    """
+
+    ready: tuple[Ready, ...]
+    changing: int
+    fire: bool
+    grown: tuple[Ready, ...] = ()
+    due_s: float | None = None
 
 
 @dataclass(slots=True)
@@ -20,23 +59,6 @@ class _Count:
     meant: int | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Look:
-    """What one look found.
-
-    Attributes:
-        ready: UIDs of studies that are complete and new. changing: studies that are new and still arriving.
-        fire: whether to hand out ``ready`` now. seen: what the next run must know.
-        due_s: seconds until the first of those that are still arriving may be complete; None when there is none.
-    """
-
-    ready: tuple[str, ...]
-    changing: int
-    fire: bool
-    seen: Seen
-    due_s: float | None = None
-
-
 @dataclass(slots=True)
 class StudyWatch:
     """Judges study counts over time. Knows nothing of archives and wall clocks.
@@ -44,12 +66,12 @@ class StudyWatch:
     Attributes:
         stable_for: seconds without a change after which a study is complete.
         hold_s: seconds that complete studies wait for others that are still arriving.
-        seen: by hash of the study UID, what earlier runs handed out: instances of the study, and instances that were meant.
+        seen: by study UID, what was handed out before.
     """
 
     stable_for: float
     hold_s: float
-    seen: Mapping[str, list[int]]
+    seen: dict[str, Seen]
     _counts: dict[str, _Count] = field(default_factory=dict)
     _ready_since: float | None = None
 
@@ -61,33 +83,40 @@ class StudyWatch:
             meant: instances in the series that the sensor waits for; asked once a study and change. A study that has grown only
                 by what was stored back, such as segmentations, is not new.
         """
-        seen: Seen = {key: list(value) for key, value in self.seen.items()}
-        ready: list[str] = []
+        ready: list[Ready] = []
+        grown: list[Ready] = []
         due: list[float] = []
         counts: dict[str, _Count] = {}
         for study in studies:
-            key = content_hash(study.uid)
             instances = study.instances if study.instances is not None else count(study)
             known = self._counts.get(study.uid)
             if known is None or known.instances != instances:
                 known = _Count(instances=instances, since=now)
             counts[study.uid] = known
-            before = seen.get(key)
-            if before and before[0] == instances:
+            before = self.seen.get(study.uid)
+            if before and before.instances == instances and not before.again:
                 continue
             if now - known.since < self.stable_for:
                 due.append(self.stable_for - (now - known.since))
                 continue
             if known.meant is None:
                 known.meant = meant(study.uid)
-            if known.meant and (before is None or before[1] != known.meant):
-                ready.append(study.uid)
-            if known.meant:
-                seen.pop(key, None)  # to the end: the oldest are forgotten first
-                seen[key] = [instances, known.meant]
+            if not known.meant:
+                continue
+            new = before is None or before.meant != known.meant
+            found = Ready(uid=study.uid, instances=instances, meant=known.meant, since=before.at if before and not new else "")
+            if new or (before and before.again):
+                ready.append(found)
+            else:
+                grown.append(found)
+                self.seen[study.uid] = Seen(instances=instances, meant=known.meant, at=found.since)
+        for uid, item in self.seen.items():
+            if item.owed and uid not in counts:
+                ready.append(Ready(uid=uid, instances=item.instances, meant=item.meant, since=item.at))
         self._counts = counts
+        ready.sort(key=lambda item: item.since)
         fire = self._fire(bool(ready), len(due), now)
-        return Look(ready=tuple(ready), changing=len(due), fire=fire, seen=_bounded(seen), due_s=min(due, default=None))
+        return Look(ready=tuple(ready), grown=tuple(grown), changing=len(due), fire=fire, due_s=min(due, default=None))
 
     def _fire(self, ready: bool, changing: int, now: float) -> bool:
         if not ready:
@@ -96,7 +125,3 @@ class StudyWatch:
         if self._ready_since is None:
             self._ready_since = now
         return changing == 0 or now - self._ready_since >= self.hold_s
-
-
-def _bounded(seen: Seen) -> Seen:
-    return dict(list(seen.items())[-_REMEMBERED:])

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 import time
 from collections.abc import AsyncIterator, Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 from airflow.sdk import BaseHook
 from airflow.sdk.exceptions import AirflowNotFoundException
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
+from airflow_nnunet.dicomweb.handout import HandOut
 from airflow_nnunet.dicomweb.hook import open_archive, unknown_connection
+from airflow_nnunet.dicomweb.ledger import StudyLedger
 from airflow_nnunet.dicomweb.model import StudyQuery
 from airflow_nnunet.dicomweb.stability import Look, StudyWatch
 from airflow_nnunet.exceptions import ArchiveUnavailable, NnunetJobError
+
+log = logging.getLogger(__name__)
 
 _SHORTEST_PAUSE_S = 0.5
 
@@ -28,8 +35,9 @@ class DicomWebStudyTrigger(BaseTrigger):
 
     Args:
         dicomweb_conn_id: the archive. query: :meth:`StudyQuery.to_json`. stable_for, hold_s: see :class:`StudyWatch`, seconds.
-        poke_interval: seconds between two queries, give or take ten percent; less when a study may be complete
-            sooner. seen: what earlier runs handed out.
+        poke_interval: seconds between two queries, give or take ten percent; less when a study may be complete sooner.
+        ledger: path of the file with what was handed out. only_new, max_offers: see :class:`HandOut`.
+        most: studies in the event; the rest is counted.
     """
 
     def __init__(
@@ -40,7 +48,10 @@ class DicomWebStudyTrigger(BaseTrigger):
         stable_for: float,
         hold_s: float,
         poke_interval: float,
-        seen: Mapping[str, list[int]],
+        ledger: str,
+        only_new: bool,
+        max_offers: int,
+        most: int,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.dicomweb_conn_id = dicomweb_conn_id
@@ -48,7 +59,10 @@ class DicomWebStudyTrigger(BaseTrigger):
         self.stable_for = stable_for
         self.hold_s = hold_s
         self.poke_interval = poke_interval
-        self.seen = dict(seen)
+        self.ledger = ledger
+        self.only_new = only_new
+        self.max_offers = max_offers
+        self.most = most
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Class path and arguments, all a triggerer needs to go on."""
@@ -60,7 +74,10 @@ class DicomWebStudyTrigger(BaseTrigger):
                 "stable_for": self.stable_for,
                 "hold_s": self.hold_s,
                 "poke_interval": self.poke_interval,
-                "seen": self.seen,
+                "ledger": self.ledger,
+                "only_new": self.only_new,
+                "max_offers": self.max_offers,
+                "most": self.most,
             },
         )
 
@@ -71,12 +88,14 @@ class DicomWebStudyTrigger(BaseTrigger):
         except NnunetJobError as error:
             event: dict[str, Any] = {"status": "failed", "failure_class": str(error.failure_class), "message": str(error)}
         else:
-            event = {"status": "complete", "studies": list(look.ready), "seen": look.seen}
+            event = {"status": "complete", "studies": [asdict(item) for item in look.ready[: self.most]], "complete": len(look.ready)}
         yield TriggerEvent(event)  # type: ignore[no-untyped-call]
 
     async def _until_complete(self) -> Look:
         query = StudyQuery.from_json(self.query)
-        watch = StudyWatch(stable_for=self.stable_for, hold_s=self.hold_s, seen=self.seen)
+        ledger = StudyLedger(Path(self.ledger))
+        hand_out = HandOut(ledger=ledger, run="", only_new=self.only_new, max_offers=self.max_offers, most=self.most)
+        watch = StudyWatch(stable_for=self.stable_for, hold_s=self.hold_s, seen=await asyncio.to_thread(hand_out.seen))
         try:
             connection = await BaseHook.aget_connection(self.dicomweb_conn_id)
         except AirflowNotFoundException as error:
@@ -87,7 +106,7 @@ class DicomWebStudyTrigger(BaseTrigger):
         while True:
             pause = self.poke_interval * random.uniform(0.9, 1.1)  # noqa: S311  (jitter, not a secret)
             try:
-                look = await asyncio.to_thread(poke, archive, query, watch)
+                look = await asyncio.to_thread(poke, archive, query, watch, ledger)
             except ArchiveUnavailable as error:
                 self.log.warning("%s", error)
             else:
@@ -101,11 +120,22 @@ class DicomWebStudyTrigger(BaseTrigger):
             await asyncio.sleep(pause)
 
 
-def poke(archive: Any, query: StudyQuery, watch: StudyWatch) -> Look:
-    """One look at the archive: a query, and one more for each study that has just become complete."""
+def poke(archive: Any, query: StudyQuery, watch: StudyWatch, ledger: StudyLedger) -> Look:
+    """One look at the archive: a query, and one more for each study that has just become complete.
+
+    Studies that have grown only by what was stored back are noted, or every run would ask about each of them again.
+    """
     studies = archive.find_studies(query)
 
     def meant(uid: str) -> int:
         return sum(archive.count(uid, series) for series in archive.series(uid, query.series_filter))
 
-    return watch.look(studies, now=time.monotonic(), count=lambda study: archive.study(study.uid).instances or 0, meant=meant)
+    look = watch.look(studies, now=time.monotonic(), count=lambda study: archive.study(study.uid).instances or 0, meant=meant)
+    if look.grown:
+        try:
+            with ledger.turn():
+                entries = ledger.read()
+                ledger.append(replace(entries[item.uid], instances=item.instances) for item in look.grown if item.uid in entries)
+        except OSError as error:  # it costs the next run some queries
+            log.warning("%s: cannot be written now (%s)", ledger.path, error)
+    return look

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -75,6 +76,27 @@ def write_private(path: Path, data: bytes) -> None:
 def write_json(path: Path, data: Any) -> None:
     """:func:`write_atomic` of readable JSON. NaN is refused: other languages cannot read it."""
     write_atomic(path, (json.dumps(data, indent=1, allow_nan=False) + "\n").encode())
+
+
+def append_lines(path: Path, lines: bytes, *, mode: int = 0o664) -> None:
+    """Append whole lines to a file that only grows, and have them on the disk. Hold a lock: on network file systems appends would meet.
+
+    Args:
+        lines: with a line end after each. mode: of a new file, less the umask.
+
+    Raises:
+        OSError: there is no room for all of them. A line that was cut off is closed by the next append; readers skip it.
+    """
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, mode)
+    try:
+        size = os.fstat(fd).st_size
+        torn = size > 0 and os.pread(fd, 1, size - 1) != b"\n"  # a writer was killed, or the disk was full
+        data = b"\n" + lines if torn else lines
+        if os.write(fd, data) < len(data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 def read_json(path: Path) -> Any:

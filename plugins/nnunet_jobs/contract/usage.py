@@ -11,7 +11,6 @@ A killed runner's seconds are those until its last heartbeat. Names of datasets,
 from __future__ import annotations
 
 import datetime as dt
-import errno
 import json
 import logging
 import os
@@ -22,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_jobs.contract.failure import Failure
-from nnunet_jobs.contract.files import locked, read_json, write_json
+from nnunet_jobs.contract.files import append_lines, locked, read_json, write_json
 from nnunet_jobs.contract.jobdir import JobDir
 
 log = logging.getLogger("nnunet_jobs")
@@ -142,16 +141,7 @@ def _append(folder: Path, usage: Usage) -> None:
     line = (json.dumps(asdict(usage), allow_nan=False) + "\n").encode()
     folder.mkdir(exist_ok=True)  # not the jobs folder above it, whose share may not be mounted
     with locked(folder / "lock", interval=0.02, parents=False):
-        fd = os.open(folder / f"{usage.ended[:7]}.jsonl", os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o664)
-        try:
-            size = os.fstat(fd).st_size
-            torn = size > 0 and os.pread(fd, 1, size - 1) != b"\n"  # a writer was killed, or the disk was full
-            data = b"\n" + line if torn else line
-            if os.write(fd, data) < len(data):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+        append_lines(folder / f"{usage.ended[:7]}.jsonl", line)
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from support.airflow import PROJECT, environment, run
 
 if TYPE_CHECKING:
     from support.orthanc import Orthanc
+    from support.study_sensor import History
 
 # A worker of pytest-xdist inherits the home of the process that started it; two must not write one airflow.cfg.
 if "AIRFLOW_HOME" not in os.environ or "PYTEST_XDIST_WORKER" in os.environ:
@@ -85,3 +86,12 @@ def series(tmp_path: Path) -> list[Path]:
 
     data = Path(os.environ.get("NNUNET_TEST_DATA", PROJECT.parent / "shared" / "data")) / "dicom" / "12-T1post-05670"
     return copy_real(data, tmp_path / "series") if data.is_dir() else made_series(tmp_path / "series", slices=22)
+
+
+@pytest.fixture
+def history(nnunet: Path, monkeypatch: pytest.MonkeyPatch) -> History:
+    """Runs of a study sensor in a fresh workspace."""
+    from support.study_sensor import History
+    from support.supervisor import Supervisor
+
+    return History(Supervisor.installed(monkeypatch))

@@ -3,73 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-import datetime
 import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from airflow.sdk.exceptions import AirflowSensorTimeout, AirflowSkipException, TaskDeferred
+from airflow.sdk.exceptions import AirflowSensorTimeout, AirflowSkipException
 
-from airflow_nnunet.dicomweb import DicomWebStudySensor, DicomWebStudyTrigger
+from airflow_nnunet.dicomweb import DicomWebStudyTrigger
+from airflow_nnunet.dicomweb.ledger import ledgers
 from airflow_nnunet.dicomweb.model import Study
 from airflow_nnunet.dicomweb.stability import Look, StudyWatch
 from airflow_nnunet.exceptions import InvalidConfig, JobLost
 from airflow_nnunet.retry import NnunetRetryPolicy
 from nnunet_jobs.contract.failure import ConfigError
-from support.airflow import Task
 from support.orthanc import PATIENT, Orthanc, made_seg, made_series, study_uid
 from support.proxy import Proxy
+from support.study_sensor import History, first_event, run, sensor, trigger_of, uids
 
 TIMEOUT = {"error": "Trigger timeout"}
-
-
-class History:
-    """XComs of all runs of a task, newest first, as Airflow keeps them."""
-
-    def __init__(self) -> None:
-        self.runs: list[dict[str, Any]] = []
-
-    def context(self) -> Any:
-        """The next run."""
-        history = self
-
-        class Run(Task):
-            def xcom_pull(self, *, key: str, include_prior_dates: bool, **chosen: Any) -> Any:
-                assert include_prior_dates
-                return next((json.loads(json.dumps(run[key])) for run in history.runs if key in run), None)
-
-        task = Run()
-        self.runs.insert(0, task.pushed)
-        return {"ti": task, "dag_run": SimpleNamespace(run_after=datetime.datetime(2024, 1, 16, 1, tzinfo=datetime.UTC))}
-
-
-def sensor(**fields: Any) -> DicomWebStudySensor:
-    return DicomWebStudySensor(task_id="task", **{"poke_interval": 0.5, "stable_for": 1.0, "modality": "MR", "timeout": 60, **fields})
-
-
-def trigger_of(task: DicomWebStudySensor, ctx: Any) -> DicomWebStudyTrigger:
-    """What Airflow's database holds while the sensor is deferred."""
-    with pytest.raises(TaskDeferred) as deferred:
-        task.execute(ctx)
-    path, arguments = deferred.value.trigger.serialize()
-    assert path == "airflow_nnunet.dicomweb.trigger.DicomWebStudyTrigger"
-    assert deferred.value.timeout == datetime.timedelta(seconds=60)
-    return DicomWebStudyTrigger(**json.loads(json.dumps(arguments)))
-
-
-async def first_event(trigger: DicomWebStudyTrigger) -> Any:
-    (payload,) = [event.payload async for event in trigger.run()]
-    return payload
-
-
-def run(task: DicomWebStudySensor, ctx: Any) -> list[str]:
-    event = json.loads(json.dumps(asyncio.run(first_event(trigger_of(task, ctx)))))
-    found: list[str] = task.resume_execution("execute_complete", {"event": event}, ctx)
-    return found
 
 
 def connect(monkeypatch: pytest.MonkeyPatch, orthanc: Orthanc, port: int) -> None:
@@ -77,13 +31,15 @@ def connect(monkeypatch: pytest.MonkeyPatch, orthanc: Orthanc, port: int) -> Non
 
 
 # --- against the archive ----------------------------------------------------------------------------------------
-def test_a_study_that_still_arrives_is_waited_for(orthanc: Orthanc, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_study_that_still_arrives_is_waited_for(
+    history: History, orthanc: Orthanc, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     paths = made_series(tmp_path / "made", slices=8)
     orthanc.upload(paths[:4])
     halves: dict[str, float] = {}
 
     async def watch(proxy: Proxy) -> Any:
-        event = asyncio.ensure_future(first_event(trigger_of(sensor(stable_for=2.0), History().context())))
+        event = asyncio.ensure_future(first_event(trigger_of(sensor(stable_for=2.0), history.context())))
         while len(proxy.paths) < 3:  # each look is two pages: it has seen the first half and looks again
             await asyncio.sleep(0.02)
         assert not event.done()
@@ -96,21 +52,19 @@ def test_a_study_that_still_arrives_is_waited_for(orthanc: Orthanc, tmp_path: Pa
     with Proxy(orthanc.url) as proxy:
         connect(monkeypatch, orthanc, proxy.port)
         payload = asyncio.run(watch(proxy))
-    assert payload["studies"] == [study_uid(paths)]
+    assert payload["studies"] == [{"uid": study_uid(paths), "instances": 8, "meant": 8, "since": ""}]
     assert halves["event"] - halves["second"] >= 2.0
-    assert list(payload["seen"].values()) == [[8, 8]]
 
 
-def test_a_rare_look_does_not_make_a_study_late(orthanc: Orthanc, tmp_path: Path) -> None:
+def test_a_rare_look_does_not_make_a_study_late(history: History, orthanc: Orthanc, tmp_path: Path) -> None:
     paths = made_series(tmp_path / "made", slices=2)
     orthanc.upload(paths)
     began = time.monotonic()
-    assert run(sensor(poke_interval=50), History().context()) == [study_uid(paths)]
+    assert run(sensor(poke_interval=50), history.context()) == [study_uid(paths)]
     assert time.monotonic() - began < 25
 
 
-def test_a_study_is_handed_out_once_and_again_only_when_images_come(orthanc: Orthanc, tmp_path: Path) -> None:
-    history = History()
+def test_a_study_is_handed_out_once_and_again_only_when_images_come(history: History, orthanc: Orthanc, tmp_path: Path) -> None:
     first = made_series(tmp_path / "first", slices=4)
     orthanc.upload(first)
     assert run(sensor(), history.context()) == [study_uid(first)]
@@ -131,15 +85,14 @@ def test_a_study_is_handed_out_once_and_again_only_when_images_come(orthanc: Ort
     assert set(run(sensor(only_new=False), history.context())) == {study_uid(paths) for paths in (first, second, third)}
 
 
-def test_runs_with_other_filters_do_not_hide_each_others_studies(orthanc: Orthanc, tmp_path: Path) -> None:
-    history = History()
+def test_runs_with_other_filters_do_not_hide_each_others_studies(history: History, orthanc: Orthanc, tmp_path: Path) -> None:
     paths = made_series(tmp_path / "made", slices=3)
     orthanc.upload(paths)
     for fields in ({}, {"series_description": "T1*"}, {"description": "brain*"}):
         assert run(sensor(**fields), history.context()) == [study_uid(paths)]
 
 
-def test_only_the_window_the_modality_and_the_description_count(orthanc: Orthanc, tmp_path: Path) -> None:
+def test_only_the_window_the_modality_and_the_description_count(history: History, orthanc: Orthanc, tmp_path: Path) -> None:
     wanted = made_series(tmp_path / "wanted", slices=2)
     orthanc.upload(wanted)
     others: Sequence[dict[str, str]] = (
@@ -152,30 +105,30 @@ def test_only_the_window_the_modality_and_the_description_count(orthanc: Orthanc
     for number, fields in enumerate(others):
         orthanc.upload(made_series(tmp_path / str(number), slices=2, **fields))  # type: ignore[arg-type]
     task = sensor(series_description="T1*", description="Brain*", lookback_days=7)
-    assert run(task, History().context()) == [study_uid(wanted)]
+    assert run(task, history.context()) == [study_uid(wanted)]
     task = sensor(date_from="2023-12-01", date_to="2023-12-01")
-    assert len(run(task, History().context())) == 1
+    assert len(run(task, history.context())) == 1
 
 
-def test_an_archive_that_is_down_for_a_while_is_asked_again(orthanc: Orthanc, tmp_path: Path) -> None:
+def test_an_archive_that_is_down_for_a_while_is_asked_again(history: History, orthanc: Orthanc, tmp_path: Path) -> None:
     paths = made_series(tmp_path / "made", slices=2)
     orthanc.upload(paths)
 
     async def outage() -> Any:
         orthanc.stop()
-        event = asyncio.ensure_future(first_event(trigger_of(sensor(), History().context())))
+        event = asyncio.ensure_future(first_event(trigger_of(sensor(), history.context())))
         done, _ = await asyncio.wait({event}, timeout=1.5)
         assert not done
         await asyncio.to_thread(orthanc.start)
         return await event
 
-    assert asyncio.run(outage())["studies"] == [study_uid(paths)]
+    assert uids(asyncio.run(outage())) == [study_uid(paths)]
 
 
-def test_fault_04_a_new_triggerer_goes_on_from_what_was_stored(orthanc: Orthanc, tmp_path: Path) -> None:
+def test_fault_04_a_new_triggerer_goes_on_from_what_was_stored(history: History, orthanc: Orthanc, tmp_path: Path) -> None:
     paths = made_series(tmp_path / "made", slices=2)
     orthanc.upload(paths)
-    _, arguments = trigger_of(sensor(), History().context()).serialize()
+    _, arguments = trigger_of(sensor(), history.context()).serialize()
 
     async def killed_and_started_again() -> Any:
         first = asyncio.ensure_future(first_event(DicomWebStudyTrigger(**arguments)))
@@ -183,46 +136,48 @@ def test_fault_04_a_new_triggerer_goes_on_from_what_was_stored(orthanc: Orthanc,
         first.cancel()
         return await first_event(DicomWebStudyTrigger(**arguments))
 
-    assert asyncio.run(killed_and_started_again())["studies"] == [study_uid(paths)]
+    assert uids(asyncio.run(killed_and_started_again())) == [study_uid(paths)]
 
 
-def test_a_wrong_password_fails_at_once_and_is_never_skipped(orthanc: Orthanc, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_password_fails_at_once_and_is_never_skipped(history: History, orthanc: Orthanc, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AIRFLOW_CONN_DICOMWEB_DEFAULT", json.dumps(json.loads(orthanc.connection()) | {"password": "no"}))
     with pytest.raises(InvalidConfig, match=r"connection 'dicomweb_default'.*401") as caught:
-        run(sensor(soft_fail=True), History().context())
+        run(sensor(soft_fail=True), history.context())
     assert NnunetRetryPolicy().evaluate(caught.value, 1, 3).action.name == "FAIL"
 
 
-def test_a_missing_connection_is_named_by_the_task() -> None:
+def test_a_missing_connection_is_named_by_the_task(history: History) -> None:
     with pytest.raises(JobLost, match="connection 'no_such_pacs': does not exist"):
-        run(sensor(dicomweb_conn_id="no_such_pacs"), History().context())
+        run(sensor(dicomweb_conn_id="no_such_pacs"), history.context())
 
 
-def test_without_deferral_the_worker_looks_itself(orthanc: Orthanc, tmp_path: Path) -> None:
+def test_without_deferral_the_worker_looks_itself(history: History, orthanc: Orthanc, tmp_path: Path) -> None:
     paths = made_series(tmp_path / "made", slices=2)
     orthanc.upload(paths)
-    history = History()
     assert sensor(deferrable=False).execute(history.context()) == [study_uid(paths)]
     with pytest.raises(AirflowSkipException):
         sensor(deferrable=False, timeout=1, soft_fail=True).execute(history.context())
 
 
-def test_fault_55_the_event_and_the_xcoms_hold_no_patient(orthanc: Orthanc, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_fault_55_the_event_the_xcoms_and_the_ledger_hold_no_patient(
+    history: History, nnunet: Path, orthanc: Orthanc, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level("INFO")
     orthanc.upload(made_series(tmp_path / "made", slices=2))
-    ctx = History().context()
+    ctx = history.context()
     found = run(sensor(), ctx)
-    for text in (json.dumps(found), json.dumps(ctx["ti"].pushed), caplog.text):
+    (ledger,) = ledgers(nnunet / "jobs")
+    for text in (json.dumps(found), json.dumps(ctx["ti"].pushed), caplog.text, ledger.path.read_text()):
         assert PATIENT not in text
         assert "CANARY" not in text.replace("dicomweb", "")
 
 
 # --- without one ------------------------------------------------------------------------------------------------
-def test_soft_fail_skips_a_run_with_nothing_new() -> None:
+def test_soft_fail_skips_a_run_with_nothing_new(history: History) -> None:
     with pytest.raises(AirflowSkipException, match="no new study was complete within 60 s"):
-        sensor(soft_fail=True).resume_execution("__fail__", TIMEOUT, History().context())
+        sensor(soft_fail=True).resume_execution("__fail__", TIMEOUT, history.context())
     with pytest.raises(AirflowSensorTimeout):
-        sensor().resume_execution("__fail__", TIMEOUT, History().context())
+        sensor().resume_execution("__fail__", TIMEOUT, history.context())
 
 
 @pytest.mark.parametrize(
@@ -265,16 +220,9 @@ def test_complete_studies_wait_for_the_others_but_not_for_ever() -> None:
     found = looks(StudyWatch(stable_for=10, hold_s=30, seen={}), *steps)
     fired = [now for (now, _), look in zip(steps, found, strict=True) if look.fire]
     assert fired[0] == 40, "stable at 10, held for 30"
-    assert found[8].ready == ("1",)
+    assert [item.uid for item in found[8].ready] == ["1"]
 
 
 def test_a_study_without_a_meant_series_never_fires() -> None:
     found = looks(StudyWatch(stable_for=1, hold_s=0, seen={}), (0, {"1": 5}), (2, {"1": 5}), meant={"1": 0})
     assert not any(look.fire for look in found)
-
-
-def test_what_is_remembered_is_bounded_and_the_oldest_goes_first() -> None:
-    counts = {str(number): 1 for number in range(2100)}
-    *_, last = looks(StudyWatch(stable_for=0, hold_s=0, seen={"old": [1, 1]}), (0, counts))
-    assert len(last.seen) == 2000
-    assert "old" not in last.seen

@@ -1,0 +1,163 @@
+"""What a sensor has handed out, and what became of it: a file of the workspace that only grows and is kept for years.
+
+    jobs/.studies/<hash>.jsonl    one line for each hand-out and each outcome; the last line of a study counts
+    jobs/.studies/<hash>.lock     kernel lock of those who write
+
+An XCom or Airflow's state store would not do: both are deleted after a while (`airflow db clean`, 30 days), and the state store holds
+65,535 bytes a value. A study takes about 200 bytes here. The first line says whose file it is. Names of patients are never in it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime as dt
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from nnunet_jobs.contract.failure import ConfigError
+from nnunet_jobs.contract.files import append_lines, content_hash, locked, write_atomic
+from nnunet_jobs.contract.sharing import explain, make_root, shared_umask
+from nnunet_jobs.contract.workspace import SHARING, Workspace
+
+FOLDER = ".studies"
+OUT, DONE, FAILED = "out", "done", "failed"
+# A file with more than this many lines that no longer count is written anew.
+_STALE_LINES = 5000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """One study that was handed out.
+
+    Attributes:
+        study: StudyInstanceUID. instances, meant: instances of the study, and of the series that were waited for.
+        run, index: the DAG run that got it, and its place in the list.
+        offers: runs that got it since it last had new images. max_offers: of the sensor, when it got it.
+        state: ``out`` until that run has ended, then ``done`` or ``failed``. at: UTC, ISO 8601, of the hand-out.
+    """
+
+    study: str
+    instances: int
+    meant: int
+    run: str
+    index: int
+    offers: int = 1
+    max_offers: int = 1
+    state: str = OUT
+    at: str = ""
+
+    @property
+    def given_up(self) -> bool:
+        """Whether its tasks failed in all the runs that it gets."""
+        return self.state == FAILED and self.offers >= self.max_offers
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Entry:
+        """Read a line; fields of later versions are left out.
+
+        Raises:
+            TypeError: a field is missing.
+        """
+        known = {item.name for item in dataclasses.fields(cls)}
+        return cls(**{name: value for name, value in data.items() if name in known})
+
+
+class StudyLedger:
+    """The file of one sensor. Readers need no lock; hold :meth:`turn` from a read to the append that follows from it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @classmethod
+    def of(cls, workspace: Workspace, owner: Mapping[str, Any]) -> StudyLedger:
+        """The ledger of a sensor, made when it is missing, readable for whom ``sharing`` says.
+
+        Args:
+            owner: what makes the sensor and its query this one; see the file's first line.
+
+        Raises:
+            ConfigError: this user may not write in the jobs folder.
+        """
+        ledger = cls(Path(workspace.jobs) / FOLDER / f"{content_hash(owner, length=24)}.jsonl")
+        shared = SHARING[workspace.sharing] is not None
+        try:
+            with shared_umask(workspace):
+                make_root(workspace, Path(workspace.jobs))
+                ledger.path.parent.mkdir(parents=True, exist_ok=True, mode=0o770 if shared else 0o700)
+                with ledger.turn():
+                    if not ledger.path.exists():
+                        line = json.dumps({"schema": 1, **owner}) + "\n"
+                        write_atomic(ledger.path, line.encode(), mode=0o660 if shared else 0o600)
+        except PermissionError as error:
+            raise ConfigError(f"[nnunet] jobs: {explain(error)}") from error
+        return ledger
+
+    @contextlib.contextmanager
+    def turn(self) -> Iterator[None]:
+        """Read and append as the only one."""
+        with locked(self.path.with_suffix(".lock"), interval=0.02):
+            yield
+
+    def owner(self) -> dict[str, Any]:
+        """Whose ledger it is: DAG, task and query."""
+        with open(self.path, errors="replace") as file:
+            first = _parsed(file.readline())
+        return {name: value for name, value in first.items() if name != "schema"}
+
+    def read(self) -> dict[str, Entry]:
+        """Studies by UID. A line that a kill or a full disk cut off is skipped: its study is new again, never lost."""
+        found: dict[str, Entry] = {}
+        for line in self.path.read_text(errors="replace").splitlines():
+            with contextlib.suppress(TypeError):  # the first line, and what is damaged
+                entry = Entry.from_json(_parsed(line))
+                found[entry.study] = entry
+        return found
+
+    def append(self, entries: Iterable[Entry]) -> None:
+        """Add lines. Hold :meth:`turn`."""
+        lines = "".join(json.dumps(asdict(entry)) + "\n" for entry in entries)
+        if lines:
+            append_lines(self.path, lines.encode())
+            self._shorten()
+
+    def _shorten(self) -> None:
+        """Leave out the lines that no longer count where they are many."""
+        entries = self.read()
+        with open(self.path, "rb") as file:
+            first = file.readline()
+            lines = sum(1 for _ in file)
+        if lines - len(entries) > max(_STALE_LINES, len(entries)):
+            rest = "".join(json.dumps(asdict(entry)) + "\n" for entry in entries.values())
+            write_atomic(self.path, first + rest.encode(), mode=os.stat(self.path).st_mode & 0o777)
+
+
+def ledgers(jobs: str | Path) -> list[StudyLedger]:
+    """All ledgers of a jobs folder.
+
+    Raises:
+        PermissionError: this user may not look there.
+    """
+    folder = Path(jobs) / FOLDER
+    try:
+        names = sorted(os.listdir(folder))
+    except FileNotFoundError:
+        return []
+    return [StudyLedger(folder / name) for name in names if name.endswith(".jsonl") and not name.startswith(".")]
+
+
+def now() -> str:
+    """This moment as ledgers note it."""
+    return dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
+
+
+def _parsed(line: str) -> dict[str, Any]:
+    try:
+        data = json.loads(line)
+    except ValueError:
+        return {}
+    return data if isinstance(data, dict) else {}

@@ -1,0 +1,101 @@
+"""What became of studies that were handed out: read from the states of the tasks that an earlier run mapped over them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from airflow_nnunet.dicomweb.ledger import DONE, FAILED, Entry
+from airflow_nnunet.task_state import run_state
+
+if TYPE_CHECKING:
+    from airflow.sdk import BaseOperator
+
+log = logging.getLogger(__name__)
+
+_UNFINISHED = ("queued", "running")
+_BAD = ("failed", "upstream_failed")
+_GOOD = ("success", "skipped")
+
+
+def settled(task: BaseOperator, dag_id: str, entries: Iterable[Entry]) -> list[Entry]:
+    """The entries whose runs have ended, with what became of them; those of runs that go on are left out.
+
+    A study has failed when one of the tasks that were mapped over it did, or when none of them ran. Where the tasks cannot be told
+    apart by study, because the list is changed before it is mapped, all studies of a run in which a task failed have failed: they are
+    handed out again, and what is done already is found done. So are those of a run that was deleted.
+
+    Args:
+        task: the sensor, in its DAG. entries: of that DAG's earlier runs.
+    """
+    by_run: dict[str, list[Entry]] = {}
+    for entry in entries:
+        by_run.setdefault(entry.run, []).append(entry)
+    found: list[Entry] = []
+    for run, given in by_run.items():
+        state = run_state(dag_id, run)
+        if state in _UNFINISHED:
+            continue
+        if state is None:
+            log.warning("run %s is gone; its %s studies count as failed", run, len(given))
+            found += [replace(entry, state=FAILED) for entry in given]
+            continue
+        found += _judged(task, dag_id, run, state, given)
+    return found
+
+
+def _judged(task: BaseOperator, dag_id: str, run: str, state: str, given: list[Entry]) -> list[Entry]:
+    mapped = mapped_over(task)
+    names = [] if task.get_dag() is None else mapped or sorted(task.get_flat_relative_ids(upstream=False))
+    states = _task_states(dag_id, run, names) if names else {}
+    if mapped:
+        # A task that the run does not know was added to the DAG later.
+        known = [name for name in mapped if name in states or any(f"{name}_{entry.index}" in states for entry in given)]
+        return [replace(entry, state=_by_study(states, known, entry.index)) for entry in given]
+    failed = state != "success" or any(value in _BAD for value in states.values())
+    return [replace(entry, state=FAILED if failed else DONE) for entry in given]
+
+
+def _by_study(states: Mapping[str, str | None], known: list[str], index: int) -> str:
+    # A task that was skipped as a whole, such as by a branch, was never expanded.
+    found = [states.get(f"{name}_{index}", states.get(name)) for name in known]
+    return DONE if found and all(value in _GOOD for value in found) else FAILED
+
+
+def _task_states(dag_id: str, run: str, names: list[str]) -> dict[str, str | None]:
+    from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
+
+    found = RuntimeTaskInstance.get_task_states(dag_id=dag_id, task_ids=names, run_ids=[run]).get(run, {})
+    return {name: None if value is None else str(getattr(value, "value", value)) for name, value in found.items()}
+
+
+def mapped_over(task: BaseOperator) -> list[str]:
+    """Tasks that are mapped over this task's list and nothing else, so that their map index is a study's place in the list."""
+    from airflow.sdk.definitions.taskgroup import MappedTaskGroup
+
+    if task.get_dag() is None:
+        return []
+    found: list[str] = []
+    for node in task.iter_mapped_dependants():
+        if isinstance(node, MappedTaskGroup):
+            expansion, names = node._expand_input, [item.task_id for item in node.iter_tasks()]
+        else:
+            expansion, names = node._get_specified_expand_input(), [node.task_id]
+        if not _one_to_one(expansion, task):
+            return []
+        found += names
+    return sorted(found)
+
+
+def _one_to_one(expansion: Any, task: BaseOperator) -> bool:
+    from airflow.sdk.definitions.xcom_arg import MapXComArg, PlainXComArg
+
+    values = list(expansion.value.values()) if isinstance(expansion.value, Mapping) else [expansion.value]
+    if len(values) != 1:
+        return False
+    value = values[0]
+    while isinstance(value, MapXComArg):
+        value = value.arg
+    return isinstance(value, PlainXComArg) and value.operator.task_id == task.task_id

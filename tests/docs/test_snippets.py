@@ -1,0 +1,105 @@
+"""What README, docs and docstrings show: every command is one that there is, with options that it takes, and every piece of code runs.
+
+Commands that need a whole site are run elsewhere: ``make demo`` and ``make test`` by people and CI, the REST calls by
+``tests/e2e/test_readme_calls.py``, Compose files by ``tests/packaging``.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+from airflow_nnunet.__main__ import build_parser
+from nnunet_jobs.__main__ import _parser as jobs_parser
+from nnunet_jobs.contract.workspace import Workspace
+from support.serving import DATASET, make_model, make_workspace
+from support.snippets import PROJECT, Snippet, said_in_passing, snippets, words
+
+CONSOLE = [snippet for snippet in snippets() if snippet.language == "console"]
+# Programs that are not ours; what they are given (files of ours) is looked at.
+FOREIGN = ("docker", "kubectl", "nvidia-smi", "curl", "export", "pip", "python3")
+
+
+def accepted(line: str) -> None:
+    """Fails with argparse's own words when a command of ours would not be taken."""
+    found = words(line)
+    while found and "=" in found[0] and not found[0].startswith("-"):  # variables of that call
+        found.pop(0)
+    if found[:2] == ["airflow", "nnunet"]:
+        build_parser().parse_args(found[2:])
+    elif found[:3] == ["python", "-m", "airflow_nnunet"]:
+        build_parser().parse_args(found[3:])
+    else:
+        assert found[:3] == ["python", "-m", "nnunet_jobs"], line
+        jobs_parser().parse_args(found[3:])
+
+
+@pytest.mark.parametrize("snippet", CONSOLE, ids=lambda snippet: snippet.text[:60])
+def test_every_line_of_a_block_is_a_command_that_there_is(snippet: Snippet) -> None:
+    line = snippet.text
+    called = [word for word in words(line) if not re.match(r"[A-Z0-9_]+=", word)]
+    if not called or "$(" in line:
+        return  # sets a variable for the calls below it
+    program = called[0]
+    if re.match(r"[A-Za-z0-9]+: \{", line):
+        assert yaml.safe_load(line)
+        return
+    if program == "make":
+        target = words(line)[1]
+        done = subprocess.run(["make", "--dry-run", "--silent", target], cwd=PROJECT, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+    elif program == "pip":
+        known = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+        (extras,) = re.findall(r"airflow-provider-nnunet\[([a-z,]+)\]", line)
+        assert set(extras.split(",")) <= set(known)
+    elif program in ("airflow", "python"):
+        if "airflow connections" not in line:
+            accepted(line)
+    else:
+        assert program in FOREIGN, f"no test knows {program!r}; add one"
+    for name in re.findall(r"(?:include|docker)/[\w./-]+\.\w+", line):
+        assert (PROJECT / name).is_file(), f"{snippet.page} names {name}"
+
+
+def test_commands_in_running_text_are_commands_that_there_are() -> None:
+    groups = {"dataset"}
+    ours = set(re.findall(r"^    (\w[\w-]*)", build_parser().format_help(), re.MULTILINE)) | groups
+    theirs = set(jobs_parser()._subparsers._group_actions[0].choices)  # type: ignore[union-attr, arg-type]
+    wrong = []
+    for path, command in said_in_passing():
+        _, _, rest = command.partition("nnunet ") if command.startswith("airflow") else command.partition("_nnunet ")
+        known = ours
+        if "-m nnunet_jobs" in command:
+            rest, known = command.partition("nnunet_jobs ")[2], theirs
+        name = re.match(r"[a-z-]+(?:\|[a-z-]+)*", rest)
+        if name and not set(name[0].split("|")) <= known:
+            wrong.append(f"{path}: {command}")
+    assert wrong == []
+
+
+@pytest.mark.parametrize("snippet", [s for s in snippets() if s.language == "yaml"], ids=lambda snippet: snippet.page)
+def test_a_dataset_file_that_is_shown_is_accepted(snippet: Snippet, tmp_path: Path) -> None:
+    if "dataset:" not in snippet.text:
+        assert yaml.safe_load(snippet.text) is not None
+        return
+    from airflow_nnunet.dag_builder import check_datasets
+
+    (tmp_path / "shown.yaml").write_text(snippet.text)
+    check_datasets(tmp_path)
+
+
+def test_the_rollback_that_is_shown_moves_the_link(tmp_path: Path) -> None:
+    (shown,) = [snippet.text for snippet in snippets(PROJECT / "README.md") if "promote(" in snippet.text]
+    workspace = make_workspace(tmp_path / "nnunet")
+    for number, model in enumerate(("first", "second")):
+        make_model(workspace, model, seed=number)
+    assert workspace.champion(DATASET) == "second"
+    (model_id,) = re.findall(r'"([0-9a-f]{16})"', shown)
+    code = shown.replace("/data/nnunet", str(tmp_path / "nnunet")).replace("Dataset004_Hippocampus", DATASET).replace(model_id, "first")
+    exec(compile(code, "README.md", "exec"), {})
+    assert Workspace.below(tmp_path / "nnunet").champion(DATASET) == "first"
