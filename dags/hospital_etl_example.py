@@ -37,7 +37,7 @@ with DAG(
         return [{"case": path.name.removesuffix(".nii.gz"), "images": [str(path)]} for path in sorted(folder.glob("*.nii.gz"))]
 
     @task
-    def volumes(predicted: dict[str, Any]) -> str:
+    def volumes(predicted: Any) -> str:
         """A table for the registry beside the segmentations: millilitres by structure."""
         report = Path(predicted["predictions"])
         table = report.with_name("volumes.csv")

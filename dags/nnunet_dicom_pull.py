@@ -5,16 +5,18 @@ schedule, such as every 30 minutes, and the form's defaults become the rule; a r
 Set up a connection of type dicomweb first (include/connections.example.json) and the pools (airflow nnunet sync-pools).
 """
 
+from typing import Any
+
 from airflow.sdk import DAG, Param, task_group
 
 from airflow_nnunet.dicomweb import DicomWebRetrieveOperator, DicomWebStoreOperator, DicomWebStudySensor
 from airflow_nnunet.operators import BatchPredictOperator
 
-ARCHIVE = {"dicomweb_conn_id": "{{ params.archive }}", "modality": "{{ params.modality }}"}
+ARCHIVE: dict[str, Any] = {"dicomweb_conn_id": "{{ params.archive }}", "modality": "{{ params.modality }}"}
 SERIES = "{{ params.series_description }}"
 # A folder for each study's results, named as the study's own folder.
 OUTPUT = "{{ params.output }}/{{ ti.xcom_pull(task_ids='study.retrieve', key='name', map_indexes=ti.map_index) }}"
-OPTIONAL = {"type": ["null", "string"], "maxLength": 64}
+OPTIONAL: dict[str, Any] = {"type": ["null", "string"], "maxLength": 64}
 
 with DAG(
     "nnunet_dicom_pull",

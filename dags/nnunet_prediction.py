@@ -1,5 +1,7 @@
 """Predict with a promoted model: triggered by hand or through the API, with a form."""
 
+from typing import Any
+
 from airflow.sdk import DAG, Param, task
 
 from airflow_nnunet.operators import BatchPredictOperator
@@ -13,16 +15,20 @@ with DAG(
     doc_md=__doc__,
     params={
         "dataset": Param(
-            type="string", title="Dataset", description="Whose model: number or full name, such as 4 or Dataset004_Hippocampus."
+            type="string",
+            pattern="^([0-9]+|Dataset[0-9]{3,}_.+)$",
+            title="Dataset",
+            description="Whose model: number or full name, such as 4 or Dataset004_Hippocampus.",
         ),
         "model": Param(None, type=["null", "string"], title="Model", description="Model id; empty means the promoted one."),
         "cases": Param(
             type=["string", "array"],
+            pattern="^(holdout|imagesTs|/.*)$",
             title="Cases",
             description="An absolute folder below input_roots, whose images are called <case>_0000.nii.gz (with one channel too), "
             "a list of images or of {case, images}, or holdout or imagesTs.",
         ),
-        "output": Param(type="string", title="Output folder", description="Absolute folder below output_roots."),
+        "output": Param(type="string", pattern="^/", title="Output folder", description="Absolute folder below output_roots."),
         "parts": Param(
             1,
             type="integer",
@@ -49,7 +55,7 @@ with DAG(
 ) as dag:
 
     @task
-    def split(params: dict | None = None) -> list[dict[str, int]]:
+    def split(params: dict[str, Any] | None = None) -> list[dict[str, int]]:
         """The parts, one mapped task each."""
         parts = (params or {})["parts"]
         return [{"part": part, "parts": parts} for part in range(parts)]

@@ -99,7 +99,7 @@ class NnunetConfig:
         values = {name: options.get(name, option["default"]) for name, option in OPTIONS.items()}
         values = {name: value.strip() if isinstance(value, str) else value for name, value in values.items()}
         values = {name: OPTIONS[name]["default"] if value is None or value == "" else value for name, value in values.items()}
-        root = values["workspace"] or str(airflow_home() / "nnunet")
+        root = str(values["workspace"]).replace("{AIRFLOW_HOME}", str(airflow_home()))
         if not os.path.isabs(root):
             raise ConfigError(f"[{SECTION}] workspace={root!r}: must be an absolute path")
         roots = {name: values[name] for name in _SINGLE_ROOTS}

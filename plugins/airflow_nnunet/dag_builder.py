@@ -33,6 +33,7 @@ from airflow_nnunet.params_form import RunSettings, form
 from airflow_nnunet.project_files import comes_with_the_package
 from airflow_nnunet.schedules import PRESETS, make_timetable, zone_of
 from airflow_nnunet.teams import load_teams
+from nnunet_jobs.contract.failure import ConfigError
 from nnunet_jobs.contract.workspace import Workspace
 
 log = logging.getLogger(__name__)
@@ -207,22 +208,22 @@ def _add_tasks(config: TrainingConfig, *, group_id: str | None = None, pool: str
     @task.short_circuit(multiple_outputs=True, ignore_downstream_trigger_rules=False, **elsewhere)
     def has_work(registered: Any, params: Mapping[str, Any] | None = None) -> dict[str, Any] | None:
         """Whether a model of this data and recipe is missing; if so, what the training tasks need to know."""
-        return planning.plan_training(config, settings(params), registered, _workspace(config))
+        return planning.plan_training(config, settings(params), _result(registered, "register"), _workspace(config))
 
     @task(multiple_outputs=False, **elsewhere)
     def plan_folds(preprocessed: Any, params: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
         """The folds to train, each as the fields of one TrainFoldOperator."""
-        return planning.plan_folds(settings(params), preprocessed)
+        return planning.plan_folds(settings(params), _result(preprocessed, "preprocess"))
 
     @task(multiple_outputs=False, **elsewhere)
     def plan_cascade(preprocessed: Any, params: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
         """The cascade's second stage, fold by fold."""
-        return planning.plan_folds(settings(params), preprocessed, cascade=True)
+        return planning.plan_folds(settings(params), _result(preprocessed, "preprocess"), cascade=True)
 
     @task(trigger_rule="none_failed", **elsewhere)
     def plan_predictions(registered: Any, best: Any, params: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
         """The parts to predict; none when everything is predicted."""
-        return planning.plan_predictions(config, settings(params), registered, best, _workspace(config))
+        return planning.plan_predictions(config, settings(params), _result(registered, "register"), best, _workspace(config))
 
     register = RegisterDatasetOperator(task_id="register", **config.register_fields(), **light)
     plan: Any = has_work(register.output)
@@ -264,6 +265,17 @@ def _add_tasks(config: TrainingConfig, *, group_id: str | None = None, pool: str
         **predicting,
         **computing,
     ).expand_kwargs(parts)
+
+
+def _result(value: Any, task_id: str) -> Any:
+    """The result of a task before this one.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    if value is None:
+        raise ConfigError(f"task {task_id} has no result in this DAG run; run it first, or test the whole DAG with airflow dags test")
+    return value
 
 
 def _workspace(config: TrainingConfig) -> Workspace:

@@ -13,6 +13,7 @@ from typing import Any
 from airflow_nnunet.commands import command
 from airflow_nnunet.config import NnunetConfig
 from airflow_nnunet.doctor_backend import examine_backend, runs_here
+from airflow_nnunet.doctor_datasets import examine_datasets
 from airflow_nnunet.doctor_executor import examine_executor
 from airflow_nnunet.doctor_predictions import examine_predictions
 from airflow_nnunet.finding import Finding
@@ -63,6 +64,7 @@ def examine(config: NnunetConfig) -> Iterator[Finding]:
     yield from examine_executor()
     yield from _archives()
     yield from _studies(config)
+    yield from examine_datasets(_SYNC)
     yield from examine_predictions(_SYNC)
 
 

@@ -37,7 +37,8 @@ class NnunetHook(BaseHook):
             raise ConfigError(f"connection {self.nnunet_conn_id!r}: extra must be a JSON object of [nnunet] options") from error
         if not isinstance(options, dict):
             raise ConfigError(f"connection {self.nnunet_conn_id!r}: extra must be a JSON object of [nnunet] options")
-        return options
+        # What the connection's form left empty is there as null, and does not override the section.
+        return {name: value for name, value in options.items() if value is not None and value != ""}
 
     def get_conn(self) -> Any:
         """The connection's :class:`~airflow_nnunet.config.NnunetConfig`."""

@@ -15,8 +15,8 @@ def _option(description: str, default: str | None, *, type_: str = "string", exa
 OPTIONS: dict[str, dict[str, Any]] = {
     "workspace": _option(
         "Folder that holds nnUNet_raw, nnUNet_preprocessed, nnUNet_results, jobs, leases and predictions. "
-        "Empty means the folder nnunet in AIRFLOW_HOME. Workers and triggerer must see it under the same path.",
-        "",
+        "Workers and triggerer must see it under the same path.",
+        "{AIRFLOW_HOME}/nnunet",
         example="/data/nnunet",
     ),
     "raw": _option("nnUNet_raw, when it is not in the workspace folder.", ""),
@@ -72,6 +72,44 @@ OPTIONS: dict[str, dict[str, Any]] = {
     ),
 }
 
+_CHOICES = {
+    "sharing": ["private", "group", "group_others_read"],
+    "backend": ["local", "docker", "kubernetes"],
+    "task_log": ["full", "progress"],
+}
+_FORM_TYPES = {"string": "string", "integer": "integer", "float": "number"}
+# Fields of a connection of type nnunet: the options that differ from team to team; the others are the site's.
+NNUNET_FIELDS: dict[str, dict[str, Any]] = {
+    name: {
+        "label": label,
+        "description": f"{OPTIONS[name]['description']} Section [nnunet]'s own when empty here.",
+        "schema": {
+            "type": [_FORM_TYPES[OPTIONS[name]["type"]], "null"],
+            **({"enum": _CHOICES[name]} if name in _CHOICES else {}),
+            **({"format": "multiline"} if name == "backend_options" else {}),
+        },
+    }
+    for name, label in {
+        "workspace": "Workspace",
+        "input_roots": "Input roots",
+        "output_roots": "Output roots",
+        "trainer_paths": "Folders of trainers",
+        "raw": "nnUNet_raw",
+        "preprocessed": "nnUNet_preprocessed",
+        "results": "nnUNet_results",
+        "jobs": "Job folders",
+        "leases": "Lease ledger",
+        "sharing": "Sharing",
+        "backend": "Backend",
+        "backend_options": "Backend options",
+        "python": "Interpreter",
+        "cpu_slots": "CPU slots",
+        "poll_interval": "Poll interval",
+        "lost_after": "Lost after",
+        "task_log": "Task log",
+    }.items()
+}
+
 # Fields of a dicomweb connection's extra; the connection's form and the hook's check share them.
 DICOMWEB_FIELDS: dict[str, dict[str, Any]] = {
     name: {"label": label, "description": description, "schema": {"type": ["string", "null"], **more}}
@@ -107,6 +145,7 @@ def get_provider_info() -> dict[str, Any]:
                 "hook-class-name": "airflow_nnunet.hooks.NnunetHook",
                 "hook-name": "nnU-Net workspace",
                 "connection-type": "nnunet",
+                "conn-fields": NNUNET_FIELDS,
                 "ui-field-behaviour": {
                     "hidden-fields": ["host", "schema", "login", "password", "port"],
                     "relabeling": {},

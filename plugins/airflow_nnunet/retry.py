@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import random
+import traceback
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+import jinja2
 from airflow.sdk import RetryDecision, RetryPolicy
+from airflow.sdk.exceptions import XComNotFound
 
 from nnunet_jobs.contract.failure import FailureClass, JobError, classify
 
@@ -16,6 +19,9 @@ if TYPE_CHECKING:
 DEFAULT_RETRIES = 3
 # Airflow's own five minutes are long for a task that only has to attach to its job again.
 DEFAULT_RETRY_DELAY = timedelta(seconds=15)
+# What an expression in a template can raise by itself. An API server that does not answer while an XCom is fetched raises others,
+# and those are worth another try.
+TEMPLATE_FAULTS = (jinja2.TemplateError, XComNotFound, TypeError, AttributeError, LookupError, ValueError, ArithmeticError)
 
 
 class NnunetRetryPolicy(RetryPolicy):
@@ -80,4 +86,19 @@ def failure_class_of(exception: BaseException) -> FailureClass:
     own = getattr(exception, "failure_class", None)
     if isinstance(own, FailureClass):
         return own
-    return exception.failure_class if isinstance(exception, JobError) else classify(exception)
+    if isinstance(exception, JobError):
+        return exception.failure_class
+    return FailureClass.CONFIG if of_the_dag(exception) else classify(exception)
+
+
+def of_the_dag(exception: BaseException) -> bool:
+    """Whether a template, or a list that a task is mapped over, cannot be used as it is: an error that belongs to the DAG.
+
+    Airflow expands a mapped task before there is an operator that could say so itself, so the way that the error took is looked at.
+    """
+    if not isinstance(exception, TEMPLATE_FAULTS):
+        return False
+    return any(
+        frame.f_code.co_name == "render_template_fields" and str(frame.f_globals.get("__name__", "")).startswith("airflow.")
+        for frame, _ in traceback.walk_tb(exception.__traceback__)
+    )

@@ -150,6 +150,17 @@ def test_the_pipeline_has_its_order_and_its_settings(teams: Path) -> None:
     assert "preprocess.configurations" in (dag.doc_md or "")
 
 
+def test_the_form_of_predictions_refuses_what_no_job_could_use() -> None:
+    params = bag()[0]["nnunet_prediction"].params  # type: ignore[attr-defined]
+    wrong = {"dataset": "Hippocampus", "cases": "incoming", "output": "out", "parts": -3}
+    for name, value in wrong.items():
+        assert "minimum" not in params.get_param(name).schema, "Airflow's form would turn a smaller number into this one without a word"
+        with pytest.raises(ParamValidationError):
+            params[name] = value
+    for name, value in (("dataset", "4"), ("cases", "imagesTs"), ("cases", ["/in/a.nii.gz"]), ("output", "/out"), ("parts", 64)):
+        params[name] = value
+
+
 def test_the_cascade_waits_for_all_low_resolution_folds() -> None:
     assert not build_training_dag(config()).has_task("train_cascade")
     dag = build_training_dag(config(preprocess={"configurations": ["3d_lowres", "3d_cascade_fullres"]}))

@@ -77,6 +77,14 @@ def test_a_wrong_param_of_a_host_without_the_form_is_named(field: str, value: An
         RunSettings.of_run(config(), {f"nnunet.{field}": value}, "nnunet")
 
 
+def test_a_task_without_the_result_of_the_one_before_says_so() -> None:
+    dag: Any = build_training_dag(config(dag_id="x"))
+    for name, before in (("has_work", "register"), ("plan_folds", "preprocess"), ("plan_predictions", "register")):
+        arguments = {"has_work": [None], "plan_folds": [None], "plan_predictions": [None, None]}[name]
+        with pytest.raises(ConfigError, match=f"task {before} has no result in this DAG run; run it first"):
+            dag.get_task(name).python_callable(*arguments, params={})
+
+
 def test_the_form_refuses_when_a_run_is_triggered_what_would_fail_later() -> None:
     cascade = ["2d", "3d_lowres", "3d_cascade_fullres"]
     params = build_training_dag(config(dag_id="x", preprocess={"configurations": cascade})).params

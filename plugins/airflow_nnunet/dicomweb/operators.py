@@ -15,17 +15,18 @@ from airflow_nnunet.dicomweb.model import SeriesFilter, blank, checked_modality
 from airflow_nnunet.exceptions import from_job_error, to_airflow_error
 from airflow_nnunet.operators.fields import coerce, is_template
 from airflow_nnunet.operators.rendering import RenderingMixin
+from airflow_nnunet.operators.results import ResultMixin
 from airflow_nnunet.retry import DEFAULT_RETRIES, DEFAULT_RETRY_DELAY, NnunetRetryPolicy
 from nnunet_jobs.contract.failure import ConfigError, DataError, Failure, FailureClass, JobError
 
 if TYPE_CHECKING:
-    from airflow.sdk import Context
+    from airflow.sdk import Context, XComArg
 
 _ON_EMPTY = ("fail", "skip")
 _MOST_WORKERS = 16
 
 
-class _ArchiveOperator(RenderingMixin, BaseOperator):  # type: ignore[misc, unused-ignore]
+class _ArchiveOperator(ResultMixin, RenderingMixin, BaseOperator):  # type: ignore[misc, unused-ignore]
     """What both have: the archive, the workspace, and retries by failure class."""
 
     ui_color = "#fdf1e3"
@@ -33,8 +34,8 @@ class _ArchiveOperator(RenderingMixin, BaseOperator):  # type: ignore[misc, unus
     def __init__(
         self,
         *,
-        dicomweb_conn_id: str = DEFAULT_CONN_ID,
-        nnunet_conn_id: str | None = None,
+        dicomweb_conn_id: str | XComArg = DEFAULT_CONN_ID,
+        nnunet_conn_id: str | XComArg | None = None,
         team: str | None = None,
         on_empty: str = "fail",
         retries: int = DEFAULT_RETRIES,
@@ -45,8 +46,8 @@ class _ArchiveOperator(RenderingMixin, BaseOperator):  # type: ignore[misc, unus
         super().__init__(retries=retries, retry_policy=retry_policy or NnunetRetryPolicy(), retry_delay=retry_delay, **kwargs)
         if on_empty not in _ON_EMPTY:
             raise ConfigError(f"on_empty={on_empty!r}: must be fail or skip")
-        self.dicomweb_conn_id = dicomweb_conn_id
-        self.nnunet_conn_id = nnunet_conn_id
+        self.dicomweb_conn_id: Any = dicomweb_conn_id
+        self.nnunet_conn_id: Any = nnunet_conn_id
         self.team = team  # no template, as in NnunetOperator
         self.on_empty = on_empty
 
@@ -90,18 +91,18 @@ class DicomWebRetrieveOperator(_ArchiveOperator):
     def __init__(
         self,
         *,
-        study: str,
-        folder: str,
-        modality: str | None = None,
-        series_description: str | None = None,
-        workers: int | str = 4,
+        study: str | XComArg,
+        folder: str | XComArg,
+        modality: str | XComArg | None = None,
+        series_description: str | XComArg | None = None,
+        workers: int | str | XComArg = 4,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.study = study
-        self.folder = folder
-        self.modality = modality
-        self.series_description = series_description
+        self.study: Any = study
+        self.folder: Any = folder
+        self.modality: Any = modality
+        self.series_description: Any = series_description
         self.workers = workers
         if not (is_template(modality) or is_template(series_description)):
             self._series()
@@ -150,9 +151,9 @@ class DicomWebStoreOperator(_ArchiveOperator):
 
     template_fields = ("folder", "modalities", "dicomweb_conn_id", "nnunet_conn_id")
 
-    def __init__(self, *, folder: str, modalities: list[str] | str = "SEG", **kwargs: Any) -> None:
+    def __init__(self, *, folder: str | XComArg, modalities: list[str] | str | XComArg = "SEG", **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.folder = folder
+        self.folder: Any = folder
         self.modalities = modalities
         if not is_template(modalities):
             self._modalities()

@@ -26,7 +26,7 @@ from airflow_nnunet.retry import DEFAULT_RETRIES, DEFAULT_RETRY_DELAY, NnunetRet
 from nnunet_jobs.contract.failure import ConfigError, Failure, FailureClass, JobError
 
 if TYPE_CHECKING:
-    from airflow.sdk import Context
+    from airflow.sdk import Context, XComArg
 
 DEFAULT_OFFERS = 5
 GIVEN_UP = "given_up"
@@ -83,16 +83,16 @@ class DicomWebStudySensor(RenderingMixin, BaseSensorOperator):  # type: ignore[m
     def __init__(
         self,
         *,
-        dicomweb_conn_id: str = DEFAULT_CONN_ID,
-        modality: str | None = None,
-        description: str | None = None,
-        series_description: str | None = None,
-        date_from: date | str | None = None,
-        date_to: date | str | None = None,
-        lookback_days: int | str = 7,
-        stable_for: float | str = 300.0,
-        hold_s: float | str = 900.0,
-        only_new: bool | str = True,
+        dicomweb_conn_id: str | XComArg = DEFAULT_CONN_ID,
+        modality: str | None | XComArg = None,
+        description: str | None | XComArg = None,
+        series_description: str | None | XComArg = None,
+        date_from: date | str | None | XComArg = None,
+        date_to: date | str | None | XComArg = None,
+        lookback_days: int | str | XComArg = 7,
+        stable_for: float | str | XComArg = 300.0,
+        hold_s: float | str | XComArg = 900.0,
+        only_new: bool | str | XComArg = True,
         max_offers: int | str = DEFAULT_OFFERS,
         nnunet_conn_id: str | None = None,
         team: str | None = None,
@@ -107,16 +107,16 @@ class DicomWebStudySensor(RenderingMixin, BaseSensorOperator):  # type: ignore[m
             raise ConfigError(f"mode={self.mode!r}: a study is judged by looks that follow each other; use deferrable=True")
         if self.poke_interval < _SHORTEST_POKE_S:
             raise ConfigError(f"poke_interval={self.poke_interval}: must be {_SHORTEST_POKE_S} s or more; archives serve patients first")
-        self.dicomweb_conn_id = dicomweb_conn_id
-        self.modality = modality
-        self.description = description
-        self.series_description = series_description
-        self.date_from = date_from
-        self.date_to = date_to
-        self.lookback_days = lookback_days
-        self.stable_for = stable_for
-        self.hold_s = hold_s
-        self.only_new = only_new
+        self.dicomweb_conn_id: Any = dicomweb_conn_id
+        self.modality: Any = modality
+        self.description: Any = description
+        self.series_description: Any = series_description
+        self.date_from: Any = date_from
+        self.date_to: Any = date_to
+        self.lookback_days: Any = lookback_days
+        self.stable_for: Any = stable_for
+        self.hold_s: Any = hold_s
+        self.only_new: Any = only_new
         self.max_offers = max_offers
         self.nnunet_conn_id = nnunet_conn_id
         self.team = team  # no template, as in NnunetOperator

@@ -23,6 +23,7 @@ from airflow_nnunet.links import JobFolderLink, JobLink, JobLogLink, job_url
 from airflow_nnunet.operators.fields import build_params, build_resources, check_absolute, check_constants, check_resources, is_template
 from airflow_nnunet.operators.mapping import CheckedPartial
 from airflow_nnunet.operators.rendering import RenderingMixin
+from airflow_nnunet.operators.results import ResultMixin
 from airflow_nnunet.operators.waiting import WaitingOperator
 from airflow_nnunet.outage import patiently
 from airflow_nnunet.python_classes import check_class
@@ -55,7 +56,7 @@ def templated(params_class: type[StepParams], renamed: Mapping[str, str] | None 
     return (*names, *_RESOURCE_FIELDS, "nnunet_conn_id")
 
 
-class NnunetOperator(RenderingMixin, WaitingOperator):
+class NnunetOperator(ResultMixin, RenderingMixin, WaitingOperator):
     """Base of the five operators.
 
     Args:

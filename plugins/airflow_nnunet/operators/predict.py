@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow.sdk.exceptions import AirflowSkipException
 
@@ -56,7 +56,7 @@ class BatchPredictOperator(NnunetOperator):
     params_class = PredictParams
     renamed = _RENAMED
     judged_together = ("part", "parts")
-    absolute_paths = ("cases", "output_folder")
+    absolute_paths: ClassVar[tuple[str, ...]] = ("cases", "output_folder")
     template_fields = templated(PredictParams, _RENAMED)
     default_pool = GPU_POOL
     ui_color = "#e4f7fb"

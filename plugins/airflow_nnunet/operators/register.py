@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow_nnunet.assets import REGISTERED, dataset_registered
 from airflow_nnunet.links import DatasetReportLink
@@ -53,7 +53,7 @@ class RegisterDatasetOperator(NnunetOperator):
     """
 
     params_class = RegisterParams
-    absolute_paths = ("source",)
+    absolute_paths: ClassVar[tuple[str, ...]] = ("source",)
     template_fields = templated(RegisterParams)
     operator_extra_links = (*NnunetOperator.operator_extra_links, DatasetReportLink())
     ui_color = "#e6f4ea"

@@ -9,10 +9,8 @@ import jinja2
 from airflow.sdk.exceptions import XComNotFound
 
 from airflow_nnunet.exceptions import InvalidConfig
+from airflow_nnunet.retry import TEMPLATE_FAULTS
 
-# What an expression in a template can raise by itself. An API server that does not answer while an XCom is fetched raises others,
-# and those are worth another try.
-_FAULTS = (jinja2.TemplateError, XComNotFound, TypeError, AttributeError, LookupError, ValueError, ArithmeticError)
 _OF_A_SCHEDULED_RUN = (
     "ds", "ds_nodash", "ts", "ts_nodash", "ts_nodash_with_tz", "logical_date", "data_interval_start", "data_interval_end",
 )  # fmt: skip
@@ -29,7 +27,7 @@ class RenderingMixin:
             template = getattr(parent, name, None)
             try:
                 super()._do_render_template_fields(parent, (name,), context, jinja_env, seen_oids)  # type: ignore[misc]
-            except _FAULTS as error:
+            except TEMPLATE_FAULTS as error:
                 raise InvalidConfig(
                     f"config: {name}={_shown(template)}: the template cannot be rendered: {error}; {_fix(error)}"
                 ) from error

@@ -21,6 +21,10 @@ def rows(home: Path, query: str) -> list[tuple[object, ...]]:
 
 def test_doctor_names_the_missing_pool_and_sync_pools_mends_it(home: Path) -> None:
     env = environment(home, cpu_slots="3", input_roots=str(home))
+    datasets = home / "include" / "datasets"
+    datasets.mkdir(parents=True)
+    (datasets / "lonely.yaml").write_text("dataset: {id: 1, name: Lonely, source: /data}\npool: gpux\n")
+    (datasets / "broken.yaml").write_text("dataset: {id: 2, name: Broken, source: /data}\nschedule: nightly\n")
     sick = run(["-m", "airflow", "nnunet", "doctor"], env)
     assert sick.returncode == 1, sick.stderr
     assert "FAIL  pool gpu: missing" in sick.stdout
@@ -33,6 +37,8 @@ def test_doctor_names_the_missing_pool_and_sync_pools_mends_it(home: Path) -> No
     assert well.returncode == 0, well.stdout + well.stderr
     assert "FAIL" not in well.stdout
     assert "ok    pool gpu" in well.stdout
+    assert "warn  pool gpux: missing, tasks of lonely.yaml would wait forever" in well.stdout
+    assert "broken.yaml:2: schedule='nightly': not a cron expression" in well.stdout
     for topic in ("raw", "leases", "versions", "shared memory", "open files", "GPUs"):
         assert topic in well.stdout
     assert not (home / "nnunet").exists()  # looking leaves nothing behind

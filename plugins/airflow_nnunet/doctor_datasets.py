@@ -1,0 +1,45 @@
+"""What the doctor says about dataset files: those that make no DAG, and pools that are not there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from airflow_nnunet.finding import Finding
+from nnunet_jobs.contract.failure import ConfigError
+
+
+def examine_datasets(sync: str) -> Iterator[Finding]:
+    """Dataset files that cannot be used, and those whose tasks would wait for a pool that Airflow does not have.
+
+    Args:
+        sync: What to run for the pools that come with this package.
+    """
+    from airflow.models.pool import Pool
+    from airflow.sdk.configuration import conf
+    from airflow.utils.session import create_session
+    from sqlalchemy.exc import SQLAlchemyError
+
+    from airflow_nnunet.dag_builder import datasets_folder
+    from airflow_nnunet.dataset_config import load_folder
+    from airflow_nnunet.operators.base import GPU_POOL
+
+    try:
+        loaded = load_folder(datasets_folder(Path(conf.get("core", "dags_folder"), "nnunet_training.py")))
+    except ConfigError:
+        return  # a folder of teams that this user may not read has a finding of its own
+    for name, error in loaded.errors.items():
+        yield Finding(topic=f"dataset file {name}", ok=False, text=error)
+    users: dict[str, list[str]] = {}
+    for name, config in loaded.configs.items():
+        if config.pool != GPU_POOL:  # which has a finding of its own
+            users.setdefault(config.pool, []).append(name)
+    try:
+        with create_session() as session:
+            missing = [pool for pool in users if Pool.get_pool(pool, session=session) is None]
+    except SQLAlchemyError:
+        return  # the finding of the pool gpu has said so
+    for pool in missing:
+        files = ", ".join(users[pool])
+        text = f"missing, tasks of {files} would wait forever; {sync}, or create it: airflow pools set '{pool}' 1 'trainings'"
+        yield Finding(topic=f"pool {pool}", ok=False, text=text)
