@@ -35,7 +35,7 @@ def _serialize(dag: DAG) -> None:
     from airflow.serialization.serialized_objects import DagSerialization
 
     dag.params.validate()
-    DagSerialization.from_dict(DagSerialization.to_dict(dag))
+    DagSerialization.to_dict(dag)
 
 
 def _apply_policies(build: Callable[[], DAG]) -> None:

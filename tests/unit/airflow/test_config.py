@@ -12,6 +12,7 @@ from airflow_nnunet.config import NnunetConfig, airflow_home
 from airflow_nnunet.hooks import NnunetHook
 from airflow_nnunet.provider_info import OPTIONS, get_provider_info
 from nnunet_jobs.contract.failure import ConfigError
+from support.airflow import environment, run
 
 
 def test_the_default_is_a_folder_in_airflow_home() -> None:
@@ -78,3 +79,39 @@ def test_every_option_is_described_and_read() -> None:
     options = get_provider_info()["config"]["nnunet"]["options"]
     assert set(options) == set(OPTIONS)
     assert all(option["description"].endswith((".", ")")) and option["version_added"] for option in options.values())
+
+
+def test_what_the_connections_form_left_empty_does_not_override_the_section(nnunet: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AIRFLOW__NNUNET__RAW", "/archive/raw")
+    extra = {"workspace": "/data/radiology", "raw": "", "backend": None, "cpu_slots": 3, "input_roots": "/in,/other"}
+    monkeypatch.setenv("AIRFLOW_CONN_RADIOLOGY", json.dumps({"conn_type": "nnunet", "extra": extra}))
+    config = NnunetConfig.load("radiology")
+    assert (config.backend, config.workspace.raw, config.workspace.results) == ("fake", "/archive/raw", "/data/radiology/nnUNet_results")
+    assert (config.workspace.cpu_slots, config.workspace.input_roots) == (3, ("/in", "/other"))
+
+
+def test_the_connections_form_is_one_that_airflow_takes_and_has_the_sections_options() -> None:
+    import airflow
+    import jsonschema
+
+    schema = json.loads((Path(airflow.__file__).parent / "provider_info.schema.json").read_text())
+    jsonschema.validate(get_provider_info(), schema)
+    (kind,) = [item for item in get_provider_info()["connection-types"] if item["connection-type"] == "nnunet"]
+    fields = kind["conn-fields"]
+    assert set(OPTIONS) - set(fields) == {
+        "datasets", "teams", "predictor_servers", "predictions_quota", "predictions_limit", "predictions_keep_days",
+        "predictions_upload_mib",
+    }, "the site's own; a new option of a team belongs into the form"  # fmt: skip
+    assert fields["cpu_slots"]["schema"]["type"] == ["integer", "null"]
+    for name in fields["backend"]["schema"]["enum"]:
+        NnunetConfig.from_options({"backend": name})
+    for name, values in {"sharing": fields["sharing"], "task_log": fields["task_log"]}.items():
+        for value in values["schema"]["enum"]:
+            NnunetConfig.from_options({name: value})
+
+
+def test_airflow_lists_the_defaults_that_are_real(tmp_path: Path) -> None:
+    done = run(["-m", "airflow", "config", "list", "--section", "nnunet", "--show-values"], environment(tmp_path))
+    listed = dict(line.split(" = ", 1) for line in done.stdout.splitlines() if " = " in line)
+    assert listed["workspace"] == str(tmp_path / "nnunet"), done.stderr[-2000:]
+    assert (listed["backend"], listed["cpu_slots"]) == ("local", "1")
