@@ -19,6 +19,9 @@ from typing import Any, TypeVar
 
 from nnunet_jobs.contract.failure import DataError, DiskFull, Fault, JobError
 from nnunet_jobs.contract.files import content_hash, sha256_file
+from nnunet_jobs.dataset.faults import Code, data_error
+from nnunet_jobs.dataset.readers.verdict import errors_of
+from nnunet_jobs.dataset.readers.words import library_says
 from nnunet_jobs.preprocessing.version import CASE_SUFFIXES, FileRecord, record_file
 
 # Peak bytes a voxel and channel while a case is resampled: float32 image, its float64 copy and result, float32 result, and
@@ -126,8 +129,7 @@ class ReadCache:
         except (RuntimeError, ValueError, OSError) as error:
             if "alloc" in str(error).lower():  # how ITK says that memory ran out: no fault of the case
                 raise
-            message = f"cannot be read: {type(error).__name__}"
-            raise DataError(f"{case.name}: {message}", faults=[Fault(code="unreadable", message=message, case=case.name)]) from error
+            raise _refused(case, type(reader).__name__, error) from error
         held = (images, label, properties)
         size = images.nbytes + label.nbytes
         with self._lock:
@@ -142,6 +144,15 @@ class ReadCache:
             held = self._held.pop(case.name, None)
             if held is not None:
                 self._bytes -= held[0].nbytes + held[1].nbytes
+
+
+def _refused(case: Case, reader: str, error: Exception) -> DataError:
+    """nnU-Net's readers raise empty errors; what is wrong with the files is found as registration finds it."""
+    faults = errors_of(case.images, case.label, case=case.name, reader=reader)
+    if not faults:
+        message = f"nnU-Net's reader {reader} refuses it ({library_says(error)}); write its files anew and register again"
+        faults = [Fault(code=str(Code.READER_REFUSES), message=message, case=case.name)]
+    return data_error(faults, what=f"{case.name} cannot be read")
 
 
 class _HeldReader:

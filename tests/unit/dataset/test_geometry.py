@@ -129,6 +129,27 @@ def test_the_named_reader_decides(tmp_path):
     assert faults_of(source) == []
 
 
+def test_preprocessing_says_why_nnunets_reader_refused(tmp_path):
+    from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
+
+    from nnunet_jobs.contract.files import sha256_file
+    from nnunet_jobs.preprocessing.cases import Case, ReadCache
+
+    source = raw(tmp_path / "s", ["a", "b"], channels=2)
+    near, skewed = source / "imagesTr" / "a_0001.nii.gz", source / "imagesTr" / "b_0001.nii.gz"
+    write_nifti(near, image_array(5), affine=np.diag([1.0002, 1, 1, 1]))
+    write(skewed, sheared(5e-4), None)
+    for name, said in (("a", "spacing_mismatch [a a_0001.nii.gz]: has the spacing (1.0002"), ("b", "affine_invalid [b b_0001.nii.gz]")):
+        images = tuple(source / "imagesTr" / f"{name}_{channel:04d}.nii.gz" for channel in range(2))
+        label = source / "labelsTr" / f"{name}.nii.gz"
+        hashes = tuple(map(sha256_file, (*images, label)))
+        case = Case(name=name, images=images, label=label, hashes=hashes, group=name, shape=SHAPE, spacing=(1.0, 1.0, 1.0))
+        with pytest.raises(DataError) as caught:
+            ReadCache(SimpleITKIO, 0).read(case, keep=False)
+        assert said in str(caught.value)
+        assert caught.value.faults
+
+
 # --- files of a case against each other -------------------------------------------------------------------------------
 def member(name: str, *, shape=SHAPE, spacing=(1.0, 1.0, 1.0), shift: float = 0.0, label: bool = False) -> Member:
     affine = np.diag([*spacing, 1.0])

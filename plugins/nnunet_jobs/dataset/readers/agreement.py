@@ -57,6 +57,8 @@ def disagreements(members: Sequence[Member], *, case: str, tolerance: float = DE
         if len(usable) < 2:
             return
         candidates = [member for member in usable if not member.label] or usable
+        if all(agrees(candidates[0], member) for member in usable if member is not candidates[0]):
+            return  # nobody needs to vote
         grid = max(candidates, key=lambda one: sum(alike(one, other) for other in usable))  # the first of several
         odd = [member for member in usable if member is not grid and not agrees(grid, member)]
         faults.extend(Fault(code=code, case=case, file=member.name, message=message(grid, member)) for member in odd)
