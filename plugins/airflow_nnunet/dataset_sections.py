@@ -47,7 +47,7 @@ class DatasetSection(Section):
         description="Channel number to name; `CT` switches CT normalisation on. For `bids`, the suffix of its images, such as `T1w`.",
     )
     label_names: dict[str, Any] | None = Field(default=None, description="Label name to value, or to a list of values for regions.")
-    regions_class_order: list[int] | None = Field(default=None, description="For regions: nnU-Net's order of values.")
+    regions_class_order: list[int] | None = Field(default=None, description="For regions: nnU-Net's order of values, larger regions first.")
     series: dict[str, Any] | None = Field(
         default=None,
         description="For DICOM: channel name to the rule that chooses its series, of `modality`, `description` and `protocol` (regular "
@@ -65,7 +65,9 @@ class DatasetSection(Section):
     transfer: Literal["auto", "reflink", "hardlink", "copy"] = Field(default="auto", description="How files get into nnUNet_raw.")
     on_changed: Literal["update", "fail"] = Field(default="update", description="What to do when a known case's content changed.")
     on_removed: Literal["keep", "drop", "fail"] = Field(default="keep", description="What to do when a known case left the source.")
-    spacing_tolerance: float = Field(default=1e-3, description="Relative tolerance of spacing and affine between channels and label.")
+    spacing_tolerance: float = Field(
+        default=1e-3, description="Relative tolerance of the label's spacing and of places; channels' spacings must agree within 1e-5."
+    )
 
 
 class PreprocessSection(Section):

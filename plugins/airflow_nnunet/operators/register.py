@@ -37,7 +37,7 @@ class RegisterDatasetOperator(NnunetOperator):
         case_pattern: regular expression on the image file name with the groups ``case`` and, for several channels, ``channel``.
         channel_names: channel number to name; ``CT`` switches CT normalisation on; the source's own when empty.
         label_names: label name to value, or to a list of values for regions; the source's own when empty.
-        regions_class_order: for regions, nnU-Net's order of values.
+        regions_class_order: for regions, nnU-Net's order of values: larger regions first, each with a value that no smaller one has.
         series: for DICOM, channel name to the rule that chooses its series: ``modality``, ``description`` and ``protocol`` (regular
             expressions), ``tags`` (DICOM keyword to expression or number), ``each`` (every matching series is a case).
         label_rules: for labels from DICOM SEG and RTSTRUCT: label name to names or regular expressions of segments, which fuse;
@@ -47,7 +47,8 @@ class RegisterDatasetOperator(NnunetOperator):
         holdout_fraction: share of patients never trained on. holdout_cases: case ids that are held out in any case.
         transfer: ``auto``, ``reflink``, ``hardlink`` or ``copy``.
         on_changed: ``update`` or ``fail`` when a known case changed. on_removed: ``keep``, ``drop`` or ``fail``.
-        spacing_tolerance: relative tolerance between channels and label.
+        spacing_tolerance: relative tolerance of the label's spacing and of places; channels' spacings must agree as nnU-Net's reader
+            wants it.
         outlets: further assets to update whenever the task succeeds.
         kwargs: see :class:`NnunetOperator`.
     """

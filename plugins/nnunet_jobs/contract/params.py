@@ -47,7 +47,7 @@ class RegisterParams(StepParams):
         channel_names: channel number to name (``CT`` switches nnU-Net's CT normalisation on), default from the source. For ``bids`` the
             name is the suffix of the channel's images, with entities where it takes them, such as ``ce-gadolinium_T1w``.
         label_names: label name to value, or to a list of values for regions, default from the source.
-        regions_class_order: for regions, nnU-Net's order of values.
+        regions_class_order: for regions, nnU-Net's order of values: larger regions first, each with a value that no smaller one has.
         series: for DICOM, channel name to the rule that chooses its series; see
             :class:`~nnunet_jobs.contract.series_rules.SeriesRule`. One channel needs none where a study has one CT, MR or PT series.
         label_rules: for labels from DICOM SEG and RTSTRUCT, label name to names or regular expressions of segments, beside the rules
@@ -58,7 +58,8 @@ class RegisterParams(StepParams):
         transfer: ``auto`` takes a reflink where the file system can, else a hard link when the source file is write-protected
             (editing it in place would edit the registered case too), else a copy; or ``reflink``, ``hardlink``, ``copy``.
         on_changed: a known case's content changed: ``update`` or ``fail``. on_removed: ``keep``, ``drop`` or ``fail``.
-        spacing_tolerance: relative tolerance of spacing and affine agreement between channels and label.
+        spacing_tolerance: relative tolerance of the label's spacing, and of where the files lie over 100 voxels. Spacings of channels must
+            agree within 1e-5, as nnU-Net's readers want it.
     """
 
     step: ClassVar[str] = "register"
