@@ -40,13 +40,14 @@ def examine_predictions(mend: str) -> Iterator[Finding]:
         for address in space.servers:
             said = _readiness(address)
             whose = f" of team {space.team}" if space.team else ""
-            text = "ready" if said == "ready" else f"{said}; until it is ready, each request loads the model itself"
+            text = said if said.startswith("ready") else f"{said}; until it is ready, each request loads the model itself"
             yield Finding(topic=f"predictor server {address}{whose}", ok=said == "ready", text=text)
 
 
 def _readiness(address: str) -> str:
+    """``ready``, perhaps with what keeps the server from one of its duties, or why it is not."""
     try:
         with connect(address) as client:
-            return client.get("/readyz", timeout=5).text.strip()[:100]
-    except httpx.TransportError as error:
-        return f"does not answer ({type(error).__name__})"
+            return "; ".join(client.get("/readyz", timeout=5).text.split("\n")).strip("; ")[:300]
+    except httpx.TransportError:
+        return "does not answer"

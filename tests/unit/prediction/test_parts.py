@@ -15,6 +15,8 @@ import pytest
 from nnunet_jobs.contract.files import locked
 from nnunet_jobs.prediction.cases import Case
 from nnunet_jobs.prediction.parts import PartPlans, balance, case_voxels
+from nnunet_jobs.prediction.reading import ReadBeside
+from nnunet_jobs.prediction.records import Records
 
 RUN = ("a_dag", "manual__2026-11-28")
 
@@ -148,3 +150,14 @@ def test_a_damaged_plan_is_made_anew(plans: PartPlans, tmp_path: Path) -> None:
     (path,) = (tmp_path / "out" / ".parts").glob("*.json")
     path.write_text('{"cases": 3')
     assert sorted(case for part in range(3) for case in share(plans, names, part)) == names
+
+
+def test_fault_66_a_part_that_ends_takes_nothing_from_one_that_is_between_two_cases(tmp_path: Path) -> None:
+    """The moment in which 6 of 200 cases were lost: no marker is there, and another part removes its folder."""
+    records = Records(tmp_path)
+    with ReadBeside(records.markers(0, 2)) as working:
+        with ReadBeside(records.markers(1, 2)):
+            pass
+        with working.reading(Case(case="next", images=())):
+            assert [path.name for path in records.markers(0, 2).iterdir()] == ["next"]
+    assert not list(tmp_path.rglob("*.reading"))
