@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow.sdk.exceptions import AirflowSkipException
@@ -138,8 +139,10 @@ class BatchPredictOperator(NnunetOperator):
 
 
 def _is_empty_list(cases: Any) -> bool:
-    """Whether the rendered field is a list without entries."""
-    return cases == [] or (isinstance(cases, str) and cases.replace(" ", "") == "[]")
+    """Whether the rendered field is a list without entries, also one of XComs that are read when they are looked at."""
+    if isinstance(cases, str):
+        return cases.replace(" ", "") == "[]"
+    return isinstance(cases, Sequence) and len(cases) == 0
 
 
 def _set_task_state(context: Context, words: str) -> None:

@@ -71,7 +71,7 @@ def test_a_good_result_needs_no_words() -> None:
     assert store.kept == {}
 
 
-@pytest.mark.parametrize("cases", [[], "[]"])
+@pytest.mark.parametrize("cases", [[], "[]", ()])
 def test_no_cases_tonight_skip_the_task_without_a_job(nnunet: Path, cases: Any) -> None:
     ctx = context()
     with pytest.raises(AirflowSkipException, match="there is no case"):

@@ -1,0 +1,50 @@
+"""What a server does for as long as it lives outlives an error that nobody foresaw, and /readyz can say so."""
+
+from __future__ import annotations
+
+import asyncio
+
+from nnunet_jobs.serving.duties import Duty
+
+
+def test_fault_67_a_duty_is_tried_again_after_an_error_that_nobody_foresaw() -> None:
+    said: list[list[str]] = []
+    rounds = 0
+
+    async def act() -> None:
+        nonlocal rounds
+        rounds += 1
+        said.append(duty.words())
+        if rounds < 3:
+            raise KeyError("selection")
+
+    duty = Duty("load the models", act, every_s=0.001, once=True)
+    asyncio.run(duty.run())
+    assert said == [[], *[["load the models: bug; the server's log has the reason"]] * 2]
+    assert (duty.done, duty.alive, duty.words()) == (True, True, [])
+
+
+def test_a_duty_that_ends_although_it_should_not_is_no_longer_alive() -> None:
+    async def act() -> None:
+        raise SystemExit  # nothing that a round may end with
+
+    duty = Duty("follow promotions", act, every_s=0.001)
+
+    async def run() -> None:
+        task = asyncio.ensure_future(duty.run())
+        await asyncio.wait({task})
+        task.exception()
+
+    try:
+        asyncio.run(run())
+    except SystemExit:
+        pass
+    assert not duty.alive
+
+
+def test_what_a_round_has_dealt_with_is_shown_too() -> None:
+    async def act() -> None:
+        return
+
+    duty = Duty("follow promotions", act, every_s=0.001, problems=lambda: {"Dataset004_Test": "cannot be loaded"})
+    assert duty.words() == ["follow promotions: Dataset004_Test: cannot be loaded"]
