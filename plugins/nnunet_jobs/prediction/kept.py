@@ -9,9 +9,9 @@ import contextlib
 import errno
 import logging
 import os
+import shutil
 import time
 from collections.abc import Collection, Iterator, Mapping
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -150,7 +150,7 @@ def _adopt(output: Path) -> None:
     for path in (output / PREDICTIONS, output / TABLE, output / SHEET):
         if path.is_file() and not path.is_symlink():
             path.unlink()  # what it said is in the models' folders now
-    os.rename(records, _free(output / MODELS / f".before-{datetime.now(UTC):%Y%m%d}"))  # locks and plans, which a job may still hold
+    shutil.rmtree(records)  # locks and plans; what is left in it must not outlive a withdrawal
 
 
 def _describe(folder: Path, before: Mapping[str, Any], cases: Mapping[str, dict[str, Any]]) -> None:
