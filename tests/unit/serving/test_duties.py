@@ -24,21 +24,20 @@ def test_fault_67_a_duty_is_tried_again_after_an_error_that_nobody_foresaw() -> 
     assert (duty.done, duty.alive, duty.words()) == (True, True, [])
 
 
-def test_a_duty_that_ends_although_it_should_not_is_no_longer_alive() -> None:
+def test_a_duty_that_has_ended_before_its_time_is_no_longer_alive() -> None:
     async def act() -> None:
-        raise SystemExit  # nothing that a round may end with
+        return
 
     duty = Duty("follow promotions", act, every_s=0.001)
 
     async def run() -> None:
         task = asyncio.ensure_future(duty.run())
-        await asyncio.wait({task})
-        task.exception()
+        await asyncio.sleep(0)
+        assert duty.alive
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
 
-    try:
-        asyncio.run(run())
-    except SystemExit:
-        pass
+    asyncio.run(run())
     assert not duty.alive
 
 
