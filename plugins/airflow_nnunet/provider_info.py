@@ -106,6 +106,7 @@ NNUNET_FIELDS: dict[str, dict[str, Any]] = {
         "cpu_slots": "CPU slots",
         "poll_interval": "Poll interval",
         "lost_after": "Lost after",
+        "defer_after": "Defer after",
         "task_log": "Task log",
     }.items()
 }

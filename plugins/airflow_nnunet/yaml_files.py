@@ -76,7 +76,7 @@ def _explain(path: Path, text: str, model: type[Section], error: ValidationError
         message = fault["msg"].removeprefix("Value error, ")
         if fault["type"] == "value_error":
             field, _, message = message.partition(":")
-            location = tuple(field.partition("=")[0].split("."))
+            location = tuple(field.partition("=")[0].partition("[")[0].split("."))
             message = message.strip()
         elif fault["type"] == "extra_forbidden":
             message = f"unknown field; {_suggest(model, location)}"

@@ -50,7 +50,11 @@ def write(folder: Path, text: str, name: str = "a.yaml") -> Path:
         (GOOD + "preprocess: {configurations: [3d_fulres]}\n", r"a\.yaml:2: preprocess\.configurations=.*did you mean '3d_fullres'"),
         (
             GOOD + "preprocess: {configurations: [x], custom_configurations: {x: {inherits_from: 3d}}}\n",
-            r"a\.yaml:2: preprocess\.custom_configurations=.*'3d' is not among",
+            r"a\.yaml:2: preprocess\.custom_configurations\['x'\]: inherits_from='3d' is not a configuration; name one of 2d",
+        ),
+        (
+            GOOD + "preprocess: {configurations: [x], custom_configurations: {x: {inherits_from: 2d, batchsize: 2}}}\n",
+            r"a\.yaml:2: preprocess\.custom_configurations\['x'\]: unknown field 'batchsize'; did you mean 'batch_size'",
         ),
         (GOOD + "predict: {output: results}\n", r"a\.yaml:2: predict\.output='results': must be an absolute path, and no template"),
         (GOOD + "predict: {output: '/out/{{ ds }}'}\n", r"a\.yaml:2: predict\.output='/out/\{\{ ds \}\}': must be .* no template"),

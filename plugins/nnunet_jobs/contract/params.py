@@ -2,28 +2,19 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from nnunet_jobs.contract.configurations import CONFIGURATIONS, STOCK_PLANNERS, check_custom, check_names
 from nnunet_jobs.contract.failure import ConfigError
 from nnunet_jobs.contract.label_rules import LabelRules
 from nnunet_jobs.contract.segment_codes import parse_segment_codes
 from nnunet_jobs.contract.series_rules import channel_rules, parse_rules
 from nnunet_jobs.contract.step_params import StepParams
 
-CONFIGURATIONS = ("2d", "3d_fullres", "3d_lowres", "3d_cascade_fullres")
 LAYOUTS = ("auto", "nnunet", "nnunet_v1", "decathlon", "bids", "csv", "folders", "dicom")
-STOCK_PLANNERS = (
-    "ExperimentPlanner",
-    "ResEncUNetPlanner",
-    "nnUNetPlannerResEncM",
-    "nnUNetPlannerResEncL",
-    "nnUNetPlannerResEncXL",
-)
-"""nnU-Net's planners whose plans have some of these configurations and no others."""
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
 
 
@@ -143,29 +134,19 @@ class PreprocessParams(StepParams):
     def _check(self) -> None:
         self.require(bool(self.datasets), "datasets", "name at least one dataset")
         self.require(bool(self.configurations), "configurations", "name at least one configuration")
-        twice = [name for name in self.configurations if self.configurations.count(name) > 1]
-        self.require(not twice, "configurations", f"{twice[0]!r} stands twice; name each once" if twice else "")
-        self._check_configurations()
+        # What a planner of the site's own makes, or plans that are kept, is not known here.
+        stock = self.replan != "never" and self.planner in STOCK_PLANNERS
+        try:
+            check_custom(self.custom_configurations, CONFIGURATIONS if stock else None)
+            check_names(self.configurations, (*CONFIGURATIONS, *self.custom_configurations) if stock else ())
+        except ConfigError as error:
+            raise ConfigError(f"{self.step}: {error}") from None
         self.require(bool(_NAME.fullmatch(self.planner)), "planner", "must be a Python class name")
         self.require(self.plans is None or bool(_NAME.fullmatch(self.plans)), "plans", "must be a plain name")
         self.require(self.replan in ("auto", "always", "never"), "replan", "must be auto, always or never")
         self.require(self.folds >= 2, "folds", "must be 2 or more")
         self.require(self.processes >= 0, "processes", "must be 0 or more")
         self.require(self.gpu_memory_gb is None or self.gpu_memory_gb > 0, "gpu_memory_gb", "must be more than 0 GB")
-
-    def _check_configurations(self) -> None:
-        """Every name is one that these plans will have. What a planner of the site's own makes, or plans that are kept, is not known."""
-        if self.replan == "never" or self.planner not in STOCK_PLANNERS:
-            return
-        known = (*CONFIGURATIONS, *self.custom_configurations)
-        named = [("configurations", name) for name in self.configurations]
-        for entry in self.custom_configurations.values():
-            parent = entry.get("inherits_from") if isinstance(entry, dict) else None
-            named += [("custom_configurations", parent)] if isinstance(parent, str) else []
-        for field_name, name in named:
-            near = difflib.get_close_matches(name, known, n=1)
-            fix = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}; add it to custom_configurations"
-            self.require(name in known, field_name, f"{name!r} is not among the plans' configurations; {fix}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

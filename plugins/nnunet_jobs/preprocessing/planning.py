@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib.metadata
 import json
 import os
@@ -14,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from nnunet_jobs.contract.configurations import DATA_FIELDS, check_custom
 from nnunet_jobs.contract.failure import ConfigError
 from nnunet_jobs.contract.files import content_hash
 
@@ -24,15 +24,6 @@ INTENSITY_TOLERANCE = 0.10  # CT only: moves of mean and percentiles in standard
 MASK_THRESHOLD = 0.75  # nnU-Net normalises within the nonzero mask when cropping removes more than a quarter of the voxels
 # These normalisations look at the case alone; any other (CT, or one we do not know) also at the dataset's intensities.
 CASE_NORMALIZATIONS = frozenset({"ZScoreNormalization", "NoNormalization", "RescaleTo01Normalization", "RGBTo01Normalization"})
-# What of a configuration decides on the preprocessed arrays.
-DATA_FIELDS = (
-    "spacing", "normalization_schemes", "use_mask_for_norm", "preprocessor_name",
-    "resampling_fn_data", "resampling_fn_data_kwargs", "resampling_fn_seg", "resampling_fn_seg_kwargs",
-)  # fmt: skip
-_OTHER_FIELDS = (
-    "inherits_from", "data_identifier", "batch_size", "patch_size", "median_image_size_in_voxels", "architecture", "batch_dice",
-    "next_stage", "previous_stage", "resampling_fn_probabilities", "resampling_fn_probabilities_kwargs",
-)  # fmt: skip
 _PER_STAGE = ("features_per_stage", "kernel_sizes", "strides", "n_conv_per_stage", "n_blocks_per_stage", "n_conv_per_stage_decoder")
 
 
@@ -115,22 +106,14 @@ def with_custom(plans: Mapping[str, Any], custom: Mapping[str, Any]) -> dict[str
     result = deepcopy(dict(plans))
     own = set(result["configurations"])
     for name, entry in custom.items():
-        where = f"custom_configurations[{name!r}]"
         if name in own:
-            raise ConfigError(f"{where}: the planner makes a configuration of this name; choose another name and inherit from it")
-        if not isinstance(entry, Mapping):
-            raise ConfigError(f"{where}={entry!r}: must be a mapping such as {{'inherits_from': '2d', 'batch_size': 16}}")
-        for field in entry:
-            if field not in (*DATA_FIELDS, *_OTHER_FIELDS):
-                near = difflib.get_close_matches(field, (*DATA_FIELDS, *_OTHER_FIELDS), n=1)
-                raise ConfigError(f"{where}: unknown field {field!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
-        parent = entry.get("inherits_from")
-        known = own | set(custom)
-        if parent is None or parent not in known:
-            raise ConfigError(f"{where}: inherits_from={parent!r} is not a configuration; name one of {', '.join(sorted(known - {name}))}")
-        result["configurations"][name] = deepcopy(dict(entry))
+            raise ConfigError(
+                f"custom_configurations[{name!r}]: the planner makes a configuration of this name; choose another name and inherit from it"
+            )
+        result["configurations"][name] = deepcopy(entry)
+    check_custom(custom, own)
     for name in custom:
-        _complete(result, name, ())
+        _complete(result, name)
     _check_identifiers(result)
     return result
 
@@ -150,14 +133,12 @@ def resolve(plans: Mapping[str, Any], configuration: str) -> dict[str, Any]:
     return {**(resolve(plans, parent) if parent else {}), **entry}
 
 
-def _complete(plans: dict[str, Any], name: str, visited: tuple[str, ...]) -> None:
+def _complete(plans: dict[str, Any], name: str) -> None:
     entry = plans["configurations"][name]
     parent = entry.get("inherits_from")
     if parent is None:
         return
-    if parent in (*visited, name):
-        raise ConfigError(f"custom_configurations: {' -> '.join((*visited, name, parent))} inherit from each other")
-    _complete(plans, parent, (*visited, name))
+    _complete(plans, parent)
     inherited = resolve(plans, parent)
     if "architecture" in entry:
         entry["architecture"] = _merge_architecture(inherited.get("architecture", {}), entry["architecture"])

@@ -51,7 +51,7 @@ WRONG: list[tuple[type[NnunetOperator], dict[str, Any], str]] = [
     (
         PreprocessOperator,
         {"custom_configurations": {"x": {"inherits_from": "2dd"}}},
-        "custom_configurations.*'2dd' is not .*did you mean '2d'",
+        r"custom_configurations\['x'\]: inherits_from='2dd' is not a conf",
     ),
     (RegisterDatasetOperator, {"source": "data/Task04"}, "source='data/Task04': must be an absolute path"),
     (RegisterDatasetOperator, {"source": "~/Task04"}, "source='~/Task04': must be an absolute path"),

@@ -1,0 +1,77 @@
+"""nnU-Net's configurations by name, and entries of one's own in the plans, judged before there are any plans."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from nnunet_jobs.contract.failure import ConfigError
+
+CONFIGURATIONS = ("2d", "3d_fullres", "3d_lowres", "3d_cascade_fullres")
+STOCK_PLANNERS = (
+    "ExperimentPlanner",
+    "ResEncUNetPlanner",
+    "nnUNetPlannerResEncM",
+    "nnUNetPlannerResEncL",
+    "nnUNetPlannerResEncXL",
+)
+"""nnU-Net's planners whose plans have some of these configurations and no others."""
+DATA_FIELDS = (
+    "spacing", "normalization_schemes", "use_mask_for_norm", "preprocessor_name",
+    "resampling_fn_data", "resampling_fn_data_kwargs", "resampling_fn_seg", "resampling_fn_seg_kwargs",
+)  # fmt: skip
+"""What of a configuration decides on the preprocessed arrays."""
+_OTHER_FIELDS = (
+    "inherits_from", "data_identifier", "batch_size", "patch_size", "median_image_size_in_voxels", "architecture", "batch_dice",
+    "next_stage", "previous_stage", "resampling_fn_probabilities", "resampling_fn_probabilities_kwargs",
+)  # fmt: skip
+
+
+def check_custom(custom: Mapping[str, Any], own: Collection[str] | None) -> None:
+    """Judge custom configurations: their form, their fields, and what they inherit from.
+
+    Args:
+        custom: Name to entry.
+        own: Names that the planner makes; None where they are not known.
+
+    Raises:
+        ConfigError: An entry cannot be used; the message names it and the fix.
+    """
+    known = None if own is None else {*own, *custom}
+    for name, entry in custom.items():
+        where = f"custom_configurations[{name!r}]"
+        if not isinstance(entry, Mapping):
+            raise ConfigError(f"{where}={entry!r}: must be a mapping such as {{'inherits_from': '2d', 'batch_size': 16}}")
+        for field in entry:
+            if field not in (*DATA_FIELDS, *_OTHER_FIELDS):
+                near = difflib.get_close_matches(str(field), (*DATA_FIELDS, *_OTHER_FIELDS), n=1)
+                raise ConfigError(f"{where}: unknown field {field!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+        parent = entry.get("inherits_from")
+        if parent is None or (known is not None and parent not in known):
+            names = "one of the plans" if known is None else f"one of {', '.join(sorted(known - {name}))}"
+            raise ConfigError(f"{where}: inherits_from={parent!r} is not a configuration; name {names}")
+    for name in custom:
+        visited = [name]
+        while (parent := custom.get(visited[-1], {}).get("inherits_from")) is not None:
+            visited.append(parent)
+            if visited.count(parent) > 1:
+                raise ConfigError(f"custom_configurations: {' -> '.join(visited)} inherit from each other")
+
+
+def check_names(names: Collection[str], known: Collection[str]) -> None:
+    """Judge the names of configurations to train.
+
+    Raises:
+        ConfigError: One stands twice or is not known.
+    """
+    for name in names:
+        problem = None
+        if list(names).count(name) > 1:
+            problem = f"{name!r} stands twice; name each once"
+        elif known and name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            fix = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}; add it to custom_configurations"
+            problem = f"{name!r} is not among the plans' configurations; {fix}"
+        if problem:
+            raise ConfigError(f"configurations={list(names)!r}: {problem}")
