@@ -154,7 +154,8 @@ def create_app(server: Server) -> FastAPI:
             await asyncio.to_thread(server.engine.close)
 
     app = FastAPI(title="nnU-Net predictor", version="1", lifespan=life, docs_url=None, redoc_url=None)
-    app.add_middleware(KnownVisitors, names=server.settings.names, allowed=server.settings.allow_hosts)
+    told = server.settings
+    app.add_middleware(KnownVisitors, names=told.names, allowed=told.allow_hosts, without_dots=told.uds is not None)
 
     @app.post("/v1/models/{dataset}/predict", responses=_answers(), openapi_extra=_FORM, response_class=Response)
     async def predict(request: Request, dataset: Dataset, model: Model = None, inline: Inline = False) -> Response:

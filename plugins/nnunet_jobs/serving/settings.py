@@ -23,7 +23,8 @@ class ServeSettings:
         models: to load beside the promoted ones, as ``(dataset, model id)``; may push others out of memory as promoted ones do.
         host, port: loopback only. uds: path of a Unix socket instead.
         allow_hosts: names, without ports, by which clients may call the server beside ``localhost`` and loopback addresses, such as that
-            of a proxy in front of it; web pages of these hosts may use it too.
+            of a proxy in front of it; web pages of these hosts may use it too. A Unix socket has no name of its own, so that there any
+            name without a dot will do.
         prediction: how to predict, the same for every request.
         waiting: requests that may be in the server at once; more are told to come back. timeout_s: of one request.
         upload_mib: of one request's body. image_mib: of one image in memory.
@@ -68,5 +69,5 @@ class ServeSettings:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What clients may always call the server. A Unix socket has no name of its own; clients of ours say ``server``."""
-        return ("localhost", "server") if self.uds else ("localhost", self.host)
+        """What clients may always call the server."""
+        return ("localhost",) if self.uds else ("localhost", self.host)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import logging
+import re
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
@@ -26,13 +27,15 @@ class KnownVisitors:
 
     Args:
         names: that clients may call the server by, without ports, beside loopback addresses.
-        allowed: further ones, such as a proxy's, whose pages may use the server too.
+        allowed: further ones, such as a proxy's, whose pages may use the server too. without_dots: any name without a dot will do, for a
+            Unix socket: clients make one up, and a page of the internet has a name with a dot.
     """
 
-    def __init__(self, app: ASGIApp, *, names: tuple[str, ...], allowed: tuple[str, ...] = ()) -> None:
+    def __init__(self, app: ASGIApp, *, names: tuple[str, ...], allowed: tuple[str, ...] = (), without_dots: bool = False) -> None:
         self._app = app
         self._names = frozenset(name.lower() for name in names)
         self._allowed = frozenset(name.lower() for name in allowed)
+        self._without_dots = without_dots
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a refused request here, and hand on every other."""
@@ -59,6 +62,8 @@ class KnownVisitors:
 
     def _known(self, address: str) -> bool:
         host = _host(address)
+        if self._without_dots and re.fullmatch(r"[a-z0-9_-]+", host):
+            return True
         try:
             return host in self._names or host in self._allowed or ipaddress.ip_address(host).is_loopback
         except ValueError:

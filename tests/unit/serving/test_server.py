@@ -315,7 +315,7 @@ def test_a_socket_belongs_to_one_server(home: Workspace, image: Path, tmp_path: 
         killed.bind(str(uds))  # never removed, as by a server that was killed
     with ServerProcess(home, tmp_path / "server.log", "--allow-host", "front.example", temporary=tmp_path / "tmp", uds=uds) as server:
         with server.client() as client:
-            hosts = {"server": 200, "localhost": 200, "front.example:8443": 200, "evil.example": 400}
+            hosts = {"server": 200, "x": 200, "localhost": 200, "front.example:8443": 200, "evil.example": 400}
             assert {host: client.get("/healthz", headers={"Host": host}).status_code for host in hosts} == hosts
             allowed = {"Origin": "https://front.example", "Sec-Fetch-Site": "same-site"}
             assert client.get("/healthz", headers=allowed).status_code == 200
