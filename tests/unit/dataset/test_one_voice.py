@@ -243,3 +243,26 @@ def test_the_label_of_an_image_with_another_ending_is_no_second_fault(tmp_path, 
     write_nifti(source / "imagesTr" / "a_0000.nii", image_array(0))
     _, report = report_of(capsys, source)
     assert [(fault["code"], fault["file"]) for fault in report["faults"]] == [("ending_mixed", "imagesTr/a_0000.nii")]
+
+
+# --- ids with dots ----------------------------------------------------------------------------------------------------
+DOTTED = ["sub.001", "sub.002", "a.nii.b", "c.0000"]
+
+
+@pytest.mark.parametrize("layout", ["nnunet", "decathlon", "nnunet_v1", "folders", "csv"])
+def test_ids_with_dots_are_not_cut(tmp_path, workspace, capsys, layout):
+    params: dict[str, Any] = {"holdout_fraction": 0.0}
+    if layout == "csv":
+        rows = [{"case": case, "image": f"i/{case}.nii.gz", "label": f"l/{case}.nii.gz"} for case in DOTTED]
+        source = scans(tmp_path / "s", rows)
+        params |= {"mapping": "cases.csv", "channel_names": {"0": "T1"}, "label_names": LABELS}
+    elif layout == "folders":
+        source = raw(tmp_path / "s", DOTTED)
+        (source / "dataset.json").unlink()
+        params |= {"images": "imagesTr", "labels": "labelsTr", "channel_names": {"0": "T1"}, "label_names": LABELS}
+    else:
+        source = {"nnunet": raw, "decathlon": decathlon, "nnunet_v1": nnunet_v1}[layout](tmp_path / "s", DOTTED)
+    assert verdict(capsys, workspace, source, **params) == (None, set())
+    assert set(workspace.manifest("Dataset004_Small")["cases"]) == set(DOTTED)
+    present = {path.name for path in (workspace.raw_dataset("Dataset004_Small") / "labelsTr").iterdir()}
+    assert present == {f"{case}.nii.gz" for case in DOTTED}
