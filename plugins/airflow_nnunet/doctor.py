@@ -16,6 +16,7 @@ from airflow_nnunet.doctor_backend import examine_backend, runs_here
 from airflow_nnunet.doctor_datasets import examine_datasets
 from airflow_nnunet.doctor_executor import examine_executor
 from airflow_nnunet.doctor_predictions import examine_predictions
+from airflow_nnunet.doctor_privacy import examine_privacy
 from airflow_nnunet.finding import Finding
 from airflow_nnunet.operators.base import GPU_POOL
 from airflow_nnunet.pools import automatic_slots, probe_host
@@ -45,6 +46,7 @@ def examine(config: NnunetConfig) -> Iterator[Finding]:
     yield from _roots(config)
     yield from examine_marker(config)
     yield from _user_folders(config)
+    yield from examine_privacy(config.workspace)
     yield from _withdrawals(config)
     yield from examine_backend(config)
     host = None

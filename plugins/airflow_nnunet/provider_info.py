@@ -30,8 +30,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     ),
     "trainer_paths": _option(f"Folders with your own nnU-Net trainer classes. {_PATH_LIST}", ""),
     "sharing": _option(
-        "Who may work with what jobs make: private (as the umask says), group (files are writable for the folder's group, missing roots "
-        "are made with setgid, others get nothing) or group_others_read (others may read). Default ACLs of a folder go first.",
+        "Who may work with what is made: private (the user that jobs run as, 0600 and 0700), group (files are writable for the folder's "
+        "group, missing roots are made with setgid, others get nothing) or group_others_read (others may read). Default ACLs go first.",
         "private",
         example="group",
     ),

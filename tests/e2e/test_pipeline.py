@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from airflow_nnunet.rest_client import wait_until
+from support.private import data_roots, open_to_others
 from support.stack import DATASET, Site
 
 pytestmark = [pytest.mark.e2e, pytest.mark.training]
@@ -40,6 +41,14 @@ def test_a_folder_of_scans_becomes_a_promoted_model_and_predictions(site: Site) 
     assert held_out
     assert set(predictions["cases"]) == held_out
     assert {entry["status"] for entry in predictions["cases"].values()} == {"predicted"}
+
+
+def test_fault_77_after_a_whole_run_nothing_of_patients_is_readable_for_others(site: Site) -> None:
+    """The run of the test before: raw copies, arrays, models, jobs and predictions, whoever wrote them, with the default settings."""
+    assert site.workspace.sharing == "private"
+    roots = data_roots(site.workspace)
+    assert all(root.is_dir() for root in roots)
+    assert open_to_others(*roots) == []
 
 
 def test_a_run_with_nothing_new_skips(site: Site) -> None:

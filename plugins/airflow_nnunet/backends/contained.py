@@ -21,10 +21,9 @@ from airflow_nnunet.backends.place import CANNOT_ASK, Place, Refused, Sight, Sta
 from nnunet_jobs.contract.failure import ConfigError, Failure, FailureClass, Lost
 from nnunet_jobs.contract.files import PRIVATE
 from nnunet_jobs.contract.jobdir import JobDir, Phase
-from nnunet_jobs.contract.sharing import make_root
+from nnunet_jobs.contract.sharing import is_shared, make_root
 from nnunet_jobs.contract.spec import JobSpec
 from nnunet_jobs.contract.usage import settle
-from nnunet_jobs.contract.workspace import SHARING
 
 log = logging.getLogger(__name__)
 
@@ -260,7 +259,7 @@ def job_user(wanted: str | None, job: JobDir) -> tuple[int, int]:
 def groups_of(spec: JobSpec) -> list[int]:
     """The group that a shared workspace's files belong to, for a job's further groups."""
     jobs = Path(spec.workspace.jobs)
-    shared = SHARING[spec.workspace.sharing] is not None
+    shared = is_shared(spec.workspace)
     return [jobs.stat().st_gid] if shared and jobs.exists() and jobs.stat().st_gid else []
 
 

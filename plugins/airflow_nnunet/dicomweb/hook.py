@@ -15,6 +15,7 @@ from airflow_nnunet.dicomweb.endpoint import Endpoint
 from airflow_nnunet.dicomweb.model import SeriesFilter, Study, StudyQuery, checked_uid
 from airflow_nnunet.exceptions import ArchiveUnavailable, NnunetJobError, from_job_error
 from nnunet_jobs.contract.failure import JobError
+from nnunet_jobs.contract.sharing import umask_of
 
 if TYPE_CHECKING:
     from airflow_nnunet.dicomweb.archive import Archive
@@ -77,13 +78,26 @@ class DicomWebHook(BaseHook):
         return self.get_conn().study(_checked(checked_uid, study, field="study"))
 
     def retrieve_study(
-        self, study: str, folder: Path, *, modality: str | None = None, series_description: str | None = None, workers: int = 4
+        self,
+        study: str,
+        folder: Path,
+        *,
+        modality: str | None = None,
+        series_description: str | None = None,
+        workers: int = 4,
+        sharing: str = "private",
     ) -> Retrieved:
-        """Bring a study below a folder, or the rest of it after an interruption; see :mod:`airflow_nnunet.dicomweb.retrieve`."""
+        """Bring a study below a folder, or the rest of it after an interruption; see :mod:`airflow_nnunet.dicomweb.retrieve`.
+
+        Args:
+            sharing: who may read what arrives, as in section [nnunet]; by default this process's user alone.
+        """
         from airflow_nnunet.dicomweb.retrieve import retrieve_study
 
         only = _checked(SeriesFilter, modality=modality, description=series_description)
-        return retrieve_study(self.get_conn(), _checked(checked_uid, study, field="study"), folder, only=only, workers=workers)
+        uid = _checked(checked_uid, study, field="study")
+        with umask_of(sharing):
+            return retrieve_study(self.get_conn(), uid, folder, only=only, workers=workers)
 
     def store(self, paths: Sequence[Path], *, folder: Path, modalities: Sequence[str] = ("SEG",)) -> StoreReport:
         """Store files of a folder, each one once; see :mod:`airflow_nnunet.dicomweb.store`."""

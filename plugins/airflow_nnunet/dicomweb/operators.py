@@ -18,6 +18,7 @@ from airflow_nnunet.operators.rendering import RenderingMixin
 from airflow_nnunet.operators.results import ResultMixin
 from airflow_nnunet.retry import DEFAULT_RETRIES, DEFAULT_RETRY_DELAY, NnunetRetryPolicy
 from nnunet_jobs.contract.failure import ConfigError, DataError, Failure, FailureClass, JobError
+from nnunet_jobs.contract.sharing import make_root, shared_umask
 
 if TYPE_CHECKING:
     from airflow.sdk import Context, XComArg
@@ -113,12 +114,15 @@ class DicomWebRetrieveOperator(_ArchiveOperator):
         """Fetch what is missing."""
         folder = config.workspace.confine_incoming(self.folder, field="folder")
         only = self._series()
+        with shared_umask(config.workspace):
+            make_root(config.workspace, folder)
         result = hook.retrieve_study(
             self.study,
             folder,
             modality=only.modality,
             series_description=only.description,
             workers=self._workers(),
+            sharing=config.workspace.sharing,
         )
         if not result.instances:
             self._empty(f"study {result.name}: the archive has no series of modality {only.modality or 'any image'} that matches")
@@ -168,7 +172,8 @@ class DicomWebStoreOperator(_ArchiveOperator):
         files = find_files(folder)
         if not files:
             self._empty(f"folder={self.folder!r}: holds no .dcm file; predict with dicom_seg=True")
-        report = hook.store(files, folder=folder, modalities=self._modalities())
+        with shared_umask(config.workspace):
+            report = hook.store(files, folder=folder, modalities=self._modalities())
         if report.faults:
             message = f"{len(report.faults)} of {len(files)} files were not stored; the others are not sent again"
             failure_class = FailureClass.LOST if report.may_pass else FailureClass.DATA

@@ -13,7 +13,7 @@ import httpx
 
 from airflow_nnunet.rest_client import AirflowClient
 from airflow_nnunet.serving import URL_PREFIX
-from nnunet_jobs.contract.files import replacing
+from nnunet_jobs.contract.files import PRIVATE, replacing
 from nnunet_jobs.contract.problems import MEDIA_TYPE
 from nnunet_jobs.contract.uploads import FIELD
 
@@ -94,7 +94,7 @@ class PredictionsClient(AirflowClient):
             Refused: a problem.
         """
         answer = self._good(self.send("GET", f"{_PATH}/{prediction}/result"))
-        with replacing(path) as file:
+        with replacing(path, mode=PRIVATE) as file:
             file.write(answer.content)
 
     @staticmethod

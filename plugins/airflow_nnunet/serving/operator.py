@@ -17,6 +17,7 @@ from nnunet_jobs.contract.failure import DataError, FailureClass, JobError
 from nnunet_jobs.contract.files import read_json, replacing, sha256_file, write_json
 from nnunet_jobs.contract.jobdir import JobDir
 from nnunet_jobs.contract.predictions import PREDICTIONS, RECORDS, entry, read_predictions, records_of
+from nnunet_jobs.contract.sharing import shared_umask
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -53,7 +54,8 @@ class RequestPredictOperator(BatchPredictOperator):
             self.output_folder = str(stored.output)
             job = JobDir(f"{space.workspace.jobs}/{self._job_id(ti, ti.max_tries)}")
             if not job.path.exists():
-                result = self._finished(stored) or self._asked(space, stored)
+                with shared_umask(space.workspace):
+                    result = self._finished(stored) or self._asked(space, stored)
                 if result is not None:
                     return result
         except JobError as error:

@@ -21,7 +21,8 @@ from airflow_nnunet.serving import ID_PREFIX
 from airflow_nnunet.serving.spaces import Space, requests_folder
 from nnunet_jobs.contract.failure import ConfigError
 from nnunet_jobs.contract.files import content_hash, read_json, sha256_file, sync_directory, sync_file, write_json
-from nnunet_jobs.contract.workspace import SHARING, Workspace
+from nnunet_jobs.contract.sharing import file_mode, make_folder
+from nnunet_jobs.contract.workspace import Workspace
 
 REQUEST_ID = re.compile(rf"{ID_PREFIX}[0-9a-f]{{32}}")
 _PARTIAL = ".partial-"
@@ -96,17 +97,13 @@ class Draft:
     """A request that comes in, under a name that no run knows. Use it as a context manager: what is not published is removed."""
 
     def __init__(self, space: Space, request_id: str) -> None:
-        self._mode = SHARING[space.workspace.sharing]
+        self._workspace = space.workspace
         self._target = space.requests / request_id
         self.folder = space.requests / f"{_PARTIAL}{secrets.token_hex(8)}"
         self._images: list[Path] = []
 
     def __enter__(self) -> Draft:
-        self.folder.parent.mkdir(parents=True, exist_ok=True)
-        for folder in (self.folder, self.folder / "images"):
-            folder.mkdir()
-            if self._mode is not None:  # the process's umask is every thread's: the modes are set one by one
-                folder.chmod(0o2777 & ~self._mode)
+        make_folder(self._workspace, self.folder / "images")  # the process's umask is every thread's: modes are set one by one
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -123,14 +120,12 @@ class Draft:
         asked = {"dataset": dataset, "model": model, "sha256": [sha256_file(path) for path in self._images]}
         self.content = content_hash(asked, length=32)
         for path in self._images:
-            if self._mode is not None:
-                path.chmod(0o666 & ~self._mode)
+            path.chmod(file_mode(self._workspace))
             sync_file(path)
         sync_directory(self.folder / "images")
         request = {"schema": 1, **asked, "images": [path.name for path in self._images], "content": self.content}
         write_json(self.folder / "request.json", request)
-        if self._mode is not None:
-            (self.folder / "request.json").chmod(0o666 & ~self._mode)
+        (self.folder / "request.json").chmod(file_mode(self._workspace))
         return self.content
 
     def publish(self) -> None:

@@ -36,20 +36,47 @@ def _sync(path: Path, flags: int) -> None:
         os.close(fd)
 
 
+def open_to(folder: Path) -> int:
+    """Mode of a new file in a folder, before the umask: nobody may read or write it who may not do so with the folder.
+
+    Whoever writes into a job's folder (runner, step, triggerer, API server) has a umask of its own; the folder's mode is the same for all.
+    """
+    return 0o666 & os.stat(folder).st_mode
+
+
+def make_parents(path: Path) -> None:
+    """Make the missing folders above a path. Nobody may enter one who may not enter the folder that it is made in."""
+    missing: list[Path] = []
+    folder = path.parent
+    while not os.path.exists(folder):
+        missing.append(folder)
+        folder = folder.parent
+    for new in reversed(missing):
+        with contextlib.suppress(FileExistsError):  # another process was faster
+            new.mkdir(mode=0o777 & os.stat(new.parent).st_mode)
+
+
+def read_only(path: Path) -> None:
+    """Take the right to write from everybody; who may read it stays."""
+    path.chmod(path.stat().st_mode & 0o444)
+
+
 def temporary_beside(path: Path) -> Path:
     """A fresh hidden name in the same directory, so that a rename onto ``path`` is atomic."""
     return path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
 
 
 @contextlib.contextmanager
-def replacing(path: Path, *, mode: int = 0o666) -> Iterator[BinaryIO]:
+def replacing(path: Path, *, mode: int | None = None) -> Iterator[BinaryIO]:
     """Open a file that takes the place of ``path`` when the block ends: a reader sees the old one or the whole new one, also after a crash.
 
     Args:
-        mode: of the new file, less the umask, from its first byte on. When the block raises, ``path`` stays as it is.
+        mode: of the new file, less the umask, from its first byte on; :func:`open_to` its folder when empty. When the block raises,
+            ``path`` stays as it is.
     """
     temporary = temporary_beside(path)
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    wanted = open_to(path.parent) if mode is None else mode
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, wanted)
     try:
         with open(fd, "wb") as file:
             yield file
@@ -62,7 +89,7 @@ def replacing(path: Path, *, mode: int = 0o666) -> Iterator[BinaryIO]:
     sync_directory(path.parent)
 
 
-def write_atomic(path: Path, data: bytes, *, mode: int = 0o666) -> None:
+def write_atomic(path: Path, data: bytes, *, mode: int | None = None) -> None:
     """Write ``data`` by :func:`replacing`."""
     with replacing(path, mode=mode) as file:
         file.write(data)
@@ -127,7 +154,7 @@ def repoint(link: Path, target: Path) -> None:
     """
     if link.exists() and not link.is_symlink():
         raise FileExistsError(f"{link} is not a link; move it away so that it can point to {target}")
-    link.parent.mkdir(parents=True, exist_ok=True)
+    make_parents(link)
     temporary = temporary_beside(link)
     os.symlink(os.path.relpath(target, link.parent), temporary)
     os.replace(temporary, link)
@@ -152,8 +179,8 @@ def locked(
         parents: make missing folders above it; False where a missing folder means that the storage is away.
     """
     if parents:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o664)
+        make_parents(path)
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, open_to(path.parent))
     try:
         os.set_inheritable(fd, inheritable)
         while not try_lock(fd):

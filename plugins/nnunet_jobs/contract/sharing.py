@@ -1,19 +1,24 @@
-"""Roots that several users share: which permissions new files get, how the roots are made, and what is said to a user without rights.
+"""Who may read what is made: which permissions new files get, how shared roots are made, and what is said to a user without rights.
 
-Nothing that is there already is ever changed: not its mode, owner or ACL. Default POSIX ACLs of a folder are the kernel's business;
-it applies them to all that is made below, in place of the umask. Files that identify patients stay their owner's alone.
+Images, segmentations and reports are patient data, so new files and folders are their owner's alone (``private``) unless the site says
+that a group works together. Nothing that is there already is ever changed: not its mode, owner or ACL. That holds for a user's source
+files, too, which may be hard-linked into the workspace: their mode stays, and the folders above them are closed. Default POSIX ACLs of a
+folder are the kernel's business; it applies them to all that is made below, instead of the umask. Files that identify patients stay
+their owner's alone.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import grp
 import os
 import pwd
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 from nnunet_jobs.contract.failure import JobError
 from nnunet_jobs.contract.workspace import SHARING, Workspace
@@ -21,27 +26,50 @@ from nnunet_jobs.contract.workspace import SHARING, Workspace
 _ROOTS = ("raw", "preprocessed", "results", "jobs", "leases")
 
 
-@contextlib.contextmanager
-def shared_umask(workspace: Workspace) -> Iterator[None]:
+def shared_umask(workspace: Workspace) -> contextlib.AbstractContextManager[None]:
     """Make new files and folders for whom ``sharing`` says, for a while; the process's own umask comes back afterwards."""
-    umask = SHARING[workspace.sharing]
-    before = os.umask(umask) if umask is not None else None
+    return umask_of(workspace.sharing)
+
+
+@contextlib.contextmanager
+def umask_of(sharing: str) -> Iterator[None]:
+    """:func:`shared_umask` where there is no workspace."""
+    before = os.umask(SHARING[sharing])
     try:
         yield
     finally:
-        if before is not None:
-            os.umask(before)
+        os.umask(before)
+
+
+class _InWorkspace(Protocol):
+    @property
+    def workspace(self) -> Workspace: ...
+
+
+_Params = TypeVar("_Params")
+_Context = TypeVar("_Context", bound=_InWorkspace)
+_Result = TypeVar("_Result")
+
+
+def step_of_workspace(run: Callable[[_Params, _Context], _Result]) -> Callable[[_Params, _Context], _Result]:
+    """Decorator of a step's ``run``: what it makes is for whom ``sharing`` says, whoever calls it and with whatever umask."""
+
+    @functools.wraps(run)
+    def shared(params: _Params, context: _Context) -> _Result:
+        with shared_umask(context.workspace):
+            return run(params, context)
+
+    return shared
 
 
 def share(workspace: Workspace) -> None:
-    """The same for the rest of this process and its children, and make the roots that are missing.
+    """The same for the rest of this process and its children, and make the roots of a group that are missing.
 
     Raises:
         PermissionError: a root cannot be made.
     """
-    umask = SHARING[workspace.sharing]
-    if umask is not None:
-        os.umask(umask)
+    os.umask(SHARING[workspace.sharing])
+    if is_shared(workspace):
         for root in (*(getattr(workspace, name) for name in _ROOTS), *workspace.output_roots):
             try:
                 make_root(workspace, Path(root))
@@ -57,7 +85,7 @@ def make_root(workspace: Workspace, root: Path) -> None:
     Does nothing where nothing is shared: whoever needs the folder makes it. Call it under :func:`shared_umask`.
     """
     missing: list[Path] = []
-    while SHARING[workspace.sharing] is not None and not os.path.exists(root):
+    while is_shared(workspace) and not os.path.exists(root):
         missing.append(root)
         root = root.parent
     for folder in reversed(missing):
@@ -66,13 +94,38 @@ def make_root(workspace: Workspace, root: Path) -> None:
             folder.chmod(stat.S_IMODE(folder.stat().st_mode) | stat.S_ISGID)
 
 
+def is_shared(workspace: Workspace) -> bool:
+    """Whether a group works together in it."""
+    return workspace.sharing != "private"
+
+
+def make_folder(workspace: Workspace, folder: Path) -> None:
+    """Make a missing folder, and those above it, with their modes set one by one.
+
+    For processes whose umask cannot be changed for a moment, because it is the umask of all their threads.
+    """
+    missing: list[Path] = []
+    while not os.path.exists(folder):
+        missing.append(folder)
+        folder = folder.parent
+    for path in reversed(missing):
+        with contextlib.suppress(FileExistsError):  # another process was faster
+            path.mkdir(mode=0o700)
+            if is_shared(workspace):
+                path.chmod(0o2777 & ~SHARING[workspace.sharing])
+
+
+def file_mode(workspace: Workspace) -> int:
+    """Mode of a new file, where it is set one by one."""
+    return 0o666 & ~SHARING[workspace.sharing]
+
+
 def not_shared(workspace: Workspace, root: Path) -> str | None:
     """Why an existing root is not fit for several users although ``sharing`` asks for it, with the mend; None when it is."""
-    umask = SHARING[workspace.sharing]
-    if umask is None or not root.is_dir():
+    if not is_shared(workspace) or not root.is_dir():
         return None
     mode = root.stat().st_mode
-    wanted = 0o2777 & ~umask
+    wanted = 0o2777 & ~SHARING[workspace.sharing]
     if mode & 0o2070 == 0o2070:
         return None
     return f"{describe(root)}, which sharing={workspace.sharing!r} needs to be {wanted:o}; its owner runs: chmod {wanted:o} {root}"

@@ -17,8 +17,8 @@ _VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 VERSIONS = ".versions"
 MANIFEST = "manifest.json"
 MODEL_CARD = "model.json"
-SHARING: dict[str, int | None] = {"private": None, "group": 0o007, "group_others_read": 0o002}
-"""Who may work with what is made: name to umask. ``private`` leaves the process's own umask alone."""
+SHARING: dict[str, int] = {"private": 0o077, "group": 0o007, "group_others_read": 0o002}
+"""Who may work with what is made: name to umask. ``private``: only the user that a job runs as."""
 
 
 def dataset_name(dataset_id: int, name: str) -> str:
@@ -46,7 +46,8 @@ class Workspace:
         output_roots: users may only name output paths below these.
         trainer_paths: folders with user trainer classes (nnU-Net's external-trainer mechanism).
         cpu_slots: how many jobs may compute at once on a host without a GPU.
-        sharing: ``private``, ``group`` (new files are writable for the folder's group, others get nothing) or ``group_others_read``.
+        sharing: ``private`` (new files and folders are their owner's alone, 0600 and 0700), ``group`` (they are writable for the
+            folder's group, others get nothing) or ``group_others_read``.
     """
 
     raw: str

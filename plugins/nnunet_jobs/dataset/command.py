@@ -108,13 +108,13 @@ def _terminated(number: int, _frame: object) -> None:
 
 
 def _write_page(target: Path, source: Path, report: Report) -> bool:
-    from nnunet_jobs.contract.files import write_atomic
+    from nnunet_jobs.contract.files import write_private
     from nnunet_jobs.dataset.report.page import render_report
 
     tables = report.tables or {"channel_names": {}, "labels": {}}
     page = render_report(title=source.resolve().name, tables=tables, cases=report.summaries, faults=report.faults, seconds=report.seconds)
     try:
-        write_atomic(target, page.encode())
+        write_private(target, page.encode())  # pictures of patients
     except OSError as error:
         print(f"--html={target}: cannot be written: {error.strerror}", file=sys.stderr)
         return False

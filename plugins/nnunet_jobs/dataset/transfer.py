@@ -150,7 +150,7 @@ def link_or_copy(source: Path, target: Path) -> None:
     except OSError as error:
         if error.errno not in NOT_HERE:
             raise
-        shutil.copy2(source, target)
+        shutil.copyfile(source, target)  # without the mode: a copy is ours, and follows the umask
 
 
 def recover(folder: Path) -> None:

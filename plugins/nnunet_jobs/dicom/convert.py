@@ -24,7 +24,7 @@ from pydicom.uid import (
 )
 
 from nnunet_jobs.contract.failure import Fault
-from nnunet_jobs.contract.files import sync_directory, temporary_beside
+from nnunet_jobs.contract.files import read_only, sync_directory, temporary_beside
 from nnunet_jobs.dataset.faults import Code
 from nnunet_jobs.dicom.geometry import SeriesRefused
 from nnunet_jobs.dicom.model import Grid, Series, files_named
@@ -200,7 +200,7 @@ def write_volume(array: npt.NDArray[Any], affine: npt.NDArray[np.float64], targe
                 file.write(image.to_bytes())
             raw.flush()
             os.fsync(raw.fileno())
-            os.fchmod(raw.fileno(), 0o444)
+            read_only(temporary)
         os.replace(temporary, target)
     except BaseException:
         temporary.unlink(missing_ok=True)

@@ -88,6 +88,7 @@ def export(source: Path, out: Path, private: Path, *, threads: int = 1, beat: Ca
 
 def main(source: Path, out: Path, private: Path | None) -> int:
     """The command; it ends as done when every image was written."""
+    os.umask(0o077)  # images of patients still, though nameless; whoever made them decides who else may see them
     raw = os.environ.get("nnUNet_raw")  # noqa: SIM112  nnU-Net's own name
     folder = private or (Path(raw) / ".private" if raw else None)
     try:

@@ -167,7 +167,7 @@ class Staging:
         try:
             os.link(source, target)
         except OSError:
-            shutil.copy2(source, target)
+            shutil.copyfile(source, target)
 
     def publish(self, record: Mapping[str, Any]) -> Version:
         """Make the version visible by one rename. A damaged version of the same name is moved out of the way first."""

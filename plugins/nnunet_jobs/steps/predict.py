@@ -14,6 +14,7 @@ from nnunet_jobs.contract.failure import Bug, ConfigError, DataError, FailureCla
 from nnunet_jobs.contract.files import read_json
 from nnunet_jobs.contract.params import PredictParams
 from nnunet_jobs.contract.predictions import model_folder
+from nnunet_jobs.contract.sharing import step_of_workspace
 from nnunet_jobs.dataset.changes import pulse
 from nnunet_jobs.dataset.dicom_mark import holds_dicom
 from nnunet_jobs.dataset.readers.volume import hash_file
@@ -35,6 +36,7 @@ log = logging.getLogger("nnunet_jobs")
 _SHOWN = 20
 
 
+@step_of_workspace
 def run(params: PredictParams, context: StepContext) -> dict[str, Any]:
     """Predict this part's cases into the model's folder below ``params.output`` and merge its ``predictions.json``.
 

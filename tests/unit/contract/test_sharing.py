@@ -131,14 +131,15 @@ def test_what_a_killed_run_of_one_user_left_does_not_stop_the_other() -> None:
         assert not registered.with_name(f".{registered.name}.staging").exists()
 
 
-def test_without_sharing_the_umask_of_the_process_stays(tmp_path: Path) -> None:
+def test_without_sharing_new_files_are_their_owners_alone_and_no_root_is_made(tmp_path: Path) -> None:
     workspace = Workspace.below(tmp_path / "none")
     before = os.umask(0o027)
     try:
-        share(workspace)
         with shared_umask(workspace):
-            assert os.umask(0o027) == 0o027
+            assert os.umask(0o077) == 0o077
         assert os.umask(0o027) == 0o027
+        share(workspace)
+        assert os.umask(0o027) == 0o077
         assert not (tmp_path / "none").exists()
         with shared_umask(Workspace.below(tmp_path / "none", sharing="group")):
             assert os.umask(0o007) == 0o007

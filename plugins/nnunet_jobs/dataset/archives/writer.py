@@ -9,6 +9,7 @@ from pathlib import Path
 
 from nnunet_jobs.context import StepContext
 from nnunet_jobs.contract.failure import DiskFull, JobError
+from nnunet_jobs.contract.files import read_only
 from nnunet_jobs.dataset.archives.entries import Entries
 from nnunet_jobs.dataset.dicom_mark import like_dicom
 from nnunet_jobs.dataset.faults import Code
@@ -67,7 +68,7 @@ class Writer:
                 self._count(len(piece))
         if written != size:
             raise Damaged(f"holds {'more' if written > size else 'fewer'} bytes than its header says; copy the archive again", entry=name)
-        path.chmod(0o444)
+        read_only(path)
 
     def _count(self, size: int) -> None:
         self.written += size
