@@ -43,6 +43,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=rank)
 
 
+@pytest.fixture(autouse=True)
+def _umask_of_its_own() -> Iterator[None]:
+    """Jobs and commands set the umask of their process for good; here they run in the process of the next test too."""
+    before = os.umask(0o022)
+    os.umask(before)
+    yield
+    os.umask(before)
+
+
 @pytest.fixture
 def workspace(tmp_path: Path) -> Workspace:
     """A fresh, empty workspace; inputs anywhere below the test's folder are allowed."""

@@ -111,7 +111,8 @@ class TrainingConfig(Section):
         probe = {"dataset": self.dataset_name, "configuration": self.preprocess.configurations[0]}
         _checked("train", TrainParams, **probe, fold=0, **self.train_fields())
         numbered = [fold for fold in self.train_folds if isinstance(fold, int)]
-        _checked("select", FindBestParams, dataset=self.dataset_name, folds=numbered or [0], **self.select.model_dump())
+        compared: list[int | str] = [*numbered] or ["all" if "all" in self.train_folds else 0]
+        _checked("select", FindBestParams, dataset=self.dataset_name, folds=compared, **self.select.model_dump())
         rest = self.predict.model_dump(exclude={"cases", "output", "parts"})
         _checked("predict", PredictParams, dataset=self.dataset_name, cases=self.predict.cases, output="/", **rest)
         _checked("resources", Resources, **self.resource_fields())

@@ -88,7 +88,11 @@ class TrainSection(Section):
     """How each fold is trained. Empty numbers leave nnU-Net's own."""
 
     trainer: str = Field(default="nnUNetTrainer", description="Any nnU-Net or user trainer class.")
-    folds: list[Fold] | None = Field(default=None, description="Folds to train; every fold of the split when empty.")
+    folds: list[Fold] | None = Field(
+        default=None,
+        description="Folds to train; every fold of the split when empty. `[all]` alone trains on every case, without a validation; "
+        "`select.promote` must then be `always` or `never`.",
+    )
     epochs: int | None = Field(default=None, description="Number of epochs.")
     iterations: int | None = Field(default=None, description="Training iterations an epoch.")
     val_iterations: int | None = Field(default=None, description="Validation iterations an epoch.")

@@ -185,7 +185,8 @@ class RunSettings:
         promote, predict = of("promote", str, config.select.promote), of("predict", str, config.predict.cases)
         try:
             TrainParams(dataset=config.dataset_name, configuration=chosen[0], fold=0, **train)
-            FindBestParams(dataset=config.dataset_name, promote=promote)
+            compared = [fold for fold in folds if isinstance(fold, int)] or ["all"]
+            FindBestParams(dataset=config.dataset_name, folds=compared, promote=promote)
             check_class("trainer", train["trainer"], team=config.team, conn_id=config.nnunet_conn_id)
         except ConfigError as error:
             words = str(error).removeprefix(f"{TrainParams.step}: ").removeprefix(f"{FindBestParams.step}: ")
@@ -202,6 +203,7 @@ class RunSettings:
         )
 
     @property
-    def numbered_folds(self) -> list[int]:
-        """Folds with an honest validation, which selection compares."""
-        return [fold for fold in self.folds if isinstance(fold, int)]
+    def compared_folds(self) -> list[int | str]:
+        """Folds with an honest validation, which selection compares; fold ``all`` where there is nothing else."""
+        numbered: list[int | str] = [fold for fold in self.folds if isinstance(fold, int)]
+        return numbered or ["all"]

@@ -43,7 +43,7 @@ def plan_training(
     """What the training tasks need to know, or None when a model of this data and recipe is there already.
 
     Returns:
-        ``recipe``, ``configurations``, ``folds`` (numbered ones), ``promote``, ``trainer``.
+        ``recipe``, ``configurations``, ``folds`` (to select by), ``promote``, ``trainer``.
     """
     dataset = registered["dataset"]
     recipe = recipe_hash(config, settings, registered["training_hash"])
@@ -54,7 +54,7 @@ def plan_training(
     return {
         "recipe": recipe,
         "configurations": settings.configurations,
-        "folds": settings.numbered_folds,
+        "folds": settings.compared_folds,
         "promote": settings.promote,
         "trainer": settings.train["trainer"],
     }

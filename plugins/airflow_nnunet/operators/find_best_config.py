@@ -21,7 +21,8 @@ class FindBestConfigOperator(NnunetOperator):
 
     Args:
         dataset: id or full name. model: from TrainFoldOperator's result; the newest complete one when empty.
-        configurations: to compare; all trained ones when empty. folds: that must be complete.
+        configurations: to compare; all trained ones when empty. folds: that must be complete; ``["all"]`` takes the one configuration
+            that is trained on all cases as it is, without a cross-validation, which ``promote="always"`` (or ``never``) asks for.
         trainer, plans: of the model. ensembles: also try pairs.
         repair: run the validation where its output is missing, instead of refusing.
         promote: ``never``, ``always``, or ``if_better`` than the promoted model.
@@ -34,6 +35,7 @@ class FindBestConfigOperator(NnunetOperator):
     python_classes = ("trainer",)
     template_fields = templated(FindBestParams)
     default_pool = GPU_POOL
+    judged_together = ("folds", "promote")
     ui_color = "#fce8e6"
 
     def __init__(
@@ -42,7 +44,7 @@ class FindBestConfigOperator(NnunetOperator):
         dataset: str | int | XComArg,
         model: str | XComArg | None = None,
         configurations: list[str] | str | XComArg = (),  # type: ignore[assignment]
-        folds: list[int] | str | XComArg = (0, 1, 2, 3, 4),  # type: ignore[assignment]
+        folds: list[int | str] | str | XComArg = (0, 1, 2, 3, 4),  # type: ignore[assignment]
         trainer: str | XComArg = "nnUNetTrainer",
         plans: str | XComArg = "nnUNetPlans",
         ensembles: bool | str | XComArg = True,

@@ -105,16 +105,16 @@ def write_json(path: Path, data: Any) -> None:
     write_atomic(path, (json.dumps(data, indent=1, allow_nan=False) + "\n").encode())
 
 
-def append_lines(path: Path, lines: bytes, *, mode: int = 0o664) -> None:
+def append_lines(path: Path, lines: bytes, *, mode: int | None = None) -> None:
     """Append whole lines to a file that only grows, and have them on the disk. Hold a lock: on network file systems appends would meet.
 
     Args:
-        lines: with a line end after each. mode: of a new file, less the umask.
+        lines: with a line end after each. mode: of a new file, less the umask; :func:`open_to` its folder when empty.
 
     Raises:
         OSError: there is no room for all of them. A line that was cut off is closed by the next append; readers skip it.
     """
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, mode)
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, open_to(path.parent) if mode is None else mode)
     try:
         size = os.fstat(fd).st_size
         torn = size > 0 and os.pread(fd, 1, size - 1) != b"\n"  # a writer was killed, or the disk was full

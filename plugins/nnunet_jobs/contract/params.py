@@ -213,9 +213,11 @@ class FindBestParams(StepParams):
 
     Attributes:
         dataset: id or full name. model: from TrainFoldOperator's result; the newest complete one when empty.
-        configurations: to compare; all trained ones when empty. folds: that must be complete.
+        configurations: to compare; all trained ones when empty. folds: that must be complete; or ``["all"]``, which takes the one
+            configuration whose fold ``all`` is trained as it is, without a cross-validation, for ``promote`` ``always`` or ``never``.
         ensembles: also try pairs. repair: run the validation where its output is missing, instead of refusing.
-        promote: ``never``, ``always``, or ``if_better`` (hold-out Dice, else cross-validation Dice, above the champion's).
+        promote: ``never``, ``always``, or ``if_better`` (hold-out Dice, else cross-validation Dice, above the champion's). Where nothing
+            but fold ``all`` is trained, ``always`` takes it as if ``folds`` were ``["all"]``.
         recipe: free text kept in the card; the DAG builder puts the hash of its settings here to find finished work.
     """
 
@@ -224,7 +226,7 @@ class FindBestParams(StepParams):
     dataset: str | int
     model: str | None = None
     configurations: list[str] = field(default_factory=list)
-    folds: list[int] = field(default_factory=lambda: [0, 1, 2, 3, 4])
+    folds: list[int | str] = field(default_factory=lambda: [0, 1, 2, 3, 4])
     trainer: str = "nnUNetTrainer"
     plans: str = "nnUNetPlans"
     ensembles: bool = True
@@ -234,6 +236,11 @@ class FindBestParams(StepParams):
 
     def _check(self) -> None:
         self.require(bool(self.folds), "folds", "name at least one fold")
+        object.__setattr__(self, "folds", [int(fold) if str(fold).isdigit() else fold for fold in self.folds])
+        fit = self.folds == ["all"] or all(isinstance(fold, int) and fold >= 0 for fold in self.folds)
+        self.require(fit, "folds", "name numbered folds, 0 and up, or 'all' alone: it has no validation that others could be compared with")
+        mend = "fold 'all' has no validation to compare by; set promote to always or never, or name numbered folds"
+        self.require(self.folds != ["all"] or self.promote != "if_better", "promote", mend)
         self.require(self.promote in ("never", "always", "if_better"), "promote", "must be never, always or if_better")
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from nnunet_jobs.contract.exit_codes import Exit
 from nnunet_jobs.contract.failure import ConfigError
 from nnunet_jobs.contract.files import write_private
+from nnunet_jobs.contract.sharing import umask_of
 from nnunet_jobs.dicom.identity import Identity
 from nnunet_jobs.dicom.series import Scan, size_of, walk
 from nnunet_jobs.dicom.worker import dicom_workers
@@ -88,13 +89,13 @@ def export(source: Path, out: Path, private: Path, *, threads: int = 1, beat: Ca
 
 def main(source: Path, out: Path, private: Path | None) -> int:
     """The command; it ends as done when every image was written."""
-    os.umask(0o077)  # images of patients still, though nameless; whoever made them decides who else may see them
     raw = os.environ.get("nnUNet_raw")  # noqa: SIM112  nnU-Net's own name
     folder = private or (Path(raw) / ".private" if raw else None)
     try:
         if folder is None:
             raise ConfigError("--private: name the folder of the site's key, or set nnUNet_raw to use its .private")
-        done = export(source, out, folder.absolute(), threads=max(1, min(os.cpu_count() or 1, 16)))
+        with umask_of("private"):  # images of patients still, though nameless: their owner decides who else may see them
+            done = export(source, out, folder.absolute(), threads=max(1, min(os.cpu_count() or 1, 16)))
     except ConfigError as error:
         log.error("%s", error)
         return Exit.REFUSED

@@ -21,7 +21,7 @@ CHECKPOINT = "checkpoint_final.pth"
 class Stage:
     """One configuration's folds: a folder in nnU-Net's layout.
 
-    ``previous`` is the stage whose segmentation a cascade needs as input.
+    ``previous`` is the stage whose segmentation a cascade needs as input. ``further_folds`` predict only where they are asked for.
     """
 
     folder: Path
@@ -30,6 +30,7 @@ class Stage:
     configuration: str
     folds: tuple[int | str, ...]
     previous: Stage | None = None
+    further_folds: tuple[int | str, ...] = ()
 
     def chain(self) -> tuple[Stage, ...]:
         """The stages in the order in which they run."""
@@ -90,9 +91,13 @@ class SelectedModel:
             raise ConfigError("folds=[]: name at least one fold, or leave it empty for all of the model's")
 
         def restricted(stage: Stage) -> Stage:
-            missing = [fold for fold in wanted if fold not in stage.folds]
+            known = (*stage.folds, *stage.further_folds)
+            missing = [fold for fold in wanted if fold not in known]
             if missing:
-                raise ConfigError(f"folds={list(wanted)}: {stage.configuration} of model {self.model} has {list(stage.folds)}")
+                raise ConfigError(
+                    f"folds={list(wanted)}: the card of model {self.model} has folds {list(known)} of {stage.configuration}; name some of "
+                    "these, or run FindBestConfigOperator again, which adds fold 'all' where it is trained"
+                )
             return replace(stage, folds=wanted, previous=restricted(stage.previous) if stage.previous else None)
 
         return replace(self, members=tuple(restricted(member) for member in self.members))
@@ -144,5 +149,6 @@ def _stage(member: Mapping[str, Any], root: Path) -> Stage:
         plans=member["plans"],
         configuration=member["configuration"],
         folds=tuple(member["folds"]),
+        further_folds=tuple(member.get("further_folds", ())),
         previous=_stage(previous, root) if previous else None,
     )

@@ -24,6 +24,10 @@ from nnunet_jobs.selection.folds import Trained
 
 log = logging.getLogger("nnunet_jobs")
 SCHEMA = 1
+_NOT_VALIDATED = (
+    "Without an honest validation: trained on all training cases (fold 'all') and taken as it is, without a cross-validation. Only the "
+    "hold-out, where there is one, says how good it is."
+)
 _PACKAGES = ("airflow-provider-nnunet", "nnunetv2", "torch")
 
 
@@ -31,8 +35,8 @@ def predicting_files(trained: Trained, members: Sequence[Mapping[str, Any]], con
     """sha256 by path below the model's folder of everything that a prediction reads: checkpoints, plans.json, dataset.json."""
     files = {}
     for stage in stages(members):
-        folder = trained.folder(stage["configuration"])
-        paths = [folder / "plans.json", folder / "dataset.json", *(folder / f"fold_{fold}" / CHECKPOINT for fold in stage["folds"])]
+        folder, folds = trained.folder(stage["configuration"]), [*stage["folds"], *stage.get("further_folds", ())]
+        paths = [folder / "plans.json", folder / "dataset.json", *(folder / f"fold_{fold}" / CHECKPOINT for fold in folds)]
         for path in paths:
             files[path.relative_to(trained.root).as_posix()] = sha256_file(path)
             context.beat()
@@ -55,6 +59,7 @@ def make_card(
         "recipe": recipe,
         "inputs": inputs,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "validation": {"cross_validated": trained.cross_validated, "note": "" if trained.cross_validated else _NOT_VALIDATED},
         "selection": dict(selection),
         "training": trained.settings,
         "versions": {**{name: _installed(name) for name in _PACKAGES}, "python": python_version()},

@@ -17,13 +17,15 @@ PLACEHOLDERS = {
 
 
 def member(trained: Trained, configuration: str) -> dict[str, Any]:
-    """A member of the selection; a cascade carries the stage that it needs."""
+    """A member of the selection; a cascade carries the stage that it needs. ``further_folds`` predict only where they are asked for."""
     entry: dict[str, Any] = {
         "trainer": trained.trainer,
         "plans": trained.plans,
         "configuration": configuration,
         "folds": list(trained.folds),
     }
+    if further := trained.further_folds(configuration):
+        entry["further_folds"] = list(further)
     previous = trained.previous_stage(configuration)
     return {**entry, "previous_stage": member(trained, previous)} if previous else entry
 

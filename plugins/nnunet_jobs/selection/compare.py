@@ -90,7 +90,7 @@ class Candidate:
         return finite(self.summary["foreground_mean"]["Dice"])
 
 
-def folds_text(folds: Sequence[int]) -> str:
+def folds_text(folds: Sequence[int | str]) -> str:
     """Stock nnU-Net's text for several folds: ``0_1_2``."""
     return "_".join(map(str, folds))
 

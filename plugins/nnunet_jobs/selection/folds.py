@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,11 @@ from nnunet_jobs.training.fold import (
 )
 
 log = logging.getLogger("nnunet_jobs")
+ALL = "all"
+
+
+class OnlyFoldAll(ConfigError):
+    """A model that is trained on all cases alone, so that nothing of it is cross-validated."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +43,7 @@ class Trained:
 
     Attributes:
         root: ``nnUNet_results/.versions/<model>/DatasetXXX_Name``. preprocessed: the version's folder of the dataset.
-        configurations: that are compared, in order. folds: of each.
+        configurations: that are compared, in order. folds: of each; ``("all",)`` for a model that is not cross-validated.
         settings: what settings.json says the model was trained with.
     """
 
@@ -50,7 +55,7 @@ class Trained:
     root: Path
     preprocessed: Path
     configurations: tuple[str, ...]
-    folds: tuple[int, ...]
+    folds: tuple[int | str, ...]
     settings: dict[str, Any]
 
     def folder(self, configuration: str) -> Path:
@@ -90,7 +95,7 @@ class Trained:
                 found[case] = self.folder(configuration) / f"fold_{fold}" / "validation"
         return dict(sorted(found.items()))
 
-    def state(self, configuration: str, fold: int, *, npz: bool) -> FoldState:
+    def state(self, configuration: str, fold: int | str, *, npz: bool) -> FoldState:
         """Whether one fold is complete."""
         return inspect_fold(
             self.root.parent,
@@ -107,7 +112,17 @@ class Trained:
         """Whether a configuration's validation probabilities are averaged with another's."""
         return ensembles and len(self.configurations) > 1 and configuration in self.configurations
 
-    def train_params(self, configuration: str, fold: int, *, npz: bool = False) -> TrainParams:
+    @property
+    def cross_validated(self) -> bool:
+        """Whether its folds were validated on cases that they were not trained on."""
+        return ALL not in self.folds
+
+    def further_folds(self, configuration: str) -> tuple[str, ...]:
+        """Folds that are complete beside the compared ones, and may be predicted with by name: ``all``."""
+        complete = self.cross_validated and self.state(configuration, ALL, npz=False).complete
+        return (ALL,) if complete else ()
+
+    def train_params(self, configuration: str, fold: int | str, *, npz: bool = False) -> TrainParams:
         """What one fold was trained with."""
         return TrainParams(
             dataset=self.dataset,
@@ -120,7 +135,7 @@ class Trained:
             **{name: self.settings[name] for name in SETTINGS},
         )
 
-    def incomplete(self, *, ensembles: bool) -> Iterator[tuple[str, int, FoldState]]:
+    def incomplete(self, *, ensembles: bool) -> Iterator[tuple[str, int | str, FoldState]]:
         """(configuration, fold, state) of all that is not complete. Ensembles ask for probabilities of what they average."""
         for configuration in self.with_previous_stages():
             for fold in self.folds:
@@ -132,7 +147,7 @@ class Trained:
         """Hash of everything that was verified when the folds ended: checkpoints, predictions, probabilities, inputs."""
         records = {}
         for configuration in self.with_previous_stages():
-            for fold in self.folds:
+            for fold in (*self.folds, *self.further_folds(configuration)):
                 record = read_json(self.folder(configuration) / f"fold_{fold}" / FOLD_RECORD)
                 files = {name: stamped["sha256"] for name, stamped in record["files"].items() if not name.endswith(".pkl")}
                 records[f"{configuration}/{fold}"] = [record["inputs"], files]
@@ -156,6 +171,9 @@ def find_trained(params: FindBestParams, workspace: Workspace, dataset: str) -> 
             found.append(_trained(params, workspace, dataset, model))
         except ConfigError as error:
             refused.append(error)
+    if not found and params.promote == "always" and params.folds != [ALL] and any(isinstance(error, OnlyFoldAll) for error in refused):
+        log.warning("nothing but fold 'all' is trained: taken as it is, without a cross-validation, because promote is 'always'")
+        return find_trained(replace(params, folds=[ALL]), workspace, dataset)
     if not found:
         raise refused[0]
     if len(found) > 1:
@@ -233,14 +251,26 @@ def _trained(params: FindBestParams, workspace: Workspace, dataset: str, model: 
         raise ConfigError(f"folds={params.folds!r}: name each fold once")
     known_configurations = read_json_or_empty(preprocessed / f"{params.plans}.json").get("configurations", {})
     prefix = f"{params.trainer}__{params.plans}__"
-    present = {path.parent.name.removeprefix(prefix) for path in root.glob(f"{prefix}*/fold_[0-9]*")}  # fold "all" has no honest validation
+    on_all = [name for name in known_configurations if (root / f"{prefix}{name}" / f"fold_{ALL}").is_dir()]
+    numbered = {path.parent.name.removeprefix(prefix) for path in root.glob(f"{prefix}*/fold_[0-9]*")}
+    if not numbered and on_all and params.folds != [ALL]:
+        raise OnlyFoldAll(
+            f"model={model!r}: only fold 'all' is trained ({', '.join(on_all)}), and it has no cross-validation to select by; train folds "
+            f"{', '.join(map(str, params.folds))} too, or take it as it is with promote='always' (its card says that it was not validated)"
+        )
+    present = on_all if params.folds == [ALL] else numbered
     configurations = params.configurations or [name for name in known_configurations if name in present]
     for name in configurations:
         configuration_entry(preprocessed, params.plans, name)
     if len(set(configurations)) != len(configurations):
         raise ConfigError(f"configurations={params.configurations!r}: name each configuration once")
     if not configurations:
-        raise ConfigError(f"model={model!r}: no configuration is trained; run TrainFoldOperator first")
+        what = "fold 'all' of no configuration is trained" if params.folds == [ALL] else "no configuration is trained"
+        raise ConfigError(f"model={model!r}: {what}; run TrainFoldOperator first")
+    if params.folds == [ALL] and len(configurations) > 1:
+        raise ConfigError(
+            f"configurations={configurations!r}: fold 'all' has no cross-validation, so nothing says which of them is the best; name one"
+        )
     trained = Trained(
         dataset=dataset,
         model=model,
@@ -250,7 +280,7 @@ def _trained(params: FindBestParams, workspace: Workspace, dataset: str, model: 
         root=root,
         preprocessed=preprocessed,
         configurations=tuple(configurations),
-        folds=tuple(sorted(params.folds)),
+        folds=tuple(sorted(params.folds, key=str if params.folds == [ALL] else int)),
         settings=settings,
     )
     for name in trained.with_previous_stages():
@@ -258,7 +288,7 @@ def _trained(params: FindBestParams, workspace: Workspace, dataset: str, model: 
     return trained
 
 
-def _not_repairable(trained: Trained, configuration: str, fold: int) -> str | None:
+def _not_repairable(trained: Trained, configuration: str, fold: int | str) -> str | None:
     """Why a new validation would not complete a fold, None where it would: its final checkpoint is whole and of these inputs."""
     from nnunet_jobs.training import checkpoint
 

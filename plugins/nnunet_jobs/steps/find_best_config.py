@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import shutil
-from collections.abc import Mapping
 from typing import Any
 
 from nnunet_jobs.context import StepContext
@@ -19,8 +17,8 @@ from nnunet_jobs.selection import card as cards
 from nnunet_jobs.selection import holdout
 from nnunet_jobs.selection.commands import inference_information, member
 from nnunet_jobs.selection.folds import Trained, find_trained, require_complete
+from nnunet_jobs.selection.undefined import undefined
 
-log = logging.getLogger("nnunet_jobs")
 _RULES = 2
 """Number of the rules of averaging and postprocessing: a card that was made under other rules is made again."""
 
@@ -79,16 +77,6 @@ def run(params: FindBestParams, context: StepContext) -> dict[str, Any]:
     }
 
 
-def _undefined(cross_validated: Mapping[str, float | None], held_out: Mapping[str, float | None]) -> dict[str, list[str]]:
-    """Labels without Dice, because no reference has them; the means are over the others. Each is named in the log too."""
-    found = {}
-    for what, per_label in (("validation", cross_validated), ("hold-out", held_out)):
-        found[what] = [name for name, dice in per_label.items() if dice is None]
-        if found[what]:
-            log.warning("no %s case has %s: its Dice is undefined, and the mean is over the other labels", what, ", ".join(found[what]))
-    return found
-
-
 def _inputs(trained: Trained, params: FindBestParams, held: holdout.Holdout) -> str:
     return content_hash(
         {
@@ -104,6 +92,10 @@ def _inputs(trained: Trained, params: FindBestParams, held: holdout.Holdout) -> 
 def _select(trained: Trained, params: FindBestParams, held: holdout.Holdout, inputs: str, context: StepContext) -> dict[str, Any]:
     held.verify()
     context.check_stop()
+    if not trained.cross_validated:
+        from nnunet_jobs.selection.unvalidated import take_as_it_is
+
+        return take_as_it_is(trained, held, recipe=params.recipe, inputs=inputs, context=context)
     from nnunet_jobs.selection import compare, ensemble, postprocessing
     from nnunet_jobs.selection.reference import write_reference
 
@@ -146,7 +138,7 @@ def _select(trained: Trained, params: FindBestParams, held: holdout.Holdout, inp
         "holdout_per_label": judged["per_label"] if judged else None,
         "holdout_cases": len(held.cases),
         "holdout_hash": held.hash,
-        "undefined_labels": _undefined(cv_per_label, judged["per_label"] if judged else {}),
+        "undefined_labels": undefined(cv_per_label, judged["per_label"] if judged else {}),
         "postprocessing_declined": [dict(step) for step in processed.declined],
         "candidates": {candidate.name: candidate.dice for candidate in candidates},
     }

@@ -247,6 +247,60 @@ def test_only_a_better_model_is_promoted_and_an_earlier_one_can_be_put_back(
         promote(workspace, DATASET, first)
 
 
+def test_fold_all_is_taken_as_it_is_when_asked_and_predicts_by_name_beside_the_others(trained: Workspace, tmp_path: Path) -> None:
+    workspace = copy_of(trained, tmp_path)
+    model = model_of(workspace)
+    root = workspace.model_root(model) / DATASET
+    settings = read_json(root / "settings.json")
+    same = {name: settings[name] for name in ("epochs", "iterations", "val_iterations", "optimizer", "initial_lr", "mirroring", "seed")}
+    asked = {"dataset": 5, "cases": "holdout", "model": model, "folds": ["all"]}
+    on_all, beside, predicted = run_steps(
+        workspace,
+        ("train", {"dataset": 5, "configuration": "3d_micro", "fold": "all", **same}),
+        ("find_best_config", {**TWO_FOLDS, "configurations": ["3d_micro"], "promote": "never"}),
+        ("predict", {**asked, "output": str(tmp_path / "predictions" / "beside")}),
+    )
+    assert on_all["model"] == model
+    assert predicted["failed"] == []
+    card = read_json(Path(beside["card"]))
+    (member,) = card["selection"]["members"]
+    assert (member["folds"], member["further_folds"]) == ([0, 1], ["all"])
+    assert card["validation"]["cross_validated"]
+    assert "all" not in card["commands"][0], "the model itself predicts with the validated folds"
+
+    for name in CONFIGURATIONS:
+        for fold in (0, 1):
+            shutil.rmtree(root / f"nnUNetTrainer__nnUNetPlans__{name}" / f"fold_{fold}")
+    with pytest.raises(ConfigError, match=r"only fold 'all' is trained \(3d_micro\), and it has no cross-validation.*promote='always'"):
+        run(FindBestParams(**TWO_FOLDS), context(workspace))
+    alone, again = run_steps(
+        workspace,
+        ("find_best_config", {**TWO_FOLDS, "promote": "always"}),
+        ("predict", {"dataset": 5, "cases": "holdout", "output": str(tmp_path / "predictions" / "alone")}),
+    )
+    assert (alone["promoted"], alone["cv_dice"], alone["choice"]) == (True, None, "nnUNetTrainer__nnUNetPlans__3d_micro")
+    assert alone["holdout_dice"] is not None, "the hold-out was not trained on"
+    assert again["failed"] == []
+    card = read_json(Path(alone["card"]))
+    assert (card["validation"]["cross_validated"], card["metrics"]["cv_cases"], card["selection"]["postprocessing"]) == (False, 0, [])
+    assert card["validation"]["note"].startswith("Without an honest validation")
+    (argv,) = card["commands"]
+    assert argv[argv.index("-f") : argv.index("-tr")] == ["-f", "all"]
+    explicit = run(FindBestParams(dataset=5, folds=["all"], promote="never"), context(workspace, "select-00000002"))
+    assert (explicit["already_done"], explicit["is_champion"], explicit["promoted"]) == (True, True, False)
+
+
+@pytest.mark.parametrize(("fields", "said"), [
+    ({"folds": ["all"]}, "promote='if_better': fold 'all' has no validation to compare by"),
+    ({"folds": [0, "all"], "promote": "always"}, r"folds=\[0, 'all'\]: name numbered folds, 0 and up, or 'all' alone"),
+    ({"folds": ["every"], "promote": "always"}, r"folds=\['every'\]"),
+])  # fmt: skip
+def test_what_cannot_be_compared_is_said_where_it_is_entered(fields: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        FindBestParams(dataset=5, **fields)
+    assert FindBestParams(dataset=5, folds=["0", 1]).folds == [0, 1]
+
+
 def voxels(folder: Path) -> dict[str, str]:
     """sha256 of the voxels of every segmentation in a folder."""
     return {path.name: hashlib.sha256(array(path).tobytes()).hexdigest() for path in sorted(folder.glob("*.nii.gz"))}
