@@ -185,7 +185,7 @@ class RunSettings:
         promote, predict = of("promote", str, config.select.promote), of("predict", str, config.predict.cases)
         try:
             TrainParams(dataset=config.dataset_name, configuration=chosen[0], fold=0, **train)
-            compared = [fold for fold in folds if isinstance(fold, int)] or ["all"]
+            compared: list[int | str] = [*(fold for fold in folds if isinstance(fold, int))] or ["all"]
             FindBestParams(dataset=config.dataset_name, folds=compared, promote=promote)
             check_class("trainer", train["trainer"], team=config.team, conn_id=config.nnunet_conn_id)
         except ConfigError as error:

@@ -22,7 +22,7 @@ from typing import Any
 from nnunet_jobs.contract.failure import ConfigError
 from nnunet_jobs.contract.files import append_lines, content_hash, locked, write_atomic
 from nnunet_jobs.contract.sharing import explain, make_root, shared_umask
-from nnunet_jobs.contract.workspace import SHARING, Workspace
+from nnunet_jobs.contract.workspace import Workspace
 
 FOLDER = ".studies"
 OUT, DONE, FAILED = "out", "done", "failed"
@@ -84,15 +84,14 @@ class StudyLedger:
             ConfigError: this user may not write in the jobs folder.
         """
         ledger = cls(Path(workspace.jobs) / FOLDER / f"{content_hash(owner, length=24)}.jsonl")
-        shared = SHARING[workspace.sharing] is not None
         try:
             with shared_umask(workspace):
                 make_root(workspace, Path(workspace.jobs))
-                ledger.path.parent.mkdir(parents=True, exist_ok=True, mode=0o770 if shared else 0o700)
+                ledger.path.parent.mkdir(parents=True, exist_ok=True, mode=0o770)  # never for others; less the umask
                 with ledger.turn():
                     if not ledger.path.exists():
                         line = json.dumps({"schema": 1, **owner}) + "\n"
-                        write_atomic(ledger.path, line.encode(), mode=0o660 if shared else 0o600)
+                        write_atomic(ledger.path, line.encode(), mode=0o660)
         except PermissionError as error:
             raise ConfigError(f"[nnunet] jobs: {explain(error)}") from error
         return ledger
