@@ -6,7 +6,6 @@ import contextlib
 import logging
 import os
 import shutil
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,7 +28,7 @@ from nnunet_jobs.dicom.geometry import SeriesRefused, grid_of, same_place
 from nnunet_jobs.dicom.identity import Identity
 from nnunet_jobs.dicom.model import Grid, Series
 from nnunet_jobs.dicom.series import scan
-from nnunet_jobs.dicom.values import ACTIVITY, units_of
+from nnunet_jobs.dicom.values import compare_units
 from nnunet_jobs.dicom.worker import dicom_workers
 from nnunet_jobs.guard import Broken, Workers
 
@@ -67,12 +66,15 @@ def converted(params: RegisterParams, root: Path, context: StepContext, *, datas
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     folder.chmod(0o700)
     done, faults = _Conversion(params=params, root=root, context=context, dataset=dataset, folder=folder, rules=rules).run()
+    units, odd = compare_units({item.case.person.case: item.case.channels for item in done}, list(rules))
+    faults += odd
     cases = {
         item.case.person.case: {"images": item.images, "label": item.label, "group": item.case.person.group}
         for item in done
         if item.images or item.withdrawn
     }
-    write_json(folder / "dataset.json", {"channel_names": channels, CASES: cases, "faults": [_plain(fault) for fault in faults]})
+    plain = [_plain(fault) for fault in faults]
+    write_json(folder / "dataset.json", {"channel_names": channels, CASES: cases, "faults": plain, "units": units})
     yield folder
     kept = {name for item in done for name in (*item.images, item.label)}
     for path in folder.iterdir():
@@ -125,8 +127,8 @@ class _Conversion:
             cases, withdrawn = self._consented(cases_of(found, self.rules, self.identity))
             self.identity.remember(self.dataset, [case.person for case in cases])
             done = parallel(self.context, "convert", lambda case: self._convert(case, workers), cases)
-        faults = [*faults_of(found, self.identity), *(fault for item in done for fault in item.faults), *self._unit_faults(done)]
-        files = {**found.files, **_files_of_faults(done)}
+        faults = [*faults_of(found, self.identity), *(fault for item in done for fault in item.faults)]
+        files = {**found.files, **_files_of_faults(done, [series for series in found.series if series.labels])}
         note = self.identity.note_files(self.dataset, files)
         if note is not None:
             log.warning("faults name files by number only; the paths are in %s", os.path.realpath(note))
@@ -221,44 +223,19 @@ class _Conversion:
             return name
         return None
 
-    def _unit_faults(self, done: Sequence[_Converted]) -> list[Fault]:
-        """PET of different units in one channel, which no network can tell apart, or all of it in others than activity."""
-        faults = []
-        for number, channel in enumerate(self.rules):
-            series = {
-                item.case.person.case: item.case.channels[number]
-                for item in done
-                if len(item.case.channels) > number and item.case.channels[number].modality == "PT"
-            }
-            units = {case: units_of(one) for case, one in series.items()}
-            usual, count = Counter(units.values()).most_common(1)[0] if units else (ACTIVITY, 0)
-            for case, unit in units.items():
-                if unit != usual:
-                    message = (
-                        f"channel {channel!r}: its PET has the Units {unit or 'missing'}, that of other cases {usual or 'none'}; "
-                        "export it in the same units, or register it as a dataset of its own"
-                    )
-                    faults.append(Fault(code=Code.DICOM_VALUES, case=case, message=message))
-            if usual != ACTIVITY:
-                message = (
-                    f"channel {channel!r}: the PET of {count} cases has the Units {usual or 'missing'}, so its values are not activity "
-                    f"({ACTIVITY}); predict only on PET of the same units"
-                )
-                faults.append(Fault(code=Code.DICOM_VALUES, message=message, severity="warning"))
-        return faults
-
     def _content(self, version: int, *series: Series, **more: Any) -> str:
         """Name for what is made of these files: changes with any of them, with the converter and with the rules."""
         files = [[instance.sop_uid, instance.sha256] for item in series for instance in item.instances]
         return self.identity.digest("content", repr([version, files, more]))
 
 
-def _files_of_faults(done: Sequence[_Converted]) -> dict[int, Path]:
-    """Number to path of the files of all cases with a fault, since their messages name files by number."""
-    return {
-        instance.number: instance.path
-        for item in done
-        if item.faults
-        for series in (*item.case.channels, *(series for series, _ in item.case.objects))
-        for instance in series.instances
-    }
+def _files_of_faults(done: Sequence[_Converted], objects: Sequence[Series]) -> dict[int, Path]:
+    """Number to path of the files of all cases with a fault, since their messages name files by number.
+
+    Args:
+        objects: all label objects; those that belong to no case are named too.
+    """
+    series = [one for item in done if item.faults for one in (*item.case.channels, *(one for one, _ in item.case.objects))]
+    if any(item.case.label_faults for item in done):
+        series += objects
+    return {instance.number: instance.path for one in series for instance in one.instances}

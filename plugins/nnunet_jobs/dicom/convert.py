@@ -208,6 +208,11 @@ def write_volume(array: npt.NDArray[Any], affine: npt.NDArray[np.float64], targe
     sync_directory(target.parent)
 
 
+def stored_values(path: Path) -> Stored:
+    """Stored values (frame, row, column) of one file, before RescaleSlope and RescaleIntercept."""
+    return _stored(str(path), hashlib.sha256(path.read_bytes()).hexdigest(), None)
+
+
 def _stored(path: str, sha256: str, usual: Sequence[Any] | None) -> Stored:
     """Stored values (frame, row, column) of a file that still is what was scanned.
 

@@ -13,7 +13,7 @@ from pydicom.uid import UID
 from nnunet_jobs.dataset.dicom_mark import named_like
 from nnunet_jobs.dataset.faults import Code
 from nnunet_jobs.dicom.geometry import place
-from nnunet_jobs.dicom.header import RTSTRUCT_CLASS, SEG_CLASSES, UNREAD_LABEL_CLASSES
+from nnunet_jobs.dicom.header import LABEL_MODALITIES, RTSTRUCT_CLASS, SEG_CLASSES, UNREAD_LABEL_CLASSES
 from nnunet_jobs.dicom.model import Instance, Series, same_patient
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ def _shape(name: str) -> str:
 
 def _labels(header: dict[str, Any]) -> bool:
     kind = header["sop_class"]
-    return kind in _MODALITY or kind in UNREAD_LABEL_CLASSES or header["modality"] in _MODALITY.values()
+    return kind in _MODALITY or kind in UNREAD_LABEL_CLASSES or header["modality"] in LABEL_MODALITIES
 
 
 def _should_be_image(header: dict[str, Any], images: set[tuple[str, str]]) -> bool:

@@ -17,6 +17,7 @@ from nnunet_jobs.dicom.references import References, items, references_of
 SEG_CLASSES = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
 RTSTRUCT_CLASS = "1.2.840.10008.5.1.4.1.1.481.3"
 LABEL_CLASSES = (*SEG_CLASSES, RTSTRUCT_CLASS)
+LABEL_MODALITIES = ("SEG", "RTSTRUCT")
 UNREAD_LABEL_CLASSES = ("1.2.840.10008.5.1.4.1.1.66.5", "1.2.840.10008.5.1.4.1.1.481.11")
 """Surface Segmentation and RT Segment Annotation: they hold labels, which nothing here reads, so whoever meets one says so."""
 NUMBERS = ("SeriesNumber", "EchoTime", "RepetitionTime", "SliceThickness")
@@ -86,7 +87,7 @@ def read_header(path: str, keywords: Sequence[str] = ()) -> dict[str, Any]:
 
 def _references(path: str, dataset: Dataset, sop_class: str) -> References:
     """What a label object describes. Contours name images too, but they are most of a file, so they are read where nothing else does."""
-    if sop_class not in (*LABEL_CLASSES, *UNREAD_LABEL_CLASSES):
+    if sop_class not in (*LABEL_CLASSES, *UNREAD_LABEL_CLASSES) and _text(dataset.get("Modality")) not in LABEL_MODALITIES:
         return References()
     found = references_of(dataset)
     if sop_class == RTSTRUCT_CLASS and not found.images:

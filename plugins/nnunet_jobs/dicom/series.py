@@ -18,7 +18,7 @@ from nnunet_jobs.dicom.worker import dicom_workers
 from nnunet_jobs.guard import Broken, Workers
 
 _HEADER_S, _HEADER_MIB = 60.0, 512  # beside what the file's size asks for
-_S_A_MIB, _MIB_A_MIB = 1.0, 16.0
+_S_A_MIB, _MIB_A_MIB = 4.0, 24.0
 
 
 @dataclass(slots=True, kw_only=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 from nnunet_jobs.contract.failure import Fault
@@ -54,6 +54,52 @@ def units_of(series: Series) -> str:
 def unit_of(text: str) -> str:
     """One of DICOM's defined terms for Units; ``other units`` for anything else, which somebody may have typed."""
     return text if text in _UNITS or not text else "other units"
+
+
+def compare_units(cases: Mapping[str, Sequence[Series]], channels: Sequence[str]) -> tuple[dict[str, str], list[Fault]]:
+    """What PET of a dataset is in: channel to Units; and faults of cases in other units, which no network can tell apart.
+
+    Args:
+        cases: id to the series of its channels, none where it cannot be used. channels: names, in the order of the series.
+    """
+    found, faults = dict[str, str](), list[Fault]()
+    for number, channel in enumerate(channels):
+        units = {case: units_of(series[number]) for case, series in cases.items() if series and series[number].modality == "PT"}
+        if not units:
+            continue
+        usual, count = Counter(units.values()).most_common(1)[0]
+        found[channel] = usual
+        for case, unit in units.items():
+            if unit != usual:
+                message = (
+                    f"channel {channel!r}: its PET has the Units {unit or 'missing'}, that of other cases {usual or 'none'}; "
+                    "export it in the same units, or register it as a dataset of its own"
+                )
+                faults.append(Fault(code=Code.DICOM_VALUES, case=case, message=message))
+        if usual != ACTIVITY:
+            message = (
+                f"channel {channel!r}: the PET of {count} cases has the Units {usual or 'missing'}, so its values are not activity "
+                f"({ACTIVITY}); predict only on PET of the same units"
+            )
+            faults.append(Fault(code=Code.DICOM_VALUES, message=message, severity="warning"))
+    return found, faults
+
+
+def unlike_units(series: Sequence[Series], units: Mapping[str, str], channels: Sequence[str]) -> list[Fault]:
+    """Faults of a case to predict whose PET is in other units than the model's.
+
+    Args:
+        series: of the channels. units: channel to Units that the model's dataset was registered with. channels: names, in their order.
+    """
+    return [
+        Fault(
+            code=Code.DICOM_VALUES,
+            message=f"channel {channel!r}: its PET has the Units {units_of(one) or 'missing'}, that of the model's dataset "
+            f"{units[channel] or 'none'}; export it in the same units",
+        )
+        for one, channel in zip(series, channels, strict=False)
+        if channel in units and one.modality == "PT" and units_of(one) != units[channel]
+    ]
 
 
 def usual_bits(series: Series) -> tuple[int, bool] | None:

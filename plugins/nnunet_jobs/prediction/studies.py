@@ -19,7 +19,7 @@ from nnunet_jobs.contract.segment_codes import parse_segment_codes
 from nnunet_jobs.contract.series_rules import SeriesRule, channel_rules
 from nnunet_jobs.contract.workspace import Workspace
 from nnunet_jobs.dataset.changes import parallel, pulse
-from nnunet_jobs.dataset.dicom_cases import DicomCase, cases_of, faults_of, keywords
+from nnunet_jobs.dataset.dicom_cases import DicomCase, cases_of, keywords
 from nnunet_jobs.dataset.faults import Code
 from nnunet_jobs.dicom import convert
 from nnunet_jobs.dicom.geometry import SeriesRefused, grid_of, same_place
@@ -27,6 +27,7 @@ from nnunet_jobs.dicom.identity import Identity
 from nnunet_jobs.dicom.model import Grid, Series
 from nnunet_jobs.dicom.seg_sources import seg_faults
 from nnunet_jobs.dicom.series import scan
+from nnunet_jobs.dicom.values import unlike_units
 from nnunet_jobs.dicom.worker import dicom_workers
 from nnunet_jobs.guard import Broken, Workers
 from nnunet_jobs.prediction.cases import Case
@@ -66,10 +67,13 @@ class Studies:
         incoming: the cases, sorted by id, images named as they will be converted; what cannot be predicted has its reason. What is
             listed as not predicted is named by numbers and pseudonyms, because file names in an archive's export hold names of people.
         by_case: the usable ones. as_seg: whether a DICOM SEG will be wanted of each, so that what it needs must be there.
+        channels: names, in the model's order. units: what PET of the model's dataset is in, by channel.
         files: number to path of the files that problems may name, for those who may see it.
     """
 
     as_seg: bool = False
+    channels: tuple[str, ...] = ()
+    units: Mapping[str, str] = field(default_factory=dict)
     files: dict[int, Path] = field(default_factory=dict)
     incoming: Incoming = field(default_factory=Incoming)
     by_case: dict[str, Study] = field(default_factory=dict)
@@ -79,6 +83,7 @@ class Studies:
         case, faults, grids = found.person.case, list(errors), []
         if found.channels and self.as_seg:
             faults += seg_faults(found.channels[0])
+        faults += unlike_units(found.channels, self.units, self.channels)
         odd = [fault for fault in found.faults if fault.severity != "error"]
         for series in found.channels:
             of_pixels = convert.pixel_faults(series)
@@ -137,15 +142,17 @@ def find_studies(
     """
     identity = Identity(context.workspace.private)
     found = scan(folder, beat=pulse(context), threads=max(1, context.cpus), keywords=keywords(rules))
-    of_files: dict[str, list[Fault]] = defaultdict(list)
-    studies, people = Studies(as_seg=as_seg, files=dict(found.files)), []
-    for fault in faults_of(found, identity):
+    of_files: dict[str, list[Fault]] = defaultdict(list)  # by study: there may be a case of each of its series
+    units = registered_units(context.workspace, dataset)
+    studies, people = Studies(as_seg=as_seg, channels=tuple(rules), units=units, files=dict(found.files)), []
+    for fault in found.faults:
+        study = found.studies.get(fault.file or "")
         if fault.severity != "error":
             log.warning("%s", fault)
-        elif fault.case is None:
+        elif study is None:
             studies.incoming.leave_out(fault.file or "a file", f"{fault.code}: {fault.message}")
         else:
-            of_files[fault.case].append(fault)
+            of_files[study].append(fault)
     for count, reason in (
         (found.other, "are no DICOM files, in a folder of DICOM studies; put images to predict into a folder of their own"),
         (found.ignored, "are DICOM objects that hold neither images nor labels, such as reports"),
@@ -155,7 +162,7 @@ def find_studies(
     chosen: set[str] = set()
     for item in cases_of(found, rules, identity):
         chosen |= {series.series_uid for series in item.channels}
-        errors = [*of_files[item.person.case], *(fault for fault in item.faults if fault.severity == "error")]
+        errors = [*of_files[item.person.study], *(fault for fault in item.faults if fault.severity == "error")]
         missing = [str(fault.code) for fault in errors] == [Code.DICOM_SERIES_MISSING] * len(rules)
         if missing or not (errors or item.channels):
             # a study of another kind, or of labels alone, in a folder that holds all sorts
@@ -258,3 +265,11 @@ def registered_rules(workspace: Workspace, dataset: str) -> Mapping[str, Any] | 
     """The rules of ``series`` that the dataset was registered with; None when it did not come from DICOM."""
     rules: Mapping[str, Any] | None = workspace.manifest(dataset).get("series")
     return rules
+
+
+def registered_units(workspace: Workspace, dataset: str) -> Mapping[str, str]:
+    """What PET of the dataset is in, by channel; empty where it did not come from DICOM, or before that was kept."""
+    if not (workspace.raw_dataset(dataset) / "manifest.json").exists():
+        return {}
+    units: Mapping[str, str] = workspace.manifest(dataset).get("units", {})
+    return units

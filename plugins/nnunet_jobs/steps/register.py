@@ -188,7 +188,8 @@ class _Registration:
         counts = {"added": len(changes.added), "changed": len(changes.changed), "removed": len(changes.removed)}
         settings = {"fraction": self.params.holdout_fraction, "cases": self.places.asked()}
 
-        rules = {"series": self.params.series or {}} if source.layout == "dicom" else {}  # predictions of studies choose by them too
+        # predictions of studies choose by the same rules, and take no values of other units
+        rules = {"series": self.params.series or {}, "units": source.units} if source.layout == "dicom" else {}
 
         def manifest() -> dict[str, Any]:
             return rules | build_manifest(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import nibabel  # noqa: TID253  the rule is for what Airflow imports
 import numpy as np
@@ -10,10 +11,12 @@ import pydicom
 import pytest
 
 from nnunet_jobs.context import StepContext
+from nnunet_jobs.contract.files import write_json
 from nnunet_jobs.contract.workspace import Workspace
 from nnunet_jobs.dataset.dicom_mark import holds_dicom
 from nnunet_jobs.prediction.studies import find_studies, series_rules
-from support.dicom_labels import write_series
+from support.dicom import save, slices
+from support.dicom_labels import write_seg_object, write_series
 from support.prediction import job_dir
 
 CHANNELS = {"0": "T1", "1": "T2"}
@@ -62,3 +65,60 @@ def test_a_folder_is_known_for_dicom_by_its_files_and_not_by_their_names(tmp_pat
     [path, *_] = write_series(tmp_path / "b", shape=(4, 4, 1))
     path.rename(path.with_name("IM0001"))
     assert holds_dicom(tmp_path)
+
+
+def found_in(folder: Path, context: StepContext, images: Path, rules: dict[str, Any], **options: Any) -> dict[str, str | None]:
+    """The studies of a folder: case to the reason why it cannot be predicted."""
+    images.mkdir(exist_ok=True)
+    rules_of = series_rules(rules, {str(number): name for number, name in enumerate(rules)})
+    found = find_studies(folder, rules=rules_of, dataset="Dataset001_A", images=images, context=context, **options)
+    return {case.case: case.problem for case in found.incoming.cases}
+
+
+def test_what_a_dicom_seg_needs_is_named_before_anything_is_predicted(context: StepContext, tmp_path: Path) -> None:
+    write_series(tmp_path / "in" / "a", seed="a", study="1", FrameOfReferenceUID="")
+    write_series(tmp_path / "in" / "b", seed="b", study="2")
+    plain = found_in(tmp_path / "in", context, tmp_path / "images", {"MRI": {}})
+    assert set(plain.values()) == {None}
+    wanted = found_in(tmp_path / "in", context, tmp_path / "images", {"MRI": {}}, as_seg=True)
+    assert sorted(str(reason).partition(",")[0] for reason in wanted.values()) == [
+        "None",
+        "dicom_geometry_missing: a DICOM SEG needs FrameOfReferenceUID",
+    ]
+
+
+def test_label_objects_of_any_kind_are_no_matter_of_a_prediction(context: StepContext, tmp_path: Path) -> None:
+    paths = write_series(tmp_path / "in" / "a", seed="a", study="1")
+    other = write_series(tmp_path / "other", seed="b", study="1", SeriesDescription="not chosen")
+    for number, images in enumerate((paths, other)):
+        write_seg_object(tmp_path / "in" / f"{number}.dcm", images, {"x": np.ones((12, 10, 6), bool)})
+    alone = pydicom.dcmread(tmp_path / "in" / "1.dcm")
+    alone.StudyInstanceUID, alone.SOPInstanceUID = "1.2.3", "1.2.3.4"
+    alone.save_as(tmp_path / "in" / "alone.dcm")
+    assert list(found_in(tmp_path / "in", context, tmp_path / "images", {"MRI": {}}).values()) == [None]
+
+
+@pytest.mark.parametrize("each", [False, True])
+def test_a_study_with_a_file_that_cannot_be_read_is_not_predicted_without_it(context: StepContext, tmp_path: Path, each: bool) -> None:
+    """It may be the last slice of one of its series."""
+    paths = write_series(tmp_path / "in" / "a", seed="a", study="1")
+    paths[-1].write_bytes(b"")
+    write_series(tmp_path / "in" / "b", seed="b", study="2")
+    found = found_in(tmp_path / "in", context, tmp_path / "images", {"MRI": {"each": each}})
+    [reason] = [reason for reason in found.values() if reason]
+    assert reason.startswith("dicom_unreadable: is named like a DICOM file but is empty")
+    assert len(found) == 2
+    assert str(paths[-1]) in (context.workspace.private / "Dataset001_A.predicted.files.json").read_text()
+
+
+def test_pet_in_other_units_than_the_models_is_not_predicted(context: StepContext, tmp_path: Path) -> None:
+    raw = context.workspace.raw_dataset("Dataset001_A")
+    raw.mkdir(parents=True)
+    write_json(raw / "manifest.json", {"units": {"PET": "BQML"}})
+    for number, units in enumerate(("BQML", "CNTS")):
+        save(tmp_path / "in" / units, slices(study=str(number), modality="PT", Units=units))
+    found = found_in(tmp_path / "in", context, tmp_path / "images", {"PET": {}})
+    assert sorted(map(str, found.values())) == [
+        "None",
+        "dicom_values: channel 'PET': its PET has the Units CNTS, that of the model's dataset BQML; export it in the same units",
+    ]

@@ -58,6 +58,7 @@ class Source:
         renamed: id in the source to the id it is registered under, for those that differ, of this and earlier runs.
         left_out: files of withdrawn cases, of which nothing more is said.
         reader: class name of nnU-Net's reader that will read the registered files.
+        units: what the values of a channel are, such as ``BQML`` for PET, by the channel's name, where the source says it.
         splits: the source's own, None where it has none; see :mod:`nnunet_jobs.dataset.own_splits`.
     """
 
@@ -71,6 +72,7 @@ class Source:
     renamed: dict[str, str] = field(default_factory=dict)
     left_out: set[Path] = field(default_factory=set)
     reader: str = ""
+    units: dict[str, str] = field(default_factory=dict)
     splits: list[dict[str, list[str]]] | None = None
 
     def relative(self, path: Path) -> str:
