@@ -28,7 +28,7 @@ def _read(params: RegisterParams, source: Source, description: Description) -> N
             continue
         source.add(SourceCase(case=case, images=paths, label=label, labelled=label is not None, group=entry["group"]))
     source.faults += [Fault(**fault) for fault in description["faults"]]
-    source.units = dict(description["units"])
+    source.units = dict(description.get("units", {}))
 
 
 LAYOUT = Layout(
