@@ -1,6 +1,7 @@
 """What Airflow will check about a DAG once its file is parsed, asked beforehand and for one DAG at a time.
 
-Airflow drops every DAG of a file that has an import error, so a DAG that it would refuse must not be in a file with others.
+Airflow drops every DAG of a file that has an import error, so a DAG that it would refuse must not be in a file with others. That the
+values of a dataset file fit Airflow's messages and its database is checked where the file is read, see :mod:`airflow_nnunet.yaml_tree`.
 """
 
 from __future__ import annotations
@@ -16,26 +17,18 @@ def build_checked(build: Callable[[], DAG], *, thorough: bool) -> tuple[DAG | No
 
     Args:
         build: Makes the DAG. The site's policies may change what they look at, so they get a DAG of their own.
-        thorough: Also make the messages that go from process to process and to the database, and check the defaults of the form.
-            The values of a checked dataset file fit both, so that is left out where it would only take time.
+        thorough: Also check the defaults of the form, without which no scheduled run can be made. That takes as long as building the DAG.
     """
     try:
         dag = build()
         dag.validate()  # type: ignore[no-untyped-call]
         dag.check_cycle()
         if thorough:
-            _serialize(dag)
+            dag.params.validate()
         _apply_policies(build)
     except Exception as error:  # whatever it is, Airflow would meet it too
         return None, f"{type(error).__name__}: {error}"
     return dag, ""
-
-
-def _serialize(dag: DAG) -> None:
-    from airflow.serialization.serialized_objects import DagSerialization
-
-    dag.params.validate()
-    DagSerialization.to_dict(dag)
 
 
 def _apply_policies(build: Callable[[], DAG]) -> None:

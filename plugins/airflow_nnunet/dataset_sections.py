@@ -90,6 +90,7 @@ class TrainSection(Section):
     trainer: str = Field(default="nnUNetTrainer", description="Any nnU-Net or user trainer class.")
     folds: list[Fold] | None = Field(
         default=None,
+        min_length=1,
         description="Folds to train; every fold of the split when empty. `[all]` alone trains on every case, without a validation; "
         "`select.promote` must then be `always` or `never`.",
     )
@@ -99,7 +100,7 @@ class TrainSection(Section):
     optimizer: Literal["sgd", "adamw"] | None = Field(default=None, description="In place of the trainer's own.")
     initial_lr: float | None = Field(default=None, description="Start of the polynomial learning rate schedule.")
     mirroring: bool | None = Field(default=None, description="false trains and predicts without mirroring.")
-    pretrained: str | None = Field(default=None, description="Checkpoint file or model id to fine-tune from.")
+    pretrained: str | None = Field(default=None, min_length=1, description="Checkpoint file or model id to fine-tune from.")
     npz: bool | None = Field(default=None, description="Save validation probabilities; true when ensembles are compared, unless set.")
     checkpoint_every: int = Field(default=1, description="Epochs between verified checkpoints.")
     early_stop: int | None = Field(default=None, description="Stop after this many epochs without a better smoothed Dice.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import json
 import os
 import subprocess
 import sys
@@ -58,6 +59,9 @@ BROKEN = {
         "holds more than 100000 values",
     ),
     "deep.yaml": ("predict: {series: {a: " + "[" * 5000 + "]" * 5000 + "}}", "deep.yaml"),
+    "nofolds.yaml": ("train: {folds: []}", "nofolds.yaml:2: train.folds=[]: List should have at least 1 item"),
+    "nomodel.yaml": ('train: {pretrained: ""}', "nomodel.yaml:2: train.pretrained='': String should have at least 1 character"),
+    "form.yaml": ('train: {pretrained: "/a\\nb"}', "form.yaml: Airflow refuses its DAG 'nnunet_form': ParamValidationError"),
     "twice.yaml": ("retries: 1\nowner: me\nretries: 2", "twice.yaml:4: retries: stands here and in line 2, and only the last would count"),
     "nested.yaml": ("train:\n  epochs: 1\n  epochs: 2", "nested.yaml:4: epochs: stands here and in line 3"),
     "text.yaml": ("- 1", "text.yaml: not valid YAML"),
@@ -111,7 +115,10 @@ def test_what_just_fits_is_taken_by_airflow_too(datasets: Path) -> None:
     (datasets / "GRÖSSE-1.v2.yaml").write_text("dataset: {id: 3, name: Name, source: /data}\n")
     (datasets / ".hidden.yaml").write_text("what an editor keeps: {")
     check_datasets(datasets)
-    assert set(training_dags(datasets)) == {"d" * 200, "nnunet_good", "nnunet_GRÖSSE-1.v2"}
+    dags = training_dags(datasets)
+    assert set(dags) == {"d" * 200, "nnunet_good", "nnunet_GRÖSSE-1.v2"}
+    for dag in dags.values():
+        json.dumps(scheduled(dag).dag_id, allow_nan=False)
 
 
 @pytest.fixture
