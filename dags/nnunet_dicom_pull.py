@@ -1,13 +1,15 @@
 """Segment what arrives in an archive: wait for complete studies, fetch them, predict, and store the segmentations back.
 
-Every study goes its own way: one that fails holds up no other, and clearing its tasks goes on from what is done. Give the DAG a
-schedule, such as every 30 minutes, and the form's defaults become the rule; a run that finds nothing new is skipped.
-Set up a connection of type dicomweb first (include/connections.example.json) and the pools (airflow nnunet sync-pools).
+Every study goes its own way: one that fails holds up no other, and clearing its tasks goes on from what is done. The next run hands a
+failed study out again, several times, and then names it; see docs/intake.md.
+To run it on a schedule, such as every 30 minutes, give `schedule` below a value and the parameter `dataset` a default: a scheduled run
+takes the form's defaults. A run that finds nothing new is skipped, and one whose dataset has no promoted model ends before it takes a
+study. Set up a connection of type dicomweb first (include/connections.example.json) and the pools (airflow nnunet sync-pools).
 """
 
 from typing import Any
 
-from airflow.sdk import DAG, Param, task_group
+from airflow.sdk import DAG, Param, task, task_group
 
 from airflow_nnunet.dicomweb import DicomWebRetrieveOperator, DicomWebStoreOperator, DicomWebStudySensor
 from airflow_nnunet.operators import BatchPredictOperator
@@ -27,7 +29,12 @@ with DAG(
     tags={"nnunet", "prediction", "dicom"},
     doc_md=__doc__,
     params={
-        "dataset": Param(type="string", title="Dataset", description="Whose model: number or full name, such as Dataset004_Hippocampus."),
+        "dataset": Param(
+            None,
+            type=["null", "string"],
+            title="Dataset",
+            description="Whose model: number or full name, such as Dataset004_Hippocampus. Needed by every run.",
+        ),
         "modality": Param("MR", type="string", pattern="^[A-Z0-9_]{1,16}$", title="Modality", description="Of the series to segment."),
         "description": Param(None, **OPTIONAL, title="Study description", description="Pattern with * and ?; empty means any."),
         "series_description": Param(None, **OPTIONAL, title="Series description", description="Pattern with * and ?; empty means any."),
@@ -36,7 +43,7 @@ with DAG(
         ),
         "only_new": Param(True, type="boolean", title="Only new studies", description="Off takes all of the days above again."),
         "incoming": Param("/data/incoming/pacs", type="string", title="Folder for studies", description="Absolute, below input_roots."),
-        "output": Param(type="string", title="Folder for results", description="Absolute, below output_roots."),
+        "output": Param("/data/predictions/pacs", type="string", title="Folder for results", description="Absolute, below output_roots."),
         "archive": Param("dicomweb_default", type="string", title="Archive", description="Connection of type dicomweb.", section="Details"),
         "stable_for": Param(
             300,
@@ -49,6 +56,14 @@ with DAG(
     },
     render_template_as_native_obj=True,
 ) as dag:
+
+    @task
+    def model(params: dict[str, Any] | None = None) -> str:
+        """The promoted model; without one no study is taken from the archive."""
+        from airflow_nnunet.planning import require_champion
+
+        return require_champion((params or {})["dataset"])
+
     new_studies = DicomWebStudySensor(
         task_id="new_studies",
         **ARCHIVE,
@@ -84,4 +99,5 @@ with DAG(
         )
         DicomWebStoreOperator(task_id="store", dicomweb_conn_id=ARCHIVE["dicomweb_conn_id"], folder=predict.output["output"], pool="pacs")
 
+    model() >> new_studies
     study.expand(uid=new_studies.output)

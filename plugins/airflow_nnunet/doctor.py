@@ -15,6 +15,7 @@ from airflow_nnunet.config import NnunetConfig
 from airflow_nnunet.doctor_backend import examine_backend, runs_here
 from airflow_nnunet.doctor_datasets import examine_datasets
 from airflow_nnunet.doctor_executor import examine_executor
+from airflow_nnunet.doctor_jobs import examine_jobs
 from airflow_nnunet.doctor_predictions import examine_predictions
 from airflow_nnunet.doctor_privacy import examine_privacy
 from airflow_nnunet.finding import Finding
@@ -65,7 +66,7 @@ def examine(config: NnunetConfig) -> Iterator[Finding]:
     yield from _teams()
     yield from examine_executor()
     yield from _archives()
-    yield from _studies(config)
+    yield from examine_jobs(config)
     yield from examine_datasets(_SYNC)
     yield from examine_predictions(_SYNC)
 
@@ -86,7 +87,8 @@ def _roots(config: NnunetConfig) -> Iterator[Finding]:
             yield Finding(topic=name, ok=False, text=closed)
         enough = free >= _LOW_DISK_GIB or name in ("jobs", "leases")
         mend = "" if enough else f"; below {_LOW_DISK_GIB} GiB, free space or move {name} to another disk"
-        yield Finding(topic=name, ok=enough, text=f"{path} is writable, {free:.0f} GiB free{mend}")
+        there = "is writable" if path.is_dir() else "is not there yet and can be made"
+        yield Finding(topic=name, ok=enough, text=f"{path} {there}, {free:.0f} GiB free{mend}")
     leases = _existing(Path(config.workspace.leases))
     kind = _file_system(leases)
     if kind.startswith(_NETWORK_FILE_SYSTEMS):
@@ -255,21 +257,6 @@ def _archives() -> Iterator[Finding]:
             yield Finding(topic=topic, text=f"{archive.endpoint.url} answers")
     if archives and not pool:
         yield Finding(topic=f"pool {ARCHIVE_POOL}", ok=False, text=f"missing, retrieval would wait for ever; {_SYNC}")
-
-
-def _studies(config: NnunetConfig) -> Iterator[Finding]:
-    """Studies of archives that failed in every run that got them."""
-    from airflow_nnunet.dicomweb.handout import given_up_text
-    from airflow_nnunet.dicomweb.ledger import ledgers
-
-    try:
-        for ledger in ledgers(config.workspace.jobs):
-            owner = ledger.owner()
-            if lost := [entry for entry in ledger.read().values() if entry.given_up]:
-                topic = f"studies of {owner.get('dag')}.{owner.get('task')}"
-                yield Finding(topic=topic, ok=False, text=given_up_text(lost))
-    except PermissionError as error:
-        yield Finding(topic="studies", ok=False, text=explain(error))
 
 
 def _unwritable(path: Path) -> str:

@@ -26,9 +26,12 @@ class NnunetHook(BaseHook):
         """Option names and values of the connection's extra.
 
         Raises:
-            ConfigError: the extra is not a JSON object.
+            ConfigError: the connection is of another type, or its extra is not a JSON object.
         """
-        extra = self.get_connection(self.nnunet_conn_id).extra
+        connection = self.get_connection(self.nnunet_conn_id)
+        if connection.conn_type != self.conn_type:
+            raise ConfigError(f"connection {self.nnunet_conn_id!r}: is of type {connection.conn_type!r}; name one of type {self.conn_type}")
+        extra = connection.extra
         if not extra:
             return {}
         try:

@@ -1,7 +1,9 @@
-"""Pages behind the extra links: a job's log, its folder and its report, read-only, for users who may see plugins.
+"""Pages behind the extra links: a job's log, its folder and its report, read-only, for users who may read the job's own DAG.
 
-Airflow does not protect a plugin's pages by itself, so the whole app depends on its access check: 401 without a login. Nothing
-outside the configured jobs root is ever read: ids have a fixed form, names come from a fixed list, links are not followed.
+Airflow does not protect a plugin's pages by itself. Here a page asks Airflow whether its user may read the logs of the DAG that the job
+belongs to, and the teams' files whether the user is a member of the job's team; otherwise the job is as unknown as any: 404. Without a
+login a browser is led to the login page, and a program gets 401. Nothing outside the configured jobs folders is ever read: ids have a
+fixed form, names come from a fixed list, links are not followed.
 """
 
 from __future__ import annotations
@@ -11,13 +13,18 @@ import os
 import stat
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import urlencode
 
-from airflow.api_fastapi.auth.managers.models.resource_details import AccessView
-from airflow.api_fastapi.core_api.security import requires_access_view
-from fastapi import Depends, FastAPI, HTTPException, Query
-from fastapi.responses import HTMLResponse, PlainTextResponse
+from airflow.api_fastapi.auth.managers.models.resource_details import AccessView, DagAccessEntity
+from airflow.api_fastapi.core_api.security import GetUserDep, requires_access_dag, requires_access_view
+from fastapi import Depends, FastAPI, HTTPException, Query, Request
+from fastapi.exception_handlers import http_exception_handler
+from fastapi.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response
+from starlette.exceptions import HTTPException as AnyHTTPException
 
-from airflow_nnunet.teams import job_roots
+from airflow_nnunet.links import URL_PREFIX
+from airflow_nnunet.teams import load_teams, owned_job_roots
+from nnunet_jobs.contract.failure import ConfigError
 from nnunet_jobs.contract.jobdir import JobDir
 from nnunet_jobs.contract.spec import JOB_ID
 
@@ -41,6 +48,13 @@ def create_app() -> FastAPI:
         redoc_url=None,
         openapi_url=None,
     )
+
+    @app.exception_handler(AnyHTTPException)
+    async def refused(request: Request, error: AnyHTTPException) -> Response:
+        if error.status_code == 401 and "text/html" in request.headers.get("accept", ""):
+            return RedirectResponse(f"{_airflow(request)}/api/v2/auth/login?{urlencode({'next': str(request.url)})}", 307)
+        return await http_exception_handler(request, error)
+
     app.get("/jobs/{job_id}/log")(job_log)
     app.get("/jobs/{job_id}/")(job_folder)
     app.get("/jobs/{job_id}/files/{name}")(job_file)
@@ -48,23 +62,47 @@ def create_app() -> FastAPI:
     return app
 
 
-def job_log(job_id: str, tail: Annotated[int, Query(ge=1, le=16 * 1024 * 1024)] = _TAIL_BYTES) -> PlainTextResponse:
+def readable_folder(request: Request, user: GetUserDep, job_id: str) -> Path:
+    """The folder of a job, for a user who may read it.
+
+    Raises:
+        HTTPException: 404, there is no such job or it is not this user's to read; the answer is the same.
+    """
+    folder, team = _find(job_id)
+    try:
+        spec = JobDir(folder).spec()
+    except (OSError, ValueError, ConfigError) as error:
+        raise _unknown() from error
+    dag_id = spec.labels.get("dag_id")
+    if not dag_id:
+        raise _unknown()  # nobody can say who may read it
+    try:
+        requires_access_dag("GET", DagAccessEntity.TASK_LOGS, dag_id)(request, user)
+    except AnyHTTPException as error:
+        raise _unknown() from error
+    if not all(_is_member(user.get_name(), name) for name in {team, spec.team} if name):
+        raise _unknown()
+    return folder
+
+
+Folder = Annotated[Path, Depends(readable_folder)]
+
+
+def job_log(folder: Folder, tail: Annotated[int, Query(ge=1, le=16 * 1024 * 1024)] = _TAIL_BYTES) -> PlainTextResponse:
     """The last ``tail`` bytes of the job's log as plain text."""
-    folder = _folder(job_id)
     return PlainTextResponse(_read(folder, "log.txt", tail), headers=_HEADERS)
 
 
-def job_file(job_id: str, name: str) -> PlainTextResponse:
+def job_file(folder: Folder, name: str) -> PlainTextResponse:
     """One of the job's own text files."""
-    folder = _folder(job_id)
     if name not in _names(folder):
         raise HTTPException(404, "no such file in this job")
     return PlainTextResponse(_read(folder, name, _SHOWN_BYTES), headers=_HEADERS)
 
 
-def job_folder(job_id: str) -> HTMLResponse:
+def job_folder(folder: Folder) -> HTMLResponse:
     """What is in the job's directory, and how far it is."""
-    folder = _folder(job_id)
+    job_id = folder.name
     state = JobDir(folder).state()
     rows = "".join(
         f'<tr><td><a href="files/{html.escape(name)}">{html.escape(name)}</a></td><td>{(folder / name).lstat().st_size:,}</td></tr>'
@@ -81,22 +119,43 @@ def job_folder(job_id: str) -> HTMLResponse:
     return HTMLResponse(page, headers=_HEADERS)
 
 
-def job_report(job_id: str) -> HTMLResponse:
+def job_report(folder: Folder) -> HTMLResponse:
     """The page that a step wrote about its data."""
-    page = _read(_folder(job_id), _REPORT, _REPORT_BYTES)
+    page = _read(folder, _REPORT, _REPORT_BYTES)
     if not page:
         raise HTTPException(404, "no report in this job; it is written when the check of the dataset ends")
     return HTMLResponse(page, headers=_REPORT_HEADERS)
 
 
-def _folder(job_id: str) -> Path:
-    if not JOB_ID.fullmatch(job_id):
-        raise HTTPException(404, "no such job")
-    for root in job_roots():
-        folder = Path(root) / job_id
-        if not folder.is_symlink() and folder.is_dir():
-            return folder
-    raise HTTPException(404, "no such job in the jobs folders of section [nnunet] and of the teams")
+def _find(job_id: str) -> tuple[Path, str | None]:
+    """Folder of a job, and the team whose jobs folder it is in."""
+    if JOB_ID.fullmatch(job_id):
+        for root, team in owned_job_roots().items():
+            folder = Path(root) / job_id
+            if not folder.is_symlink() and folder.is_dir():
+                return folder, team
+    raise _unknown()
+
+
+def _unknown() -> HTTPException:
+    """One answer for what is not there and for what is not the user's, which says when a whole jobs folder is not there."""
+    missing = sum(not Path(root).is_dir() for root in owned_job_roots())
+    where = "the jobs folders of section [nnunet] and of the teams"
+    if missing:
+        where += f"; {missing} of these folders are missing on this server (moved, or not mounted): airflow nnunet doctor names them"
+    return HTTPException(404, f"no such job that you may read in {where}")
+
+
+def _is_member(user: str, team: str) -> bool:
+    """Whether a user may read a team's jobs: its members where its file names any, else whoever may read the DAG."""
+    config = load_teams().configs.get(team)
+    return config is not None and (not config.predictions.members or user in config.predictions.members)
+
+
+def _airflow(request: Request) -> str:
+    """Path of Airflow's own pages, below the base URL when it has one."""
+    path: str = request.scope.get("root_path", "")
+    return path.removesuffix(URL_PREFIX).rstrip("/")
 
 
 def _names(folder: Path) -> list[str]:

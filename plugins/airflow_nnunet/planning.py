@@ -8,7 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from airflow_nnunet.config import NnunetConfig
 from airflow_nnunet.dataset_config import CASCADE, TrainingConfig
+from airflow_nnunet.exceptions import from_job_error
 from airflow_nnunet.params_form import RunSettings
 from nnunet_jobs.contract.failure import ConfigError
 from nnunet_jobs.contract.files import content_hash
@@ -35,6 +37,27 @@ def recipe_hash(config: TrainingConfig, settings: RunSettings, training_hash: st
             "ensembles": config.select.ensembles,
         }
     )
+
+
+def require_champion(dataset: str | int | None) -> str:
+    """The promoted model of a dataset, for runs that must end before they begin something that needs it.
+
+    Args:
+        dataset: Number or full name.
+
+    Raises:
+        InvalidConfig: the dataset is empty or not registered, or none of its models is promoted.
+    """
+    workspace = NnunetConfig.load().workspace
+    try:
+        if dataset is None or not str(dataset).strip():
+            raise ConfigError("dataset: is empty; name one in the form, or give the parameter a default in the DAG file")
+        name = workspace.resolve_dataset(dataset)
+        if (model := workspace.champion(name)) is None:
+            raise ConfigError(f"dataset={dataset!r}: no model of {name} is promoted; train and promote one first")
+    except ConfigError as error:
+        raise from_job_error(error) from error
+    return model
 
 
 def plan_training(

@@ -56,11 +56,14 @@ OPTIONS: dict[str, dict[str, Any]] = {
         example="http://127.0.0.1:8600,unix:/run/nnunet/serve.sock",
     ),
     "predictions_quota": _option(
-        "Prediction API: unfinished requests that a team may have at once, unless its file says.", "20", type_="integer"
+        "Prediction API: unfinished requests that a team may have at once, uploads included, unless its file says.", "20", type_="integer"
     ),
     "predictions_limit": _option("Prediction API: unfinished requests of all teams at once.", "200", type_="integer"),
     "predictions_keep_days": _option("Prediction API: days until a request's images and result are removed.", "30", type_="integer"),
     "predictions_upload_mib": _option("Prediction API: size of one request's images in MiB.", "512", type_="integer"),
+    "predictions_free_mib": _option(
+        "Prediction API: MiB that an upload must leave free on the disk of the requests.", "1024", type_="integer"
+    ),
     "poll_interval": _option("Seconds between two looks at a running job.", "2.0", type_="float"),
     "task_log": _option("What a task's log shows of its job: full (its own log too, as it is written) or progress alone.", "full"),
     "lost_after": _option("Seconds without a heartbeat after which a job counts as lost and is started again.", "120.0", type_="float"),

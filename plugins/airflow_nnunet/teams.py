@@ -210,10 +210,17 @@ def load_teams(folder: Path | None = None) -> Teams:
 
 def job_roots() -> list[str]:
     """Where job folders are: of section [nnunet], then of every team."""
+    return list(owned_job_roots())
+
+
+def owned_job_roots() -> dict[str, str | None]:
+    """Where job folders are, with the team whose they are; None for those of section [nnunet]."""
     from airflow_nnunet.config import NnunetConfig
 
-    teams = load_teams().configs.values()
-    return list(dict.fromkeys([NnunetConfig.load().workspace.jobs, *(team.nnunet.roots().jobs for team in teams)]))
+    found: dict[str, str | None] = {NnunetConfig.load().workspace.jobs: None}
+    for name, team in load_teams().configs.items():
+        found[team.nnunet.roots().jobs] = name
+    return found
 
 
 @functools.lru_cache(maxsize=8)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import datetime as dt
 import json
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -103,6 +104,9 @@ def usage_command(args: argparse.Namespace) -> int:
     usages: list[Usage] = []
     left_out = []
     for root in roots:
+        if not os.path.isdir(root):
+            left_out.append(f"{root}: no such folder; no job has run there yet, or it was moved: set jobs (or workspace) to where it is")
+            continue
         try:
             found, damaged = read_usage(root, since=since)
         except PermissionError as error:

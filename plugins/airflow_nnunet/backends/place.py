@@ -20,11 +20,15 @@ class Unreachable(Exception):
 
 
 class Refused(Exception):
-    """The other system will not do it. ``transient``: for want of something that others' end frees."""
+    """The other system will not do it.
 
-    def __init__(self, message: str, *, transient: bool = False) -> None:
+    ``transient``: for want of something that others' end frees. ``status``: its HTTP status, None without one.
+    """
+
+    def __init__(self, message: str, *, transient: bool = False, status: int | None = None) -> None:
         super().__init__(message)
         self.transient = transient
+        self.status = status
 
 
 CANNOT_ASK = (Unreachable, Refused, ConfigError)

@@ -5,14 +5,32 @@ from __future__ import annotations
 import io
 import struct
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import timedelta
 from typing import Any
 
+from airflow_nnunet.dicomweb.answers import (
+    FAILED,
+    MODALITY,
+    REASON,
+    REFERENCED,
+    REFERENCED_UID,
+    SERIES_DESCRIPTION,
+    SERIES_INSTANCES,
+    SERIES_UID,
+    SOP_UID,
+    STUDY_UID,
+    answered_uid,
+    items_of,
+    matches,
+    number_of,
+    study_of,
+    text_of,
+)
 from airflow_nnunet.dicomweb.endpoint import Endpoint
-from airflow_nnunet.dicomweb.model import Series, SeriesFilter, Study, StudyQuery, checked_uid
+from airflow_nnunet.dicomweb.model import Series, SeriesFilter, Study, StudyQuery
 from airflow_nnunet.dicomweb.transport import Transport, pydicom
 from airflow_nnunet.exceptions import ArchiveRefused, ArchiveUnavailable, InstancesRejected
-from nnunet_jobs.contract.failure import ConfigError
 
 _PAGE = 500
 # A query that matches more than this is a mistake, such as a forgotten date; asking on would load the archive for hours.
@@ -20,13 +38,6 @@ MOST_STUDIES = 10_000
 _MOST_INSTANCES = 200_000
 _STUDY_FIELDS = ("StudyDescription", "ModalitiesInStudy", "NumberOfStudyRelatedSeries", "NumberOfStudyRelatedInstances")
 _SERIES_FIELDS = ("Modality", "SeriesDescription", "NumberOfSeriesRelatedInstances")
-
-# Tags of the answers' DICOM JSON.
-_STUDY_DATE, _STUDY_DESCRIPTION, _STUDY_UID = "00080020", "00081030", "0020000D"
-_MODALITIES, _MODALITY, _SERIES_DESCRIPTION = "00080061", "00080060", "0008103E"
-_SERIES_UID, _SOP_UID = "0020000E", "00080018"
-_STUDY_SERIES, _STUDY_INSTANCES, _SERIES_INSTANCES = "00201206", "00201208", "00201209"
-_FAILED, _REFERENCED, _REFERENCED_UID, _REASON = "00081198", "00081199", "00081155", "00081197"
 
 # PS3.18 table I.2-2: failures of storage that the same instance meets again tomorrow; the rest is the archive's own trouble.
 _LASTING = {0x0122: "SOP class not supported", 0x0124: "not authorised"}
@@ -51,6 +62,7 @@ class Archive:
     def __init__(self, endpoint: Endpoint) -> None:
         self.endpoint = endpoint
         self.transport = Transport(endpoint)
+        self._cap = 0  # studies in the longest answer that turned out to be cut
 
     # --- QIDO-RS ------------------------------------------------------------------------------------------------
     def ping(self) -> None:
@@ -66,28 +78,14 @@ class Archive:
         Raises:
             ArchiveRefused: more than 10 000 match.
         """
-        filters = {"StudyDate": query.dates, "ModalitiesInStudy": query.modality}
-        found = self._pages(
-            "a query for studies",
-            _STUDY_UID,
-            lambda client, page: client.search_for_studies(**page),
-            fields=_STUDY_FIELDS,
-            filters={name: value for name, value in filters.items() if value},
-            most=MOST_STUDIES,
-        )
-        return [_study(item) for item in found if _matches(query, item)]
+        found, ignored = self._studies(query)
+        if ignored:
+            found = self._whole(query, found)
+        return [study_of(item) for item in found if matches(query, item)]
 
     def study(self, uid: str) -> Study:
         """Counts of one study; zero when the archive has no such study."""
-        found = self._pages(
-            "a query for one study",
-            _STUDY_UID,
-            lambda client, page: client.search_for_studies(**page),
-            fields=_STUDY_FIELDS,
-            filters={"StudyInstanceUID": uid},
-            most=_PAGE,
-        )
-        study = next((_study(item) for item in found if _text(item, _STUDY_UID) == uid), Study(uid=uid, series=0, instances=0))
+        study = self._told_of(uid)
         if study.series is not None and study.instances is not None:
             return study
         series = self.series(uid, None)
@@ -95,36 +93,53 @@ class Archive:
 
     def series(self, study: str, only: SeriesFilter | None) -> list[Series]:
         """Series of a study that ``only`` means; all of them for None."""
-        found = self._pages(
-            "a query for series",
-            _SERIES_UID,
+        what = "a query for series"
+        found, ignored = self._pages(
+            what,
+            SERIES_UID,
             lambda client, page: client.search_for_series(study, **page),
             fields=_SERIES_FIELDS,
             most=_PAGE * 100,
         )
+        if ignored and (told := self._told_of(study).series) is not None and told > len(found):
+            raise self._cut(what, len(found), told)
         return [
             Series(
-                uid=_answered_uid(item, _SERIES_UID),
-                modality=_text(item, _MODALITY),
-                instances=_number(item, _SERIES_INSTANCES),
+                uid=answered_uid(item, SERIES_UID),
+                modality=text_of(item, MODALITY),
+                instances=number_of(item, SERIES_INSTANCES),
             )
             for item in found
-            if only is None or only.matches(_text(item, _MODALITY), _text(item, _SERIES_DESCRIPTION))
+            if only is None or only.matches(text_of(item, MODALITY), text_of(item, SERIES_DESCRIPTION))
         ]
 
-    def instances(self, study: str, series: str) -> list[str]:
-        """SOPInstanceUIDs of a series."""
-        found = self._pages(
-            "a query for instances",
-            _SOP_UID,
-            lambda client, page: client.search_for_instances(study, series, **page),
+    def instances(self, study: str, series: Series) -> list[str]:
+        """SOPInstanceUIDs of a series, all of them: as many as the archive itself counts.
+
+        Raises:
+            ArchiveRefused: the archive cuts the list and ignores ``offset``, so that the rest cannot be asked for.
+            ArchiveUnavailable: it lists fewer than it counts, such as while the series arrives.
+        """
+        what = "a query for instances"
+        found, ignored = self._pages(
+            what,
+            SOP_UID,
+            lambda client, page: client.search_for_instances(study, series.uid, **page),
             most=_MOST_INSTANCES,
         )
-        return [_answered_uid(item, _SOP_UID) for item in found]
+        told = series.instances
+        if told is None and ignored:  # the list may be cut; the metadata know no pages
+            told = len(self.transport.call("metadata of a series", lambda client: client.retrieve_series_metadata(study, series.uid)))
+        if told is not None and told > len(found):
+            if ignored:
+                raise self._cut(what, len(found), told)
+            where = f"connection {self.endpoint.conn_id!r}: {what}"
+            raise ArchiveUnavailable(f"lost: {where}: the archive lists {len(found)} of the {told} that it counts; is the series complete?")
+        return [answered_uid(item, SOP_UID) for item in found]
 
     def count(self, study: str, series: Series) -> int:
         """Instances of a series: as the archive counts them, else counted here."""
-        return series.instances if series.instances is not None else len(self.instances(study, series.uid))
+        return series.instances if series.instances is not None else len(self.instances(study, series))
 
     def has(self, study: str, sop_uid: str) -> bool:
         """Whether the archive has an instance."""
@@ -132,7 +147,60 @@ class Archive:
             "a query for one instance",
             lambda client: client.search_for_instances(study, fuzzymatching=False, search_filters={"SOPInstanceUID": sop_uid}),
         )
-        return any(_text(item, _SOP_UID) == sop_uid for item in found)
+        return any(text_of(item, SOP_UID) == sop_uid for item in found)
+
+    def _studies(self, query: StudyQuery) -> tuple[list[dict[str, Any]], bool]:
+        filters = {"StudyDate": query.dates, "ModalitiesInStudy": query.modality}
+        return self._pages(
+            "a query for studies",
+            STUDY_UID,
+            lambda client, page: client.search_for_studies(**page),
+            fields=_STUDY_FIELDS,
+            filters={name: value for name, value in filters.items() if value},
+            most=MOST_STUDIES,
+        )
+
+    def _whole(self, query: StudyQuery, found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """All studies of a query whose answer may be cut, because the archive ignored ``offset``.
+
+        QIDO tells no number of studies, but an answer that is cut is known by its halves: together they have more. Then the dates are
+        divided until each answer is shorter than the longest one that was cut.
+
+        Raises:
+            ArchiveRefused: the answer for a single day is cut, or there are no dates to divide.
+        """
+        if len(found) < self._cap:
+            return found
+        first, last = query.date_from, query.date_to
+        if first is None or last is None or first == last:
+            if self._cap:
+                raise self._cut("a query for studies", len(found), None)
+            return found
+        middle = first + (last - first) // 2
+        halves = [replace(query, date_to=middle), replace(query, date_from=middle + timedelta(days=1))]
+        parts = [self._studies(half)[0] for half in halves]
+        if {text_of(item, STUDY_UID) for part in parts for item in part} <= {text_of(item, STUDY_UID) for item in found}:
+            return found
+        self._cap = max(self._cap, len(found))
+        return [item for half, part in zip(halves, parts, strict=True) for item in self._whole(half, part)]
+
+    def _told_of(self, study: str) -> Study:
+        """What the archive itself counts of a study: None where it does not tell, zero where it has no such study."""
+        found, _ = self._pages(
+            "a query for one study",
+            STUDY_UID,
+            lambda client, page: client.search_for_studies(**page),
+            fields=_STUDY_FIELDS,
+            filters={"StudyInstanceUID": study},
+            most=_PAGE,
+        )
+        return next((study_of(item) for item in found if text_of(item, STUDY_UID) == study), Study(uid=study, series=0, instances=0))
+
+    def _cut(self, what: str, found: int, told: int | None) -> ArchiveRefused:
+        where = f"connection {self.endpoint.conn_id!r}: {what}"
+        listed = f"{found} of the {told} that it counts" if told is not None else f"no more than {found} at once"
+        fix = f"raise the archive's limit of results to {told or 'more'}, or have it honour offset"
+        return ArchiveRefused(f"config: {where}: the archive lists {listed} and ignores offset, so the rest cannot be asked for; {fix}")
 
     def _pages(
         self,
@@ -143,11 +211,12 @@ class Archive:
         most: int,
         fields: Sequence[str] = (),
         filters: Mapping[str, str] | None = None,
-    ) -> list[dict[str, Any]]:
-        """All pages of a query, each item once.
+    ) -> tuple[list[dict[str, Any]], bool]:
+        """All pages of a query, each item once, and whether the archive ignored ``offset``.
 
         Archives cap a page where they like, and some ignore the offset; so neither a short page ends the query nor a full one
-        proves that there is more: it ends with a page that has nothing new.
+        proves that there is more: it ends with a page that has nothing new. Where that page is not empty, the offset was ignored, and
+        nobody can say from the pages alone whether there is more.
         """
         found: dict[str, dict[str, Any]] = {}
         seen = 0
@@ -155,9 +224,9 @@ class Archive:
             page: dict[str, Any] = {"fuzzymatching": False, "limit": _PAGE, "offset": seen, "fields": list(fields) or None}
             page["search_filters"] = dict(filters) if filters else None
             items = self.transport.call(what, lambda client, page=page: request(client, page))  # type: ignore[misc]
-            new = {_text(item, uid_tag): item for item in items if _text(item, uid_tag) not in found}
+            new = {text_of(item, uid_tag): item for item in items if text_of(item, uid_tag) not in found}
             if not new:
-                return list(found.values())
+                return list(found.values()), bool(items)
             found |= new
             seen += len(items)
             if len(found) > most:
@@ -194,8 +263,8 @@ class Archive:
         """
         batch = list(datasets.values())
         answer = self.transport.call("a storage", lambda client: _store(client, batch))
-        stored = {_text(item, _REFERENCED_UID) for item in _items(answer, _REFERENCED)} & set(datasets)
-        failed = {_text(item, _REFERENCED_UID): _reason(_number(item, _REASON)) for item in _items(answer, _FAILED)}
+        stored = {text_of(item, REFERENCED_UID) for item in items_of(answer, REFERENCED)} & set(datasets)
+        failed = {text_of(item, REFERENCED_UID): _reason(number_of(item, REASON)) for item in items_of(answer, FAILED)}
         for uid, dataset in datasets.items():
             if uid in stored or uid in failed:
                 continue
@@ -230,7 +299,7 @@ def _store(client: Any, batch: Sequence[Any]) -> dict[str, Any]:
             answer = error.response.json() if error.response is not None else {}
         except ValueError:
             raise error from None
-        if not isinstance(answer, dict) or not _items(answer, _FAILED):
+        if not isinstance(answer, dict) or not items_of(answer, FAILED):
             raise
     return answer
 
@@ -246,38 +315,3 @@ def _reason(code: int | None) -> tuple[str, bool]:
     if code & 0xFF00 == 0xA700:
         return f"the archive is out of resources ({code:04X}H)", True
     return f"failure {code:04X}H", True
-
-
-def _matches(query: StudyQuery, item: Mapping[str, Any]) -> bool:
-    modalities = [str(value) for value in _values(item, _MODALITIES)]
-    return query.matches(_text(item, _STUDY_DATE), modalities, _text(item, _STUDY_DESCRIPTION))
-
-
-def _study(item: Mapping[str, Any]) -> Study:
-    return Study(uid=_answered_uid(item, _STUDY_UID), series=_number(item, _STUDY_SERIES), instances=_number(item, _STUDY_INSTANCES))
-
-
-def _answered_uid(item: Mapping[str, Any], tag: str) -> str:
-    """A UID of an answer. It becomes a part of URLs, so it is checked like a user's."""
-    try:
-        return checked_uid(_text(item, tag), field=f"({tag[:4]},{tag[4:]})")
-    except ConfigError as error:
-        raise InstancesRejected(f"data: the archive's answer: {error}") from None
-
-
-def _values(item: Mapping[str, Any], tag: str) -> list[Any]:
-    return list(item.get(tag, {}).get("Value") or ())
-
-
-def _items(item: Mapping[str, Any], tag: str) -> list[Mapping[str, Any]]:
-    return [value for value in _values(item, tag) if isinstance(value, Mapping)]
-
-
-def _text(item: Mapping[str, Any], tag: str) -> str:
-    values = _values(item, tag)
-    return str(values[0]).strip() if values else ""
-
-
-def _number(item: Mapping[str, Any], tag: str) -> int | None:
-    text = _text(item, tag)
-    return int(text) if text.isascii() and text.isdigit() else None

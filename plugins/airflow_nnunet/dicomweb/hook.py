@@ -13,7 +13,7 @@ from airflow.sdk.exceptions import AirflowNotFoundException
 
 from airflow_nnunet.dicomweb.endpoint import Endpoint
 from airflow_nnunet.dicomweb.model import SeriesFilter, Study, StudyQuery, checked_uid
-from airflow_nnunet.exceptions import ArchiveUnavailable, NnunetJobError, from_job_error
+from airflow_nnunet.exceptions import ArchiveUnavailable, InvalidConfig, NnunetJobError, from_job_error
 from nnunet_jobs.contract.failure import JobError
 from nnunet_jobs.contract.sharing import umask_of
 
@@ -121,9 +121,16 @@ def unknown_connection(conn_id: str) -> ArchiveUnavailable:
 def open_archive(connection: Any, *, tries: int | None = None) -> Archive:
     """The archive of a connection. ``tries`` in place of the connection's own.
 
+    Whoever triggers a DAG may name a connection in its form, and its password goes to the connection's own host with the first request.
+    So no other type of connection is ever used, whatever its host is.
+
     Raises:
         InvalidConfig: the connection cannot be used.
     """
+    if connection.conn_type != DicomWebHook.conn_type:
+        raise InvalidConfig(
+            f"config: connection {connection.conn_id!r}: is of type {connection.conn_type!r}; name one of type {DicomWebHook.conn_type}"
+        )
     from airflow_nnunet.dicomweb.archive import Archive
 
     endpoint: Endpoint = _checked(Endpoint.from_connection, connection)

@@ -98,7 +98,7 @@ def _wanted(archive: Archive, study: str, only: SeriesFilter) -> list[_Wanted]:
     return [
         _Wanted(file=f"{_hash(series.uid)}/{_hash(uid)}.dcm", series=series.uid, sop_uid=uid)
         for series in archive.series(study, only)
-        for uid in archive.instances(study, series.uid)
+        for uid in archive.instances(study, series)
     ]
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import ssl
 import threading
 import warnings
 from collections.abc import Callable
@@ -97,7 +98,7 @@ class Transport:
         response = error.response
         if response is not None and not response.ok:
             return self._explain_status(response, where)
-        if isinstance(error, requests.exceptions.SSLError) and "CERTIFICATE_VERIFY_FAILED" in str(error):
+        if _comes_from(error, ssl.SSLCertVerificationError):
             return ArchiveRefused(
                 f"config: {where}: the server's certificate is not trusted; set verify in the connection's extra to a CA bundle that "
                 "holds its authority"
@@ -151,6 +152,14 @@ class Transport:
         )
         client.set_http_retry_params(retry=False)  # its waits have no jitter and no ceiling, and a lost connection is not retried
         return client
+
+
+def _comes_from(error: BaseException, kind: type[BaseException]) -> bool:
+    """Whether an error of that kind is behind another one. requests and urllib3 wrap each other's."""
+    seen: BaseException | None = error
+    while seen is not None and not isinstance(seen, kind):
+        seen = seen.__cause__ or seen.__context__
+    return seen is not None
 
 
 def _whole(response: requests.Response, *args: Any, **kwargs: Any) -> None:

@@ -23,7 +23,7 @@ from starlette.requests import ClientDisconnect
 from airflow_nnunet.serving import outcome
 from airflow_nnunet.serving.core_api import CoreApi
 from airflow_nnunet.serving.intake import Asked, receive
-from airflow_nnunet.serving.queue import count_unfinished
+from airflow_nnunet.serving.queue import COME_BACK_S, largest, require_place
 from airflow_nnunet.serving.spaces import Space, load_space, space_of
 from airflow_nnunet.serving.store import REQUEST_ID, Draft, new_id, remove
 from airflow_nnunet.task_state import JOB_XCOM
@@ -35,7 +35,6 @@ from nnunet_jobs.contract.uploads import FIELD, FILES, documented_segmentation, 
 
 log = logging.getLogger(__name__)
 
-_COME_BACK_S = 10
 _UNKNOWN = "there is no prediction of this id"
 _LOOK_S = 0.01
 _REFUSALS = (401, 403, 422, 503)
@@ -168,10 +167,12 @@ def create_app() -> FastAPI:
 async def _create(request: Request, who: Caller, key: str | None) -> JSONResponse:
     space = who.space
     request_id = new_id(space, who.user, key)
-    known = await who.core.run(space.dag_id, request_id) if key else None
-    if known is None:
-        await asyncio.to_thread(_require_place, space)  # before the upload, where that is of no use; again under the lock
-    async with _draft(space, request_id) as draft:
+    size = largest(request, space)
+    async with contextlib.AsyncExitStack() as stack:
+        async with _turn():  # from here on the upload counts
+            known = await who.core.run(space.dag_id, request_id) if key else None
+            await asyncio.to_thread(require_place, space, request_id, size, new=known is None)
+            draft = await stack.enter_async_context(_draft(space, request_id, size=size, new=known is None))
         asked = await receive(request, space, draft)
         async with _turn():
             known = await who.core.run(space.dag_id, request_id) if key else None
@@ -186,7 +187,6 @@ async def _create(request: Request, who: Caller, key: str | None) -> JSONRespons
 async def _queue(who: Caller, request_id: str, asked: Asked, draft: Draft) -> None:
     """Publish the request's folder, then create its run."""
     space = who.space
-    await asyncio.to_thread(_require_place, space)
     target = space.requests / request_id
     if target.exists():  # its sender, or this server, was gone before there was a run
         await asyncio.to_thread(remove, target)
@@ -200,22 +200,9 @@ async def _queue(who: Caller, request_id: str, asked: Asked, draft: Draft) -> No
             raise
 
 
-def _require_place(space: Space) -> None:
-    """Refuse a request where the team has its quota in the queue, or all teams together have filled it.
-
-    Raises:
-        Problem: 429 or 503.
-    """
-    unfinished = count_unfinished()
-    if unfinished.get(space.dag_id, 0) >= space.quota:
-        raise Problem(429, f"{space.quota} predictions of yours are unfinished, as many as may be", retry_after_s=_COME_BACK_S)
-    if sum(unfinished.values()) >= space.limit:
-        raise Problem(503, "the queue is full", retry_after_s=_COME_BACK_S)
-
-
 @contextlib.asynccontextmanager
-async def _draft(space: Space, request_id: str) -> AsyncIterator[Draft]:
-    draft = Draft(space, request_id)
+async def _draft(space: Space, request_id: str, *, size: int, new: bool) -> AsyncIterator[Draft]:
+    draft = Draft(space, request_id, size=size, new=new)
     try:
         yield draft.__enter__()
     finally:
@@ -267,7 +254,7 @@ async def _status(who: Caller, run: dict[str, Any]) -> dict[str, Any]:
 def _finished_file(space: Space, run: dict[str, Any]) -> Path:
     state = outcome.state_of(run)
     if state in ("queued", "running"):
-        raise Problem(409, f"the prediction is {state}; ask again", retry_after_s=_COME_BACK_S)
+        raise Problem(409, f"the prediction is {state}; ask again", retry_after_s=COME_BACK_S)
     if state in ("failed", "cancelled"):
         raise Problem(409, f"the prediction has {'failed' if state == 'failed' else 'been cancelled'}; there is no result")
     path = outcome.segmentation(space, run["dag_run_id"])

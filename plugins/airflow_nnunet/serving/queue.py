@@ -1,8 +1,19 @@
-"""How full the queue is: unfinished runs of all the API's DAGs, those that the asking user may not see included."""
+"""How full the queue is: unfinished runs of all the API's DAGs, and uploads, those that the asking user may not see included."""
 
 from __future__ import annotations
 
+import logging
+
+from starlette.requests import Request
+
 from airflow_nnunet.serving import DAG_ID
+from airflow_nnunet.serving.spaces import Space, all_spaces
+from airflow_nnunet.serving.uploads import in_progress, require_room
+from nnunet_jobs.contract.problems import Problem
+from nnunet_jobs.contract.uploads import MIB
+
+log = logging.getLogger(__name__)
+COME_BACK_S = 10
 
 
 def count_unfinished() -> dict[str, int]:
@@ -17,3 +28,34 @@ def count_unfinished() -> dict[str, int]:
     with create_session(scoped=False) as session:
         rows = session.execute(select(DagRun.dag_id, func.count()).where(ours, unfinished).group_by(DagRun.dag_id)).all()
     return {row[0]: row[1] for row in rows}
+
+
+def require_place(space: Space, request_id: str, size: int, *, new: bool) -> None:
+    """Refuse a request where the team has its quota in the queue, all teams together have filled it, or the disk has no room.
+
+    Uploads that are coming in count as what they will be. Hold the queue's lock.
+
+    Args:
+        request_id: of the request; several uploads of one request count as one. size: bytes that it may write.
+        new: no run of that id is known. Where there is one, the upload adds no prediction.
+
+    Raises:
+        Problem: 429, 503 or 507.
+    """
+    uploads = {each.dag_id: in_progress(each) for each in all_spaces(log.error)}
+    require_room(space, size, [upload for found in uploads.values() for upload in found])
+    if not new:
+        return
+    coming = {dag_id: {upload.id for upload in found if upload.new} - {request_id} for dag_id, found in uploads.items()}
+    unfinished = count_unfinished()
+    if unfinished.get(space.dag_id, 0) + len(coming[space.dag_id]) >= space.quota:
+        raise Problem(429, f"Too many unfinished predictions: the limit for your team is {space.quota}", retry_after_s=COME_BACK_S)
+    if sum(unfinished.values()) + sum(map(len, coming.values())) >= space.limit:
+        raise Problem(503, "the queue is full", retry_after_s=COME_BACK_S)
+
+
+def largest(request: Request, space: Space) -> int:
+    """Bytes that a request may write: of a form what it declares, else as much as one may have."""
+    declared, most = request.headers.get("content-length", ""), space.upload_mib * MIB
+    form = request.headers.get("content-type", "").lower().startswith("multipart/")
+    return min(int(declared), most) if form and declared.isascii() and declared.isdigit() else most

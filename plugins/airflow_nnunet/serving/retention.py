@@ -8,6 +8,8 @@ from pathlib import Path
 
 from airflow_nnunet.serving.spaces import Space, all_spaces
 from airflow_nnunet.serving.store import REQUEST_ID, remove, stored_ids
+from airflow_nnunet.task_state import run_state
+from nnunet_jobs.contract.sharing import explain
 
 log = logging.getLogger(__name__)
 
@@ -16,39 +18,50 @@ _ORPHAN_DAYS = 1.0  # an upload takes minutes; its run follows at once
 StateOf = Callable[[str, str], str | None]
 
 
+class SweepIncomplete(RuntimeError):
+    """The clean-up went through, but not all of it could be done."""
+
+
 def remove_old(state_of: StateOf | None = None) -> dict[str, int]:
     """Clean up every space. Returns how many requests were removed by DAG.
 
     Args:
         state_of: state of a run by DAG and run id, None where there is no such run; asked through the task SDK when empty.
+
+    Raises:
+        SweepIncomplete: something could not be removed or judged. All the rest has been removed by then.
     """
-    removed = {space.dag_id: len(remove_old_of(space, state_of or run_state)) for space in all_spaces()}
+    removed: dict[str, int] = {}
+    kept: list[str] = []
+    for space in all_spaces(kept.append):
+        gone, troubles = remove_old_of(space, state_of or run_state)
+        removed[space.dag_id] = len(gone)
+        kept += troubles
     log.info("removed: %s", removed)
+    if kept:
+        raise SweepIncomplete(f"{len(kept)} were not removed, the others were: " + "; ".join(kept))
     return removed
 
 
-def remove_old_of(space: Space, state_of: StateOf) -> list[Path]:
-    """Remove what is too old in one space; what is still queued or running stays. Returns the folders."""
-    removed = []
-    for folder, days in list(stored_ids(space.workspace)):
+def remove_old_of(space: Space, state_of: StateOf) -> tuple[list[Path], list[str]]:
+    """Remove what is too old in one space; what is still queued or running stays, and so does what cannot be judged or removed.
+
+    Returns:
+        The removed folders, and a sentence for each that should have been.
+    """
+    removed, kept = [], []
+    for folder, days in stored_ids(space.workspace):
         if days < min(_ORPHAN_DAYS, space.keep_days):
             continue
-        state = state_of(space.dag_id, folder.name) if REQUEST_ID.fullmatch(folder.name) else None
-        if state is None or (days >= space.keep_days and state in ("success", "failed")):
-            remove(folder)
-            removed.append(folder)
-    return removed
-
-
-def run_state(dag_id: str, run_id: str) -> str | None:
-    """State of a run, asked for through the task SDK (works in task processes)."""
-    from airflow.sdk.exceptions import AirflowRuntimeError
-    from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
-
-    try:
-        state: object = RuntimeTaskInstance.get_dagrun_state(dag_id=dag_id, run_id=run_id)
-    except AirflowRuntimeError as error:
-        if "not_found" not in str(error).lower() and "404" not in str(error):
-            raise
-        return None
-    return str(getattr(state, "value", state))
+        try:
+            state = state_of(space.dag_id, folder.name) if REQUEST_ID.fullmatch(folder.name) else None
+            if state is None or (days >= space.keep_days and state in ("success", "failed")):
+                remove(folder)
+                removed.append(folder)
+        except PermissionError as error:
+            kept.append(explain(error))
+        # One folder, or one answer of Airflow, is no reason to leave all the others.
+        except Exception as error:
+            log.warning("%s is kept", folder, exc_info=True)
+            kept.append(f"{folder}: {type(error).__name__}: {error}")
+    return removed, kept

@@ -5,6 +5,7 @@ A team is in the DAG's name and not in a run's conf: who may trigger a run must 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -16,7 +17,7 @@ from nnunet_jobs.contract.failure import ConfigError
 from nnunet_jobs.contract.loopback import is_loopback
 from nnunet_jobs.contract.workspace import Workspace
 
-_NUMBERS = ("predictions_quota", "predictions_limit", "predictions_keep_days", "predictions_upload_mib")
+_NUMBERS = ("predictions_quota", "predictions_limit", "predictions_keep_days", "predictions_upload_mib", "predictions_free_mib")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,8 +25,9 @@ class Space:
     """One team's part of the API, or the common one.
 
     Attributes:
-        quota: unfinished requests of the space at once. limit: of all spaces together.
+        quota: unfinished requests of the space at once, uploads that are coming in included. limit: of all spaces together.
         keep_days: a request's files are removed that long after it was made. upload_mib: of one request's body.
+        free_mib: what an upload must leave free on the disk.
         servers: addresses of predictor servers that serve this very workspace.
     """
 
@@ -35,6 +37,7 @@ class Space:
     limit: int
     keep_days: int
     upload_mib: int
+    free_mib: int = 1024
     servers: tuple[str, ...] = ()
 
     @property
@@ -91,9 +94,24 @@ def space_of(user: str) -> Space:
     return load_space(None)
 
 
-def all_spaces() -> list[Space]:
-    """The common space, then every team's whose file is right."""
-    return [load_space(None), *(load_space(name) for name in load_teams().configs)]
+def all_spaces(on_error: Callable[[str], object] | None = None) -> list[Space]:
+    """The common space, then every team's whose file is right.
+
+    Args:
+        on_error: called with what is wrong with one space, which is then left out.
+
+    Raises:
+        ConfigError: a setting is wrong, where nobody is told otherwise.
+    """
+    found = []
+    for name in (None, *load_teams().configs):
+        try:
+            found.append(load_space(name))
+        except ConfigError as error:
+            if on_error is None:
+                raise
+            on_error(str(error))
+    return found
 
 
 def check_server(address: str) -> None:

@@ -6,6 +6,7 @@ requests/p-<hex>/          from then on; the id is the run's, the case's and the
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -17,7 +18,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from airflow_nnunet.serving import ID_PREFIX
+from airflow_nnunet.serving import ID_PREFIX, uploads
 from airflow_nnunet.serving.spaces import Space, requests_folder
 from nnunet_jobs.contract.failure import ConfigError
 from nnunet_jobs.contract.files import content_hash, read_json, sha256_file, sync_directory, sync_file, write_json
@@ -25,7 +26,6 @@ from nnunet_jobs.contract.sharing import file_mode, make_folder
 from nnunet_jobs.contract.workspace import Workspace
 
 REQUEST_ID = re.compile(rf"{ID_PREFIX}[0-9a-f]{{32}}")
-_PARTIAL = ".partial-"
 
 
 def new_id(space: Space, user: str, key: str | None) -> str:
@@ -83,8 +83,9 @@ def stored_ids(workspace: Workspace) -> Iterator[tuple[Path, float]]:
     """Folders of requests, those that are still coming in included, and how many days ago each was made."""
     root = requests_folder(workspace)
     for name in sorted(os.listdir(root)) if root.is_dir() else ():
-        if REQUEST_ID.fullmatch(name) or name.startswith(_PARTIAL):
-            yield root / name, (time.time() - (root / name).stat().st_mtime) / 86400
+        if REQUEST_ID.fullmatch(name) or name.startswith(uploads.PARTIAL):
+            with contextlib.suppress(FileNotFoundError):  # published or removed meanwhile
+                yield root / name, (time.time() - (root / name).stat().st_mtime) / 86400
 
 
 def remove(folder: Path) -> None:
@@ -94,21 +95,30 @@ def remove(folder: Path) -> None:
 
 
 class Draft:
-    """A request that comes in, under a name that no run knows. Use it as a context manager: what is not published is removed."""
+    """A request that comes in, under a name that no run knows. Use it as a context manager: what is not published is removed.
 
-    def __init__(self, space: Space, request_id: str) -> None:
+    Args:
+        size: bytes that it may write. new: no run of that id is known.
+    """
+
+    def __init__(self, space: Space, request_id: str, *, size: int = 0, new: bool = True) -> None:
+        self._size, self._new = size, new
+        self._mark: int | None = None
         self._workspace = space.workspace
         self._target = space.requests / request_id
-        self.folder = space.requests / f"{_PARTIAL}{secrets.token_hex(8)}"
+        self.folder = space.requests / f"{uploads.PARTIAL}{secrets.token_hex(8)}"
         self._images: list[Path] = []
 
     def __enter__(self) -> Draft:
         make_folder(self._workspace, self.folder / "images")  # the process's umask is every thread's: modes are set one by one
+        self._mark = uploads.begin(self.folder, request_id=self._target.name, size=self._size, new=self._new)
         return self
 
     def __exit__(self, *_: object) -> None:
         if self.folder.exists():
             shutil.rmtree(self.folder)
+        if self._mark is not None:
+            os.close(self._mark)
 
     def image(self, channel: int, file_ending: str) -> Path:
         """Where the image of a channel goes; named by us, as a client's name may say who the patient is."""
@@ -134,5 +144,6 @@ class Draft:
         Raises:
             OSError: the name is taken.
         """
+        (self.folder / uploads.MARK).unlink(missing_ok=True)
         os.rename(self.folder, self._target)
         sync_directory(self._target.parent)

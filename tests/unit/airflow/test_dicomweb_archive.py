@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from airflow_nnunet.dicomweb import DicomWebHook
+from airflow_nnunet.config import NnunetConfig
+from airflow_nnunet.dicomweb import DicomWebHook, DicomWebStudyTrigger
 from airflow_nnunet.dicomweb.model import SeriesFilter
 from airflow_nnunet.exceptions import ArchiveRefused, ArchiveUnavailable, InstancesRejected, InvalidConfig
 from airflow_nnunet.retry import NnunetRetryPolicy
+from nnunet_jobs.contract.failure import ConfigError
 from support.orthanc import PATIENT, Orthanc, made_series, study_uid
 from support.proxy import Act, Proxy, is_instance
+from support.stub_archive import StubArchive
 
 
 def through(monkeypatch: pytest.MonkeyPatch, orthanc: Orthanc, proxy: Proxy, **extra: Any) -> DicomWebHook:
@@ -163,11 +168,11 @@ def test_passing_errors_are_waited_out_for_as_long_as_the_archive_asks(
 @pytest.mark.parametrize("cut", [Act(cut=True), Act(silent=True)])
 def test_a_cut_answer_is_asked_for_again(brains: dict[str, str], orthanc: Orthanc, monkeypatch: pytest.MonkeyPatch, cut: Act) -> None:
     archive = DicomWebHook().get_conn()
-    series = archive.series(brains["ct"], None)[0].uid
+    series = archive.series(brains["ct"], None)[0]
     uid = archive.instances(brains["ct"], series)[0]
     with Proxy(orthanc.url, lambda path, number: cut if is_instance(path) and number == 1 else None) as proxy:
         through_proxy = through(monkeypatch, orthanc, proxy).get_conn()
-        assert through_proxy.fetch(brains["ct"], series, uid) == archive.fetch(brains["ct"], series, uid)
+        assert through_proxy.fetch(brains["ct"], series.uid, uid) == archive.fetch(brains["ct"], series.uid, uid)
         assert proxy.fetched == 2
 
 
@@ -175,26 +180,26 @@ def test_an_instance_that_is_gone_is_told_from_a_wrong_address(
     brains: dict[str, str], orthanc: Orthanc, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     archive = DicomWebHook().get_conn()
-    series = archive.series(brains["ct"], None)[0].uid
+    series = archive.series(brains["ct"], None)[0]
     with pytest.raises(ArchiveUnavailable, match="withdrawn"):
-        archive.fetch(brains["ct"], series, "1.2.3.4")
+        archive.fetch(brains["ct"], series.uid, "1.2.3.4")
     monkeypatch.setenv("AIRFLOW_CONN_WRONG", orthanc.connection(wado_prefix="no-such-prefix"))
     with pytest.raises(ArchiveRefused, match=r"404.*check base_path and the prefixes"):
-        DicomWebHook("wrong").get_conn().fetch(brains["ct"], series, archive.instances(brains["ct"], series)[0])
+        DicomWebHook("wrong").get_conn().fetch(brains["ct"], series.uid, archive.instances(brains["ct"], series)[0])
 
 
 def test_what_is_no_dicom_file_is_refused_without_quoting_it(
     brains: dict[str, str], orthanc: Orthanc, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     archive = DicomWebHook().get_conn()
-    series = archive.series(brains["ct"], None)[0].uid
+    series = archive.series(brains["ct"], None)[0]
     uid = archive.instances(brains["ct"], series)[0]
     other = archive.instances(brains["ct"], series)[1]
     part = b"--x\r\nContent-Type: application/dicom\r\n\r\n%b\r\n--x--"
-    for body, words in ((PATIENT.encode() * 100, "no DICOM file"), (archive.fetch(brains["ct"], series, other), "another instance")):
+    for body, words in ((PATIENT.encode() * 100, "no DICOM file"), (archive.fetch(brains["ct"], series.uid, other), "another instance")):
         act = Act(status=200, headers={"Content-Type": 'multipart/related; type="application/dicom"; boundary=x'}, body=part % body)
         with Proxy(orthanc.url, lambda path, number, act=act: act) as proxy, pytest.raises(InstancesRejected, match=words) as caught:  # type: ignore[misc]
-            through(monkeypatch, orthanc, proxy).get_conn().fetch(brains["ct"], series, uid)
+            through(monkeypatch, orthanc, proxy).get_conn().fetch(brains["ct"], series.uid, uid)
         assert PATIENT not in str(caught.value)
 
 
@@ -236,3 +241,83 @@ def test_no_log_line_holds_a_patient_or_a_secret(brains: dict[str, str], orthanc
     assert "anary" not in caplog.text
     assert orthanc.password not in caplog.text
     assert brains["ct"] not in caplog.text
+
+
+# --- archives that cut their answers ----------------------------------------------------------------------------
+@pytest.fixture
+def cut(monkeypatch: pytest.MonkeyPatch) -> Iterator[StubArchive]:
+    """An archive that lists five items at once and ignores the offset."""
+    with StubArchive(studies={"1.2.3": 8}, cap=5, offsets=False) as server:
+        monkeypatch.setenv("AIRFLOW_CONN_CUT", server.connection())
+        yield server
+
+
+def test_a_cut_list_of_instances_is_refused_with_the_archives_own_count(cut: StubArchive, tmp_path: Path) -> None:
+    with pytest.raises(ArchiveRefused, match=r"lists 5 of the 8 that it counts and ignores offset.*raise the archive's limit") as caught:
+        DicomWebHook("cut").retrieve_study("1.2.3", tmp_path / "in")
+    assert NnunetRetryPolicy().evaluate(caught.value, 1, 3).action.name == "FAIL"
+    assert not list(tmp_path.rglob("*.dcm"))
+
+
+def test_where_the_archive_counts_nothing_the_metadata_tell(cut: StubArchive, tmp_path: Path) -> None:
+    cut.counts = False
+    with pytest.raises(ArchiveRefused, match="lists 5 of the 8"):
+        DicomWebHook("cut").retrieve_study("1.2.3", tmp_path / "in")
+    cut.metadata = False
+    with pytest.raises(ArchiveRefused, match="metadata of a series: the archive answers 404"):
+        DicomWebHook("cut").retrieve_study("1.2.3", tmp_path / "in")
+    cut.studies, cut.metadata = {"1.2.3": 5}, True
+    archive = DicomWebHook("cut").get_conn()
+    assert len(archive.instances("1.2.3", archive.series("1.2.3", None)[0])) == 5, "a list that ends at the limit is whole"
+
+
+def test_pages_that_honour_the_offset_are_added_up(cut: StubArchive) -> None:
+    cut.offsets = True
+    archive = DicomWebHook("cut").get_conn()
+    (series,) = archive.series("1.2.3", None)
+    assert len(archive.instances("1.2.3", series)) == 8
+
+
+def test_a_list_that_is_shorter_than_the_count_is_asked_for_again(cut: StubArchive) -> None:
+    cut.offsets, cut.listed = True, 6
+    archive = DicomWebHook("cut").get_conn()
+    with pytest.raises(ArchiveUnavailable, match="lists 6 of the 8 that it counts; is the series complete") as caught:
+        archive.instances("1.2.3", archive.series("1.2.3", None)[0])
+    assert NnunetRetryPolicy().evaluate(caught.value, 1, 3).action.name == "RETRY"
+
+
+def test_a_cut_list_of_studies_is_divided_by_dates(cut: StubArchive) -> None:
+    cut.studies = {f"1.2.{day}.{number}": 3 for day in range(1, 7) for number in range(3)}
+    cut.dates = {uid: f"2024010{uid.split('.')[2]}" for uid in cut.studies}
+    found = DicomWebHook("cut").find_studies(date_from="2024-01-01", date_to="2024-01-31")
+    assert {study.uid for study in found} == set(cut.studies)
+    assert len(found) == len(cut.studies)
+
+    more = {f"1.2.6.{number}": 3 for number in range(3, 9)}
+    cut.studies |= more
+    cut.dates |= dict.fromkeys(more, "20240106")
+    with pytest.raises(ArchiveRefused, match="no more than 5 at once and ignores offset"):
+        DicomWebHook("cut").find_studies(date_from="2024-01-01", date_to="2024-01-31")
+
+
+def test_only_connections_of_their_own_type_are_used(cut: StubArchive, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever triggers a DAG may name a connection; its password must not go to the connection's host."""
+    other = json.loads(cut.connection()) | {"conn_type": "postgres", "login": "u", "password": "secret"}
+    monkeypatch.setenv("AIRFLOW_CONN_OTHER", json.dumps(other))
+    with pytest.raises(InvalidConfig, match="connection 'other': is of type 'postgres'; name one of type dicomweb") as caught:
+        DicomWebHook("other").find_studies()
+    assert "secret" not in str(caught.value)
+    assert DicomWebHook("other").test_connection()[0] is False
+    trigger = DicomWebStudyTrigger(
+        dicomweb_conn_id="other", query={}, stable_for=1, hold_s=1, poke_interval=1, ledger="", only_new=True, max_offers=1, most=1
+    )
+
+    async def event() -> Any:
+        return [event.payload async for event in trigger.run()]
+
+    (payload,) = asyncio.run(event())
+    assert payload["status"] == "failed"
+    assert "postgres" in payload["message"]
+    assert cut.asked == []
+    with pytest.raises(ConfigError, match="connection 'other': is of type 'postgres'; name one of type nnunet"):
+        NnunetConfig.load("other")

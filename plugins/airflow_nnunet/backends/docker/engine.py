@@ -129,7 +129,7 @@ class Engine:
             if error.status_code == _NOT_FOUND and missing is not Refused:
                 return missing
             text = str(error.explanation or error)
-            raise Refused(text, transient=error.status_code not in _OUR_FAULT) from error
+            raise Refused(text, transient=error.status_code not in _OUR_FAULT, status=error.status_code) from error
         except (RequestException, DockerException, AirflowException, OSError) as error:
             raise Unreachable(f"the engine at {self.options.docker_url} does not answer: {error}") from error
 
@@ -174,7 +174,7 @@ class Engine:
         try:
             self.ask(self.client.create_container, **arguments)
         except Refused as error:
-            if "already in use" not in str(error):  # another submitter was faster, or an answer was lost
+            if error.status != _CONFLICT:  # the name is in use: another submitter was faster, or an answer was lost
                 raise
             log.info("container %s is there already", name)
         try:
@@ -219,7 +219,7 @@ class Engine:
         try:
             self.ask(self.client.remove_container, name, force=True, v=True, missing=None)
         except Refused as error:
-            if "already in progress" not in str(error):
+            if error.status != _CONFLICT:  # it is being removed already
                 raise
 
     def _sight(self, found: dict[str, Any]) -> Sight:

@@ -1,0 +1,91 @@
+"""Uploads that are coming in: which ones a space has, and how much room they will still take.
+
+Each upload holds a kernel lock on a file in its own folder, so those of a server that was killed count no longer.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from airflow_nnunet.serving.spaces import Space
+from nnunet_jobs.contract.files import try_lock
+from nnunet_jobs.contract.problems import Problem
+from nnunet_jobs.contract.uploads import MIB
+
+PARTIAL = ".partial-"
+MARK = ".uploading"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Upload:
+    """One upload.
+
+    Attributes:
+        id: of the request. new: no run of that id was known when it began. left: bytes that it may still write.
+    """
+
+    id: str
+    new: bool
+    left: int
+
+
+def begin(folder: Path, *, request_id: str, size: int, new: bool) -> int:
+    """Mark an upload's folder; the mark counts until the returned file descriptor is closed.
+
+    Args:
+        size: bytes that the upload may write.
+    """
+    fd = os.open(folder / MARK, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try_lock(fd)
+    os.write(fd, json.dumps({"id": request_id, "size": size, "new": new}).encode())
+    return fd
+
+
+def in_progress(space: Space) -> list[Upload]:
+    """The space's uploads. Hold the queue's lock, so that none is between its folder and its mark."""
+    found = []
+    for folder in sorted(space.requests.glob(f"{PARTIAL}*")):
+        try:
+            fd = os.open(folder / MARK, os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:
+            continue  # published or given up a moment ago
+        try:
+            if try_lock(fd):
+                continue  # nobody writes it any more
+            data = json.loads(os.read(fd, 4096))
+        finally:
+            os.close(fd)
+        found.append(Upload(id=data["id"], new=data["new"], left=max(0, data["size"] - _size(folder))))
+    return found
+
+
+def require_room(space: Space, size: int, uploads: Iterable[Upload]) -> None:
+    """Refuse an upload that would fill the disk, before its first byte.
+
+    Args:
+        size: bytes that it may write. uploads: those that are coming in, which will take what they have declared.
+
+    Raises:
+        Problem: 507.
+    """
+    folder = space.requests
+    while not folder.exists():
+        folder = folder.parent
+    left = shutil.disk_usage(folder).free - sum(upload.left for upload in uploads) - size
+    if left < space.free_mib * MIB:
+        raise Problem(507, "there is no room for the upload on the disk of the requests; ask whoever runs this server")
+
+
+def _size(folder: Path) -> int:
+    total = 0
+    for path in folder.rglob("*"):
+        try:
+            total += path.lstat().st_size
+        except FileNotFoundError:
+            continue  # renamed or removed meanwhile
+    return total
