@@ -16,6 +16,8 @@ from airflow.sdk.exceptions import ParamValidationError
 
 from airflow_nnunet.dag_builder import build_training_dag, training_task_group
 from airflow_nnunet.dataset_config import TrainingConfig
+from airflow_nnunet.exceptions import InvalidConfig
+from airflow_nnunet.planning import require_champion
 
 PROJECT = Path(__file__).resolve().parents[2]
 GOOD = "dataset: {{id: {number}, name: Test{number}, source: /data}}\n"
@@ -129,10 +131,31 @@ def test_the_pulling_dag_is_parsed_quickly_and_without_what_reads_dicom() -> Non
 
 def test_the_pulling_dag_takes_each_study_through_its_steps() -> None:
     dag = bag()[0]["nnunet_dicom_pull"]
-    order = ["new_studies", "study.retrieve", "study.predict", "study.store"]
+    order = ["model", "new_studies", "study.retrieve", "study.predict", "study.store"]
     for before, after in itertools.pairwise(order):
         assert after in dag.get_task(before).downstream_task_ids, f"{before} -> {after}"  # type: ignore[attr-defined]
-    assert [dag.get_task(name).pool for name in order[1:]] == ["pacs", "gpu", "pacs"]  # type: ignore[attr-defined]
+    assert [dag.get_task(name).pool for name in order[2:]] == ["pacs", "gpu", "pacs"]  # type: ignore[attr-defined]
+
+
+def test_the_pulling_dag_can_be_scheduled_as_its_docstring_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (PROJECT / "dags" / "nnunet_dicom_pull.py").read_text()
+    (tmp_path / "pull.py").write_text(text.replace("schedule=None", 'schedule="*/30 * * * *"'))
+    dags, errors = bag(tmp_path)
+    assert not errors
+    dag: Any = dags["nnunet_dicom_pull"]
+    dag.params.validate()
+    assert dag.params["dataset"] is None
+
+    monkeypatch.setenv("AIRFLOW__NNUNET__WORKSPACE", str(tmp_path / "work"))
+    for dataset, words in ((None, "dataset: is empty"), ("4", "not registered"), (5, "no model of Dataset005_Hip is promoted")):
+        (tmp_path / "work" / "nnUNet_raw" / "Dataset005_Hip").mkdir(parents=True, exist_ok=True)
+        with pytest.raises(InvalidConfig, match=words):
+            require_champion(dataset)
+    results = tmp_path / "work" / "nnUNet_results"
+    model = results / ".versions" / "m1" / "Dataset005_Hip"
+    model.mkdir(parents=True)
+    (results / "Dataset005_Hip").symlink_to(model)
+    assert require_champion("5") == "m1"
 
 
 def test_the_pipeline_has_its_order_and_its_settings(teams: Path) -> None:

@@ -120,7 +120,9 @@ class Transport:
             401: "it does not accept the credentials; check login and password, or token",
             403: "the user has no right to do this; have it granted in the archive",
             404: f"there is no such thing below {self.endpoint.url}; check base_path and the prefixes",
-            413: "the request is too large for the archive; raise its limit or send smaller files",
+            413: "it matches more than the archive answers; narrow it by date, modality or description"
+            if response.request.method == "GET"
+            else "the request is too large for the archive; raise its limit or send smaller files",
         }.get(code, "the archive does not take this request; check base_path and the prefixes")
         refused = ArchiveRefused(f"config: {where}: the archive answers {code}: {mend}")
         refused.status = code

@@ -111,6 +111,12 @@ def test_a_whole_pipeline_passes_its_results_on(home: Path) -> None:
     assert results[("train", 1)]["version"] == results[("preprocess", -1)]["version"]
     shown = rows(home, "select rendered_map_index, pool, max_tries from task_instance where task_id = 'train' order by map_index")
     assert shown == [("2d / fold 0", "gpu", 3), ("2d / fold 1", "gpu", 3)]
+    jobs = home / "nnunet" / "jobs"
+    jobs.rename(home / "moved")
+    doctor = run(["-m", "airflow_nnunet", "doctor"], environment(home, backend="fake")).stdout
+    assert f"jobs of {jobs} are nowhere; that folder is missing: it was moved, or is not mounted" in doctor
+    doctor = run(["-m", "airflow_nnunet", "doctor"], environment(home, backend="fake", jobs=str(home / "moved"))).stdout
+    assert "are nowhere" not in doctor, "the settings say where it is now"
     events = rows(home, "select asset.uri, asset_event.extra from asset_event join asset on asset.id = asset_event.asset_id")
     assert [uri for uri, _ in events] == ["nnunet://dataset/Dataset004_Hip"]  # nothing was promoted, so no event says so
 

@@ -147,3 +147,12 @@ def somebody() -> Iterator[None]:
     finally:
         if root:
             os.seteuid(0)
+
+
+def test_a_jobs_folder_that_is_not_there_is_said(nnunet: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    usage_command(arguments())
+    said = capsys.readouterr()
+    assert f"not in the sum: {nnunet / 'jobs'}: no such folder" in said.err
+    assert "or it was moved: set jobs (or workspace) to where it is" in said.err
+    usage_command(arguments(json=True))
+    assert "no such folder" in json.loads(capsys.readouterr().out)["left_out"][0]
