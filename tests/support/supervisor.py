@@ -9,7 +9,17 @@ from typing import Any
 import pytest
 from airflow.sdk.exceptions import AirflowRuntimeError, ErrorType
 from airflow.sdk.execution_time import task_runner
-from airflow.sdk.execution_time.comms import DagRunStateResult, ErrorResponse, GetDagRunState, GetTaskStates, TaskStatesResult
+from airflow.sdk.execution_time.comms import (
+    DagRunStateResult,
+    ErrorResponse,
+    GetDagRunState,
+    GetTaskStates,
+    GetVariable,
+    OKResponse,
+    PutVariable,
+    TaskStatesResult,
+    VariableResult,
+)
 
 
 @dataclass
@@ -23,9 +33,17 @@ class Supervisor:
     runs: dict[str, str] = field(default_factory=dict)
     tasks: dict[str, dict[str, str | None]] = field(default_factory=dict)
     broken: dict[str, int] = field(default_factory=dict)
+    variables: dict[str, str] = field(default_factory=dict)
 
     def send(self, msg: Any) -> Any:
         """Answer one question of a task."""
+        if isinstance(msg, GetVariable):
+            if msg.key in self.variables:
+                return VariableResult(key=msg.key, value=self.variables[msg.key])
+            return ErrorResponse(error=ErrorType.VARIABLE_NOT_FOUND)
+        if isinstance(msg, PutVariable):
+            self.variables[msg.key] = msg.value or ""
+            return OKResponse(ok=True)
         if isinstance(msg, GetTaskStates):
             return TaskStatesResult(task_states={run: self.tasks.get(run, {}) for run in msg.run_ids or ()})
         assert isinstance(msg, GetDagRunState), msg

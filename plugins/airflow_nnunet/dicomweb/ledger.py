@@ -21,7 +21,8 @@ from typing import Any
 
 from nnunet_jobs.contract.failure import ConfigError
 from nnunet_jobs.contract.files import append_lines, content_hash, locked, write_atomic
-from nnunet_jobs.contract.sharing import explain, make_root, shared_umask
+from nnunet_jobs.contract.marker import Memory, open_workspace
+from nnunet_jobs.contract.sharing import explain, shared_umask
 from nnunet_jobs.contract.workspace import Workspace
 
 FOLDER = ".studies"
@@ -74,20 +75,21 @@ class StudyLedger:
         self.path = path
 
     @classmethod
-    def of(cls, workspace: Workspace, owner: Mapping[str, Any]) -> StudyLedger:
+    def of(cls, workspace: Workspace, owner: Mapping[str, Any], *, memory: Memory | None = None) -> StudyLedger:
         """The ledger of a sensor, made when it is missing, readable for whom ``sharing`` says.
 
         Args:
-            owner: what makes the sensor and its query this one; see the file's first line.
+            owner: what makes the sensor and its query this one; see the file's first line. memory: see :func:`open_workspace`.
 
         Raises:
+            NotMounted: the workspace's share is not mounted; an empty ledger there would make every study new.
             ConfigError: this user may not write in the jobs folder.
         """
         ledger = cls(Path(workspace.jobs) / FOLDER / f"{content_hash(owner, length=24)}.jsonl")
         try:
             with shared_umask(workspace):
-                make_root(workspace, Path(workspace.jobs))
-                ledger.path.parent.mkdir(parents=True, exist_ok=True, mode=0o770)  # never for others; less the umask
+                open_workspace(workspace, memory=memory)
+                ledger.path.parent.mkdir(exist_ok=True, mode=0o770)  # never for others; less the umask
                 with ledger.turn():
                     if not ledger.path.exists():
                         line = json.dumps({"schema": 1, **owner}) + "\n"
@@ -99,7 +101,7 @@ class StudyLedger:
     @contextlib.contextmanager
     def turn(self) -> Iterator[None]:
         """Read and append as the only one."""
-        with locked(self.path.with_suffix(".lock"), interval=0.02):
+        with locked(self.path.with_suffix(".lock"), interval=0.02, parents=False):
             yield
 
     def owner(self) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from airflow_nnunet.exceptions import ArchiveUnavailable, from_job_error, to_air
 from airflow_nnunet.operators.fields import coerce, is_template
 from airflow_nnunet.operators.rendering import RenderingMixin
 from airflow_nnunet.retry import DEFAULT_RETRIES, DEFAULT_RETRY_DELAY, NnunetRetryPolicy
+from airflow_nnunet.workspace_memory import TaskMemory
 from nnunet_jobs.contract.failure import ConfigError, Failure, FailureClass, JobError
 
 if TYPE_CHECKING:
@@ -218,8 +219,9 @@ class DicomWebStudySensor(RenderingMixin, BaseSensorOperator):  # type: ignore[m
         owner = {"dag": ti.dag_id, "task": ti.task_id, "map_index": -1 if ti.map_index is None else ti.map_index}
         owner |= {"connection": self.dicomweb_conn_id, "modality": query.modality}
         owner |= {"description": query.description, "series_description": query.series_description}
+        workspace = NnunetConfig.load(self.nnunet_conn_id, team=self.team).workspace
         return HandOut(
-            ledger=StudyLedger.of(NnunetConfig.load(self.nnunet_conn_id, team=self.team).workspace, owner),
+            ledger=StudyLedger.of(workspace, owner, memory=TaskMemory.of_this_process()),
             run=ti.run_id,
             only_new=bool(coerce(self.only_new, bool, "only_new")),
             max_offers=self._offers(),

@@ -19,7 +19,7 @@ from airflow_nnunet.dicomweb.handout import HandOut
 from airflow_nnunet.dicomweb.hook import open_archive, unknown_connection
 from airflow_nnunet.dicomweb.ledger import StudyLedger
 from airflow_nnunet.dicomweb.model import StudyQuery
-from airflow_nnunet.dicomweb.stability import Look, StudyWatch
+from airflow_nnunet.dicomweb.stability import Look, Seen, StudyWatch
 from airflow_nnunet.exceptions import ArchiveUnavailable, NnunetJobError
 
 log = logging.getLogger(__name__)
@@ -95,7 +95,7 @@ class DicomWebStudyTrigger(BaseTrigger):
         query = StudyQuery.from_json(self.query)
         ledger = StudyLedger(Path(self.ledger))
         hand_out = HandOut(ledger=ledger, run="", only_new=self.only_new, max_offers=self.max_offers, most=self.most)
-        watch = StudyWatch(stable_for=self.stable_for, hold_s=self.hold_s, seen=await asyncio.to_thread(hand_out.seen))
+        watch = StudyWatch(stable_for=self.stable_for, hold_s=self.hold_s, seen=await self._seen(hand_out))
         try:
             connection = await BaseHook.aget_connection(self.dicomweb_conn_id)
         except AirflowNotFoundException as error:
@@ -118,6 +118,15 @@ class DicomWebStudyTrigger(BaseTrigger):
                 if look.due_s is not None:
                     pause = min(pause, max(look.due_s, _SHORTEST_PAUSE_S))
             await asyncio.sleep(pause)
+
+    async def _seen(self, hand_out: HandOut) -> dict[str, Seen]:
+        """What was handed out before; asked for again while the storage is out, until the sensor's ``timeout``."""
+        while True:
+            try:
+                return await asyncio.to_thread(hand_out.seen)
+            except OSError as error:
+                self.log.warning("%s: cannot be read now (%s); looking again", hand_out.ledger.path, error)
+                await asyncio.sleep(self.poke_interval)
 
 
 def poke(archive: Any, query: StudyQuery, watch: StudyWatch, ledger: StudyLedger) -> Look:

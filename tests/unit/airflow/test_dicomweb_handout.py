@@ -17,6 +17,7 @@ from airflow.sdk.exceptions import TaskDeferred
 
 from airflow_nnunet.dicomweb import DicomWebStudySensor
 from airflow_nnunet.dicomweb.ledger import Entry, StudyLedger, ledgers
+from airflow_nnunet.exceptions import JobLost
 from nnunet_jobs.contract.failure import ConfigError
 from support.airflow import environment
 from support.airflow import run as run_python
@@ -299,6 +300,18 @@ def test_only_those_who_share_the_workspace_read_the_ledger(
     run(quick(), history.context())
     (ledger,) = ledgers(nnunet / "jobs")
     assert (stat.S_IMODE(ledger.path.parent.stat().st_mode) & 0o777, stat.S_IMODE(ledger.path.stat().st_mode)) == modes
+
+
+def test_a_share_that_is_not_mounted_does_not_make_every_study_new(history: History, archive: StubArchive, nnunet: Path) -> None:
+    archive.studies = studies(1)
+    (nnunet / "nnUNet_raw").mkdir(parents=True)
+    run(quick(), history.context())
+    (nnunet / "jobs").rename(nnunet / "elsewhere")
+    with pytest.raises(JobLost, match="mount the share"):
+        quick().execute(history.context())
+    assert not (nnunet / "jobs").exists()
+    (nnunet / "elsewhere").rename(nnunet / "jobs")
+    assert nothing_new(quick(), history.context())
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
