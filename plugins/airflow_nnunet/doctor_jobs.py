@@ -6,6 +6,7 @@ import json
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from airflow_nnunet.config import NnunetConfig
 from airflow_nnunet.finding import Finding
@@ -32,12 +33,14 @@ def _moved(config: NnunetConfig) -> Iterator[Finding]:
     newest = select(XComModel.value).where(XComModel.key == JOB_XCOM).order_by(XComModel.timestamp.desc()).limit(_LOOKED_FOR)
     try:
         with create_session() as session:
-            values = [json.loads(value) if isinstance(value, str) else value for (value,) in session.execute(newest)]
+            values = [_decoded(value) for (value,) in session.execute(newest)]
     except SQLAlchemyError:
         return  # the pool's finding has said so
     known = [Path(root) for root in dict.fromkeys([config.workspace.jobs, *job_roots()])]
     remembered: dict[Path, list[bool]] = defaultdict(list)
     for value in values:
+        if not isinstance(value, dict) or "path" not in value:
+            continue  # an XCom backend of the site's keeps values elsewhere
         path = Path(value["path"])
         remembered[path.parent].append(path.is_dir() or any((root / path.name).is_dir() for root in known))
     for folder, found in sorted(remembered.items()):
@@ -50,6 +53,14 @@ def _moved(config: NnunetConfig) -> Iterator[Finding]:
                 text=f"{lost} of the newest {len(found)} jobs of {folder} are nowhere; that folder {state}. Their pages answer 404 and "
                 "their usage is not counted; set jobs (or workspace) in section [nnunet] to where the folder is",
             )
+
+
+def _decoded(value: Any) -> Any:
+    """An XCom's value; some databases keep it as a JSON string."""
+    try:
+        return json.loads(value) if isinstance(value, str) else value
+    except ValueError:
+        return None
 
 
 def _studies(config: NnunetConfig) -> Iterator[Finding]:

@@ -93,7 +93,10 @@ class OptionsSection(Section):
 class PredictionsSection(Section):
     """The prediction API, `/nnunet-api`: who posts as this team, and how much at once. A user of no team belongs to the common space."""
 
-    members: list[str] = Field(default=[], description="User names whose requests are the team's; each sees all of the team's requests.")
+    members: list[str] = Field(
+        default=[],
+        description="User names whose requests are the team's; each sees all of the team's requests and job pages, and nobody else does.",
+    )
     quota: int | None = Field(default=None, ge=1, description="Unfinished requests at once, in place of option `predictions_quota`.")
     servers: list[str] = Field(
         default=[], description="Addresses of predictor servers of the team's workspace; those of section `[nnunet]` serve another one."

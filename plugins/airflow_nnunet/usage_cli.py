@@ -104,11 +104,12 @@ def usage_command(args: argparse.Namespace) -> int:
     usages: list[Usage] = []
     left_out = []
     for root in roots:
-        if not os.path.isdir(root):
+        try:
+            os.stat(root)
+            found, damaged = read_usage(root, since=since)
+        except FileNotFoundError:
             left_out.append(f"{root}: no such folder; no job has run there yet, or it was moved: set jobs (or workspace) to where it is")
             continue
-        try:
-            found, damaged = read_usage(root, since=since)
         except PermissionError as error:
             left_out.append(explain(error))
             continue
