@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from nnunet_jobs import host
 from nnunet_jobs.context import StepContext
 from nnunet_jobs.contract.exit_codes import Exit
 from nnunet_jobs.contract.failure import ConfigError, JobError
@@ -57,7 +57,7 @@ def withdraw(arguments: argparse.Namespace) -> int:
         demote=arguments.demote,
     )
     with tempfile.TemporaryDirectory(prefix="nnunet-withdraw-") as folder:
-        context = StepContext(workspace=workspace, job=JobDir(folder), cpus=os.cpu_count() or 1, person=arguments.user)
+        context = StepContext(workspace=workspace, job=JobDir(folder), cpus=max(1, int(host.cores())), person=arguments.user)
         result = run(params, context)
     print(json.dumps(result, indent=1) if arguments.json else text(result))
     return Exit.DONE

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nnunet_jobs.contract.failure import Interrupted
+from nnunet_jobs.contract.failure import ConfigError, Interrupted
 from nnunet_jobs.contract.files import locked, open_to
 from nnunet_jobs.contract.jobdir import JobDir
 from nnunet_jobs.contract.liveness import write_counter
@@ -126,7 +126,16 @@ class StepContext:
             self.beat()
             self.check_stop()
 
-        with locked(path, poll=poll, inheritable=True):
+        with contextlib.ExitStack() as held:
+            try:
+                held.enter_context(locked(path, poll=poll, inheritable=True))
+            except OSError as error:
+                if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
+                    raise
+                raise ConfigError(
+                    f"{path.parent}: cannot be written ({error.strerror}), so the work on {what} is not begun; mount it writable, or let "
+                    f"{user_name()} write there"
+                ) from error
             yield
 
 

@@ -137,12 +137,14 @@ class Ledger:
         """Devices not to be used now, with the reason."""
         found: dict[str, str] = {}
         for path in (self.folder / "quarantine").glob("*.json"):
-            data = read_json(path)
+            try:
+                data = read_json(path)
+            except FileNotFoundError:  # another reader's, of a version that removed what had expired
+                continue
             # CLOCK_BOOTTIME does not jump with the wall clock, and a reboot resets a GPU.
             if data["boot_id"] == boot_id() and time.clock_gettime(time.CLOCK_BOOTTIME) < data["until"]:
                 found[data["device"]] = data["reason"]
-            else:
-                path.unlink(missing_ok=True)
+            # An entry that has expired stays: who removed it could remove one that was written anew meanwhile. There is one a device.
         return found
 
     def quarantine(self, device: str, reason: str, *, seconds: float = 3600.0) -> None:

@@ -131,6 +131,17 @@ class BreaksLater(nnUNetTrainer):
         return super().train_step(batch)
 
 
+class FullOnce(nnUNetTrainer):
+    """Raises torch's own error in the iteration that a file names, once."""
+
+    def train_step(self, batch):
+        path = Path(__file__).with_name("memory")
+        if path.exists() and 4 * self.current_epoch + len(self._run.losses) == int(path.read_text()):
+            path.unlink()
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return super().train_step(batch)
+
+
 class NeverBetter(nnUNetTrainer):
     """Its pseudo Dice falls from epoch 0 on."""
 
@@ -143,23 +154,28 @@ class NeverBetter(nnUNetTrainer):
 
 def build_workspace(root: Path) -> Workspace:
     """Eight phantoms, registered and preprocessed into two folds. Takes some ten seconds."""
-    from nnunet_jobs.dataset.phantom import write_phantom
-    from nnunet_jobs.steps import register
-
     trainers = root / "trainers"
     trainers.mkdir()
     (trainers / "faulty.py").write_text(TRAINERS)
     workspace = Workspace.below(root / "work", input_roots=(str(root),), trainer_paths=(str(trainers),))
-    write_phantom(root / "Task05_Phantom", cases=8, seed=1)
-    _rename(root / "Task05_Phantom", {"phantom_000": "phantom", "phantom_001": "phantom.001", "phantom_002": "phantom.1.2"})
-    params = register.RegisterParams(dataset_id=5, name="Phantom", source=str(root / "Task05_Phantom"), holdout_fraction=0.0)
+    grow(workspace, root / "Task05_Phantom", cases=8)
+    return workspace
+
+
+def grow(workspace: Workspace, source: Path, *, cases: int) -> None:
+    """Write so many phantoms, register them and preprocess them; the first ones are the same however many there are."""
+    from nnunet_jobs.dataset.phantom import write_phantom
+    from nnunet_jobs.steps import register
+
+    write_phantom(source, cases=cases, seed=1)
+    _rename(source, {"phantom_000": "phantom", "phantom_001": "phantom.001", "phantom_002": "phantom.1.2"})
+    params = register.RegisterParams(dataset_id=5, name="Phantom", source=str(source), holdout_fraction=0.0)
     register.run(params, job_context(workspace, "register"))
     fields = {"configurations": list(CONFIGURATIONS), "custom_configurations": CONFIGURATIONS, "folds": 2}
     params_of_preprocess = PreprocessParams(datasets=[5], **fields)
     code = "import sys; from support.training import preprocess; preprocess(*sys.argv[1:])"
     argv = [sys.executable, "-c", code, json.dumps(workspace.to_json()), json.dumps(params_of_preprocess.to_json())]
     subprocess.run(argv, env=environment(), check=True, stdout=subprocess.DEVNULL, stdin=subprocess.DEVNULL, timeout=300)
-    return workspace
 
 
 def _rename(source: Path, names: Mapping[str, str]) -> None:

@@ -61,9 +61,10 @@ def too_small(shapes: Sequence[Sequence[int]], spacings: Sequence[Sequence[float
         return None
     what = " and ".join(f"{name} with {count} stage{'s'[: count != 1]}" for name, count in small.items())
     enough = _SMALLEST_MAP << (_STAGES - 1)
+    other = ", or train with nnUNetTrainerNoDeepSupervision" if min(small.values()) > 1 else ""  # of one stage no U-Net can be made
     return (
         f"the median image has {tuple(round(n) for n in shape)} voxels, for which nnU-Net plans {what}, where its usual training needs "
-        f"{_STAGES}: pad images and labels to {enough} voxels or more along two axes, or train with nnUNetTrainerNoDeepSupervision"
+        f"{_STAGES}: pad images and labels to {enough} voxels or more along two axes{other}"
     )
 
 

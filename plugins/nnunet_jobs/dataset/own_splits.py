@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nnunet_jobs.contract.failure import Fault
+from nnunet_jobs.contract.failure import ConfigError, Fault
 from nnunet_jobs.contract.files import read_json
 from nnunet_jobs.dataset.faults import Code
 from nnunet_jobs.dataset.holdout import TRAIN
@@ -17,6 +18,7 @@ from nnunet_jobs.dataset.names import Refused, check_links
 from nnunet_jobs.dataset.readers.volume import open_regular
 from nnunet_jobs.dataset.splits import Splits, leaking_patients
 
+log = logging.getLogger("nnunet_jobs")
 OWN_SPLITS = "splits_final.json"
 _OLD = "splits_final.pkl"
 _SIDES = ("train", "val")
@@ -86,6 +88,50 @@ def registered_splits(folder: Path, *, only: Collection[str]) -> Splits | None:
     except (OSError, ValueError):  # made by hand, and judged when it is used
         return None
     return [{side: [case for case in fold[side] if case in only] for side in _SIDES} for fold in folds]
+
+
+def splits_by_hand(folder: Path, entries: Mapping[str, Mapping[str, Any]], *, withdrawn: Collection[str]) -> Splits:
+    """The ``splits_final.json`` in a registered dataset's folder, carried there or put there by hand, checked before it is used.
+
+    Withdrawn cases are left out. Training cases that no fold names are spread by whoever extends the splits, and said in the log.
+
+    Args:
+        folder: of the dataset in ``nnUNet_raw``. entries: the manifest's cases. withdrawn: cases that were registered once.
+
+    Raises:
+        ConfigError: names all that is wrong in every fold.
+    """
+    path = folder / OWN_SPLITS
+    mend = "correct it, or remove it, so that splits are made"
+    try:
+        folds = read_json(path)
+        _require_form(folds)
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{path}: cannot be used: {error}; {mend}") from error
+    split = {case: str(entry["split"]) for case, entry in entries.items()}
+    problems: list[str] = []
+    for number, fold in enumerate(folds):
+        named = sorted({*fold["train"], *fold["val"]} - set(withdrawn))
+        if both := sorted(set(fold["train"]) & set(fold["val"])):
+            problems.append(f"fold {number}: {_shown(both)} {_are(both)} in 'train' and in 'val'")
+        if unknown := [case for case in named if case not in split]:
+            problems.append(f"fold {number}: {_shown(unknown)} {_are(unknown)} no case of the dataset")
+        if held := [case for case in named if split.get(case, TRAIN) != TRAIN]:
+            problems.append(f"fold {number}: {_shown(held)} {_are(held)} held out from training")
+        problems += [f"fold {number}: {side!r} has no case for training" for side in _SIDES if not {*fold[side]} & set(named)]
+    if problems:
+        raise ConfigError(f"{path}: {' | '.join(problems)}; {mend}")
+    kept = [{side: sorted({*fold[side]} - set(withdrawn)) for side in _SIDES} for fold in folds]
+    training = {case for case, where in split.items() if where == TRAIN}
+    for number, fold in enumerate(kept):
+        if unnamed := sorted(training - {*fold["train"], *fold["val"]}):
+            log.warning("%s: fold %d names %d training cases on neither side, such as %s", path, number, len(unnamed), unnamed[0])
+    validated = Counter(case for fold in kept for case in fold["val"])
+    if twice := sorted(case for case, count in validated.items() if count > 1):
+        log.warning("%s: %s validated by several folds, which cannot be selected from together", path, _shown(twice))
+    if leaking := leaking_patients(kept, {case: str(entries[case].get("group") or case) for case in training}):
+        log.warning("%s: %d patients are in training and validation of one fold, so that its Dice is too good", path, len(leaking))
+    return kept
 
 
 def _require_form(folds: Any) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nnunet_jobs.contract.files import sync_directory, temporary_beside
+from nnunet_jobs.contract.files import sync_directory, sync_file, temporary_beside
 from nnunet_jobs.dataset.readers.volume import hash_file, open_regular
 
 _FICLONE = 0x40049409  # linux/fs.h
@@ -60,6 +60,7 @@ def _bring(source: Path, temporary: Path, method: str, beat: Callable[[], None])
         try:
             with open_regular(source) as reader, open(temporary, "xb") as writer:
                 fcntl.ioctl(writer.fileno(), _FICLONE, reader.fileno())
+                os.fsync(writer.fileno())
             return "reflink", None
         except OSError as error:
             temporary.unlink(missing_ok=True)
@@ -151,6 +152,7 @@ def link_or_copy(source: Path, target: Path) -> None:
         if error.errno not in NOT_HERE:
             raise
         shutil.copyfile(source, target)  # without the mode: a copy is ours, and follows the umask
+        sync_file(target)
 
 
 def recover(folder: Path) -> None:
@@ -166,9 +168,13 @@ def recover(folder: Path) -> None:
 def swap_in(staging: Path, folder: Path) -> None:
     """Put a complete ``staging`` folder in the place of ``folder`` by one rename; the old folder is removed afterwards.
 
+    The names of its files are synced first, so that the rename publishes nothing that a power cut takes back.
+
     Linux exchanges two folders atomically. Where the file system cannot (NFS), the old folder is moved aside first; death just
     then is mended by :func:`recover`.
     """
+    for parent, _, _ in os.walk(staging):
+        sync_directory(Path(parent))
     if not folder.exists():
         os.rename(staging, folder)
     elif _exchange(staging, folder):

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from nnunet_jobs import host
 from nnunet_jobs.contract.exit_codes import Exit
 from nnunet_jobs.contract.failure import ConfigError
 from nnunet_jobs.contract.files import write_private
@@ -95,7 +96,7 @@ def main(source: Path, out: Path, private: Path | None) -> int:
         if folder is None:
             raise ConfigError("--private: name the folder of the site's key, or set nnUNet_raw to use its .private")
         with umask_of("private"):  # images of patients still, though nameless: their owner decides who else may see them
-            done = export(source, out, folder.absolute(), threads=max(1, min(os.cpu_count() or 1, 16)))
+            done = export(source, out, folder.absolute(), threads=max(1, min(int(host.cores()), 16)))
     except ConfigError as error:
         log.error("%s", error)
         return Exit.REFUSED

@@ -12,13 +12,16 @@ from typing import Any
 
 from nnunet_jobs.context import StepContext
 from nnunet_jobs.contract.failure import ConfigError
-from nnunet_jobs.contract.files import content_hash, read_json
+from nnunet_jobs.contract.files import content_hash
 from nnunet_jobs.contract.params import PreprocessParams
+from nnunet_jobs.contract.withdrawals import Tombstones
+from nnunet_jobs.dataset.own_splits import splits_by_hand
 from nnunet_jobs.dataset.splits import Splits, extend_splits, make_splits
 from nnunet_jobs.preprocessing import planning
 from nnunet_jobs.preprocessing.arrays import Arrays, Inputs, Work, named
 from nnunet_jobs.preprocessing.cases import READ_CACHE_SHARE, Case, MemoryGate, ReadCache, run_all
 from nnunet_jobs.preprocessing.fingerprint import CaseFingerprint, FingerprintCache, aggregate, analyse, intensities_per_case
+from nnunet_jobs.preprocessing.soundness import require_trainable
 from nnunet_jobs.preprocessing.version import SCHEMA, Staging, Version, record_file
 
 # Changes of these make old plans unusable, whatever ``replan`` says.
@@ -80,6 +83,7 @@ class Build(Work):
         inputs, staging = self.inputs, self.staging
         plan, fingerprint = self._plan()
         wanted = planning.with_previous_stages(plan.plans, self.params.configurations)
+        require_trainable(plan.plans, wanted, custom=self.params.custom_configurations)
         splits = self._splits()
         name = content_hash(
             {
@@ -228,7 +232,8 @@ class Build(Work):
         if inputs.request["splits"] is None:
             splits, how = make_splits(groups, folds=params.folds, seed=params.seed, old=old)
         else:
-            own = old or read_json(inputs.raw / "splits_final.json")
+            withdrawn = Tombstones(self.context.workspace, inputs.dataset).cases
+            own = old or splits_by_hand(inputs.raw, inputs.manifest["cases"], withdrawn=withdrawn)
             if len(own) != params.folds:
                 raise ConfigError(
                     f"folds={params.folds}: {inputs.raw / 'splits_final.json'} has {len(own)}; set folds to that or remove it"

@@ -177,15 +177,30 @@ def _check_identifiers(plans: Mapping[str, Any]) -> None:
 
 
 def with_previous_stages(plans: Mapping[str, Any], configurations: Sequence[str]) -> list[str]:
-    """The configurations, each after the stage it needs (``3d_lowres`` for ``3d_cascade_fullres``), without repetitions."""
+    """The configurations, each after the stages it needs (``3d_lowres`` for ``3d_cascade_fullres``), without repetitions.
+
+    Raises:
+        ConfigError: one is not in the plans, or stages need each other in a circle.
+    """
     result: list[str] = []
     for name in configurations:
-        previous = resolve(plans, name).get("previous_stage")
-        for wanted in (*([previous] if previous else []), name):
-            resolve(plans, wanted)
+        chain = [name]
+        while previous := resolve(plans, chain[-1]).get("previous_stage"):
+            if previous in chain:
+                raise ConfigError(
+                    f"configuration={name!r}: previous_stage goes in a circle ({' -> '.join((*chain, previous))}); correct one"
+                )
+            chain.append(previous)
+        for wanted in reversed(chain):
+            for stage in _listed(resolve(plans, wanted).get("next_stage")):
+                resolve(plans, stage)
             if wanted not in result:
                 result.append(wanted)
     return result
+
+
+def _listed(value: str | Sequence[str] | None) -> Sequence[str]:
+    return [value] if isinstance(value, str) else value or []
 
 
 # --- what the arrays depend on ----------------------------------------------------------------------------------------

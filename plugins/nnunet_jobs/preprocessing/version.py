@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_jobs.contract.failure import ConfigError
-from nnunet_jobs.contract.files import read_json, repoint, sha256_file, sync_directory, write_json
+from nnunet_jobs.contract.files import read_json, repoint, sha256_file, sync_directory, sync_file, write_json
 from nnunet_jobs.contract.workspace import VERSIONS, Workspace
 
 log = logging.getLogger(__name__)
@@ -36,7 +36,8 @@ FileRecord = list[Any]  # [size in bytes, modification time in ns, sha256]: a li
 
 
 def record_file(path: Path) -> FileRecord:
-    """What ``version.json`` says about one file."""
+    """What ``version.json`` says about one new file, which from here on survives a power cut: a version is published by a rename alone."""
+    sync_file(path)
     status = path.stat()
     return [status.st_size, status.st_mtime_ns, sha256_file(path)]
 
@@ -168,6 +169,7 @@ class Staging:
             os.link(source, target)
         except OSError:
             shutil.copyfile(source, target)
+            sync_file(target)
 
     def publish(self, record: Mapping[str, Any]) -> Version:
         """Make the version visible by one rename. A damaged version of the same name is moved out of the way first."""
@@ -175,6 +177,8 @@ class Staging:
         complete = {**record, "files": self.files}
         (self.path / JOURNAL).unlink(missing_ok=True)
         write_json(self.root / RECORD, complete)
+        for parent, _, _ in os.walk(self.path):
+            sync_directory(Path(parent))
         aside = self._versions / f"{self._prefix}damaged-{secrets.token_hex(4)}"
         if final.exists():
             (final / self.dataset / RECORD).exists()  # raises where we may not look: that is another user's, not a damaged one

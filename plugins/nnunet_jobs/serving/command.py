@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from nnunet_jobs import allowance, gpu
+from nnunet_jobs import allowance, gpu, host
 from nnunet_jobs.commands import read_workspace
 from nnunet_jobs.context import StepContext
 from nnunet_jobs.contract.exit_codes import Exit
@@ -91,7 +91,7 @@ def serve(arguments: argparse.Namespace) -> int:
 def _run(settings: ServeSettings) -> None:
     placement = _lease(settings)
     try:
-        cpus = min(settings.cpus, os.cpu_count() or 1) or max(1, (os.cpu_count() or 1) // placement.slots)
+        cpus = cores_of(settings.cpus, slots=placement.slots)
         # before torch and nnU-Net are imported: both read their environment once
         os.environ.update(allowance.environment(cpus=cpus, device=placement.device, gpus=placement.gpus, step="predict"))
         os.environ.update(settings.workspace.nnunet_environment())
@@ -118,6 +118,12 @@ def _run(settings: ServeSettings) -> None:
     finally:
         if placement.lease:
             placement.lease.release()
+
+
+def cores_of(asked: int, *, slots: int) -> int:
+    """Cores for a server: those asked for, or a fair share of what this host or container lets us use; never more than that."""
+    ours = max(1, int(host.cores()))
+    return min(asked, ours) or max(1, ours // slots)
 
 
 def _lease(settings: ServeSettings) -> gpu.Placement:

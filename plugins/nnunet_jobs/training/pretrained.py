@@ -17,6 +17,7 @@ from nnunet_jobs.training import checkpoint
 
 log = logging.getLogger("nnunet_jobs.training")
 _HEADS = ".seg_layers."
+_MOST = 0.5  # with less of the weights, a training begins nearly anew
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +74,7 @@ def load_into(trainer: Any, pretrained: Pretrained) -> None:
     segmentation layers would answer other questions, so they start fresh whatever their shape.
 
     Raises:
-        ConfigError: the checkpoint cannot be trusted, or none of its weights fits.
+        ConfigError: the checkpoint cannot be trusted, or none of its convolutions fits: norms and biases alone are no pretraining.
     """
     try:
         data = checkpoint.load(pretrained.path, mapped=True)
@@ -92,11 +93,22 @@ def load_into(trainer: Any, pretrained: Pretrained) -> None:
         for name, value in own.items()
         if name in weights and weights[name].shape == value.shape and (same_labels or _HEADS not in name)
     }
-    if not fits:
-        raise ConfigError(f"pretrained={str(pretrained.path)!r}: none of its weights fits this network; choose a model of the same plans")
+    kernels = {name for name, value in own.items() if value.dim() > 1 and _HEADS not in name}
+    if not fits or (kernels and not kernels & set(fits)):
+        only = f"only {len(fits)} norms and biases" if fits else "nothing"
+        kind = "convolution" if any(own[name].dim() > 2 for name in kernels) else "layer"
+        raise ConfigError(
+            f"pretrained={str(pretrained.path)!r}: of its weights {only} would fit this network of "
+            f"{trainer.configuration_name}, and no {kind}; choose a model of the same plans and configuration"
+        )
     fresh = sorted(set(own) - set(fits))
     network.load_state_dict({**own, **fits})
-    trainer.print_to_log_file(f"Fine-tuning: {len(fits)} of {len(own)} weights loaded", also_print_to_console=True)
+    share = sum(int(own[name].numel()) for name in fits) / sum(int(value.numel()) for value in own.values())
+    trainer.print_to_log_file(
+        f"Fine-tuning: {share:.1%} of the weights loaded ({len(fits)} of {len(own)} tensors) from {pretrained.path}",
+        also_print_to_console=True,
+    )
+    log.log(logging.INFO if share > _MOST else logging.WARNING, "fine-tuning begins with %.1f %% of the weights loaded", 100 * share)
     if fresh:
         why = "they do not fit" if same_labels else "labels differ, or they do not fit"
         log.info("start fresh because %s: %s", why, ", ".join(fresh))

@@ -44,6 +44,7 @@ class Layer:
     logger: Any
     optimizer: Any
     lr_scheduler: Any
+    loss: Any
     dataloader_train: Any
     dataloader_val: Any
     my_init_kwargs: dict[str, Any]
@@ -92,6 +93,13 @@ class Layer:
         """
         with refused_by_name(type(self).__name__, self.configuration_name):
             super().initialize(*given, **named)  # type: ignore[misc]
+        weights = getattr(self.loss, "weight_factors", None)  # of nnU-Net's DeepSupervisionWrapper
+        if weights is not None and not np.all(np.isfinite(np.asarray(weights, dtype=float))):
+            raise ConfigError(
+                f"configuration={self.configuration_name!r}: its network has fewer than three stages, with which the weights of deep "
+                "supervision, and so the loss, are NaN; pad the images and preprocess them again, or train with "
+                "trainer='nnUNetTrainerNoDeepSupervision'"
+            )
 
     def configure_optimizers(self, *given: Any, **named: Any) -> Any:
         """The class's own optimizer, or the one asked for, with nnU-Net's polynomial schedule.

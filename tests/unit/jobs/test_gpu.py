@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -209,3 +210,14 @@ def test_fault_20_a_gpu_that_nvml_does_not_list_any_more_is_lost(monkeypatch: py
     assert gpu.lost_gpus(("MIG-0", "GPU-b", "GPU-c")) == {"MIG-0": "not listed any more", "GPU-c": "GPU is lost"}
     monkeypatch.setattr(gpu, "read_inventory", lambda: Inventory(reason="NVML is not available"))
     assert gpu.lost_gpus(("GPU-b",)) == {}, "where NVML is silent nothing is known"
+
+
+def test_readers_of_expired_quarantine_entries_do_not_stumble_over_each_other(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    for number in range(300):
+        ledger.quarantine(f"GPU-{number}", "long ago", seconds=-1.0)
+    ledger.quarantine("GPU-now", "as the test asked")
+    with ThreadPoolExecutor(8) as pool:
+        assert [found.result() for found in [pool.submit(Ledger(tmp_path).quarantined) for _ in range(8)]] == [
+            {"GPU-now": "as the test asked"}
+        ] * 8

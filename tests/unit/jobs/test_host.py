@@ -110,3 +110,15 @@ def test_an_attempt_that_was_never_begun_is_refused(workspace: Workspace) -> Non
     assert ended.returncode == 4
     assert "was not begun" in ended.stderr
     assert job.failure() is None
+
+
+def test_a_server_takes_its_cores_from_what_it_may_use_and_not_from_the_host() -> None:
+    from nnunet_jobs.serving.command import cores_of
+
+    allowed = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {min(allowed)})
+        assert [cores_of(asked, slots=slots) for asked, slots in ((0, 1), (0, 4), (8, 1), (1, 1))] == [1, 1, 1, 1]
+    finally:
+        os.sched_setaffinity(0, allowed)
+    assert cores_of(0, slots=1) == max(1, int(host.cores()))

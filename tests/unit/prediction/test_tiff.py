@@ -80,7 +80,7 @@ def test_a_validation_keeps_the_spacing_beside_it(tmp_path: Path) -> None:
     folder, staging = tmp_path / "fold_0" / "validation", tmp_path / "fold_0" / "staging"
     staging.mkdir(parents=True)
     (folder.parent / "checkpoint_final.pth").write_bytes(b"weights")
-    validation._prepare(folder, ["a"], ".tif")
+    validation._prepare(folder, ["a"], ".tif", fold=0)
     shape = (8, 12, 10)
     properties = {
         "spacing": [2.0, 2.0, 2.0],
@@ -88,10 +88,10 @@ def test_a_validation_keeps_the_spacing_beside_it(tmp_path: Path) -> None:
         "shape_after_cropping_and_before_resampling": shape,
         "bbox_used_for_cropping": [[0, size] for size in shape],
     }
-    assert not validation._predicted(trainer, folder, "a", npz=False, next_stages=())
+    assert not validation._predicted(trainer, folder, "a", npz=False, stages=())
     validation._export(trainer, torch.zeros((3, *shape)), properties, "a", staging, folder, False, (), 1)
     assert read_json(folder / "a.json") == {"spacing": [2.0, 2.0, 2.0]}
-    validation._prepare(folder, ["a"], ".tif")  # as the next attempt does
-    assert validation._predicted(trainer, folder, "a", npz=False, next_stages=())
+    validation._prepare(folder, ["a"], ".tif", fold=0)  # as the next attempt does
+    assert validation._predicted(trainer, folder, "a", npz=False, stages=())
     (folder / "a.json").unlink()
-    assert not validation._predicted(trainer, folder, "a", npz=False, next_stages=())
+    assert not validation._predicted(trainer, folder, "a", npz=False, stages=())

@@ -159,9 +159,11 @@ def test_fine_tuning_takes_the_heads_too_where_labels_match(warm: Warm, phantom:
     kept.write_bytes((Path(first["path"]) / "checkpoint_final.pth").read_bytes())
     by_path = warm.train(phantom, pretrained=str(kept), **tuned).result()
     assert by_path["model"] not in (first["model"], result["model"])
-    partly = warm.train(phantom, configuration="3d_low", pretrained=str(kept), **tuned)
-    partly.result()
-    assert "start fresh because they do not fit: " in partly.job.log.read_text()
+    assert "Fine-tuning: 100.0% of the weights loaded" in by_model.job.log.read_text()
+    other = warm.train(phantom, configuration="3d_low", pretrained=str(kept), **tuned).failure()
+    assert other.failure_class is FailureClass.CONFIG
+    assert "norms and biases would fit this network of 3d_low, and no convolution" in other.message
+    assert not list(Path(phantom.results).glob(".versions/*/*/*3d_low/fold_0/checkpoint_*"))
     kept.unlink()
 
 
