@@ -36,6 +36,8 @@ def first_splits(groups: Mapping[str, str], *, folds: int, seed: int) -> Splits:
         raise ConfigError(
             f"folds={folds}: the dataset has one patient for training, who cannot be trained and validated on; add cases of other patients"
         )
+    if len(patients) < 2:
+        raise ConfigError(f"folds={folds}: all training cases are of one patient, and a cross-validation needs two; add cases of another")
     if len(patients) < folds:
         raise ConfigError(f"folds={folds}: the dataset has {len(patients)} patients for training; use at most that many folds or add cases")
     order = np.arange(len(patients))
