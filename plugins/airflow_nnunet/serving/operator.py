@@ -6,16 +6,20 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from airflow_nnunet.config import NnunetConfig
 from airflow_nnunet.exceptions import from_job_error
 from airflow_nnunet.operators.predict import BatchPredictOperator
+from airflow_nnunet.outage import patiently
 from airflow_nnunet.serving import POOL
 from airflow_nnunet.serving.models import ModelFacts, model_facts
 from airflow_nnunet.serving.servers import Answer, ask_servers
 from airflow_nnunet.serving.spaces import Space, load_space
 from airflow_nnunet.serving.store import StoredRequest, open_request
+from airflow_nnunet.workspace_memory import TaskMemory
 from nnunet_jobs.contract.failure import DataError, FailureClass, JobError
 from nnunet_jobs.contract.files import read_json, replacing, sha256_file, write_json
 from nnunet_jobs.contract.jobdir import JobDir
+from nnunet_jobs.contract.marker import open_workspace
 from nnunet_jobs.contract.predictions import PREDICTIONS, RECORDS, entry, read_predictions, records_of
 from nnunet_jobs.contract.sharing import shared_umask
 
@@ -48,6 +52,9 @@ class RequestPredictOperator(BatchPredictOperator):
         ti = context["ti"]
         try:
             space = load_space(self.team)
+            # First: a request is not unknown because its share is not mounted.
+            memory, limit_s = TaskMemory.of_this_process(), NnunetConfig.load(team=self.team).lost_after
+            patiently(lambda: open_workspace(space.workspace, memory=memory), log=self.log, limit_s=limit_s)
             stored = open_request(space.workspace, ti.run_id)
             self.dataset, self.model = stored.dataset, stored.model
             self.cases = [{"case": stored.id, "images": [str(path) for path in stored.image_paths]}]

@@ -7,6 +7,7 @@ requests/p-<hex>/          from then on; the id is the run's, the case's and the
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -22,6 +23,7 @@ from airflow_nnunet.serving import ID_PREFIX, uploads
 from airflow_nnunet.serving.spaces import Space, requests_folder
 from nnunet_jobs.contract.failure import ConfigError
 from nnunet_jobs.contract.files import content_hash, read_json, sha256_file, sync_directory, sync_file, write_json
+from nnunet_jobs.contract.marker import NotMounted, require_mounted
 from nnunet_jobs.contract.sharing import file_mode, make_folder
 from nnunet_jobs.contract.workspace import Workspace
 
@@ -110,6 +112,10 @@ class Draft:
         self._images: list[Path] = []
 
     def __enter__(self) -> Draft:
+        try:
+            require_mounted(self._workspace)  # what lies in an empty mount point is hidden when its share is mounted
+        except NotMounted as error:
+            raise OSError(errno.ENODEV, str(error)) from error
         make_folder(self._workspace, self.folder / "images")  # the process's umask is every thread's: modes are set one by one
         self._mark = uploads.begin(self.folder, request_id=self._target.name, size=self._size, new=self._new)
         return self

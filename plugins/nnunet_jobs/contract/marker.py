@@ -89,6 +89,20 @@ def open_workspace(workspace: Workspace, *, memory: Memory | None = None) -> Non
     _mark_others(workspace, marker, [name for name in OTHER_ROOTS if _filled(Path(getattr(workspace, name)))])
 
 
+def require_mounted(workspace: Workspace) -> None:
+    """See that no share of the workspace is known to be missing, for who writes to it without a job. Nothing is made or marked.
+
+    Raises:
+        NotMounted: a root has lost its marker, or may have a share missing.
+        OSError: the storage does not answer.
+    """
+    marker, reason = _look(workspace)
+    if reason is not None:
+        raise NotMounted(f"jobs: {workspace.jobs}: {reason}; {_FIX}")
+    for name, path in lost_roots(workspace, marker or {"roots": {}}):
+        raise NotMounted(f"{name}: {path}: its marker {MARKER} is gone; {_FIX}")
+
+
 def mark_workspace(workspace: Workspace, *, memory: Memory | None = None) -> None:
     """Make and mark ``jobs``, and mark what there is of the other roots, whatever was known of them before."""
     marker = {**_mark_jobs(workspace), "roots": {}}

@@ -29,7 +29,13 @@ if "AIRFLOW_HOME" not in os.environ or "PYTEST_XDIST_WORKER" in os.environ:
 def nnunet(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """Section [nnunet] of a fresh workspace with the fake backend; returns the workspace folder."""
     root = tmp_path / "nnunet"
-    for name, value in {"WORKSPACE": str(root), "BACKEND": "fake", "POLL_INTERVAL": "0.05", "LOST_AFTER": "5"}.items():
+    for name, value in {
+        "WORKSPACE": str(root),
+        "BACKEND": "fake",
+        "POLL_INTERVAL": "0.05",
+        "LOST_AFTER": "5",
+        "DEFER_AFTER": "0.1",
+    }.items():
         monkeypatch.setenv(f"AIRFLOW__NNUNET__{name}", value)
     return root
 

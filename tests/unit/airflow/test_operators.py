@@ -114,6 +114,58 @@ def test_fault_01_a_retry_attaches_to_the_living_job(nnunet: Path) -> None:
     forget(job)
 
 
+@pytest.mark.parametrize("outcome", [FakeOutcome(seconds=0.3, result={"dice": 0.9}), FakeOutcome(seconds=0.3, failure=FailureClass.DATA)])
+def test_a_job_that_ends_soon_is_waited_for_in_the_worker_and_never_defers(
+    nnunet: Path, outcome: FakeOutcome, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job that ends within seconds of a deferral can cost a retry, and without retries the task (apache/airflow 72716)."""
+    monkeypatch.setenv("AIRFLOW__NNUNET__DEFER_AFTER", "30")
+    ctx = context()
+    start(train(), ctx, outcome)
+    if outcome.failure:
+        with pytest.raises(InvalidData):
+            train(retries=0).execute(ctx)
+    else:
+        assert train(retries=0).execute(ctx) == {"dice": 0.9}
+
+
+def test_a_job_that_goes_on_defers_and_its_trigger_shows_what_the_worker_has_not_shown(nnunet: Path) -> None:
+    ctx = context()
+    job = start(train(), ctx, FakeOutcome(forever=True, records=[{"phase": "train", "done": 1}]))
+    with pytest.raises(TaskDeferred) as deferred:
+        train().execute(ctx)
+    trigger = deferred.value.trigger
+    assert isinstance(trigger, JobTrigger)
+    assert (trigger.metrics_offset, trigger.log_offset) == (job.metrics.stat().st_size, job.log.stat().st_size)
+    assert trigger.hold_s == NnunetConfig.load().defer_after
+    forget(job)
+
+
+def test_fault_62_a_task_whose_workspace_is_not_mounted_fails_as_lost_storage_and_makes_nothing(
+    nnunet: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AIRFLOW__NNUNET__LOST_AFTER", "0.5")
+    train().execute(context())
+    (nnunet / "nnUNet_raw" / "Dataset004_A").mkdir(parents=True)
+    train().execute(context(run_id="second"))  # by which raw is marked too
+    (nnunet / "jobs").rename(nnunet / "elsewhere")
+    for task in (train(), train(deferrable=False)):
+        with pytest.raises(JobLost, match="mount the share") as lost:
+            task.execute(context(try_number=2))
+        assert lost.value.failure_class.retryable
+    assert not (nnunet / "jobs").exists()
+
+
+def test_fault_61_a_task_that_comes_back_while_the_storage_is_away_waits_for_it(nnunet: Path) -> None:
+    ctx = context()
+    job = start(train(), ctx, FakeOutcome(result={"dice": 0.9}))
+    (nnunet / "jobs").rename(nnunet / "elsewhere")
+    back = threading.Timer(1.0, lambda: (nnunet / "elsewhere").rename(nnunet / "jobs"))
+    back.start()
+    assert train().execute_complete(ctx, {"job": str(job.path)}) == {"dice": 0.9}
+    back.join()
+
+
 def test_fault_10_a_submit_that_died_before_the_first_record_is_found_again(nnunet: Path) -> None:
     task = train()
     spec = task.job_spec(context(), NnunetConfig.load())

@@ -46,6 +46,20 @@ def test_one_event_when_the_attempt_is_over(workspace: Workspace, outcome: FakeO
     assert asyncio.run(events(trigger_of(job))) == [{"job": str(job.path), "attempt": 1, "phase": str(phase)}]
 
 
+def test_the_end_is_reported_no_sooner_than_airflow_can_take_it(workspace: Workspace) -> None:
+    job = submit(workspace, FakeOutcome())
+    trigger = trigger_of(job, hold_s=0.5)
+
+    async def turns() -> int:
+        reported = asyncio.ensure_future(events(trigger))
+        done, _ = await asyncio.wait([reported], timeout=0.3)
+        assert not done, "reported at once"
+        return len(await reported)
+
+    assert asyncio.run(turns()) == 1
+    assert JobTrigger(**{name: value for name, value in trigger.serialize()[1].items() if name != "hold_s"}).hold_s == 0.0
+
+
 def test_a_lost_attempt_is_on_record_as_lost(workspace: Workspace) -> None:
     job = submit(workspace, FakeOutcome(seconds=0.05, lost=True))
     asyncio.run(events(trigger_of(job)))
