@@ -11,7 +11,7 @@ INPUT_ROOT ?=
 # Two test workers where there are two cores or more: many tests wait for processes. WORKERS= runs one after the other.
 WORKERS ?= $(if $(filter-out 1,$(shell nproc)),-n 2)
 
-.PHONY: help venv demo up down test nightly fuzz lint types check bench images constraints wheel clean
+.PHONY: help venv demo up down test nightly soak fuzz lint types check bench images constraints wheel clean
 
 help: ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 14
@@ -41,6 +41,9 @@ test: $(VENV) ## everything that can run here; says what it skipped and why
 nightly: $(VENV) ## the tests that are too long for every change
 	$(RUN) -m pytest $(WORKERS) -m nightly --timeout 3600 $(ARGS)
 
+soak: $(VENV) ## MINUTES=10 of kills and faults under DATASETS=8 dataset DAGs, SEED= to repeat one; fails when anything is wrong
+	$(RUN) -m soak --minutes $(or $(MINUTES),10) --datasets $(or $(DATASETS),8) $(if $(SEED),--seed $(SEED))
+
 fuzz: $(VENV) ## ten minutes each: damaged files for every reader, random requests for both REST services, forms and images of random bytes
 	FUZZ_SECONDS=$(or $(SECONDS),600) $(RUN) -m pytest tests/chaos/test_validation.py tests/unit/serving/test_schema.py tests/e2e/test_predictions_faults.py -k 'fault_56 or fault_57' --timeout 1200
 
@@ -51,7 +54,7 @@ lint: $(VENV) ## ruff and the import contracts
 
 types: $(VENV) ## mypy --strict
 	.venv/bin/mypy
-	.venv/bin/mypy benchmarks docker/*.py
+	.venv/bin/mypy benchmarks soak docker/*.py
 
 check: lint types test ## what CI runs
 

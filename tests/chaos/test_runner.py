@@ -330,7 +330,7 @@ def test_fault_27_a_clock_that_jumps_an_hour_is_no_hang_and_loses_no_lease(works
     """The wall clock of runner and step jumps while a job runs under a short hang limit."""
     clock = tmp_path / "clock"
     clock.write_text("0")
-    library = compile_library(TESTS / "support" / "wall_clock.c", tmp_path / "wall_clock.so")
+    library = compile_library(TESTS.parent / "soak" / "wall_clock.c", tmp_path / "wall_clock.so")
     environment = {"LD_PRELOAD": str(library), "WALL_CLOCK_SHIFT": str(clock)}
     spec = make_spec(workspace, f"clock{jump}", Resources(gpus=1, hang_s=3.0, grace_s=3.0), until=str(tmp_path / "go"), report_time=True)
     job = backend(environment=environment).submit(spec)
