@@ -17,7 +17,6 @@ from airflow_nnunet.workspace_memory import variable_of
 from nnunet_jobs.contract.jobdir import JobDir, Phase
 from nnunet_jobs.contract.marker import read_marker
 from nnunet_jobs.leases import Ledger
-from support.jobs import wait_gone
 from support.stack import DATASET, EPOCHS, WAITING, Site, epochs_done, epochs_reported, job_processes, kill
 
 _RESUMES_S = 60.0  # row 4 of the fault matrix
@@ -106,16 +105,11 @@ def test_fault_04_triggerer_killed_and_restarted_resumes_the_task_within_a_minut
     assert job.cancel_requested() is None
 
 
-@pytest.mark.parametrize("dag_id", ["deferred", "held"])
-def test_fault_05_the_api_server_is_down_while_a_training_goes_on_and_ends(prepared: Site, dag_id: str) -> None:
-    """Longer than Airflow lets a task process live without it; the training ends meanwhile, and the next try has its result."""
-    seed = {"deferred": 51, "held": 52}[dag_id]
-    run_id, job = start_deferred(prepared, seed=seed) if dag_id == "deferred" else prepared.start_waiting_training(dag_id, seed=seed)
-    waiting = prepared.task_processes() if dag_id == "held" else ()
+def test_fault_05_the_api_server_is_down_while_a_training_goes_on_and_ends(prepared: Site) -> None:
+    """Row 5's five minutes, shortened: what matters is that the training goes on, ends without it, and that its result is found."""
+    run_id, job = start_deferred(prepared, seed=5)
     prepared.stack.kill("api-server")
     try:
-        for pid in waiting:
-            wait_gone(pid)  # the task's supervisor gave up
         beat = job.beat()
         wait_until(lambda: job.beat() >= beat + 10, timeout_s=60, what=lambda: f"the runner does not beat: {job.state()}")
         assert job.state().phase is Phase.RUNNING
@@ -124,7 +118,7 @@ def test_fault_05_the_api_server_is_down_while_a_training_goes_on_and_ends(prepa
         wait_until(lambda: job.state().phase.final, timeout_s=90, what=lambda: f"the training does not end: {job.state()}")
     finally:
         prepared.stack.restart("api-server")
-    check_end(prepared, dag_id, run_id, job)
+    check_end(prepared, "deferred", run_id, job)
 
 
 def test_fault_32_of_two_runs_for_one_model_at_once_one_trains_and_the_other_finds_it_done(prepared: Site) -> None:
