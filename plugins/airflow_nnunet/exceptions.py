@@ -138,9 +138,11 @@ def to_airflow_error(failure: Failure, *, where: str = "") -> NnunetJobError:
     """
     error = JobCancelled if failure.cancelled else _BY_CLASS[failure.failure_class]
     lines = [f"{failure.failure_class}: {failure.message}"]
-    lines += [f"  {fault}" for fault in failure.faults[:_SHOWN_FAULTS]]
-    if len(failure.faults) > _SHOWN_FAULTS:
-        lines.append(f"  and {len(failure.faults) - _SHOWN_FAULTS} more")
+    if "\n" not in failure.message:  # a message of several lines lists them itself
+        untold = [fault for fault in failure.faults if fault.message not in failure.message]
+        lines += [f"  {fault}" for fault in untold[:_SHOWN_FAULTS]]
+        if len(untold) > _SHOWN_FAULTS:
+            lines.append(f"  and {len(untold) - _SHOWN_FAULTS} more")
     if where:
         lines.append(f"Job: {where}")
     return error("\n".join(lines))

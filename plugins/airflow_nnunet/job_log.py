@@ -1,43 +1,128 @@
-"""A running job's own log as lines for the Airflow task log: in pieces of bounded size, however much the job says."""
+"""A running job's own log as lines for the Airflow task log: with the job's levels, in pieces of bounded size, progress before the rest.
+
+What nnU-Net and its libraries print has no level and is the most of a log. It is shown folded, once a minute at most, so that progress and
+warnings are found between it.
+"""
 
 from __future__ import annotations
 
+import logging
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from airflow_nnunet.progress import ProgressLines
 from nnunet_jobs.contract.jobdir import JobDir
 
 _PIECE = 64 * 1024
 _LONGEST = 1000  # characters of a line that are shown
 _PREFIX = "| "
+_FOLD_S = 60.0
+# As nnunet_jobs.__main__ writes them; Python's own warnings name their category after the place in the code.
+_OURS = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} (DEBUG|INFO|WARNING|ERROR|CRITICAL) ")
+_TRACEBACK = "Traceback (most recent call last)"
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One line for the task's log.
+
+    Attributes:
+        level: as of :mod:`logging`.
+        text: the line.
+    """
+
+    level: int
+    text: str
 
 
 class LogLines:
-    """Reads ``log.txt`` from a byte on. A job that says more than 64 KiB between two looks has its earlier words counted, not shown."""
+    """Reads ``log.txt`` from a byte on. A job that says more than 64 KiB between two looks has its earlier words counted, not shown.
 
-    def __init__(self, job: JobDir, *, offset: int = 0) -> None:
+    Args:
+        job: the job's directory.
+        offset: byte of the log to begin at.
+        fold_s: seconds between two folded groups of lines without a level.
+    """
+
+    def __init__(self, job: JobDir, *, offset: int = 0, fold_s: float = _FOLD_S) -> None:
         self.job = job
         self.offset = offset
+        self._level = logging.INFO
+        self._in_traceback = False
+        self._folded: list[str] = []
+        self._fold_s = fold_s
+        self._next_fold = time.monotonic() + fold_s
 
-    def poll(self, *, final: bool = False) -> list[str]:
+    def poll(self, *, final: bool = False) -> list[Line]:
         """New whole lines since the last call. Blocking file reads: call it from a thread in a trigger.
 
         Args:
-            final: the job has ended, so a last line without an end is shown too.
+            final: the job has ended, so a last line without an end is shown too, and all that is folded.
         """
         lines = []
         pending = log_size(self.job) - self.offset
         if pending > _PIECE:
             skipped = pending - _PIECE // 2
             self.offset += skipped
-            lines.append(f"{_PIECE_NOTE.format(skipped)}{self.job.log}")
+            lines.append(Line(logging.INFO, f"{_PIECE_NOTE.format(skipped)}{self.job.log}"))
         data, _ = self.job.read_log(self.offset, _PIECE)
         end = len(data) if final or len(data) == _PIECE else data.rfind(b"\n") + 1
         self.offset += end
         # A progress bar draws over itself; its last state is what a reader of a log wants.
         texts = [part.decode(errors="replace").rstrip().rpartition("\r")[2] for part in data[:end].split(b"\n")]
-        lines += [_PREFIX + (text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ...") for text in texts if text]
+        for text in filter(None, texts):
+            shown = _PREFIX + (text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ...")
+            if self._has_level(text):
+                lines.append(Line(self._level, shown))
+            else:
+                self._folded.append(shown)
+        if final or time.monotonic() >= self._next_fold:
+            lines += self._unfold()
         return lines
+
+    def _has_level(self, text: str) -> bool:
+        """Note the level of a line; whether it has one: its own, or that of the message or traceback that it continues."""
+        if match := _OURS.match(text):
+            self._level, self._in_traceback = logging.getLevelNamesMapping()[match[1]], False
+            return True
+        if text.startswith(_TRACEBACK):
+            self._level, self._in_traceback = logging.ERROR, True
+            return True
+        if text[0].isspace():
+            return self._in_traceback or self._level > logging.INFO
+        if self._in_traceback:  # the exception itself, which ends its traceback
+            self._in_traceback = False
+            return True
+        self._level = logging.INFO
+        return False
+
+    def _unfold(self) -> list[Line]:
+        self._next_fold = time.monotonic() + self._fold_s
+        if not self._folded:
+            return []
+        texts = [f"::group::What nnU-Net printed ({len(self._folded)} lines)", *self._folded, "::endgroup::"]
+        self._folded = []
+        return [Line(logging.INFO, text) for text in texts]
 
 
 _PIECE_NOTE = "... {} bytes of the job's log are not shown here; the whole is in "
+
+
+def new_lines(readers: Sequence[ProgressLines | LogLines], *, final: bool) -> list[Line]:
+    """What all readers have to say now, in their order; progress has no level of its own. Blocking file reads."""
+    found: list[Line] = []
+    for reader in readers:
+        found += [line if isinstance(line, Line) else Line(logging.INFO, line) for line in reader.poll(final=final)]
+    return found
+
+
+def write_lines(log: Any, lines: Sequence[Line]) -> None:
+    """Write lines to a task's log, each with its level."""
+    for line in lines:
+        log.log(line.level, "%s", line.text)
 
 
 def log_size(job: JobDir) -> int:

@@ -59,7 +59,8 @@ class ProgressLines:
         if seen == self._state:
             return []
         self._state = seen
-        return [f"job {state.phase}, attempt {state.attempt}" + (f": {state.message}" if state.message else "")]
+        head = state.message.partition("\n")[0]  # the task's error has the whole list
+        return [f"job {state.phase}, attempt {state.attempt}" + (f": {head}" if head else "")]
 
 
 def format_record(record: Mapping[str, Any]) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from airflow_nnunet.backends import Backend, JobStatus, Watch, get_backend
-from airflow_nnunet.job_log import LogLines
+from airflow_nnunet.job_log import Line, LogLines, new_lines, write_lines
 from airflow_nnunet.outage import JobFolderGone, Outage, deliver
 from airflow_nnunet.progress import ProgressLines
 from nnunet_jobs.contract.jobdir import JobDir, Phase
@@ -96,8 +96,7 @@ class JobTrigger(BaseTrigger):
             else:
                 if outage.ended():
                     watch.forgive()
-                for line in lines:
-                    self.log.info("%s", line)
+                write_lines(self.log, lines)
                 if status.final:
                     end = {"job": self.job, "attempt": status.attempt, "phase": str(status.phase)}
             if end is None:
@@ -131,7 +130,7 @@ class JobTrigger(BaseTrigger):
         return state == "deferred"
 
 
-def _look(backend: Backend, job: JobDir, watch: Watch, readers: Sequence[ProgressLines | LogLines]) -> tuple[JobStatus, list[str]]:
+def _look(backend: Backend, job: JobDir, watch: Watch, readers: Sequence[ProgressLines | LogLines]) -> tuple[JobStatus, list[Line]]:
     """A job's status and its new lines: one look at the storage."""
     status = backend.status(job, watch)
-    return status, [line for reader in readers for line in reader.poll(final=status.final)]
+    return status, new_lines(readers, final=status.final)

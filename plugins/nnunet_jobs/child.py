@@ -82,9 +82,10 @@ def main(job: JobDir, attempt: int, *, steps: Callable[[str], Step] = load_step)
         patiently(partial(write_json, outcome_path(job, attempt), {"result": result}), what="the step's report")
     except BaseException as error:
         failure = describe(error, attempt=attempt, hidden=hidden)
-        if failure.failure_class is not FailureClass.INTERRUPTED:
-            traceback.print_exc()
-        log.error("%s: %s", failure.failure_class, failure.message)
+        if failure.failure_class.retryable and failure.failure_class is not FailureClass.INTERRUPTED:
+            traceback.print_exc()  # what a person has to correct is no fault of the code, and its list of faults is long
+        head, *more = failure.message.splitlines() or [""]
+        log.error("%s: %s", failure.failure_class, f"{head} (the whole list is in failure.json)" if more else head)
         try:
             report = partial(write_json, outcome_path(job, attempt), {"failure": failure.to_json()})
             patiently(report, what="the step's report", limit_s=_REPORT_S)

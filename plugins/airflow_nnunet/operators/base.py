@@ -300,7 +300,8 @@ class NnunetOperator(ResultMixin, RenderingMixin, WaitingOperator):
 
     def _outcome(self, context: Context, job: JobDir, status: JobStatus) -> dict[str, Any]:
         if status.failure is not None:
-            self._show_log_tail(job)
+            if status.failure.failure_class.retryable:  # of the others, the exception says all that there is
+                self._show_log_tail(job)
             raise to_airflow_error(status.failure, where=str(job.path))
         result = status.unwrap()
         self.result_ready(context, result)

@@ -14,7 +14,7 @@ from airflow.sdk.exceptions import AirflowRescheduleException, AirflowTaskTimeou
 from airflow_nnunet.backends import Backend, Watch, read_status
 from airflow_nnunet.config import NnunetConfig
 from airflow_nnunet.exceptions import JobCancelled
-from airflow_nnunet.job_log import LogLines, log_size
+from airflow_nnunet.job_log import LogLines, log_size, new_lines, write_lines
 from airflow_nnunet.outage import Outage, deliver, patiently
 from airflow_nnunet.progress import ProgressLines
 from airflow_nnunet.task_state import is_ended, task_state
@@ -105,14 +105,13 @@ class WaitingOperator(BaseOperator):  # type: ignore[misc, unused-ignore]
             while True:
                 try:
                     status = backend.status(job, watch)
-                    lines = [line for reader in readers for line in reader.poll(final=status.final)]
+                    lines = new_lines(readers, final=status.final)
                 except OSError as error:
                     outage.began(error)
                 else:
                     if outage.ended():
                         watch.forgive()
-                    for line in lines:
-                        self.log.info("%s", line)
+                    write_lines(self.log, lines)
                     if status.final:
                         return True
                 now = time.monotonic()
