@@ -16,6 +16,7 @@ from pathlib import Path
 from nnunet_jobs.contract.files import content_hash, repoint
 
 _NAMES = ("site-packages", "dist-packages")
+_OURS = "airflow_provider_nnunet-"
 
 
 def home() -> Path:
@@ -25,7 +26,8 @@ def home() -> Path:
 
 def is_shared(folder: Path) -> bool:
     """True if a folder holds installed packages besides ours, as ``site-packages`` or the target of ``pip install --target`` does."""
-    return folder.name in _NAMES or any(entry.suffix in (".dist-info", ".egg-info") for entry in folder.iterdir())
+    installed = (entry.name for entry in folder.iterdir() if entry.suffix in (".dist-info", ".egg-info"))
+    return folder.name in _NAMES or any(not name.startswith(_OURS) for name in installed)
 
 
 def on_path(environment: Mapping[str, str], folder: Path) -> dict[str, str]:
