@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import zipfile
 from pathlib import Path
@@ -63,3 +64,22 @@ def test_wheel_in_an_existing_airflow(bare_airflow: Path, wheel: Path, tmp_path:
         run([bare_airflow, "-c", code], home=home)
     finally:
         uv("pip", "uninstall", "--quiet", "--python", bare_airflow, "airflow-provider-nnunet")
+
+
+def test_the_image_of_airflow_copies_all_that_the_wheel_is_built_from(wheel: Path, tmp_path: Path) -> None:
+    """Built from what Dockerfile.airflow copies, the wheel holds the same files."""
+    copied = re.findall(r"^COPY (.+) /build/\S*$", (PROJECT / "docker" / "Dockerfile.airflow").read_text(), re.MULTILINE)
+    ignored = (PROJECT / ".dockerignore").read_text().splitlines()
+    build = tmp_path / "build"
+    build.mkdir()
+    for name in " ".join(copied).split():
+        source = PROJECT / name.rstrip("/")
+        assert f"!{source.name}" in ignored, f".dockerignore keeps {name} out of the build"
+        shutil.copytree(source, build / source.name) if source.is_dir() else shutil.copy(source, build / source.name)
+    uv("build", "--quiet", "--wheel", "--out-dir", tmp_path / "dist", build)
+    (built,) = (tmp_path / "dist").glob("*.whl")
+    contents = [
+        {name for name in zipfile.ZipFile(path).namelist() if "__pycache__" not in name and not name.endswith("RECORD")}
+        for path in (built, wheel)
+    ]
+    assert contents[0] == contents[1]
