@@ -14,7 +14,7 @@ from nnunet_jobs import commands
 from nnunet_jobs.commands import in_sentences
 from nnunet_jobs.contract.exit_codes import Exit
 from nnunet_jobs.contract.failure import ConfigError
-from nnunet_jobs.contract.files import open_to
+from nnunet_jobs.contract.files import open_new
 from nnunet_jobs.contract.jobdir import JobDir
 from nnunet_jobs.dataset import command as validate
 from nnunet_jobs.serving import command as serve
@@ -91,7 +91,7 @@ def _run(arguments: argparse.Namespace, job: JobDir, module: str) -> int:
 
 def _speak_to(log: Path) -> None:
     """Send what this process and its children say to the job's log, where everybody looks for it."""
-    fd = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, open_to(log.parent))
+    fd = open_new(log, os.O_WRONLY | os.O_APPEND)
     for standard in (1, 2):
         os.dup2(fd, standard)
     os.close(fd)

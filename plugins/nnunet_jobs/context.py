@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_jobs.contract.failure import ConfigError, Interrupted
-from nnunet_jobs.contract.files import locked, open_to
+from nnunet_jobs.contract.files import locked, open_new
 from nnunet_jobs.contract.jobdir import JobDir
 from nnunet_jobs.contract.liveness import write_counter
 from nnunet_jobs.contract.workspace import Workspace
@@ -91,7 +91,7 @@ class StepContext:
         Raises:
             OSError: the storage is still away.
         """
-        fd = os.open(self.job.metrics, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, open_to(self.job.path))
+        fd = open_new(self.job.metrics, os.O_WRONLY | os.O_APPEND)
         try:
             while self._unwritten:
                 line = b"\n" * self._torn + self._unwritten[0]  # ends a line of which a full disk took only the beginning

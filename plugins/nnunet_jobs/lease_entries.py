@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from nnunet_jobs.contract.files import open_to, try_lock
+from nnunet_jobs.contract.files import open_new, try_lock
 
 _PAGE = 4096
 
@@ -42,7 +42,7 @@ def is_full(error: OSError) -> bool:
 
 def new_entry(path: Path, data: Mapping[str, Any]) -> int:
     """Descriptor of a new, locked entry. An entry that cannot be written is taken back: empty and locked it would be in everybody's way."""
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, open_to(path.parent))
+    fd = open_new(path, os.O_RDWR | os.O_EXCL)
     try:
         try_lock(fd)
         rewrite(fd, data)

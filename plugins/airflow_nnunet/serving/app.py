@@ -28,7 +28,7 @@ from airflow_nnunet.serving.spaces import Space, load_space, space_of
 from airflow_nnunet.serving.store import REQUEST_ID, Draft, new_id, remove
 from airflow_nnunet.task_state import JOB_XCOM
 from nnunet_jobs.contract.failure import ConfigError, FailureClass, classify
-from nnunet_jobs.contract.files import open_to, try_lock
+from nnunet_jobs.contract.files import open_new, try_lock
 from nnunet_jobs.contract.problems import MEDIA_TYPE, Problem, documented, in_words
 from nnunet_jobs.contract.sharing import make_folder
 from nnunet_jobs.contract.uploads import FIELD, FILES, documented_segmentation, media_type
@@ -216,7 +216,7 @@ async def _turn() -> AsyncIterator[None]:
     space = await asyncio.to_thread(load_space, None)
     folder = space.requests
     make_folder(space.workspace, folder)
-    fd = os.open(folder / ".queue.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, open_to(folder))
+    fd = open_new(folder / ".queue.lock", os.O_RDWR)
     try:
         # Not in a thread: one that waits for the lock would take it for a handler that is gone.
         while not try_lock(fd):

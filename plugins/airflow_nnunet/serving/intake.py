@@ -18,7 +18,7 @@ from airflow_nnunet.serving.models import ModelFacts, model_facts
 from airflow_nnunet.serving.spaces import Space
 from airflow_nnunet.serving.store import Draft
 from nnunet_jobs.contract.failure import ConfigError
-from nnunet_jobs.contract.files import open_to
+from nnunet_jobs.contract.files import open_new
 from nnunet_jobs.contract.problems import Problem, in_words
 from nnunet_jobs.contract.uploads import FIELD, MIB, LimitedBody, require_kind
 from nnunet_jobs.contract.workspace import Workspace
@@ -109,7 +109,7 @@ def _facts(workspace: Workspace, asked: Asked) -> ModelFacts:
 
 
 def _keep(source: BinaryIO, target: Path, facts: ModelFacts, channel: int) -> None:
-    fd = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, open_to(target.parent))
+    fd = open_new(target, os.O_WRONLY | os.O_EXCL)
     with open(fd, "wb") as file:
         shutil.copyfileobj(source, file, MIB)
     require_kind(target, facts.file_ending, channel=channel)

@@ -44,6 +44,33 @@ def open_to(folder: Path) -> int:
     return 0o666 & os.stat(folder).st_mode
 
 
+def open_new(path: Path, flags: int, *, mode: int | None = None) -> int:
+    """Open a file that may be new, close-on-exec. Returns its descriptor.
+
+    Args:
+        path: the file.
+        flags: as of :func:`os.open`, without those that make the file.
+        mode: of a new file, less the umask; :func:`open_to` its folder when empty.
+    """
+    fd = os.open(path, flags | os.O_CREAT | os.O_CLOEXEC, open_to(path.parent) if mode is None else mode)
+    try:
+        belongs_to_the_folders_owner(fd, path.parent)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def belongs_to_the_folders_owner(fd: int, folder: Path) -> None:
+    """Give what root has made to the folder's owner: the user of a job's container must read what Airflow writes into the job's folder."""
+    if os.geteuid():
+        return
+    owner = os.stat(folder)
+    if owner.st_uid and not os.fstat(fd).st_uid:
+        with contextlib.suppress(PermissionError):  # a share that squashes root has made it somebody else's already
+            os.fchown(fd, owner.st_uid, owner.st_gid)
+
+
 def make_parents(path: Path) -> None:
     """Make the missing folders above a path. Nobody may enter one who may not enter the folder that it is made in."""
     missing: list[Path] = []
@@ -75,8 +102,7 @@ def replacing(path: Path, *, mode: int | None = None) -> Iterator[BinaryIO]:
             ``path`` stays as it is.
     """
     temporary = temporary_beside(path)
-    wanted = open_to(path.parent) if mode is None else mode
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, wanted)
+    fd = open_new(temporary, os.O_WRONLY | os.O_EXCL, mode=mode)
     try:
         with open(fd, "wb") as file:
             yield file
@@ -114,7 +140,7 @@ def append_lines(path: Path, lines: bytes, *, mode: int | None = None) -> None:
     Raises:
         OSError: there is no room for all of them. A line that was cut off is closed by the next append; readers skip it.
     """
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, open_to(path.parent) if mode is None else mode)
+    fd = open_new(path, os.O_RDWR | os.O_APPEND, mode=mode)
     try:
         size = os.fstat(fd).st_size
         torn = size > 0 and os.pread(fd, 1, size - 1) != b"\n"  # a writer was killed, or the disk was full
@@ -180,7 +206,7 @@ def locked(
     """
     if parents:
         make_parents(path)
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, open_to(path.parent))
+    fd = open_new(path, os.O_RDWR)
     try:
         os.set_inheritable(fd, inheritable)
         while not try_lock(fd):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from nnunet_jobs.contract.files import open_to
+from nnunet_jobs.contract.files import open_new
 
 
 def read_counter(path: Path) -> int:
@@ -18,7 +18,7 @@ def read_counter(path: Path) -> int:
 
 def write_counter(path: Path, value: int) -> None:
     """Set a counter file in place. Fixed width, one ``pwrite``: a reader never sees half a number, and nothing is renamed each second."""
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, open_to(path.parent))
+    fd = open_new(path, os.O_WRONLY)
     try:
         os.pwrite(fd, f"{value:020d}\n".encode(), 0)
     finally:
