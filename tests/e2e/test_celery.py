@@ -143,6 +143,7 @@ def test_a_broker_that_is_away_for_a_minute_costs_nothing(prepared: Cluster) -> 
 def test_a_broker_that_lost_its_data_delays_the_tasks_that_it_held(prepared: Cluster) -> None:
     client = prepared.stack.client
     run_id, job = prepared.start_waiting_training("deferred_on_a", seed=30)
+    client.wait_for_task("deferred_on_a", run_id, "train", "deferred", timeout_s=60)  # it waits in its worker for some seconds first
     prepared.stack.kill_with_children("worker-a")  # so that nobody takes the task from its queue
     prepared.go.touch()
     client.wait_for_task("deferred_on_a", run_id, "train", "queued", timeout_s=60)
