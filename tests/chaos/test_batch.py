@@ -145,19 +145,18 @@ def test_a_missing_file_of_the_jobs_own_fails_the_task_and_blames_no_case(home: 
 
     stranger = threading.Thread(target=remove)
     stranger.start()
-    struck = ""
+    struck = said = ""
     try:
         for name in names:  # on a busy machine the stranger may come too late for one of them
             try:
                 predict(home, folder, name)
             except Bug as error:
-                assert "a file of the job could not be used" in str(error)
-                struck = name
+                struck, said = name, str(error)
                 break
     finally:
         over.set()
         stranger.join()
-    assert struck, "the folder was never missed"
+    assert "a file of the job could not be used" in said, "empty: the folder was never missed"
     assert not [path for path in (roots / struck).glob("models/*/.cases/*.json") if read_json(path)["status"] == "failed"]
     assert predict(home, folder, struck)["failed"] == []
 
