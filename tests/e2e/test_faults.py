@@ -210,4 +210,4 @@ def test_fault_14_a_training_over_its_time_limit_is_stopped_and_keeps_its_checkp
     assert epochs_done(job) >= 1
     assert checkpoints(job, prepared)
     assert not Ledger(prepared.workspace.leases).holders()
-    prepared.stack.client.set_state("limited", run_id, "train", "failed")
+    assert prepared.stack.client.wait_for_run("limited", run_id, timeout_s=60) == "failed"

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 _SLICE_S = 0.5
 _FOREVER = float("inf")
+_SHORTEST_TIMEOUT = timedelta(seconds=1)
 # Long enough for the scheduler to have heard from the stopping worker: a task that comes back before that costs a retry.
 _COME_BACK_S = 20.0
 
@@ -61,8 +62,14 @@ class WaitingOperator(BaseOperator):  # type: ignore[misc, unused-ignore]
         if self._stopping and is_ended(task_state(context["ti"])):
             self._stopped_by_user(config.make_backend(), job)
         readers = patiently(lambda: self._readers(config, job), log=self.log, limit_s=config.lost_after, job=job)
+        began = time.monotonic()
         if self._poll(context, config, job, readers, for_s=config.defer_after if self.deferrable else _FOREVER):
             return
+        if self._is_ended(context):  # marked meanwhile: Airflow would refuse the deferral, and nobody would stop the job
+            self._stopped_by_user(config.make_backend(), job)
+        timeout = self.execution_timeout
+        if timeout is not None:  # the time here counts too
+            timeout = max(_SHORTEST_TIMEOUT, timeout - timedelta(seconds=time.monotonic() - began))
         progress, *rest = readers
         self.defer(
             trigger=JobTrigger(
@@ -76,7 +83,7 @@ class WaitingOperator(BaseOperator):  # type: ignore[misc, unused-ignore]
                 hold_s=config.defer_after,
             ),
             method_name=then,
-            timeout=self.execution_timeout,
+            timeout=timeout,
         )
 
     def _readers(self, config: NnunetConfig, job: JobDir) -> list[ProgressLines | LogLines]:
@@ -125,6 +132,14 @@ class WaitingOperator(BaseOperator):  # type: ignore[misc, unused-ignore]
         except AirflowTaskTimeout:
             self._cancel(backend, job, "execution timeout")
             raise
+
+    def _is_ended(self, context: Context) -> bool:
+        """Whether a user marked the task; False when Airflow cannot be asked, since its listener hears of the mark as well."""
+        try:
+            return is_ended(task_state(context["ti"]))
+        except Exception as error:
+            self.log.warning("cannot ask for the task's state: %s", error)
+            return False
 
     def _log_offset(self, job: JobDir) -> int:
         return log_size(job) if self._log_from is None else self._log_from

@@ -30,9 +30,8 @@ def training(name: str, **fields: Any) -> DAG:
             mirroring=False,
             seed="{{ params.seed }}",
             grace_s=20,
-            retries=2,
             retry_delay=timedelta(seconds=1),
-            **fields,
+            **{"retries": 2, **fields},
         )
     return dag
 
@@ -44,4 +43,4 @@ with DAG("prepare", schedule=None) as prepare:
 
 deferred = training("deferred")
 held = training("held", deferrable=False)
-limited = training("limited", execution_timeout=timedelta(seconds=40), retry_policy=None)
+limited = training("limited", execution_timeout=timedelta(seconds=40), retries=0)
