@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from airflow_nnunet.rest_client import wait_until
-from support.private import data_roots, open_to_others
+from support.private import open_to_others
 from support.stack import DATASET, Site
 
 pytestmark = [pytest.mark.e2e, pytest.mark.training]
@@ -46,7 +46,13 @@ def test_a_folder_of_scans_becomes_a_promoted_model_and_predictions(site: Site) 
 def test_fault_77_after_a_whole_run_nothing_of_patients_is_readable_for_others(site: Site) -> None:
     """The run of the test before: raw copies, arrays, models, jobs and predictions, whoever wrote them, with the default settings."""
     assert site.workspace.sharing == "private"
-    roots = data_roots(site.workspace)
+    workspace = site.workspace
+    version, model = workspace.current_version(DATASET), workspace.champion(DATASET)
+    assert version
+    assert model
+    # What the run has made: other tests of this site make files of their own beside it, with the umask of a person.
+    roots = [workspace.raw_dataset(DATASET), workspace.preprocessed_root(version), workspace.model_root(model)]
+    roots += [Path(workspace.jobs), Path(workspace.output_roots[0]) / DATASET]
     assert all(root.is_dir() for root in roots)
     assert open_to_others(*roots) == []
 
