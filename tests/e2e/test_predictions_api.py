@@ -97,9 +97,9 @@ def test_the_command_posts_waits_and_saves(served: Site, scan: Path, tmp_path: P
     assert failed.stderr.startswith("failed: ")
     assert json.loads(failed.stdout)["status"] == "failed"
     refused = predict(served, scan, scan)
-    assert (refused.returncode, "the model needs 1" in refused.stderr) == (2, True), refused.stderr
+    assert (refused.returncode, "the model needs 1" in refused.stderr) == (3, True), refused.stderr
     away = predict(served, scan, url="http://127.0.0.1:9")
-    assert (away.returncode, "no answer" in away.stderr) == (3, True)
+    assert (away.returncode, "no answer" in away.stderr) == (4, True)
 
 
 def test_cancel_stops_the_job_and_says_so(served: Site, alice: AirflowClient, scan: Path) -> None:

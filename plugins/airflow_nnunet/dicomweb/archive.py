@@ -180,7 +180,9 @@ class Archive:
         halves = [replace(query, date_to=middle), replace(query, date_from=middle + timedelta(days=1))]
         parts = [self._studies(half)[0] for half in halves]
         if {text_of(item, STUDY_UID) for part in parts for item in part} <= {text_of(item, STUDY_UID) for item in found}:
-            return found
+            # Two halves that add up to the whole are each shorter than it, so neither is cut. One that has all of it proves nothing.
+            full = [(half, part) for half, part in zip(halves, parts, strict=True) if part]
+            return self._whole(*full[0]) if len(full) == 1 else found
         self._cap = max(self._cap, len(found))
         return [item for half, part in zip(halves, parts, strict=True) for item in self._whole(half, part)]
 

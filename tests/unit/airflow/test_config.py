@@ -100,7 +100,7 @@ def test_the_connections_form_is_one_that_airflow_takes_and_has_the_sections_opt
     fields = kind["conn-fields"]
     assert set(OPTIONS) - set(fields) == {
         "datasets", "teams", "predictor_servers", "predictions_quota", "predictions_limit", "predictions_keep_days",
-        "predictions_upload_mib",
+        "predictions_upload_mib", "predictions_free_mib",
     }, "the site's own; a new option of a team belongs into the form"  # fmt: skip
     assert fields["cpu_slots"]["schema"]["type"] == ["integer", "null"]
     for name in fields["backend"]["schema"]["enum"]:

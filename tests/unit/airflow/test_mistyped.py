@@ -21,6 +21,7 @@ CASES = [
     ("sync-pools --conn-id no_such", "--conn-id='no_such'"),
     ("sync-pools /no/such/pools.json", "no such file"),
     ("sync-pools /proc", "/proc: Is a directory"),
+    ("mark-workspace --conn-id no_such", "--conn-id='no_such'"),
     ("usage --since yesterday", "--since='yesterday'"),
     ("usage --since 2026-02-01 --until 2026-01-01", "--until"),
     ("usage --conn-id no_such", "--conn-id='no_such'"),
