@@ -139,7 +139,8 @@ def _path(job: JobDir, attempt: int) -> Path:
 def _append(folder: Path, usage: Usage) -> None:
     """One whole line. The lock is for network file systems, where appends of several hosts would meet."""
     line = (json.dumps(asdict(usage), allow_nan=False) + "\n").encode()
-    folder.mkdir(exist_ok=True)  # not the jobs folder above it, whose share may not be mounted
+    # Not the jobs folder above it, whose share may not be mounted; whoever books, it is as private as that one.
+    folder.mkdir(mode=0o777 & os.stat(folder.parent).st_mode, exist_ok=True)
     with locked(folder / "lock", interval=0.02, parents=False):
         append_lines(folder / f"{usage.ended[:7]}.jsonl", line)
 

@@ -14,6 +14,7 @@ from airflow_nnunet.doctor_privacy import examine_privacy
 from nnunet_jobs.contract.failure import Failure, FailureClass
 from nnunet_jobs.contract.files import locked, read_only, write_json
 from nnunet_jobs.contract.jobdir import JobDir
+from nnunet_jobs.contract.marker import MARKER
 from nnunet_jobs.contract.params import RegisterParams
 from nnunet_jobs.contract.sharing import make_folder, shared_umask
 from nnunet_jobs.contract.spec import JobSpec
@@ -52,7 +53,7 @@ def test_what_a_triggerer_or_an_api_server_writes_into_a_job_is_as_private_as_th
     who = {"dataset": "Dataset004_Small", "team": "", "user": "anna", "host": "h"}
     book(job, Usage(job=job.job_id, attempt=1, step="register", started=now, ended=now, outcome="lost", **who))
     assert open_to_others(Path(workspace.jobs)) == []
-    assert {path.name for path in Path(workspace.jobs).iterdir()} == {job.job_id, ".usage"}
+    assert {path.name for path in Path(workspace.jobs).iterdir()} == {job.job_id, ".usage", MARKER}
 
 
 def test_the_same_in_a_groups_folder_leaves_the_group_what_it_has(tmp_path: Path) -> None:
