@@ -130,11 +130,10 @@ class StepContext:
             try:
                 held.enter_context(locked(path, poll=poll, inheritable=True))
             except OSError as error:
-                if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
-                    raise
+                if error.errno != errno.EROFS:
+                    raise  # a missing permission is explained, with who has it, where the failure is described
                 raise ConfigError(
-                    f"{path.parent}: cannot be written ({error.strerror}), so the work on {what} is not begun; mount it writable, or let "
-                    f"{user_name()} write there"
+                    f"{path.parent}: cannot be written ({error.strerror}), so the work on {what} is not begun; mount it writable"
                 ) from error
             yield
 

@@ -93,15 +93,15 @@ class DicomWebStudyTrigger(BaseTrigger):
 
     async def _until_complete(self) -> Look:
         query = StudyQuery.from_json(self.query)
-        ledger = StudyLedger(Path(self.ledger))
-        hand_out = HandOut(ledger=ledger, run="", only_new=self.only_new, max_offers=self.max_offers, most=self.most)
-        watch = StudyWatch(stable_for=self.stable_for, hold_s=self.hold_s, seen=await self._seen(hand_out))
         try:
             connection = await BaseHook.aget_connection(self.dicomweb_conn_id)
         except AirflowNotFoundException as error:
             raise unknown_connection(self.dicomweb_conn_id) from error
         # One try a poke: a thread that sleeps between tries is one that other triggers wait for.
         archive = await asyncio.to_thread(open_archive, connection, tries=1)
+        ledger = StudyLedger(Path(self.ledger))
+        hand_out = HandOut(ledger=ledger, run="", only_new=self.only_new, max_offers=self.max_offers, most=self.most)
+        watch = StudyWatch(stable_for=self.stable_for, hold_s=self.hold_s, seen=await self._seen(hand_out))
         told: tuple[int, int] | None = None
         while True:
             pause = self.poke_interval * random.uniform(0.9, 1.1)  # noqa: S311  (jitter, not a secret)

@@ -300,7 +300,7 @@ def test_a_cut_list_of_studies_is_divided_by_dates(cut: StubArchive) -> None:
         DicomWebHook("cut").find_studies(date_from="2024-01-01", date_to="2024-01-31")
 
 
-def test_only_connections_of_their_own_type_are_used(cut: StubArchive, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_connections_of_their_own_type_are_used(cut: StubArchive, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Whoever triggers a DAG may name a connection; its password must not go to the connection's host."""
     other = json.loads(cut.connection()) | {"conn_type": "postgres", "login": "u", "password": "secret"}
     monkeypatch.setenv("AIRFLOW_CONN_OTHER", json.dumps(other))
@@ -308,8 +308,9 @@ def test_only_connections_of_their_own_type_are_used(cut: StubArchive, monkeypat
         DicomWebHook("other").find_studies()
     assert "secret" not in str(caught.value)
     assert DicomWebHook("other").test_connection()[0] is False
+    ledger = str(tmp_path / "ledger.jsonl")
     trigger = DicomWebStudyTrigger(
-        dicomweb_conn_id="other", query={}, stable_for=1, hold_s=1, poke_interval=1, ledger="", only_new=True, max_offers=1, most=1
+        dicomweb_conn_id="other", query={}, stable_for=1, hold_s=1, poke_interval=1, ledger=ledger, only_new=True, max_offers=1, most=1
     )
 
     async def event() -> Any:

@@ -126,7 +126,7 @@ def test_what_one_may_not_read_is_named_and_left_out(booked: dict[str, Path], ca
     usage_command(arguments(json=True))
     assert {row["team"] for row in json.loads(capsys.readouterr().out)["rows"]} == {"", "ct", "mri"}
     for name in ("", "mri"):  # teams that let others see what they use
-        for path in (booked[name] / "jobs", *(booked[name] / "jobs").rglob("*")):
+        for path in (booked[name], *booked[name].rglob("*")):
             path.chmod(0o755 if path.is_dir() else 0o644)
     os.chmod(booked["ct"] / "jobs", 0o700 if os.geteuid() == 0 else 0)
     with somebody():

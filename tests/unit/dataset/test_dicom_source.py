@@ -310,7 +310,7 @@ def test_the_real_series_become_two_patients(test_data: Path, tmp_path: Path) ->
     workspace = Workspace.below(tmp_path / "work", input_roots=(str(test_data),))
     found = scan((test_data / "dicom").resolve(), beat=lambda: None, threads=2)
     assert sorted(grid_of(series).shape for series in found.series) == [(35, 51, 32), (36, 48, 35), (512, 512, 22)]
-    with pytest.raises(ConfigError, match="no training case"):
+    with pytest.raises(DataError, match="none of 3 cases has a label"):
         register(workspace, test_data / "dicom", series={"MR": {"modality": "MR", "each": True}}, channel_names={"0": "MR"})
     people = Identity(workspace.private).mapping(DATASET).values()
     assert sorted(person.patient for person in people) == ["PGBM-002", "PGBM-002", "PGBM-006"]
