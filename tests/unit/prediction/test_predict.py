@@ -266,7 +266,7 @@ def test_a_damaged_model_is_refused(home: Workspace, root: Path, tmp_path: Path)
         ({"cases": ["/etc/passwd", "/etc/passwd"]}, "more than once"),
         ({"cases": [{"case": "../up", "images": ["/x"]}]}, "becomes a file name"),
         ({"output": "/etc/out"}, "output_roots"),
-        ({"folds": [7]}, "has \\[0\\]"),
+        ({"folds": [7]}, "has folds \\[0\\]"),
         ({"model": "nope"}, "run FindBestConfigOperator"),
     ],
 )
