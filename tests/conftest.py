@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -50,6 +51,19 @@ def _umask_of_its_own() -> Iterator[None]:
     os.umask(before)
     yield
     os.umask(before)
+
+
+@pytest.fixture(autouse=True)
+def logging_as_before() -> Iterator[None]:
+    """What a command or Airflow's own start changes about loggers of this process is put back: other tests read what is logged."""
+    loggers = [logging.getLogger(name) for name in (None, "nnunet_jobs", "airflow_nnunet")]
+    before = [(logger.level, logger.propagate, logger.disabled) for logger in loggers]
+    least = logging.root.manager.disable
+    yield
+    for logger, (level, propagate, disabled) in zip(loggers, before, strict=True):
+        logger.setLevel(level)
+        logger.propagate, logger.disabled = propagate, disabled
+    logging.disable(least)
 
 
 @pytest.fixture
