@@ -74,7 +74,7 @@ def test_fault_13_marking_a_pods_task_failed_takes_the_pod_back(site: Site, clus
     client = site.stack.client
     cluster.hold = lambda pod: {"phase": "Pending", "conditions": [NO_ROOM]}
     run, job = begin(site)
-    wait_for(lambda: job.state().message, timeout_s=60, what="a triggerer that watches")
+    wait_for(lambda: " starting" in client.log(DAG, run, "toy"), timeout_s=60, what="a triggerer that watches")
     (name,) = cluster.names()
     cluster.release(name)
     wait_for(lambda: job.state().phase is Phase.RUNNING, timeout_s=60, what="the pod's runner")
