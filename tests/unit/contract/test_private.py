@@ -153,6 +153,7 @@ def test_the_doctor_names_what_everybody_may_read_and_how_to_close_it() -> None:
 
 @pytest.mark.training
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+@pytest.mark.nightly  # a minute; tests/e2e/test_pipeline.py looks at a whole run in each CI
 def test_fault_77_after_a_whole_run_with_the_default_umask_nothing_is_readable_for_others(tmp_path: Path) -> None:
     from airflow_nnunet.backends import LocalBackend
     from nnunet_jobs.dataset.phantom import write_phantom
