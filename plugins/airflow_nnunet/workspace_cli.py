@@ -38,7 +38,7 @@ def examine_marker(config: NnunetConfig) -> Iterator[Finding]:
             return
         lost = list(lost_roots(workspace, marker))
     except (OSError, ValueError) as error:
-        text = f"the markers {MARKER} cannot be read ({error}); mend the storage, then run {_MARK}"
+        text = f"the markers {MARKER} cannot be read ({error}); repair the storage, then run {_MARK}"
         yield Finding(topic=_TOPIC, ok=False, blocks=True, text=text)
         return
     for name, path in lost:

@@ -157,6 +157,15 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_bytes())
 
 
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON object that may be missing or damaged, for readers to whom that means nothing is known; empty then."""
+    try:
+        data = read_json(path)
+    except (OSError, ValueError):
+        return {}
+    return data if isinstance(data, dict) else {}
+
+
 def content_hash(data: Any, *, length: int = 16) -> str:
     """Short hex name of a JSON value, independent of key order (sha256, ``length`` hex digits)."""
     canonical = json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False)

@@ -15,7 +15,7 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from nnunet_jobs.contract.files import content_hash, locked, read_json, repoint, temporary_beside, write_json
+from nnunet_jobs.contract.files import content_hash, locked, read_object, repoint, temporary_beside, write_json
 from nnunet_jobs.contract.predictions import (
     MODELS,
     NEWEST,
@@ -101,7 +101,7 @@ def model_of_run(output: Path, model: str | None, promoted: str | None, *, run: 
     folder = output / MODELS / _RUNS
     path = folder / f"{content_hash([dict(run), of, parts])}.json"
     with locked(folder / _LOCK, interval=0.02):
-        known = _read(path).get("model")
+        known = read_object(path).get("model")
         if not isinstance(known, str):
             known = promoted
             write_json(path, {"model": known})
@@ -132,7 +132,7 @@ def _adopt(output: Path) -> None:
     before = read_predictions(output)
     moved: dict[Path, dict[str, dict[str, Any]]] = {}
     for path in sorted(records.glob("*.json")):
-        record = _read(path)
+        record = read_object(path)
         model, digest = record.get("model") or before.get("model"), record.get("model_hash") or before.get("model_hash")
         if not isinstance(model, str) or not isinstance(digest, str):
             continue
@@ -192,11 +192,3 @@ def _links_are_extra(folder: Path) -> Iterator[None]:
         if error.errno not in _NO_LINKS:
             raise
         log.warning("the output folder's file system has no symbolic links; the predictions are in %s only", folder)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        data = read_json(path)
-    except (OSError, ValueError):
-        return {}
-    return data if isinstance(data, dict) else {}

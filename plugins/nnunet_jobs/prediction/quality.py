@@ -22,14 +22,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from nnunet_jobs.contract.failure import Fault
-from nnunet_jobs.contract.files import read_json
+from nnunet_jobs.contract.files import read_object
 from nnunet_jobs.prediction.model import SelectedModel
 from nnunet_jobs.prediction.preview import Preview
 
@@ -89,9 +88,9 @@ class Expected:
     def of(cls, model: SelectedModel) -> Expected:
         """Read ``reference.json`` and what lies beside the plans."""
         folder = model.members[0].folder
-        known = _read(model.root / REFERENCE)
-        plans = _read(folder / "plans.json")
-        spacing = known.get("spacing") or spacing_range(_read(folder / "dataset_fingerprint.json").get("spacings") or [])
+        known = read_object(model.root / REFERENCE)
+        plans = read_object(folder / "plans.json")
+        spacing = known.get("spacing") or spacing_range(read_object(folder / "dataset_fingerprint.json").get("spacings") or [])
         configuration = _configuration(plans, model.members[0].configuration)
         schemes = configuration.get("normalization_schemes") or []
         intensities = {
@@ -229,15 +228,6 @@ def spacing_range(spacings: Sequence[Sequence[float]]) -> dict[str, list[float]]
         return None
     known = np.asarray(spacings, dtype=np.float64)
     return {"low": known.min(axis=0).tolist(), "high": known.max(axis=0).tolist()}
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """A JSON object that may be missing or damaged: flags are hints, and the model itself is verified elsewhere."""
-    try:
-        data = read_json(path)
-    except (OSError, ValueError):
-        return {}
-    return data if isinstance(data, dict) else {}
 
 
 def _configuration(plans: Mapping[str, Any], name: str) -> dict[str, Any]:
