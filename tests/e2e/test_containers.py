@@ -147,4 +147,4 @@ def test_fault_13_a_training_marked_failed_stops_its_container_and_keeps_a_check
     folds = sorted((Path(yard.workspace.results) / ".versions").glob(f"*/{DATASET}/*/fold_0"), key=lambda path: path.stat().st_mtime)
     assert list(folds[-1].glob("checkpoint*"))
     assert not Ledger(yard.workspace.leases).holders(), "the lease is free"
-    assert client.task_instance(DEFERRED, run_id, "train", 0)["state"] == "failed"
+    client.wait_for_task(DEFERRED, run_id, "train", "failed", timeout_s=60, map_index=0)
