@@ -17,12 +17,14 @@ _PATH = re.compile(
 
 @dataclass(kw_only=True)
 class StubArchive:
-    """Studies of one MR series each. Use it as a context manager.
+    """Studies of MR series, one each where nothing else is said. Use it as a context manager.
 
     Attributes:
         studies: UID to number of instances. counts: whether answers tell numbers of series and instances.
         cap: most items of one answer. offsets: whether ``offset`` counts. files: bytes of instances by SOPInstanceUID.
-        listed: instances of a series that a query can find at all, when there are fewer than it counts.
+        listed, listed_series: instances of a series, and series of a study, that a query can find at all, when there are fewer than it
+            counts.
+        series: UID to the number of its series, all of them of the same instances, where it has more than one.
         meant: UID to the instances of its MR series where the study has more, such as segmentations.
         dates: UID to study date; all of them have ``20240110`` otherwise, and a query's dates are only looked at where there are some.
         metadata: whether the metadata of a series can be retrieved. asked: paths of all requests.
@@ -34,6 +36,8 @@ class StubArchive:
     offsets: bool = True
     files: dict[str, bytes] = field(default_factory=dict)
     listed: int | None = None
+    listed_series: int | None = None
+    series: dict[str, int] = field(default_factory=dict)
     meant: dict[str, int] = field(default_factory=dict)
     dates: dict[str, str] = field(default_factory=dict)
     metadata: bool = True
@@ -75,7 +79,10 @@ class StubArchive:
             return [self._instance(found["study"], n) for n in range(self.listed or self.studies[found["study"]])]
         if found["study"]:
             number = self.meant.get(found["study"], self.studies[found["study"]])
-            return [_item(("0020000E", f"{found['study']}.1"), ("00080060", "MR"), *self._told("00201209", number))]
+            return [
+                _item(("0020000E", f"{found['study']}.{n + 1}"), ("00080060", "MR"), *self._told("00201209", number))
+                for n in range(self.listed_series or self.series.get(found["study"], 1))
+            ]
         first, _, last = query.get("StudyDate", "0-9").partition("-")
         chosen = {uid: self.dates.get(uid, "20240110") for uid in self.studies if query.get("StudyInstanceUID", uid) == uid}
         return [
@@ -83,7 +90,7 @@ class StubArchive:
                 ("0020000D", uid),
                 ("00080020", date),
                 ("00080061", "MR"),
-                *self._told("00201206", 1),
+                *self._told("00201206", self.series.get(uid, 1)),
                 *self._told("00201208", self.studies[uid]),
             )
             for uid, date in chosen.items()

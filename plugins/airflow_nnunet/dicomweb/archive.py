@@ -91,8 +91,16 @@ class Archive:
         series = self.series(uid, None)
         return Study(uid=uid, series=len(series), instances=sum(self.count(uid, item) for item in series))
 
-    def series(self, study: str, only: SeriesFilter | None) -> list[Series]:
-        """Series of a study that ``only`` means; all of them for None."""
+    def series(self, study: str, only: SeriesFilter | None, *, counted: bool = False) -> list[Series]:
+        """Series of a study that ``only`` means; all of them for None.
+
+        Args:
+            counted: compare with the archive's own number of series in any case, which costs a query. Without it they are compared
+                where the archive ignored ``offset``.
+
+        Raises:
+            ArchiveRefused, ArchiveUnavailable: the list is shorter than that number; see :meth:`instances`.
+        """
         what = "a query for series"
         found, ignored = self._pages(
             what,
@@ -101,8 +109,9 @@ class Archive:
             fields=_SERIES_FIELDS,
             most=_PAGE * 100,
         )
-        if ignored and (told := self._told_of(study).series) is not None and told > len(found):
-            raise self._cut(what, len(found), told)
+        told = self._told_of(study).series if ignored or counted else None
+        if told is not None and told > len(found):
+            raise self._cut(what, len(found), told) if ignored else self._fewer(what, len(found), told, "study")
         return [
             Series(
                 uid=answered_uid(item, SERIES_UID),
@@ -131,10 +140,7 @@ class Archive:
         if told is None and ignored:  # the list may be cut; the metadata know no pages
             told = len(self.transport.call("metadata of a series", lambda client: client.retrieve_series_metadata(study, series.uid)))
         if told is not None and told > len(found):
-            if ignored:
-                raise self._cut(what, len(found), told)
-            where = f"connection {self.endpoint.conn_id!r}: {what}"
-            raise ArchiveUnavailable(f"lost: {where}: the archive lists {len(found)} of the {told} that it counts; is the series complete?")
+            raise self._cut(what, len(found), told) if ignored else self._fewer(what, len(found), told, "series")
         return [answered_uid(item, SOP_UID) for item in found]
 
     def count(self, study: str, series: Series) -> int:
@@ -164,16 +170,17 @@ class Archive:
         """All studies of a query whose answer may be cut, because the archive ignored ``offset``.
 
         QIDO tells no number of studies, but an answer that is cut is known by its halves: together they have more. Then the dates are
-        divided until each answer is shorter than the longest one that was cut.
+        divided until each answer is shorter than the longest one that was cut. Where there is nothing to divide, it is known by an
+        answer for no dates at all that has other studies and not one more of them.
 
         Raises:
             ArchiveRefused: the answer for a single day is cut, or there are no dates to divide.
         """
-        if len(found) < self._cap:
+        if len(found) < self._cap or not found:
             return found
         first, last = query.date_from, query.date_to
         if first is None or last is None or first == last:
-            if self._cap:
+            if self._cap or self._answers_no_more(found):
                 raise self._cut("a query for studies", len(found), None)
             return found
         middle = first + (last - first) // 2
@@ -181,10 +188,21 @@ class Archive:
         parts = [self._studies(half)[0] for half in halves]
         if {text_of(item, STUDY_UID) for part in parts for item in part} <= {text_of(item, STUDY_UID) for item in found}:
             # Two halves that add up to the whole are each shorter than it, so neither is cut. One that has all of it proves nothing.
-            full = [(half, part) for half, part in zip(halves, parts, strict=True) if part]
-            return self._whole(*full[0]) if len(full) == 1 else found
+            full = [(half, part) for half, part in zip(halves, parts, strict=True) if len(part) == len(found)]
+            return self._whole(*full[0]) if full else found
         self._cap = max(self._cap, len(found))
         return [item for half, part in zip(halves, parts, strict=True) for item in self._whole(half, part)]
+
+    def _answers_no_more(self, found: list[dict[str, Any]]) -> bool:
+        """Whether the archive cuts answers at this length: asked for one more of any study, it gives as many and not the same."""
+        most = len(found)
+        try:
+            items = self.transport.call(
+                "a query for studies", lambda client: client.search_for_studies(limit=most + 1, fuzzymatching=False)
+            )
+        except ArchiveRefused:  # some archives answer no query without a filter
+            return False
+        return len(items) == most and not {text_of(item, STUDY_UID) for item in items} <= {text_of(item, STUDY_UID) for item in found}
 
     def _told_of(self, study: str) -> Study:
         """What the archive itself counts of a study: None where it does not tell, zero where it has no such study."""
@@ -203,6 +221,10 @@ class Archive:
         listed = f"{found} of the {told} that it counts" if told is not None else f"no more than {found} at once"
         fix = f"raise the archive's limit of results to {told or 'more'}, or have it honour offset"
         return ArchiveRefused(f"config: {where}: the archive lists {listed} and ignores offset, so the rest cannot be asked for; {fix}")
+
+    def _fewer(self, what: str, found: int, told: int, of: str) -> ArchiveUnavailable:
+        where = f"connection {self.endpoint.conn_id!r}: {what}"
+        return ArchiveUnavailable(f"lost: {where}: the archive lists {found} of the {told} that it counts; is the {of} complete?")
 
     def _pages(
         self,

@@ -97,7 +97,7 @@ def retrieve_study(archive: Archive, study: str, folder: Path, *, only: SeriesFi
 def _wanted(archive: Archive, study: str, only: SeriesFilter) -> list[_Wanted]:
     return [
         _Wanted(file=f"{_hash(series.uid)}/{_hash(uid)}.dcm", series=series.uid, sop_uid=uid)
-        for series in archive.series(study, only)
+        for series in archive.series(study, only, counted=True)
         for uid in archive.instances(study, series)
     ]
 

@@ -97,7 +97,7 @@ def test_pages_that_the_archive_cuts_short_and_filters_that_it_ignores_do_no_har
     ) as proxy:
         found = through(monkeypatch, orthanc, proxy).find_studies(modality="MR", date_from="2024-02-01")
         assert [study.uid for study in found] == [brains["new"]]
-        assert len(proxy.paths) == 2, "the page that repeats itself is the last one"
+        assert len(proxy.paths) == 3, "the page that repeats itself is the last one, and one query tells whether more is kept back"
 
 
 def test_an_answer_with_a_uid_that_is_a_path_goes_no_further(
@@ -271,6 +271,15 @@ def test_where_the_archive_counts_nothing_the_metadata_tell(cut: StubArchive, tm
     assert len(archive.instances("1.2.3", archive.series("1.2.3", None)[0])) == 5, "a list that ends at the limit is whole"
 
 
+def test_a_cut_list_of_series_is_refused_with_the_archives_own_count(cut: StubArchive, tmp_path: Path) -> None:
+    """A whole series would be missing from the study, and nobody would see it."""
+    cut.series = {"1.2.3": 7}
+    with pytest.raises(ArchiveRefused, match=r"a query for series: the archive lists 5 of the 7 that it counts and ignores offset"):
+        DicomWebHook("cut").retrieve_study("1.2.3", tmp_path / "in")
+    cut.offsets = True
+    assert len(DicomWebHook("cut").get_conn().series("1.2.3", None)) == 7
+
+
 def test_pages_that_honour_the_offset_are_added_up(cut: StubArchive) -> None:
     cut.offsets = True
     archive = DicomWebHook("cut").get_conn()
@@ -298,6 +307,31 @@ def test_a_cut_list_of_studies_is_divided_by_dates(cut: StubArchive) -> None:
     cut.dates |= dict.fromkeys(more, "20240106")
     with pytest.raises(ArchiveRefused, match="no more than 5 at once and ignores offset"):
         DicomWebHook("cut").find_studies(date_from="2024-01-01", date_to="2024-01-31")
+
+
+@pytest.mark.parametrize(("first", "last"), [("2024-01-06", "2024-01-06"), ("2024-01-06", None), ("2024-01-06", "2024-01-31")])
+def test_a_cut_list_of_studies_that_cannot_be_divided_is_refused(cut: StubArchive, first: str, last: str | None) -> None:
+    """All that match are of one day: no other answer has shown before that this archive cuts them."""
+    cut.dates = {"1.2.1": "20231224"} | {f"1.2.6.{number}": "20240106" for number in range(8)}
+    cut.studies = dict.fromkeys(cut.dates, 3)
+    with pytest.raises(ArchiveRefused, match="no more than 5 at once and ignores offset"):
+        DicomWebHook("cut").find_studies(date_from=first, date_to=last)
+    for uid in [uid for uid in cut.studies if uid.startswith("1.2.6.")][4:]:
+        del cut.studies[uid]
+    assert len(DicomWebHook("cut").find_studies(date_from=first, date_to=last)) == 4, "shorter than another answer, so it is whole"
+
+
+def test_an_archive_that_ignores_dates_and_offset_gives_what_it_has(cut: StubArchive) -> None:
+    cut.studies, cut.cap = {f"1.2.{number}": 3 for number in range(8)}, 100
+    assert len(DicomWebHook("cut").find_studies(date_from="2024-01-01", date_to="2024-01-31")) == 8
+
+
+def test_a_list_of_series_that_is_shorter_than_the_count_is_asked_for_again(cut: StubArchive, tmp_path: Path) -> None:
+    """Such as while a study arrives, or where an archive counts offsets within its cut answer."""
+    cut.offsets, cut.series, cut.listed_series = True, {"1.2.3": 3}, 2
+    with pytest.raises(ArchiveUnavailable, match="a query for series: the archive lists 2 of the 3 that it counts; is the study complete"):
+        DicomWebHook("cut").retrieve_study("1.2.3", tmp_path / "in")
+    assert not list(tmp_path.rglob("*.dcm"))
 
 
 def test_only_connections_of_their_own_type_are_used(cut: StubArchive, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
