@@ -49,7 +49,9 @@ def trigger_of(task: DicomWebStudySensor, ctx: Any) -> DicomWebStudyTrigger:
 
 
 async def first_event(trigger: DicomWebStudyTrigger) -> Any:
-    (payload,) = [event.payload async for event in trigger.run()]
+    """What the trigger says; a sensor that has nothing to hand out would wait without end, which fails the test instead."""
+    async with asyncio.timeout(60):
+        (payload,) = [event.payload async for event in trigger.run()]
     return payload
 
 

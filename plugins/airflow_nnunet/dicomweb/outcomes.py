@@ -23,9 +23,10 @@ _GOOD = ("success", "skipped")
 def settled(task: BaseOperator, dag_id: str, entries: Iterable[Entry]) -> list[Entry]:
     """The entries whose runs have ended, with what became of them; those of runs that go on are left out.
 
-    A study has failed when one of the tasks that were mapped over it did, or when none of them ran. Where the tasks cannot be told
-    apart by study, because the list is changed before it is mapped, all studies of a run in which a task failed have failed: they are
-    handed out again, and what is done already is found done. So are those of a run that was deleted.
+    A study has failed when one of the tasks that were mapped over it did, or over what those return, or when none of them ran. Where the
+    tasks cannot be told apart by study, because the list is changed before it is mapped or some of them return nothing to map over, all
+    studies of a run in which such a task failed have failed: they are handed out again, and what is done already is found done. So are
+    those of a run that was deleted.
 
     Args:
         task: the sensor, in its DAG. entries: of that DAG's earlier runs.
@@ -48,12 +49,19 @@ def settled(task: BaseOperator, dag_id: str, entries: Iterable[Entry]) -> list[E
 
 def _judged(task: BaseOperator, dag_id: str, run: str, state: str, given: list[Entry]) -> list[Entry]:
     mapped = mapped_over(task)
-    names = [] if task.get_dag() is None else mapped or sorted(task.get_flat_relative_ids(upstream=False))
+    further = mapped_further(task, mapped)
+    names = [] if task.get_dag() is None else [*mapped, *further] or sorted(task.get_flat_relative_ids(upstream=False))
     states = _task_states(dag_id, run, names) if names else {}
     if mapped:
         # A task that the run does not know was added to the DAG later.
         known = [name for name in mapped if name in states or any(f"{name}_{entry.index}" in states for entry in given)]
-        return [replace(entry, state=_by_study(states, known, entry.index)) for entry in given]
+        handed_out = max(len(_of(states, name)) for name in mapped)
+        return [
+            replace(
+                entry, state=FAILED if _fails_later(states, further, entry.index, handed_out) else _by_study(states, known, entry.index)
+            )
+            for entry in given
+        ]
     failed = state != "success" or any(value in _BAD for value in states.values())
     return [replace(entry, state=FAILED if failed else DONE) for entry in given]
 
@@ -62,6 +70,25 @@ def _by_study(states: Mapping[str, str | None], known: list[str], index: int) ->
     # A task that was skipped as a whole, such as by a branch, was never expanded.
     found = [states.get(f"{name}_{index}", states.get(name)) for name in known]
     return DONE if found and all(value in _GOOD for value in found) else FAILED
+
+
+def _fails_later(states: Mapping[str, str | None], further: list[str], index: int, handed_out: int) -> bool:
+    """Whether a task that was mapped over results failed for a study, or for one that cannot be told."""
+    for name in further:
+        if states.get(name, "success") not in _GOOD:  # it was never expanded, so it ran for no study
+            return True
+        own = _of(states, name)
+        failed = {number for number, value in own.items() if value not in (*_GOOD, "removed")}
+        # As many of them as studies: each stands where its study stands. Results that are missing move those behind them.
+        if failed and (index in failed or len(own) != handed_out):
+            return True
+    return False
+
+
+def _of(states: Mapping[str, str | None], name: str) -> dict[int, str | None]:
+    """States of a task's instances by their map index."""
+    ends = ((key.removeprefix(f"{name}_"), value) for key, value in states.items() if key.startswith(f"{name}_"))
+    return {int(end): value for end, value in ends if end.isdecimal()}
 
 
 def _task_states(dag_id: str, run: str, names: list[str]) -> dict[str, str | None]:
@@ -86,6 +113,20 @@ def mapped_over(task: BaseOperator) -> list[str]:
         if not _one_to_one(expansion, task):
             return []
         found += names
+    return sorted(found)
+
+
+def mapped_further(task: BaseOperator, mapped: list[str]) -> list[str]:
+    """Tasks that are mapped over what those tasks return, or over what these return in turn."""
+    dag = task.get_dag()
+    found: list[str] = []
+    waiting = list(mapped) if dag is not None else []
+    while dag is not None and waiting:
+        for node in dag.get_task(waiting.pop()).iter_mapped_dependants():
+            names = [item.task_id for item in node.iter_tasks()] if hasattr(node, "iter_tasks") else [node.task_id]
+            new = [name for name in names if name not in mapped and name not in found]
+            found += new
+            waiting += new
     return sorted(found)
 
 
