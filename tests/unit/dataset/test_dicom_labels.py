@@ -11,10 +11,15 @@ import nibabel  # noqa: TID253  the rule is for what Airflow imports
 import numpy as np
 import pydicom
 import pytest
+from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
+from pydicom.filebase import DicomBytesIO
+from pydicom.filewriter import write_sequence
 
 from nnunet_jobs.contract.failure import DataError
 from nnunet_jobs.contract.workspace import Workspace
+from nnunet_jobs.dicom import label_task
+from nnunet_jobs.dicom import series as scan_of_series
 from nnunet_jobs.dicom.geometry import grid_of
 from nnunet_jobs.dicom.identity import Identity
 from support.data import register_dataset, write_nifti
@@ -193,6 +198,30 @@ def test_labels_on_channels_of_two_grids_are_refused(tmp_path: Path, workspace: 
     with pytest.raises(DataError, match="describe channels 0 and 1, which lie on different grids") as error:
         register(workspace, source, series=TWO, channel_names=CHANNELS)
     assert [str(fault.code) for fault in error.value.faults] == ["affine_mismatch"]
+
+
+# --- how big they may be ----------------------------------------------------------------------------------------------
+def test_what_reading_may_take_follows_the_size_of_the_file(tmp_path: Path, workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Structure sets of 80 MiB are ordinary. This one has 5, beside a limit that would be enough for none of that size."""
+    monkeypatch.setattr(label_task, "_LEAST_MIB", 32)
+    monkeypatch.setattr(scan_of_series, "_HEADER_MIB", 32)
+    folder = save(tmp_path / "in" / "ct", slices(study="s0"))
+    path = rtstruct(tmp_path / "in", folder)
+
+    def often(ds: Dataset) -> None:
+        roi = ds.ROIContourSequence[0]
+        for contour in roi.ContourSequence:
+            contour.ContourData = [f"{float(value):.12f}"[:16] for value in contour.ContourData]
+        inside = DicomBytesIO()
+        inside.is_implicit_VR, inside.is_little_endian = True, True
+        write_sequence(inside, roi["ContourSequence"], ["iso8859"])
+        once = inside.getvalue()
+        roi["ContourSequence"] = DataElement(roi["ContourSequence"].tag, "UN", once * ((5 << 20) // len(once)))
+
+    edit(path, often)
+    assert path.stat().st_size > 4 << 20
+    assert register(workspace, tmp_path / "in")["train"] == 1
+    np.testing.assert_array_equal(label_of(workspace, "s0"), block())
 
 
 # --- nothing vanishes -------------------------------------------------------------------------------------------------

@@ -11,6 +11,9 @@ from typing import Any
 import numpy as np
 import pydicom
 import pytest
+from pydicom.dataelem import DataElement
+from pydicom.filebase import DicomBytesIO
+from pydicom.filewriter import write_sequence
 
 from nnunet_jobs.contract.failure import ConfigError, DataError, Fault
 from nnunet_jobs.dicom.labels import label_volume
@@ -302,6 +305,27 @@ def test_points_gaps_and_overlaps_are_warned_of(paths: list[Path], tmp_path: Pat
     assert {fault.severity for fault in warnings} == {"warning"}
     assert np.count_nonzero(volume[:, :, 1]) == 25 + 25 - 16
     assert not volume[:, :, 2:4].any()
+
+
+@pytest.mark.parametrize("implicit", [True, False])
+def test_contours_of_unknown_vr_are_read_however_long_they_are(paths: list[Path], tmp_path: Path, implicit: bool) -> None:
+    """The standard has the inside of such a sequence in implicit VR; some writers change the name of its VR and nothing else."""
+    series, grid = series_of(paths)
+    angles = np.linspace(0, 2 * np.pi, 2000, endpoint=False)
+    contours = [
+        ("CLOSED_PLANAR", to_patient(np.column_stack([5 + 3.2 * np.cos(angles), 5 + 3.2 * np.sin(angles)]), k, grid), k) for k in (1, 2)
+    ]
+    rtstruct = write_rtstruct(tmp_path / "rt.dcm", series, grid, {"front": contours})
+    expected_volume = read([rtstruct], series, grid)
+    assert np.count_nonzero(expected_volume) > 50
+    ds = pydicom.dcmread(tmp_path / "rt.dcm")
+    inside = DicomBytesIO()
+    inside.is_implicit_VR, inside.is_little_endian = implicit, True
+    write_sequence(inside, ds["ROIContourSequence"], ["iso8859"])
+    assert len(inside.getvalue()) > 1 << 16, "pydicom by itself reads shorter ones"
+    ds["ROIContourSequence"] = DataElement(ds["ROIContourSequence"].tag, "UN", inside.getvalue())
+    ds.save_as(tmp_path / "rt.dcm")
+    np.testing.assert_array_equal(read([object_of(tmp_path / "rt.dcm")], series, grid), expected_volume)
 
 
 # --- what must not be told ------------------------------------------------------------------------------------------

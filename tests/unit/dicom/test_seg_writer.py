@@ -140,6 +140,36 @@ def test_patient_and_study_are_the_sources_and_model_and_codes_are_named(tmp_pat
     assert len(algorithm.AlgorithmVersion) <= 64
 
 
+@pytest.mark.parametrize("multi_frame", [False, True])
+def test_what_single_headers_lack_comes_from_the_grid_and_the_series(tmp_path: Path, multi_frame: bool) -> None:
+    """SliceThickness may be empty (type 2), and nothing can be written without it; anonymisation may have cut a frame of reference."""
+    if multi_frame:
+        _, grid = write_enhanced(tmp_path / "enhanced.dcm", order=(3, 0, 5, 1, 4, 2))
+        ds = pydicom.dcmread(tmp_path / "enhanced.dcm")
+        del ds.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].SliceThickness
+        ds.save_as(tmp_path / "enhanced.dcm")
+        series = object_of(tmp_path / "enhanced.dcm")
+    else:
+        paths = write_series(tmp_path / "s", spacing=(0.8, 0.9, 2.25))
+        for number, path in enumerate(paths):
+            ds = pydicom.dcmread(path)
+            if number < 3:
+                del ds.SliceThickness
+            else:
+                ds.SliceThickness = None
+            if number == 4:
+                del ds.FrameOfReferenceUID
+            ds.save_as(path)
+        series, grid = series_of(paths)
+    volume = segmentation_of(grid.shape)
+    target = tmp_path / "case.seg.dcm"
+    write(volume, series, grid, target)
+    written = pydicom.dcmread(target)
+    assert written.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].SliceThickness == (2.5 if multi_frame else 2.25)
+    assert written.FrameOfReferenceUID == series.frame_of_reference_uid
+    np.testing.assert_array_equal(label_volume([object_of(target)], series, grid, None, LABELS), volume)
+
+
 def test_the_same_work_has_the_same_uids_and_other_work_others(tmp_path: Path) -> None:
     series, grid = series_of(write_series(tmp_path / "s"))
     volume = segmentation_of(grid.shape)

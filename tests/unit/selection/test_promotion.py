@@ -1,0 +1,67 @@
+"""Whose promotion it was: what a run says of itself decides whether downstream DAGs are triggered."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from nnunet_jobs.contract.files import sha256_file, write_json
+from nnunet_jobs.contract.workspace import Workspace
+from nnunet_jobs.selection import card as cards
+from nnunet_jobs.selection.card import Promotion, promote_by_policy
+
+DATASET = "Dataset005_Phantom"
+MOVED, KEPT, ELSEWHERE = (Promotion(promoted=ours, is_champion=there) for ours, there in ((True, True), (False, True), (False, False)))
+
+
+class Killed(BaseException):
+    """The attempt's process is gone."""
+
+
+def select(workspace: Workspace, model: str, dice: float) -> None:
+    """A model with a card, as a selection leaves it."""
+    root = workspace.model_root(model) / DATASET
+    root.mkdir(parents=True)
+    (root / "plans.json").write_text(model)
+    metrics = {"holdout_hash": None, "cv_dice_postprocessed": dice, "cv_per_label_postprocessed": {"a": dice}}
+    write_json(root / "model.json", {"metrics": metrics, "files": {"plans.json": sha256_file(root / "plans.json")}})
+
+
+def test_only_the_run_that_moved_the_link_promoted(workspace: Workspace, tmp_path: Path) -> None:
+    select(workspace, "first", 0.8)
+    select(workspace, "better", 0.9)
+
+    def offer(model: str, run: str, policy: str = "if_better") -> Promotion:
+        return promote_by_policy(workspace, DATASET, model, policy, record=tmp_path / f"{run}.json")
+
+    assert offer("first", "run-1") == MOVED
+    assert offer("first", "run-2") == KEPT
+    assert offer("first", "run-3", "always") == KEPT
+    assert offer("better", "run-4", "never") == ELSEWHERE
+    assert offer("better", "run-5") == MOVED
+    assert offer("first", "run-6") == ELSEWHERE
+    assert offer("first", "run-1") == ELSEWHERE, "it moved the link once, and the link has gone on"
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_an_attempt_that_is_killed_as_the_link_moves_is_not_forgotten_by_the_next(
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    """The second attempt finds the link moved and would say that nothing had changed: downstream DAGs would never hear of the model."""
+    select(workspace, "new", 0.8)
+    record = tmp_path / "promotion.json"
+    move = cards._promote
+
+    def killed(*where: str) -> None:
+        if when == "after":
+            move(workspace, DATASET, "new")
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cards, "_promote", killed)
+        with pytest.raises(Killed):
+            promote_by_policy(workspace, DATASET, "new", "if_better", record=record)
+    assert workspace.champion(DATASET) == (None if when == "before" else "new")
+    assert promote_by_policy(workspace, DATASET, "new", "if_better", record=record) == MOVED
+    assert promote_by_policy(workspace, DATASET, "new", "if_better", record=tmp_path / "another run.json") == KEPT
