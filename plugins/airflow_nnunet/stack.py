@@ -25,6 +25,8 @@ from airflow_nnunet.stack_config import USER, password_file, read_config, write_
 PROJECT = Path(__file__).resolve().parents[2]
 _START_S = 180.0
 _STOP_S = 20.0
+# Home of the stack that started a process. Not AIRFLOW_HOME, which a person's shell has too who works with the site.
+_MARK = "NNUNET_STACK"
 _STATE, _SESSION, _STARTED = 0, 3, 19  # of /proc/<pid>/stat, after the command
 
 
@@ -178,11 +180,11 @@ class Stack:
         return self.home / "logs" / f"{component}.log"
 
     def processes(self) -> list[int]:
-        """Pids of every process of this stack: components, their workers, and detached jobs that carry its AIRFLOW_HOME.
+        """Pids of every process of this stack: components, their workers, and detached jobs that carry its mark in their environment.
 
         Airflow's processes rename themselves, which overwrites their environment in /proc, so they are known by their session.
         """
-        marker = f"AIRFLOW_HOME={self.home}".encode()
+        marker = f"{_MARK}={self.home}".encode()
         sessions = {entry["pid"] for entry in self._recorded().values() if not _reused(entry["pid"], entry["started"])}
         found = []
         for entry in Path("/proc").iterdir():
@@ -195,9 +197,9 @@ class Stack:
         return found
 
     def environment(self) -> dict[str, str]:
-        """Environment of every component. Foreign AIRFLOW settings of the calling shell stay out."""
+        """Environment of every component, by which what it starts is known too. Foreign AIRFLOW settings of the calling shell stay out."""
         env = {key: value for key, value in os.environ.items() if not key.startswith("AIRFLOW")}
-        return env | {"AIRFLOW_HOME": str(self.home), "PYTHONUNBUFFERED": "1"} | self._environment
+        return env | {"AIRFLOW_HOME": str(self.home), _MARK: str(self.home), "PYTHONUNBUFFERED": "1"} | self._environment
 
     def airflow(self, *arguments: str) -> str:
         """Run one ``airflow`` command in this stack's environment; returns what it printed.
