@@ -64,14 +64,13 @@ class Outage:
         if self._gone >= self.lost_after_s:
             raise gone(self.job)
 
-    def ended(self) -> bool:
-        """Note that a look succeeded; True when that is the end of an outage."""
+    def ended(self) -> None:
+        """Note that a look succeeded."""
         if self._since is None:
-            return False
+            return
         self.log.warning("the job's files can be read again after %.0f s", self._clock() - self._since)
         self._since = None
         self._gone = 0.0
-        return True
 
 
 def folder_is_gone(job: JobDir) -> bool:

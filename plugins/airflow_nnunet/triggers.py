@@ -88,14 +88,14 @@ class JobTrigger(BaseTrigger):
                 # Shared storage may hang for a while; in a thread it does not hold up the other triggers.
                 status, lines = await asyncio.to_thread(_look, backend, job, watch, readers)
             except OSError as error:
+                watch.forgive()
                 try:
                     await asyncio.to_thread(outage.began, error)
                 except JobFolderGone as removed:
                     self.log.error("%s", removed)
                     end = {"job": self.job, "attempt": 0, "phase": str(Phase.FAILED)}
             else:
-                if outage.ended():
-                    watch.forgive()
+                outage.ended()
                 write_lines(self.log, lines)
                 if status.final:
                     end = {"job": self.job, "attempt": status.attempt, "phase": str(status.phase)}

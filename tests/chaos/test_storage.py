@@ -10,22 +10,27 @@ import os
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from airflow_nnunet.backends import FakeBackend, FakeOutcome
+from airflow_nnunet.backends import FakeBackend, FakeOutcome, JobStatus, Watch
+from airflow_nnunet.config import NnunetConfig
+from airflow_nnunet.operators import TrainFoldOperator
 from airflow_nnunet.triggers import JobTrigger
 from nnunet_jobs.booking import Device, Request
 from nnunet_jobs.contract import marker
-from nnunet_jobs.contract.failure import FailureClass
+from nnunet_jobs.contract.failure import Failure, FailureClass
+from nnunet_jobs.contract.files import read_json, write_json
 from nnunet_jobs.contract.jobdir import JobDir, Phase
 from nnunet_jobs.contract.marker import MARKER, NotMounted, mark_workspace
 from nnunet_jobs.contract.spec import Resources
 from nnunet_jobs.contract.workspace import Workspace
 from nnunet_jobs.leases import Ledger
+from support.airflow import context
 from support.jobs import backend, child_of, make_spec, no_runner_left, wait_final, wait_for
 
 DEVICES = [Device(uuid="cpu-0", total_mib=1, free_mib=1)]
@@ -171,14 +176,49 @@ def elsewhere(workspace: Workspace) -> JobDir:
     job = JobDir.create(make_spec(workspace, "job"))
     job.begin_attempt(expected=0)
     job.set_phase(1, Phase.RUNNING)
+    state = job.path / "state.json"
+    write_json(state, {**read_json(state), "host": "elsewhere"})
     return job
 
 
 def test_a_jobs_folder_that_somebody_removed_is_no_outage(workspace: Workspace) -> None:
     job = elsewhere(workspace)
-    watching = Watching(job, lost_after=0.2)
     os.rename(job.path, job.path.with_name("taken"))
-    assert watching.end() == {"job": str(job.path), "attempt": 0, "phase": "failed"}
+    assert Watching(job, lost_after=0.2).end() == {"job": str(job.path), "attempt": 0, "phase": "failed"}
+
+
+@pytest.mark.parametrize("where", ["triggerer", "worker"])
+def test_fault_61_silence_before_an_outage_does_not_count_after_it(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """A runner that could not write for a while before its watcher could not read has ``lost_after`` seconds from the outage's end on."""
+    job = elsewhere(workspace)
+    seconds = 0.0
+
+    class Away(FakeBackend):
+        def status(self, job: JobDir, watch: Watch) -> JobStatus:
+            nonlocal seconds
+            seconds += 1.0
+            if 5 <= seconds <= 7:
+                raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+            if seconds == 10:
+                job.finish(1, {"attempt": 1, "result": {}})
+            return super().status(job, watch)
+
+    module = "airflow_nnunet.triggers" if where == "triggerer" else "airflow_nnunet.operators.waiting"
+    monkeypatch.setattr(f"{module}.Watch", partial(Watch, clock=lambda: seconds))
+    if where == "triggerer":
+        monkeypatch.setattr(f"{module}.get_backend", lambda name, **options: Away())
+        assert Watching(job, lost_after=4.0).end()["phase"] == "done"
+    else:
+        monkeypatch.setattr(NnunetConfig, "make_backend", lambda config: Away())
+        root = str(Path(workspace.jobs).parent)
+        config = NnunetConfig.from_options({"workspace": root, "lost_after": "4", "poll_interval": "0.01"})
+        task = TrainFoldOperator(task_id="task", dataset=4, configuration="2d", fold=0)
+        task._stopping = False
+        assert task._poll(context(), config, job)
+    assert job.failure() is None
+    assert seconds == 10
 
 
 def test_a_wish_to_stop_is_delivered_when_the_storage_is_back(workspace: Workspace) -> None:
@@ -188,6 +228,29 @@ def test_a_wish_to_stop_is_delivered_when_the_storage_is_back(workspace: Workspa
     asyncio.run(trigger.on_kill())
     back(workspace, place)
     wait_for(job.cancel_requested, what="the wish")
+
+
+def test_no_record_of_a_job_makes_a_folder_where_its_storage_is_away(workspace: Workspace) -> None:
+    """It would hide the job when the share is mounted over it, or be taken for the job until then."""
+    job = elsewhere(workspace)
+    lost = Failure(failure_class=FailureClass.LOST, message="gone", attempt=1)
+    place = away(workspace)
+    changes: dict[str, Callable[[], object]] = {
+        "begin_attempt": lambda: job.begin_attempt(expected=1),
+        "set_phase": lambda: job.set_phase(1, Phase.RUNNING),
+        "finish": lambda: job.finish(1, {"attempt": 1, "result": {}}),
+        "declare_lost": lambda: job.declare_lost(1, lost),
+        "say": lambda: job.say(1, "waits"),
+        "note_container": lambda: job.note_container(1, {}),
+        "request_cancel": lambda: job.request_cancel("stop"),
+        "submit": lambda: FakeBackend().submit(job.spec()),
+    }
+    for name, change in changes.items():
+        with pytest.raises((OSError, NotMounted)):
+            change()
+        assert not Path(workspace.jobs).exists(), name
+    back(workspace, place)
+    assert job.state().attempt == 1
 
 
 @pytest.fixture
@@ -300,6 +363,7 @@ def test_fault_64_a_disk_that_fills_at_any_moment_leaks_no_entry(small_disk: Pat
     while True:  # with no page left, with one, with two ...
         lease, trouble = None, "no ticket"
         with contextlib.suppress(OSError), ledger.ticket(request) as ticket:
+            trouble = ""  # from here on the full disk is no error
             lease = ticket.try_acquire(DEVICES)
             trouble = ticket.trouble
         assert list((ledger.folder / "tickets").iterdir()) == []
@@ -307,7 +371,7 @@ def test_fault_64_a_disk_that_fills_at_any_moment_leaks_no_entry(small_disk: Pat
         if lease is not None:
             lease.release()
             break
-        assert trouble
+        assert trouble, "the full disk is raised where the ticket should say it"
         assert ledger.holders() == []
         assert list((ledger.folder / "leases").iterdir()) == []
         pages += 1

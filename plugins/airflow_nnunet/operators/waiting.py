@@ -114,10 +114,10 @@ class WaitingOperator(BaseOperator):  # type: ignore[misc, unused-ignore]
                     status = backend.status(job, watch)
                     lines = new_lines(readers, final=status.final)
                 except OSError as error:
+                    watch.forgive()
                     outage.began(error)
                 else:
-                    if outage.ended():
-                        watch.forgive()
+                    outage.ended()
                     write_lines(self.log, lines)
                     if status.final:
                         return True

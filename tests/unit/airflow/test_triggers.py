@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import json
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,16 @@ def test_the_end_is_reported_no_sooner_than_airflow_can_take_it(workspace: Works
 
     assert asyncio.run(turns()) == 1
     assert JobTrigger(**{name: value for name, value in trigger.serialize()[1].items() if name != "hold_s"}).hold_s == 0.0
+
+
+def test_a_trigger_takes_all_its_arguments_to_the_triggerer() -> None:
+    """What is left out of the stored form is the default in the triggerer: without ``hold_s`` the end would be reported at once."""
+    given: dict[str, Any] = {
+        "job": "/jobs/train-1", "backend": "docker", "backend_options": {"image": "nnunet"}, "poll_interval": 3.0, "lost_after": 60.0,
+        "metrics_offset": 7, "log_offset": 8, "hold_s": 9.0,
+    }  # fmt: skip
+    assert set(given) == set(inspect.signature(JobTrigger).parameters)
+    assert JobTrigger(**given).serialize()[1] == given
 
 
 def test_a_lost_attempt_is_on_record_as_lost(workspace: Workspace) -> None:
