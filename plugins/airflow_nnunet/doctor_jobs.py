@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,23 +36,41 @@ def _moved(config: NnunetConfig) -> Iterator[Finding]:
             values = [_decoded(value) for (value,) in session.execute(newest)]
     except SQLAlchemyError:
         return  # the pool's finding has said so
-    known = [Path(root) for root in dict.fromkeys([config.workspace.jobs, *job_roots()])]
+    # An XCom backend of the site's keeps values elsewhere.
+    paths = [Path(value["path"]) for value in values if isinstance(value, dict) and "path" in value]
+    yield from missing_jobs(paths, [Path(root) for root in dict.fromkeys([config.workspace.jobs, *job_roots()])])
+
+
+def missing_jobs(paths: Iterable[Path], roots: Sequence[Path]) -> Iterator[Finding]:
+    """What of remembered jobs is nowhere.
+
+    Args:
+        paths: of the jobs' folders, as they were when the jobs began. roots: jobs folders of the settings, where they may be now.
+    """
     remembered: dict[Path, list[bool]] = defaultdict(list)
-    for value in values:
-        if not isinstance(value, dict) or "path" not in value:
-            continue  # an XCom backend of the site's keeps values elsewhere
-        path = Path(value["path"])
-        remembered[path.parent].append(path.is_dir() or any((root / path.name).is_dir() for root in known))
+    for path in paths:
+        remembered[path.parent].append(any(_may_be_there(place) for place in (path, *(root / path.name for root in roots))))
     for folder, found in sorted(remembered.items()):
         lost = found.count(False)
-        if lost and (not folder.is_dir() or lost == len(found)):
-            state = "is empty of them" if folder.is_dir() else "is missing: it was moved, or is not mounted"
+        there = _may_be_there(folder)
+        if lost and (not there or lost == len(found)):
+            state = "is empty of them" if there else "is missing: it was moved, or is not mounted"
             yield Finding(
                 topic="jobs",
                 ok=False,
                 text=f"{lost} of the newest {len(found)} jobs of {folder} are nowhere; that folder {state}. Their pages answer 404 and "
                 "their usage is not counted; set jobs (or workspace) in section [nnunet] to where the folder is",
             )
+
+
+def _may_be_there(folder: Path) -> bool:
+    """Whether there is such a folder; True of one in a folder that is closed to this user, of which nothing can be said."""
+    try:
+        return folder.is_dir()
+    except PermissionError:
+        return True
+    except OSError:
+        return False
 
 
 def _decoded(value: Any) -> Any:

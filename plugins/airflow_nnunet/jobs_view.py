@@ -8,6 +8,7 @@ fixed form, names come from a fixed list, links are not followed.
 
 from __future__ import annotations
 
+import contextlib
 import html
 import os
 import stat
@@ -68,7 +69,7 @@ def readable_folder(request: Request, user: GetUserDep, job_id: str) -> Path:
     Raises:
         HTTPException: 404, there is no such job or it is not this user's to read; the answer is the same.
     """
-    folder, team = _find(job_id)
+    folder, team = find_job(job_id)
     try:
         spec = JobDir(folder).spec()
     except (OSError, ValueError, ConfigError) as error:
@@ -127,23 +128,37 @@ def job_report(folder: Folder) -> HTMLResponse:
     return HTMLResponse(page, headers=_REPORT_HEADERS)
 
 
-def _find(job_id: str) -> tuple[Path, str | None]:
-    """Folder of a job, and the team whose jobs folder it is in."""
+def find_job(job_id: str) -> tuple[Path, str | None]:
+    """Folder of a job, and the team whose jobs folder it is in.
+
+    Raises:
+        HTTPException: 404, no jobs folder that this server can read has it.
+    """
     if JOB_ID.fullmatch(job_id):
         for root, team in owned_job_roots().items():
             folder = Path(root) / job_id
-            if not folder.is_symlink() and folder.is_dir():
-                return folder, team
+            with contextlib.suppress(OSError):  # a folder that is closed to this server, or away, hides no other one's jobs
+                if stat.S_ISDIR(folder.lstat().st_mode):
+                    return folder, team
     raise _unknown()
 
 
 def _unknown() -> HTTPException:
     """One answer for what is not there and for what is not the user's, which says when a whole jobs folder is not there."""
-    missing = sum(not Path(root).is_dir() for root in owned_job_roots())
+    unread = sum(not _is_filled(root) for root in owned_job_roots())
     where = "the jobs folders of section [nnunet] and of the teams"
-    if missing:
-        where += f"; {missing} of these folders are missing on this server (moved, or not mounted): airflow nnunet doctor names them"
+    if unread:
+        why = "no job has run there, or it was moved, is not mounted or is closed to the server's user"
+        where += f"; {unread} of these folders cannot be read on this server ({why}): airflow nnunet doctor says more"
     return HTTPException(404, f"no such job that you may read in {where}")
+
+
+def _is_filled(root: str) -> bool:
+    """Whether a jobs folder can be read and has something in it: a mount point without its share is an empty folder."""
+    try:
+        return bool(os.listdir(root))
+    except OSError:
+        return False
 
 
 def _is_member(user: str, team: str) -> bool:

@@ -16,8 +16,9 @@ from airflow_nnunet.config import NnunetConfig
 from airflow_nnunet.teams import job_roots
 from nnunet_jobs.contract.exit_codes import Exit
 from nnunet_jobs.contract.failure import ConfigError
+from nnunet_jobs.contract.marker import MARKER
 from nnunet_jobs.contract.sharing import explain
-from nnunet_jobs.contract.usage import DONE, Usage, read_usage
+from nnunet_jobs.contract.usage import DONE, FOLDER, Usage, read_usage
 
 _COLUMNS = ("team", "dataset", "attempts", "not done", "GPU h", "CPU slot h", "other h", "waited h")
 
@@ -113,6 +114,11 @@ def usage_command(args: argparse.Namespace) -> int:
         except PermissionError as error:
             left_out.append(explain(error))
             continue
+        except OSError as error:  # storage that does not answer is no reason to leave out the others
+            left_out.append(f"{root}: cannot be read now ({error.strerror})")
+            continue
+        if not any(os.path.lexists(os.path.join(root, name)) for name in (MARKER, FOLDER)):
+            left_out.append(f"{root}: has no marker {MARKER}; no job has run there yet, or a share is not mounted there")
         usages += found
         if damaged:
             left_out.append(f"{root}/.usage: {damaged} line(s) that cannot be read, after a crash or on a full disk")

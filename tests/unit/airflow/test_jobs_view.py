@@ -11,12 +11,15 @@ from urllib.parse import parse_qs, urlsplit
 
 import httpx
 import pytest
+from fastapi import HTTPException
 
 from airflow_nnunet.backends import FakeBackend
+from airflow_nnunet.jobs_view import find_job
 from nnunet_jobs.contract.jobdir import JobDir
 from nnunet_jobs.contract.spec import JobSpec, make_job_id
 from nnunet_jobs.contract.workspace import Workspace
 from support.auth import api_server, token
+from support.users import BOB, as_user, open_folder
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::PendingDeprecationWarning")
 
@@ -191,7 +194,31 @@ def test_a_jobs_folder_that_moved_is_said(nnunet: Path, job: JobDir, get: Get) -
     (nnunet / "jobs").rename(nnunet / "elsewhere")
     answer = get(f"/jobs/{job.job_id}/log")
     assert answer.status_code == 404
-    assert "1 of these folders are missing on this server" in answer.json()["detail"]
+    assert "1 of these folders cannot be read on this server" in answer.json()["detail"]
+    (nnunet / "jobs").mkdir()  # the mount point of a share that is not mounted
+    assert "1 of these folders cannot be read on this server" in get(f"/jobs/{job.job_id}/log").json()["detail"]
+
+
+def test_a_jobs_folder_that_is_closed_to_the_server_keeps_no_other_job_from_view(monkeypatch: pytest.MonkeyPatch) -> None:
+    with open_folder() as folder:
+        teams = folder / "teams"
+        teams.mkdir()
+        (teams / "mri.yaml").write_text(f"pool: {{slots: 1}}\nnnunet: {{workspace: {folder / 'open'}}}\n")
+        monkeypatch.setenv("AIRFLOW__NNUNET__TEAMS", str(teams))
+        monkeypatch.setenv("AIRFLOW__NNUNET__WORKSPACE", str(folder / "closed"))
+        closed, readable = submitted(folder / "closed"), submitted(folder / "open", task="u")
+        for path in (folder / "open", *(folder / "open").rglob("*")):
+            path.chmod(0o755 if path.is_dir() else 0o644)
+        (folder / "closed").chmod(0o700)
+
+        def look() -> list[str]:
+            with pytest.raises(HTTPException) as unknown:
+                find_job(closed.job_id)
+            return [str(find_job(readable.job_id)[0]), str(unknown.value.detail)]
+
+        found, detail = as_user(BOB, look)["result"]
+    assert found == str(readable.path)
+    assert "1 of these folders cannot be read on this server" in detail
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import contextlib
 import datetime as dt
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -159,3 +160,20 @@ def test_a_jobs_folder_that_is_not_there_is_said(nnunet: Path, capsys: pytest.Ca
     assert "or it was moved: set jobs (or workspace) to where it is" in said.err
     usage_command(arguments(json=True))
     assert "no such folder" in json.loads(capsys.readouterr().out)["left_out"][0]
+    (nnunet / "jobs").mkdir(parents=True)  # the mount point of a share that is not mounted
+    usage_command(arguments(json=True))
+    (left_out,) = json.loads(capsys.readouterr().out)["left_out"]
+    assert left_out.startswith(f"{nnunet / 'jobs'}: has no marker")
+    JobDir.create(make_spec(NnunetConfig.load().workspace, "first"))
+    usage_command(arguments(json=True))
+    assert json.loads(capsys.readouterr().out)["left_out"] == [], "no job has ended yet, and nothing is missing"
+
+
+def test_storage_that_does_not_answer_is_named_and_left_out(booked: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.move(booked["ct"], booked["ct"].with_name("elsewhere"))
+    booked["ct"].write_text("a file where the folder was")
+    usage_command(arguments(json=True))
+    shown = capsys.readouterr()
+    found = json.loads(shown.out)
+    assert {row["team"] for row in found["rows"]} == {"", "mri"}
+    assert found["left_out"] == [f"{booked['ct']}/jobs: cannot be read now (Not a directory)"]
