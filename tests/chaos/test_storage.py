@@ -385,20 +385,23 @@ def test_an_unreadable_lease_is_waited_for_while_its_holder_lives_and_swept_afte
     code = "import fcntl,sys,time\nfiles=[open(name,'w') for name in sys.argv[1:]]\n[fcntl.flock(f, fcntl.LOCK_EX) for f in files]\n"
     command = ["python3", "-c", code + "print('held', flush=True)\ntime.sleep(600)", *map(str, entries)]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as holder:
-        assert holder.stdout is not None
-        assert holder.stdout.readline() == b"held\n"
-        with ledger.ticket(Request(kind="cpu", owner="me")) as ticket:
-            for content in ("", "{", "[]", '{"device": "cpu-0"}'):
-                entries[0].write_text(content)
-                assert ticket.try_acquire(DEVICES) is None
-                assert "cannot be read" in ticket.trouble
-            assert ledger.holders() == []
-            assert ledger.waiting() == 1, "a ticket that says nothing is in nobody's way"
-            holder.kill()
-            holder.wait()
-            lease = ticket.try_acquire(DEVICES)
-        assert lease is not None
-        lease.release()
+        try:
+            assert holder.stdout is not None
+            assert holder.stdout.readline() == b"held\n"
+            with ledger.ticket(Request(kind="cpu", owner="me")) as ticket:
+                for content in ("", "{", "[]", '{"device": "cpu-0"}'):
+                    entries[0].write_text(content)
+                    assert ticket.try_acquire(DEVICES) is None
+                    assert "cannot be read" in ticket.trouble
+                assert ledger.holders() == []
+                assert ledger.waiting() == 1, "a ticket that says nothing is in nobody's way"
+                holder.kill()
+                holder.wait()
+                lease = ticket.try_acquire(DEVICES)
+            assert lease is not None
+            lease.release()
+        finally:
+            holder.kill()  # which does nothing where it has ended; a test that fails must not wait for it
     assert not any(entry.exists() for entry in entries)
 
 

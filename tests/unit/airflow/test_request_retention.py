@@ -136,6 +136,13 @@ def test_free_disk_is_looked_at_before_the_first_byte(small: Space) -> None:
         with pytest.raises(Problem) as caught:
             require_room(small, 1000, [upload])
         assert caught.value.status == 507, "what another upload has declared is taken already"
+        with pytest.raises(Problem) as caught:
+            queue.require_place(small, new_id(small, "bert", None), 1000, new=True)
+        assert caught.value.status == 507, "and so it is where a request comes in"
+    for new in (True, False):
+        with pytest.raises(Problem) as caught:
+            queue.require_place(small, new_id(small, "anna", None), 2 * free, new=new)
+        assert caught.value.status == 507
 
 
 def test_a_request_on_the_disk_holds_no_mark(small: Space) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from nnunet_jobs.contract.files import sha256_file
 from nnunet_jobs.contract.workspace import Workspace
 from nnunet_jobs.dataset import transfer
 from nnunet_jobs.dataset.phantom import write_phantom
+from nnunet_jobs.preprocessing.version import Staging
 from support.preprocessing import DATASET, preprocess, register
 
 CASES = ["phantom_000", "phantom_001"]
@@ -76,3 +78,23 @@ def test_the_folders_of_a_registration_are_synced_before_it_is_swapped_in(tmp_pa
     inodes = {path.stat().st_ino for path in (staging, *staging.iterdir())}
     transfer.swap_in(staging, folder)
     assert inodes <= synced
+
+
+@pytest.mark.parametrize("where", ["version", "dataset"])
+def test_a_file_that_is_copied_where_links_cannot_be_made_is_synced(
+    workspace: Workspace, tmp_path: Path, synced: set[int], monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    def link(source: Path, target: Path) -> None:
+        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+
+    monkeypatch.setattr(os, "link", link)
+    (tmp_path / "source").write_bytes(b"bytes")
+    if where == "version":
+        staging = Staging(workspace, DATASET)
+        staging.link(tmp_path / "source", "target")
+        target = staging.root / "target"
+    else:
+        target = tmp_path / "target"
+        transfer.link_or_copy(tmp_path / "source", target)
+    assert target.read_bytes() == b"bytes"
+    assert target.stat().st_ino in synced
