@@ -8,8 +8,8 @@ RUN := .venv/bin/python
 DATA ?=
 PORT ?= 8080
 INPUT_ROOT ?=
-# Two test workers where there are two cores or more: many tests wait for processes. WORKERS= runs one after the other.
-WORKERS ?= $(if $(filter-out 1,$(shell nproc)),-n 2)
+# Three test workers where there are two cores or more: many tests wait for processes. WORKERS= runs one after the other.
+WORKERS ?= $(if $(filter-out 1,$(shell nproc)),-n 3)
 
 .PHONY: help venv demo up down test nightly soak fuzz lint types check bench images constraints wheel clean
 

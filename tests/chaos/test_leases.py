@@ -54,8 +54,9 @@ def over_subscribed(ledger: Ledger) -> list[str]:
     return bad
 
 
-def test_fault_23_a_thousand_killed_holders_never_oversubscribe(ledger: Ledger) -> None:
-    """Eight processes take and return leases; one is killed at random, a thousand times. Forked from a server to be fast."""
+@pytest.mark.parametrize("kills", [200, pytest.param(1000, marks=pytest.mark.nightly)])
+def test_fault_23_killed_holders_never_oversubscribe(ledger: Ledger, kills: int) -> None:
+    """Eight processes take and return leases; one is killed at random, again and again."""
     devices = json.dumps([{"uuid": gpu.uuid, "total_mib": gpu.total_mib, "free_mib": gpu.free_mib} for gpu in GPUS])
 
     def start(seed: int) -> int:
@@ -74,7 +75,7 @@ def test_fault_23_a_thousand_killed_holders_never_oversubscribe(ledger: Ledger) 
     pids = [start(number) for number in range(8)]
     seen_held = 0
     try:
-        for number in range(1000):
+        for number in range(kills):
             time.sleep(draw.random() * 0.006)
             victim = draw.randrange(len(pids))
             os.kill(pids[victim], signal.SIGKILL)
@@ -86,7 +87,7 @@ def test_fault_23_a_thousand_killed_holders_never_oversubscribe(ledger: Ledger) 
         for pid in pids:
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
-    assert seen_held > 500, "the ledger was hardly used; the test proves nothing"
+    assert seen_held > kills // 2, "the ledger was hardly used; the test proves nothing"
     assert ledger.holders() == []
     assert ledger.waiting() == 0
     assert list((ledger.folder / "leases").iterdir()) == []
