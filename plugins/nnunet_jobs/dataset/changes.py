@@ -13,7 +13,6 @@ from typing import Any, TypeVar
 from nnunet_jobs.context import StepContext
 from nnunet_jobs.contract.failure import Fault
 from nnunet_jobs.contract.params import RegisterParams
-from nnunet_jobs.dataset.faults import Code
 from nnunet_jobs.dataset.holdout import TEST
 from nnunet_jobs.dataset.labels import Tables
 from nnunet_jobs.dataset.manifest import HashCache, channels_of, signature_of
@@ -24,6 +23,7 @@ from nnunet_jobs.dataset.staging import Store
 from nnunet_jobs.dataset.validate import CheckedCase
 from nnunet_jobs.dataset.whole import CaseFacts, check_endings, check_unused, check_whole, facts_of, ordered
 from nnunet_jobs.dataset.workers import check_cases
+from nnunet_jobs.faults.codes import Code
 
 log = logging.getLogger("nnunet_jobs")
 Item = TypeVar("Item")

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 from nnunet_jobs.contract.failure import ConfigError, DataError, DiskFull, Fault, classify
 from nnunet_jobs.contract.params import RegisterParams
-from nnunet_jobs.dataset.faults import Code
-from nnunet_jobs.dataset.mends import MENDS
+from nnunet_jobs.faults.codes import Code
+from nnunet_jobs.faults.fixes import MENDS
 
 if TYPE_CHECKING:
     from nnunet_jobs.dataset.check import Report

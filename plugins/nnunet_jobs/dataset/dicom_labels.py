@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from nnunet_jobs.contract.failure import Fault
-from nnunet_jobs.dataset.faults import Code
 from nnunet_jobs.dicom.model import Series, files_named, same_patient
+from nnunet_jobs.faults.codes import Code
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,7 +19,6 @@ from nnunet_jobs.contract.series_rules import SeriesRule, channel_rules
 from nnunet_jobs.contract.withdrawals import Tombstones
 from nnunet_jobs.dataset.changes import parallel, pulse
 from nnunet_jobs.dataset.dicom_cases import DicomCase, cases_of, faults_of, keywords
-from nnunet_jobs.dataset.faults import Code
 from nnunet_jobs.dataset.layouts.dicom import CASES
 from nnunet_jobs.dataset.names import ENDINGS
 from nnunet_jobs.dataset.readers.volume import hash_file
@@ -30,6 +29,7 @@ from nnunet_jobs.dicom.model import Grid, Series
 from nnunet_jobs.dicom.series import scan
 from nnunet_jobs.dicom.values import compare_units
 from nnunet_jobs.dicom.worker import dicom_workers
+from nnunet_jobs.faults.codes import Code
 from nnunet_jobs.guard import Broken, Workers
 
 log = logging.getLogger("nnunet_jobs")

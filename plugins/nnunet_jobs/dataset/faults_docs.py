@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from nnunet_jobs.dataset.faults import Code
-from nnunet_jobs.dataset.mends import MENDS
+from nnunet_jobs.faults.codes import Code
+from nnunet_jobs.faults.fixes import MENDS
 
 _INTRODUCTION = """\
 # Faults of a dataset

@@ -7,7 +7,7 @@ import re
 from collections.abc import Collection, Mapping
 
 from nnunet_jobs.contract.failure import ConfigError, Fault
-from nnunet_jobs.dataset.faults import Code, data_error
+from nnunet_jobs.faults.codes import Code, data_error
 
 TRAIN, HOLDOUT, TEST = "train", "holdout", "test"
 _GUARANTEED_FROM = 5

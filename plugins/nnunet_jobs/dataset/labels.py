@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from nnunet_jobs.dataset.faults import Code
 from nnunet_jobs.dataset.regions import lost_regions, working_order
+from nnunet_jobs.faults.codes import Code
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
 from nnunet_jobs.contract.failure import Fault
-from nnunet_jobs.dataset.faults import Code
+from nnunet_jobs.faults.codes import Code
 
 NIFTI = (".nii.gz", ".nii")
 PICTURES = (".png", ".bmp", ".tif")  # 2D for nnU-Net, and one file may hold several channels as colours

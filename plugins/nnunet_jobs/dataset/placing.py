@@ -11,12 +11,12 @@ from nnunet_jobs.contract.failure import ConfigError, DataError, Fault
 from nnunet_jobs.contract.params import RegisterParams
 from nnunet_jobs.dataset import holdout
 from nnunet_jobs.dataset.changes import Changes
-from nnunet_jobs.dataset.faults import Code, data_error
 from nnunet_jobs.dataset.manifest import files_of
 from nnunet_jobs.dataset.own_splits import for_training
 from nnunet_jobs.dataset.renaming import safe_group
 from nnunet_jobs.dataset.sources import Source
 from nnunet_jobs.dataset.validate import CheckedCase
+from nnunet_jobs.faults.codes import Code, data_error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,9 +14,9 @@ from pathlib import Path
 
 from nnunet_jobs.contract.failure import ConfigError, Fault
 from nnunet_jobs.contract.files import write_private
-from nnunet_jobs.dataset.faults import Code
 from nnunet_jobs.dataset.layouts.base import Source
 from nnunet_jobs.dataset.names import folded, usable
+from nnunet_jobs.faults.codes import Code
 
 _STEM = 40  # characters of the readable part
 _HEAD = ["id", "original"]

@@ -13,13 +13,13 @@ from typing import Any
 from nnunet_jobs.contract.failure import ConfigError, Fault
 from nnunet_jobs.contract.files import write_atomic, write_json
 from nnunet_jobs.contract.workspace import MANIFEST
-from nnunet_jobs.dataset.faults import Code
 from nnunet_jobs.dataset.manifest import HashCache, files_of, folders_of, sidecars_of
 from nnunet_jobs.dataset.names import split_ending
 from nnunet_jobs.dataset.own_splits import OWN_SPLITS
 from nnunet_jobs.dataset.readers.volume import hash_file
 from nnunet_jobs.dataset.transfer import NOT_HERE, SourceChanged, link_or_copy, place, recode, swap_in
 from nnunet_jobs.dataset.validate import CheckedCase
+from nnunet_jobs.faults.codes import Code
 
 log = logging.getLogger("nnunet_jobs")
 _FOLDERS = ("imagesTr", "labelsTr", "imagesTs", "labelsTs")

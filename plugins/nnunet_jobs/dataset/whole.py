@@ -10,13 +10,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from nnunet_jobs.contract.failure import Fault
-from nnunet_jobs.dataset.faults import Code, shown
 from nnunet_jobs.dataset.foreseen_plans import across_the_slice, nnunet_spacing, too_small
 from nnunet_jobs.dataset.layouts.base import to_be_converted
-from nnunet_jobs.dataset.mends import MENDS
 from nnunet_jobs.dataset.names import NIFTI, split_ending
 from nnunet_jobs.dataset.sources import Source
 from nnunet_jobs.dataset.validate import CheckedCase
+from nnunet_jobs.faults.codes import Code, shown
+from nnunet_jobs.faults.fixes import MENDS
 
 _NAMED = 5
 

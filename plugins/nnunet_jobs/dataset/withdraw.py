@@ -18,13 +18,13 @@ from nnunet_jobs.contract.sharing import explain
 from nnunet_jobs.contract.withdrawals import Tombstones
 from nnunet_jobs.contract.workspace import Workspace, dataset_name
 from nnunet_jobs.dataset.changes import Changes
-from nnunet_jobs.dataset.faults import Code
 from nnunet_jobs.dataset.holdout import TRAIN
 from nnunet_jobs.dataset.labels import Tables
 from nnunet_jobs.dataset.manifest import HashCache, build_manifest, files_of
 from nnunet_jobs.dataset.own_splits import registered_splits
 from nnunet_jobs.dataset.sources import Source
 from nnunet_jobs.dataset.staging import Store
+from nnunet_jobs.faults.codes import Code
 
 log = logging.getLogger("nnunet_jobs")
 

@@ -22,11 +22,11 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from nnunet_jobs.contract.failure import Fault
-from nnunet_jobs.dataset.faults import Code
 from nnunet_jobs.dataset.labels import Tables
 from nnunet_jobs.dataset.readers.words import library_says
 from nnunet_jobs.dataset.sources import Source, SourceCase
 from nnunet_jobs.dataset.validate import CheckedCase, check_case
+from nnunet_jobs.faults.codes import Code
 from nnunet_jobs.processes import die_with_parent
 
 log = logging.getLogger("nnunet_jobs")

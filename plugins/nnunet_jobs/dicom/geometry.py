@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from nnunet_jobs.contract.failure import Fault
-from nnunet_jobs.dataset.faults import Code
 from nnunet_jobs.dicom.model import Grid, Series, files_named
+from nnunet_jobs.faults.codes import Code
 
 SPACING_TOLERANCE = 0.02
 """A slice may lie this share of the slice distance (or 0.02 mm, what coordinates rounded to 0.01 mm amount to) off its regular place.

@@ -12,11 +12,11 @@ import numpy as np
 
 from nnunet_jobs.contract.failure import ConfigError, DataError, Fault
 from nnunet_jobs.contract.files import sha256_file
-from nnunet_jobs.dataset.faults import Code
 from nnunet_jobs.dicom.convert import write_volume
 from nnunet_jobs.dicom.labels import Described, label_volume
 from nnunet_jobs.dicom.model import Grid, Instance, Series
 from nnunet_jobs.dicom.series import size_of
+from nnunet_jobs.faults.codes import Code
 
 VERSION = 2
 """Of what a label file holds; part of the names in the cache."""

@@ -12,12 +12,12 @@ import numpy.typing as npt
 
 from nnunet_jobs.contract.failure import ConfigError, Fault
 from nnunet_jobs.contract.label_rules import LabelRules
-from nnunet_jobs.dataset.faults import Code, data_error
 from nnunet_jobs.dicom.header import LABEL_CLASSES
 from nnunet_jobs.dicom.model import Grid, Series
 from nnunet_jobs.dicom.rtstruct import read_rtstruct
 from nnunet_jobs.dicom.seg_reader import read_seg
 from nnunet_jobs.dicom.segments import Report, Segment
+from nnunet_jobs.faults.codes import Code, data_error
 
 log = logging.getLogger("nnunet_jobs")
 

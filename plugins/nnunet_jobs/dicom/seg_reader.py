@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from nnunet_jobs.dataset.faults import Code
 from nnunet_jobs.dicom.model import Grid, Series
 from nnunet_jobs.dicom.reading import read_file
 from nnunet_jobs.dicom.references import items, references_of
 from nnunet_jobs.dicom.segments import Mask, Report, Segment, quiet_libraries, shown_name
+from nnunet_jobs.faults.codes import Code
 
 # How far a frame's corner may lie from the centre of the grid's voxel, in voxels: decimal strings round, other grids are off by more.
 _TOLERANCE = 0.1

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from nnunet_jobs.contract.failure import DataError, Fault
-from nnunet_jobs.dataset.faults import Code
 from nnunet_jobs.dicom.model import Grid, Series
 from nnunet_jobs.dicom.reading import read_file
+from nnunet_jobs.faults.codes import Code
 
 _TOLERANCE = 0.1  # voxels between the grid and what a source slice says of its place
 

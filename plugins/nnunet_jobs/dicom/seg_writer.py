@@ -18,10 +18,10 @@ import numpy.typing as npt
 from nnunet_jobs.contract.failure import ConfigError, DataError, Fault
 from nnunet_jobs.contract.files import PRIVATE, content_hash, replacing
 from nnunet_jobs.contract.segment_codes import SegmentCodes
-from nnunet_jobs.dataset.faults import Code
 from nnunet_jobs.dicom.model import Grid, Series
 from nnunet_jobs.dicom.seg_sources import source_headers
 from nnunet_jobs.dicom.segments import quiet_libraries
+from nnunet_jobs.faults.codes import Code
 
 log = logging.getLogger("nnunet_jobs")
 

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nnunet_jobs.contract.failure import Fault
-from nnunet_jobs.dataset.faults import Code
+from nnunet_jobs.faults.codes import Code
 
 Mask = npt.NDArray[np.bool_]
 _SHOWN = 40

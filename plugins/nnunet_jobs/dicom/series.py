@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_jobs.contract.failure import Fault
-from nnunet_jobs.dataset.faults import Code
 from nnunet_jobs.dicom.grouping import Headers, assign_by_folder, group, name_strangers
 from nnunet_jobs.dicom.model import Series
 from nnunet_jobs.dicom.worker import dicom_workers
+from nnunet_jobs.faults.codes import Code
 from nnunet_jobs.guard import Broken, Workers
 
 _HEADER_S, _HEADER_MIB = 60.0, 512  # beside what the file's size asks for

@@ -8,8 +8,8 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 from nnunet_jobs.contract.failure import Fault
-from nnunet_jobs.dataset.faults import Code
 from nnunet_jobs.dicom.model import Series, files_named
+from nnunet_jobs.faults.codes import Code
 
 ACTIVITY = "BQML"
 """The Units of PET whose values are activity in Bq/ml."""

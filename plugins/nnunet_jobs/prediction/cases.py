@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nnunet_jobs.contract.failure import ConfigError, DataError, Fault
-from nnunet_jobs.dataset.faults import Code
 from nnunet_jobs.dataset.names import ENDINGS, PICTURES
 from nnunet_jobs.dataset.readers.agreement import Member, disagreements
 from nnunet_jobs.dataset.readers.formats import read_volume
+from nnunet_jobs.faults.codes import Code
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,7 +19,7 @@ from typing import Any, Protocol, Self
 
 from nnunet_jobs import host
 from nnunet_jobs.contract.failure import Bug, DataError, Fault
-from nnunet_jobs.dataset.faults import Code
+from nnunet_jobs.faults.codes import Code
 from nnunet_jobs.guard import Broken, Died, Workers
 from nnunet_jobs.prediction.cases import Case, check_images
 

@@ -20,7 +20,6 @@ from nnunet_jobs.contract.series_rules import SeriesRule, channel_rules
 from nnunet_jobs.contract.workspace import Workspace
 from nnunet_jobs.dataset.changes import parallel, pulse
 from nnunet_jobs.dataset.dicom_cases import DicomCase, cases_of, keywords
-from nnunet_jobs.dataset.faults import Code
 from nnunet_jobs.dicom import convert
 from nnunet_jobs.dicom.geometry import SeriesRefused, grid_of, same_place
 from nnunet_jobs.dicom.identity import Identity
@@ -29,6 +28,7 @@ from nnunet_jobs.dicom.seg_sources import seg_faults
 from nnunet_jobs.dicom.series import scan
 from nnunet_jobs.dicom.values import unlike_units
 from nnunet_jobs.dicom.worker import dicom_workers
+from nnunet_jobs.faults.codes import Code
 from nnunet_jobs.guard import Broken, Workers
 from nnunet_jobs.prediction.cases import Case
 from nnunet_jobs.prediction.export import label_values

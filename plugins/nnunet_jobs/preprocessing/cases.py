@@ -19,9 +19,9 @@ from typing import Any, TypeVar
 
 from nnunet_jobs.contract.failure import DataError, DiskFull, Fault, JobError
 from nnunet_jobs.contract.files import content_hash, sha256_file
-from nnunet_jobs.dataset.faults import Code, data_error
 from nnunet_jobs.dataset.readers.verdict import errors_of
 from nnunet_jobs.dataset.readers.words import library_says
+from nnunet_jobs.faults.codes import Code, data_error
 from nnunet_jobs.preprocessing.version import CASE_SUFFIXES, FileRecord, record_file
 
 # Peak bytes a voxel and channel while a case is resampled: float32 image, its float64 copy and result, float32 result, and

@@ -19,7 +19,6 @@ from nnunet_jobs.contract.withdrawals import Tombstones, images_withdrawn_elsewh
 from nnunet_jobs.contract.workspace import DATASET_NAME, MANIFEST, dataset_name
 from nnunet_jobs.dataset import holdout
 from nnunet_jobs.dataset.changes import Changes, compare, parallel, pulse, read_cases
-from nnunet_jobs.dataset.faults import data_error
 from nnunet_jobs.dataset.labels import Tables
 from nnunet_jobs.dataset.manifest import SCHEMA, HashCache, build_manifest, description
 from nnunet_jobs.dataset.materialise import plain_source
@@ -33,6 +32,7 @@ from nnunet_jobs.dataset.splits import Splits
 from nnunet_jobs.dataset.staging import Store
 from nnunet_jobs.dataset.transfer import recover
 from nnunet_jobs.dataset.withdraw import leave_copies_out, leave_out, warn_of_incomplete
+from nnunet_jobs.faults.codes import data_error
 
 log = logging.getLogger("nnunet_jobs")
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from nnunet_jobs.dataset.faults import Code
 from nnunet_jobs.dataset.faults_docs import page
-from nnunet_jobs.dataset.mends import MENDS
+from nnunet_jobs.faults.codes import Code
+from nnunet_jobs.faults.fixes import MENDS
 from support.data import LABELS, decathlon, image_array, label_array, raw, write_nifti
 from support.validating import validate
 

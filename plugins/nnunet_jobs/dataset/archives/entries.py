@@ -13,8 +13,8 @@ from pathlib import PurePosixPath
 
 from nnunet_jobs.contract.failure import Fault
 from nnunet_jobs.dataset.dicom_mark import named_like
-from nnunet_jobs.dataset.faults import Code
-from nnunet_jobs.dataset.mends import MENDS
+from nnunet_jobs.faults.codes import Code
+from nnunet_jobs.faults.fixes import MENDS
 
 _MAX_NAME, _MAX_PATH = 255, 2000  # bytes; what Linux file systems carry, with room for the folder that it is unpacked into
 _DRIVE = re.compile(r"[A-Za-z]:")

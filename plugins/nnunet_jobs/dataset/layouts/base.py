@@ -12,7 +12,6 @@ from typing import Any
 
 from nnunet_jobs.contract.failure import Fault
 from nnunet_jobs.contract.params import RegisterParams
-from nnunet_jobs.dataset.faults import Code
 from nnunet_jobs.dataset.labels import Tables
 from nnunet_jobs.dataset.names import (
     PICTURES,
@@ -25,6 +24,7 @@ from nnunet_jobs.dataset.names import (
     split_ending,
     without_sidecars,
 )
+from nnunet_jobs.faults.codes import Code
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

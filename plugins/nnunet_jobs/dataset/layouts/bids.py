@@ -13,11 +13,11 @@ from typing import Any
 
 from nnunet_jobs.contract.failure import ConfigError, Fault
 from nnunet_jobs.contract.params import RegisterParams
-from nnunet_jobs.dataset.faults import Code, data_error
 from nnunet_jobs.dataset.layouts.base import Description, Layout, Source, SourceCase, in_order
 from nnunet_jobs.dataset.layouts.bids_names import CASE, Named, Rule, files, subfolders
 from nnunet_jobs.dataset.layouts.table import Table, read_table
 from nnunet_jobs.dataset.names import Refused, below, check_links, split_ending
+from nnunet_jobs.faults.codes import Code, data_error
 
 _DERIVATIVES = "derivatives"
 _ANY = "labels"  # the field's default: look for the one pipeline that has labels

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nnunet_jobs.contract.failure import Fault
-from nnunet_jobs.dataset.faults import Code
 from nnunet_jobs.dataset.names import Refused, broken_link, check_links, listing, split_ending
+from nnunet_jobs.faults.codes import Code
 
 CASE = ("sub", "ses", "run")  # entities that make a case; others tell images of one case apart
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from nnunet_jobs.contract.failure import ConfigError
 from nnunet_jobs.contract.params import RegisterParams
-from nnunet_jobs.dataset.faults import Code
 from nnunet_jobs.dataset.layouts.base import Description, Layout, Source, SourceCase
 from nnunet_jobs.dataset.layouts.table import Table, read_table
 from nnunet_jobs.dataset.names import Refused, below, split_ending
+from nnunet_jobs.faults.codes import Code
 
 _KNOWN = ("case", "image", "label", "group", "split")
 _SPLITS = {"": None, "train": "train", "training": "train", "holdout": "holdout", "hold-out": "holdout", "test": "test"}

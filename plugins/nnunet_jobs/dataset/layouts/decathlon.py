@@ -7,10 +7,10 @@ from pathlib import Path, PurePosixPath
 
 from nnunet_jobs.contract.failure import Fault
 from nnunet_jobs.contract.params import RegisterParams
-from nnunet_jobs.dataset.faults import Code
 from nnunet_jobs.dataset.labels import decathlon_labels
 from nnunet_jobs.dataset.layouts.base import Description, Layout, Source, add_named
 from nnunet_jobs.dataset.names import split_ending
+from nnunet_jobs.faults.codes import Code
 
 
 def listed(source: Source, description: Description) -> Iterator[tuple[str, str, str | None]]:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from nnunet_jobs.contract.failure import ConfigError, Fault
 from nnunet_jobs.contract.params import RegisterParams
-from nnunet_jobs.dataset.faults import Code
 from nnunet_jobs.dataset.layouts.base import Description, Layout, Source, SourceCase, channel_files, in_order, names_in, without_image
 from nnunet_jobs.dataset.names import Refused, below, split_ending
+from nnunet_jobs.faults.codes import Code
 
 
 def _recognise(params: RegisterParams, root: Path, description: Description) -> bool:

@@ -9,7 +9,6 @@ from typing import Any
 
 from nnunet_jobs.contract.failure import Fault
 from nnunet_jobs.contract.params import RegisterParams
-from nnunet_jobs.dataset.faults import Code, data_error
 from nnunet_jobs.dataset.layouts.base import (
     Description,
     Layout,
@@ -22,6 +21,7 @@ from nnunet_jobs.dataset.layouts.base import (
     without_image,
 )
 from nnunet_jobs.dataset.names import ENDINGS
+from nnunet_jobs.faults.codes import Code, data_error
 
 
 def _recognise(params: RegisterParams, root: Path, description: Description) -> bool:

@@ -7,10 +7,10 @@ from pathlib import Path, PurePosixPath
 
 from nnunet_jobs.contract.failure import Fault
 from nnunet_jobs.contract.params import RegisterParams
-from nnunet_jobs.dataset.faults import Code
 from nnunet_jobs.dataset.layouts.base import Description, Layout, Source, SourceCase, in_order, names_in
 from nnunet_jobs.dataset.layouts.decathlon import describe, listed
 from nnunet_jobs.dataset.names import Refused, below, split_ending
+from nnunet_jobs.faults.codes import Code
 
 _LOOKED_AT = 50  # entries of 'training' that decide between the two layouts that share this form of dataset.json
 _CHANNEL = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})", re.DOTALL)

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_jobs.contract.failure import Fault
-from nnunet_jobs.dataset.faults import Code
 from nnunet_jobs.dataset.readers.volume import open_regular
+from nnunet_jobs.faults.codes import Code
 
 _MAX_BYTES = 64 << 20
 _MAX_ROWS = 1_000_000

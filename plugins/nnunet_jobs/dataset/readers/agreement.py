@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from nnunet_jobs.contract.failure import Fault
-from nnunet_jobs.dataset.faults import Code
 from nnunet_jobs.dataset.readers.volume import Volume, shown_mm
+from nnunet_jobs.faults.codes import Code
 
 READER_TOLERANCE = 1e-5
 """Relative. nnU-Net's readers compare the spacings of a case's channels with NumPy's ``allclose`` and refuse the case beyond it."""

@@ -6,13 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from nnunet_jobs.contract.failure import JobError
-from nnunet_jobs.dataset.faults import Code
 from nnunet_jobs.dataset.names import split_ending
 from nnunet_jobs.dataset.readers.itk import read_itk
 from nnunet_jobs.dataset.readers.nifti import read_nifti
 from nnunet_jobs.dataset.readers.pictures import read_picture
 from nnunet_jobs.dataset.readers.volume import Beat, Damaged, Reading, Reserve, Volume
 from nnunet_jobs.dataset.readers.words import library_says
+from nnunet_jobs.faults.codes import Code
 
 _READERS: dict[str, Callable[[Reading], None]] = {
     ".nii.gz": read_nifti,

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from nnunet_jobs.dataset.faults import Code
 from nnunet_jobs.dataset.readers.volume import CHUNK, Damaged, Reading, check_extent, read_bytes, shown_mm, take_geometry, take_values
 from nnunet_jobs.dataset.readers.words import library_says
+from nnunet_jobs.faults.codes import Code
 
 _LONGEST_HEADER = 1 << 16
 _META_AXES = 10  # MetaIO's arrays

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from nnunet_jobs.dataset.faults import Code
 from nnunet_jobs.dataset.readers.nifti_geometry import take_nifti_geometry
 from nnunet_jobs.dataset.readers.volume import CHUNK, Damaged, Reading, check_extent, open_regular, take_values
 from nnunet_jobs.dataset.readers.words import library_says
+from nnunet_jobs.faults.codes import Code
 
 _HEADER, _NIFTI_1 = 540, 348  # bytes, of NIfTI-2 and NIfTI-1
 _FIRST = 4096  # bytes of a compressed file that hold the header

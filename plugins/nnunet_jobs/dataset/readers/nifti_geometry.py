@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from nnunet_jobs.dataset.faults import Code
 from nnunet_jobs.dataset.readers.agreement import DEFAULT_TOLERANCE, EXTENT, affine_distance, voxel_order
 from nnunet_jobs.dataset.readers.itk import itk_refusal
 from nnunet_jobs.dataset.readers.volume import Reading, shown_mm, skew, take_geometry
+from nnunet_jobs.faults.codes import Code
 
 _UNITS = {1: ("metres", 1e3), 3: ("micrometres", 1e-3)}  # of xyzt_units; nnU-Net's reader scales spacing and origin by them
 _TEMPLATES = (3, 4)  # sform codes of standard brains: their voxels may have another size than the scanner's

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from nnunet_jobs.dataset.faults import Code
 from nnunet_jobs.dataset.readers.volume import Array, Damaged, Reading, check_extent, open_regular, read_bytes, take_geometry, take_values
 from nnunet_jobs.dataset.readers.words import library_says
+from nnunet_jobs.faults.codes import Code
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _MODES = {"1": 1, "L": 1, "I": 1, "F": 1, "I;16": 1, "I;16B": 1, "RGB": 3, "RGBA": 4}  # Pillow's, with the channels nnU-Net sees

@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from nnunet_jobs.contract.failure import Fault
-from nnunet_jobs.dataset.faults import Code
-from nnunet_jobs.dataset.mends import MENDS
+from nnunet_jobs.faults.codes import Code
+from nnunet_jobs.faults.fixes import MENDS
 
 CHUNK = 1 << 20
 Array = npt.NDArray[Any]

@@ -14,7 +14,7 @@ _LISTED = 20
 class Code(StrEnum):
     """What is wrong. The values are stable: reports and dashboards count them.
 
-    :data:`~nnunet_jobs.dataset.mends.MENDS` says what each means and how to mend it.
+    :data:`~nnunet_jobs.faults.fixes.MENDS` says what each means and how to mend it.
     """
 
     PATH_OUTSIDE = "path_outside"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nnunet_jobs.dataset.faults import Code, Mend
+from nnunet_jobs.faults.codes import Code, Mend
 
 _SPLIT = "Export one volume a series, or choose another series by the rules in `series`."
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from nnunet_jobs.dataset.faults import Code, Mend
-from nnunet_jobs.dataset.mends_dicom import DICOM
+from nnunet_jobs.faults.codes import Code, Mend
+from nnunet_jobs.faults.dicom_fixes import DICOM
 
 MENDS: dict[Code, Mend] = {
     Code.PATH_OUTSIDE: Mend(
