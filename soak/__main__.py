@@ -24,7 +24,7 @@ import httpx
 from airflow_nnunet.rest_client import FINISHED_RUN, RestError, wait_until
 from nnunet_jobs.contract.failure import Failure, FailureClass
 from nnunet_jobs.contract.jobdir import JobDir
-from nnunet_jobs.leases import Ledger
+from nnunet_jobs.devices.leases import Ledger
 from soak.faults import Faults
 from soak.site import EPOCHS, Site
 

@@ -69,7 +69,7 @@ def _typed(arguments: argparse.Namespace) -> int:
         return commands.withdraw(arguments)
     if arguments.command == "serve":
         return serve.serve(arguments)
-    from nnunet_jobs.probe import probe
+    from nnunet_jobs.devices.probe import probe
 
     print(json.dumps(probe(), indent=1))
     return Exit.DONE

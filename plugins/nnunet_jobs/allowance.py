@@ -6,10 +6,10 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from nnunet_jobs import host
 from nnunet_jobs.contract.failure import Failure, FailureClass
 from nnunet_jobs.contract.packages import for_this_interpreter
 from nnunet_jobs.contract.spec import Resources
+from nnunet_jobs.devices import host
 
 _THREAD_VARIABLES = (
     "OMP_NUM_THREADS",

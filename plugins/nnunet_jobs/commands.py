@@ -10,13 +10,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from nnunet_jobs import host
 from nnunet_jobs.context import StepContext
 from nnunet_jobs.contract.exit_codes import Exit
 from nnunet_jobs.contract.failure import ConfigError, JobError
 from nnunet_jobs.contract.jobdir import JobDir
 from nnunet_jobs.contract.sharing import explain, share
 from nnunet_jobs.contract.workspace import Workspace
+from nnunet_jobs.devices import host
 
 
 def add_withdraw(commands: Any) -> None:

@@ -19,7 +19,7 @@ import socket
 import time
 from collections.abc import Iterator
 
-from nnunet_jobs import allowance, gpu
+from nnunet_jobs import allowance
 from nnunet_jobs.attempt import Attempt, Refused
 from nnunet_jobs.contract.failure import ConfigError, GpuLost, Interrupted, Lost
 from nnunet_jobs.contract.files import locked
@@ -27,9 +27,10 @@ from nnunet_jobs.contract.grant import Grant, offer_grant, read_grant, take_gran
 from nnunet_jobs.contract.jobdir import Fenced, JobDir
 from nnunet_jobs.contract.sharing import share
 from nnunet_jobs.contract.workspace import Workspace
-from nnunet_jobs.gpu import Placement
-from nnunet_jobs.leases import Lease, Ledger
-from nnunet_jobs.nvml import read_inventory
+from nnunet_jobs.devices import gpu
+from nnunet_jobs.devices.gpu import Placement
+from nnunet_jobs.devices.leases import Lease, Ledger
+from nnunet_jobs.devices.nvml import read_inventory
 from nnunet_jobs.pulse import Pulse
 
 log = logging.getLogger("nnunet_jobs")

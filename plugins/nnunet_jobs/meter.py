@@ -13,7 +13,7 @@ from nnunet_jobs.contract.jobdir import JobDir
 from nnunet_jobs.contract.spec import JobSpec
 from nnunet_jobs.contract.usage import Usage, book, note, noted, outcome_of, utc
 from nnunet_jobs.contract.workspace import dataset_name
-from nnunet_jobs.gpu import Placement
+from nnunet_jobs.devices.gpu import Placement
 
 log = logging.getLogger("nnunet_jobs")
 

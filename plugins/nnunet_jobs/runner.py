@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from nnunet_jobs import allowance, gpu, host, verdict
+from nnunet_jobs import allowance, verdict
 from nnunet_jobs.allowance import Allowance
 from nnunet_jobs.attempt import Attempt
 from nnunet_jobs.child import outcome_path
@@ -17,9 +17,10 @@ from nnunet_jobs.contract.files import read_json
 from nnunet_jobs.contract.jobdir import JobDir, Phase
 from nnunet_jobs.contract.sharing import share
 from nnunet_jobs.contract.spec import JobSpec
-from nnunet_jobs.gpu import Placement
+from nnunet_jobs.devices import gpu, host
+from nnunet_jobs.devices.gpu import Placement
+from nnunet_jobs.devices.leases import Ledger
 from nnunet_jobs.handover import Adoption, require_visible
-from nnunet_jobs.leases import Ledger
 from nnunet_jobs.patience import patiently
 from nnunet_jobs.supervisor import Supervisor
 

@@ -19,9 +19,9 @@ from nnunet_jobs.contract.failure import FailureClass, Interrupted
 from nnunet_jobs.contract.jobdir import Fenced, JobDir
 from nnunet_jobs.contract.liveness import read_counter
 from nnunet_jobs.contract.spec import JobSpec
-from nnunet_jobs.gpu import Placement
+from nnunet_jobs.devices.gpu import Placement
+from nnunet_jobs.devices.leases import Ledger
 from nnunet_jobs.hang import HangWatch
-from nnunet_jobs.leases import Ledger
 from nnunet_jobs.patience import Spells, patiently
 from nnunet_jobs.pulse import Cancelled, Pulse
 

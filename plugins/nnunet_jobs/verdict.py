@@ -7,9 +7,9 @@ import signal
 from dataclasses import replace
 from pathlib import Path
 
-from nnunet_jobs import host
 from nnunet_jobs.child import EXIT_CODES
 from nnunet_jobs.contract.failure import Failure, FailureClass
+from nnunet_jobs.devices import host
 
 _FULL_MIB = 16  # less than one batch fits
 
@@ -21,7 +21,7 @@ def judge(code: int, reported: Failure | None, *, attempt: int, oom_before: OomK
 
     Args:
         code: exit code, or minus the signal. reported: what the step itself said, if it still could.
-        oom_before, oom_after: :func:`nnunet_jobs.host.oom_kills` at its start and end. folder: where the job writes.
+        oom_before, oom_after: :func:`nnunet_jobs.devices.host.oom_kills` at its start and end. folder: where the job writes.
     """
     own_kill = oom_before[0] is not None and oom_after[0] is not None and oom_after[0] > oom_before[0]
     host_kill = oom_after[1] > oom_before[1]

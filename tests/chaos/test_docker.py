@@ -18,7 +18,7 @@ from nnunet_jobs.contract.files import write_json
 from nnunet_jobs.contract.jobdir import JobDir, Phase
 from nnunet_jobs.contract.spec import Resources
 from nnunet_jobs.contract.workspace import Workspace
-from nnunet_jobs.leases import Ledger
+from nnunet_jobs.devices.leases import Ledger
 from support.certificates import make_certificates
 from support.containers import UID, container_of, docker_backend, give_workspace, remove_containers
 from support.engine import JOBS, Engine, free_port, require_engine

@@ -22,7 +22,7 @@ from nnunet_jobs.contract.grant import read_grant
 from nnunet_jobs.contract.jobdir import JobDir, Phase
 from nnunet_jobs.contract.spec import JobSpec, Resources, make_job_id
 from nnunet_jobs.contract.workspace import Workspace
-from nnunet_jobs.leases import Ledger
+from nnunet_jobs.devices.leases import Ledger
 from support.containers import UID, docker_backend, give_workspace, remove_containers
 from support.engine import JOBS, Engine, require_engine
 from support.jobs import TESTS, compile_library, wait_for

@@ -25,7 +25,7 @@ from nnunet_jobs.contract.jobdir import JobDir, Phase
 from nnunet_jobs.contract.spec import JobSpec, Resources, make_job_id
 from nnunet_jobs.contract.usage import read_usage
 from nnunet_jobs.contract.workspace import Workspace
-from nnunet_jobs.leases import Holder, Ledger
+from nnunet_jobs.devices.leases import Holder, Ledger
 from support.handover import TESTS, Forge, kill_container
 from support.jobs import compile_library, is_alive, no_runner_left, wait_final, wait_for, wait_gone
 

@@ -15,13 +15,13 @@ from typing import Any
 
 import pytest
 
-from nnunet_jobs import leases
-from nnunet_jobs.booking import Device, Request
 from nnunet_jobs.contract.failure import FailureClass
 from nnunet_jobs.contract.jobdir import Phase
 from nnunet_jobs.contract.spec import Resources
 from nnunet_jobs.contract.workspace import Workspace
-from nnunet_jobs.leases import MAX_OVERTAKEN, Ledger
+from nnunet_jobs.devices import leases
+from nnunet_jobs.devices.allocator import Device, Request
+from nnunet_jobs.devices.leases import MAX_OVERTAKEN, Ledger
 from support.jobs import TESTS, backend, child_of, compile_library, make_spec, no_runner_left, wait_final, wait_for, wait_gone
 
 GPUS = [Device(uuid="GPU-24", total_mib=24, free_mib=24), Device(uuid="GPU-48", total_mib=48, free_mib=48)]
@@ -95,7 +95,7 @@ def test_fault_23_killed_holders_never_oversubscribe(ledger: Ledger, kills: int)
 
 def test_fault_24_a_stopped_holder_keeps_its_lease(ledger: Ledger) -> None:
     code = (
-        "import sys,time; from nnunet_jobs.booking import *; from nnunet_jobs.leases import *\n"
+        "import sys,time; from nnunet_jobs.devices.allocator import *; from nnunet_jobs.devices.leases import *\n"
         "l = Ledger(sys.argv[1]); r = Request(kind='cuda', owner='stopped')\n"
         "with l.ticket(r) as t: lease = t.try_acquire([Device(uuid='GPU-24', total_mib=24, free_mib=24)])\n"
         "print('held', flush=True); time.sleep(600)"
@@ -120,7 +120,7 @@ def test_fault_24_a_stopped_holder_keeps_its_lease(ledger: Ledger) -> None:
 
 def test_fault_25_a_network_file_system_is_refused_with_the_reason(tmp_path: Path) -> None:
     library = compile_library(SUPPORT / "network_statfs.c", tmp_path / "statfs.so")
-    code = "import sys; from nnunet_jobs.leases import Ledger; Ledger(sys.argv[1])"
+    code = "import sys; from nnunet_jobs.devices.leases import Ledger; Ledger(sys.argv[1])"
     for magic, name in ((0x6969, "nfs"), (0xFE534D42, "smb2"), (0x0BD00BD0, "lustre"), (0x65735546, "ext4")):
         environment = {"LD_PRELOAD": str(library), "NETWORK_PATH": str(tmp_path / "shared"), "NETWORK_MAGIC": hex(magic)}
         ended = subprocess.run(

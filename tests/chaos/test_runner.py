@@ -20,7 +20,7 @@ from nnunet_jobs.contract.files import read_json
 from nnunet_jobs.contract.jobdir import JobDir, Phase
 from nnunet_jobs.contract.spec import Resources
 from nnunet_jobs.contract.workspace import Workspace
-from nnunet_jobs.leases import Ledger
+from nnunet_jobs.devices.leases import Ledger
 from support.jobs import TESTS, backend, child_of, compile_library, is_alive, make_spec, no_runner_left, wait_final, wait_for, wait_gone
 
 PYTHONPATH = os.pathsep.join([str(TESTS.parent / "plugins"), str(TESTS)])

@@ -21,7 +21,6 @@ from airflow_nnunet.backends import FakeBackend, FakeOutcome, JobStatus, Watch
 from airflow_nnunet.config import NnunetConfig
 from airflow_nnunet.operators import TrainFoldOperator
 from airflow_nnunet.triggers import JobTrigger
-from nnunet_jobs.booking import Device, Request
 from nnunet_jobs.contract import marker
 from nnunet_jobs.contract.failure import Failure, FailureClass
 from nnunet_jobs.contract.files import read_json, write_json
@@ -29,7 +28,8 @@ from nnunet_jobs.contract.jobdir import JobDir, Phase
 from nnunet_jobs.contract.marker import MARKER, NotMounted, mark_workspace
 from nnunet_jobs.contract.spec import Resources
 from nnunet_jobs.contract.workspace import Workspace
-from nnunet_jobs.leases import Ledger
+from nnunet_jobs.devices.allocator import Device, Request
+from nnunet_jobs.devices.leases import Ledger
 from support.airflow import context
 from support.jobs import backend, child_of, make_spec, no_runner_left, wait_final, wait_for
 

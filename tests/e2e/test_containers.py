@@ -14,7 +14,7 @@ import pytest
 from airflow_nnunet.rest_client import wait_until
 from nnunet_jobs.contract.jobdir import JobDir, Phase
 from nnunet_jobs.contract.workspace import Workspace
-from nnunet_jobs.leases import Ledger
+from nnunet_jobs.devices.leases import Ledger
 from support.containers import UID, container_of, give_workspace
 from support.images import Image
 from support.stack import TINY, Site, epochs_done, epochs_reported, kill

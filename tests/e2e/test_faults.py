@@ -16,7 +16,7 @@ from airflow_nnunet.rest_client import wait_until
 from airflow_nnunet.workspace_memory import variable_of
 from nnunet_jobs.contract.jobdir import JobDir, Phase
 from nnunet_jobs.contract.marker import read_marker
-from nnunet_jobs.leases import Ledger
+from nnunet_jobs.devices.leases import Ledger
 from support.stack import DATASET, EPOCHS, WAITING, Site, epochs_done, epochs_reported, job_processes, kill
 
 _RESUMES_S = 60.0  # row 4 of the fault matrix

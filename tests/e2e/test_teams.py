@@ -12,7 +12,7 @@ from airflow_nnunet.rest_client import RestError, wait_until
 from airflow_nnunet.teams import load_teams
 from nnunet_jobs.contract.jobdir import JobDir
 from nnunet_jobs.contract.usage import Usage, read_usage
-from nnunet_jobs.leases import Ledger
+from nnunet_jobs.devices.leases import Ledger
 from support.stack import Site, job_processes
 from support.teams import FLOOD_SLOTS, LATE
 

@@ -20,7 +20,7 @@ from typing import Any
 from nnunet_jobs.context import StepContext
 from nnunet_jobs.contract.jobdir import JobDir
 from nnunet_jobs.contract.params import RegisterParams
-from nnunet_jobs.nvml import read_inventory
+from nnunet_jobs.devices.nvml import read_inventory
 from nnunet_jobs.processes import descendants
 
 TESTS = Path(__file__).resolve().parents[1]

@@ -8,8 +8,8 @@ import random
 import sys
 import time
 
-from nnunet_jobs.booking import Device, Request
-from nnunet_jobs.leases import Ledger
+from nnunet_jobs.devices.allocator import Device, Request
+from nnunet_jobs.devices.leases import Ledger
 
 
 def main() -> None:

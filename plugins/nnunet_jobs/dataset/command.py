@@ -166,7 +166,6 @@ def _where(fault: Fault) -> str:
 
 
 def _check(arguments: argparse.Namespace) -> Report:
-    from nnunet_jobs import host
     from nnunet_jobs.context import StepContext
     from nnunet_jobs.contract.jobdir import JobDir
     from nnunet_jobs.contract.workspace import Workspace
@@ -174,6 +173,7 @@ def _check(arguments: argparse.Namespace) -> Report:
     from nnunet_jobs.dataset.materialise import plain_source
     from nnunet_jobs.dataset.whole import ordered
     from nnunet_jobs.dataset.workers import TIME_LIMIT_S
+    from nnunet_jobs.devices import host
 
     params = _params(arguments)
     root = _existing(arguments.path)

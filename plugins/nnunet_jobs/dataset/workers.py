@@ -16,11 +16,11 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from nnunet_jobs import host
 from nnunet_jobs.contract.failure import Bug, Fault
 from nnunet_jobs.dataset.sources import Source, SourceCase
 from nnunet_jobs.dataset.validate import CheckedCase
 from nnunet_jobs.dataset.worker import BEAT, case_to_json, source_to_json
+from nnunet_jobs.devices import host
 from nnunet_jobs.faults.codes import Code
 from nnunet_jobs.processes import reader_environment
 

@@ -10,11 +10,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from nnunet_jobs import host
 from nnunet_jobs.contract.exit_codes import Exit
 from nnunet_jobs.contract.failure import ConfigError
 from nnunet_jobs.contract.files import write_private
 from nnunet_jobs.contract.sharing import umask_of
+from nnunet_jobs.devices import host
 from nnunet_jobs.dicom.identity import Identity
 from nnunet_jobs.dicom.series import Scan, size_of, walk
 from nnunet_jobs.dicom.worker import dicom_workers

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from nnunet_jobs import host
 from nnunet_jobs.contract.failure import DataError, JobError
 from nnunet_jobs.dataset.readers.volume import shown_mm
+from nnunet_jobs.devices import host
 
 # Bytes of a resampled voxel: float32 before and after, float64 within.
 _BYTES = 16

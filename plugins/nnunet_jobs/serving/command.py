@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from nnunet_jobs import allowance, gpu, host
+from nnunet_jobs import allowance
 from nnunet_jobs.commands import read_workspace
 from nnunet_jobs.context import StepContext
 from nnunet_jobs.contract.exit_codes import Exit
@@ -24,6 +24,7 @@ from nnunet_jobs.contract.params import FAST
 from nnunet_jobs.contract.sharing import share
 from nnunet_jobs.contract.spec import DEVICES, Resources
 from nnunet_jobs.contract.workspace import Workspace
+from nnunet_jobs.devices import gpu, host
 from nnunet_jobs.prediction.settings import Settings
 from nnunet_jobs.serving.settings import ServeSettings
 

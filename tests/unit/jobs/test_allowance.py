@@ -6,9 +6,10 @@ import os
 
 import pytest
 
-from nnunet_jobs import allowance, host
+from nnunet_jobs import allowance
 from nnunet_jobs.contract.failure import Failure, FailureClass
 from nnunet_jobs.contract.spec import Resources
+from nnunet_jobs.devices import host
 
 
 def failed(failure_class: FailureClass, attempt: int = 1, **details: object) -> Failure:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nnunet_jobs.booking import Book, Device, Request
+from nnunet_jobs.devices.allocator import Book, Device, Request
 
 SMALL = Device(uuid="small", total_mib=24, free_mib=24)
 LARGE = Device(uuid="large", total_mib=80, free_mib=80)

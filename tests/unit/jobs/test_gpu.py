@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from nnunet_jobs import gpu
-from nnunet_jobs.booking import Device, Request
 from nnunet_jobs.contract.failure import ConfigError
 from nnunet_jobs.contract.spec import Resources
-from nnunet_jobs.leases import Holder, Ledger
-from nnunet_jobs.nvml import Gpu, GpuProcess, Inventory
+from nnunet_jobs.devices import gpu
+from nnunet_jobs.devices.allocator import Device, Request
+from nnunet_jobs.devices.leases import Holder, Ledger
+from nnunet_jobs.devices.nvml import Gpu, GpuProcess, Inventory
 from nnunet_jobs.processes import pid_namespace, session_of
 from support.jobs import TESTS, compile_library
 
@@ -159,7 +159,7 @@ def inventory_of(library: Path, *lines: str, **environment: str) -> dict[str, An
     """What another process reads of such a host."""
     state = library / "state.txt"
     state.write_text("".join(f"{line}\n" for line in lines))
-    code = "import json, dataclasses; from nnunet_jobs.nvml import *; print(json.dumps(dataclasses.asdict(read_inventory())))"
+    code = "import json, dataclasses; from nnunet_jobs.devices.nvml import *; print(json.dumps(dataclasses.asdict(read_inventory())))"
     known = {"LD_LIBRARY_PATH": str(library), "FAKE_NVML_STATE": str(state), "PYTHONPATH": str(TESTS.parent / "plugins")}
     done = subprocess.run(
         [sys.executable, "-c", code], env={**os.environ, **known, **environment}, stdout=subprocess.PIPE, check=True, text=True

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from nnunet_jobs import host
 from nnunet_jobs.contract.workspace import Workspace
+from nnunet_jobs.devices import host
 from support.jobs import TESTS
 
 
@@ -74,7 +74,9 @@ def test_without_limits_the_machine_counts(tmp_path: Path) -> None:
 
 
 def test_affinity_limits_cores() -> None:
-    code = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); from nnunet_jobs import host; print(host.cores() <= 1)"
+    code = (
+        "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); from nnunet_jobs.devices import host; print(host.cores() <= 1)"
+    )
     environment = {**os.environ, "PYTHONPATH": str(TESTS.parent / "plugins")}
     assert subprocess.run([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, check=True).stdout == b"True\n"
 

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from nnunet_jobs.booking import Device, Request
 from nnunet_jobs.contract.failure import ConfigError
 from nnunet_jobs.contract.spec import JobSpec
 from nnunet_jobs.contract.workspace import Workspace
-from nnunet_jobs.leases import MAX_OVERTAKEN, Lease, Ledger, Ticket
-from nnunet_jobs.turns import Place, in_turn
+from nnunet_jobs.devices.allocator import Device, Request
+from nnunet_jobs.devices.leases import MAX_OVERTAKEN, Lease, Ledger, Ticket
+from nnunet_jobs.devices.queue_order import Place, in_turn
 from support.jobs import make_spec
 
 

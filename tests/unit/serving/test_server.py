@@ -22,7 +22,7 @@ from nnunet_jobs.context import StepContext
 from nnunet_jobs.contract.files import read_json, repoint, sha256_file, write_json
 from nnunet_jobs.contract.params import PredictParams
 from nnunet_jobs.contract.workspace import Workspace
-from nnunet_jobs.leases import Ledger
+from nnunet_jobs.devices.leases import Ledger
 from nnunet_jobs.steps.predict import run
 from support.batches import ABORT_ITK, poison
 from support.jobs import wait_for, wait_gone

@@ -7,12 +7,12 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from nnunet_jobs.booking import Device, Request
 from nnunet_jobs.contract.failure import ConfigError, GpuLost
 from nnunet_jobs.contract.spec import Resources
 from nnunet_jobs.contract.workspace import Workspace
-from nnunet_jobs.leases import Holder, Lease, Ledger
-from nnunet_jobs.nvml import Gpu, GpuProcess, Inventory, read_inventory, torch_is_cpu_only
+from nnunet_jobs.devices.allocator import Device, Request
+from nnunet_jobs.devices.leases import Holder, Lease, Ledger
+from nnunet_jobs.devices.nvml import Gpu, GpuProcess, Inventory, read_inventory, torch_is_cpu_only
 from nnunet_jobs.patience import patiently
 from nnunet_jobs.processes import INITIAL_PID_NAMESPACE, ancestors, pid_namespace, session_of
 

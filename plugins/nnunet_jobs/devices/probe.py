@@ -13,8 +13,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from nnunet_jobs import host
-from nnunet_jobs.nvml import read_inventory, torch_is_cpu_only
+from nnunet_jobs.devices import host
+from nnunet_jobs.devices.nvml import read_inventory, torch_is_cpu_only
 
 _PACKAGES = ("nnunetv2", "torch", "torchvision", "nibabel", "SimpleITK", "numpy", "blosc2", "nvidia-ml-py")
 
