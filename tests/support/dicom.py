@@ -19,7 +19,7 @@ from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 from nnunet_jobs.dicom.geometry import SeriesRefused, grid_of
 from nnunet_jobs.dicom.series import Scan, scan
 from nnunet_jobs.dicom.worker import dicom_workers
-from nnunet_jobs.guard import Workers
+from nnunet_jobs.sandbox.workers import Workers
 
 CT, MR, PET = "1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.4", "1.2.840.10008.5.1.4.1.1.128"
 ENHANCED_CT = "1.2.840.10008.5.1.4.1.1.2.1"

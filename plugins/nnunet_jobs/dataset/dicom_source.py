@@ -30,7 +30,7 @@ from nnunet_jobs.dicom.series import scan
 from nnunet_jobs.dicom.values import compare_units
 from nnunet_jobs.dicom.worker import dicom_workers
 from nnunet_jobs.faults.codes import Code
-from nnunet_jobs.guard import Broken, Workers
+from nnunet_jobs.sandbox.workers import Broken, Workers
 
 log = logging.getLogger("nnunet_jobs")
 

@@ -32,7 +32,7 @@ from nnunet_jobs.dicom.series import size_of
 from nnunet_jobs.dicom.values import usual_bits, value_faults
 from nnunet_jobs.dicom.worker import dicom_workers
 from nnunet_jobs.faults.codes import Code
-from nnunet_jobs.guard import Broken, Workers
+from nnunet_jobs.sandbox.workers import Broken, Workers
 
 VERSION = 2
 """Of the conversion; part of the names in the cache, so that a better converter converts again."""

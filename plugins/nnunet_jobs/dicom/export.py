@@ -18,7 +18,7 @@ from nnunet_jobs.devices import host
 from nnunet_jobs.dicom.identity import Identity
 from nnunet_jobs.dicom.series import Scan, size_of, walk
 from nnunet_jobs.dicom.worker import dicom_workers
-from nnunet_jobs.guard import Broken
+from nnunet_jobs.sandbox.workers import Broken
 
 log = logging.getLogger("nnunet_jobs")
 

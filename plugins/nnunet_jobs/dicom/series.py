@@ -15,7 +15,7 @@ from nnunet_jobs.dicom.grouping import Headers, assign_by_folder, group, name_st
 from nnunet_jobs.dicom.model import Series
 from nnunet_jobs.dicom.worker import dicom_workers
 from nnunet_jobs.faults.codes import Code
-from nnunet_jobs.guard import Broken, Workers
+from nnunet_jobs.sandbox.workers import Broken, Workers
 
 _HEADER_S, _HEADER_MIB = 60.0, 512  # beside what the file's size asks for
 _S_A_MIB, _MIB_A_MIB = 4.0, 24.0

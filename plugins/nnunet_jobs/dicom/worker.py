@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 
-from nnunet_jobs.guard import Workers
-from nnunet_jobs.guarded import Task, main
+from nnunet_jobs.sandbox.worker import Task, main
+from nnunet_jobs.sandbox.workers import Workers
 
 
 def dicom_workers(count: int) -> Workers:

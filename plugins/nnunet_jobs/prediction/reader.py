@@ -9,8 +9,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from nnunet_jobs import guarded
 from nnunet_jobs.contract.failure import DataError
+from nnunet_jobs.sandbox import worker
 
 
 def check(data: dict[str, Any]) -> dict[str, Any]:
@@ -62,7 +62,7 @@ def _try_reader(name: str, images: list[str]) -> None:
         return
 
 
-def _find(name: str) -> guarded.Task:
+def _find(name: str) -> worker.Task:
     if name not in ("check", "ready"):
         raise ValueError(f"no task {name!r}")
     # nibabel imports pydicom only to look for private headers in NIfTI files; that is three quarters of the start
@@ -77,4 +77,4 @@ def _find(name: str) -> guarded.Task:
 if __name__ == "__main__":
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
     os.umask(0o077)
-    sys.exit(guarded.main(sys.argv[1:], _find))
+    sys.exit(worker.main(sys.argv[1:], _find))

@@ -20,8 +20,8 @@ from typing import Any, Protocol, Self
 from nnunet_jobs.contract.failure import Bug, DataError, Fault
 from nnunet_jobs.devices import host
 from nnunet_jobs.faults.codes import Code
-from nnunet_jobs.guard import Broken, Died, Workers
 from nnunet_jobs.prediction.cases import Case, check_images
+from nnunet_jobs.sandbox.workers import Broken, Died, Workers
 
 log = logging.getLogger("nnunet_jobs")
 

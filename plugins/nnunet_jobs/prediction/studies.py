@@ -29,11 +29,11 @@ from nnunet_jobs.dicom.series import scan
 from nnunet_jobs.dicom.values import unlike_units
 from nnunet_jobs.dicom.worker import dicom_workers
 from nnunet_jobs.faults.codes import Code
-from nnunet_jobs.guard import Broken, Workers
 from nnunet_jobs.prediction.cases import Case
 from nnunet_jobs.prediction.export import label_values
 from nnunet_jobs.prediction.incoming import Incoming
 from nnunet_jobs.prediction.model import SelectedModel
+from nnunet_jobs.sandbox.workers import Broken, Workers
 
 log = logging.getLogger("nnunet_jobs")
 

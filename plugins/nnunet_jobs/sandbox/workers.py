@@ -36,7 +36,7 @@ class Workers:
     What a worker prints is dropped: libraries put file names and header values into their warnings.
 
     Args:
-        count: how many work at once. program: module that they run, :func:`nnunet_jobs.guarded.main` with its tasks.
+        count: how many work at once. program: module that they run, :func:`nnunet_jobs.sandbox.worker.main` with its tasks.
     """
 
     def __init__(self, count: int, *, program: str) -> None:

@@ -1,4 +1,4 @@
-"""The inside of a process that :mod:`nnunet_jobs.guard` starts: one JSON request a line in, one JSON answer a line out."""
+"""The inside of a process that :mod:`nnunet_jobs.sandbox.workers` starts: one JSON request a line in, one JSON answer a line out."""
 
 from __future__ import annotations
 
