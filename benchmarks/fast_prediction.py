@@ -27,9 +27,9 @@ sys.path[:0] = [str(PROJECT / "plugins"), str(PROJECT / "tests")]
 
 from benchmarks.prediction import SOURCE  # noqa: E402
 from benchmarks.training import CORES, ITERATIONS, RATE, TINY  # noqa: E402
-from nnunet_jobs.allowance import environment  # noqa: E402
 from nnunet_jobs.context import StepContext  # noqa: E402
 from nnunet_jobs.contract.workspace import Workspace  # noqa: E402
+from nnunet_jobs.runner.attempt_limits import environment  # noqa: E402
 from support.prediction import job_dir, write_card  # noqa: E402
 from support.preprocessing import DATASET, register, result_of, start  # noqa: E402
 

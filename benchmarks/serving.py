@@ -27,8 +27,8 @@ from typing import Any
 
 from benchmarks._load import Timed, ask, below_me, load, mentioning, peak_mib, sampled_memory
 from benchmarks.prediction import CONFIGURATIONS, PROJECT, SOURCE, cli, job, prepare
-from nnunet_jobs import allowance
 from nnunet_jobs.contract.workspace import Workspace
+from nnunet_jobs.runner import attempt_limits
 from support.nginx import lay_out, missing, running
 from support.prediction import PLANS, TRAINER, write_card
 from support.preprocessing import DATASET
@@ -116,7 +116,7 @@ def one_process(house: House, kind: str, requests: Sequence[tuple[Path, Path]]) 
         "requests": [[str(image), str(target)] for image, target in requests],
     }
     # ours as a job has it; stock nnU-Net as its user's shell has it
-    limits = allowance.environment(cpus=CORES, device="cpu", gpus=(), step="predict") if kind == "ours" else {}
+    limits = attempt_limits.environment(cpus=CORES, device="cpu", gpus=(), step="predict") if kind == "ours" else {}
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks._one_process", json.dumps(order)],
         cwd=PROJECT,

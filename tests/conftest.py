@@ -13,7 +13,7 @@ from nnunet_jobs.contract.workspace import Workspace
 from support.containers import make_engine
 from support.engine import Engine
 
-# As jobs have it, see nnunet_jobs.allowance; read once, when torch is imported. Test workers share the cores.
+# As jobs have it, see nnunet_jobs.runner.attempt_limits; read once, when torch is imported. Test workers share the cores.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 PROJECT = Path(__file__).resolve().parent.parent

@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None, *, module: str = "nnunet_jobs", step
     arguments = _parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
     if arguments.command in ("run", "lease"):
-        from nnunet_jobs.attempt import EXIT_NO_FOLDER
+        from nnunet_jobs.runner.attempt import EXIT_NO_FOLDER
 
         job = JobDir(arguments.job.absolute())
         if arguments.own_log:
@@ -40,11 +40,11 @@ def main(argv: Sequence[str] | None = None, *, module: str = "nnunet_jobs", step
                 return EXIT_NO_FOLDER
         if arguments.command == "run":
             return _run(arguments, job, module)
-        from nnunet_jobs.handover import Grantor
+        from nnunet_jobs.runner.handover import Grantor
 
         return Grantor(job, arguments.attempt, handover_s=arguments.handover_s).run()
     if arguments.command == "step":
-        from nnunet_jobs import child
+        from nnunet_jobs.runner import child
 
         return child.main(JobDir(arguments.job), arguments.attempt, steps=steps or child.load_step)  # type: ignore[arg-type]
     return in_sentences(_typed, arguments)
@@ -76,7 +76,7 @@ def _typed(arguments: argparse.Namespace) -> int:
 
 
 def _run(arguments: argparse.Namespace, job: JobDir, module: str) -> int:
-    from nnunet_jobs.runner import Runner
+    from nnunet_jobs.runner.runner import Runner
 
     if arguments.ready_fd is not None:
         os.set_inheritable(arguments.ready_fd, False)

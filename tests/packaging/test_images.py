@@ -124,7 +124,7 @@ def test_the_build_sees_neither_data_nor_secrets_nor_environments(nnunet_image: 
     nnunet_image.engine.docker("build", "--quiet", "--file", str(dockerfile), "--tag", "listing", str(context))
     listed = nnunet_image.engine.docker("run", "--rm", "--network=none", "listing", "find", "/context", "-type", "f").splitlines()
     names = {str(Path(line).relative_to("/context")) for line in listed}
-    assert {"pyproject.toml", "constraints.txt", "docker/Dockerfile.nnunet", "plugins/nnunet_jobs/runner.py"} <= names
+    assert {"pyproject.toml", "constraints.txt", "docker/Dockerfile.nnunet", "plugins/nnunet_jobs/runner/runner.py"} <= names
     assert not [name for name in names if name.split("/")[0] not in IN_CONTEXT]
     assert not [name for name in names if name.startswith("docker/secrets/") or "__pycache__" in name]
 

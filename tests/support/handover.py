@@ -123,12 +123,12 @@ def kill_container(pid: int) -> None:
 def _serve() -> None:
     import pynvml  # noqa: F401 - warm, as all that a fork needs
 
-    import nnunet_jobs.handover
-    import nnunet_jobs.runner
+    import nnunet_jobs.runner.handover
+    import nnunet_jobs.runner.runner
     from nnunet_jobs.__main__ import main
 
-    assert nnunet_jobs.handover
-    assert nnunet_jobs.runner
+    assert nnunet_jobs.runner.handover
+    assert nnunet_jobs.runner.runner
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # ended forks are nobody's zombies
     for line in sys.stdin:
         order = json.loads(line)

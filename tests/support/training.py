@@ -393,7 +393,7 @@ def _told(path: str) -> dict[str, Any]:
 
 
 def _child(request: dict[str, Any]) -> int:
-    """What nnunet_jobs.child does for a job, as far as a training can tell."""
+    """What nnunet_jobs.runner.child does for a job, as far as a training can tell."""
     import logging
     import traceback
 

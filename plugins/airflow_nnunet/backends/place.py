@@ -12,7 +12,7 @@ from nnunet_jobs.contract.jobdir import JobDir
 from nnunet_jobs.contract.spec import JobSpec
 
 EXIT_NO_FOLDER = 5
-"""Of a runner that does not see its job's folder; nnunet_jobs.attempt."""
+"""Of a runner that does not see its job's folder; nnunet_jobs.runner.attempt."""
 
 
 class Unreachable(Exception):

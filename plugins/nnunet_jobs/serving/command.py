@@ -14,7 +14,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from nnunet_jobs import allowance
 from nnunet_jobs.commands import read_workspace
 from nnunet_jobs.context import StepContext
 from nnunet_jobs.contract.exit_codes import Exit
@@ -26,6 +25,7 @@ from nnunet_jobs.contract.spec import DEVICES, Resources
 from nnunet_jobs.contract.workspace import Workspace
 from nnunet_jobs.devices import gpu, host
 from nnunet_jobs.prediction.settings import Settings
+from nnunet_jobs.runner import attempt_limits
 from nnunet_jobs.serving.settings import ServeSettings
 
 log = logging.getLogger("nnunet_jobs")
@@ -94,7 +94,7 @@ def _run(settings: ServeSettings) -> None:
     try:
         cpus = cores_of(settings.cpus, slots=placement.slots)
         # before torch and nnU-Net are imported: both read their environment once
-        os.environ.update(allowance.environment(cpus=cpus, device=placement.device, gpus=placement.gpus, step="predict"))
+        os.environ.update(attempt_limits.environment(cpus=cpus, device=placement.device, gpus=placement.gpus, step="predict"))
         os.environ.update(settings.workspace.nnunet_environment())
         from nnunet_jobs.prediction.reading import ReadUploads
         from nnunet_jobs.serving.app import Server, create_app

@@ -6,10 +6,10 @@ import os
 
 import pytest
 
-from nnunet_jobs import allowance
 from nnunet_jobs.contract.failure import Failure, FailureClass
 from nnunet_jobs.contract.spec import Resources
 from nnunet_jobs.devices import host
+from nnunet_jobs.runner import attempt_limits
 
 
 def failed(failure_class: FailureClass, attempt: int = 1, **details: object) -> Failure:
@@ -17,7 +17,7 @@ def failed(failure_class: FailureClass, attempt: int = 1, **details: object) -> 
 
 
 def test_a_first_attempt_gets_what_the_job_asked_for() -> None:
-    allowed = allowance.after([], Resources(gpus=1, gpu_memory_mib=8000, cpus=1))
+    allowed = attempt_limits.after([], Resources(gpus=1, gpu_memory_mib=8000, cpus=1))
     assert allowed.resources.gpu_memory_mib == 8000
     assert allowed.exclude == ()
     assert allowed.notes == ()
@@ -28,16 +28,16 @@ def test_each_host_oom_halves_the_cores_down_to_one() -> None:
     cores = int(host.cores())
     for number in range(6):
         failures = [failed(FailureClass.HOST_OOM, attempt + 1) for attempt in range(number)]
-        allowed = allowance.after(failures, Resources())
+        allowed = attempt_limits.after(failures, Resources())
         assert allowed.cpus(1) == max(1, cores >> number)
         assert len(allowed.notes) == number
 
 
 def test_gpu_oom_asks_for_more_and_elsewhere() -> None:
     once = [failed(FailureClass.GPU_OOM, 1, gpus=["GPU-a"])]
-    allowed = allowance.after(once, Resources(gpus=1, gpu_memory_mib=8000))
+    allowed = attempt_limits.after(once, Resources(gpus=1, gpu_memory_mib=8000))
     assert (allowed.resources.gpu_memory_mib, allowed.exclude) == (16000, ("GPU-a",))
-    allowed = allowance.after([*once, failed(FailureClass.GPU_OOM, 2, gpus=["GPU-b"])], Resources(gpus=1, gpu_memory_mib=8000))
+    allowed = attempt_limits.after([*once, failed(FailureClass.GPU_OOM, 2, gpus=["GPU-b"])], Resources(gpus=1, gpu_memory_mib=8000))
     assert (allowed.resources.gpu_memory_mib, allowed.exclude) == (None, ("GPU-a", "GPU-b"))
 
 
@@ -47,27 +47,27 @@ def test_a_lost_gpu_is_avoided_and_other_failures_change_nothing() -> None:
         failed(FailureClass.LOST, 2, gpus=["GPU-b"]),
         failed(FailureClass.HANG, 3),
     ]
-    allowed = allowance.after(failures, Resources(gpus=1))
+    allowed = attempt_limits.after(failures, Resources(gpus=1))
     assert allowed.exclude == ("GPU-a",)
     assert allowed.halvings == 0
 
 
 def test_slots_share_the_cores() -> None:
-    assert allowance.after([], Resources()).cpus(10_000) == 1
+    assert attempt_limits.after([], Resources()).cpus(10_000) == 1
 
 
 @pytest.mark.parametrize(
     ("step", "cpus", "workers"), [("train", 1, "0"), ("train", 2, "1"), ("train", 8, "2"), ("preprocess", 1, "1"), ("train", 64, "12")]
 )
 def test_libraries_are_held_to_the_share(step: str, cpus: int, workers: str) -> None:
-    found = allowance.environment(cpus=cpus, device="cpu", gpus=(), step=step)
+    found = attempt_limits.environment(cpus=cpus, device="cpu", gpus=(), step=step)
     assert found["OMP_NUM_THREADS"] == found["nnUNet_def_n_proc"] == str(cpus)
     assert found["nnUNet_n_proc_DA"] == workers
     assert found["CUDA_VISIBLE_DEVICES"] == ""
 
 
 def test_a_gpu_job_sees_its_gpus_by_uuid() -> None:
-    found = allowance.environment(cpus=4, device="cuda", gpus=("GPU-b", "GPU-a"), step="train")
+    found = attempt_limits.environment(cpus=4, device="cuda", gpus=("GPU-b", "GPU-a"), step="train")
     assert found["CUDA_VISIBLE_DEVICES"] == "GPU-b,GPU-a"
     assert os.path.isdir(os.path.join(found["PYTHONPATH"].split(os.pathsep)[0], "nnunet_jobs"))
 
@@ -75,6 +75,6 @@ def test_a_gpu_job_sees_its_gpus_by_uuid() -> None:
 def test_threads_spin_shortly_unless_the_environment_says_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
         monkeypatch.delenv(name, raising=False)
-    assert allowance.environment(cpus=2, device="cpu", gpus=(), step="train")["GOMP_SPINCOUNT"] == "1000"
+    assert attempt_limits.environment(cpus=2, device="cpu", gpus=(), step="train")["GOMP_SPINCOUNT"] == "1000"
     monkeypatch.setenv("OMP_WAIT_POLICY", "passive")
-    assert "GOMP_SPINCOUNT" not in allowance.environment(cpus=2, device="cpu", gpus=(), step="train")
+    assert "GOMP_SPINCOUNT" not in attempt_limits.environment(cpus=2, device="cpu", gpus=(), step="train")

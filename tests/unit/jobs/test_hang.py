@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nnunet_jobs.hang import HangWatch
+from nnunet_jobs.runner.hang_watch import HangWatch
 
 
 class Clock:

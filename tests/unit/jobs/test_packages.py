@@ -19,7 +19,8 @@ import json, os, subprocess, sys
 sys.path = [path for path in sys.path if not path.endswith("/plugins")] + [sys.argv[1]]
 import argparse
 from airflow_nnunet.pools import run_jobs_command
-from nnunet_jobs import allowance, processes
+from nnunet_jobs.runner import attempt_limits as allowance
+from nnunet_jobs import processes
 from nnunet_jobs.contract import packages
 assert packages.home() == packages.Path(sys.argv[1]), packages.home()
 

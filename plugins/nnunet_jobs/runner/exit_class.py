@@ -7,9 +7,9 @@ import signal
 from dataclasses import replace
 from pathlib import Path
 
-from nnunet_jobs.child import EXIT_CODES
 from nnunet_jobs.contract.failure import Failure, FailureClass
 from nnunet_jobs.devices import host
+from nnunet_jobs.runner.child import EXIT_CODES
 
 _FULL_MIB = 16  # less than one batch fits
 

@@ -8,10 +8,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from nnunet_jobs import allowance, verdict
-from nnunet_jobs.allowance import Allowance
-from nnunet_jobs.attempt import Attempt
-from nnunet_jobs.child import outcome_path
 from nnunet_jobs.contract.failure import Failure, FailureClass
 from nnunet_jobs.contract.files import read_json
 from nnunet_jobs.contract.jobdir import JobDir, Phase
@@ -20,9 +16,13 @@ from nnunet_jobs.contract.spec import JobSpec
 from nnunet_jobs.devices import gpu, host
 from nnunet_jobs.devices.gpu import Placement
 from nnunet_jobs.devices.leases import Ledger
-from nnunet_jobs.handover import Adoption, require_visible
 from nnunet_jobs.patience import patiently
-from nnunet_jobs.supervisor import Supervisor
+from nnunet_jobs.runner import attempt_limits, exit_class
+from nnunet_jobs.runner.attempt import Attempt
+from nnunet_jobs.runner.attempt_limits import Allowance
+from nnunet_jobs.runner.child import outcome_path
+from nnunet_jobs.runner.handover import Adoption, require_visible
+from nnunet_jobs.runner.supervisor import Supervisor
 
 log = logging.getLogger("nnunet_jobs")
 
@@ -79,7 +79,7 @@ class Runner:
         beat = self.attempt.pulse.check
         spec, earlier = patiently(lambda: (self.job.spec(), self.job.earlier_failures()), what="the specification", meanwhile=beat)
         share(spec.workspace)
-        allowed = allowance.after(earlier, spec.resources)
+        allowed = attempt_limits.after(earlier, spec.resources)
         log.info("attempt %d of %s (%s), runner %d", number, self.job.job_id, spec.step, os.getpid())
         for note in allowed.notes:
             log.warning("%s", note)
@@ -108,7 +108,7 @@ class Runner:
         if stop is not None:
             return Failure(failure_class=stop.failure_class, message=stop.message, attempt=number, exit_code=code, cancelled=stop.cancelled)
         reported = Failure.from_json(report["failure"]) if report else None
-        failure = verdict.judge(code, reported, attempt=number, oom_before=kills, oom_after=host.oom_kills(), folder=self.job.path)
+        failure = exit_class.judge(code, reported, attempt=number, oom_before=kills, oom_after=host.oom_kills(), folder=self.job.path)
         return self._look_after_gpus(failure, placement.gpus, spec)
 
     def _report(self) -> dict[str, Any]:

@@ -19,8 +19,6 @@ import socket
 import time
 from collections.abc import Iterator
 
-from nnunet_jobs import allowance
-from nnunet_jobs.attempt import Attempt, Refused
 from nnunet_jobs.contract.failure import ConfigError, GpuLost, Interrupted, Lost
 from nnunet_jobs.contract.files import locked
 from nnunet_jobs.contract.grant import Grant, offer_grant, read_grant, take_grant, was_granted, withdraw_grant
@@ -31,7 +29,9 @@ from nnunet_jobs.devices import gpu
 from nnunet_jobs.devices.gpu import Placement
 from nnunet_jobs.devices.leases import Lease, Ledger
 from nnunet_jobs.devices.nvml import read_inventory
-from nnunet_jobs.pulse import Pulse
+from nnunet_jobs.runner import attempt_limits
+from nnunet_jobs.runner.attempt import Attempt, Refused
+from nnunet_jobs.runner.heartbeat import Pulse
 
 log = logging.getLogger("nnunet_jobs")
 
@@ -62,7 +62,7 @@ class Grantor:
         share(spec.workspace)
         if spec.resources.gpus == 0:
             raise ConfigError("gpus=0: this job needs no lease; start it with the command run, without --grant")
-        allowed = allowance.after(self.job.earlier_failures(), spec.resources)
+        allowed = attempt_limits.after(self.job.earlier_failures(), spec.resources)
         log.info("attempt %d of %s (%s) asks for a lease", self.attempt.number, self.job.job_id, spec.step)
         self.attempt.meter.wait(spec)
         placement = gpu.acquire(

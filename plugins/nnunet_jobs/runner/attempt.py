@@ -11,14 +11,14 @@ from dataclasses import replace
 from typing import Any
 
 from nnunet_jobs import processes
-from nnunet_jobs.child import describe
 from nnunet_jobs.contract.failure import Failure, FailureClass, Interrupted
 from nnunet_jobs.contract.files import locked
 from nnunet_jobs.contract.jobdir import Fenced, JobDir, Phase
 from nnunet_jobs.contract.usage import LOST
-from nnunet_jobs.meter import Meter
 from nnunet_jobs.patience import patiently
-from nnunet_jobs.pulse import Cancelled, Pulse
+from nnunet_jobs.runner.child import describe
+from nnunet_jobs.runner.heartbeat import Cancelled, Pulse
+from nnunet_jobs.runner.usage_meter import Meter
 
 log = logging.getLogger("nnunet_jobs")
 

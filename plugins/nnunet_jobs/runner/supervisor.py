@@ -13,17 +13,18 @@ import sys
 import time
 from dataclasses import dataclass
 
-from nnunet_jobs import allowance, processes
-from nnunet_jobs.child import GRANT, outcome_path
+from nnunet_jobs import processes
 from nnunet_jobs.contract.failure import FailureClass, Interrupted
 from nnunet_jobs.contract.jobdir import Fenced, JobDir
 from nnunet_jobs.contract.liveness import read_counter
 from nnunet_jobs.contract.spec import JobSpec
 from nnunet_jobs.devices.gpu import Placement
 from nnunet_jobs.devices.leases import Ledger
-from nnunet_jobs.hang import HangWatch
 from nnunet_jobs.patience import Spells, patiently
-from nnunet_jobs.pulse import Cancelled, Pulse
+from nnunet_jobs.runner import attempt_limits
+from nnunet_jobs.runner.child import GRANT, outcome_path
+from nnunet_jobs.runner.hang_watch import HangWatch
+from nnunet_jobs.runner.heartbeat import Cancelled, Pulse
 
 log = logging.getLogger("nnunet_jobs")
 
@@ -117,7 +118,7 @@ class Supervisor:
             "grace_s": self.spec.resources.grace_s,
             "runner": os.getpid(),
         }
-        environment = allowance.environment(cpus=cpus, device=placement.device, gpus=placement.gpus, step=self.spec.step)
+        environment = attempt_limits.environment(cpus=cpus, device=placement.device, gpus=placement.gpus, step=self.spec.step)
         with patiently(lambda: open(self.job.log, "ab"), what="the job's log", meanwhile=self.pulse.check) as output:
             process = subprocess.Popen(
                 [sys.executable, "-m", self.module, "step", str(self.job.path), "--attempt", str(self.pulse.attempt)],
