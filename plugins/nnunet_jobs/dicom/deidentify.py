@@ -13,8 +13,8 @@ from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.multival import MultiValue
 
-from nnunet_jobs.dataset.dicom_mark import named_like
 from nnunet_jobs.dicom.identity import Identity
+from nnunet_jobs.dicom.mark import named_like
 from nnunet_jobs.dicom.reading import is_dicom, read_file
 
 PROFILE = "DICOM PS3.15 E.1 Basic Profile"

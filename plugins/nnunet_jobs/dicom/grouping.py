@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from pydicom.uid import UID
 
-from nnunet_jobs.dataset.dicom_mark import named_like
 from nnunet_jobs.dicom.geometry import place
 from nnunet_jobs.dicom.header import LABEL_MODALITIES, RTSTRUCT_CLASS, SEG_CLASSES, UNREAD_LABEL_CLASSES
+from nnunet_jobs.dicom.mark import named_like
 from nnunet_jobs.dicom.model import Instance, Series, same_patient
 from nnunet_jobs.faults.codes import Code
 

@@ -14,7 +14,7 @@ from pydicom.dataset import FileDataset
 from pydicom.hooks import hooks, raw_element_value, raw_element_vr
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-from nnunet_jobs.dataset.dicom_mark import HEAD, begins_data_set, damaged_mark, marked
+from nnunet_jobs.dicom.mark import HEAD, begins_data_set, damaged_mark, marked
 
 
 def kind_of(path: str | os.PathLike[str]) -> str:

@@ -16,8 +16,8 @@ from nnunet_jobs.contract.params import PredictParams
 from nnunet_jobs.contract.predictions import model_folder
 from nnunet_jobs.contract.sharing import step_of_workspace
 from nnunet_jobs.dataset.changes import pulse
-from nnunet_jobs.dataset.dicom_mark import holds_dicom
 from nnunet_jobs.dataset.readers.volume import hash_file
+from nnunet_jobs.dicom.mark import holds_dicom
 from nnunet_jobs.prediction.batch import Batch
 from nnunet_jobs.prediction.cases import Case
 from nnunet_jobs.prediction.incoming import Incoming, collect_cases

@@ -14,10 +14,10 @@ from pydicom.dataset import Dataset
 from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import write_dataset
 
-from nnunet_jobs.dataset.dicom_mark import begins_data_set, holds_dicom, may_hold_dicom
 from nnunet_jobs.dicom.convert import write_nifti
 from nnunet_jobs.dicom.geometry import grid_of
 from nnunet_jobs.dicom.identity import Identity
+from nnunet_jobs.dicom.mark import begins_data_set, holds_dicom, may_hold_dicom
 from support.dicom import save, scanned, slices, uid, voxels, workers
 
 STYLES = {"implicit": (True, True), "explicit": (False, True), "big endian": (False, False)}

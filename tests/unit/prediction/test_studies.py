@@ -13,7 +13,7 @@ import pytest
 from nnunet_jobs.context import StepContext
 from nnunet_jobs.contract.files import write_json
 from nnunet_jobs.contract.workspace import Workspace
-from nnunet_jobs.dataset.dicom_mark import holds_dicom
+from nnunet_jobs.dicom.mark import holds_dicom
 from nnunet_jobs.prediction.studies import find_studies, series_rules
 from support.dicom import save, slices
 from support.dicom_labels import write_seg_object, write_series

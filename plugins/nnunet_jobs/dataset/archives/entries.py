@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
 from nnunet_jobs.contract.failure import Fault
-from nnunet_jobs.dataset.dicom_mark import named_like
+from nnunet_jobs.dicom.mark import named_like
 from nnunet_jobs.faults.codes import Code
 from nnunet_jobs.faults.fixes import MENDS
 

@@ -11,7 +11,7 @@ from nnunet_jobs.context import StepContext
 from nnunet_jobs.contract.failure import DiskFull, JobError
 from nnunet_jobs.contract.files import read_only
 from nnunet_jobs.dataset.archives.entries import Entries
-from nnunet_jobs.dataset.dicom_mark import like_dicom
+from nnunet_jobs.dicom.mark import like_dicom
 from nnunet_jobs.faults.codes import Code
 
 _RESERVE = 1 << 30  # bytes that stay free on the disk, or a twentieth of it where that is less
