@@ -109,7 +109,7 @@ def _terminated(number: int, _frame: object) -> None:
 
 def _write_page(target: Path, source: Path, report: Report) -> bool:
     from nnunet_jobs.contract.files import write_private
-    from nnunet_jobs.dataset.report.page import render_report
+    from nnunet_jobs.report.page import render_report
 
     tables = report.tables or {"channel_names": {}, "labels": {}}
     page = render_report(title=source.resolve().name, tables=tables, cases=report.summaries, faults=report.faults, seconds=report.seconds)

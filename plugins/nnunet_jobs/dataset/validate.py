@@ -13,9 +13,9 @@ from nnunet_jobs.dataset.labels import Tables
 from nnunet_jobs.dataset.readers.agreement import Member, disagreements, voxel_order
 from nnunet_jobs.dataset.readers.formats import read_volume
 from nnunet_jobs.dataset.readers.volume import Array, Beat, Reserve, Volume
-from nnunet_jobs.dataset.report.summary import summarise_case
 from nnunet_jobs.dataset.sources import Source, SourceCase
 from nnunet_jobs.faults.codes import Code
+from nnunet_jobs.report.summary import summarise_case
 
 _NO_MEMORY = "there was not enough memory to read it; look whether its size is true, or give the step more"
 _OnFile = Callable[[str], None] | None

@@ -11,10 +11,10 @@ from typing import Any
 
 from nnunet_jobs.contract.files import read_json, write_atomic
 from nnunet_jobs.contract.predictions import SHEET
-from nnunet_jobs.dataset.report.facts import label_values, number
-from nnunet_jobs.dataset.report.figures import colour, slice_picture, swatch
-from nnunet_jobs.dataset.report.html import heads, items, more, text
-from nnunet_jobs.dataset.report.style import STYLE
+from nnunet_jobs.report.facts import label_values, number
+from nnunet_jobs.report.figures import colour, slice_picture, swatch
+from nnunet_jobs.report.html import heads, items, more, text
+from nnunet_jobs.report.style import STYLE
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 _PICTURES, _PICTURE_BYTES = 240, 2_500_000

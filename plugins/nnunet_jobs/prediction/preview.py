@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from nnunet_jobs.dataset.report.summary import case_picture
+from nnunet_jobs.report.summary import case_picture
 
 _RAS = np.diag([-1.0, -1.0, 1.0])  # ITK's world is LPS
 _LONGEST = 160  # voxels along an axis: 16 MiB for a channel at most, and more than a thumbnail shows
@@ -35,7 +35,7 @@ class Preview:
         return segmentation[tuple(slice(None, None, step) for step in self.steps)]
 
     def picture(self, segmentation: npt.NDArray[Any], properties: Mapping[str, Any]) -> dict[str, Any] | None:
-        """The slice with most foreground, with outlines; see :func:`~nnunet_jobs.dataset.report.summary.summarise_case`.
+        """The slice with most foreground, with outlines; see :func:`~nnunet_jobs.report.summary.summarise_case`.
 
         Structures of fewer voxels than ``steps`` may have no outline.
 

@@ -26,7 +26,7 @@ from nnunet_jobs.dataset.own_splits import OWN_SPLITS, for_training, registered_
 from nnunet_jobs.dataset.placing import Placing, expected_files
 from nnunet_jobs.dataset.readers.formats import nnunet_reader
 from nnunet_jobs.dataset.renaming import CaseNames
-from nnunet_jobs.dataset.report.store import Reporter, SummaryStore
+from nnunet_jobs.dataset.report_store import Reporter, SummaryStore
 from nnunet_jobs.dataset.sources import Source, read_source
 from nnunet_jobs.dataset.splits import Splits
 from nnunet_jobs.dataset.staging import Store

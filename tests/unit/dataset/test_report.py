@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from nnunet_jobs.contract.failure import Fault
-from nnunet_jobs.dataset.report.facts import label_values, number, unusual
-from nnunet_jobs.dataset.report.page import render_report
-from nnunet_jobs.dataset.report.summary import summarise_case
+from nnunet_jobs.report.facts import label_values, number, unusual
+from nnunet_jobs.report.page import render_report
+from nnunet_jobs.report.summary import summarise_case
 
 TABLES = {"channel_names": {"0": "T1"}, "labels": {"background": 0, "front": 1, "back": 2}}
 HOSTILE = "<script src=//evil.example/x.js></script>\"'&\u202e\n\x00\udcff"

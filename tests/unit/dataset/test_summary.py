@@ -10,7 +10,7 @@ import time
 import numpy as np
 import pytest
 
-from nnunet_jobs.dataset.report.summary import summarise_case
+from nnunet_jobs.report.summary import summarise_case
 
 
 def picture(summary):

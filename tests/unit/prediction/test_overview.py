@@ -14,11 +14,11 @@ import pytest
 
 from nnunet_jobs.contract.files import read_json
 from nnunet_jobs.contract.workspace import Workspace
-from nnunet_jobs.dataset.report.summary import case_picture
 from nnunet_jobs.prediction.contact_sheet import write_sheet
 from nnunet_jobs.prediction.preview import Preview
 from nnunet_jobs.prediction.tables import write_table
 from nnunet_jobs.prediction.withdraw import predictions_of, remove
+from nnunet_jobs.report.summary import case_picture
 from support.batches import predict
 from support.serving import make_image, make_workspace
 from support.stages import DATASET

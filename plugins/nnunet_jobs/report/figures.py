@@ -7,8 +7,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from nnunet_jobs.dataset.report.facts import Range, share
-from nnunet_jobs.dataset.report.html import text
+from nnunet_jobs.report.facts import Range, share
+from nnunet_jobs.report.html import text
 
 BINS = 32
 _WIDTH, _HEIGHT = 192, 28

@@ -10,11 +10,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nnunet_jobs.contract.failure import Fault
-from nnunet_jobs.dataset.report.facts import Summary, flat, label_size, label_values, number, unusual
-from nnunet_jobs.dataset.report.figures import colour, slice_picture, swatch
-from nnunet_jobs.dataset.report.html import heads, items, more, text
-from nnunet_jobs.dataset.report.ranges import range_tables
-from nnunet_jobs.dataset.report.style import STYLE
+from nnunet_jobs.report.facts import Summary, flat, label_size, label_values, number, unusual
+from nnunet_jobs.report.figures import colour, slice_picture, swatch
+from nnunet_jobs.report.html import heads, items, more, text
+from nnunet_jobs.report.ranges import range_tables
+from nnunet_jobs.report.style import STYLE
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 _FAULTS, _NOTES, _NAMED, _ROWS, _LEGEND = 300, 60, 8, 2_000, 30  # lines of each table at most

@@ -12,9 +12,9 @@ from typing import Any
 
 from nnunet_jobs.contract.failure import Fault
 from nnunet_jobs.contract.files import content_hash, read_json, write_atomic
-from nnunet_jobs.dataset.report.page import render_report
-from nnunet_jobs.dataset.report.summary import VERSION
 from nnunet_jobs.dataset.validate import CheckedCase
+from nnunet_jobs.report.page import render_report
+from nnunet_jobs.report.summary import VERSION
 
 log = logging.getLogger("nnunet_jobs")
 REPORT = "report.html"

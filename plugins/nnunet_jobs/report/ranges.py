@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from nnunet_jobs.dataset.report.facts import LabelValue, Range, Summary, along, flat, intensities, number, sizes
-from nnunet_jobs.dataset.report.figures import histogram, intensity_histogram, swatch
-from nnunet_jobs.dataset.report.html import heads, text
+from nnunet_jobs.report.facts import LabelValue, Range, Summary, along, flat, intensities, number, sizes
+from nnunet_jobs.report.figures import histogram, intensity_histogram, swatch
+from nnunet_jobs.report.html import heads, text
 
 LINES = 12  # of a table; the others open on demand
 _OPENED = 240
