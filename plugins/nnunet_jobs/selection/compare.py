@@ -11,7 +11,7 @@ from typing import Any
 
 from nnunet_jobs.context import StepContext
 from nnunet_jobs.contract.files import read_json
-from nnunet_jobs.evaluation import finite, summarise
+from nnunet_jobs.metrics.evaluation import finite, summarise
 from nnunet_jobs.prediction.export import copy_segmentation, fresh_folder
 from nnunet_jobs.selection.folds import Trained
 from nnunet_jobs.training.fold import summary_dice

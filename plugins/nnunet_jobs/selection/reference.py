@@ -9,7 +9,7 @@ from pathlib import Path
 from nnunet_jobs.context import StepContext
 from nnunet_jobs.contract.files import read_json, write_json
 from nnunet_jobs.dataset.readers.agreement import voxel_order
-from nnunet_jobs.evaluation import finite
+from nnunet_jobs.metrics.evaluation import finite
 from nnunet_jobs.prediction.preview import voxel_affine
 from nnunet_jobs.prediction.quality import REFERENCE, label_range, spacing_range
 from nnunet_jobs.selection.compare import Reference

@@ -23,7 +23,7 @@ import numpy as np
 
 from nnunet_jobs.context import StepContext
 from nnunet_jobs.contract.files import sha256_file, sync_directory, sync_file, write_json
-from nnunet_jobs.evaluation import summarise
+from nnunet_jobs.metrics.evaluation import summarise
 from nnunet_jobs.training.cascade import verified_elsewhere
 from nnunet_jobs.training.checkpoint import FINAL
 from nnunet_jobs.training.fold import FOLD_RECORD, next_stage_name, read_json_or_empty, unchanged

@@ -43,7 +43,7 @@ def write(folder: Path, cases: Mapping[str, np.ndarray[Any, Any]]) -> list[Path]
 def summary_of(root: Path, references: Mapping[str, Any], predictions: Mapping[str, Any], labels: list[Any]) -> dict[str, Any]:
     from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 
-    from nnunet_jobs.evaluation import summarise
+    from nnunet_jobs.metrics.evaluation import summarise
 
     with warnings.catch_warnings():
         warnings.simplefilter("error", RuntimeWarning)
