@@ -11,7 +11,7 @@ from typing import Any
 
 from nnunet_jobs.contract.failure import DataError, Fault
 from nnunet_jobs.contract.params import RegisterParams
-from nnunet_jobs.dataset.placing import check_places
+from nnunet_jobs.dataset.case_splits import check_places
 from nnunet_jobs.dataset.sources import read_source
 from nnunet_jobs.dataset.validate import CheckedCase
 from nnunet_jobs.dataset.whole import check_endings, check_unused, check_whole, facts_of, ordered

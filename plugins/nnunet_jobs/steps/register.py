@@ -18,12 +18,12 @@ from nnunet_jobs.contract.sharing import step_of_workspace
 from nnunet_jobs.contract.withdrawals import Tombstones, images_withdrawn_elsewhere
 from nnunet_jobs.contract.workspace import DATASET_NAME, MANIFEST, dataset_name
 from nnunet_jobs.dataset import holdout
+from nnunet_jobs.dataset.case_splits import Placing, expected_files
 from nnunet_jobs.dataset.changes import Changes, compare, parallel, pulse, read_cases
 from nnunet_jobs.dataset.labels import Tables
 from nnunet_jobs.dataset.manifest import SCHEMA, HashCache, build_manifest, description
 from nnunet_jobs.dataset.materialise import plain_source
 from nnunet_jobs.dataset.own_splits import OWN_SPLITS, for_training, registered_splits
-from nnunet_jobs.dataset.placing import Placing, expected_files
 from nnunet_jobs.dataset.readers.formats import nnunet_reader
 from nnunet_jobs.dataset.renaming import CaseNames
 from nnunet_jobs.dataset.report_store import Reporter, SummaryStore
