@@ -10,14 +10,12 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from nnunet_jobs import commands
-from nnunet_jobs.commands import in_sentences
+from nnunet_jobs.cli import commands, serve, validate
+from nnunet_jobs.cli.commands import in_sentences
 from nnunet_jobs.contract.exit_codes import Exit
 from nnunet_jobs.contract.failure import ConfigError
 from nnunet_jobs.contract.files import open_new
 from nnunet_jobs.contract.jobdir import JobDir
-from nnunet_jobs.dataset import command as validate
-from nnunet_jobs.serving import command as serve
 
 
 def main(argv: Sequence[str] | None = None, *, module: str = "nnunet_jobs", steps: Callable[..., object] | None = None) -> int:
@@ -62,9 +60,9 @@ def _typed(arguments: argparse.Namespace) -> int:
         write_phantom(arguments.out.absolute(), cases=arguments.cases, seed=arguments.seed)
         return Exit.DONE
     if arguments.command == "deidentify":
-        from nnunet_jobs.dicom import export
+        from nnunet_jobs.cli import deidentify
 
-        return export.main(arguments.source, arguments.out, arguments.private)
+        return deidentify.main(arguments.source, arguments.out, arguments.private)
     if arguments.command == "withdraw":
         return commands.withdraw(arguments)
     if arguments.command == "serve":

@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 import yaml
 
-from nnunet_jobs.serving.command import add_serve
+from nnunet_jobs.cli.serve import add_serve
 
 DOCKER = Path(__file__).resolve().parents[2] / "docker"
 DOCS = DOCKER.parent / "docs" / "compose.md"

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from nnunet_jobs.dataset import command as validator
+from nnunet_jobs.cli import validate as validator
 
 
 def command(*arguments: object) -> list[str]:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from airflow_nnunet.doctor_privacy import examine_privacy
+from nnunet_jobs.cli import validate
 from nnunet_jobs.contract.failure import Failure, FailureClass
 from nnunet_jobs.contract.files import locked, read_only, write_json
 from nnunet_jobs.contract.jobdir import JobDir
@@ -20,7 +21,6 @@ from nnunet_jobs.contract.sharing import make_folder, shared_umask
 from nnunet_jobs.contract.spec import JobSpec
 from nnunet_jobs.contract.usage import Usage, book
 from nnunet_jobs.contract.workspace import Workspace
-from nnunet_jobs.dataset import command
 from nnunet_jobs.dataset.transfer import link_or_copy
 from support.data import decathlon, register_dataset
 from support.private import data_roots, open_to_others
@@ -121,9 +121,9 @@ def test_folders_of_a_server_with_threads_get_their_modes_one_by_one(tmp_path: P
 def test_a_page_of_pictures_written_by_hand_is_its_owners(tmp_path: Path) -> None:
     source = decathlon(tmp_path / "source", ["a", "b"])
     parser = argparse.ArgumentParser()
-    command.add_arguments(parser)
+    validate.add_arguments(parser)
     page = tmp_path / "report.html"
-    assert command.run(parser.parse_args([str(source), "--html", str(page)])) == command.USABLE
+    assert validate.run(parser.parse_args([str(source), "--html", str(page)])) == validate.USABLE
     assert mode(page) == "-rw-------"
 
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
+from nnunet_jobs.cli.validate import FAULTS, USABLE, USAGE
 from nnunet_jobs.contract.failure import FailureClass, JobError
-from nnunet_jobs.dataset.command import FAULTS, USABLE, USAGE
 from support.data import LABELS, decathlon, image_array, raw, register_dataset, write_nifti
 from support.layouts import bids, nnunet_v1, scans
 from support.validating import report_of, validate

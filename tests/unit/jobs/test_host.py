@@ -115,7 +115,7 @@ def test_an_attempt_that_was_never_begun_is_refused(workspace: Workspace) -> Non
 
 
 def test_a_server_takes_its_cores_from_what_it_may_use_and_not_from_the_host() -> None:
-    from nnunet_jobs.serving.command import cores_of
+    from nnunet_jobs.cli.serve import cores_of
 
     allowed = os.sched_getaffinity(0)
     try:

@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from nnunet_jobs.commands import read_workspace
+from nnunet_jobs.cli.commands import read_workspace
 from nnunet_jobs.context import StepContext
 from nnunet_jobs.contract.exit_codes import Exit
 from nnunet_jobs.contract.failure import ConfigError, Interrupted, JobError

@@ -1,0 +1,1 @@
+"""Commands that people type: ``python -m nnunet_jobs validate|deidentify|serve|withdraw``."""
