@@ -16,7 +16,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from nnunet_jobs.serving.settings import ServeSettings
+from nnunet_jobs.predictor_server.settings import ServeSettings
 from support import nginx
 from support.jobs import wait_for
 from support.serving import DATASET, ServerProcess, Service, make_image, make_workspace

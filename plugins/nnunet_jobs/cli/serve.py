@@ -25,8 +25,8 @@ from nnunet_jobs.contract.spec import DEVICES, Resources
 from nnunet_jobs.contract.workspace import Workspace
 from nnunet_jobs.devices import gpu, host
 from nnunet_jobs.prediction.settings import Settings
+from nnunet_jobs.predictor_server.settings import ServeSettings
 from nnunet_jobs.runner import attempt_limits
-from nnunet_jobs.serving.settings import ServeSettings
 
 log = logging.getLogger("nnunet_jobs")
 
@@ -97,9 +97,9 @@ def _run(settings: ServeSettings) -> None:
         os.environ.update(attempt_limits.environment(cpus=cpus, device=placement.device, gpus=placement.gpus, step="predict"))
         os.environ.update(settings.workspace.nnunet_environment())
         from nnunet_jobs.prediction.reading import ReadUploads
-        from nnunet_jobs.serving.app import Server, create_app
-        from nnunet_jobs.serving.listening import listen
-        from nnunet_jobs.serving.models import WarmModels
+        from nnunet_jobs.predictor_server.app import Server, create_app
+        from nnunet_jobs.predictor_server.listening import listen
+        from nnunet_jobs.predictor_server.models import WarmModels
 
         job = JobDir(settings.scratch / "server")
         job.path.mkdir()

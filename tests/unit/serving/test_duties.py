@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from nnunet_jobs.serving.duties import Duty
+from nnunet_jobs.predictor_server.duties import Duty
 
 
 def test_fault_67_a_duty_is_tried_again_after_an_error_that_nobody_foresaw() -> None:

@@ -13,7 +13,7 @@ from nnunet_jobs.contract.workspace import Workspace
 from nnunet_jobs.prediction.model import resolve_model
 from nnunet_jobs.prediction.reading import ReadHere
 from nnunet_jobs.prediction.settings import Settings
-from nnunet_jobs.serving.models import NoRoom, WarmModels, expected_bytes
+from nnunet_jobs.predictor_server.models import NoRoom, WarmModels, expected_bytes
 from support.prediction import job_dir
 from support.serving import make_model, make_workspace
 from support.stages import DATASET
@@ -90,7 +90,7 @@ def test_what_the_server_was_told_to_serve_pushes_and_stays(home: Workspace) -> 
 def test_where_both_do_not_fit_the_earlier_model_leaves_before_the_new_one_is_loaded(
     home: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from nnunet_jobs.serving import models as room
+    from nnunet_jobs.predictor_server import models as room
 
     models = Small(home, models=1)
     models.get(DATASET)

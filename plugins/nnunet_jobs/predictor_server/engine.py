@@ -16,7 +16,7 @@ from typing import Any
 
 from nnunet_jobs.prediction.predictor import Predictor
 from nnunet_jobs.prediction.work import Record, Work
-from nnunet_jobs.serving.metrics import Metrics
+from nnunet_jobs.predictor_server.metrics import Metrics
 
 _FIRST_GUESS_S = 5.0
 _SMOOTHING = 0.2

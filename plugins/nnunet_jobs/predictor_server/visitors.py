@@ -15,7 +15,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from nnunet_jobs.contract.problems import Problem
-from nnunet_jobs.serving.problems import respond
+from nnunet_jobs.predictor_server.problems import respond
 
 log = logging.getLogger("nnunet_jobs")
 

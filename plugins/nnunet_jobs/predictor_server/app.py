@@ -23,14 +23,14 @@ from nnunet_jobs.contract.uploads import FIELD, FILES, documented_segmentation, 
 from nnunet_jobs.prediction.export import label_values
 from nnunet_jobs.prediction.predictor import Predictor
 from nnunet_jobs.prediction.work import Record, Work
-from nnunet_jobs.serving.duties import Duty
-from nnunet_jobs.serving.engine import Busy, Engine
-from nnunet_jobs.serving.metrics import Metrics
-from nnunet_jobs.serving.models import NoRoom, WarmModels, served_datasets
-from nnunet_jobs.serving.problems import respond
-from nnunet_jobs.serving.settings import ServeSettings
-from nnunet_jobs.serving.uploads import receive
-from nnunet_jobs.serving.visitors import KnownVisitors
+from nnunet_jobs.predictor_server.duties import Duty
+from nnunet_jobs.predictor_server.engine import Busy, Engine
+from nnunet_jobs.predictor_server.metrics import Metrics
+from nnunet_jobs.predictor_server.models import NoRoom, WarmModels, served_datasets
+from nnunet_jobs.predictor_server.problems import respond
+from nnunet_jobs.predictor_server.settings import ServeSettings
+from nnunet_jobs.predictor_server.uploads import receive
+from nnunet_jobs.predictor_server.visitors import KnownVisitors
 
 log = logging.getLogger("nnunet_jobs")
 

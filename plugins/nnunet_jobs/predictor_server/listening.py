@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from nnunet_jobs.contract.failure import ConfigError
 
 if TYPE_CHECKING:
-    from nnunet_jobs.serving.app import Server
+    from nnunet_jobs.predictor_server.app import Server
 
 log = logging.getLogger("nnunet_jobs")
 
