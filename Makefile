@@ -27,13 +27,13 @@ $(VENV): pyproject.toml constraints.txt | $(filter .uv/%,$(UV))
 	touch $@
 
 demo: $(VENV) ## phantom data (or DATA=folder) through the whole pipeline, run by a private Airflow
-	$(RUN) -m airflow_nnunet.demo $(if $(DATA),--data "$(DATA)")
+	$(RUN) -m devtools.demo $(if $(DATA),--data "$(DATA)")
 
 up: $(VENV) ## a small site on loopback: the demo, and Airflow with its UI stays up until `make down`; PORT=, INPUT_ROOT=folder
-	$(RUN) -m airflow_nnunet.demo --keep-up --port $(PORT) $(if $(DATA),--data "$(DATA)") $(if $(INPUT_ROOT),--input-root "$(INPUT_ROOT)")
+	$(RUN) -m devtools.demo --keep-up --port $(PORT) $(if $(DATA),--data "$(DATA)") $(if $(INPUT_ROOT),--input-root "$(INPUT_ROOT)")
 
 down: $(VENV) ## stop what `make up` left running
-	$(RUN) -m airflow_nnunet.demo --down
+	$(RUN) -m devtools.demo --down
 
 test: $(VENV) ## everything that can run here; says what it skipped and why
 	$(RUN) -m pytest $(WORKERS) $(ARGS)
@@ -54,7 +54,7 @@ lint: $(VENV) ## ruff and the import contracts
 
 types: $(VENV) ## mypy --strict
 	.venv/bin/mypy
-	.venv/bin/mypy benchmarks soak docker/*.py
+	.venv/bin/mypy benchmarks soak devtools docker/*.py
 
 check: lint types test ## what CI runs
 

@@ -20,8 +20,8 @@ from pathlib import Path
 PROJECT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(PROJECT / "plugins"), str(PROJECT / "tests")]
 
-from airflow_nnunet.stack import Stack  # noqa: E402
-from airflow_nnunet.stack_components import CeleryWorker  # noqa: E402
+from devtools.stack import Stack  # noqa: E402
+from devtools.stack_components import CeleryWorker  # noqa: E402
 from support.servers import Postgres, Redis, running_postgres, running_redis  # noqa: E402
 
 STEPS = 10

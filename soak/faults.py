@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-from airflow_nnunet.stack_components import CORE
+from devtools.stack_components import CORE
 from nnunet_jobs.contract.jobdir import Phase
 from soak.site import Site
 

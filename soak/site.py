@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from airflow_nnunet.stack import PROJECT, Stack
+from devtools.stack import PROJECT, Stack
 from nnunet_jobs.contract.jobdir import JobDir
 from nnunet_jobs.contract.workspace import Workspace
 

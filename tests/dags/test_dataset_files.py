@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from airflow_nnunet.dataset_config import DatasetConfigError, load_config, load_folder
-from airflow_nnunet.schema_docs import reference
+from devtools.schema_docs import reference
 
 PROJECT = Path(__file__).resolve().parents[2]
 GOOD = "dataset: {id: 4, name: Hippocampus, source: /data}\n"

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from airflow_nnunet.rest_client import AirflowClient
-from airflow_nnunet.stack import PROJECT, Stack
+from devtools.stack import PROJECT, Stack
 
 pytestmark = [pytest.mark.e2e]
 
@@ -38,8 +38,8 @@ class Up:
 
 
 def demo(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "airflow_nnunet.demo", "--folder", str(folder), *words]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    command = [sys.executable, "-m", "devtools.demo", "--folder", str(folder), *words]
+    return subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False, timeout=300)
 
 
 def free_port() -> int:

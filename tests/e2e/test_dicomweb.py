@@ -13,7 +13,7 @@ from pathlib import Path
 import pydicom
 import pytest
 
-from airflow_nnunet.stack import Stack
+from devtools.stack import Stack
 from support.orthanc import LOGIN, PATIENT, Orthanc, made_series, running_archive, study_uid
 from support.stack import Site
 from support.stages import DATASET

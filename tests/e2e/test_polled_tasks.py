@@ -17,7 +17,7 @@ from urllib.parse import quote
 import psutil
 import pytest
 
-from airflow_nnunet.stack import Stack
+from devtools.stack import Stack
 from nnunet_jobs.contract.jobdir import JobDir, Phase
 from support.jobs import TESTS, wait_for
 from support.stack import Site

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from airflow_nnunet.rest_client import AirflowClient
-from airflow_nnunet.stack_config import password_file
+from devtools.stack_config import password_file
 from support.predictions_api import finished
 from support.serving import DATASET
 from support.snippets import PROJECT, snippets, words

@@ -7,8 +7,8 @@ from pathlib import Path
 from string import Template
 
 from airflow_nnunet.rest_client import wait_until
-from airflow_nnunet.stack import PROJECT, Stack
-from airflow_nnunet.stack_components import CeleryWorker
+from devtools.stack import PROJECT, Stack
+from devtools.stack_components import CeleryWorker
 from nnunet_jobs.contract.jobdir import JobDir
 from nnunet_jobs.contract.workspace import Workspace
 from support.jobs import TESTS

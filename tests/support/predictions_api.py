@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 
 from airflow_nnunet.rest_client import AirflowClient, wait_until
-from airflow_nnunet.stack_config import password_file
+from devtools.stack_config import password_file
 from support.airflow import environment, run
 from support.serving import DATASET
 from support.stack import Site

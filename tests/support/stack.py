@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from airflow_nnunet.rest_client import AirflowClient, RestError, wait_until
-from airflow_nnunet.stack import Stack
-from airflow_nnunet.stack_config import password_file
+from devtools.stack import Stack
+from devtools.stack_config import password_file
 from nnunet_jobs.contract.jobdir import JobDir
 from nnunet_jobs.contract.workspace import Workspace
 from support.jobs import TESTS

@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from airflow_nnunet import demo
 from airflow_nnunet.backends.local import LocalBackend
-from airflow_nnunet.demo_site import make_stack, write_env
-from airflow_nnunet.stack import PROJECT, Stack
-from airflow_nnunet.stack_config import read_config, write_config
+from devtools import demo
+from devtools.demo_site import make_stack, write_env
+from devtools.stack import PROJECT, Stack
+from devtools.stack_config import read_config, write_config
 from nnunet_jobs.contract.workspace import Workspace
 from support.jobs import make_spec
 

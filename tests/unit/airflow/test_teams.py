@@ -15,9 +15,9 @@ from airflow_nnunet.dataset_config import DatasetConfigError, load_config, load_
 from airflow_nnunet.exceptions import InvalidConfig
 from airflow_nnunet.operators import BatchPredictOperator, PreprocessOperator, RegisterDatasetOperator, TrainFoldOperator
 from airflow_nnunet.pools import team_pools
-from airflow_nnunet.schema_docs import team_reference
 from airflow_nnunet.task_state import JOB_XCOM
 from airflow_nnunet.teams import load_teams
+from devtools.schema_docs import team_reference
 from nnunet_jobs.contract.failure import ConfigError
 from nnunet_jobs.contract.jobdir import JobDir
 from support.airflow import PROJECT, context, environment, run

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from nnunet_jobs.dataset.faults_docs import page
+from devtools.faults_docs import page
 from nnunet_jobs.faults.codes import Code
 from nnunet_jobs.faults.fixes import MENDS
 from support.data import LABELS, decathlon, image_array, label_array, raw, write_nifti
@@ -110,7 +110,7 @@ def test_nothing_is_written(faulty):
 
 def test_every_code_has_its_mend_and_the_page_is_up_to_date():
     assert set(MENDS) == set(Code)
-    assert (PROJECT / "docs" / "faults.md").read_text() == page(), "python -m nnunet_jobs.dataset.faults_docs > docs/faults.md"
+    assert (PROJECT / "docs" / "faults.md").read_text() == page(), "python -m devtools.faults_docs > docs/faults.md"
 
 
 def test_200_real_cases_are_usable(hippocampus):

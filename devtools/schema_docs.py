@@ -1,4 +1,4 @@
-"""The pages of the YAML files from their schemas: ``python -m airflow_nnunet.schema_docs [teams] > include/datasets/README.md``."""
+"""The pages of the YAML files from their schemas: ``python -m devtools.schema_docs [teams] > include/datasets/README.md``."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ A new DAG is paused. Unpausing it starts no run for a time that has passed: the 
 with *Unpause* starts the run that was asked for. After its first scheduled run, a DAG that was paused over a due time makes up for it
 with one run when it is unpaused, as Airflow does after an outage of the scheduler.
 
-This page is made from the schema by `python -m airflow_nnunet.schema_docs`.
+This page is made from the schema by `python -m devtools.schema_docs`.
 """
 _TEAMS = """\
 # Team files
@@ -32,7 +32,7 @@ may name no path outside its roots; they take its pool, queue and priority where
 the teams' pools. Required are `pool.slots` and `nnunet.workspace`. A wrong field, a pool that two teams claim, or folders of two teams
 that lie in one another are an import error of `dags/nnunet_dataset_files.py` with file, line, field and mend. Workers, DAG processor and
 API server read this folder: option `teams` of section `[nnunet]`, `include/teams` beside the DAGs folder when empty. Begin with a copy
-of `radiology.yaml.example`. This page is made from the schema by `python -m airflow_nnunet.schema_docs teams`.
+of `radiology.yaml.example`. This page is made from the schema by `python -m devtools.schema_docs teams`.
 """
 
 

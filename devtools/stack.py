@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Self
 
 from airflow_nnunet.rest_client import AirflowClient, wait_until
-from airflow_nnunet.stack_components import CORE, Component
-from airflow_nnunet.stack_config import USER, password_file, read_config, write_config, write_private
+from devtools.stack_components import CORE, Component
+from devtools.stack_config import USER, password_file, read_config, write_config, write_private
 
-PROJECT = Path(__file__).resolve().parents[2]
+PROJECT = Path(__file__).resolve().parents[1]
 _START_S = 180.0
 _STOP_S = 20.0
 # Home of the stack that started a process. Not AIRFLOW_HOME, which a person's shell has too who works with the site.

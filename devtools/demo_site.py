@@ -13,8 +13,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from airflow_nnunet.stack import PROJECT, Stack, StackError
-from airflow_nnunet.stack_config import write_private
+from devtools.stack import PROJECT, Stack, StackError
+from devtools.stack_config import write_private
 
 _DAG_FILE = '''"""The demo's dataset file as a DAG."""
 

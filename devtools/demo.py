@@ -1,6 +1,6 @@
 """``make demo``: a private Airflow takes a dataset through all five operators, and says at the end what came out and where it is.
 
-    python -m airflow_nnunet.demo [--data FOLDER] [--folder .demo] [--keep-up [--port 8080] [--no-run] | --down]
+    python -m devtools.demo [--data FOLDER] [--folder .demo] [--keep-up [--port 8080] [--no-run] | --down]
 
 Everything lies below one folder: data, workspace, Airflow's home, and ``summary.json``. A second run finds finished work done.
 """
@@ -20,10 +20,10 @@ from typing import Any
 
 import yaml
 
-from airflow_nnunet.demo_site import login, make_stack, require_free, write_env
-from airflow_nnunet.progress_view import ProgressView
 from airflow_nnunet.rest_client import RestError
-from airflow_nnunet.stack import PROJECT, Stack, StackError
+from devtools.demo_site import login, make_stack, require_free, write_env
+from devtools.progress_view import ProgressView
+from devtools.stack import PROJECT, Stack, StackError
 from nnunet_jobs.contract.files import read_json
 from nnunet_jobs.contract.workspace import MODEL_CARD
 
@@ -145,7 +145,7 @@ def say(text: str) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the demo; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m airflow_nnunet.demo", description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m devtools.demo", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data", type=Path, help="folder in Medical Segmentation Decathlon layout; a phantom is made when empty")
     parser.add_argument("--folder", type=Path, default=PROJECT / ".demo", help="where everything goes (default .demo)")
     parser.add_argument("--keep-up", action="store_true", help="leave Airflow and its UI running until --down")

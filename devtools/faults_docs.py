@@ -1,4 +1,4 @@
-"""``docs/faults.md`` from the table of codes: ``python -m nnunet_jobs.dataset.faults_docs > docs/faults.md``."""
+"""``docs/faults.md`` from the table of codes: ``python -m devtools.faults_docs > docs/faults.md``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _INTRODUCTION = """\
 
 What `python -m nnunet_jobs validate PATH` and `RegisterDatasetOperator` can find. Codes are stable. An error would spoil training or
 prediction: nothing is registered until it is fixed. A warning is for a person to look at. `--fix-plan` prints the fix with each file.
-This page is made from the table of codes by `python -m nnunet_jobs.dataset.faults_docs`.
+This page is made from the table of codes by `python -m devtools.faults_docs`.
 
 | code | severity | what | mend |
 |---|---|---|---|
