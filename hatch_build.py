@@ -13,7 +13,7 @@ _DATA = ("include", "dags", "airflow.cfg.template")
 
 
 class ProjectFiles(BuildHookInterface[Any]):
-    """Adds the data below the Airflow package, where :mod:`airflow_nnunet.project_files` looks for it."""
+    """Adds the data below the Airflow package, where :mod:`airflow_nnunet.settings.project_files` looks for it."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """See hatchling. ``version`` is ``editable`` or ``standard``."""

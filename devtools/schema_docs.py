@@ -9,7 +9,7 @@ from typing import Any, cast
 from pydantic import BaseModel
 
 from airflow_nnunet.dataset_config import TrainingConfig
-from airflow_nnunet.teams import TeamConfig
+from airflow_nnunet.settings.teams import TeamConfig
 
 _INTRODUCTION = """\
 # Dataset files

@@ -17,8 +17,6 @@ from airflow.sdk.configuration import conf
 from airflow.sdk.definitions.param import ParamsDict
 
 from airflow_nnunet import planning
-from airflow_nnunet.airflow_names import fitting_tag
-from airflow_nnunet.config import NnunetConfig
 from airflow_nnunet.dag_checks import build_checked
 from airflow_nnunet.dataset_config import CASCADE, DatasetConfigError, TrainingConfig, load_folder
 from airflow_nnunet.operators import (
@@ -30,9 +28,11 @@ from airflow_nnunet.operators import (
 )
 from airflow_nnunet.operators.base import DEFAULT_RETRY_POLICY
 from airflow_nnunet.params_form import RunSettings, form
-from airflow_nnunet.project_files import comes_with_the_package
 from airflow_nnunet.schedules import PRESETS, make_timetable, zone_of
-from airflow_nnunet.teams import load_teams
+from airflow_nnunet.settings.airflow_names import fitting_tag
+from airflow_nnunet.settings.config import NnunetConfig
+from airflow_nnunet.settings.project_files import comes_with_the_package
+from airflow_nnunet.settings.teams import load_teams
 from nnunet_jobs.contract.failure import ConfigError
 from nnunet_jobs.contract.workspace import Workspace
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from airflow.dag_processing.bundles.local import LocalDagBundle
 
-from airflow_nnunet.project_files import project_files
+from airflow_nnunet.settings.project_files import project_files
 
 
 class NnunetDagBundle(LocalDagBundle):  # type: ignore[misc, unused-ignore]

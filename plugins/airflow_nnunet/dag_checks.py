@@ -1,7 +1,8 @@
 """What Airflow will check about a DAG once its file is parsed, asked beforehand and for one DAG at a time.
 
 Airflow drops every DAG of a file that has an import error, so a DAG that it would refuse must not be in a file with others. That the
-values of a dataset file fit Airflow's messages and its database is checked where the file is read, see :mod:`airflow_nnunet.yaml_tree`.
+values of a dataset file fit Airflow's messages and its database is checked where the file is read, see
+:mod:`airflow_nnunet.settings.yaml_tree`.
 """
 
 from __future__ import annotations

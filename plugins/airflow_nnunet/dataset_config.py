@@ -16,7 +16,6 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
-from airflow_nnunet.airflow_names import Owner, PoolName, Priority, QueueName, Retries, Tag
 from airflow_nnunet.dataset_sections import (
     DatasetSection,
     Fold,
@@ -27,10 +26,11 @@ from airflow_nnunet.dataset_sections import (
     TrainSection,
 )
 from airflow_nnunet.operators.fields import is_template
-from airflow_nnunet.python_classes import check_class
 from airflow_nnunet.schedules import check_schedule, check_timezone
-from airflow_nnunet.teams import Teams, load_teams
-from airflow_nnunet.yaml_files import Section, line_of, read_model, yaml_files
+from airflow_nnunet.settings.airflow_names import Owner, PoolName, Priority, QueueName, Retries, Tag
+from airflow_nnunet.settings.python_classes import check_class
+from airflow_nnunet.settings.teams import Teams, load_teams
+from airflow_nnunet.settings.yaml_files import Section, line_of, read_model, yaml_files
 from nnunet_jobs.contract.failure import ConfigError
 from nnunet_jobs.contract.params import HELD_OUT, FindBestParams, PredictParams, PreprocessParams, RegisterParams, TrainParams
 from nnunet_jobs.contract.spec import Resources

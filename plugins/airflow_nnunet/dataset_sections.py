@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from airflow_nnunet.yaml_files import Section
+from airflow_nnunet.settings.yaml_files import Section
 
 Fold = Annotated[int, Field(ge=0)] | Literal["all"]
 

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from airflow_nnunet.commands import command
-from airflow_nnunet.config import NnunetConfig
 from airflow_nnunet.pools import run_jobs_command
+from airflow_nnunet.settings.config import NnunetConfig
 from nnunet_jobs.contract.exit_codes import Exit
 from nnunet_jobs.contract.failure import ConfigError
 from nnunet_jobs.contract.withdrawals import Tombstones

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from airflow_nnunet.commands import command
-from airflow_nnunet.config import NnunetConfig
 from airflow_nnunet.doctor_backend import examine_backend, runs_here
 from airflow_nnunet.doctor_datasets import examine_datasets
 from airflow_nnunet.doctor_executor import examine_executor
@@ -21,7 +20,8 @@ from airflow_nnunet.doctor_privacy import examine_privacy
 from airflow_nnunet.finding import Finding
 from airflow_nnunet.operators.base import GPU_POOL
 from airflow_nnunet.pools import automatic_slots, probe_host
-from airflow_nnunet.teams import load_teams
+from airflow_nnunet.settings.config import NnunetConfig
+from airflow_nnunet.settings.teams import load_teams
 from airflow_nnunet.workspace_cli import examine_marker
 from nnunet_jobs.contract.exit_codes import Exit
 from nnunet_jobs.contract.failure import ConfigError

@@ -6,8 +6,8 @@ import argparse
 from pathlib import Path
 
 from airflow_nnunet.commands import command
-from airflow_nnunet.config import airflow_home
-from airflow_nnunet.project_files import write_site
+from airflow_nnunet.settings.config import airflow_home
+from airflow_nnunet.settings.project_files import write_site
 from nnunet_jobs.contract.exit_codes import Exit
 
 _NEXT = """

@@ -24,7 +24,7 @@ from fastapi.responses import HTMLResponse, PlainTextResponse, RedirectResponse,
 from starlette.exceptions import HTTPException as AnyHTTPException
 
 from airflow_nnunet.links import URL_PREFIX
-from airflow_nnunet.teams import load_teams, owned_job_roots
+from airflow_nnunet.settings.teams import load_teams, owned_job_roots
 from nnunet_jobs.contract.failure import ConfigError
 from nnunet_jobs.contract.jobdir import JobDir
 from nnunet_jobs.contract.spec import JOB_ID

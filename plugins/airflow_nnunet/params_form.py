@@ -10,7 +10,7 @@ from airflow.sdk import Param
 
 from airflow_nnunet.dataset_config import CASCADE, LOW_RESOLUTION, TrainingConfig
 from airflow_nnunet.operators.fields import coerce, is_template
-from airflow_nnunet.python_classes import check_class, known_classes
+from airflow_nnunet.settings.python_classes import check_class, known_classes
 from nnunet_jobs.contract.failure import ConfigError
 from nnunet_jobs.contract.fields import field_types
 from nnunet_jobs.contract.params import HELD_OUT, FindBestParams, TrainParams

@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from airflow_nnunet.config import NnunetConfig
 from airflow_nnunet.dataset_config import CASCADE, TrainingConfig
 from airflow_nnunet.exceptions import from_job_error
 from airflow_nnunet.params_form import RunSettings
+from airflow_nnunet.settings.config import NnunetConfig
 from nnunet_jobs.contract.failure import ConfigError
 from nnunet_jobs.contract.files import content_hash
 from nnunet_jobs.contract.predictions import model_folder, newest_folder, read_predictions

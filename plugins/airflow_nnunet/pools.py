@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from airflow_nnunet.commands import command
-from airflow_nnunet.config import NnunetConfig
-from airflow_nnunet.project_files import project_files
-from airflow_nnunet.teams import load_teams
+from airflow_nnunet.settings.config import NnunetConfig
+from airflow_nnunet.settings.project_files import project_files
+from airflow_nnunet.settings.teams import load_teams
 from nnunet_jobs.contract import packages
 from nnunet_jobs.contract.exit_codes import Exit
 from nnunet_jobs.contract.failure import ConfigError

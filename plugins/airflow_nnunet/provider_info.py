@@ -146,7 +146,7 @@ def get_provider_info() -> dict[str, Any]:
         },
         "connection-types": [
             {
-                "hook-class-name": "airflow_nnunet.hooks.NnunetHook",
+                "hook-class-name": "airflow_nnunet.settings.hook.NnunetHook",
                 "hook-name": "nnU-Net workspace",
                 "connection-type": "nnunet",
                 "conn-fields": NNUNET_FIELDS,

@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from airflow_nnunet.commands import command
-from airflow_nnunet.config import NnunetConfig
-from airflow_nnunet.teams import job_roots
+from airflow_nnunet.settings.config import NnunetConfig
+from airflow_nnunet.settings.teams import job_roots
 from nnunet_jobs.contract.exit_codes import Exit
 from nnunet_jobs.contract.failure import ConfigError
 from nnunet_jobs.contract.marker import MARKER

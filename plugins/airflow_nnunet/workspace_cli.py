@@ -7,9 +7,9 @@ import sys
 from collections.abc import Iterator
 
 from airflow_nnunet.commands import command
-from airflow_nnunet.config import NnunetConfig
 from airflow_nnunet.finding import Finding
-from airflow_nnunet.workspace_memory import DatabaseMemory
+from airflow_nnunet.settings.config import NnunetConfig
+from airflow_nnunet.settings.workspace_memory import DatabaseMemory
 from nnunet_jobs.contract.exit_codes import Exit
 from nnunet_jobs.contract.marker import MARKER, SHARED_ROOTS, lost_roots, mark_workspace, missing_share, read_marker, unmounted_point
 

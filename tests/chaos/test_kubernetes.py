@@ -20,8 +20,8 @@ import pytest
 pytest.importorskip("kubernetes", reason="the extra kubernetes is not installed")
 
 from airflow_nnunet.backends import KubernetesBackend, Watch
-from airflow_nnunet.config import NnunetConfig
 from airflow_nnunet.doctor_backend import examine_backend, runs_here
+from airflow_nnunet.settings.config import NnunetConfig
 from airflow_nnunet.triggers import JobTrigger
 from nnunet_jobs.contract.failure import FailureClass
 from nnunet_jobs.contract.spec import Resources

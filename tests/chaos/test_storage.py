@@ -18,8 +18,8 @@ from typing import Any
 import pytest
 
 from airflow_nnunet.backends import FakeBackend, FakeOutcome, JobStatus, Watch
-from airflow_nnunet.config import NnunetConfig
 from airflow_nnunet.operators import TrainFoldOperator
+from airflow_nnunet.settings.config import NnunetConfig
 from airflow_nnunet.triggers import JobTrigger
 from nnunet_jobs.contract import marker
 from nnunet_jobs.contract.failure import Failure, FailureClass

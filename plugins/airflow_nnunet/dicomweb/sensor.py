@@ -12,7 +12,6 @@ from airflow.sdk.bases.sensor import PokeReturnValue
 from airflow.sdk.configuration import conf
 from airflow.sdk.exceptions import AirflowSensorTimeout, AirflowSkipException, TaskDeferralTimeout
 
-from airflow_nnunet.config import NnunetConfig
 from airflow_nnunet.dicomweb.handout import HandOut, given_up_text
 from airflow_nnunet.dicomweb.hook import DEFAULT_CONN_ID, DicomWebHook
 from airflow_nnunet.dicomweb.ledger import StudyLedger
@@ -23,7 +22,8 @@ from airflow_nnunet.exceptions import ArchiveUnavailable, from_job_error, to_air
 from airflow_nnunet.operators.fields import coerce, is_template
 from airflow_nnunet.operators.rendering import RenderingMixin
 from airflow_nnunet.retry import DEFAULT_RETRIES, DEFAULT_RETRY_DELAY, NnunetRetryPolicy
-from airflow_nnunet.workspace_memory import TaskMemory
+from airflow_nnunet.settings.config import NnunetConfig
+from airflow_nnunet.settings.workspace_memory import TaskMemory
 from nnunet_jobs.contract.failure import ConfigError, Failure, FailureClass, JobError
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from airflow_nnunet.serving import TASK_ID
 from airflow_nnunet.serving.operator import RequestPredictOperator
 from airflow_nnunet.serving.retention import CLEANUP_DAG_ID, remove_old
 from airflow_nnunet.serving.spaces import dag_id_of
-from airflow_nnunet.teams import load_teams
+from airflow_nnunet.settings.teams import load_teams
 
 _AT_ONCE = 1024  # the queue's limits and the pool say how many; a DAG's own default of 16 must not
 _DOC = "Requests of the prediction API. A run begins with POST /nnunet-api/predictions; marking it failed cancels the prediction."

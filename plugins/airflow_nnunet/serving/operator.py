@@ -6,7 +6,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from airflow_nnunet.config import NnunetConfig
 from airflow_nnunet.exceptions import from_job_error
 from airflow_nnunet.operators.predict import BatchPredictOperator
 from airflow_nnunet.outage import patiently
@@ -15,7 +14,8 @@ from airflow_nnunet.serving.models import ModelFacts, model_facts
 from airflow_nnunet.serving.servers import Answer, ask_servers
 from airflow_nnunet.serving.spaces import Space, load_space
 from airflow_nnunet.serving.store import StoredRequest, open_request
-from airflow_nnunet.workspace_memory import TaskMemory
+from airflow_nnunet.settings.config import NnunetConfig
+from airflow_nnunet.settings.workspace_memory import TaskMemory
 from nnunet_jobs.contract.failure import DataError, FailureClass, JobError
 from nnunet_jobs.contract.files import read_json, replacing, sha256_file, write_json
 from nnunet_jobs.contract.jobdir import JobDir

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from airflow_nnunet.config import NnunetConfig, number, path_list, section_options
 from airflow_nnunet.serving import DAG_ID
-from airflow_nnunet.teams import load_teams
+from airflow_nnunet.settings.config import NnunetConfig, number, path_list, section_options
+from airflow_nnunet.settings.teams import load_teams
 from nnunet_jobs.contract.failure import ConfigError
 from nnunet_jobs.contract.loopback import is_loopback
 from nnunet_jobs.contract.workspace import Workspace

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from airflow_nnunet.config import NnunetConfig, airflow_home
-from airflow_nnunet.hooks import NnunetHook
 from airflow_nnunet.provider_info import OPTIONS, get_provider_info
+from airflow_nnunet.settings.config import NnunetConfig, airflow_home
+from airflow_nnunet.settings.hook import NnunetHook
 from nnunet_jobs.contract.failure import ConfigError
 from support.airflow import environment, run
 

@@ -137,8 +137,8 @@ def test_the_commands_list_log_and_withdraw(home: Path) -> None:
 
 
 def test_a_tasks_job_says_who_triggered_the_run(nnunet: Path) -> None:
-    from airflow_nnunet.config import NnunetConfig
     from airflow_nnunet.operators import RegisterDatasetOperator
+    from airflow_nnunet.settings.config import NnunetConfig
 
     class Run:
         triggering_user_name = "alice"

@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
-from airflow_nnunet.config import NnunetConfig
 from airflow_nnunet.dicomweb import DicomWebHook, DicomWebStudyTrigger
 from airflow_nnunet.dicomweb.model import SeriesFilter
 from airflow_nnunet.exceptions import ArchiveRefused, ArchiveUnavailable, InstancesRejected, InvalidConfig
 from airflow_nnunet.retry import NnunetRetryPolicy
+from airflow_nnunet.settings.config import NnunetConfig
 from nnunet_jobs.contract.failure import ConfigError
 from support.orthanc import PATIENT, Orthanc, made_series, study_uid
 from support.proxy import Act, Proxy, is_instance

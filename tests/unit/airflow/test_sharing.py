@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 
 from airflow_nnunet.backends import FakeBackend
-from airflow_nnunet.config import NnunetConfig
 from airflow_nnunet.datasets_cli import log_command
 from airflow_nnunet.doctor import _withdrawals, examine
 from airflow_nnunet.operators import TrainFoldOperator
+from airflow_nnunet.settings.config import NnunetConfig
 from nnunet_jobs.contract.failure import ConfigError
 from nnunet_jobs.contract.workspace import Workspace
 from support.airflow import context

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from airflow_nnunet.config import NnunetConfig
+from airflow_nnunet.settings.config import NnunetConfig
 from airflow_nnunet.usage_cli import Row, moment, summed, usage_command
 from nnunet_jobs.contract.failure import ConfigError
 from nnunet_jobs.contract.jobdir import JobDir

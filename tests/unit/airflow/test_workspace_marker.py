@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 
 from airflow_nnunet.backends import FakeBackend
-from airflow_nnunet.config import NnunetConfig
 from airflow_nnunet.exceptions import JobLost
 from airflow_nnunet.finding import Finding
 from airflow_nnunet.serving.operator import RequestPredictOperator
 from airflow_nnunet.serving.spaces import load_space
 from airflow_nnunet.serving.store import Draft
+from airflow_nnunet.settings.config import NnunetConfig
+from airflow_nnunet.settings.workspace_memory import variable_of
 from airflow_nnunet.workspace_cli import examine_marker
-from airflow_nnunet.workspace_memory import variable_of
 from nnunet_jobs.contract.marker import MARKER, mark_workspace
 from nnunet_jobs.contract.spec import JobSpec, make_job_id
 from nnunet_jobs.contract.workspace import Workspace
@@ -76,7 +76,7 @@ def test_the_command_marks_what_is_there_and_airflow_remembers_it(home: Path) ->
     assert done.returncode == 0, done.stderr[-2000:]
     marker = json.loads((home / "empty" / "jobs" / MARKER).read_text())
     assert marker["roots"] == {"raw": workspace.raw}
-    code = "from airflow_nnunet.workspace_memory import DatabaseMemory; import sys; print('known', DatabaseMemory().recall(sys.argv[1]))"
+    code = "from airflow_nnunet.settings.workspace_memory import DatabaseMemory as M; import sys; print('known', M().recall(sys.argv[1]))"
     assert f"known {marker['workspace']}" in run(["-c", code, workspace.jobs], env).stdout
     assert variable_of(workspace.jobs) != variable_of(str(home / "other" / "jobs"))
 

@@ -19,8 +19,8 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from airflow_nnunet.airflow_names import Priority, QueueName
-from airflow_nnunet.yaml_files import Section, line_of, read_model, yaml_files
+from airflow_nnunet.settings.airflow_names import Priority, QueueName
+from airflow_nnunet.settings.yaml_files import Section, line_of, read_model, yaml_files
 from nnunet_jobs.contract.failure import ConfigError
 from nnunet_jobs.contract.sharing import explain
 from nnunet_jobs.contract.spec import TEAM
@@ -218,7 +218,7 @@ def job_roots() -> list[str]:
 
 def owned_job_roots() -> dict[str, str | None]:
     """Where job folders are, with the team whose they are; None for those of section [nnunet]."""
-    from airflow_nnunet.config import NnunetConfig
+    from airflow_nnunet.settings.config import NnunetConfig
 
     found: dict[str, str | None] = {NnunetConfig.load().workspace.jobs: None}
     for name, team in load_teams().configs.items():

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from nnunet_jobs.contract.failure import ConfigError
 
-_PACKAGE = Path(__file__).resolve().parent
+_PACKAGE = Path(__file__).resolve().parents[1]
 # Examples of datasets become DAGs where they are found, so a site gets them under a name that makes none.
 _EXAMPLES = ("include/datasets/hippocampus.yaml", "include/datasets/phantom_tiny.yaml")
 _NOT_A_SITES = ("dags/hospital_etl_example.py",)

@@ -75,7 +75,7 @@ class NnunetConfig:
             return cls._of_team(team)
         overrides: Mapping[str, Any] = {}
         if conn_id:
-            from airflow_nnunet.hooks import NnunetHook
+            from airflow_nnunet.settings.hook import NnunetHook
 
             overrides = NnunetHook(conn_id).overrides()
         return cls.from_options({**section_options(), **overrides})
@@ -83,7 +83,7 @@ class NnunetConfig:
     @classmethod
     def _of_team(cls, team: str) -> NnunetConfig:
         """The section without its roots, the team's options over it, and the host's one lease ledger: all teams share its GPUs."""
-        from airflow_nnunet.teams import ROOTS, load_teams
+        from airflow_nnunet.settings.teams import ROOTS, load_teams
 
         section = section_options()
         options = load_teams().get(team).options()

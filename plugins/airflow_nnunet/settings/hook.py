@@ -44,8 +44,8 @@ class NnunetHook(BaseHook):
         return {name: value for name, value in options.items() if value is not None and value != ""}
 
     def get_conn(self) -> Any:
-        """The connection's :class:`~airflow_nnunet.config.NnunetConfig`."""
-        from airflow_nnunet.config import NnunetConfig
+        """The connection's :class:`~airflow_nnunet.settings.config.NnunetConfig`."""
+        from airflow_nnunet.settings.config import NnunetConfig
 
         return NnunetConfig.load(self.nnunet_conn_id)
 

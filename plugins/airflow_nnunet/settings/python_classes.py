@@ -18,9 +18,9 @@ from typing import Any
 
 from airflow.sdk.configuration import conf
 
-from airflow_nnunet.config import path_list
 from airflow_nnunet.provider_info import OPTIONS
-from airflow_nnunet.teams import load_teams
+from airflow_nnunet.settings.config import path_list
+from airflow_nnunet.settings.teams import load_teams
 from nnunet_jobs.contract.failure import ConfigError
 
 _FOLDERS = {"trainer": ("training", "nnUNetTrainer"), "planner": ("experiment_planning",)}

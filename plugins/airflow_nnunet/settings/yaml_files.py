@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from airflow_nnunet.yaml_tree import load, loader, unfit_values
+from airflow_nnunet.settings.yaml_tree import load, loader, unfit_values
 
 ENDINGS = (".yaml", ".yml")
 """Of files that are read; in any mixture of capitals."""
