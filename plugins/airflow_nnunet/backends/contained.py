@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from airflow_nnunet.backends.base import Backend, JobStatus, Watch, read_status
+from airflow_nnunet.backends.container_runtime import CANNOT_ASK, Place, Refused, Sight, Stage, Unreachable
 from airflow_nnunet.backends.mounts import Mode, Mount, mounts_for
-from airflow_nnunet.backends.place import CANNOT_ASK, Place, Refused, Sight, Stage, Unreachable
 from nnunet_jobs.contract.failure import ConfigError, Failure, FailureClass, Lost
 from nnunet_jobs.contract.files import PRIVATE
 from nnunet_jobs.contract.jobdir import JobDir, Phase

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from airflow_nnunet.backends.contained import ContainedBackend, job_user
+from airflow_nnunet.backends.container_runtime import Refused, Unreachable
 from airflow_nnunet.backends.docker.container import lease_mount
 from airflow_nnunet.backends.docker.engine import Engine
 from airflow_nnunet.backends.docker.options import DockerOptions
 from airflow_nnunet.backends.mounts import Mount
-from airflow_nnunet.backends.place import Refused, Unreachable
 from nnunet_jobs.contract.failure import ConfigError, FailureClass
 from nnunet_jobs.contract.grant import read_grant
 from nnunet_jobs.contract.jobdir import JobDir

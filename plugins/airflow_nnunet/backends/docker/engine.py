@@ -10,9 +10,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
+from airflow_nnunet.backends.container_runtime import EXIT_NO_FOLDER, Refused, Sight, Stage, Unreachable
 from airflow_nnunet.backends.docker.container import LABEL, LEASE, RUN, Role, container_arguments, container_name, granted, job_labels
 from airflow_nnunet.backends.docker.options import DockerOptions
-from airflow_nnunet.backends.place import EXIT_NO_FOLDER, Refused, Sight, Stage, Unreachable
 from nnunet_jobs.contract.failure import ConfigError, FailureClass
 from nnunet_jobs.contract.grant import Grant
 from nnunet_jobs.contract.jobdir import JobDir

@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from airflow_nnunet.backends.container_runtime import Refused, Sight, Unreachable
 from airflow_nnunet.backends.kubernetes.options import PodOptions
 from airflow_nnunet.backends.kubernetes.pod import (
     ATTEMPT_LABEL,
@@ -20,8 +21,7 @@ from airflow_nnunet.backends.kubernetes.pod import (
     job_labels,
     pod_name,
 )
-from airflow_nnunet.backends.kubernetes.sight import look_at
-from airflow_nnunet.backends.place import Refused, Sight, Unreachable
+from airflow_nnunet.backends.kubernetes.pod_status import look_at
 from nnunet_jobs.contract.failure import ConfigError
 from nnunet_jobs.contract.jobdir import JobDir
 from nnunet_jobs.contract.spec import JobSpec

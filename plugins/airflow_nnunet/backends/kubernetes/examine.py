@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from airflow_nnunet.backends.contained import job_user
+from airflow_nnunet.backends.container_runtime import Refused, Unreachable
 from airflow_nnunet.backends.kubernetes.cluster import Cluster
 from airflow_nnunet.backends.kubernetes.options import PodOptions
 from airflow_nnunet.backends.kubernetes.pod import build_pod
-from airflow_nnunet.backends.place import Refused, Unreachable
 from nnunet_jobs.contract.failure import ConfigError
 from nnunet_jobs.contract.jobdir import JobDir
 from nnunet_jobs.contract.spec import JobSpec, Resources

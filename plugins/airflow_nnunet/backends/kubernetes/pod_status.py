@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from airflow_nnunet.backends.container_runtime import EXIT_NO_FOLDER, Sight, Stage
 from airflow_nnunet.backends.kubernetes.pod import CONTAINER
-from airflow_nnunet.backends.place import EXIT_NO_FOLDER, Sight, Stage
 from nnunet_jobs.contract.failure import FailureClass
 
 if TYPE_CHECKING:
