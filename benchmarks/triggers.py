@@ -24,7 +24,7 @@ from pathlib import Path
 PROJECT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT / "plugins"))
 
-from airflow_nnunet.triggers import JobTrigger  # noqa: E402
+from airflow_nnunet.jobs.trigger import JobTrigger  # noqa: E402
 from nnunet_jobs.contract.jobdir import JobDir, Phase  # noqa: E402
 from nnunet_jobs.contract.liveness import write_counter  # noqa: E402
 from nnunet_jobs.contract.spec import JobSpec, make_job_id  # noqa: E402

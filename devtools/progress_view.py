@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from airflow_nnunet.progress import ProgressLines
+from airflow_nnunet.jobs.progress import ProgressLines
 from airflow_nnunet.rest_client import AirflowClient
 from nnunet_jobs.contract.jobdir import JobDir
 

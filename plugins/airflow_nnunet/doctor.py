@@ -237,7 +237,7 @@ def _archives() -> Iterator[Finding]:
     from sqlalchemy.exc import SQLAlchemyError
 
     from airflow_nnunet.dicomweb.hook import open_archive
-    from airflow_nnunet.exceptions import NnunetJobError
+    from airflow_nnunet.jobs.exceptions import NnunetJobError
 
     try:
         with create_session() as session:

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from airflow_nnunet.finding import Finding
+from airflow_nnunet.jobs.task_state import JOB_XCOM
 from airflow_nnunet.settings.config import NnunetConfig
 from airflow_nnunet.settings.teams import job_roots
-from airflow_nnunet.task_state import JOB_XCOM
 from nnunet_jobs.contract.sharing import explain
 
 # Newest jobs of Airflow's database that are looked for.

@@ -23,7 +23,7 @@ from fastapi.exception_handlers import http_exception_handler
 from fastapi.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.exceptions import HTTPException as AnyHTTPException
 
-from airflow_nnunet.links import URL_PREFIX
+from airflow_nnunet.jobs.links import URL_PREFIX
 from airflow_nnunet.settings.teams import load_teams, owned_job_roots
 from nnunet_jobs.contract.failure import ConfigError
 from nnunet_jobs.contract.jobdir import JobDir

@@ -7,8 +7,8 @@ from typing import Any
 
 from airflow.plugins_manager import AirflowPlugin
 
-from airflow_nnunet import listeners
-from airflow_nnunet.links import URL_PREFIX, DatasetReportLink, JobFolderLink, JobLogLink
+from airflow_nnunet.jobs import listeners
+from airflow_nnunet.jobs.links import URL_PREFIX, DatasetReportLink, JobFolderLink, JobLogLink
 
 
 class NnunetPlugin(AirflowPlugin):  # type: ignore[misc, unused-ignore]

@@ -168,6 +168,6 @@ def get_provider_info() -> dict[str, Any]:
                 },
             },
         ],
-        "extra-links": [f"airflow_nnunet.links.{name}" for name in ("JobLogLink", "JobFolderLink", "DatasetReportLink")],
+        "extra-links": [f"airflow_nnunet.jobs.links.{name}" for name in ("JobLogLink", "JobFolderLink", "DatasetReportLink")],
         "cli": ["airflow_nnunet.cli.get_cli_commands"],
     }

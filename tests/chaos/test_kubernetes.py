@@ -21,8 +21,8 @@ pytest.importorskip("kubernetes", reason="the extra kubernetes is not installed"
 
 from airflow_nnunet.backends import KubernetesBackend, Watch
 from airflow_nnunet.doctor_backend import examine_backend, runs_here
+from airflow_nnunet.jobs.trigger import JobTrigger
 from airflow_nnunet.settings.config import NnunetConfig
-from airflow_nnunet.triggers import JobTrigger
 from nnunet_jobs.contract.failure import FailureClass
 from nnunet_jobs.contract.spec import Resources
 from nnunet_jobs.contract.workspace import Workspace

@@ -18,9 +18,9 @@ from typing import Any
 import pytest
 
 from airflow_nnunet.backends import FakeBackend, FakeOutcome, JobStatus, Watch
+from airflow_nnunet.jobs.trigger import JobTrigger
 from airflow_nnunet.operators import TrainFoldOperator
 from airflow_nnunet.settings.config import NnunetConfig
-from airflow_nnunet.triggers import JobTrigger
 from nnunet_jobs.contract import marker
 from nnunet_jobs.contract.failure import Failure, FailureClass
 from nnunet_jobs.contract.files import read_json, write_json
@@ -167,7 +167,7 @@ def test_fault_61_whatever_the_storage_answers_the_trigger_waits(workspace: Work
             return super().status(job, watch)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("airflow_nnunet.triggers.get_backend", lambda name, **options: Sick())
+        patch.setattr("airflow_nnunet.jobs.trigger.get_backend", lambda name, **options: Sick())
         assert Watching(job).end()["phase"] == "done"
 
 
@@ -205,7 +205,7 @@ def test_fault_61_silence_before_an_outage_does_not_count_after_it(
                 job.finish(1, {"attempt": 1, "result": {}})
             return super().status(job, watch)
 
-    module = "airflow_nnunet.triggers" if where == "triggerer" else "airflow_nnunet.operators.waiting"
+    module = "airflow_nnunet.jobs.trigger" if where == "triggerer" else "airflow_nnunet.operators.waiting"
     monkeypatch.setattr(f"{module}.Watch", partial(Watch, clock=lambda: seconds))
     if where == "triggerer":
         monkeypatch.setattr(f"{module}.get_backend", lambda name, **options: Away())

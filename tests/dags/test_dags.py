@@ -16,7 +16,7 @@ from airflow.sdk.exceptions import ParamValidationError
 
 from airflow_nnunet.dag_builder import build_training_dag, training_task_group
 from airflow_nnunet.dataset_config import TrainingConfig
-from airflow_nnunet.exceptions import InvalidConfig
+from airflow_nnunet.jobs.exceptions import InvalidConfig
 from airflow_nnunet.planning import require_champion
 
 PROJECT = Path(__file__).resolve().parents[2]

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from airflow_nnunet.dicomweb.model import Study, StudyQuery, checked_uid
-from airflow_nnunet.exceptions import InstancesRejected
+from airflow_nnunet.jobs.exceptions import InstancesRejected
 from nnunet_jobs.contract.failure import ConfigError
 
 STUDY_DATE, STUDY_DESCRIPTION, STUDY_UID = "00080020", "00081030", "0020000D"

@@ -30,7 +30,7 @@ from airflow_nnunet.dicomweb.answers import (
 from airflow_nnunet.dicomweb.endpoint import Endpoint
 from airflow_nnunet.dicomweb.model import Series, SeriesFilter, Study, StudyQuery
 from airflow_nnunet.dicomweb.transport import Transport, pydicom
-from airflow_nnunet.exceptions import ArchiveRefused, ArchiveUnavailable, InstancesRejected
+from airflow_nnunet.jobs.exceptions import ArchiveRefused, ArchiveUnavailable, InstancesRejected
 
 _PAGE = 500
 # A query that matches more than this is a mistake, such as a forgotten date; asking on would load the archive for hours.
@@ -55,8 +55,8 @@ class Archive:
     """One archive behind one connection.
 
     UIDs that it is given must be checked ones (:func:`~airflow_nnunet.dicomweb.model.checked_uid`). All methods raise
-    :class:`~airflow_nnunet.exceptions.ArchiveUnavailable` when it does not answer after several tries and
-    :class:`~airflow_nnunet.exceptions.ArchiveRefused` when credentials, address or rights are wrong.
+    :class:`~airflow_nnunet.jobs.exceptions.ArchiveUnavailable` when it does not answer after several tries and
+    :class:`~airflow_nnunet.jobs.exceptions.ArchiveRefused` when credentials, address or rights are wrong.
     """
 
     def __init__(self, endpoint: Endpoint) -> None:

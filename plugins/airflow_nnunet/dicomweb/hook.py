@@ -13,7 +13,7 @@ from airflow.sdk.exceptions import AirflowNotFoundException
 
 from airflow_nnunet.dicomweb.endpoint import Endpoint
 from airflow_nnunet.dicomweb.model import SeriesFilter, Study, StudyQuery, checked_uid
-from airflow_nnunet.exceptions import ArchiveUnavailable, InvalidConfig, NnunetJobError, from_job_error
+from airflow_nnunet.jobs.exceptions import ArchiveUnavailable, InvalidConfig, NnunetJobError, from_job_error
 from nnunet_jobs.contract.failure import JobError
 from nnunet_jobs.contract.sharing import umask_of
 
@@ -31,7 +31,7 @@ class DicomWebHook(BaseHook):
     The connection's extra may hold ``base_path``, ``qido_prefix``, ``wado_prefix``, ``stow_prefix``, ``verify`` (true, or the path
     of a CA bundle), ``timeout_s``, ``tries`` and ``token`` (a bearer token in place of login and password).
 
-    All methods block and raise by class (:mod:`airflow_nnunet.exceptions`): ``ArchiveUnavailable`` when the archive does not
+    All methods block and raise by class (:mod:`airflow_nnunet.jobs.exceptions`): ``ArchiveUnavailable`` when the archive does not
     answer, ``ArchiveRefused`` when credentials, address or rights are wrong, ``InvalidConfig`` for a wrong connection or argument.
     """
 

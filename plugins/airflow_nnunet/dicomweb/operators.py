@@ -11,11 +11,11 @@ from airflow.sdk.exceptions import AirflowSkipException
 
 from airflow_nnunet.dicomweb.hook import DEFAULT_CONN_ID, DicomWebHook
 from airflow_nnunet.dicomweb.model import SeriesFilter, blank, checked_modality
-from airflow_nnunet.exceptions import from_job_error, to_airflow_error
+from airflow_nnunet.jobs.exceptions import from_job_error, to_airflow_error
+from airflow_nnunet.jobs.retry import DEFAULT_RETRIES, DEFAULT_RETRY_DELAY, NnunetRetryPolicy
 from airflow_nnunet.operators.fields import coerce, is_template
 from airflow_nnunet.operators.rendering import RenderingMixin
 from airflow_nnunet.operators.results import ResultMixin
-from airflow_nnunet.retry import DEFAULT_RETRIES, DEFAULT_RETRY_DELAY, NnunetRetryPolicy
 from airflow_nnunet.settings.config import NnunetConfig
 from nnunet_jobs.contract.failure import ConfigError, DataError, Failure, FailureClass, JobError
 from nnunet_jobs.contract.sharing import make_root, shared_umask

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from airflow_nnunet.dicomweb.ledger import DONE, FAILED, Entry
-from airflow_nnunet.task_state import run_state
+from airflow_nnunet.jobs.task_state import run_state
 
 if TYPE_CHECKING:
     from airflow.sdk import BaseOperator

@@ -18,10 +18,10 @@ from airflow_nnunet.dicomweb.ledger import StudyLedger
 from airflow_nnunet.dicomweb.model import StudyQuery, blank
 from airflow_nnunet.dicomweb.stability import Ready, StudyWatch
 from airflow_nnunet.dicomweb.trigger import DicomWebStudyTrigger, poke
-from airflow_nnunet.exceptions import ArchiveUnavailable, from_job_error, to_airflow_error
+from airflow_nnunet.jobs.exceptions import ArchiveUnavailable, from_job_error, to_airflow_error
+from airflow_nnunet.jobs.retry import DEFAULT_RETRIES, DEFAULT_RETRY_DELAY, NnunetRetryPolicy
 from airflow_nnunet.operators.fields import coerce, is_template
 from airflow_nnunet.operators.rendering import RenderingMixin
-from airflow_nnunet.retry import DEFAULT_RETRIES, DEFAULT_RETRY_DELAY, NnunetRetryPolicy
 from airflow_nnunet.settings.config import NnunetConfig
 from airflow_nnunet.settings.workspace_memory import TaskMemory
 from nnunet_jobs.contract.failure import ConfigError, Failure, FailureClass, JobError

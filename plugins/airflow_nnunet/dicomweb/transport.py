@@ -18,7 +18,7 @@ from requests.auth import AuthBase, HTTPBasicAuth
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential, wait_random
 
 from airflow_nnunet.dicomweb.endpoint import Endpoint
-from airflow_nnunet.exceptions import ArchiveRefused, ArchiveUnavailable, InvalidConfig
+from airflow_nnunet.jobs.exceptions import ArchiveRefused, ArchiveUnavailable, InvalidConfig
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")

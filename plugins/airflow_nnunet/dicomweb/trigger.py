@@ -20,7 +20,7 @@ from airflow_nnunet.dicomweb.hook import open_archive, unknown_connection
 from airflow_nnunet.dicomweb.ledger import StudyLedger
 from airflow_nnunet.dicomweb.model import StudyQuery
 from airflow_nnunet.dicomweb.stability import Look, Seen, StudyWatch
-from airflow_nnunet.exceptions import ArchiveUnavailable, NnunetJobError
+from airflow_nnunet.jobs.exceptions import ArchiveUnavailable, NnunetJobError
 
 log = logging.getLogger(__name__)
 

@@ -16,21 +16,21 @@ from airflow.sdk import BaseOperator
 from airflow.sdk.exceptions import TaskDeferralTimeout
 
 from airflow_nnunet.backends import Backend, JobStatus, read_status
-from airflow_nnunet.exceptions import from_job_error, to_airflow_error
-from airflow_nnunet.job_log import log_size
-from airflow_nnunet.links import JobFolderLink, JobLink, JobLogLink, job_url
+from airflow_nnunet.jobs.exceptions import from_job_error, to_airflow_error
+from airflow_nnunet.jobs.links import JobFolderLink, JobLink, JobLogLink, job_url
+from airflow_nnunet.jobs.log import log_size
+from airflow_nnunet.jobs.outage import patiently
+from airflow_nnunet.jobs.retry import DEFAULT_RETRIES, DEFAULT_RETRY_DELAY, NnunetRetryPolicy
+from airflow_nnunet.jobs.task_state import JOB_XCOM
 from airflow_nnunet.operators.fields import build_params, build_resources, check_absolute, check_constants, check_resources, is_template
 from airflow_nnunet.operators.mapping import CheckedPartial
 from airflow_nnunet.operators.rendering import RenderingMixin
 from airflow_nnunet.operators.results import ResultMixin
 from airflow_nnunet.operators.waiting import WaitingOperator
-from airflow_nnunet.outage import patiently
-from airflow_nnunet.retry import DEFAULT_RETRIES, DEFAULT_RETRY_DELAY, NnunetRetryPolicy
 from airflow_nnunet.settings.config import NnunetConfig
 from airflow_nnunet.settings.python_classes import check_class
 from airflow_nnunet.settings.teams import load_teams
 from airflow_nnunet.settings.workspace_memory import TaskMemory
-from airflow_nnunet.task_state import JOB_XCOM
 from nnunet_jobs.contract.failure import ConfigError, JobError
 from nnunet_jobs.contract.jobdir import JobDir
 from nnunet_jobs.contract.marker import open_workspace

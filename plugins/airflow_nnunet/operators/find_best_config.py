@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from airflow_nnunet.assets import PROMOTED, model_promoted
+from airflow_nnunet.jobs.assets import PROMOTED, model_promoted
 from airflow_nnunet.operators.base import GPU_POOL, NnunetOperator, as_list, templated
 from nnunet_jobs.contract.params import FindBestParams
 
@@ -17,7 +17,7 @@ class FindBestConfigOperator(NnunetOperator):
 
     All fields are templates. Returns the ``choice``, cross-validation Dice before and after postprocessing, hold-out Dice,
     ``promoted`` (this run made the model the promoted one) and ``is_champion`` (it is the promoted one now, whoever promoted it).
-    Sends the event of :func:`~airflow_nnunet.assets.model_asset` only when this run promoted the model.
+    Sends the event of :func:`~airflow_nnunet.jobs.assets.model_asset` only when this run promoted the model.
 
     Args:
         dataset: id or full name. model: from TrainFoldOperator's result; the newest complete one when empty.

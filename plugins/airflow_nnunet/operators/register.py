@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from airflow_nnunet.assets import REGISTERED, dataset_registered
-from airflow_nnunet.links import DatasetReportLink
+from airflow_nnunet.jobs.assets import REGISTERED, dataset_registered
+from airflow_nnunet.jobs.links import DatasetReportLink
 from airflow_nnunet.operators.base import NnunetOperator, as_list, templated
 from nnunet_jobs.contract.params import RegisterParams
 
@@ -20,7 +20,7 @@ class RegisterDatasetOperator(NnunetOperator):
     """Check a folder of scans and take it into nnUNet_raw with a manifest; a later run appends what is new.
 
     All fields are templates. Returns counts (``train``, ``holdout``, ``added``, ``changed``, ``removed``), the content ``hash`` and
-    the full ``dataset`` name. Sends the event of :func:`~airflow_nnunet.assets.dataset_asset` when the content changed. Wrong input
+    the full ``dataset`` name. Sends the event of :func:`~airflow_nnunet.jobs.assets.dataset_asset` when the content changed. Wrong input
     fails as ``data`` with all faults of all cases, and nothing is written. The button "Dataset report" shows faults, ranges and a picture
     of each case, after a failure too.
 

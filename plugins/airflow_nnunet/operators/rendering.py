@@ -8,8 +8,8 @@ from typing import Any
 import jinja2
 from airflow.sdk.exceptions import XComNotFound
 
-from airflow_nnunet.exceptions import InvalidConfig
-from airflow_nnunet.retry import TEMPLATE_FAULTS
+from airflow_nnunet.jobs.exceptions import InvalidConfig
+from airflow_nnunet.jobs.retry import TEMPLATE_FAULTS
 
 _OF_A_SCHEDULED_RUN = (
     "ds", "ds_nodash", "ts", "ts_nodash", "ts_nodash_with_tz", "logical_date", "data_interval_start", "data_interval_end",

@@ -12,13 +12,13 @@ from airflow.sdk import BaseOperator
 from airflow.sdk.exceptions import AirflowRescheduleException, AirflowTaskTimeout
 
 from airflow_nnunet.backends import Backend, Watch, read_status
-from airflow_nnunet.exceptions import JobCancelled
-from airflow_nnunet.job_log import LogLines, log_size, new_lines, write_lines
-from airflow_nnunet.outage import Outage, deliver, patiently
-from airflow_nnunet.progress import ProgressLines
+from airflow_nnunet.jobs.exceptions import JobCancelled
+from airflow_nnunet.jobs.log import LogLines, log_size, new_lines, write_lines
+from airflow_nnunet.jobs.outage import Outage, deliver, patiently
+from airflow_nnunet.jobs.progress import ProgressLines
+from airflow_nnunet.jobs.task_state import is_ended, task_state
+from airflow_nnunet.jobs.trigger import JobTrigger
 from airflow_nnunet.settings.config import NnunetConfig
-from airflow_nnunet.task_state import is_ended, task_state
-from airflow_nnunet.triggers import JobTrigger
 from nnunet_jobs.contract.jobdir import JobDir
 
 if TYPE_CHECKING:

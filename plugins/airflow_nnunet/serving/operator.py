@@ -6,9 +6,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from airflow_nnunet.exceptions import from_job_error
+from airflow_nnunet.jobs.exceptions import from_job_error
+from airflow_nnunet.jobs.outage import patiently
 from airflow_nnunet.operators.predict import BatchPredictOperator
-from airflow_nnunet.outage import patiently
 from airflow_nnunet.serving import POOL
 from airflow_nnunet.serving.models import ModelFacts, model_facts
 from airflow_nnunet.serving.servers import Answer, ask_servers

@@ -4,7 +4,7 @@ import socket
 
 from airflow.sdk import DAG, task
 
-from airflow_nnunet.retry import NnunetRetryPolicy
+from airflow_nnunet.jobs.retry import NnunetRetryPolicy
 
 with DAG("service_down", schedule=None, max_active_tasks=50):
 

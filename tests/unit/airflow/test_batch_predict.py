@@ -11,8 +11,8 @@ import pytest
 import structlog
 from airflow.sdk.exceptions import AirflowSkipException
 
+from airflow_nnunet.jobs.task_state import JOB_XCOM
 from airflow_nnunet.operators import BatchPredictOperator
-from airflow_nnunet.task_state import JOB_XCOM
 from nnunet_jobs.contract.failure import ConfigError
 from support.airflow import context
 

@@ -125,7 +125,7 @@ TRIES = """
 import json
 from airflow.sdk import DAG
 from airflow_nnunet.operators import RegisterDatasetOperator
-from airflow_nnunet.retry import NnunetRetryPolicy
+from airflow_nnunet.jobs.retry import NnunetRetryPolicy
 
 class Toy(RegisterDatasetOperator):
     absolute_paths = ()  # its source is the script of a step

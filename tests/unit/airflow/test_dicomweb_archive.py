@@ -15,8 +15,8 @@ import pytest
 
 from airflow_nnunet.dicomweb import DicomWebHook, DicomWebStudyTrigger
 from airflow_nnunet.dicomweb.model import SeriesFilter
-from airflow_nnunet.exceptions import ArchiveRefused, ArchiveUnavailable, InstancesRejected, InvalidConfig
-from airflow_nnunet.retry import NnunetRetryPolicy
+from airflow_nnunet.jobs.exceptions import ArchiveRefused, ArchiveUnavailable, InstancesRejected, InvalidConfig
+from airflow_nnunet.jobs.retry import NnunetRetryPolicy
 from airflow_nnunet.settings.config import NnunetConfig
 from nnunet_jobs.contract.failure import ConfigError
 from support.orthanc import PATIENT, Orthanc, made_series, study_uid

@@ -16,9 +16,9 @@ from airflow_nnunet import dicomweb
 from airflow_nnunet.dicomweb import DicomWebHook
 from airflow_nnunet.dicomweb.endpoint import Endpoint
 from airflow_nnunet.dicomweb.model import StudyQuery, checked_uid, matches_pattern
-from airflow_nnunet.exceptions import ArchiveRefused, ArchiveUnavailable, InvalidConfig
+from airflow_nnunet.jobs.exceptions import ArchiveRefused, ArchiveUnavailable, InvalidConfig
+from airflow_nnunet.jobs.retry import NnunetRetryPolicy
 from airflow_nnunet.provider_info import DICOMWEB_FIELDS, get_provider_info
-from airflow_nnunet.retry import NnunetRetryPolicy
 from nnunet_jobs.contract.failure import ConfigError
 from support.airflow import PROJECT, environment
 from support.airflow import run as run_python

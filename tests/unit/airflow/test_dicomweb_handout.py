@@ -17,7 +17,7 @@ from airflow.sdk.exceptions import TaskDeferred
 
 from airflow_nnunet.dicomweb import DicomWebStudySensor
 from airflow_nnunet.dicomweb.ledger import Entry, StudyLedger, ledgers
-from airflow_nnunet.exceptions import JobLost
+from airflow_nnunet.jobs.exceptions import JobLost
 from nnunet_jobs.contract.failure import ConfigError
 from support.airflow import environment
 from support.airflow import run as run_python

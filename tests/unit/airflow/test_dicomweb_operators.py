@@ -15,8 +15,8 @@ import pytest
 from airflow.sdk.exceptions import AirflowSkipException
 
 from airflow_nnunet.dicomweb import DicomWebRetrieveOperator, DicomWebStoreOperator
-from airflow_nnunet.exceptions import ArchiveRefused, InvalidConfig, InvalidData
-from airflow_nnunet.retry import NnunetRetryPolicy
+from airflow_nnunet.jobs.exceptions import ArchiveRefused, InvalidConfig, InvalidData
+from airflow_nnunet.jobs.retry import NnunetRetryPolicy
 from nnunet_jobs.contract.failure import ConfigError
 from support.airflow import PROJECT, context
 from support.orthanc import LOGIN, PATIENT, Orthanc, made_seg, made_series, study_uid
@@ -119,7 +119,7 @@ def test_fault_15_a_full_disk_leaves_no_half_file_and_the_rest_follows_later(ort
         import resource, signal
         from pathlib import Path
         from airflow_nnunet.dicomweb import DicomWebHook
-        from airflow_nnunet.retry import NnunetRetryPolicy
+        from airflow_nnunet.jobs.retry import NnunetRetryPolicy
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (16 * 1024, 16 * 1024))
         try:

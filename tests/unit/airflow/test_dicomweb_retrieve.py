@@ -20,7 +20,7 @@ import requests
 
 from airflow_nnunet.dicomweb import DicomWebHook
 from airflow_nnunet.dicomweb.retrieve import RETRIEVED, Retrieved
-from airflow_nnunet.exceptions import ArchiveUnavailable
+from airflow_nnunet.jobs.exceptions import ArchiveUnavailable
 from support.airflow import PROJECT
 from support.orthanc import PATIENT, Orthanc, made_series, study_uid
 from support.proxy import Act, Proxy, is_instance

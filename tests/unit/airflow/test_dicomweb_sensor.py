@@ -16,8 +16,8 @@ from airflow_nnunet.dicomweb import DicomWebStudyTrigger
 from airflow_nnunet.dicomweb.ledger import ledgers
 from airflow_nnunet.dicomweb.model import Study
 from airflow_nnunet.dicomweb.stability import Look, StudyWatch
-from airflow_nnunet.exceptions import InvalidConfig, JobLost
-from airflow_nnunet.retry import NnunetRetryPolicy
+from airflow_nnunet.jobs.exceptions import InvalidConfig, JobLost
+from airflow_nnunet.jobs.retry import NnunetRetryPolicy
 from nnunet_jobs.contract.failure import ConfigError
 from support.orthanc import PATIENT, Orthanc, made_seg, made_series, study_uid
 from support.proxy import Proxy

@@ -14,7 +14,7 @@ from airflow.sdk.exceptions import AirflowSkipException
 from airflow_nnunet.dicomweb import DicomWebHook, DicomWebStoreOperator
 from airflow_nnunet.dicomweb.model import SeriesFilter
 from airflow_nnunet.dicomweb.store import find_files
-from airflow_nnunet.exceptions import ArchiveRefused, ArchiveUnavailable, InvalidConfig, InvalidData, JobLost
+from airflow_nnunet.jobs.exceptions import ArchiveRefused, ArchiveUnavailable, InvalidConfig, InvalidData, JobLost
 from support.airflow import context
 from support.orthanc import Orthanc, made_seg, made_series, study_uid
 from support.proxy import Act, Proxy

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from airflow_nnunet.job_log import Line, LogLines, new_lines, write_lines
-from airflow_nnunet.progress import ProgressLines
+from airflow_nnunet.jobs.log import Line, LogLines, new_lines, write_lines
+from airflow_nnunet.jobs.progress import ProgressLines
 from nnunet_jobs.contract.jobdir import JobDir
 from support.airflow import environment, run
 from support.data import decathlon

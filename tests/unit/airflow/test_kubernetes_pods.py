@@ -19,7 +19,7 @@ from kubernetes.client import models as k8s
 from airflow_nnunet.backends import get_backend
 from airflow_nnunet.backends.kubernetes import PodOptions
 from airflow_nnunet.backends.kubernetes.pod import build_pod
-from airflow_nnunet.triggers import JobTrigger
+from airflow_nnunet.jobs.trigger import JobTrigger
 from nnunet_jobs.contract.failure import ConfigError
 from nnunet_jobs.contract.jobdir import JobDir
 from nnunet_jobs.contract.params import STEPS

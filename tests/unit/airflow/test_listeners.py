@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from airflow_nnunet import listeners
 from airflow_nnunet.backends import FakeBackend, FakeOutcome, read_status
+from airflow_nnunet.jobs import listeners
 from nnunet_jobs.contract.jobdir import JobDir
 from nnunet_jobs.contract.spec import JobSpec, make_job_id
 from nnunet_jobs.contract.workspace import Workspace

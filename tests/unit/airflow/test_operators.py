@@ -12,12 +12,12 @@ import pytest
 from airflow.sdk.exceptions import AirflowRescheduleException, AirflowTaskTimeout, TaskDeferralTimeout, TaskDeferred
 
 from airflow_nnunet.backends import FakeBackend, FakeOutcome, read_status
-from airflow_nnunet.exceptions import InvalidConfig, InvalidData, JobCancelled, JobLost
+from airflow_nnunet.jobs.exceptions import InvalidConfig, InvalidData, JobCancelled, JobLost
+from airflow_nnunet.jobs.task_state import JOB_XCOM
+from airflow_nnunet.jobs.trigger import JobTrigger
 from airflow_nnunet.operators import FindBestConfigOperator, RegisterDatasetOperator, TrainFoldOperator
 from airflow_nnunet.operators.base import NnunetOperator
 from airflow_nnunet.settings.config import NnunetConfig
-from airflow_nnunet.task_state import JOB_XCOM
-from airflow_nnunet.triggers import JobTrigger
 from nnunet_jobs.contract.failure import FailureClass
 from nnunet_jobs.contract.files import read_json
 from nnunet_jobs.contract.jobdir import JobDir

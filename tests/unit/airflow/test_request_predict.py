@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from airflow_nnunet.exceptions import InvalidConfig, InvalidData
+from airflow_nnunet.jobs.exceptions import InvalidConfig, InvalidData
 from airflow_nnunet.serving.operator import RequestPredictOperator
 from airflow_nnunet.serving.spaces import Space, check_server, load_space, space_of
 from airflow_nnunet.serving.store import REQUEST_ID, Draft, StoredRequest, new_id, open_request

@@ -9,9 +9,9 @@ import pytest
 from airflow.sdk import DAG, RetryPolicy
 from airflow.sdk.definitions.retry_policy import RetryAction
 
-from airflow_nnunet.exceptions import NnunetJobError, to_airflow_error
+from airflow_nnunet.jobs.exceptions import NnunetJobError, to_airflow_error
+from airflow_nnunet.jobs.retry import NnunetRetryPolicy
 from airflow_nnunet.operators import PreprocessOperator, TrainFoldOperator
-from airflow_nnunet.retry import NnunetRetryPolicy
 from nnunet_jobs.contract.failure import ConfigError, Failure, FailureClass, Fault
 
 

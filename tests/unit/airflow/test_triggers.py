@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from airflow_nnunet.backends import FakeBackend, FakeOutcome
-from airflow_nnunet.progress import ProgressLines, duration, format_record
-from airflow_nnunet.triggers import JobTrigger
+from airflow_nnunet.jobs.progress import ProgressLines, duration, format_record
+from airflow_nnunet.jobs.trigger import JobTrigger
 from nnunet_jobs.contract.failure import FailureClass
 from nnunet_jobs.contract.jobdir import JobDir, Phase
 from nnunet_jobs.contract.spec import JobSpec, make_job_id
@@ -83,7 +83,7 @@ def test_fault_04_a_new_triggerer_goes_on_from_what_was_stored(workspace: Worksp
     job = submit(workspace, FakeOutcome(seconds=0.4))
     path, arguments = trigger_of(job, metrics_offset=7, backend_options={}).serialize()
     stored = json.loads(json.dumps(arguments))
-    assert path == "airflow_nnunet.triggers.JobTrigger"
+    assert path == "airflow_nnunet.jobs.trigger.JobTrigger"
 
     async def killed_and_started_again() -> list[Any]:
         first = asyncio.ensure_future(events(JobTrigger(**stored)))

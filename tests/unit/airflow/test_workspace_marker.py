@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from airflow_nnunet.backends import FakeBackend
-from airflow_nnunet.exceptions import JobLost
 from airflow_nnunet.finding import Finding
+from airflow_nnunet.jobs.exceptions import JobLost
 from airflow_nnunet.serving.operator import RequestPredictOperator
 from airflow_nnunet.serving.spaces import load_space
 from airflow_nnunet.serving.store import Draft

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from airflow_nnunet.progress import ProgressLines
+from airflow_nnunet.jobs.progress import ProgressLines
 from nnunet_jobs.contract.jobdir import JobDir
 
 _PIECE = 64 * 1024

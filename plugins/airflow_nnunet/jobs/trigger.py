@@ -11,9 +11,9 @@ from typing import Any
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from airflow_nnunet.backends import Backend, JobStatus, Watch, get_backend
-from airflow_nnunet.job_log import Line, LogLines, new_lines, write_lines
-from airflow_nnunet.outage import JobFolderGone, Outage, deliver
-from airflow_nnunet.progress import ProgressLines
+from airflow_nnunet.jobs.log import Line, LogLines, new_lines, write_lines
+from airflow_nnunet.jobs.outage import JobFolderGone, Outage, deliver
+from airflow_nnunet.jobs.progress import ProgressLines
 from nnunet_jobs.contract.jobdir import JobDir, Phase
 
 
@@ -120,7 +120,7 @@ class JobTrigger(BaseTrigger):
         ti = self.task_instance
         if ti is None:
             return False
-        from airflow_nnunet.task_state import task_state
+        from airflow_nnunet.jobs.task_state import task_state
 
         try:
             state = await asyncio.to_thread(task_state, ti)

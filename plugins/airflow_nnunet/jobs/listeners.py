@@ -48,7 +48,7 @@ def cancel_job_at(path: str, task_instance: Any, reason: str) -> None:
 
     The path comes from an XCom, which anybody who may run a task can write: the directory must hold a job of this very task instance.
     """
-    from airflow_nnunet.outage import deliver
+    from airflow_nnunet.jobs.outage import deliver
     from nnunet_jobs.contract.failure import ConfigError
     from nnunet_jobs.contract.jobdir import JobDir
 
@@ -80,7 +80,7 @@ def _recorded_path(task_instance: Any) -> str | None:
     from airflow.models.xcom import XComModel
     from airflow.utils.session import create_session
 
-    from airflow_nnunet.task_state import JOB_XCOM
+    from airflow_nnunet.jobs.task_state import JOB_XCOM
 
     with create_session() as session:
         query = XComModel.get_many(
