@@ -1,4 +1,4 @@
-"""Buttons in the task's page: the job's log, its folder and what else a step makes, shown by :mod:`airflow_nnunet.jobs_view`."""
+"""Buttons in the task's page: the job's log, its folder and what else a step makes, shown by :mod:`airflow_nnunet.ui.job_pages`."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ import pytest
 from fastapi import HTTPException
 
 from airflow_nnunet.backends import FakeBackend
-from airflow_nnunet.jobs_view import find_job
+from airflow_nnunet.ui.job_pages import find_job
 from nnunet_jobs.contract.jobdir import JobDir
 from nnunet_jobs.contract.spec import JobSpec, make_job_id
 from nnunet_jobs.contract.workspace import Workspace
@@ -55,7 +55,7 @@ def visit(server: None) -> Iterator[Callable[[str | None], Get]]:
     """The pages as a user sees them, as a program or a browser asks; None is nobody."""
     from fastapi.testclient import TestClient
 
-    from airflow_nnunet.jobs_view import create_app
+    from airflow_nnunet.ui.job_pages import create_app
 
     with TestClient(create_app()) as client:
 
