@@ -25,7 +25,7 @@ from typing import Any
 PROJECT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(PROJECT / "plugins"), str(PROJECT / "tests")]
 
-from airflow_nnunet.serving import DAG_ID, TASK_ID, client  # noqa: E402
+from airflow_nnunet.prediction_api import DAG_ID, TASK_ID, client  # noqa: E402
 from devtools.stack import Stack  # noqa: E402
 from nnunet_jobs.contract.workspace import Workspace  # noqa: E402
 from support.serving import ServerProcess, make_image, make_workspace  # noqa: E402

@@ -20,7 +20,7 @@ from typing import Any
 
 import yaml
 
-from airflow_nnunet.rest_client import RestError
+from airflow_nnunet.prediction_api.rest_client import RestError
 from devtools.demo_site import login, make_stack, require_free, write_env
 from devtools.progress_view import ProgressView
 from devtools.stack import PROJECT, Stack, StackError

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from airflow_nnunet.jobs.progress import ProgressLines
-from airflow_nnunet.rest_client import AirflowClient
+from airflow_nnunet.prediction_api.rest_client import AirflowClient
 from nnunet_jobs.contract.jobdir import JobDir
 
 _QUIET = frozenset({None, "scheduled", "queued", "none", "removed"})

@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
-from airflow_nnunet.rest_client import AirflowClient, wait_until
+from airflow_nnunet.prediction_api.rest_client import AirflowClient, wait_until
 from devtools.stack_components import CORE, Component
 from devtools.stack_config import USER, password_file, read_config, write_config, write_private
 

@@ -6,7 +6,7 @@ import datetime as dt
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from airflow_nnunet.rest_client import AirflowClient
+from airflow_nnunet.prediction_api.rest_client import AirflowClient
 
 _PING_S = 1.0
 

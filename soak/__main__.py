@@ -21,7 +21,7 @@ from pathlib import Path
 
 import httpx
 
-from airflow_nnunet.rest_client import FINISHED_RUN, RestError, wait_until
+from airflow_nnunet.prediction_api.rest_client import FINISHED_RUN, RestError, wait_until
 from nnunet_jobs.contract.failure import Failure, FailureClass
 from nnunet_jobs.contract.jobdir import JobDir
 from nnunet_jobs.devices.leases import Ledger

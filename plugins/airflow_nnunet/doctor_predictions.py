@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import httpx
 
 from airflow_nnunet.finding import Finding
-from airflow_nnunet.serving import POOL
-from airflow_nnunet.serving.servers import connect
-from airflow_nnunet.serving.spaces import all_spaces
+from airflow_nnunet.prediction_api import POOL
+from airflow_nnunet.prediction_api.servers import connect
+from airflow_nnunet.prediction_api.tenants import all_spaces
 from nnunet_jobs.contract.failure import ConfigError
 
 

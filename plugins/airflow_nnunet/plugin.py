@@ -21,11 +21,11 @@ class NnunetPlugin(AirflowPlugin):  # type: ignore[misc, unused-ignore]
     @functools.cached_property
     def fastapi_apps(self) -> list[dict[str, Any]]:  # type: ignore[override, unused-ignore]
         """Built when the API server asks: no other process pays for FastAPI."""
-        from airflow_nnunet import serving
-        from airflow_nnunet.serving import app as predictions
+        from airflow_nnunet import prediction_api
+        from airflow_nnunet.prediction_api import app as predictions
         from airflow_nnunet.ui import job_pages
 
         return [
             {"app": job_pages.create_app(), "url_prefix": URL_PREFIX, "name": "nnU-Net jobs"},
-            {"app": predictions.create_app(), "url_prefix": serving.URL_PREFIX, "name": "nnU-Net predictions"},
+            {"app": predictions.create_app(), "url_prefix": prediction_api.URL_PREFIX, "name": "nnU-Net predictions"},
         ]

@@ -16,8 +16,8 @@ from typing import Any
 import httpx
 
 from airflow_nnunet.commands import command
-from airflow_nnunet.rest_client import RestError
-from airflow_nnunet.serving.client import PredictionsClient, Refused
+from airflow_nnunet.prediction_api.client import PredictionsClient, Refused
+from airflow_nnunet.prediction_api.rest_client import RestError
 from nnunet_jobs.contract.exit_codes import Exit
 
 TOKEN, USERNAME, PASSWORD, URL = "NNUNET_API_TOKEN", "NNUNET_API_USERNAME", "NNUNET_API_PASSWORD", "NNUNET_API_URL"

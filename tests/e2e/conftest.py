@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from airflow_nnunet.rest_client import AirflowClient
+from airflow_nnunet.prediction_api.rest_client import AirflowClient
 from nnunet_jobs.contract.files import write_json
 from nnunet_jobs.contract.workspace import Workspace
 from support.predictions_api import DAG, LATE_DAG

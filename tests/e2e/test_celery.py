@@ -11,7 +11,7 @@ from contextlib import suppress
 import httpx
 import pytest
 
-from airflow_nnunet.rest_client import FINISHED_TASK, RestError, wait_until
+from airflow_nnunet.prediction_api.rest_client import FINISHED_TASK, RestError, wait_until
 from nnunet_jobs.contract.jobdir import JobDir
 from support.celery_cluster import EPOCHS, QUEUED_S, WORKERS, Cluster
 from support.servers import Server, running_postgres, running_redis

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from airflow_nnunet.rest_client import wait_until
+from airflow_nnunet.prediction_api.rest_client import wait_until
 from nnunet_jobs.contract.jobdir import JobDir, Phase
 from nnunet_jobs.contract.workspace import Workspace
 from nnunet_jobs.devices.leases import Ledger

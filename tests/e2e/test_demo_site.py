@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from airflow_nnunet.rest_client import AirflowClient
+from airflow_nnunet.prediction_api.rest_client import AirflowClient
 from devtools.stack import PROJECT, Stack
 
 pytestmark = [pytest.mark.e2e]

@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 import pytest
 
-from airflow_nnunet.rest_client import wait_until
+from airflow_nnunet.prediction_api.rest_client import wait_until
 from airflow_nnunet.settings.workspace_memory import variable_of
 from nnunet_jobs.contract.jobdir import JobDir, Phase
 from nnunet_jobs.contract.marker import read_marker

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from airflow_nnunet.rest_client import wait_until
+from airflow_nnunet.prediction_api.rest_client import wait_until
 from support.private import open_to_others
 from support.stack import DATASET, Site
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from airflow_nnunet.rest_client import AirflowClient, wait_until
+from airflow_nnunet.prediction_api.rest_client import AirflowClient, wait_until
 from support.predictions_api import (
     API,
     DAG,

@@ -16,9 +16,9 @@ import schemathesis
 from hypothesis import given
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
-from airflow_nnunet.rest_client import AirflowClient, wait_until
-from airflow_nnunet.serving.spaces import Space
-from airflow_nnunet.serving.store import Draft, new_id
+from airflow_nnunet.prediction_api.rest_client import AirflowClient, wait_until
+from airflow_nnunet.prediction_api.store import Draft, new_id
+from airflow_nnunet.prediction_api.tenants import Space
 from support.fuzzing import quietly, rounds
 from support.predictions_api import (
     API,

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from airflow_nnunet.rest_client import AirflowClient
+from airflow_nnunet.prediction_api.rest_client import AirflowClient
 from devtools.stack_config import password_file
 from support.predictions_api import finished
 from support.serving import DATASET

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from airflow_nnunet.rest_client import RestError, wait_until
+from airflow_nnunet.prediction_api.rest_client import RestError, wait_until
 from airflow_nnunet.settings.teams import load_teams
 from nnunet_jobs.contract.jobdir import JobDir
 from nnunet_jobs.contract.usage import Usage, read_usage

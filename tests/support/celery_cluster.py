@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from string import Template
 
-from airflow_nnunet.rest_client import wait_until
+from airflow_nnunet.prediction_api.rest_client import wait_until
 from devtools.stack import PROJECT, Stack
 from devtools.stack_components import CeleryWorker
 from nnunet_jobs.contract.jobdir import JobDir

@@ -18,7 +18,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from airflow_nnunet.rest_client import AirflowClient, wait_until
+from airflow_nnunet.prediction_api.rest_client import AirflowClient, wait_until
 
 PROJECT = Path(__file__).resolve().parents[2]
 STANDINS = Path(__file__).resolve().parent / "standins"

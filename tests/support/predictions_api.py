@@ -11,7 +11,7 @@ from typing import Any
 
 import httpx
 
-from airflow_nnunet.rest_client import AirflowClient, wait_until
+from airflow_nnunet.prediction_api.rest_client import AirflowClient, wait_until
 from devtools.stack_config import password_file
 from support.airflow import environment, run
 from support.serving import DATASET

@@ -11,7 +11,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
-from airflow_nnunet.rest_client import AirflowClient, RestError, wait_until
+from airflow_nnunet.prediction_api.rest_client import AirflowClient, RestError, wait_until
 from devtools.stack import Stack
 from devtools.stack_config import password_file
 from nnunet_jobs.contract.jobdir import JobDir

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from starlette.requests import Request
 
-from airflow_nnunet.serving.form import read_form
+from airflow_nnunet.prediction_api.form import read_form
 from nnunet_jobs.contract.problems import Problem
 
 HEAD = b'--b\r\nContent-Disposition: form-data; name="images"; filename="x"\r\n\r\n'

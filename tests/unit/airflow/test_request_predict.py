@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from airflow_nnunet.jobs.exceptions import InvalidConfig, InvalidData
-from airflow_nnunet.serving.operator import RequestPredictOperator
-from airflow_nnunet.serving.spaces import Space, check_server, load_space, space_of
-from airflow_nnunet.serving.store import REQUEST_ID, Draft, StoredRequest, new_id, open_request
+from airflow_nnunet.prediction_api.operator import RequestPredictOperator
+from airflow_nnunet.prediction_api.store import REQUEST_ID, Draft, StoredRequest, new_id, open_request
+from airflow_nnunet.prediction_api.tenants import Space, check_server, load_space, space_of
 from nnunet_jobs.contract.failure import ConfigError
 from nnunet_jobs.contract.files import read_json, sha256_file
 from nnunet_jobs.contract.predictions import read_predictions

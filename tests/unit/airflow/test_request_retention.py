@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from airflow_nnunet.serving import queue, retention
-from airflow_nnunet.serving.spaces import Space, load_space
-from airflow_nnunet.serving.store import Draft, new_id
-from airflow_nnunet.serving.uploads import MARK, in_progress, require_room
+from airflow_nnunet.prediction_api import queue, retention
+from airflow_nnunet.prediction_api.store import Draft, new_id
+from airflow_nnunet.prediction_api.tenants import Space, load_space
+from airflow_nnunet.prediction_api.uploads import MARK, in_progress, require_room
 from nnunet_jobs.contract.problems import Problem
 from support.auth import api_server
 from support.supervisor import Supervisor
@@ -112,8 +112,8 @@ def test_uploads_that_are_coming_in_count_towards_the_quota(small: Space) -> Non
 def test_an_upload_whose_server_was_killed_counts_no_longer(small: Space) -> None:
     code = """
 import os, sys
-from airflow_nnunet.serving.spaces import load_space
-from airflow_nnunet.serving.store import Draft, new_id
+from airflow_nnunet.prediction_api.tenants import load_space
+from airflow_nnunet.prediction_api.store import Draft, new_id
 space = load_space(None)
 Draft(space, new_id(space, "anna", None), size=10).__enter__()
 print("up", flush=True)

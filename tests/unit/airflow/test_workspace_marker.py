@@ -10,9 +10,9 @@ import pytest
 from airflow_nnunet.backends import FakeBackend
 from airflow_nnunet.finding import Finding
 from airflow_nnunet.jobs.exceptions import JobLost
-from airflow_nnunet.serving.operator import RequestPredictOperator
-from airflow_nnunet.serving.spaces import load_space
-from airflow_nnunet.serving.store import Draft
+from airflow_nnunet.prediction_api.operator import RequestPredictOperator
+from airflow_nnunet.prediction_api.store import Draft
+from airflow_nnunet.prediction_api.tenants import load_space
 from airflow_nnunet.settings.config import NnunetConfig
 from airflow_nnunet.settings.workspace_memory import variable_of
 from airflow_nnunet.workspace_cli import examine_marker

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from airflow_nnunet.serving import DAG_ID
+from airflow_nnunet.prediction_api import DAG_ID
 from airflow_nnunet.settings.config import NnunetConfig, number, path_list, section_options
 from airflow_nnunet.settings.teams import load_teams
 from nnunet_jobs.contract.failure import ConfigError

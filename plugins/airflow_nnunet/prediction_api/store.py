@@ -19,8 +19,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from airflow_nnunet.serving import ID_PREFIX, uploads
-from airflow_nnunet.serving.spaces import Space, requests_folder
+from airflow_nnunet.prediction_api import ID_PREFIX, uploads
+from airflow_nnunet.prediction_api.tenants import Space, requests_folder
 from nnunet_jobs.contract.failure import ConfigError
 from nnunet_jobs.contract.files import content_hash, read_json, sha256_file, sync_directory, sync_file, write_json
 from nnunet_jobs.contract.marker import NotMounted, require_mounted

@@ -13,10 +13,10 @@ from typing import Any, BinaryIO
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.requests import Request
 
-from airflow_nnunet.serving.form import read_form
-from airflow_nnunet.serving.models import ModelFacts, model_facts
-from airflow_nnunet.serving.spaces import Space
-from airflow_nnunet.serving.store import Draft
+from airflow_nnunet.prediction_api.form import read_form
+from airflow_nnunet.prediction_api.models import ModelFacts, model_facts
+from airflow_nnunet.prediction_api.store import Draft
+from airflow_nnunet.prediction_api.tenants import Space
 from nnunet_jobs.contract.failure import ConfigError
 from nnunet_jobs.contract.files import open_new
 from nnunet_jobs.contract.problems import Problem, in_words

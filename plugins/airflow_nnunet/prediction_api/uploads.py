@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from airflow_nnunet.serving.spaces import Space
+from airflow_nnunet.prediction_api.tenants import Space
 from nnunet_jobs.contract.files import try_lock
 from nnunet_jobs.contract.problems import Problem
 from nnunet_jobs.contract.uploads import MIB

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from airflow_nnunet.serving.models import ModelFacts
+from airflow_nnunet.prediction_api.models import ModelFacts
 from nnunet_jobs.contract.failure import DataError
 from nnunet_jobs.contract.uploads import FIELD
 

@@ -6,9 +6,9 @@ import logging
 
 from starlette.requests import Request
 
-from airflow_nnunet.serving import DAG_ID
-from airflow_nnunet.serving.spaces import Space, all_spaces
-from airflow_nnunet.serving.uploads import in_progress, require_room
+from airflow_nnunet.prediction_api import DAG_ID
+from airflow_nnunet.prediction_api.tenants import Space, all_spaces
+from airflow_nnunet.prediction_api.uploads import in_progress, require_room
 from nnunet_jobs.contract.problems import Problem
 from nnunet_jobs.contract.uploads import MIB
 

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 from airflow_nnunet.jobs.exceptions import from_job_error
 from airflow_nnunet.jobs.outage import patiently
 from airflow_nnunet.operators.predict import BatchPredictOperator
-from airflow_nnunet.serving import POOL
-from airflow_nnunet.serving.models import ModelFacts, model_facts
-from airflow_nnunet.serving.servers import Answer, ask_servers
-from airflow_nnunet.serving.spaces import Space, load_space
-from airflow_nnunet.serving.store import StoredRequest, open_request
+from airflow_nnunet.prediction_api import POOL
+from airflow_nnunet.prediction_api.models import ModelFacts, model_facts
+from airflow_nnunet.prediction_api.servers import Answer, ask_servers
+from airflow_nnunet.prediction_api.store import StoredRequest, open_request
+from airflow_nnunet.prediction_api.tenants import Space, load_space
 from airflow_nnunet.settings.config import NnunetConfig
 from airflow_nnunet.settings.workspace_memory import TaskMemory
 from nnunet_jobs.contract.failure import DataError, FailureClass, JobError

@@ -21,12 +21,12 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from airflow_nnunet.jobs.task_state import JOB_XCOM
-from airflow_nnunet.serving import outcome
-from airflow_nnunet.serving.core_api import CoreApi
-from airflow_nnunet.serving.intake import Asked, receive
-from airflow_nnunet.serving.queue import COME_BACK_S, largest, require_place
-from airflow_nnunet.serving.spaces import Space, load_space, space_of
-from airflow_nnunet.serving.store import REQUEST_ID, Draft, new_id, remove
+from airflow_nnunet.prediction_api import outcome
+from airflow_nnunet.prediction_api.core_api import CoreApi
+from airflow_nnunet.prediction_api.intake import Asked, receive
+from airflow_nnunet.prediction_api.queue import COME_BACK_S, largest, require_place
+from airflow_nnunet.prediction_api.store import REQUEST_ID, Draft, new_id, remove
+from airflow_nnunet.prediction_api.tenants import Space, load_space, space_of
 from nnunet_jobs.contract.failure import ConfigError, FailureClass, classify
 from nnunet_jobs.contract.files import open_new, try_lock
 from nnunet_jobs.contract.problems import MEDIA_TYPE, Problem, documented, in_words

@@ -14,7 +14,7 @@ from urllib.parse import quote
 import httpx
 from starlette.requests import Request
 
-from airflow_nnunet.serving import ID_PREFIX, TASK_ID
+from airflow_nnunet.prediction_api import ID_PREFIX, TASK_ID
 from nnunet_jobs.contract.problems import Problem
 
 _COME_BACK_S = 5

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from airflow_nnunet.jobs.task_state import run_state
-from airflow_nnunet.serving.spaces import Space, all_spaces
-from airflow_nnunet.serving.store import REQUEST_ID, remove, stored_ids
+from airflow_nnunet.prediction_api.store import REQUEST_ID, remove, stored_ids
+from airflow_nnunet.prediction_api.tenants import Space, all_spaces
 from nnunet_jobs.contract.sharing import explain
 
 log = logging.getLogger(__name__)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from airflow.sdk import DAG, Param, task
 
-from airflow_nnunet.serving import TASK_ID
-from airflow_nnunet.serving.operator import RequestPredictOperator
-from airflow_nnunet.serving.retention import CLEANUP_DAG_ID, remove_old
-from airflow_nnunet.serving.spaces import dag_id_of
+from airflow_nnunet.prediction_api import TASK_ID
+from airflow_nnunet.prediction_api.operator import RequestPredictOperator
+from airflow_nnunet.prediction_api.retention import CLEANUP_DAG_ID, remove_old
+from airflow_nnunet.prediction_api.tenants import dag_id_of
 from airflow_nnunet.settings.teams import load_teams
 
 _AT_ONCE = 1024  # the queue's limits and the pool say how many; a DAG's own default of 16 must not

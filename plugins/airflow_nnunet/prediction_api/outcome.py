@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from airflow_nnunet.serving.spaces import Space
+from airflow_nnunet.prediction_api.tenants import Space
 from nnunet_jobs.contract.failure import ConfigError
 from nnunet_jobs.contract.jobdir import JobDir
 from nnunet_jobs.contract.predictions import read_predictions

@@ -11,8 +11,8 @@ from typing import Any
 
 import httpx
 
-from airflow_nnunet.rest_client import AirflowClient
-from airflow_nnunet.serving import URL_PREFIX
+from airflow_nnunet.prediction_api import URL_PREFIX
+from airflow_nnunet.prediction_api.rest_client import AirflowClient
 from nnunet_jobs.contract.files import PRIVATE, replacing
 from nnunet_jobs.contract.problems import MEDIA_TYPE
 from nnunet_jobs.contract.uploads import FIELD
