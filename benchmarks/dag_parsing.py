@@ -18,7 +18,7 @@ import airflow.sdk
 from airflow.sdk import DAG, Param, TaskGroup, task  # lazy names that any DAG file uses
 began = time.perf_counter()
 from pathlib import Path
-from airflow_nnunet.dag_builder import training_dags
+from airflow_nnunet.pipelines.dag_builder import training_dags
 imported = time.perf_counter()
 dags = training_dags(Path(sys.argv[1]))
 assert len(dags) == int(sys.argv[2])

@@ -60,7 +60,7 @@ with DAG(
     @task
     def model(params: dict[str, Any] | None = None) -> str:
         """The promoted model; without one no study is taken from the archive."""
-        from airflow_nnunet.planning import require_champion
+        from airflow_nnunet.pipelines.planning import require_champion
 
         return require_champion((params or {})["dataset"])
 

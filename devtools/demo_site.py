@@ -20,7 +20,7 @@ _DAG_FILE = '''"""The demo's dataset file as a DAG."""
 
 from pathlib import Path
 
-from airflow_nnunet.dag_builder import training_dags
+from airflow_nnunet.pipelines.dag_builder import training_dags
 
 globals().update(training_dags(Path({datasets!r})))
 '''

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from pydantic import BaseModel
 
-from airflow_nnunet.dataset_config import TrainingConfig
+from airflow_nnunet.pipelines.dataset_config import TrainingConfig
 from airflow_nnunet.settings.teams import TeamConfig
 
 _INTRODUCTION = """\

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from airflow_nnunet.dag_builder import build_training_dag, check_datasets, training_dags
-from airflow_nnunet.dataset_config import DatasetConfigError, TrainingConfig
+from airflow_nnunet.pipelines.dag_builder import build_training_dag, check_datasets, training_dags
+from airflow_nnunet.pipelines.dataset_config import DatasetConfigError, TrainingConfig
 
 PROJECT = Path(__file__).resolve().parents[2]
 GOOD = "dataset: {id: 1, name: Good, source: /data}\n"
@@ -179,8 +179,8 @@ def test_a_schedule_is_of_its_time_zone_in_summer_and_winter() -> None:
 
 def test_a_schedule_without_a_time_zone_follows_airflows_default(tmp_path: Path) -> None:
     code = (
-        "from airflow_nnunet.dag_builder import build_training_dag as build\n"
-        "from airflow_nnunet.dataset_config import TrainingConfig as C\n"
+        "from airflow_nnunet.pipelines.dag_builder import build_training_dag as build\n"
+        "from airflow_nnunet.pipelines.dataset_config import TrainingConfig as C\n"
         "given = {'dag_id': 'x', 'dataset': {'id': 4, 'name': 'S', 'source': '/d'}, 'schedule': '0 1 * * *'}\n"
         "for zone in ({}, {'timezone': 'Asia/Tokyo'}):\n"
         "    dag = build(C(**given, **zone)); print(dag.timezone, dag.timetable.timezone)"

@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 from airflow.sdk.exceptions import ParamValidationError
 
-from airflow_nnunet.dag_builder import build_training_dag, training_task_group
-from airflow_nnunet.dataset_config import TrainingConfig
 from airflow_nnunet.jobs.exceptions import InvalidConfig
-from airflow_nnunet.planning import require_champion
+from airflow_nnunet.pipelines.dag_builder import build_training_dag, training_task_group
+from airflow_nnunet.pipelines.dataset_config import TrainingConfig
+from airflow_nnunet.pipelines.planning import require_champion
 
 PROJECT = Path(__file__).resolve().parents[2]
 GOOD = "dataset: {{id: {number}, name: Test{number}, source: /data}}\n"
@@ -103,7 +103,7 @@ def test_a_hundred_dataset_files_are_parsed_without_the_heavy_stack(datasets: Pa
         (datasets / f"d{number}.yaml").write_text(GOOD.format(number=number))
     code = textwrap.dedent("""
         import sys
-        from airflow_nnunet.dag_builder import datasets_folder, training_dags
+        from airflow_nnunet.pipelines.dag_builder import datasets_folder, training_dags
         assert len(training_dags(datasets_folder(''))) == 100
         print(sorted({name.partition(".")[0] for name in sys.modules} & {"torch", "nnunetv2", "numpy", "nibabel", "SimpleITK", "pandas"}))
     """)

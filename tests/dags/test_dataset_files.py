@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from airflow_nnunet.dataset_config import DatasetConfigError, load_config, load_folder
+from airflow_nnunet.pipelines.dataset_config import DatasetConfigError, load_config, load_folder
 from devtools.schema_docs import reference
 
 PROJECT = Path(__file__).resolve().parents[2]

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from airflow_nnunet.dataset_config import TrainingConfig
-from airflow_nnunet.params_form import RunSettings
-from airflow_nnunet.planning import plan_folds, plan_predictions, plan_training
+from airflow_nnunet.pipelines.dataset_config import TrainingConfig
+from airflow_nnunet.pipelines.planning import plan_folds, plan_predictions, plan_training
+from airflow_nnunet.pipelines.run_form import RunSettings
 from nnunet_jobs.contract.failure import ConfigError
 from nnunet_jobs.contract.files import repoint, write_json
 from nnunet_jobs.contract.workspace import Workspace

@@ -8,9 +8,9 @@ import pytest
 from airflow.sdk import DAG, TaskGroup
 from airflow.sdk.exceptions import ParamValidationError
 
-from airflow_nnunet.dag_builder import build_training_dag, training_task_group
-from airflow_nnunet.dataset_config import TrainingConfig
-from airflow_nnunet.params_form import RunSettings, form
+from airflow_nnunet.pipelines.dag_builder import build_training_dag, training_task_group
+from airflow_nnunet.pipelines.dataset_config import TrainingConfig
+from airflow_nnunet.pipelines.run_form import RunSettings, form
 from nnunet_jobs.contract.failure import ConfigError
 
 STEPS = ("register", "has_work", "preprocess", "plan_folds", "train", "find_best", "plan_predictions", "predict")

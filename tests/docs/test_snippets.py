@@ -87,7 +87,7 @@ def test_a_dataset_file_that_is_shown_is_accepted(snippet: Snippet, tmp_path: Pa
     if "dataset:" not in snippet.text:
         assert yaml.safe_load(snippet.text) is not None
         return
-    from airflow_nnunet.dag_builder import check_datasets
+    from airflow_nnunet.pipelines.dag_builder import check_datasets
 
     (tmp_path / "shown.yaml").write_text(snippet.text)
     check_datasets(tmp_path)

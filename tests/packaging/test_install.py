@@ -58,7 +58,7 @@ def test_wheel_in_an_existing_airflow(bare_airflow: Path, wheel: Path, tmp_path:
         assert [plugin["name"] for plugin in plugins].count("nnunet") == 1
         assert "doctor" in run([bare_airflow, "-m", "airflow", "nnunet", "--help"], home=home).stdout
         code = (
-            "import sys, airflow_nnunet.operators.train, airflow_nnunet.dag_builder; "
+            "import sys, airflow_nnunet.operators.train, airflow_nnunet.pipelines.dag_builder; "
             "heavy = {'torch', 'nnunetv2', 'numpy', 'nibabel'} & set(sys.modules); sys.exit(f'imported {heavy}' if heavy else 0)"
         )
         run([bare_airflow, "-c", code], home=home)

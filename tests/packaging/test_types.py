@@ -17,10 +17,10 @@ from pathlib import Path
 
 from airflow.sdk import DAG, task
 
-from airflow_nnunet.dag_builder import training_task_group
-from airflow_nnunet.dataset_config import load_config
+from airflow_nnunet.pipelines.dag_builder import training_task_group
+from airflow_nnunet.pipelines.dataset_config import load_config
 from airflow_nnunet.operators import BatchPredictOperator, FindBestConfigOperator, RegisterDatasetOperator, TrainFoldOperator
-from airflow_nnunet.params_form import form
+from airflow_nnunet.pipelines.run_form import form
 
 config = load_config(Path("liver.yaml"))
 

@@ -47,8 +47,8 @@ DAGS = """
 from datetime import timedelta
 from pathlib import Path
 from airflow.sdk import DAG
-from airflow_nnunet.dag_builder import training_task_group
-from airflow_nnunet.dataset_config import load_config
+from airflow_nnunet.pipelines.dag_builder import training_task_group
+from airflow_nnunet.pipelines.dataset_config import load_config
 from airflow_nnunet.operators import TrainFoldOperator
 
 with DAG("pipeline", schedule=None, default_args={"queue": "gpu"}) as pipeline:

@@ -7,8 +7,8 @@ from typing import Any
 
 from airflow.sdk import DAG
 
-from airflow_nnunet.dataset_config import load_config
 from airflow_nnunet.operators import PreprocessOperator, RegisterDatasetOperator, TrainFoldOperator
+from airflow_nnunet.pipelines.dataset_config import load_config
 
 config = load_config(Path(os.environ["E2E_ROOT"], "datasets", "phantom.yaml"))
 PARAMS = {"epochs": 4, "seed": 0, "trainer": "nnUNetTrainer"}

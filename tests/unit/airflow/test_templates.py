@@ -9,8 +9,8 @@ from support.airflow import environment, run
 
 DAG = """
 from airflow.sdk import DAG, XComArg
-from airflow_nnunet.dag_builder import training_task_group
-from airflow_nnunet.dataset_config import TrainingConfig
+from airflow_nnunet.pipelines.dag_builder import training_task_group
+from airflow_nnunet.pipelines.dataset_config import TrainingConfig
 from airflow_nnunet.dicomweb import DicomWebStoreOperator
 from airflow_nnunet.operators import BatchPredictOperator, RegisterDatasetOperator
 
@@ -58,7 +58,8 @@ def test_a_template_that_cannot_be_rendered_fails_once_and_says_what_to_write(ho
 
 def test_testing_one_task_alone_says_that_the_one_before_it_is_missing(home: Path) -> None:
     (home / "dags" / "alone.py").write_text(
-        "from airflow_nnunet.dag_builder import build_training_dag\nfrom airflow_nnunet.dataset_config import TrainingConfig\n"
+        "from airflow_nnunet.pipelines.dag_builder import build_training_dag\n"
+        "from airflow_nnunet.pipelines.dataset_config import TrainingConfig\n"
         "dag = build_training_dag(TrainingConfig.model_validate({'dag_id': 'a', 'dataset': {'id': 4, 'name': 'Hip', 'source': '/in'}}))\n"
     )
     done = run(["-m", "airflow", "tasks", "test", "a", "train", "--map-index", "0"], environment(home, backend="fake"))

@@ -16,9 +16,6 @@ from airflow.sdk import DAG, TaskGroup, task
 from airflow.sdk.configuration import conf
 from airflow.sdk.definitions.param import ParamsDict
 
-from airflow_nnunet import planning
-from airflow_nnunet.dag_checks import build_checked
-from airflow_nnunet.dataset_config import CASCADE, DatasetConfigError, TrainingConfig, load_folder
 from airflow_nnunet.operators import (
     BatchPredictOperator,
     FindBestConfigOperator,
@@ -27,8 +24,11 @@ from airflow_nnunet.operators import (
     TrainFoldOperator,
 )
 from airflow_nnunet.operators.base import DEFAULT_RETRY_POLICY
-from airflow_nnunet.params_form import RunSettings, form
-from airflow_nnunet.schedules import PRESETS, make_timetable, zone_of
+from airflow_nnunet.pipelines import planning
+from airflow_nnunet.pipelines.dag_checks import build_checked
+from airflow_nnunet.pipelines.dataset_config import CASCADE, DatasetConfigError, TrainingConfig, load_folder
+from airflow_nnunet.pipelines.run_form import RunSettings, form
+from airflow_nnunet.pipelines.schedules import PRESETS, make_timetable, zone_of
 from airflow_nnunet.settings.airflow_names import fitting_tag
 from airflow_nnunet.settings.config import NnunetConfig
 from airflow_nnunet.settings.project_files import comes_with_the_package
@@ -90,8 +90,8 @@ def training_task_group(config: TrainingConfig, group_id: str = "nnunet") -> Tas
     ``default_args`` of the DAG, or of the task group around this one, win over the configuration: owner, retries, pool, queue, priority
     weight and whatever else they name. A pool that they or the configuration name is that of all tasks of the group.
 
-    The form's fields are params of the DAG under ``<group_id>.<field>``, where the DAG has them; :func:`airflow_nnunet.params_form.form`
-    makes them::
+    The form's fields are params of the DAG under ``<group_id>.<field>``, where the DAG has them;
+    :func:`airflow_nnunet.pipelines.run_form.form` makes them::
 
         with DAG("mine", schedule=None, params={**mine, **form(config, "nnunet")}):
             training_task_group(config, "nnunet")

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from airflow_nnunet.dataset_config import CASCADE, TrainingConfig
 from airflow_nnunet.jobs.exceptions import from_job_error
-from airflow_nnunet.params_form import RunSettings
+from airflow_nnunet.pipelines.dataset_config import CASCADE, TrainingConfig
+from airflow_nnunet.pipelines.run_form import RunSettings
 from airflow_nnunet.settings.config import NnunetConfig
 from nnunet_jobs.contract.failure import ConfigError
 from nnunet_jobs.contract.files import content_hash

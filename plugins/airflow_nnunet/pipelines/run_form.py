@@ -8,8 +8,8 @@ from typing import Any, NoReturn
 
 from airflow.sdk import Param
 
-from airflow_nnunet.dataset_config import CASCADE, LOW_RESOLUTION, TrainingConfig
 from airflow_nnunet.operators.fields import coerce, is_template
+from airflow_nnunet.pipelines.dataset_config import CASCADE, LOW_RESOLUTION, TrainingConfig
 from airflow_nnunet.settings.python_classes import check_class, known_classes
 from nnunet_jobs.contract.failure import ConfigError
 from nnunet_jobs.contract.fields import field_types
@@ -26,8 +26,8 @@ def form(config: TrainingConfig, group_id: str | None = None) -> dict[str, Param
 
     Args:
         config: The dataset's configuration, whose values are the defaults.
-        group_id: Full id of a :func:`~airflow_nnunet.dag_builder.training_task_group` in a DAG of one's own, whose other params are no
-            business of the group: each name is ``<group_id>.<field>`` then, such as ``nnunet.epochs``.
+        group_id: Full id of a :func:`~airflow_nnunet.pipelines.dag_builder.training_task_group` in a DAG of one's own, whose other params
+            are no business of the group: each name is ``<group_id>.<field>`` then, such as ``nnunet.epochs``.
     """
     fields = _fields(config)
     if group_id is None:

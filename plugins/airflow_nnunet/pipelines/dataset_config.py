@@ -16,7 +16,8 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
-from airflow_nnunet.dataset_sections import (
+from airflow_nnunet.operators.fields import is_template
+from airflow_nnunet.pipelines.dataset_sections import (
     DatasetSection,
     Fold,
     PredictSection,
@@ -25,8 +26,7 @@ from airflow_nnunet.dataset_sections import (
     SelectSection,
     TrainSection,
 )
-from airflow_nnunet.operators.fields import is_template
-from airflow_nnunet.schedules import check_schedule, check_timezone
+from airflow_nnunet.pipelines.schedules import check_schedule, check_timezone
 from airflow_nnunet.settings.airflow_names import Owner, PoolName, Priority, QueueName, Retries, Tag
 from airflow_nnunet.settings.python_classes import check_class
 from airflow_nnunet.settings.teams import Teams, load_teams
