@@ -21,7 +21,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The parser of all commands, with the formatter of Airflow's own, for which the help texts are written."""
     from airflow.cli.cli_parser import LazyRichHelpFormatter
 
-    from airflow_nnunet.cli import get_cli_commands
+    from airflow_nnunet.cli.definition import get_cli_commands
 
     parser = argparse.ArgumentParser(
         prog="python -m airflow_nnunet",

@@ -10,7 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from airflow_nnunet.commands import command
+from airflow_nnunet.cli.command import command
+from airflow_nnunet.cli.pools import automatic_slots, probe_host
+from airflow_nnunet.cli.workspace import examine_marker
 from airflow_nnunet.doctor_backend import examine_backend, runs_here
 from airflow_nnunet.doctor_datasets import examine_datasets
 from airflow_nnunet.doctor_executor import examine_executor
@@ -19,10 +21,8 @@ from airflow_nnunet.doctor_predictions import examine_predictions
 from airflow_nnunet.doctor_privacy import examine_privacy
 from airflow_nnunet.finding import Finding
 from airflow_nnunet.operators.base import GPU_POOL
-from airflow_nnunet.pools import automatic_slots, probe_host
 from airflow_nnunet.settings.config import NnunetConfig
 from airflow_nnunet.settings.teams import load_teams
-from airflow_nnunet.workspace_cli import examine_marker
 from nnunet_jobs.contract.exit_codes import Exit
 from nnunet_jobs.contract.failure import ConfigError
 from nnunet_jobs.contract.sharing import blocking, describe, explain, not_shared, whoami

@@ -169,5 +169,5 @@ def get_provider_info() -> dict[str, Any]:
             },
         ],
         "extra-links": [f"airflow_nnunet.jobs.links.{name}" for name in ("JobLogLink", "JobFolderLink", "DatasetReportLink")],
-        "cli": ["airflow_nnunet.cli.get_cli_commands"],
+        "cli": ["airflow_nnunet.cli.definition.get_cli_commands"],
     }

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from airflow_nnunet.pools import read_pools
+from airflow_nnunet.cli.pools import read_pools
 from nnunet_jobs.contract.failure import ConfigError
 from support.airflow import PROJECT, environment, run
 

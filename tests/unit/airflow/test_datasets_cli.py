@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from airflow_nnunet.datasets_cli import dataset_history, dataset_rows, find_dataset, history_text
+from airflow_nnunet.cli.datasets import dataset_history, dataset_rows, find_dataset, history_text
 from nnunet_jobs.contract.failure import ConfigError
 from nnunet_jobs.contract.files import read_json, write_json
 from nnunet_jobs.contract.params import RegisterParams
@@ -151,6 +151,6 @@ def test_a_tasks_job_says_who_triggered_the_run(nnunet: Path) -> None:
 
 
 def test_the_withdrawing_airflow_process_imports_nothing_heavy(home: Path) -> None:
-    program = "import sys, airflow_nnunet.datasets_cli; print(sorted({'torch', 'nnunetv2', 'numpy', 'nibabel'} & set(sys.modules)))"
+    program = "import sys, airflow_nnunet.cli.datasets; print(sorted({'torch', 'nnunetv2', 'numpy', 'nibabel'} & set(sys.modules)))"
     done = run(["-c", program], environment(home))
     assert done.stdout.splitlines()[-1] == "[]", done.stderr

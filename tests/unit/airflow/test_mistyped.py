@@ -8,7 +8,7 @@ import pytest
 
 import nnunet_jobs.__main__
 from airflow_nnunet.__main__ import main
-from airflow_nnunet.cli import get_cli_commands
+from airflow_nnunet.cli.definition import get_cli_commands
 from nnunet_jobs.contract.exit_codes import Exit
 
 CASES = [

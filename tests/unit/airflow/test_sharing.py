@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from airflow_nnunet.backends import FakeBackend
-from airflow_nnunet.datasets_cli import log_command
+from airflow_nnunet.cli.datasets import log_command
 from airflow_nnunet.doctor import _withdrawals, examine
 from airflow_nnunet.operators import TrainFoldOperator
 from airflow_nnunet.settings.config import NnunetConfig

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 from airflow.sdk import DAG
 
+from airflow_nnunet.cli.pools import team_pools
 from airflow_nnunet.jobs.exceptions import InvalidConfig
 from airflow_nnunet.jobs.task_state import JOB_XCOM
 from airflow_nnunet.operators import BatchPredictOperator, PreprocessOperator, RegisterDatasetOperator, TrainFoldOperator
 from airflow_nnunet.pipelines.dag_builder import build_training_dag, check_datasets
 from airflow_nnunet.pipelines.dataset_config import DatasetConfigError, load_config, load_folder
-from airflow_nnunet.pools import team_pools
 from airflow_nnunet.settings.config import NnunetConfig
 from airflow_nnunet.settings.teams import load_teams
 from devtools.schema_docs import team_reference

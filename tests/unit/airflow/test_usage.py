@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
+from airflow_nnunet.cli.usage import Row, moment, summed, usage_command
 from airflow_nnunet.settings.config import NnunetConfig
-from airflow_nnunet.usage_cli import Row, moment, summed, usage_command
 from nnunet_jobs.contract.failure import ConfigError
 from nnunet_jobs.contract.jobdir import JobDir
 from nnunet_jobs.contract.usage import Usage, book

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from airflow_nnunet.backends import FakeBackend
+from airflow_nnunet.cli.workspace import examine_marker
 from airflow_nnunet.finding import Finding
 from airflow_nnunet.jobs.exceptions import JobLost
 from airflow_nnunet.prediction_api.operator import RequestPredictOperator
@@ -15,7 +16,6 @@ from airflow_nnunet.prediction_api.store import Draft
 from airflow_nnunet.prediction_api.tenants import load_space
 from airflow_nnunet.settings.config import NnunetConfig
 from airflow_nnunet.settings.workspace_memory import variable_of
-from airflow_nnunet.workspace_cli import examine_marker
 from nnunet_jobs.contract.marker import MARKER, mark_workspace
 from nnunet_jobs.contract.spec import JobSpec, make_job_id
 from nnunet_jobs.contract.workspace import Workspace

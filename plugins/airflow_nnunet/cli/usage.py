@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from airflow_nnunet.commands import command
+from airflow_nnunet.cli.command import command
 from airflow_nnunet.settings.config import NnunetConfig
 from airflow_nnunet.settings.teams import job_roots
 from nnunet_jobs.contract.exit_codes import Exit

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from airflow_nnunet.commands import command
+from airflow_nnunet.cli.command import command
 from airflow_nnunet.settings.config import NnunetConfig
 from airflow_nnunet.settings.project_files import project_files
 from airflow_nnunet.settings.teams import load_teams

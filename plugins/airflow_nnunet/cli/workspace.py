@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Iterator
 
-from airflow_nnunet.commands import command
+from airflow_nnunet.cli.command import command
 from airflow_nnunet.finding import Finding
 from airflow_nnunet.settings.config import NnunetConfig
 from airflow_nnunet.settings.workspace_memory import DatabaseMemory

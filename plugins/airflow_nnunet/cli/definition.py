@@ -63,19 +63,19 @@ def get_cli_commands() -> list[Any]:
             ActionCommand(
                 name="list",
                 help="Registered datasets: cases, content hash, last change, preprocessed version, promoted model",
-                func=lazy_load_command("airflow_nnunet.datasets_cli.list_command"),
+                func=lazy_load_command("airflow_nnunet.cli.datasets.list_command"),
                 args=(as_json, team, connection),
             ),
             ActionCommand(
                 name="log",
                 help="History of a dataset: who, when, what, content hash before and after",
-                func=lazy_load_command("airflow_nnunet.datasets_cli.log_command"),
+                func=lazy_load_command("airflow_nnunet.cli.datasets.log_command"),
                 args=(dataset, as_json, team, connection),
             ),
             ActionCommand(
                 name="withdraw",
                 help="Consent was withdrawn: take cases out of the dataset, its versions and predictions, list the models trained on them",
-                func=lazy_load_command("airflow_nnunet.datasets_cli.withdraw_command"),
+                func=lazy_load_command("airflow_nnunet.cli.datasets.withdraw_command"),
                 args=withdraw,
             ),
         ),
@@ -89,7 +89,7 @@ def get_cli_commands() -> list[Any]:
                 ActionCommand(
                     name="init",
                     help="Write what a site edits: pools, examples, DAG files and a template of airflow.cfg; never overwrites",
-                    func=lazy_load_command("airflow_nnunet.init_cli.init_command"),
+                    func=lazy_load_command("airflow_nnunet.cli.init.init_command"),
                     args=(folder, no_dags),
                 ),
                 ActionCommand(
@@ -101,25 +101,25 @@ def get_cli_commands() -> list[Any]:
                 ActionCommand(
                     name="usage",
                     help="GPU hours by team and dataset, from every workspace that you may read",
-                    func=lazy_load_command("airflow_nnunet.usage_cli.usage_command"),
+                    func=lazy_load_command("airflow_nnunet.cli.usage.usage_command"),
                     args=usage,
                 ),
                 ActionCommand(
                     name="predict",
                     help="Post a case to the prediction API; NNUNET_API_TOKEN, or NNUNET_API_USERNAME and NNUNET_API_PASSWORD, log in",
-                    func=lazy_load_command("airflow_nnunet.predict_cli.predict_command"),
+                    func=lazy_load_command("airflow_nnunet.cli.predict.predict_command"),
                     args=predict,
                 ),
                 ActionCommand(
                     name="mark-workspace",
                     help="Mark the workspace's folders as mounted and in use; the first job does it where no share can be missing",
-                    func=lazy_load_command("airflow_nnunet.workspace_cli.mark_command"),
+                    func=lazy_load_command("airflow_nnunet.cli.workspace.mark_command"),
                     args=(team, connection),
                 ),
                 ActionCommand(
                     name="sync-pools",
                     help="Create or update the pools of a file and of the teams; slots 'auto' means the number of GPUs, else cpu_slots",
-                    func=lazy_load_command("airflow_nnunet.pools.sync_pools_command"),
+                    func=lazy_load_command("airflow_nnunet.cli.pools.sync_pools_command"),
                     args=(path, connection),
                 ),
             ),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from airflow_nnunet.commands import command
+from airflow_nnunet.cli.command import command
 from airflow_nnunet.settings.config import airflow_home
 from airflow_nnunet.settings.project_files import write_site
 from nnunet_jobs.contract.exit_codes import Exit

@@ -15,7 +15,7 @@ from typing import Any
 
 import httpx
 
-from airflow_nnunet.commands import command
+from airflow_nnunet.cli.command import command
 from airflow_nnunet.prediction_api.client import PredictionsClient, Refused
 from airflow_nnunet.prediction_api.rest_client import RestError
 from nnunet_jobs.contract.exit_codes import Exit

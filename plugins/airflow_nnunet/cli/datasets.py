@@ -8,8 +8,8 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from airflow_nnunet.commands import command
-from airflow_nnunet.pools import run_jobs_command
+from airflow_nnunet.cli.command import command
+from airflow_nnunet.cli.pools import run_jobs_command
 from airflow_nnunet.settings.config import NnunetConfig
 from nnunet_jobs.contract.exit_codes import Exit
 from nnunet_jobs.contract.failure import ConfigError
