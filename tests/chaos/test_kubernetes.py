@@ -20,7 +20,7 @@ import pytest
 pytest.importorskip("kubernetes", reason="the extra kubernetes is not installed")
 
 from airflow_nnunet.backends import KubernetesBackend, Watch
-from airflow_nnunet.doctor_backend import examine_backend, runs_here
+from airflow_nnunet.doctor.backend import examine_backend, runs_here
 from airflow_nnunet.jobs.trigger import JobTrigger
 from airflow_nnunet.settings.config import NnunetConfig
 from nnunet_jobs.contract.failure import FailureClass

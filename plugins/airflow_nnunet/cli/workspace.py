@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 
 from airflow_nnunet.cli.command import command
-from airflow_nnunet.finding import Finding
+from airflow_nnunet.doctor.finding import Finding
 from airflow_nnunet.settings.config import NnunetConfig
 from airflow_nnunet.settings.workspace_memory import DatabaseMemory
 from nnunet_jobs.contract.exit_codes import Exit

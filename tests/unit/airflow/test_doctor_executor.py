@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from airflow_nnunet.doctor_executor import judge_celery
+from airflow_nnunet.doctor.executor import judge_celery
 from support.airflow import PROJECT, environment, run
 from support.servers import running_redis
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from airflow_nnunet.doctor_jobs import missing_jobs
+from airflow_nnunet.doctor.jobs import missing_jobs
 from support.users import BOB, as_user, open_folder
 
 

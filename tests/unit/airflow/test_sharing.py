@@ -15,7 +15,7 @@ import pytest
 
 from airflow_nnunet.backends import FakeBackend
 from airflow_nnunet.cli.datasets import log_command
-from airflow_nnunet.doctor import _withdrawals, examine
+from airflow_nnunet.doctor.command import _withdrawals, examine
 from airflow_nnunet.operators import TrainFoldOperator
 from airflow_nnunet.settings.config import NnunetConfig
 from nnunet_jobs.contract.failure import ConfigError

@@ -9,7 +9,7 @@ import pytest
 
 from airflow_nnunet.backends import FakeBackend
 from airflow_nnunet.cli.workspace import examine_marker
-from airflow_nnunet.finding import Finding
+from airflow_nnunet.doctor.finding import Finding
 from airflow_nnunet.jobs.exceptions import JobLost
 from airflow_nnunet.prediction_api.operator import RequestPredictOperator
 from airflow_nnunet.prediction_api.store import Draft

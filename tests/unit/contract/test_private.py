@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from airflow_nnunet.doctor_privacy import examine_privacy
+from airflow_nnunet.doctor.privacy import examine_privacy
 from nnunet_jobs.cli import validate
 from nnunet_jobs.contract.failure import Failure, FailureClass
 from nnunet_jobs.contract.files import locked, read_only, write_json

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import httpx
 
-from airflow_nnunet.finding import Finding
+from airflow_nnunet.doctor.finding import Finding
 from airflow_nnunet.prediction_api import POOL
 from airflow_nnunet.prediction_api.servers import connect
 from airflow_nnunet.prediction_api.tenants import all_spaces

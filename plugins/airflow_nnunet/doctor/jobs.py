@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from airflow_nnunet.finding import Finding
+from airflow_nnunet.doctor.finding import Finding
 from airflow_nnunet.jobs.task_state import JOB_XCOM
 from airflow_nnunet.settings.config import NnunetConfig
 from airflow_nnunet.settings.teams import job_roots

@@ -13,13 +13,13 @@ from typing import Any
 from airflow_nnunet.cli.command import command
 from airflow_nnunet.cli.pools import automatic_slots, probe_host
 from airflow_nnunet.cli.workspace import examine_marker
-from airflow_nnunet.doctor_backend import examine_backend, runs_here
-from airflow_nnunet.doctor_datasets import examine_datasets
-from airflow_nnunet.doctor_executor import examine_executor
-from airflow_nnunet.doctor_jobs import examine_jobs
-from airflow_nnunet.doctor_predictions import examine_predictions
-from airflow_nnunet.doctor_privacy import examine_privacy
-from airflow_nnunet.finding import Finding
+from airflow_nnunet.doctor.backend import examine_backend, runs_here
+from airflow_nnunet.doctor.datasets import examine_datasets
+from airflow_nnunet.doctor.executor import examine_executor
+from airflow_nnunet.doctor.finding import Finding
+from airflow_nnunet.doctor.jobs import examine_jobs
+from airflow_nnunet.doctor.predictions import examine_predictions
+from airflow_nnunet.doctor.privacy import examine_privacy
 from airflow_nnunet.operators.base import GPU_POOL
 from airflow_nnunet.settings.config import NnunetConfig
 from airflow_nnunet.settings.teams import load_teams

@@ -7,7 +7,7 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from airflow_nnunet.finding import Finding
+from airflow_nnunet.doctor.finding import Finding
 from nnunet_jobs.contract.workspace import Workspace
 
 _ROOTS = ("raw", "preprocessed", "results", "jobs")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from airflow_nnunet.backends import Backend
-from airflow_nnunet.finding import Finding
+from airflow_nnunet.doctor.finding import Finding
 from airflow_nnunet.settings.config import NnunetConfig
 from nnunet_jobs.contract.failure import ConfigError
 

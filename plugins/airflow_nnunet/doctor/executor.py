@@ -6,7 +6,7 @@ import importlib.util
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from airflow_nnunet.finding import Finding
+from airflow_nnunet.doctor.finding import Finding
 
 # As in airflow.cfg.template: a week, longer than any training that waits in a worker.
 _VISIBILITY_S = 604_800

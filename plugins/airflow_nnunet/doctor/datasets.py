@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from airflow_nnunet.finding import Finding
+from airflow_nnunet.doctor.finding import Finding
 from nnunet_jobs.contract.failure import ConfigError
 
 

@@ -1,0 +1,1 @@
+"""``airflow nnunet doctor``: is this host fit to run jobs?"""
