@@ -45,7 +45,7 @@ soak: $(VENV) ## MINUTES=10 of kills and faults under DATASETS=8 dataset DAGs, S
 	$(RUN) -m soak --minutes $(or $(MINUTES),10) --datasets $(or $(DATASETS),8) $(if $(SEED),--seed $(SEED))
 
 fuzz: $(VENV) ## ten minutes each: damaged files for every reader, random requests for both REST services, forms and images of random bytes
-	FUZZ_SECONDS=$(or $(SECONDS),600) $(RUN) -m pytest tests/chaos/test_validation.py tests/unit/serving/test_schema.py tests/e2e/test_predictions_faults.py -k 'fault_56 or fault_57' --timeout 1200
+	FUZZ_SECONDS=$(or $(SECONDS),600) $(RUN) -m pytest tests/chaos/test_validation.py tests/unit/nnunet_jobs/predictor_server/test_schema.py tests/e2e/test_predictions_faults.py -k 'fault_56 or fault_57' --timeout 1200
 
 lint: $(VENV) ## ruff and the import contracts
 	.venv/bin/ruff format --check .

@@ -21,8 +21,8 @@ PROJECT = Path(__file__).resolve().parent.parent
 LONGEST = (
     "tests/e2e/",
     "tests/chaos/test_training",
-    "tests/unit/preprocessing/",
-    "tests/unit/selection/",
+    "tests/unit/nnunet_jobs/preprocessing/",
+    "tests/unit/nnunet_jobs/selection/",
     "tests/packaging/",
     "tests/contract/",
     "tests/chaos/",

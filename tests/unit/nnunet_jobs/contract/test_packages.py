@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-PLUGINS = Path(__file__).resolve().parents[3] / "plugins"
+PLUGINS = Path(__file__).resolve().parents[4] / "plugins"
 
 # The parent runs as an installed package does: its folder is the last on the path, and holds what else was installed.
 PROGRAM = """

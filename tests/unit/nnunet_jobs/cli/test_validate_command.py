@@ -11,7 +11,7 @@ from nnunet_jobs.faults.fixes import MENDS
 from support.data import LABELS, decathlon, image_array, label_array, raw, write_nifti
 from support.validating import validate
 
-PROJECT = Path(__file__).resolve().parents[3]
+PROJECT = Path(__file__).resolve().parents[4]
 
 
 @pytest.fixture
