@@ -28,7 +28,7 @@ from nnunet_jobs.contract.workspace import Workspace  # noqa: E402
 from nnunet_jobs.dicom.convert import write_nifti  # noqa: E402
 from nnunet_jobs.dicom.geometry import grid_of  # noqa: E402
 from nnunet_jobs.dicom.series import scan  # noqa: E402
-from nnunet_jobs.dicom.worker import dicom_workers  # noqa: E402
+from nnunet_jobs.dicom.workers import dicom_workers  # noqa: E402
 from nnunet_jobs.sandbox.workers import Workers  # noqa: E402
 from nnunet_jobs.steps import register  # noqa: E402
 from support.data import context  # noqa: E402

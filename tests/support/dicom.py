@@ -17,8 +17,9 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
 from nnunet_jobs.dicom.geometry import SeriesRefused, grid_of
-from nnunet_jobs.dicom.series import Scan, scan
-from nnunet_jobs.dicom.worker import dicom_workers
+from nnunet_jobs.dicom.model import Scan
+from nnunet_jobs.dicom.series import scan
+from nnunet_jobs.dicom.workers import dicom_workers
 from nnunet_jobs.sandbox.workers import Workers
 
 CT, MR, PET = "1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.4", "1.2.840.10008.5.1.4.1.1.128"

@@ -10,7 +10,7 @@ from typing import Any
 
 from airflow_nnunet.cli.command import command
 from airflow_nnunet.cli.pools import run_jobs_command
-from airflow_nnunet.settings.config import NnunetConfig
+from airflow_nnunet.settings.resolver import resolve_config
 from nnunet_jobs.contract.exit_codes import Exit
 from nnunet_jobs.contract.failure import ConfigError
 from nnunet_jobs.contract.withdrawals import Tombstones
@@ -95,7 +95,7 @@ def history_text(dataset: str, lines: list[dict[str, Any]]) -> str:
 @command
 def log_command(args: argparse.Namespace) -> int:
     """``dataset log``."""
-    workspace = NnunetConfig.load(args.conn_id, team=args.team).workspace
+    workspace = resolve_config(args.conn_id, team=args.team).workspace
     name = find_dataset(workspace, args.dataset)
     lines = dataset_history(workspace, name)
     print(json.dumps({"dataset": name, "history": lines}, indent=1) if args.json else history_text(name, lines))
@@ -105,7 +105,7 @@ def log_command(args: argparse.Namespace) -> int:
 @command
 def list_command(args: argparse.Namespace) -> int:
     """``dataset list``."""
-    rows = dataset_rows(NnunetConfig.load(args.conn_id, team=args.team).workspace)
+    rows = dataset_rows(resolve_config(args.conn_id, team=args.team).workspace)
     if args.json:
         print(json.dumps(rows, indent=1))
         return Exit.DONE
@@ -125,7 +125,7 @@ def list_command(args: argparse.Namespace) -> int:
 @command
 def withdraw_command(args: argparse.Namespace) -> int:
     """``dataset withdraw``: done by the interpreter that runs the jobs, since ours has no NumPy; its exit code becomes ours."""
-    config = NnunetConfig.load(args.conn_id, team=args.team)
+    config = resolve_config(args.conn_id, team=args.team)
     name = find_dataset(config.workspace, args.dataset)
     flags = [f"--{name.replace('_', '-')}" for name in ("dry_run", "restore", "predictions", "demote", "json") if getattr(args, name)]
     values = {"--case": args.case, "--group": args.group, "--reason": [args.reason] if args.reason else []}

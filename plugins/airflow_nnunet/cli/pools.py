@@ -13,6 +13,7 @@ from typing import Any
 from airflow_nnunet.cli.command import command
 from airflow_nnunet.settings.config import NnunetConfig
 from airflow_nnunet.settings.project_files import project_files
+from airflow_nnunet.settings.resolver import resolve_config
 from airflow_nnunet.settings.teams import load_teams
 from nnunet_jobs.contract import packages
 from nnunet_jobs.contract.exit_codes import Exit
@@ -161,6 +162,6 @@ def sync_pools(path: Path, config: NnunetConfig) -> list[tuple[str, int]]:
 def sync_pools_command(args: argparse.Namespace) -> int:
     """The command: one line a pool."""
     path = Path(args.path) if args.path else default_path()
-    for name, slots in sync_pools(path, NnunetConfig.load(args.conn_id)):
+    for name, slots in sync_pools(path, resolve_config(args.conn_id)):
         print(f"pool {name}: {slots} slots")
     return Exit.DONE

@@ -12,8 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from airflow_nnunet.cli.command import command
-from airflow_nnunet.settings.config import NnunetConfig
-from airflow_nnunet.settings.teams import job_roots
+from airflow_nnunet.settings.resolver import job_roots, resolve_config
 from nnunet_jobs.contract.exit_codes import Exit
 from nnunet_jobs.contract.failure import ConfigError
 from nnunet_jobs.contract.marker import MARKER
@@ -101,7 +100,7 @@ def usage_command(args: argparse.Namespace) -> int:
     until = moment(args.until, "until") if args.until else now
     if until <= since:
         raise ConfigError(f"--until={until.isoformat()}: must be later than --since ({since.isoformat()})")
-    roots = dict.fromkeys([*job_roots(), *([NnunetConfig.load(args.conn_id).workspace.jobs] if args.conn_id else [])])
+    roots = dict.fromkeys([*job_roots(), *([resolve_config(args.conn_id).workspace.jobs] if args.conn_id else [])])
     usages: list[Usage] = []
     left_out = []
     for root in roots:

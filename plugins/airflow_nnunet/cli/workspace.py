@@ -1,71 +1,15 @@
-"""The workspace's marker for a person: ``airflow nnunet mark-workspace``, and what the doctor says of it."""
+"""The command ``airflow nnunet mark-workspace``."""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator
 
 from airflow_nnunet.cli.command import command
-from airflow_nnunet.doctor.finding import Finding
-from airflow_nnunet.settings.config import NnunetConfig
+from airflow_nnunet.settings.resolver import resolve_config
 from airflow_nnunet.settings.workspace_memory import DatabaseMemory
 from nnunet_jobs.contract.exit_codes import Exit
-from nnunet_jobs.contract.marker import MARKER, SHARED_ROOTS, lost_roots, mark_workspace, missing_share, read_marker, unmounted_point
-
-_TOPIC = "workspace"
-_MARK = "airflow nnunet mark-workspace"
-
-
-def examine_marker(config: NnunetConfig) -> Iterator[Finding]:
-    """Is every root mounted, and does its marker say that it is this workspace's?"""
-    workspace = config.workspace
-    for name in (*SHARED_ROOTS, "jobs"):
-        path = getattr(workspace, name)
-        try:
-            point = unmounted_point(path)
-        except OSError as error:
-            yield Finding(topic=_TOPIC, ok=False, blocks=True, text=f"{name}: {path} does not answer ({error.strerror})")
-            return
-        if point is not None:
-            text = f"{name}: {path} is below {point}, a mount point of /etc/fstab with nothing mounted; mount it"
-            yield Finding(topic=_TOPIC, ok=False, blocks=True, text=text)
-            return
-    try:
-        marker = read_marker(workspace.jobs)
-        if marker is None:
-            yield _unmarked(config)
-            return
-        lost = list(lost_roots(workspace, marker))
-    except (OSError, ValueError) as error:
-        text = f"the markers {MARKER} cannot be read ({error}); repair the storage, then run {_MARK}"
-        yield Finding(topic=_TOPIC, ok=False, blocks=True, text=text)
-        return
-    for name, path in lost:
-        text = f"{name}: {path} has lost its marker {MARKER}: mount the share, or, if nothing is missing there, run {_MARK}"
-        yield Finding(topic=_TOPIC, ok=False, blocks=True, text=text)
-    if not lost:
-        yield Finding(topic=_TOPIC, text=f"marked ({MARKER} in {', '.join(['jobs', *marker['roots']])})")
-
-
-def _unmarked(config: NnunetConfig) -> Finding:
-    jobs = config.workspace.jobs
-    reason = missing_share(config.workspace)
-    if reason is None and _known(jobs):
-        reason = f"no marker {MARKER}, although jobs have run in this workspace"
-    if reason is None:
-        return Finding(topic=_TOPIC, ok=False, text=f"{jobs} is not marked yet: the first job does it, or now: {_MARK}")
-    text = f"{jobs}: {reason}; jobs are refused. Mount the share, or, if nothing is to be mounted there, run {_MARK}"
-    return Finding(topic=_TOPIC, ok=False, blocks=True, text=text)
-
-
-def _known(jobs: str) -> bool:
-    from sqlalchemy.exc import SQLAlchemyError
-
-    try:
-        return DatabaseMemory().recall(jobs) is not None
-    except SQLAlchemyError:
-        return False  # the pool's finding says that the database does not answer
+from nnunet_jobs.contract.marker import mark_workspace, read_marker
 
 
 @command
@@ -73,7 +17,7 @@ def mark_command(args: argparse.Namespace) -> int:
     """The command: mark what is there as the workspace, because a person says that nothing is missing."""
     from sqlalchemy.exc import SQLAlchemyError
 
-    workspace = NnunetConfig.load(args.conn_id, team=args.team).workspace
+    workspace = resolve_config(args.conn_id, team=args.team).workspace
     mark_workspace(workspace)
     marker = read_marker(workspace.jobs) or {"workspace": "", "roots": {}}
     try:

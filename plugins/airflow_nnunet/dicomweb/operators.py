@@ -17,6 +17,7 @@ from airflow_nnunet.operators.fields import coerce, is_template
 from airflow_nnunet.operators.rendering import RenderingMixin
 from airflow_nnunet.operators.results import ResultMixin
 from airflow_nnunet.settings.config import NnunetConfig
+from airflow_nnunet.settings.resolver import resolve_config
 from nnunet_jobs.contract.failure import ConfigError, DataError, Failure, FailureClass, JobError
 from nnunet_jobs.contract.sharing import make_root, shared_umask
 
@@ -55,7 +56,7 @@ class _ArchiveOperator(ResultMixin, RenderingMixin, BaseOperator):  # type: igno
     def execute(self, context: Context) -> dict[str, Any]:
         """Do the work, or what is left of it."""
         try:
-            return self.transfer(NnunetConfig.load(self.nnunet_conn_id, team=self.team), DicomWebHook(self.dicomweb_conn_id))
+            return self.transfer(resolve_config(self.nnunet_conn_id, team=self.team), DicomWebHook(self.dicomweb_conn_id))
         except JobError as error:
             raise from_job_error(error) from error
 

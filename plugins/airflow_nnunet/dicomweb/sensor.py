@@ -22,7 +22,7 @@ from airflow_nnunet.jobs.exceptions import ArchiveUnavailable, from_job_error, t
 from airflow_nnunet.jobs.retry import DEFAULT_RETRIES, DEFAULT_RETRY_DELAY, NnunetRetryPolicy
 from airflow_nnunet.operators.fields import coerce, is_template
 from airflow_nnunet.operators.rendering import RenderingMixin
-from airflow_nnunet.settings.config import NnunetConfig
+from airflow_nnunet.settings.resolver import resolve_config
 from airflow_nnunet.settings.workspace_memory import TaskMemory
 from nnunet_jobs.contract.failure import ConfigError, Failure, FailureClass, JobError
 
@@ -219,7 +219,7 @@ class DicomWebStudySensor(RenderingMixin, BaseSensorOperator):  # type: ignore[m
         owner = {"dag": ti.dag_id, "task": ti.task_id, "map_index": -1 if ti.map_index is None else ti.map_index}
         owner |= {"connection": self.dicomweb_conn_id, "modality": query.modality}
         owner |= {"description": query.description, "series_description": query.series_description}
-        workspace = NnunetConfig.load(self.nnunet_conn_id, team=self.team).workspace
+        workspace = resolve_config(self.nnunet_conn_id, team=self.team).workspace
         return HandOut(
             ledger=StudyLedger.of(workspace, owner, memory=TaskMemory.of_this_process()),
             run=ti.run_id,

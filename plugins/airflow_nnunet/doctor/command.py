@@ -12,16 +12,17 @@ from typing import Any
 
 from airflow_nnunet.cli.command import command
 from airflow_nnunet.cli.pools import automatic_slots, probe_host
-from airflow_nnunet.cli.workspace import examine_marker
 from airflow_nnunet.doctor.backend import examine_backend, runs_here
 from airflow_nnunet.doctor.datasets import examine_datasets
 from airflow_nnunet.doctor.executor import examine_executor
 from airflow_nnunet.doctor.finding import Finding
 from airflow_nnunet.doctor.jobs import examine_jobs
+from airflow_nnunet.doctor.marker import examine_marker
 from airflow_nnunet.doctor.predictions import examine_predictions
 from airflow_nnunet.doctor.privacy import examine_privacy
 from airflow_nnunet.operators.base import GPU_POOL
 from airflow_nnunet.settings.config import NnunetConfig
+from airflow_nnunet.settings.resolver import resolve_config
 from airflow_nnunet.settings.teams import load_teams
 from nnunet_jobs.contract.exit_codes import Exit
 from nnunet_jobs.contract.failure import ConfigError
@@ -299,7 +300,7 @@ def _file_system(path: Path) -> str:
 def doctor_command(args: argparse.Namespace) -> int:
     """The command: a line for each finding; ends as failed when one of them keeps jobs from running."""
     try:
-        config = NnunetConfig.load(args.conn_id, team=args.team)
+        config = resolve_config(args.conn_id, team=args.team)
     except ConfigError as error:
         print(f"FAIL  configuration: {error}")
         return Exit.FAILED

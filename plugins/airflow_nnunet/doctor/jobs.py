@@ -11,7 +11,7 @@ from typing import Any
 from airflow_nnunet.doctor.finding import Finding
 from airflow_nnunet.jobs.task_state import JOB_XCOM
 from airflow_nnunet.settings.config import NnunetConfig
-from airflow_nnunet.settings.teams import job_roots
+from airflow_nnunet.settings.resolver import job_roots
 from nnunet_jobs.contract.sharing import explain
 
 # Newest jobs of Airflow's database that are looked for.

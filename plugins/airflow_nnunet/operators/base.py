@@ -29,6 +29,7 @@ from airflow_nnunet.operators.results import ResultMixin
 from airflow_nnunet.operators.waiting import WaitingOperator
 from airflow_nnunet.settings.config import NnunetConfig
 from airflow_nnunet.settings.python_classes import check_class
+from airflow_nnunet.settings.resolver import resolve_config
 from airflow_nnunet.settings.teams import load_teams
 from airflow_nnunet.settings.workspace_memory import TaskMemory
 from nnunet_jobs.contract.failure import ConfigError, JobError
@@ -208,7 +209,7 @@ class NnunetOperator(ResultMixin, RenderingMixin, WaitingOperator):
         """Submit the job or find it, then wait. Returns the step's result."""
         self._stopping = False
         try:
-            config = NnunetConfig.load(self.nnunet_conn_id, team=self.team)
+            config = resolve_config(self.nnunet_conn_id, team=self.team)
             spec = self.job_spec(context, config)
             backend = config.make_backend()
             job = patiently(lambda: self._submit(context, config, spec, backend), log=self.log, limit_s=config.lost_after)
@@ -228,7 +229,7 @@ class NnunetOperator(ResultMixin, RenderingMixin, WaitingOperator):
         self._stopping = False
         job = JobDir(event["job"])
         self.job_id = job.job_id
-        config = NnunetConfig.load(self.nnunet_conn_id, team=self.team)
+        config = resolve_config(self.nnunet_conn_id, team=self.team)
         status = self._look(config, job)
         if not status.final:  # somebody began another attempt meanwhile
             status = self._wait_for(context, config, job)
@@ -243,7 +244,7 @@ class NnunetOperator(ResultMixin, RenderingMixin, WaitingOperator):
         try:
             return super().resume_execution(next_method, next_kwargs, context)
         except TaskDeferralTimeout:
-            config = NnunetConfig.load(self.nnunet_conn_id, team=self.team)
+            config = resolve_config(self.nnunet_conn_id, team=self.team)
             job = JobDir(f"{config.workspace.jobs}/{self._job_id(context['ti'], context['ti'].max_tries)}")
             self._cancel(config.make_backend(), job, "execution timeout")
             raise

@@ -30,8 +30,8 @@ from airflow_nnunet.pipelines.dataset_config import CASCADE, DatasetConfigError,
 from airflow_nnunet.pipelines.run_form import RunSettings, form
 from airflow_nnunet.pipelines.schedules import PRESETS, make_timetable, zone_of
 from airflow_nnunet.settings.airflow_names import fitting_tag
-from airflow_nnunet.settings.config import NnunetConfig
 from airflow_nnunet.settings.project_files import comes_with_the_package
+from airflow_nnunet.settings.resolver import resolve_config
 from airflow_nnunet.settings.teams import load_teams
 from nnunet_jobs.contract.failure import ConfigError
 from nnunet_jobs.contract.workspace import Workspace
@@ -279,7 +279,7 @@ def _result(value: Any, task_id: str) -> Any:
 
 
 def _workspace(config: TrainingConfig) -> Workspace:
-    return NnunetConfig.load(config.nnunet_conn_id, team=config.team).workspace
+    return resolve_config(config.nnunet_conn_id, team=config.team).workspace
 
 
 def _documentation(config: TrainingConfig) -> str:

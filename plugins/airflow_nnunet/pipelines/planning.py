@@ -11,7 +11,7 @@ from typing import Any
 from airflow_nnunet.jobs.exceptions import from_job_error
 from airflow_nnunet.pipelines.dataset_config import CASCADE, TrainingConfig
 from airflow_nnunet.pipelines.run_form import RunSettings
-from airflow_nnunet.settings.config import NnunetConfig
+from airflow_nnunet.settings.resolver import resolve_config
 from nnunet_jobs.contract.failure import ConfigError
 from nnunet_jobs.contract.files import content_hash
 from nnunet_jobs.contract.predictions import model_folder, newest_folder, read_predictions
@@ -48,7 +48,7 @@ def require_champion(dataset: str | int | None) -> str:
     Raises:
         InvalidConfig: the dataset is empty or not registered, or none of its models is promoted.
     """
-    workspace = NnunetConfig.load().workspace
+    workspace = resolve_config().workspace
     try:
         if dataset is None or not str(dataset).strip():
             raise ConfigError("dataset: is empty; name one in the form, or give the parameter a default in the DAG file")

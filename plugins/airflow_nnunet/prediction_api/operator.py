@@ -14,7 +14,7 @@ from airflow_nnunet.prediction_api.models import ModelFacts, model_facts
 from airflow_nnunet.prediction_api.servers import Answer, ask_servers
 from airflow_nnunet.prediction_api.store import StoredRequest, open_request
 from airflow_nnunet.prediction_api.tenants import Space, load_space
-from airflow_nnunet.settings.config import NnunetConfig
+from airflow_nnunet.settings.resolver import resolve_config
 from airflow_nnunet.settings.workspace_memory import TaskMemory
 from nnunet_jobs.contract.failure import DataError, FailureClass, JobError
 from nnunet_jobs.contract.files import read_json, replacing, sha256_file, write_json
@@ -53,7 +53,7 @@ class RequestPredictOperator(BatchPredictOperator):
         try:
             space = load_space(self.team)
             # First: a request is not unknown because its share is not mounted.
-            memory, limit_s = TaskMemory.of_this_process(), NnunetConfig.load(team=self.team).lost_after
+            memory, limit_s = TaskMemory.of_this_process(), resolve_config(team=self.team).lost_after
             patiently(lambda: open_workspace(space.workspace, memory=memory), log=self.log, limit_s=limit_s)
             stored = open_request(space.workspace, ti.run_id)
             self.dataset, self.model = stored.dataset, stored.model

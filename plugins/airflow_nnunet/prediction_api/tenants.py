@@ -11,7 +11,8 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from airflow_nnunet.prediction_api import DAG_ID
-from airflow_nnunet.settings.config import NnunetConfig, number, path_list, section_options
+from airflow_nnunet.settings.config import number, path_list, section_options
+from airflow_nnunet.settings.resolver import resolve_config
 from airflow_nnunet.settings.teams import load_teams
 from nnunet_jobs.contract.failure import ConfigError
 from nnunet_jobs.contract.loopback import is_loopback
@@ -76,7 +77,7 @@ def load_space(team: str | None) -> Space:
         servers = tuple(own.servers)  # the section's serve another workspace: never a fallback
     for address in servers:
         check_server(address)
-    return Space(team=team, workspace=NnunetConfig.load(team=team).workspace, servers=servers, **numbers)
+    return Space(team=team, workspace=resolve_config(team=team).workspace, servers=servers, **numbers)
 
 
 def space_of(user: str) -> Space:

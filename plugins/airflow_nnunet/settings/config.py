@@ -62,35 +62,6 @@ class NnunetConfig:
         return get_backend(self.backend, **options)
 
     @classmethod
-    def load(cls, conn_id: str | None = None, *, team: str | None = None) -> NnunetConfig:
-        """Read section [nnunet], then let a connection of type ``nnunet`` override single options, or take a team's roots.
-
-        Raises:
-            ConfigError: an option has a value that cannot be used, the connection has an unknown one, there is no such team, or both
-                a connection and a team are named.
-        """
-        if team:
-            if conn_id:
-                raise ConfigError(f"nnunet_conn_id={conn_id!r}: the workspace of team {team} is in its own file; leave this empty")
-            return cls._of_team(team)
-        overrides: Mapping[str, Any] = {}
-        if conn_id:
-            from airflow_nnunet.settings.hook import NnunetHook
-
-            overrides = NnunetHook(conn_id).overrides()
-        return cls.from_options({**section_options(), **overrides})
-
-    @classmethod
-    def _of_team(cls, team: str) -> NnunetConfig:
-        """The section without its roots, the team's options over it, and the host's one lease ledger: all teams share its GPUs."""
-        from airflow_nnunet.settings.teams import ROOTS, load_teams
-
-        section = section_options()
-        options = load_teams().get(team).options()
-        inherited = {name: value for name, value in section.items() if name not in ROOTS}
-        return cls.from_options({**inherited, **options, "leases": cls.from_options(section).workspace.leases})
-
-    @classmethod
     def from_options(cls, options: Mapping[str, Any]) -> NnunetConfig:
         """Build from option names and values, texts as in airflow.cfg or JSON values as in a connection's extra."""
         unknown = sorted(set(options) - set(OPTIONS))

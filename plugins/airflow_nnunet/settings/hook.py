@@ -45,9 +45,9 @@ class NnunetHook(BaseHook):
 
     def get_conn(self) -> Any:
         """The connection's :class:`~airflow_nnunet.settings.config.NnunetConfig`."""
-        from airflow_nnunet.settings.config import NnunetConfig
+        from airflow_nnunet.settings.config import NnunetConfig, section_options
 
-        return NnunetConfig.load(self.nnunet_conn_id)
+        return NnunetConfig.from_options({**section_options(), **self.overrides()})
 
     def test_connection(self) -> tuple[bool, str]:
         """What the UI's test button says: whether the roots can be read from the connection."""

@@ -211,21 +211,6 @@ def load_teams(folder: Path | None = None) -> Teams:
     return _load(folder, tuple(seen))
 
 
-def job_roots() -> list[str]:
-    """Where job folders are: of section [nnunet], then of every team."""
-    return list(owned_job_roots())
-
-
-def owned_job_roots() -> dict[str, str | None]:
-    """Where job folders are, with the team whose they are; None for those of section [nnunet]."""
-    from airflow_nnunet.settings.config import NnunetConfig
-
-    found: dict[str, str | None] = {NnunetConfig.load().workspace.jobs: None}
-    for name, team in load_teams().configs.items():
-        found[team.nnunet.roots().jobs] = name
-    return found
-
-
 @functools.lru_cache(maxsize=8)
 def _load(folder: Path, files: tuple[tuple[Path, int, int], ...]) -> Teams:
     configs: dict[str, TeamConfig] = {}

@@ -24,7 +24,8 @@ from fastapi.responses import HTMLResponse, PlainTextResponse, RedirectResponse,
 from starlette.exceptions import HTTPException as AnyHTTPException
 
 from airflow_nnunet.jobs.links import URL_PREFIX
-from airflow_nnunet.settings.teams import load_teams, owned_job_roots
+from airflow_nnunet.settings.resolver import owned_job_roots
+from airflow_nnunet.settings.teams import load_teams
 from nnunet_jobs.contract.failure import ConfigError
 from nnunet_jobs.contract.jobdir import JobDir
 from nnunet_jobs.contract.spec import JOB_ID

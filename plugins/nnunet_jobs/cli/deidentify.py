@@ -16,8 +16,9 @@ from nnunet_jobs.contract.files import write_private
 from nnunet_jobs.contract.sharing import umask_of
 from nnunet_jobs.devices import host
 from nnunet_jobs.dicom.identity import Identity
-from nnunet_jobs.dicom.series import Scan, size_of, walk
-from nnunet_jobs.dicom.worker import dicom_workers
+from nnunet_jobs.dicom.model import Scan, size_of
+from nnunet_jobs.dicom.series import walk
+from nnunet_jobs.dicom.workers import dicom_workers
 from nnunet_jobs.sandbox.workers import Broken
 
 log = logging.getLogger("nnunet_jobs")

@@ -12,8 +12,7 @@ from nnunet_jobs.contract.series_rules import SeriesRule
 from nnunet_jobs.dataset.dicom_labels import Candidate, match, unclaimed
 from nnunet_jobs.dicom.header import NUMBERS
 from nnunet_jobs.dicom.identity import Identity, Person
-from nnunet_jobs.dicom.model import Series
-from nnunet_jobs.dicom.series import Scan
+from nnunet_jobs.dicom.model import Scan, Series
 from nnunet_jobs.faults.codes import Code
 
 _SHOWN = 6

@@ -28,7 +28,7 @@ from nnunet_jobs.dicom.identity import Identity
 from nnunet_jobs.dicom.model import Grid, Series
 from nnunet_jobs.dicom.series import scan
 from nnunet_jobs.dicom.values import compare_units
-from nnunet_jobs.dicom.worker import dicom_workers
+from nnunet_jobs.dicom.workers import dicom_workers
 from nnunet_jobs.faults.codes import Code
 from nnunet_jobs.sandbox.workers import Broken, Workers
 

@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_jobs.contract.failure import ConfigError, Fault
-from nnunet_jobs.contract.files import read_json
+from nnunet_jobs.contract.files import open_regular, read_json
 from nnunet_jobs.dataset.holdout import TRAIN
 from nnunet_jobs.dataset.layouts.base import Source
 from nnunet_jobs.dataset.names import Refused, check_links
-from nnunet_jobs.dataset.readers.volume import open_regular
 from nnunet_jobs.dataset.splits import Splits, leaking_patients
 from nnunet_jobs.faults.codes import Code
 

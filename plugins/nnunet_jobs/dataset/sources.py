@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_jobs.contract.failure import ConfigError, DataError, Fault
+from nnunet_jobs.contract.files import open_regular
 from nnunet_jobs.contract.params import RegisterParams
 from nnunet_jobs.dataset.labels import Tables, channel_table, label_table
 from nnunet_jobs.dataset.layouts import LAYOUTS
@@ -17,7 +18,6 @@ from nnunet_jobs.dataset.layouts.base import Layout, Source, SourceCase
 from nnunet_jobs.dataset.names import Refused, check_case_ids, check_links
 from nnunet_jobs.dataset.own_splits import read_own_splits
 from nnunet_jobs.dataset.readers.formats import nnunet_reader
-from nnunet_jobs.dataset.readers.volume import open_regular
 from nnunet_jobs.dataset.renaming import CaseNames
 from nnunet_jobs.dicom.mark import may_hold_dicom
 from nnunet_jobs.faults.codes import Code, data_error

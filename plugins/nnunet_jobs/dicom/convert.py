@@ -26,11 +26,10 @@ from pydicom.uid import (
 from nnunet_jobs.contract.failure import Fault
 from nnunet_jobs.contract.files import read_only, sync_directory, temporary_beside
 from nnunet_jobs.dicom.geometry import SeriesRefused
-from nnunet_jobs.dicom.model import Grid, Series, files_named
+from nnunet_jobs.dicom.model import Grid, Series, files_named, size_of
 from nnunet_jobs.dicom.reading import read_file
-from nnunet_jobs.dicom.series import size_of
 from nnunet_jobs.dicom.values import usual_bits, value_faults
-from nnunet_jobs.dicom.worker import dicom_workers
+from nnunet_jobs.dicom.workers import dicom_workers
 from nnunet_jobs.faults.codes import Code
 from nnunet_jobs.sandbox.workers import Broken, Workers
 

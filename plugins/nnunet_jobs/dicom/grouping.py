@@ -6,18 +6,15 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydicom.uid import UID
 
 from nnunet_jobs.dicom.geometry import place
 from nnunet_jobs.dicom.header import LABEL_MODALITIES, RTSTRUCT_CLASS, SEG_CLASSES, UNREAD_LABEL_CLASSES
 from nnunet_jobs.dicom.mark import named_like
-from nnunet_jobs.dicom.model import Instance, Series, same_patient
+from nnunet_jobs.dicom.model import Instance, Scan, Series, same_patient
 from nnunet_jobs.faults.codes import Code
-
-if TYPE_CHECKING:
-    from nnunet_jobs.dicom.series import Scan
 
 Headers = list[tuple[int, Path, dict[str, Any]]]
 _DICOMDIR = "1.2.840.10008.1.3.10"

@@ -14,8 +14,7 @@ from nnunet_jobs.contract.failure import ConfigError, DataError, Fault
 from nnunet_jobs.contract.files import sha256_file
 from nnunet_jobs.dicom.convert import write_volume
 from nnunet_jobs.dicom.labels import Described, label_volume
-from nnunet_jobs.dicom.model import Grid, Instance, Series
-from nnunet_jobs.dicom.series import size_of
+from nnunet_jobs.dicom.model import Grid, Instance, Series, size_of
 from nnunet_jobs.faults.codes import Code
 
 VERSION = 2

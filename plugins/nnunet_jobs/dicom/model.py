@@ -10,6 +10,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from nnunet_jobs.contract.failure import Fault
+from nnunet_jobs.faults.codes import Code
+
 _SHOWN = 5  # numbers of files in one fault
 
 
@@ -98,3 +101,38 @@ class Grid:
         """Voxel size along i, j, k in mm."""
         i, j, k = np.linalg.norm(self.affine[:3, :3], axis=0)
         return float(i), float(j), float(k)
+
+
+@dataclass(slots=True, kw_only=True)
+class Scan:
+    """What a tree holds.
+
+    Attributes:
+        series: images, SEG and RTSTRUCT, in the order of study and series UID.
+        faults: of files and series; they name a file by its number only, because paths in an archive's export hold names of people.
+        studies: ``file N`` of a fault to its StudyInstanceUID, where the file or its neighbours say it.
+        files: number to path of the files that faults name, for those who may see it.
+        other: files that are not DICOM. ignored: DICOM objects that are neither images nor labels (reports, DICOMDIR, doses).
+    """
+
+    series: list[Series] = field(default_factory=list)
+    faults: list[Fault] = field(default_factory=list)
+    studies: dict[str, str] = field(default_factory=dict)
+    files: dict[int, Path] = field(default_factory=dict)
+    other: int = 0
+    ignored: int = 0
+
+    def fault(self, code: Code, number: int, path: Path, message: str, *, severity: str = "error", study: str = "") -> None:
+        """Add a fault of the file with this number."""
+        self.files[number] = path
+        if study:
+            self.studies[f"file {number}"] = study
+        self.faults.append(Fault(code=code, file=f"file {number}", message=message, severity=severity))
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file; 0 when it is gone since it was found, which whoever reads it will say without naming it."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0

@@ -6,46 +6,17 @@ import concurrent.futures
 import os
 import stat
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nnunet_jobs.contract.failure import Fault
 from nnunet_jobs.dicom.grouping import Headers, assign_by_folder, group, name_strangers
-from nnunet_jobs.dicom.model import Series
-from nnunet_jobs.dicom.worker import dicom_workers
+from nnunet_jobs.dicom.model import Scan, size_of
+from nnunet_jobs.dicom.workers import dicom_workers
 from nnunet_jobs.faults.codes import Code
 from nnunet_jobs.sandbox.workers import Broken, Workers
 
 _HEADER_S, _HEADER_MIB = 60.0, 512  # beside what the file's size asks for
 _S_A_MIB, _MIB_A_MIB = 4.0, 24.0
-
-
-@dataclass(slots=True, kw_only=True)
-class Scan:
-    """What a tree holds.
-
-    Attributes:
-        series: images, SEG and RTSTRUCT, in the order of study and series UID.
-        faults: of files and series; they name a file by its number only, because paths in an archive's export hold names of people.
-        studies: ``file N`` of a fault to its StudyInstanceUID, where the file or its neighbours say it.
-        files: number to path of the files that faults name, for those who may see it.
-        other: files that are not DICOM. ignored: DICOM objects that are neither images nor labels (reports, DICOMDIR, doses).
-    """
-
-    series: list[Series] = field(default_factory=list)
-    faults: list[Fault] = field(default_factory=list)
-    studies: dict[str, str] = field(default_factory=dict)
-    files: dict[int, Path] = field(default_factory=dict)
-    other: int = 0
-    ignored: int = 0
-
-    def fault(self, code: Code, number: int, path: Path, message: str, *, severity: str = "error", study: str = "") -> None:
-        """Add a fault of the file with this number."""
-        self.files[number] = path
-        if study:
-            self.studies[f"file {number}"] = study
-        self.faults.append(Fault(code=code, file=f"file {number}", message=message, severity=severity))
 
 
 def scan(
@@ -104,14 +75,6 @@ def scan(
     name_strangers(found, others, headers)
     assign_by_folder(found, headers)
     return found
-
-
-def size_of(path: Path) -> int:
-    """Bytes of a file; 0 when it is gone since it was found, which whoever reads it will say without naming it."""
-    try:
-        return path.stat().st_size
-    except OSError:
-        return 0
 
 
 def walk(root: Path, found: Scan, beat: Callable[[], None]) -> Iterator[Path]:

@@ -1,16 +1,10 @@
-"""The program that reads and writes DICOM files for others, and how to start some of it."""
+"""The program that reads and writes DICOM files for others. :mod:`nnunet_jobs.dicom.workers` starts it."""
 
 from __future__ import annotations
 
 import sys
 
 from nnunet_jobs.sandbox.worker import Task, main
-from nnunet_jobs.sandbox.workers import Workers
-
-
-def dicom_workers(count: int) -> Workers:
-    """Processes for the tasks below; ``count`` of them at once."""
-    return Workers(count, program="nnunet_jobs.dicom.worker")
 
 
 def _task(name: str) -> Task:

@@ -27,7 +27,7 @@ from nnunet_jobs.dicom.model import Grid, Series
 from nnunet_jobs.dicom.seg_sources import seg_faults
 from nnunet_jobs.dicom.series import scan
 from nnunet_jobs.dicom.values import unlike_units
-from nnunet_jobs.dicom.worker import dicom_workers
+from nnunet_jobs.dicom.workers import dicom_workers
 from nnunet_jobs.faults.codes import Code
 from nnunet_jobs.prediction.cases import Case
 from nnunet_jobs.prediction.export import label_values

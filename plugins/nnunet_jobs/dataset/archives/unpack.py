@@ -15,10 +15,10 @@ from typing import IO, Protocol
 
 from nnunet_jobs.context import StepContext
 from nnunet_jobs.contract.failure import DiskFull, Fault
+from nnunet_jobs.contract.files import open_regular
 from nnunet_jobs.dataset.archives.entries import Entries, Limits, kind_of_mode
 from nnunet_jobs.dataset.archives.writer import LOOK_AT_DISK, Damaged, Writer, as_damage, guarded
 from nnunet_jobs.dataset.manifest import signature_of
-from nnunet_jobs.dataset.readers.volume import open_regular
 from nnunet_jobs.dicom.mark import HEAD, like_dicom
 from nnunet_jobs.faults.codes import Code, data_error
 

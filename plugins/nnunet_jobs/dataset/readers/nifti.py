@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from nnunet_jobs.contract.files import open_regular
 from nnunet_jobs.dataset.readers.nifti_geometry import take_nifti_geometry
-from nnunet_jobs.dataset.readers.volume import CHUNK, Damaged, Reading, check_extent, open_regular, take_values
+from nnunet_jobs.dataset.readers.volume import CHUNK, Damaged, Reading, check_extent, take_values
 from nnunet_jobs.dataset.readers.words import library_says
 from nnunet_jobs.faults.codes import Code
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import math
 import os
-import stat
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nnunet_jobs.contract.failure import Fault
+from nnunet_jobs.contract.files import open_regular
 from nnunet_jobs.faults.codes import Code
 from nnunet_jobs.faults.fixes import MENDS
 
@@ -104,15 +103,6 @@ def hash_file(path: Path, beat: Beat) -> str:
             digest.update(chunk)
             beat()
     return digest.hexdigest()
-
-
-def open_regular(path: Path) -> io.FileIO:
-    """Open for reading, but refuse pipes, devices and folders at once instead of waiting on them."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
-        os.close(fd)
-        raise OSError(0, "not a regular file")
-    return io.FileIO(fd, "rb")
 
 
 def read_bytes(reading: Reading) -> bytearray:

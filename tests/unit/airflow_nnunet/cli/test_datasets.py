@@ -138,16 +138,16 @@ def test_the_commands_list_log_and_withdraw(home: Path) -> None:
 
 def test_a_tasks_job_says_who_triggered_the_run(nnunet: Path) -> None:
     from airflow_nnunet.operators import RegisterDatasetOperator
-    from airflow_nnunet.settings.config import NnunetConfig
+    from airflow_nnunet.settings.resolver import resolve_config
 
     class Run:
         triggering_user_name = "alice"
 
     task = RegisterDatasetOperator(task_id="task", dataset_id=4, name="Small", source="/in", owner="radiology")
-    labels = task.job_spec({**airflow.context(), "dag_run": Run()}, NnunetConfig.load()).labels
+    labels = task.job_spec({**airflow.context(), "dag_run": Run()}, resolve_config()).labels
     assert (labels["triggered_by"], labels["owner"], labels["dag_id"]) == ("alice", "radiology", "dag")
     quiet = RegisterDatasetOperator(task_id="task", dataset_id=4, name="Small", source="/in")
-    assert set(quiet.job_spec(airflow.context(), NnunetConfig.load()).labels) == {"dag_id", "run_id", "task_id", "map_index"}
+    assert set(quiet.job_spec(airflow.context(), resolve_config()).labels) == {"dag_id", "run_id", "task_id", "map_index"}
 
 
 def test_the_withdrawing_airflow_process_imports_nothing_heavy(home: Path) -> None:

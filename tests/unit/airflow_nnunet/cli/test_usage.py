@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from airflow_nnunet.cli.usage import Row, moment, summed, usage_command
-from airflow_nnunet.settings.config import NnunetConfig
+from airflow_nnunet.settings.resolver import resolve_config
 from nnunet_jobs.contract.failure import ConfigError
 from nnunet_jobs.contract.jobdir import JobDir
 from nnunet_jobs.contract.usage import Usage, book
@@ -96,7 +96,7 @@ def _books(root: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
         folders[name] = root / name
         (teams / f"{name}.yaml").write_text(f"pool: {{slots: 1}}\nnnunet: {{workspace: {root / name}}}\n")
     for name in folders:
-        job = JobDir.create(make_spec(NnunetConfig.load(team=name or None).workspace, name))
+        job = JobDir.create(make_spec(resolve_config(team=name or None).workspace, name))
         book(job, attempt(2, job=job.job_id, team=name))
         book(job, attempt(1, job=job.job_id, attempt=2, team=name, dataset="Dataset005_Liver", outcome="gpu_oom"))
     return folders
@@ -164,7 +164,7 @@ def test_a_jobs_folder_that_is_not_there_is_said(nnunet: Path, capsys: pytest.Ca
     usage_command(arguments(json=True))
     (left_out,) = json.loads(capsys.readouterr().out)["left_out"]
     assert left_out.startswith(f"{nnunet / 'jobs'}: has no marker")
-    JobDir.create(make_spec(NnunetConfig.load().workspace, "first"))
+    JobDir.create(make_spec(resolve_config().workspace, "first"))
     usage_command(arguments(json=True))
     assert json.loads(capsys.readouterr().out)["left_out"] == [], "no job has ended yet, and nothing is missing"
 

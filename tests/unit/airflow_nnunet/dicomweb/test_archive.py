@@ -17,7 +17,7 @@ from airflow_nnunet.dicomweb import DicomWebHook, DicomWebStudyTrigger
 from airflow_nnunet.dicomweb.model import SeriesFilter
 from airflow_nnunet.jobs.exceptions import ArchiveRefused, ArchiveUnavailable, InstancesRejected, InvalidConfig
 from airflow_nnunet.jobs.retry import NnunetRetryPolicy
-from airflow_nnunet.settings.config import NnunetConfig
+from airflow_nnunet.settings.resolver import resolve_config
 from nnunet_jobs.contract.failure import ConfigError
 from support.orthanc import PATIENT, Orthanc, made_series, study_uid
 from support.proxy import Act, Proxy, is_instance
@@ -355,7 +355,7 @@ def test_only_connections_of_their_own_type_are_used(cut: StubArchive, monkeypat
     assert "postgres" in payload["message"]
     assert cut.asked == []
     with pytest.raises(ConfigError, match="connection 'other': is of type 'postgres'; name one of type nnunet"):
-        NnunetConfig.load("other")
+        resolve_config("other")
 
 
 def test_a_query_that_the_archive_finds_too_large_is_to_be_narrowed(orthanc: Orthanc, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from airflow_nnunet.jobs.task_state import JOB_XCOM
 from airflow_nnunet.jobs.trigger import JobTrigger
 from airflow_nnunet.operators import FindBestConfigOperator, RegisterDatasetOperator, TrainFoldOperator
 from airflow_nnunet.operators.base import NnunetOperator
-from airflow_nnunet.settings.config import NnunetConfig
+from airflow_nnunet.settings.resolver import resolve_config
 from nnunet_jobs.contract.failure import FailureClass
 from nnunet_jobs.contract.files import read_json
 from nnunet_jobs.contract.jobdir import JobDir
@@ -32,7 +32,7 @@ def train(**fields: Any) -> TrainFoldOperator:
 
 def start(task: NnunetOperator, ctx: Any, outcome: FakeOutcome) -> JobDir:
     """An earlier try's job that does as told."""
-    config = NnunetConfig.load()
+    config = resolve_config()
     return FakeBackend(script=lambda spec, attempt: outcome).submit(task.job_spec(ctx, config))
 
 
@@ -137,7 +137,7 @@ def test_a_job_that_goes_on_defers_and_its_trigger_shows_what_the_worker_has_not
     trigger = deferred.value.trigger
     assert isinstance(trigger, JobTrigger)
     assert (trigger.metrics_offset, trigger.log_offset) == (job.metrics.stat().st_size, job.log.stat().st_size)
-    assert trigger.hold_s == NnunetConfig.load().defer_after
+    assert trigger.hold_s == resolve_config().defer_after
     forget(job)
 
 
@@ -168,7 +168,7 @@ def test_fault_61_a_task_that_comes_back_while_the_storage_is_away_waits_for_it(
 
 def test_fault_10_a_submit_that_died_before_the_first_record_is_found_again(nnunet: Path) -> None:
     task = train()
-    spec = task.job_spec(context(), NnunetConfig.load())
+    spec = task.job_spec(context(), resolve_config())
     JobDir.create(spec)  # and no more: the submitter is gone
     ctx = context(try_number=2)
     assert task.execute(ctx)["fold"] == 0
@@ -261,7 +261,7 @@ def test_fault_14_an_execution_timeout_while_polling_cancels_the_job(nnunet: Pat
     ctx = context()
     task = Impatient(task_id="task", dataset=4, configuration="2d", fold=0, deferrable=False)
     job = start(task, ctx, FakeOutcome(forever=True))
-    config = NnunetConfig.load()
+    config = resolve_config()
     task._stopping = False
     with pytest.raises(AirflowTaskTimeout):
         task._poll(ctx, config, job)
@@ -302,7 +302,7 @@ def test_a_stopping_task_cancels_its_job_only_when_a_user_ended_it(
     job = start(task, ctx, FakeOutcome(forever=True))
     task.on_kill()
     with pytest.raises(JobCancelled if cancelled else AirflowRescheduleException):
-        task._poll(ctx, NnunetConfig.load(), job)
+        task._poll(ctx, resolve_config(), job)
     assert (job.cancel_requested() is not None) is cancelled
     forget(job)
 

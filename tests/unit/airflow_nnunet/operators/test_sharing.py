@@ -18,6 +18,7 @@ from airflow_nnunet.cli.datasets import log_command
 from airflow_nnunet.doctor.command import _withdrawals, examine
 from airflow_nnunet.operators import TrainFoldOperator
 from airflow_nnunet.settings.config import NnunetConfig
+from airflow_nnunet.settings.resolver import resolve_config
 from nnunet_jobs.contract.failure import ConfigError
 from nnunet_jobs.contract.workspace import Workspace
 from support.airflow import context
@@ -34,14 +35,14 @@ def submit(workspace: Workspace, *, run: str = "run") -> str:
 
 
 def test_the_option_reaches_the_workspace(nnunet: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert NnunetConfig.load().workspace.sharing == "private"
+    assert resolve_config().workspace.sharing == "private"
     monkeypatch.setenv("AIRFLOW__NNUNET__SHARING", "group")
-    assert NnunetConfig.load().workspace.sharing == "group"
+    assert resolve_config().workspace.sharing == "group"
     monkeypatch.setenv("AIRFLOW_CONN_OTHERS", json.dumps({"conn_type": "nnunet", "extra": {"sharing": "group_others_read"}}))
-    assert NnunetConfig.load("others").workspace.sharing == "group_others_read"
+    assert resolve_config("others").workspace.sharing == "group_others_read"
     monkeypatch.setenv("AIRFLOW__NNUNET__SHARING", "everyone")
     with pytest.raises(ConfigError, match="sharing='everyone'"):
-        NnunetConfig.load()
+        resolve_config()
 
 
 def test_a_submitted_job_is_the_groups_and_the_workers_umask_comes_back(tmp_path: Path) -> None:

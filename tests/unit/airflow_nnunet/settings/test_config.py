@@ -11,6 +11,7 @@ import pytest
 from airflow_nnunet.provider_info import OPTIONS, get_provider_info
 from airflow_nnunet.settings.config import NnunetConfig, airflow_home
 from airflow_nnunet.settings.hook import NnunetHook
+from airflow_nnunet.settings.resolver import resolve_config
 from nnunet_jobs.contract.failure import ConfigError
 from support.airflow import environment, run
 
@@ -62,8 +63,8 @@ def test_the_section_is_read_and_a_connection_overrides_it(nnunet: Path, monkeyp
     monkeypatch.setenv("AIRFLOW__NNUNET__CPU_SLOTS", "5")
     extra = {"workspace": "/data/radiology", "input_roots": ["/in"]}
     monkeypatch.setenv("AIRFLOW_CONN_RADIOLOGY", json.dumps({"conn_type": "nnunet", "extra": extra}))
-    assert NnunetConfig.load().workspace.raw == str(nnunet / "nnUNet_raw")
-    config = NnunetConfig.load("radiology")
+    assert resolve_config().workspace.raw == str(nnunet / "nnUNet_raw")
+    config = resolve_config("radiology")
     assert config.workspace.raw == "/data/radiology/nnUNet_raw"
     assert config.workspace.input_roots == ("/in",)
     assert (config.workspace.cpu_slots, config.backend) == (5, "fake")
@@ -85,7 +86,7 @@ def test_what_the_connections_form_left_empty_does_not_override_the_section(nnun
     monkeypatch.setenv("AIRFLOW__NNUNET__RAW", "/archive/raw")
     extra = {"workspace": "/data/radiology", "raw": "", "backend": None, "cpu_slots": 3, "input_roots": "/in,/other"}
     monkeypatch.setenv("AIRFLOW_CONN_RADIOLOGY", json.dumps({"conn_type": "nnunet", "extra": extra}))
-    config = NnunetConfig.load("radiology")
+    config = resolve_config("radiology")
     assert (config.backend, config.workspace.raw, config.workspace.results) == ("fake", "/archive/raw", "/data/radiology/nnUNet_results")
     assert (config.workspace.cpu_slots, config.workspace.input_roots) == (3, ("/in", "/other"))
 

@@ -15,7 +15,7 @@ from airflow_nnunet.jobs.task_state import JOB_XCOM
 from airflow_nnunet.operators import BatchPredictOperator, PreprocessOperator, RegisterDatasetOperator, TrainFoldOperator
 from airflow_nnunet.pipelines.dag_builder import build_training_dag, check_datasets
 from airflow_nnunet.pipelines.dataset_config import DatasetConfigError, load_config, load_folder
-from airflow_nnunet.settings.config import NnunetConfig
+from airflow_nnunet.settings.resolver import resolve_config
 from airflow_nnunet.settings.teams import load_teams
 from devtools.schema_docs import team_reference
 from nnunet_jobs.contract.failure import ConfigError
@@ -105,12 +105,12 @@ def test_a_teams_jobs_live_in_its_workspace_are_labelled_and_share_the_hosts_lea
 def test_no_root_of_the_section_is_inherited(teams: Path, nnunet: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"PREPROCESSED": "/fast", "INPUT_ROOTS": "/archive", "OUTPUT_ROOTS": "/out", "CPU_SLOTS": "3"}.items():
         monkeypatch.setenv(f"AIRFLOW__NNUNET__{name}", value)
-    workspace = NnunetConfig.load(team="cardiology").workspace
+    workspace = resolve_config(team="cardiology").workspace
     assert workspace.preprocessed == "/data/cardiology/nnunet/nnUNet_preprocessed"
     assert workspace.input_roots == ("/data/cardiology/incoming",)
     assert workspace.output_roots == ("/data/cardiology/nnunet/predictions",)
     assert workspace.cpu_slots == 3, "the host's"
-    assert NnunetConfig.load().workspace.input_roots == ("/archive",)
+    assert resolve_config().workspace.input_roots == ("/archive",)
 
 
 def test_a_real_job_of_a_team_cannot_read_what_another_team_or_the_section_may(
@@ -136,7 +136,7 @@ def test_a_real_job_of_a_team_cannot_read_what_another_team_or_the_section_may(
 
 
 def test_a_team_cannot_write_outside_its_roots(teams: Path) -> None:
-    workspace = NnunetConfig.load(team="cardiology").workspace
+    workspace = resolve_config(team="cardiology").workspace
     for path in ("/data/radiology/nnunet/predictions", "/data/cardiology/nnunet/nnUNet_raw", "/data/cardiology/nnunet/predictions/../.."):
         with pytest.raises(ConfigError, match="outside the allowed folders"):
             workspace.confine_output(path, field="output")
@@ -149,7 +149,7 @@ def test_a_team_is_no_template_and_comes_without_a_connection(teams: Path) -> No
     with pytest.raises(ConfigError, match=r"nnunet_conn_id='other'.*leave this empty"):
         TrainFoldOperator(task_id="task", **TRAIN, team="radiology", nnunet_conn_id="other")
     with pytest.raises(ConfigError, match=r"nnunet_conn_id='other'.*leave this empty"):
-        NnunetConfig.load("other", team="radiology")
+        resolve_config("other", team="radiology")
 
 
 # --- what is refused ------------------------------------------------------------------------------------------------

@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 
 from airflow_nnunet.backends import FakeBackend
-from airflow_nnunet.cli.workspace import examine_marker
 from airflow_nnunet.doctor.finding import Finding
+from airflow_nnunet.doctor.marker import examine_marker
 from airflow_nnunet.jobs.exceptions import JobLost
 from airflow_nnunet.prediction_api.operator import RequestPredictOperator
 from airflow_nnunet.prediction_api.store import Draft
 from airflow_nnunet.prediction_api.tenants import load_space
 from airflow_nnunet.settings.config import NnunetConfig
+from airflow_nnunet.settings.resolver import resolve_config
 from airflow_nnunet.settings.workspace_memory import variable_of
 from nnunet_jobs.contract.marker import MARKER, mark_workspace
 from nnunet_jobs.contract.spec import JobSpec, make_job_id
@@ -39,7 +40,7 @@ def test_the_doctor_warns_of_a_workspace_that_is_not_marked_yet(home: Path) -> N
 
 
 def test_the_doctor_refuses_a_workspace_that_is_not_mounted(nnunet: Path) -> None:
-    config = NnunetConfig.load()
+    config = resolve_config()
     (nnunet / "nnUNet_raw" / "Dataset004_A").mkdir(parents=True)
     submit(config.workspace, "one")
     assert finding(config).text == f"marked ({MARKER} in jobs, raw)"
@@ -84,7 +85,7 @@ def test_the_command_marks_what_is_there_and_airflow_remembers_it(home: Path) ->
 def test_a_request_is_not_unknown_because_its_share_is_not_mounted(nnunet: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AIRFLOW__NNUNET__LOST_AFTER", "0.3")
     (nnunet / "nnUNet_raw" / "Dataset004_A").mkdir(parents=True)
-    mark_workspace(NnunetConfig.load().workspace)
+    mark_workspace(resolve_config().workspace)
     (nnunet / "jobs").rename(nnunet / "elsewhere")
     with pytest.raises(JobLost, match="mount the share"):
         RequestPredictOperator(task_id="predict").execute(context(run_id="p-0123456789abcdef"))

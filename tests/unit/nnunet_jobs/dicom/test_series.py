@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from nnunet_jobs.contract.failure import Interrupted
 from nnunet_jobs.dicom.series import scan
-from nnunet_jobs.dicom.worker import dicom_workers
+from nnunet_jobs.dicom.workers import dicom_workers
 from nnunet_jobs.sandbox.workers import Broken
 from support.dicom import multiframe, save, scanned, slices, uid, workers
 from support.dicom_labels import CANARY, contours_of, write_rtstruct
