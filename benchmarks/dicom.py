@@ -20,8 +20,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(PROJECT / "plugins"), str(PROJECT / "tests")]
+sys.path[:0] = [str(PROJECT / "plugins")]
 
+from devtools.testbed.data import context  # noqa: E402
+from devtools.testbed.data import write_nifti as write_label  # noqa: E402
 from nnunet_jobs.contract.failure import ConfigError  # noqa: E402
 from nnunet_jobs.contract.params import RegisterParams  # noqa: E402
 from nnunet_jobs.contract.workspace import Workspace  # noqa: E402
@@ -31,8 +33,6 @@ from nnunet_jobs.dicom.series import scan  # noqa: E402
 from nnunet_jobs.dicom.workers import dicom_workers  # noqa: E402
 from nnunet_jobs.sandbox.workers import Workers  # noqa: E402
 from nnunet_jobs.steps import register  # noqa: E402
-from support.data import context  # noqa: E402
-from support.data import write_nifti as write_label  # noqa: E402
 
 SERIES = PROJECT.parent / "shared" / "data" / "dicom" / "12-T1post-05670"
 

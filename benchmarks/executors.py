@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import datetime as dt
-import os
 import shutil
 import statistics
 import sys
@@ -18,11 +17,11 @@ import tempfile
 from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(PROJECT / "plugins"), str(PROJECT / "tests")]
+sys.path[:0] = [str(PROJECT / "plugins")]
 
 from devtools.stack import Stack  # noqa: E402
 from devtools.stack_components import CeleryWorker  # noqa: E402
-from support.servers import Postgres, Redis, running_postgres, running_redis  # noqa: E402
+from devtools.testbed.servers import Postgres, Redis, running_postgres, running_redis  # noqa: E402
 
 STEPS = 10
 MAPPED = 20
@@ -53,7 +52,7 @@ def measure(folder: Path, postgres: Postgres, *, executor: str, broker: str | No
         folder / executor / "home",
         dags=dags,
         settings=settings,
-        environment={"PYTHONPATH": os.pathsep.join([str(PROJECT / "plugins"), str(PROJECT / "tests")])},
+        environment={"PYTHONPATH": str(PROJECT / "plugins")},
         executor=executor,
         database=postgres.create_database(executor.lower()),
         extra=workers,

@@ -23,15 +23,15 @@ from pathlib import Path
 from typing import Any
 
 PROJECT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(PROJECT / "plugins"), str(PROJECT / "tests")]
+sys.path[:0] = [str(PROJECT / "plugins")]
 
 from benchmarks.prediction import SOURCE  # noqa: E402
 from benchmarks.training import CORES, ITERATIONS, RATE, TINY  # noqa: E402
+from devtools.testbed.prediction import job_dir, write_card  # noqa: E402
+from devtools.testbed.preprocessing import DATASET, register, result_of, start  # noqa: E402
 from nnunet_jobs.context import StepContext  # noqa: E402
 from nnunet_jobs.contract.workspace import Workspace  # noqa: E402
 from nnunet_jobs.runner.attempt_limits import environment  # noqa: E402
-from support.prediction import job_dir, write_card  # noqa: E402
-from support.preprocessing import DATASET, register, result_of, start  # noqa: E402
 
 TINY_3D = {
     "inherits_from": "3d_fullres",
@@ -147,8 +147,8 @@ def labelling() -> None:
     from nnunetv2.inference.export_prediction import convert_predicted_logits_to_segmentation_with_correct_shape
     from scipy.ndimage import zoom
 
+    from devtools.testbed.stages import stage_of_labels
     from nnunet_jobs.prediction.labelling import label_by_class
-    from support.stages import stage_of_labels
 
     network = stage_of_labels({"background": 0, **{f"l{value}": value for value in range(1, CLASSES)}}, None, (1.0, 1.0, 1.0))
     random = np.random.default_rng(0)

@@ -20,14 +20,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(PROJECT / "plugins"), str(PROJECT / "tests")]
+sys.path[:0] = [str(PROJECT / "plugins")]
 
 from benchmarks._load import below_me, sampled_memory  # noqa: E402
+from devtools.testbed.prediction import PLANS, TRAINER, job_dir  # noqa: E402
+from devtools.testbed.stages import DATASET, LOW, save_stage  # noqa: E402
 from nnunet_jobs.contract.files import read_json, repoint, sha256_file, write_json  # noqa: E402
 from nnunet_jobs.contract.workspace import Workspace  # noqa: E402
 from nnunet_jobs.prediction.model import selection_hash  # noqa: E402
-from support.prediction import PLANS, TRAINER, job_dir  # noqa: E402
-from support.stages import DATASET, LOW, save_stage  # noqa: E402
 
 IMAGE_MM, NETWORK_MM, PATCH = (0.78, 0.78, 1.0), [1.25, 1.0, 1.0], [128, 128, 128]
 

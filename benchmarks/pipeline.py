@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 PROJECT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(PROJECT / "plugins"), str(PROJECT / "tests")]
+sys.path[:0] = [str(PROJECT / "plugins")]
 
 from airflow_nnunet.backends import Watch, get_backend  # noqa: E402
 from nnunet_jobs.contract.files import read_json, write_json  # noqa: E402

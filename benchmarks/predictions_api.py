@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import datetime as dt
-import os
 import shutil
 import statistics
 import sys
@@ -23,13 +22,13 @@ from pathlib import Path
 from typing import Any
 
 PROJECT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(PROJECT / "plugins"), str(PROJECT / "tests")]
+sys.path[:0] = [str(PROJECT / "plugins")]
 
 from airflow_nnunet.prediction_api import DAG_ID, TASK_ID, client  # noqa: E402
 from devtools.stack import Stack  # noqa: E402
+from devtools.testbed.serving import ServerProcess, make_image, make_workspace  # noqa: E402
+from devtools.testbed.stages import DATASET  # noqa: E402
 from nnunet_jobs.contract.workspace import Workspace  # noqa: E402
-from support.serving import ServerProcess, make_image, make_workspace  # noqa: E402
-from support.stages import DATASET  # noqa: E402
 
 LOOK_S = 0.05
 ASKED, ANSWERED = "asking ", "predictor server "
@@ -113,7 +112,7 @@ def main() -> None:
         shutil.copy(PROJECT / "dags" / "nnunet_predictions.py", folder / "dags")
         socket = folder / "serve.sock"
         environment = {
-            "PYTHONPATH": os.pathsep.join([str(PROJECT / "plugins"), str(PROJECT / "tests")]),
+            "PYTHONPATH": str(PROJECT / "plugins"),
             "AIRFLOW__NNUNET__WORKSPACE": str(folder / "work"),
             "AIRFLOW__NNUNET__PREDICTOR_SERVERS": f"unix:{socket}",
             "AIRFLOW__NNUNET__CPU_SLOTS": "4",

@@ -27,12 +27,12 @@ from typing import Any
 
 from benchmarks._load import Timed, ask, below_me, load, mentioning, peak_mib, sampled_memory
 from benchmarks.prediction import CONFIGURATIONS, PROJECT, SOURCE, cli, job, prepare
+from devtools.testbed.nginx import lay_out, missing, running
+from devtools.testbed.prediction import PLANS, TRAINER, write_card
+from devtools.testbed.preprocessing import DATASET
+from devtools.testbed.serving import ServerProcess, Service
 from nnunet_jobs.contract.workspace import Workspace
 from nnunet_jobs.runner import attempt_limits
-from support.nginx import lay_out, missing, running
-from support.prediction import PLANS, TRAINER, write_card
-from support.preprocessing import DATASET
-from support.serving import ServerProcess, Service
 
 CORES = os.cpu_count() or 1
 CONCURRENCY = (1, 4, 16)

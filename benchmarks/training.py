@@ -23,13 +23,13 @@ from pathlib import Path
 from typing import Any
 
 PROJECT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(PROJECT / "plugins"), str(PROJECT / "tests")]
+sys.path[:0] = [str(PROJECT / "plugins")]
 
+from devtools.testbed.preprocessing import DATASET, register, result_of, start  # noqa: E402
 from nnunet_jobs.contract.files import read_json  # noqa: E402
 from nnunet_jobs.contract.jobdir import JobDir  # noqa: E402
 from nnunet_jobs.contract.workspace import Workspace  # noqa: E402
 from nnunet_jobs.runner.attempt_limits import environment  # noqa: E402
-from support.preprocessing import DATASET, register, result_of, start  # noqa: E402
 
 ITERATIONS, RATE = 50, 3e-3
 TINY = {

@@ -14,13 +14,13 @@ from pathlib import Path
 
 import pytest
 
+from devtools.testbed.serving import PROJECT, make_image, make_workspace
 from nnunet_jobs import processes
 from nnunet_jobs.contract.failure import Bug, DataError
 from nnunet_jobs.contract.files import read_json
 from nnunet_jobs.contract.workspace import Workspace
 from support.batches import ABORT_CHECK, ABORT_ITK, ABORT_JOB, ABORT_ONCE, finish_job, make_small_cases, poison, predict, reasons, start_job
 from support.jobs import wait_for
-from support.serving import PROJECT, make_image, make_workspace
 
 MEND = "write its files anew, or allow it more memory if they are large"
 pytestmark = [

@@ -19,11 +19,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from devtools.testbed.data import SHAPE, context, decathlon, describe_decathlon, image_array, raw, register_dataset, tree, write_nifti
 from nnunet_jobs.contract.failure import ConfigError, DataError, DiskFull, FailureClass
 from nnunet_jobs.contract.params import RegisterParams
 from nnunet_jobs.contract.workspace import Workspace
 from nnunet_jobs.steps import register
-from support.data import SHAPE, context, decathlon, describe_decathlon, image_array, raw, register_dataset, tree, write_nifti
 
 PROGRAM = """
 import json, sys

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from devtools.testbed.data import LABELS, context, image_array, label_array, raw, write_nifti
 from nnunet_jobs import processes
 from nnunet_jobs.contract.failure import Bug, DataError, Interrupted
 from nnunet_jobs.contract.params import RegisterParams
@@ -21,7 +22,6 @@ from nnunet_jobs.dataset.check import Report, check_dataset
 from nnunet_jobs.dataset.sources import read_source
 from nnunet_jobs.dataset.workers import check_cases
 from nnunet_jobs.steps import register
-from support.data import LABELS, context, image_array, label_array, raw, write_nifti
 
 HOOKS = Path(__file__).resolve().parent.parent / "support" / "reader_hooks"
 

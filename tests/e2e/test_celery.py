@@ -12,9 +12,9 @@ import httpx
 import pytest
 
 from airflow_nnunet.prediction_api.rest_client import FINISHED_TASK, RestError, wait_until
+from devtools.testbed.servers import Server, running_postgres, running_redis
 from nnunet_jobs.contract.jobdir import JobDir
 from support.celery_cluster import EPOCHS, QUEUED_S, WORKERS, Cluster
-from support.servers import Server, running_postgres, running_redis
 from support.stack import epochs_reported, job_processes
 
 pytestmark = [pytest.mark.e2e, pytest.mark.training]

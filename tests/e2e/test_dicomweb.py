@@ -14,9 +14,9 @@ import pydicom
 import pytest
 
 from devtools.stack import Stack
+from devtools.testbed.stages import DATASET
 from support.orthanc import LOGIN, PATIENT, Orthanc, made_series, running_archive, study_uid
 from support.stack import Site
-from support.stages import DATASET
 
 pytestmark = pytest.mark.e2e
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from devtools.testbed.serving import DATASET
 from nnunet_jobs.contract.files import read_json
 from support.batches import make_small_cases
-from support.serving import DATASET
 from support.stack import Site
 
 pytestmark = [pytest.mark.e2e, pytest.mark.nightly]

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from airflow_nnunet.prediction_api.rest_client import AirflowClient, wait_until
+from devtools.testbed.serving import ServerProcess
 from support.predictions_api import (
     API,
     DAG,
@@ -24,7 +25,6 @@ from support.predictions_api import (
     predict,
     requests_of,
 )
-from support.serving import ServerProcess
 from support.stack import Site, job_processes
 
 pytestmark = pytest.mark.e2e

@@ -19,6 +19,7 @@ from schemathesis.specs.openapi.checks import positive_data_acceptance
 from airflow_nnunet.prediction_api.rest_client import AirflowClient, wait_until
 from airflow_nnunet.prediction_api.store import Draft, new_id
 from airflow_nnunet.prediction_api.tenants import Space
+from devtools.testbed.serving import DATASET, ServerProcess, make_image
 from support.fuzzing import quietly, rounds
 from support.predictions_api import (
     API,
@@ -33,7 +34,6 @@ from support.predictions_api import (
     requests_of,
     runs_of,
 )
-from support.serving import DATASET, ServerProcess, make_image
 from support.stack import COMMON_QUOTA, QUEUE_LIMIT, Site, kill
 
 pytestmark = pytest.mark.e2e

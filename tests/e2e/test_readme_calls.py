@@ -14,8 +14,8 @@ import pytest
 
 from airflow_nnunet.prediction_api.rest_client import AirflowClient
 from devtools.stack_config import password_file
+from devtools.testbed.serving import DATASET
 from support.predictions_api import finished
-from support.serving import DATASET
 from support.snippets import PROJECT, snippets, words
 from support.stack import Site
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from support import nginx
+from devtools.testbed import nginx
 
 
 class Behind(BaseHTTPRequestHandler):

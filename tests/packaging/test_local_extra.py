@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from support.data import decathlon
+from devtools.testbed.data import decathlon
 from support.installed import build_wheel, environment, listing, run
 
 STOCK = ["apache-airflow>=3.3,<4"]

@@ -16,10 +16,10 @@ from pathlib import Path
 import httpx
 import pytest
 
+from devtools.testbed import nginx
+from devtools.testbed.serving import DATASET, ServerProcess, Service, make_image, make_workspace
 from nnunet_jobs.predictor_server.settings import ServeSettings
-from support import nginx
 from support.jobs import wait_for
-from support.serving import DATASET, ServerProcess, Service, make_image, make_workspace
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning"),

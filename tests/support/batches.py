@@ -11,19 +11,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from devtools.testbed.prediction import job_dir
+from devtools.testbed.serving import PROJECT
+from devtools.testbed.stages import DATASET
 from nnunet_jobs.context import StepContext
 from nnunet_jobs.contract.params import PredictParams
 from nnunet_jobs.contract.workspace import Workspace
 from nnunet_jobs.steps.predict import run
-from support.prediction import job_dir
-from support.serving import PROJECT
-from support.stages import DATASET
 
 ABORT_CHECK, ABORT_ONCE, ABORT_ITK, ABORT_JOB = b"PLEASE-ABORT", b"ABORT-ONCE", b"ABORT-ITK", b"ABORT-JOB"
 """Words in an image that the processes with hooks obey: the check's decompressor each time or the first time, SimpleITK anywhere,
 SimpleITK in the job only."""
 
 HOOKS = ("reader_hooks", "itk_hooks")
+SUPPORT = Path(__file__).resolve().parent
 
 _JOB = """
 import json, sys
@@ -31,7 +32,7 @@ from nnunet_jobs.context import StepContext
 from nnunet_jobs.contract.params import PredictParams
 from nnunet_jobs.contract.workspace import Workspace
 from nnunet_jobs.steps.predict import run
-from support.prediction import job_dir
+from devtools.testbed.prediction import job_dir
 request = json.loads(sys.argv[1])
 workspace = Workspace.from_json(request["workspace"])
 context = StepContext(workspace=workspace, job=job_dir(workspace, "predict-process0"), cpus=1)
@@ -61,7 +62,7 @@ def predict(workspace: Workspace, cases: Path | list[Any], output: str, **fields
 def start_job(workspace: Workspace, cases: Path, output: str, *, hooks: str | None = None, **fields: Any) -> subprocess.Popen[bytes]:
     """The step in a process of its own, which prints the result; ``hooks`` make readers obey what images say."""
     request = json.dumps({"workspace": workspace.to_json(), "params": params(workspace, cases, output, **fields)})
-    paths = [PROJECT / "plugins", PROJECT / "tests", *([PROJECT / "tests" / "support" / hooks] if hooks else [])]
+    paths = [PROJECT / "plugins", PROJECT / "tests", PROJECT, *([SUPPORT / hooks] if hooks else [])]
     return subprocess.Popen(
         [sys.executable, "-c", _JOB, request],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, paths))},

@@ -9,10 +9,10 @@ from string import Template
 from airflow_nnunet.prediction_api.rest_client import wait_until
 from devtools.stack import PROJECT, Stack
 from devtools.stack_components import CeleryWorker
+from devtools.testbed.servers import Postgres, Redis
 from nnunet_jobs.contract.jobdir import JobDir
 from nnunet_jobs.contract.workspace import Workspace
 from support.jobs import TESTS
-from support.servers import Postgres, Redis
 from support.stack import DATASET, FAST, TINY, Site, epochs_done
 
 WORKERS = ("worker-a", "worker-b")

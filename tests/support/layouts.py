@@ -8,7 +8,7 @@ import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from support.data import LABELS, image_array, label_array, write_nifti
+from devtools.testbed.data import LABELS, image_array, label_array, write_nifti
 
 
 def nnunet_v1(root: Path, cases: Sequence[str], *, channels: int = 1, test: Sequence[str] = ()) -> Path:

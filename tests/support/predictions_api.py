@@ -13,8 +13,8 @@ import httpx
 
 from airflow_nnunet.prediction_api.rest_client import AirflowClient, wait_until
 from devtools.stack_config import password_file
+from devtools.testbed.serving import DATASET
 from support.airflow import environment, run
-from support.serving import DATASET
 from support.stack import Site
 
 API = "nnunet-api/predictions"

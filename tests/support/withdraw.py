@@ -6,12 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+from devtools.testbed.data import context, register_dataset
 from nnunet_jobs.contract.files import read_json, repoint, write_json
 from nnunet_jobs.contract.params import PreprocessParams
 from nnunet_jobs.contract.withdrawals import WithdrawParams
 from nnunet_jobs.contract.workspace import Workspace
 from nnunet_jobs.steps import withdraw
-from support.data import context, register_dataset
 
 DATASET = "Dataset004_Small"
 

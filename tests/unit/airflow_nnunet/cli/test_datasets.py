@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from airflow_nnunet.cli.datasets import dataset_history, dataset_rows, find_dataset, history_text
+from devtools.testbed.data import context, decathlon, describe_decathlon, register_dataset
 from nnunet_jobs.contract.failure import ConfigError
 from nnunet_jobs.contract.files import read_json, write_json
 from nnunet_jobs.contract.params import RegisterParams
@@ -19,7 +20,6 @@ from nnunet_jobs.contract.workspace import Workspace
 from nnunet_jobs.steps import register
 from support import airflow
 from support.airflow import environment, run
-from support.data import context, decathlon, describe_decathlon, register_dataset
 
 ME = pwd.getpwuid(os.geteuid()).pw_name
 

@@ -6,8 +6,8 @@ import shutil
 from pathlib import Path
 
 from airflow_nnunet.doctor.executor import judge_celery
+from devtools.testbed.servers import running_redis
 from support.airflow import PROJECT, environment, run
-from support.servers import running_redis
 
 CELERY = {"AIRFLOW__CORE__EXECUTOR": "CeleryExecutor"}
 STOCK = {

@@ -10,9 +10,9 @@ import pytest
 
 from airflow_nnunet.jobs.log import Line, LogLines, new_lines, write_lines
 from airflow_nnunet.jobs.progress import ProgressLines
+from devtools.testbed.data import decathlon
 from nnunet_jobs.contract.jobdir import JobDir
 from support.airflow import environment, run
-from support.data import decathlon
 
 
 @pytest.fixture

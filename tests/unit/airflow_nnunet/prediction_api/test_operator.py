@@ -16,13 +16,13 @@ from airflow_nnunet.jobs.exceptions import InvalidConfig, InvalidData
 from airflow_nnunet.prediction_api.operator import RequestPredictOperator
 from airflow_nnunet.prediction_api.store import REQUEST_ID, Draft, StoredRequest, new_id, open_request
 from airflow_nnunet.prediction_api.tenants import Space, check_server, load_space, space_of
+from devtools.testbed.serving import DATASET, ServerProcess, make_image, make_model, make_workspace
 from nnunet_jobs.contract.failure import ConfigError
 from nnunet_jobs.contract.files import read_json, sha256_file
 from nnunet_jobs.contract.predictions import read_predictions
 from nnunet_jobs.contract.workspace import Workspace
 from support.airflow import context
 from support.jobs import wait_for
-from support.serving import DATASET, ServerProcess, make_image, make_model, make_workspace
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::PendingDeprecationWarning")
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from devtools.faults_docs import page
+from devtools.testbed.data import LABELS, decathlon, image_array, label_array, raw, write_nifti
 from nnunet_jobs.faults.codes import Code
 from nnunet_jobs.faults.fixes import MENDS
-from support.data import LABELS, decathlon, image_array, label_array, raw, write_nifti
 from support.validating import validate
 
 PROJECT = Path(__file__).resolve().parents[4]

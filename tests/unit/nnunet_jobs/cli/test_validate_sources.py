@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from devtools.testbed.data import LABELS, decathlon, raw
 from nnunet_jobs.dicom.identity import Identity
-from support.data import LABELS, decathlon, raw
 from support.dicom import SHAPE, save, slices, uid, voxels
 from support.dicom_labels import CANARY, write_seg_object
 from support.layouts import bids, nnunet_v1, pack, scans

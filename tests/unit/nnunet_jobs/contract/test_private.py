@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from airflow_nnunet.doctor.privacy import examine_privacy
+from devtools.testbed.data import decathlon, register_dataset
 from nnunet_jobs.cli import validate
 from nnunet_jobs.contract.failure import Failure, FailureClass
 from nnunet_jobs.contract.files import locked, read_only, write_json
@@ -22,7 +23,6 @@ from nnunet_jobs.contract.spec import JobSpec
 from nnunet_jobs.contract.usage import Usage, book
 from nnunet_jobs.contract.workspace import Workspace
 from nnunet_jobs.dataset.transfer import link_or_copy
-from support.data import decathlon, register_dataset
 from support.private import data_roots, open_to_others
 from support.users import MALLORY, as_user, open_folder
 

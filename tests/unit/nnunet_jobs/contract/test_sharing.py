@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from devtools.testbed.data import decathlon, describe_decathlon, image_array, register_dataset, tree, write_nifti
 from nnunet_jobs.context import StepContext
 from nnunet_jobs.contract.failure import ConfigError, DataError, FailureClass, classify
 from nnunet_jobs.contract.files import read_json, write_json
@@ -25,7 +26,6 @@ from nnunet_jobs.contract.withdrawals import Tombstones, WithdrawParams
 from nnunet_jobs.contract.workspace import Workspace
 from nnunet_jobs.runner import child
 from nnunet_jobs.steps import register, withdraw
-from support.data import decathlon, describe_decathlon, image_array, register_dataset, tree, write_nifti
 from support.users import ALICE, BOB, GROUP, MALLORY, as_user, open_folder, root_name
 
 CASES = ["a", "b", "c"]

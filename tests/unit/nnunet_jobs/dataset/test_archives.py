@@ -18,12 +18,12 @@ from pathlib import Path
 
 import pytest
 
+from devtools.testbed.data import LABELS, context, decathlon, image_array, raw, register_dataset, tree, write_nifti
 from nnunet_jobs.contract.failure import ConfigError, DataError, DiskFull, Interrupted
 from nnunet_jobs.contract.params import RegisterParams
 from nnunet_jobs.dataset.archives import unpack as archives
 from nnunet_jobs.dataset.archives.entries import Limits
 from nnunet_jobs.steps import register
-from support.data import LABELS, context, decathlon, image_array, raw, register_dataset, tree, write_nifti
 from support.layouts import bids, nnunet_v1, pack, scans
 
 FORMATS = ["zip", "tar", "tar.gz", "tgz"]

@@ -11,9 +11,9 @@ import nibabel  # noqa: TID253  the rule is for what Airflow imports
 import numpy as np
 import pytest
 
+from devtools.testbed.data import LABELS, SHAPE, decathlon, image_array, label_array, raw, write_nifti
 from nnunet_jobs.contract.params import RegisterParams
 from nnunet_jobs.dataset.check import Report, check_dataset
-from support.data import LABELS, SHAPE, decathlon, image_array, label_array, raw, write_nifti
 
 Build = Callable[[Path], None]
 A, B, LA = "imagesTr/a_0000.nii.gz", "imagesTr/b_0000.nii.gz", "labelsTr/a.nii.gz"

@@ -16,13 +16,13 @@ from pydicom.dataset import Dataset
 from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import write_sequence
 
+from devtools.testbed.data import register_dataset, write_nifti
 from nnunet_jobs.contract.failure import DataError
 from nnunet_jobs.contract.workspace import Workspace
 from nnunet_jobs.dicom import label_task
 from nnunet_jobs.dicom import series as scan_of_series
 from nnunet_jobs.dicom.geometry import grid_of
 from nnunet_jobs.dicom.identity import Identity
-from support.data import register_dataset, write_nifti
 from support.dicom import SHAPE, save, scanned, slices, uid, voxels
 from support.dicom_labels import contours_of, write_rtstruct, write_seg_object
 

@@ -12,6 +12,7 @@ import nibabel  # noqa: TID253
 import numpy as np
 import pytest
 
+from devtools.testbed.data import context, register_dataset, write_nifti
 from nnunet_jobs.contract.failure import ConfigError, DataError
 from nnunet_jobs.contract.params import RegisterParams
 from nnunet_jobs.contract.withdrawals import WithdrawParams
@@ -21,7 +22,6 @@ from nnunet_jobs.dicom.geometry import grid_of
 from nnunet_jobs.dicom.identity import Identity
 from nnunet_jobs.dicom.series import scan
 from nnunet_jobs.steps import withdraw
-from support.data import context, register_dataset, write_nifti
 from support.dicom import SHAPE, save, slices, uid, voxels
 from support.dicom_labels import write_seg_object
 

@@ -13,10 +13,10 @@ import SimpleITK  # noqa: TID253  the rule is for what Airflow imports
 import tifffile
 from PIL import Image
 
+from devtools.testbed.data import LABELS, SHAPE, image_array, label_array, register_dataset
 from nnunet_jobs.contract.failure import DataError
 from nnunet_jobs.dataset.readers.formats import read_volume
 from nnunet_jobs.dataset.readers.volume import Volume
-from support.data import LABELS, SHAPE, image_array, label_array, register_dataset
 
 READERS = {".mha": "SimpleITKIO", ".nrrd": "SimpleITKIO", ".png": "NaturalImage2DIO", ".bmp": "NaturalImage2DIO", ".tiff": "Tiff3DIO"}
 

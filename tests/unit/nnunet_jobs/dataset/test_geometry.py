@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import SimpleITK  # noqa: TID253  the rule is for what Airflow imports
 
+from devtools.testbed.data import SHAPE, image_array, label_array, raw, register_dataset, write_nifti
 from nnunet_jobs.contract.failure import DataError, Fault
 from nnunet_jobs.contract.params import RegisterParams
 from nnunet_jobs.dataset.check import check_dataset
@@ -17,7 +18,6 @@ from nnunet_jobs.dataset.foreseen_plans import unet_stages
 from nnunet_jobs.dataset.readers.agreement import Member, disagreements, voxel_order
 from nnunet_jobs.dataset.readers.formats import read_volume
 from nnunet_jobs.dataset.readers.volume import Volume
-from support.data import SHAPE, image_array, label_array, raw, register_dataset, write_nifti
 
 
 def faults_of(source: Path, **params) -> list[Fault]:

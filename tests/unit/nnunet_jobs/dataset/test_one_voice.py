@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
+from devtools.testbed.data import LABELS, decathlon, image_array, raw, register_dataset, write_nifti
 from nnunet_jobs.cli.validate import FAULTS, USABLE, USAGE
 from nnunet_jobs.contract.failure import FailureClass, JobError
-from support.data import LABELS, decathlon, image_array, raw, register_dataset, write_nifti
 from support.layouts import bids, nnunet_v1, scans
 from support.validating import report_of, validate
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
+from devtools.testbed.data import context, decathlon, raw, register_dataset
 from nnunet_jobs.contract.failure import DataError
 from nnunet_jobs.contract.withdrawals import WithdrawParams
 from nnunet_jobs.steps import withdraw
-from support.data import context, decathlon, raw, register_dataset
 from support.layouts import pack
 from support.validating import report_of
 

@@ -7,9 +7,9 @@ import nibabel  # noqa: TID253  the rule is for what Airflow imports
 import numpy as np
 import pytest
 
+from devtools.testbed.data import register_dataset, tree
 from nnunet_jobs.contract.failure import ConfigError
 from nnunet_jobs.dataset.phantom import phantom_case, write_phantom
-from support.data import register_dataset, tree
 
 
 def test_same_arguments_give_the_same_bytes(tmp_path):

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from devtools.testbed.data import LABELS, raw
 from nnunet_jobs.dataset.labels import label_table
 from nnunet_jobs.dataset.regions import lost_regions, painted, working_order
-from support.data import LABELS, raw
 from support.validating import validate
 
 BRATS = {"WT": [1, 2, 3, 4], "TC": [1, 2, 3], "ET": 1}

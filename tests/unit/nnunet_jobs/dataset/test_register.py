@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from devtools.testbed.data import context, decathlon, describe_decathlon, image_array, label_array, raw, register_dataset, tree, write_nifti
 from nnunet_jobs.contract.failure import ConfigError, DataError, Interrupted
 from nnunet_jobs.contract.files import sha256_file
 from nnunet_jobs.contract.params import RegisterParams
 from nnunet_jobs.steps import register
-from support.data import context, decathlon, describe_decathlon, image_array, label_array, raw, register_dataset, tree, write_nifti
 
 
 def inodes(folder: str) -> dict[str, int]:

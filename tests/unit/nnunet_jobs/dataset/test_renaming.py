@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from devtools.testbed.data import LABELS, decathlon, describe_decathlon, image_array, label_array, register_dataset, write_nifti
 from nnunet_jobs.contract.failure import ConfigError, DataError
 from nnunet_jobs.dataset.names import usable
 from nnunet_jobs.dataset.renaming import CaseNames, safe_id
-from support.data import LABELS, decathlon, describe_decathlon, image_array, label_array, register_dataset, write_nifti
 from support.layouts import scans
 
 HOSTILE = ["Müller 3", ";$(id)", "x" * 130, "trailing.", "bär", "-rf", "病人", "a`b`", "CON.", "&amp;|"]

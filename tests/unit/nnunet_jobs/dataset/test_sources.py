@@ -8,9 +8,9 @@ import nibabel  # noqa: TID253  the rule is for what Airflow imports
 import numpy as np
 import pytest
 
+from devtools.testbed.data import LABELS, SHAPE, decathlon, image_array, label_array, raw, register_dataset, tree, write_nifti
 from nnunet_jobs.contract.failure import ConfigError, DataError
 from nnunet_jobs.contract.files import sha256_file
-from support.data import LABELS, SHAPE, decathlon, image_array, label_array, raw, register_dataset, tree, write_nifti
 
 
 def names(path: str | Path, folder: str) -> list[str]:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from devtools.testbed.data import LABELS, image_array, label_array, register_dataset, write_nifti
 from nnunet_jobs.contract.failure import ConfigError, DataError
-from support.data import LABELS, image_array, label_array, register_dataset, write_nifti
 from support.layouts import bids
 
 

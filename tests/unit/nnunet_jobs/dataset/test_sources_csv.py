@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from devtools.testbed.data import LABELS, register_dataset
 from nnunet_jobs.contract.failure import ConfigError, DataError
-from support.data import LABELS, register_dataset
 from support.layouts import scans, table
 
 TABLES = {"mapping": "cases.csv", "channel_names": {"0": "T1"}, "label_names": LABELS}

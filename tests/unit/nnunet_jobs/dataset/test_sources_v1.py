@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from devtools.testbed.data import LABELS, decathlon, image_array, label_array, raw, register_dataset, write_nifti
 from nnunet_jobs.contract.failure import ConfigError, DataError
-from support.data import LABELS, decathlon, image_array, label_array, raw, register_dataset, write_nifti
 from support.layouts import bids, nnunet_v1
 
 

@@ -9,8 +9,8 @@ import nibabel  # noqa: TID253  the rule is for what Airflow imports
 import numpy as np
 import pytest
 
+from devtools.testbed.data import SHAPE, decathlon, image_array, label_array, raw, register_dataset, write_nifti
 from nnunet_jobs.contract.failure import DataError
-from support.data import SHAPE, decathlon, image_array, label_array, raw, register_dataset, write_nifti
 
 
 def faults_of(workspace, source: Path, **params) -> set[tuple[str, str | None, str | None]]:

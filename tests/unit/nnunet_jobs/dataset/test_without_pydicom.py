@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from support.data import decathlon
+from devtools.testbed.data import decathlon
 from support.dicom import save, slices
 from support.validating import environment
 
@@ -19,7 +19,7 @@ from nnunet_jobs.contract.failure import ConfigError
 from nnunet_jobs.contract.params import PredictParams
 from nnunet_jobs.contract.workspace import Workspace
 from nnunet_jobs.steps import predict, register
-from support.data import context, register_dataset
+from devtools.testbed.data import context, register_dataset
 root = Path(sys.argv[1])
 workspace = Workspace.below(root / "work", input_roots=(str(root),))
 result = register_dataset(workspace, root / "nifti", holdout_fraction=0.0)

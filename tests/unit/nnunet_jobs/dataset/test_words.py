@@ -11,9 +11,9 @@ import SimpleITK  # noqa: TID253  the rule is for what Airflow imports
 import tifffile
 from PIL import Image
 
+from devtools.testbed.data import image_array, write_nifti
 from nnunet_jobs.dataset.readers.formats import read_volume
 from nnunet_jobs.dataset.readers.words import library_says
-from support.data import image_array, write_nifti
 
 INSIDE = re.compile(r"np\.|numpy|object at 0x|<[\w.]+|\w+Error\b|NoneType|\b_\w+|b'|\w+\(\)|Traceback|int\(|\w+\.py\b")
 

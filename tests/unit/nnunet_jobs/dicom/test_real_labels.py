@@ -9,11 +9,11 @@ import nibabel  # noqa: TID253  the rule is for what Airflow imports
 import numpy as np
 import pytest
 
+from devtools.testbed.data import register_dataset
 from nnunet_jobs.contract.failure import DataError
 from nnunet_jobs.contract.workspace import Workspace
 from nnunet_jobs.dicom.identity import Identity
 from nnunet_jobs.dicom.labels import label_volume
-from support.data import register_dataset
 from support.dicom_labels import contours_of, series_of, write_rtstruct, write_seg_object, write_series
 
 SERIES = ("12-T1post-05670", "13_HCropVolume", "14_HCropVolume")

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from devtools.testbed.prediction import PLANS, TRAINER, job_dir
+from devtools.testbed.stages import DATASET, FULL, LOW, save_stage
 from nnunet_jobs.context import StepContext
 from nnunet_jobs.contract.files import write_json
 from nnunet_jobs.contract.params import PredictParams
@@ -16,8 +18,6 @@ from nnunet_jobs.contract.workspace import Workspace
 from nnunet_jobs.prediction.model import selection_hash
 from nnunet_jobs.selection.commands import commands
 from nnunet_jobs.steps.predict import run
-from support.prediction import PLANS, TRAINER, job_dir
-from support.stages import DATASET, FULL, LOW, save_stage
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 

@@ -12,6 +12,8 @@ import numpy as np
 import pydicom
 import pytest
 
+from devtools.testbed.prediction import PLANS, TRAINER, job_dir
+from devtools.testbed.stages import DATASET, LOW, save_stage
 from nnunet_jobs.context import StepContext
 from nnunet_jobs.contract.failure import ConfigError, DataError
 from nnunet_jobs.contract.files import read_json, write_json
@@ -23,8 +25,6 @@ from nnunet_jobs.dicom.labels import label_volume
 from nnunet_jobs.prediction.model import selection_hash
 from nnunet_jobs.steps.predict import run
 from support.dicom_labels import CANARY, object_of, series_of, uid, write_series
-from support.prediction import PLANS, TRAINER, job_dir
-from support.stages import DATASET, LOW, save_stage
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 

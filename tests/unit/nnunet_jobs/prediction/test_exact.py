@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 
+from devtools.testbed.prediction import CONFIGURATIONS, PLANS, TRAINER, job_dir, preprocessed, segmentations, write_card
+from devtools.testbed.preprocessing import DATASET, PROJECT
 from nnunet_jobs.context import StepContext
 from nnunet_jobs.contract.params import PredictParams
 from nnunet_jobs.contract.workspace import Workspace
 from nnunet_jobs.steps.predict import run
-from support.prediction import CONFIGURATIONS, PLANS, TRAINER, job_dir, preprocessed, segmentations, write_card
-from support.preprocessing import DATASET, PROJECT
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
@@ -38,8 +38,8 @@ def workspace(hippocampus: Path, tmp_path_factory: pytest.TempPathFactory) -> Wo
     names = sorted(path.name.removesuffix(".nii.gz") for path in (hippocampus / "labelsTr").glob("[!.]*.nii.gz"))[:6]
     version = preprocessed(workspace, hippocampus, names, names[4:], **REGIONS)
     # nnU-Net reads its folders from the environment once a process, so its trainer runs in one of its own
-    code = "import json, sys; from support.prediction import save_in_this_process; save_in_this_process(json.loads(sys.argv[1]))"
-    path = os.pathsep.join(str(PROJECT / part) for part in ("plugins", "tests"))
+    code = "import json, sys; from devtools.testbed.prediction import save_in_this_process; save_in_this_process(json.loads(sys.argv[1]))"
+    path = os.pathsep.join(str(PROJECT / part) for part in ("plugins", "."))
     request = json.dumps({"workspace": workspace.to_json(), "version": str(version)})
     subprocess.run(
         [sys.executable, "-c", code, request], env={**os.environ, "PYTHONPATH": path}, check=True, capture_output=True, timeout=300

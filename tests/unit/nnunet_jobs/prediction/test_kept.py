@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from airflow_nnunet.dicomweb.store import find_files
+from devtools.testbed.serving import make_model, make_workspace
+from devtools.testbed.stages import DATASET
 from nnunet_jobs.context import StepContext
 from nnunet_jobs.contract.files import read_json, repoint, write_json
 from nnunet_jobs.contract.jobdir import JobDir
@@ -18,8 +20,6 @@ from nnunet_jobs.prediction.kept import Kept
 from nnunet_jobs.prediction.withdraw import predictions_of, remove
 from nnunet_jobs.steps.predict import run
 from support.batches import make_small_cases, params, predict
-from support.serving import make_model, make_workspace
-from support.stages import DATASET
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),

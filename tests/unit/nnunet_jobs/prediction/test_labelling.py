@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from devtools.testbed.stages import stage_of_labels
 from nnunet_jobs.prediction.labelling import can_separate, label_by_class
-from support.stages import stage_of_labels
 
 GRIDS = {
     "isotropic": ((1.0, 1.0, 1.0), (22, 30, 26), (33, 45, 36)),

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from devtools.testbed.serving import make_image, make_workspace
+from devtools.testbed.stages import DATASET
 from nnunet_jobs.contract.files import read_json
 from nnunet_jobs.contract.workspace import Workspace
 from nnunet_jobs.prediction.contact_sheet import write_sheet
@@ -20,8 +22,6 @@ from nnunet_jobs.prediction.tables import write_table
 from nnunet_jobs.prediction.withdraw import predictions_of, remove
 from nnunet_jobs.report.summary import case_picture
 from support.batches import predict
-from support.serving import make_image, make_workspace
-from support.stages import DATASET
 
 FLAG = {"code": "volume", "message": "liver is unusually small: 3 ml", "value": 3.0, "expected": [9.0, 20.0]}
 SPACING = {"sitk_stuff": {"spacing": (0.5, 0.5, 2.0), "direction": np.eye(3).ravel()}, "spacing": [2.0, 0.5, 0.5]}

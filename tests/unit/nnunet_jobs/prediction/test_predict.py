@@ -16,6 +16,8 @@ from typing import Any
 
 import pytest
 
+from devtools.testbed.prediction import PLANS, TRAINER, job_dir, preprocessed, save_random_folds, segmentations, write_card
+from devtools.testbed.preprocessing import DATASET, PROJECT
 from nnunet_jobs.context import StepContext
 from nnunet_jobs.contract.failure import ConfigError, DataError, Interrupted
 from nnunet_jobs.contract.files import read_json, write_json
@@ -23,8 +25,6 @@ from nnunet_jobs.contract.params import PredictParams
 from nnunet_jobs.contract.workspace import Workspace
 from nnunet_jobs.dataset.phantom import write_phantom
 from nnunet_jobs.steps.predict import run
-from support.prediction import PLANS, TRAINER, job_dir, preprocessed, save_random_folds, segmentations, write_card
-from support.preprocessing import DATASET, PROJECT
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
@@ -200,7 +200,7 @@ from nnunet_jobs.context import StepContext
 from nnunet_jobs.contract.params import PredictParams
 from nnunet_jobs.contract.workspace import Workspace
 from nnunet_jobs.steps.predict import run
-from support.prediction import job_dir
+from devtools.testbed.prediction import job_dir
 request = json.loads(sys.argv[1])
 workspace = Workspace.from_json(request["workspace"])
 print("ready", flush=True)
@@ -216,7 +216,7 @@ def test_fault_43_a_half_written_prediction_is_not_taken_for_done(home: Workspac
     request = json.dumps({"workspace": home.to_json(), "params": params})
     process = subprocess.Popen(
         [sys.executable, "-c", KILLED, request],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(PROJECT / "plugins"), str(PROJECT / "tests")])},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(PROJECT / "plugins"), str(PROJECT)])},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )

@@ -10,6 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from devtools.testbed.prediction import job_dir
+from devtools.testbed.serving import make_image, make_workspace
+from devtools.testbed.stages import DATASET, LOW, save_stage
 from nnunet_jobs.context import StepContext
 from nnunet_jobs.contract.files import read_json, sha256_file, write_json
 from nnunet_jobs.contract.workspace import Workspace
@@ -18,9 +21,6 @@ from nnunet_jobs.prediction.model import resolve_model, selection_hash
 from nnunet_jobs.prediction.preview import Preview
 from nnunet_jobs.prediction.quality import Expected, label_range
 from support.batches import predict
-from support.prediction import job_dir
-from support.serving import make_image, make_workspace
-from support.stages import DATASET, LOW, save_stage
 
 LABELS = {"liver": {"present": 40, "ml": {"low": 900.0, "median": 1400.0, "high": 2200.0}}, "lesion": {"present": 12, "ml": None}}
 CT = {"0": {"percentile_00_5": -100.0, "percentile_99_5": 200.0, "median": 60.0}}

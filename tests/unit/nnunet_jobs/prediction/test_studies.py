@@ -10,6 +10,7 @@ import numpy as np
 import pydicom
 import pytest
 
+from devtools.testbed.prediction import job_dir
 from nnunet_jobs.context import StepContext
 from nnunet_jobs.contract.files import write_json
 from nnunet_jobs.contract.workspace import Workspace
@@ -17,7 +18,6 @@ from nnunet_jobs.dicom.mark import holds_dicom
 from nnunet_jobs.prediction.studies import find_studies, series_rules
 from support.dicom import save, slices
 from support.dicom_labels import write_seg_object, write_series
-from support.prediction import job_dir
 
 CHANNELS = {"0": "T1", "1": "T2"}
 RULES = {"T2": {"description": "t2"}, "T1": {"description": "t1"}}

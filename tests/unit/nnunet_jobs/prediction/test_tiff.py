@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from devtools.testbed.serving import make_workspace
+from devtools.testbed.stages import DATASET, DESCRIPTION, LOW, plans
 from nnunet_jobs.contract.files import read_json, sha256_file, write_json
 from nnunet_jobs.contract.workspace import Workspace
 from nnunet_jobs.prediction.model import selection_hash
 from nnunet_jobs.training import validation
 from support.batches import predict, reasons
-from support.serving import make_workspace
-from support.stages import DATASET, DESCRIPTION, LOW, plans
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),

@@ -6,6 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from devtools.testbed.prediction import job_dir
+from devtools.testbed.serving import make_model, make_workspace
+from devtools.testbed.stages import DATASET
 from nnunet_jobs.context import StepContext
 from nnunet_jobs.contract.failure import DataError
 from nnunet_jobs.contract.files import read_json, repoint, write_json
@@ -14,9 +17,6 @@ from nnunet_jobs.prediction.model import resolve_model
 from nnunet_jobs.prediction.reading import ReadHere
 from nnunet_jobs.prediction.settings import Settings
 from nnunet_jobs.predictor_server.models import NoRoom, WarmModels, expected_bytes
-from support.prediction import job_dir
-from support.serving import make_model, make_workspace
-from support.stages import DATASET
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),

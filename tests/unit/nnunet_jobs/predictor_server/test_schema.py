@@ -15,9 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
+from devtools.testbed.serving import DATASET, ServerProcess, make_image, make_workspace
 from support.fuzzing import quietly, rounds
 from support.jobs import wait_for
-from support.serving import DATASET, ServerProcess, make_image, make_workspace
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 

@@ -17,6 +17,8 @@ from pathlib import Path
 import httpx
 import pytest
 
+from devtools.testbed.prediction import job_dir
+from devtools.testbed.serving import DATASET, FULL, ServerProcess, make_image, make_model, make_workspace
 from nnunet_jobs import processes
 from nnunet_jobs.context import StepContext
 from nnunet_jobs.contract.files import read_json, repoint, sha256_file, write_json
@@ -24,10 +26,8 @@ from nnunet_jobs.contract.params import PredictParams
 from nnunet_jobs.contract.workspace import Workspace
 from nnunet_jobs.devices.leases import Ledger
 from nnunet_jobs.steps.predict import run
-from support.batches import ABORT_ITK, poison
+from support.batches import ABORT_ITK, SUPPORT, poison
 from support.jobs import wait_for, wait_gone
-from support.prediction import job_dir
-from support.serving import DATASET, FULL, ServerProcess, make_image, make_model, make_workspace
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 PROBLEM = "application/problem+json"
@@ -141,7 +141,7 @@ def test_fault_44_an_image_that_kills_its_reader_leaves_the_server_alive(home: W
     deadly.write_bytes(image.read_bytes())
     poison(deadly, ABORT_ITK)
     large = make_image(tmp_path / "large_0000.nii.gz", repeat=12)
-    with ServerProcess(home, tmp_path / "log", "--image-mib", "4", temporary=tmp_path / "tmp", hooks="itk_hooks") as server:
+    with ServerProcess(home, tmp_path / "log", "--image-mib", "4", temporary=tmp_path / "tmp", hooks=SUPPORT / "itk_hooks") as server:
         for _ in range(2):
             answer = server.predict([deadly])
             assert (answer.status_code, "reader_crashed" in answer.json()["detail"]) == (422, True), answer.text

@@ -10,9 +10,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from devtools.testbed.data import describe_decathlon
 from nnunet_jobs.contract.workspace import Workspace
 from nnunet_jobs.dataset.phantom import write_phantom
-from support.data import describe_decathlon
 from support.users import ALICE, BOB, GROUP, User, open_folder, reachable_python
 
 # The first run, as root and somewhere else, imports all that is ever imported: another user may not read this interpreter.
@@ -23,7 +23,7 @@ from pathlib import Path
 from nnunet_jobs.contract.sharing import share
 from nnunet_jobs.contract.workspace import Workspace
 from nnunet_jobs.preprocessing import fingerprint
-from support.data import register_dataset
+from devtools.testbed.data import register_dataset
 from support.users import User, become
 from support.withdraw import prepare
 

@@ -9,11 +9,11 @@ import nibabel  # noqa: TID253  the rule is for what Airflow imports
 import numpy as np
 import pytest
 
+from devtools.testbed.preprocessing import DATASET, preprocess, write_manifest
 from nnunet_jobs.contract.failure import ConfigError, DataError
 from nnunet_jobs.contract.workspace import Workspace
 from nnunet_jobs.preprocessing.planning import with_custom, with_previous_stages
 from nnunet_jobs.preprocessing.soundness import require_trainable
-from support.preprocessing import DATASET, preprocess, write_manifest
 
 LABELS = {"channel_names": {"0": "MRI"}, "labels": {"background": 0, "a": 1}, "file_ending": ".nii.gz"}
 

@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from devtools.testbed.preprocessing import DATASET, TINY, differences, preprocess, register, result_of, start, stock, write_manifest
 from nnunet_jobs.contract.failure import ConfigError, DataError
 from nnunet_jobs.contract.files import sha256_file
 from nnunet_jobs.contract.workspace import Workspace
 from nnunet_jobs.dataset.phantom import write_phantom
 from nnunet_jobs.preprocessing import fingerprint
-from support.preprocessing import DATASET, TINY, differences, preprocess, register, result_of, start, stock, write_manifest
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 CASES = [f"phantom_{number:03d}" for number in range(8)]

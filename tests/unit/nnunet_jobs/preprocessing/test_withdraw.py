@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from devtools.testbed.data import context, register_dataset
 from nnunet_jobs.contract.failure import ConfigError
 from nnunet_jobs.contract.files import read_json
 from nnunet_jobs.contract.params import PreprocessParams, TrainParams
@@ -17,7 +18,6 @@ from nnunet_jobs.dataset.phantom import write_phantom
 from nnunet_jobs.preprocessing import fingerprint
 from nnunet_jobs.preprocessing.version import published
 from nnunet_jobs.steps import preprocess, train, withdraw
-from support.data import context, register_dataset
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 DATASET = "Dataset004_Small"

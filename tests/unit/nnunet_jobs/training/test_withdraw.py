@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from devtools.testbed.data import context
 from nnunet_jobs.contract.failure import ConfigError, FailureClass
 from nnunet_jobs.contract.files import read_json
 from nnunet_jobs.contract.params import FindBestParams, TrainParams
@@ -17,7 +18,6 @@ from nnunet_jobs.preprocessing import fingerprint
 from nnunet_jobs.selection.card import promote
 from nnunet_jobs.steps import find_best_config, withdraw
 from nnunet_jobs.training import pretrained
-from support.data import context
 from support.training import DATASET as PHANTOM
 from support.training import Warm, build_workspace, wait_for
 from support.withdraw import DATASET, fill, prepare, take_out, write_model

@@ -28,6 +28,7 @@ def write_nifti(path: Path, array: np.ndarray, *, affine: np.ndarray | None = No
 
 
 def image_array(seed: int, shape: Sequence[int] = SHAPE) -> np.ndarray:
+    """Noise, the same for the same seed."""
     return np.random.default_rng(seed).normal(100, 20, shape).astype(np.float32)
 
 
@@ -52,6 +53,7 @@ def decathlon(root: Path, cases: Sequence[str], *, channels: int = 1, test: Sequ
 
 
 def describe_decathlon(root: Path, cases: Sequence[str], *, channels: int = 1, test: Sequence[str] = ()) -> None:
+    """Write the ``dataset.json`` of the Decathlon layout."""
     description = {
         "name": "Small",
         "licence": "CC0",

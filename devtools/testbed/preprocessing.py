@@ -127,9 +127,9 @@ def preprocess(workspace: Workspace, *, name: str = "preprocess", cpus: int = 2,
 def start(workspace: Workspace, *, name: str = "preprocess", dataset: str = DATASET, **params: Any) -> subprocess.Popen[bytes]:
     """Run the step in a process of its own, which prints its result as the last line."""
     request = json.dumps({"workspace": workspace.to_json(), "name": name, "params": {"datasets": [dataset], **params}})
-    path = os.pathsep.join([str(PROJECT / "plugins"), str(PROJECT / "tests")])
+    path = os.pathsep.join([str(PROJECT / "plugins"), str(PROJECT)])
     return subprocess.Popen(
-        [sys.executable, "-c", "from support.preprocessing import main; main()", request],
+        [sys.executable, "-c", "from devtools.testbed.preprocessing import main; main()", request],
         env={**os.environ, "PYTHONPATH": path},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -146,6 +146,7 @@ def result_of(process: subprocess.Popen[bytes]) -> dict[str, Any]:
 
 
 def main() -> None:
+    """Run the step that :func:`start` asks for, and print its result as the last line."""
     from nnunet_jobs.steps.preprocess import run
 
     request = json.loads(sys.argv[-1])

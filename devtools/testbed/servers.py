@@ -16,8 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
-
-import pytest
+from unittest import SkipTest
 
 _DEBIAN = Path("/usr/lib/postgresql")
 _START_S = 60.0
@@ -26,18 +25,18 @@ _STOP_S = 60.0
 
 @contextmanager
 def running_postgres() -> Iterator[Postgres]:
-    """A started database, or a skip that says what is missing."""
+    """A started database, or SkipTest, which pytest understands too, saying what is missing."""
     if reason := Postgres.missing():
-        pytest.skip(reason)
+        raise SkipTest(reason)
     with _life(Postgres()) as server:
         yield server
 
 
 @contextmanager
 def running_redis() -> Iterator[Redis]:
-    """A started broker, or a skip that says what is missing."""
+    """A started broker, or SkipTest, which pytest understands too, saying what is missing."""
     if reason := Redis.missing():
-        pytest.skip(reason)
+        raise SkipTest(reason)
     with _life(Redis()) as server:
         yield server
 

@@ -14,13 +14,13 @@ from typing import Any
 
 import httpx
 
+from airflow_nnunet.prediction_api.rest_client import wait_until
+from devtools.testbed.prediction import PLANS, TRAINER
+from devtools.testbed.stages import DATASET, FULL, LOW, save_stage
 from nnunet_jobs.contract.files import repoint, write_json
 from nnunet_jobs.contract.workspace import Workspace
 from nnunet_jobs.dataset.phantom import phantom_case
 from nnunet_jobs.prediction.model import selection_hash
-from support.jobs import wait_for
-from support.prediction import PLANS, TRAINER
-from support.stages import DATASET, FULL, LOW, save_stage
 
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -107,15 +107,24 @@ class Service:
 
 
 class ServerProcess(Service):
-    """``python -m nnunet_jobs serve`` as a context manager; ready when entered, gone when left. ``hooks``: see support.batches."""
+    """``python -m nnunet_jobs serve`` as a context manager; ready when entered, gone when left.
+
+    Args:
+        workspace: Where its models are.
+        log: File of its output.
+        options: More options of the command.
+        temporary: Folder of its temporary files.
+        uds: Unix socket to listen on; a free port of loopback if None.
+        hooks: Folder with a ``sitecustomize.py`` that the server's processes import; none if None.
+    """
 
     def __init__(
-        self, workspace: Workspace, log: Path, *options: str, temporary: Path, uds: Path | None = None, hooks: str | None = None
+        self, workspace: Workspace, log: Path, *options: str, temporary: Path, uds: Path | None = None, hooks: Path | None = None
     ) -> None:
         super().__init__(uds=uds)
         self.workspace, self.log, self.temporary = workspace, log, temporary
         self.options = options
-        self.paths = [PROJECT / "plugins", *([PROJECT / "tests" / "support" / hooks] if hooks else [])]
+        self.paths = [PROJECT / "plugins", *([hooks] if hooks else [])]
 
     def __enter__(self) -> ServerProcess:
         self.temporary.mkdir(exist_ok=True)
@@ -131,7 +140,7 @@ class ServerProcess(Service):
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, self.paths)), "TMPDIR": str(self.temporary)},
             )
         try:
-            wait_for(self._ready, timeout_s=120, what="the server; its log is " + str(self.log))
+            wait_until(self._ready, timeout_s=120, interval_s=0.01, what=lambda: "the server; its log is " + str(self.log))
         except BaseException:
             self.__exit__()  # nobody else would end it
             raise

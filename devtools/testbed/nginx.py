@@ -1,4 +1,4 @@
-"""A real nginx of its own process, with the files of docker/ moved to a folder of the test."""
+"""A real nginx of its own process, with the files of docker/ moved to another folder."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from support.jobs import wait_for
+from airflow_nnunet.prediction_api.rest_client import wait_until
 
 DOCKER = Path(__file__).resolve().parents[2] / "docker"
 # Where Debian's package keeps the stream module, which the public image has built in.
@@ -66,7 +66,7 @@ def running(folder: Path, *, listens: Callable[[], bool]) -> Iterator[subprocess
     assert "[warn]" not in checked.stderr, checked.stderr
     server = subprocess.Popen(command, stdin=subprocess.DEVNULL)
     try:
-        wait_for(listens, timeout_s=20, what=f"nginx; its log is {folder / 'log'}")
+        wait_until(listens, timeout_s=20, interval_s=0.01, what=lambda: f"nginx; its log is {folder / 'log'}")
         yield server
     finally:
         server.send_signal(signal.SIGTERM)

@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from devtools.testbed.preprocessing import DATASET, register, result_of, start
 from nnunet_jobs.contract.files import repoint, sha256_file, write_json
 from nnunet_jobs.contract.jobdir import JobDir
 from nnunet_jobs.contract.workspace import Workspace
 from nnunet_jobs.prediction.model import selection_hash
-from support.preprocessing import DATASET, register, result_of, start
 
 TRAINER, PLANS = "nnUNetTrainer", "nnUNetPlans"
 TINY = {"features_per_stage": [4, 8, 16], "n_conv_per_stage": [1, 1, 1], "n_conv_per_stage_decoder": [1, 1]}
