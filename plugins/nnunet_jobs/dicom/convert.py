@@ -27,7 +27,7 @@ from nnunet_jobs.contract.failure import Fault
 from nnunet_jobs.contract.files import read_only, sync_directory, temporary_beside
 from nnunet_jobs.dicom.geometry import SeriesRefused
 from nnunet_jobs.dicom.model import Grid, Series, files_named, size_of
-from nnunet_jobs.dicom.reading import read_file
+from nnunet_jobs.dicom.reading import read_file, uid_name
 from nnunet_jobs.dicom.values import usual_bits, value_faults
 from nnunet_jobs.dicom.workers import dicom_workers
 from nnunet_jobs.faults.codes import Code
@@ -72,7 +72,7 @@ def pixel_faults(series: Series) -> list[Fault]:
 
 def _obstacle(image: dict[str, Any]) -> str | None:
     if image["syntax"] not in (*_NATIVE, *_GDCM):
-        name = UID(image["syntax"]).name if image["syntax"] else "none"
+        name = uid_name(image["syntax"]) if image["syntax"] else "none"
         return f"transfer syntax {name if name != image['syntax'] else 'unknown'} is not read"
     if image["lut"]:
         return "values come from a Modality LUT, not from slope and intercept"

@@ -8,12 +8,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydicom.uid import UID
-
 from nnunet_jobs.dicom.geometry import place
 from nnunet_jobs.dicom.header import LABEL_MODALITIES, RTSTRUCT_CLASS, SEG_CLASSES, UNREAD_LABEL_CLASSES
 from nnunet_jobs.dicom.mark import named_like
 from nnunet_jobs.dicom.model import Instance, Scan, Series, same_patient
+from nnunet_jobs.dicom.reading import uid_name
 from nnunet_jobs.faults.codes import Code
 
 Headers = list[tuple[int, Path, dict[str, Any]]]
@@ -112,7 +111,7 @@ def _labels(header: dict[str, Any]) -> bool:
 
 def _should_be_image(header: dict[str, Any], images: set[tuple[str, str]]) -> bool:
     """Whether an object without a matrix is an image by its class, or of an unknown class and in a series of images."""
-    name = UID(header["sop_class"]).name
+    name = uid_name(header["sop_class"])
     unknown = name == header["sop_class"]
     return "Image Storage" in name or (unknown and (header["study_uid"], header["series_uid"]) in images)
 

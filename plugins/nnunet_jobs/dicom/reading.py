@@ -8,11 +8,12 @@ import stat
 from typing import IO, Any
 
 import pydicom
+from pydicom import config
 from pydicom.datadict import dictionary_VR
 from pydicom.dataelem import RawDataElement
 from pydicom.dataset import FileDataset
 from pydicom.hooks import hooks, raw_element_value, raw_element_vr
-from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from nnunet_jobs.dicom.mark import HEAD, begins_data_set, damaged_mark, marked
 
@@ -100,3 +101,11 @@ def _known_value(raw: RawDataElement, data: dict[str, Any], **options: Any) -> N
 def _explicit(sequence: bytes) -> bool:
     """Whether the first element of a sequence's first item says its VR."""
     return sequence[12:14].isalpha() and sequence[12:14].isupper() and sequence[8:10] != b"\xfe\xff"
+
+
+def uid_name(uid: str) -> str:
+    """What DICOM calls a class or a transfer syntax; the UID itself where DICOM does not know it.
+
+    pydicom would log a UID that is not valid, and a damaged file may have its patient's name there.
+    """
+    return str(UID(uid, validation_mode=config.IGNORE).name)

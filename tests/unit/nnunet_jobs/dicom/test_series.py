@@ -135,6 +135,17 @@ def test_fault_57_damaged_files_end_in_a_series_or_a_fault(tmp_path: Path, data:
     assert sum(len(series.instances) for series in found.series) + len(found.faults) + found.ignored >= 1
 
 
+def test_fault_57_nothing_of_a_damaged_class_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A value representation that is no more says that half of the file, names included, is the class's UID."""
+    folder = save(tmp_path / "in", slices(patient="CANARY", PatientName="CANARY", series="CANARY")[:2], name="CANARY{}".format)
+    path = folder / "CANARY1"
+    content = bytearray(path.read_bytes())
+    content[162] = 0
+    path.write_bytes(content)
+    scanned(folder)
+    assert "CANARY" not in caplog.text
+
+
 def test_fault_57_a_file_nested_without_end_is_a_fault(tmp_path: Path) -> None:
     folder = save(tmp_path, slices())
     head = (folder / "000.dcm").read_bytes()
