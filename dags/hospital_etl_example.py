@@ -12,8 +12,7 @@ from typing import Any
 
 from airflow.sdk import DAG, Param, task
 
-from airflow_nnunet.jobs.assets import model_asset
-from airflow_nnunet.operators import BatchPredictOperator
+from airflow_nnunet import BatchPredictOperator, model_asset
 
 DATASET = "Dataset004_Hippocampus"
 

@@ -3,6 +3,6 @@
 The training DAGs live in another file because Airflow drops every DAG of a file that has an import error.
 """
 
-from airflow_nnunet.pipelines.dag_builder import check_datasets, datasets_folder
+from airflow_nnunet import check_datasets, datasets_folder
 
 check_datasets(datasets_folder(__file__))

@@ -11,8 +11,7 @@ from typing import Any
 
 from airflow.sdk import DAG, Param, task, task_group
 
-from airflow_nnunet.dicomweb import DicomWebRetrieveOperator, DicomWebStoreOperator, DicomWebStudySensor
-from airflow_nnunet.operators import BatchPredictOperator
+from airflow_nnunet import BatchPredictOperator, DicomWebRetrieveOperator, DicomWebStoreOperator, DicomWebStudySensor
 
 ARCHIVE: dict[str, Any] = {"dicomweb_conn_id": "{{ params.archive }}", "modality": "{{ params.modality }}"}
 SERIES = "{{ params.series_description }}"
@@ -60,7 +59,7 @@ with DAG(
     @task
     def model(params: dict[str, Any] | None = None) -> str:
         """The promoted model; without one no study is taken from the archive."""
-        from airflow_nnunet.pipelines.planning import require_champion
+        from airflow_nnunet import require_champion
 
         return require_champion((params or {})["dataset"])
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from airflow.sdk import DAG, Param, task
 
-from airflow_nnunet.operators import BatchPredictOperator
+from airflow_nnunet import BatchPredictOperator
 
 with DAG(
     "nnunet_prediction",

@@ -1,5 +1,5 @@
 """The prediction API's queue: each request to /nnunet-api/predictions is a run of its team's DAG."""
 
-from airflow_nnunet.prediction_api.dags import build_prediction_dags
+from airflow_nnunet import build_prediction_dags
 
 globals().update({dag.dag_id: dag for dag in build_prediction_dags()})

@@ -1,4 +1,4 @@
-"""Build the images with docker or podman, with versions from pyproject.toml and constraints.txt as tag and labels.
+"""Build the images with docker or podman, with the versions of the provider and of constraints.txt as tag and labels.
 
 python docker/build.py [nnunet] [airflow] [worker] [--accelerator cpu] [--torch-backend cpu] [--base IMAGE] [--tag TAG]
     [-- arguments of `build`]
@@ -11,7 +11,6 @@ import re
 import shutil
 import subprocess
 import sys
-import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,7 +22,11 @@ DOCKERFILES = {"nnunet": "Dockerfile.nnunet", "airflow": "Dockerfile.airflow", "
 
 def version() -> str:
     """Of the provider."""
-    return str(tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]["version"])
+    source = (PROJECT / "plugins" / "airflow_nnunet" / "provider_info.py").read_text()
+    found = re.search(r'^__version__ = "(.+)"$', source, re.MULTILINE)
+    if found is None:
+        raise SystemExit('provider_info.py has no line __version__ = "..."; restore it')
+    return found[1]
 
 
 def pinned(package: str) -> str:

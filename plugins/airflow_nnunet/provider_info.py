@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+__version__ = "0.1.0"
+"""Version of the distribution: the build reads it from this file, users as ``airflow_nnunet.__version__``."""
+
 _PATH_LIST = "Absolute folders, separated by ':' or ','."
 
 
@@ -136,7 +139,7 @@ def get_provider_info() -> dict[str, Any]:
         "package-name": "airflow-provider-nnunet",
         "name": "nnU-Net",
         "description": "Medical images from a folder to a trained, selected and promoted nnU-Net v2 model.",
-        "versions": ["0.1.0"],
+        "versions": [__version__],
         "config": {
             "nnunet": {
                 "description": "Where nnU-Net's data lives and where its jobs run. Every option can be overridden by a connection of "

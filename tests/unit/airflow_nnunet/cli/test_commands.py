@@ -192,14 +192,16 @@ def test_operators_import_nothing_heavy_and_cost_little(home: Path) -> None:
 
 
 def test_the_provider_is_what_the_distribution_says() -> None:
+    import importlib.metadata
     import tomllib
 
+    import airflow_nnunet
     from airflow_nnunet.provider_info import get_provider_info
 
     project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
     info = get_provider_info()
     assert info["package-name"] == project["name"]
-    assert info["versions"] == [project["version"]]
+    assert info["versions"] == [airflow_nnunet.__version__] == [importlib.metadata.version(project["name"])]
     schema = Path(str(__import__("airflow").__path__[0])) / "provider_info.schema.json"
     known = json.loads(schema.read_text())["properties"]
     assert set(info) - {"versions"} <= set(known)
