@@ -161,7 +161,9 @@ class DicomWebStudySensor(RenderingMixin, BaseSensorOperator):  # type: ignore[m
     def execute_complete(self, context: Context, event: Mapping[str, Any], deadline: float) -> list[str]:
         """Resume after the trigger's event."""
         if event["status"] != "complete":
-            raise to_airflow_error(Failure(failure_class=FailureClass(event["failure_class"]), message=event["message"]))
+            raise to_airflow_error(
+                Failure(failure_class=FailureClass(event["failure_class"]), message=event["message"], parts=event.get("parts", {}))
+            )
         studies = self._give(self._hand_out(context), [Ready(**item) for item in event["studies"]], event["complete"])
         if not studies:
             self._defer(context, deadline=deadline)

@@ -86,7 +86,9 @@ class DicomWebStudyTrigger(BaseTrigger):
         try:
             look = await self._until_complete()
         except NnunetJobError as error:
-            event: dict[str, Any] = {"status": "failed", "failure_class": str(error.failure_class), "message": str(error)}
+            event: dict[str, Any] = {
+                "status": "failed", "failure_class": str(error.failure_class), "message": str(error), "parts": dict(error.parts),
+            }  # fmt: skip
         else:
             event = {"status": "complete", "studies": [asdict(item) for item in look.ready[: self.most]], "complete": len(look.ready)}
         yield TriggerEvent(event)  # type: ignore[no-untyped-call]

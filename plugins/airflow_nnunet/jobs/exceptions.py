@@ -22,20 +22,26 @@ Exceptions::
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, ClassVar
 
 from airflow.sdk.exceptions import AirflowException
 
-from nnunet_jobs.contract.failure import Failure, FailureClass, JobError
+from nnunet_jobs.contract.failure import ConfigError, Failure, FailureClass, JobError
 
 _SHOWN_FAULTS = 20
 
 
 class NnunetJobError(AirflowException):  # type: ignore[misc, unused-ignore]
-    """A job failed. The message holds the class, what happened, and the first faults; the whole list is in failure.json."""
+    """A job failed. The message holds the class, what happened, and the first faults; the whole list is in failure.json.
+
+    ``parts``: of an error about a field, what :attr:`nnunet_jobs.contract.failure.ConfigError.parts` holds; empty for others.
+    """
 
     failure_class: ClassVar[FailureClass] = FailureClass.BUG
     cancelled: ClassVar[bool] = False
+    parts: Mapping[str, Any] = MappingProxyType({})
 
 
 class InvalidData(NnunetJobError):
@@ -136,7 +142,7 @@ def to_airflow_error(failure: Failure, *, where: str = "") -> NnunetJobError:
         failure: what the runner wrote.
         where: the job's directory or log, named so that a person finds the rest.
     """
-    error = JobCancelled if failure.cancelled else _BY_CLASS[failure.failure_class]
+    error_class = JobCancelled if failure.cancelled else _BY_CLASS[failure.failure_class]
     lines = [f"{failure.failure_class}: {failure.message}"]
     if "\n" not in failure.message:  # a message of several lines lists them itself
         untold = [fault for fault in failure.faults if fault.message not in failure.message]
@@ -145,9 +151,13 @@ def to_airflow_error(failure: Failure, *, where: str = "") -> NnunetJobError:
             lines.append(f"  and {len(untold) - _SHOWN_FAULTS} more")
     if where:
         lines.append(f"Job: {where}")
-    return error("\n".join(lines))
+    error = error_class("\n".join(lines))
+    if failure.parts:
+        error.parts = failure.parts
+    return error
 
 
 def from_job_error(error: JobError) -> NnunetJobError:
     """The Airflow exception for an error that the contract raised on this side, such as a wrong field."""
-    return to_airflow_error(Failure(failure_class=error.failure_class, message=str(error), faults=error.faults))
+    parts = error.parts if isinstance(error, ConfigError) else {}
+    return to_airflow_error(Failure(failure_class=error.failure_class, message=str(error), faults=error.faults, parts=parts))

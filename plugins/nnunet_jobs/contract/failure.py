@@ -17,11 +17,17 @@ Exceptions::
 
 from __future__ import annotations
 
+import datetime
 import errno
+import json
+import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields, replace
 from enum import StrEnum
-from typing import Any
+from typing import Any, Self, overload
+
+# The parts of a ConfigError, as keys of failure.json.
+PARTS = ("where", "field", "value", "problem", "fix")
 
 
 class FailureClass(StrEnum):
@@ -54,6 +60,11 @@ class Fault:
     case: str | None = None
     file: str | None = None
 
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Fault:
+        """Read a fault as ``asdict`` gives it. Keys that this version does not know are ignored."""
+        return cls(**{item.name: data[item.name] for item in fields(cls) if item.name in data})
+
     def __str__(self) -> str:
         where = " ".join(part for part in (self.case, self.file) if part)
         return f"{self.code}{f' [{where}]' if where else ''}: {self.message}"
@@ -76,9 +87,74 @@ class DataError(JobError):
 
 
 class ConfigError(JobError):
-    """A field or setting is wrong; the message names the field, the value and the mend."""
+    """A field or setting is wrong. The message is ``where field=value: problem; fix``, without the parts that are not given.
+
+    A plain message is for an error that is about no field. Whoever needs a part takes it from the attribute, never from the text.
+
+    Args:
+        field: Name of the field, as the person who set it knows it.
+        value: Its value; left out where there is none to show, such as of a field that is missing or secret.
+        problem: What is wrong with it.
+        fix: What to do about it, if that does not follow from the problem.
+        where: What the field belongs to, such as ``"[nnunet]"`` or ``"train:"``.
+    """
 
     failure_class = FailureClass.CONFIG
+    where: str | None = None
+    field: str | None = None
+    value: Any = None
+    problem: str | None = None
+    fix: str | None = None
+
+    @overload
+    def __init__(self, message: str, *, faults: Sequence[Fault] = ()) -> None: ...
+
+    @overload
+    def __init__(
+        self, *, field: str, value: object = ..., problem: str, fix: str | None = None, where: str | None = None,
+        faults: Sequence[Fault] = (),
+    ) -> None: ...  # fmt: skip
+
+    def __init__(self, message: str | None = None, *, faults: Sequence[Fault] = (), **parts: Any) -> None:
+        given = {name: part for name, part in parts.items() if name == "value" or part is not None}
+        super().__init__(_assembled(**given) if message is None else message, faults=faults)
+        self._set(given)
+
+    @classmethod
+    def from_parts(cls, message: str, parts: Mapping[str, Any], *, faults: Sequence[Fault] = ()) -> Self:
+        """An error whose text and parts come from a file."""
+        error = cls(message, faults=faults)
+        error._set(parts)
+        return error
+
+    @property
+    def parts(self) -> dict[str, Any]:
+        """The parts that are given, by their names in :data:`PARTS`."""
+        return {name: vars(self)[name] for name in PARTS if name in vars(self)}
+
+    def renamed(self, field: str, *, where: str | None = None) -> ConfigError:
+        """The same error about a field that has another name where the value was set."""
+        return ConfigError(**{**self.parts, "field": field, "where": where}, faults=self.faults)
+
+    def _set(self, parts: Mapping[str, Any]) -> None:
+        unknown = sorted(set(parts) - set(PARTS))
+        if unknown:
+            raise TypeError(f"ConfigError has no part {unknown[0]!r}")
+        vars(self).update(parts)  # only what is given, so that no value and the value None differ; survives pickling
+
+
+def _assembled(*, field: str, problem: str, fix: str | None = None, where: str | None = None, **value: Any) -> str:
+    head = f"{where} {field}" if where else field
+    if "value" in value:
+        head += f"={shown(value['value'])}"
+    return f"{head}: {problem}; {fix}" if fix else f"{head}: {problem}"
+
+
+def shown(value: object) -> str:
+    """A value as messages show it: as Python writes it, but paths as their text and times without the name of their class."""
+    if isinstance(value, datetime.date):
+        return value.isoformat()
+    return repr(os.fspath(value)) if isinstance(value, os.PathLike) else repr(value)
 
 
 class GpuOutOfMemory(JobError):
@@ -146,24 +222,36 @@ class Failure:
     exit_code: int | None = None
     cancelled: bool = False
     details: Mapping[str, Any] = field(default_factory=dict)
+    parts: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """JSON object, inverse of :meth:`from_json`."""
-        data = asdict(self)
+        data = asdict(replace(self, parts={}))
         data["failure_class"] = str(self.failure_class)
-        return data
+        del data["parts"]
+        return data | {name: _plain(part) for name, part in self.parts.items()}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Failure:
-        """Read what :meth:`to_json` wrote."""
-        known = dict(data)
-        known["failure_class"] = FailureClass(known["failure_class"])
-        known["faults"] = tuple(Fault(**fault) for fault in known.get("faults", ()))
-        return cls(**known)
+        """Read what :meth:`to_json` wrote. Keys that this version does not know are ignored."""
+        known = {item.name: data[item.name] for item in fields(cls) if item.name in data and item.name != "parts"}
+        known["failure_class"] = FailureClass(data["failure_class"])
+        known["faults"] = tuple(Fault.from_json(fault) for fault in data.get("faults", ()))
+        return cls(**known, parts={name: data[name] for name in PARTS if name in data})
 
     def to_error(self) -> JobError:
         """The exception of this class, to be raised by whoever asked for the job."""
+        if self.failure_class is FailureClass.CONFIG:
+            return ConfigError.from_parts(self.message, self.parts, faults=self.faults)
         return _ERRORS[self.failure_class](self.message, faults=self.faults)
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON can hold it, or the text that messages show."""
+    try:
+        return json.loads(json.dumps(value, allow_nan=False, default=os.fspath))
+    except (TypeError, ValueError):
+        return shown(value)
 
 
 # nnunetv2 and torch are not importable here, so their exceptions are known by name.

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_jobs.context import StepContext
-from nnunet_jobs.contract.failure import Failure, FailureClass, JobError, classify
+from nnunet_jobs.contract.failure import ConfigError, Failure, FailureClass, JobError, classify
 from nnunet_jobs.contract.files import write_json
 from nnunet_jobs.contract.jobdir import JobDir
 from nnunet_jobs.contract.sharing import denial, explain, share
@@ -101,13 +101,15 @@ def describe(error: BaseException, *, attempt: int, hidden: Sequence[str] = ()) 
     """An exception as a failure: class, message for people, faults. ``hidden``: folders below which no name is told."""
     known = isinstance(error, JobError)
     message = str(error) if known else f"{type(error).__name__}: {error}"
+    parts = error.parts if isinstance(error, ConfigError) and len(message) <= _LONGEST_MESSAGE else {}
     if denied := denial(error):
-        message = explain(denied, hidden=hidden)
+        message, parts = explain(denied, hidden=hidden), {}
     return Failure(
         failure_class=classify(error),
         message=message[:_LONGEST_MESSAGE],
         attempt=attempt,
         faults=error.faults if isinstance(error, JobError) else (),
+        parts=parts,
     )
 
 
