@@ -42,21 +42,21 @@ def check_custom(custom: Mapping[str, Any], own: Collection[str] | None) -> None
     for name, entry in custom.items():
         where = f"custom_configurations[{name!r}]"
         if not isinstance(entry, Mapping):
-            raise ConfigError(f"{where}={entry!r}: must be a mapping such as {{'inherits_from': '2d', 'batch_size': 16}}")
+            raise ConfigError(field=where, value=entry, problem="must be a mapping such as {'inherits_from': '2d', 'batch_size': 16}")
         for field in entry:
             if field not in (*DATA_FIELDS, *_OTHER_FIELDS):
                 near = difflib.get_close_matches(str(field), (*DATA_FIELDS, *_OTHER_FIELDS), n=1)
-                raise ConfigError(f"{where}: unknown field {field!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+                raise ConfigError(field=where, problem=f"unknown field {field!r}", fix=f"did you mean {near[0]!r}?" if near else None)
         parent = entry.get("inherits_from")
         if parent is None or (known is not None and parent not in known):
             names = "one of the plans" if known is None else f"one of {', '.join(sorted(known - {name}))}"
-            raise ConfigError(f"{where}: inherits_from={parent!r} is not a configuration; name {names}")
+            raise ConfigError(field=where, problem=f"inherits_from={parent!r} is not a configuration", fix=f"name {names}")
     for name in custom:
         visited = [name]
         while (parent := custom.get(visited[-1], {}).get("inherits_from")) is not None:
             visited.append(parent)
             if visited.count(parent) > 1:
-                raise ConfigError(f"custom_configurations: {' -> '.join(visited)} inherit from each other")
+                raise ConfigError(field="custom_configurations", problem=f"{' -> '.join(visited)} inherit from each other")
 
 
 def check_names(names: Collection[str], known: Collection[str]) -> None:
@@ -66,12 +66,12 @@ def check_names(names: Collection[str], known: Collection[str]) -> None:
         ConfigError: One stands twice or is not known.
     """
     for name in names:
-        problem = None
+        problem, fix = None, ""
         if list(names).count(name) > 1:
-            problem = f"{name!r} stands twice; name each once"
+            problem, fix = f"{name!r} stands twice", "name each once"
         elif known and name not in known:
             near = difflib.get_close_matches(name, known, n=1)
             fix = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}; add it to custom_configurations"
-            problem = f"{name!r} is not among the plans' configurations; {fix}"
+            problem = f"{name!r} is not among the plans' configurations"
         if problem:
-            raise ConfigError(f"configurations={list(names)!r}: {problem}")
+            raise ConfigError(field="configurations", value=list(names), problem=problem, fix=fix)

@@ -87,7 +87,8 @@ class DataError(JobError):
 
 
 class ConfigError(JobError):
-    """A field or setting is wrong. The message is ``where field=value: problem; fix``, without the parts that are not given.
+    """A field or setting is wrong. The message is ``where field=value: problem; fix``, without the parts that are not given, or
+    ``field is missing; fix``.
 
     A plain message is for an error that is about no field. Whoever needs a part takes it from the attribute, never from the text.
 
@@ -132,9 +133,11 @@ class ConfigError(JobError):
         """The parts that are given, by their names in :data:`PARTS`."""
         return {name: vars(self)[name] for name in PARTS if name in vars(self)}
 
-    def renamed(self, field: str, *, where: str | None = None) -> ConfigError:
-        """The same error about a field that has another name where the value was set."""
-        return ConfigError(**{**self.parts, "field": field, "where": where}, faults=self.faults)
+    def told(self, *, where: str | None = None, field: str | None = None) -> ConfigError:
+        """The same error, for a caller who knows what the field belongs to, or by which name the value was set."""
+        if self.field is None:
+            return ConfigError(f"{where} {self}" if where else str(self), faults=self.faults)
+        return ConfigError(**{**self.parts, "where": where, "field": field or self.field}, faults=self.faults)
 
     def _set(self, parts: Mapping[str, Any]) -> None:
         unknown = sorted(set(parts) - set(PARTS))
@@ -144,10 +147,12 @@ class ConfigError(JobError):
 
 
 def _assembled(*, field: str, problem: str, fix: str | None = None, where: str | None = None, **value: Any) -> str:
-    head = f"{where} {field}" if where else field
+    text = f"{where} {field}" if where else field
     if "value" in value:
-        head += f"={shown(value['value'])}"
-    return f"{head}: {problem}; {fix}" if fix else f"{head}: {problem}"
+        text += f"={shown(value['value'])}:"
+    elif not problem.startswith("is missing"):
+        text += ":"
+    return f"{text} {problem}; {fix}" if fix else f"{text} {problem}"
 
 
 def shown(value: object) -> str:

@@ -43,7 +43,9 @@ class Grant:
 
     def __post_init__(self) -> None:
         if self.device not in ("cuda", "cpu"):
-            raise ConfigError(f"grant.json: device={self.device!r}: must be cuda or cpu; submit the job again")
+            raise ConfigError(
+                where="grant.json:", field="device", value=self.device, problem="must be cuda or cpu", fix="submit the job again"
+            )
         if not self.devices or len(self.devices) != len(self.leases):
             raise ConfigError(f"grant.json: devices={self.devices!r} and leases={self.leases!r} must pair; submit the job again")
         if self.gpus != (self.devices if self.device == "cuda" else ()):

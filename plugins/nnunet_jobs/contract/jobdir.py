@@ -116,7 +116,9 @@ class JobDir:
                 if not (isinstance(error, OSError) and job.path.exists()):
                     raise
         if job.spec().step != spec.step:
-            raise ConfigError(f"job_id={spec.job_id!r}: {job.path} holds a {job.spec().step} job; remove it or choose another id")
+            raise ConfigError(
+                field="job_id", value=spec.job_id, problem=f"{job.path} holds a {job.spec().step} job", fix="remove it or choose another id"
+            )
         return job
 
     def begin_attempt(self, *, expected: int) -> int | None:

@@ -92,13 +92,13 @@ class RegisterParams(StepParams):
             try:
                 channel_rules(self.series, self.channel_names)
             except ValueError as error:
-                raise ConfigError(f"{self.step}: series={self.series!r}: {error}") from error
+                raise ConfigError(where=f"{self.step}:", field="series", value=self.series, problem=str(error)) from error
         try:
             rules = LabelRules.parse(self.label_rules)
             if self.label_names is not None and self.label_rules:
                 rules.check_labels(self.label_names)
         except ValueError as error:
-            raise ConfigError(f"{self.step}: label_rules={self.label_rules!r}: {error}") from error
+            raise ConfigError(where=f"{self.step}:", field="label_rules", value=self.label_rules, problem=str(error)) from error
         require_case_pattern(self, self.case_pattern)
         if self.group_pattern:
             compiled = _compiled(self, "group_pattern", self.group_pattern)
@@ -140,7 +140,7 @@ class PreprocessParams(StepParams):
             check_custom(self.custom_configurations, CONFIGURATIONS if stock else None)
             check_names(self.configurations, (*CONFIGURATIONS, *self.custom_configurations) if stock else ())
         except ConfigError as error:
-            raise ConfigError(f"{self.step}: {error}") from None
+            raise error.told(where=f"{self.step}:") from None
         self.require(bool(_NAME.fullmatch(self.planner)), "planner", "must be a Python class name")
         self.require(self.plans is None or bool(_NAME.fullmatch(self.plans)), "plans", "must be a plain name")
         self.require(self.replan in ("auto", "always", "never"), "replan", "must be auto, always or never")
@@ -306,7 +306,7 @@ class PredictParams(StepParams):
             try:
                 parse(value)
             except ValueError as error:
-                raise ConfigError(f"{self.step}: {name}={value!r}: {error}") from error
+                raise ConfigError(where=f"{self.step}:", field=name, value=value, problem=str(error)) from error
         self.require(self.parts >= 1, "parts", "must be 1 or more")
         self.require(0 <= self.part < self.parts, "part", f"must be 0 to {self.parts - 1}")
         self.require(self.max_failed is None or self.max_failed >= 0, "max_failed", "must be 0 or more, or empty for no limit")
@@ -330,7 +330,7 @@ def _compiled(params: StepParams, name: str, pattern: str) -> re.Pattern[str]:
     try:
         return re.compile(pattern)
     except re.error as error:
-        raise ConfigError(f"{params.step}: {name}={pattern!r}: not a regular expression: {error}") from error
+        raise ConfigError(where=f"{params.step}:", field=name, value=pattern, problem=f"not a regular expression: {error}") from error
 
 
 STEPS: dict[str, type[StepParams]] = {

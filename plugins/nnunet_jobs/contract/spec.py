@@ -47,20 +47,20 @@ class Resources:
     def __post_init__(self) -> None:
         for name, hint in field_types(Resources).items():
             if not fits(getattr(self, name), hint):
-                raise ConfigError(f"{name}={getattr(self, name)!r}: must be {describe(hint)}")
+                raise ConfigError(field=name, value=getattr(self, name), problem=f"must be {describe(hint)}")
         if self.device not in DEVICES:
-            raise ConfigError(f"device={self.device!r}: must be one of {', '.join(DEVICES)}")
+            raise ConfigError(field="device", value=self.device, problem=f"must be one of {', '.join(DEVICES)}")
         for name in ("gpus", "cpus"):
             if getattr(self, name) < 0:
-                raise ConfigError(f"{name}={getattr(self, name)}: must be 0 or more")
+                raise ConfigError(field=name, value=getattr(self, name), problem="must be 0 or more")
         for name in ("gpu_memory_mib", "memory_mib"):
             if getattr(self, name) is not None and getattr(self, name) <= 0:
-                raise ConfigError(f"{name}={getattr(self, name)}: must be more than 0 MiB, or empty for no limit")
+                raise ConfigError(field=name, value=getattr(self, name), problem="must be more than 0 MiB, or empty for no limit")
         if self.shm_mib <= 0:
-            raise ConfigError(f"shm_mib={self.shm_mib}: must be more than 0 MiB")
+            raise ConfigError(field="shm_mib", value=self.shm_mib, problem="must be more than 0 MiB")
         for name in ("hang_s", "grace_s"):
             if getattr(self, name) <= 0:
-                raise ConfigError(f"{name}={getattr(self, name)}: must be more than 0 seconds")
+                raise ConfigError(field=name, value=getattr(self, name), problem="must be more than 0 seconds")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,11 +79,16 @@ class JobSpec:
 
     def __post_init__(self) -> None:
         if not JOB_ID.fullmatch(self.job_id):
-            raise ConfigError(f"job_id={self.job_id!r}: use 8 to 80 of a-z, 0-9 and '-', starting with a letter")
+            raise ConfigError(field="job_id", value=self.job_id, problem="use 8 to 80 of a-z, 0-9 and '-', starting with a letter")
         if self.step not in STEPS:
-            raise ConfigError(f"step={self.step!r}: must be one of {', '.join(STEPS)}")
+            raise ConfigError(field="step", value=self.step, problem=f"must be one of {', '.join(STEPS)}")
         if self.team and not TEAM.fullmatch(self.team):
-            raise ConfigError(f"labels team={self.team!r}: use 1 to 64 of a-z, 0-9, '_' and '-', starting with a letter or digit")
+            raise ConfigError(
+                where="labels",
+                field="team",
+                value=self.team,
+                problem="use 1 to 64 of a-z, 0-9, '_' and '-', starting with a letter or digit",
+            )
         self.step_params()
 
     @property

@@ -22,7 +22,7 @@ class StepParams:
         for item in fields(self):
             value = getattr(self, item.name)
             if not fits(value, hints[item.name]):
-                raise ConfigError(f"{self.step}: {item.name}={value!r}: must be {describe(hints[item.name])}")
+                raise ConfigError(where=f"{self.step}:", field=item.name, value=value, problem=f"must be {describe(hints[item.name])}")
         self._check()
 
     def _check(self) -> None:
@@ -31,7 +31,7 @@ class StepParams:
     def require(self, holds: bool, name: str, mend: str) -> None:
         """Raise a ConfigError that names the field, its value and the mend unless ``holds``."""
         if not holds:
-            raise ConfigError(f"{self.step}: {name}={getattr(self, name)!r}: {mend}")
+            raise ConfigError(where=f"{self.step}:", field=name, value=getattr(self, name), problem=mend)
 
     def to_json(self) -> dict[str, Any]:
         """JSON object, inverse of :meth:`from_json`."""

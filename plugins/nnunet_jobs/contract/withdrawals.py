@@ -126,8 +126,10 @@ def require_none_withdrawn(version_folder: Path) -> None:
     if withdrawn:
         latest = max(str(entry["at"]) for entry in withdrawn.values())[:10]
         raise ConfigError(
-            f"version={version_folder.parent.name!r}: {listed(withdrawn)} withdrawn from {version_folder.name} (last on {latest}); "
-            "run PreprocessOperator again and train on the version that it makes"
+            field="version",
+            value=version_folder.parent.name,
+            problem=f"{listed(withdrawn)} withdrawn from {version_folder.name} (last on {latest})",
+            fix="run PreprocessOperator again and train on the version that it makes",
         )
 
 

@@ -28,10 +28,12 @@ def dataset_name(dataset_id: int, name: str) -> str:
         ConfigError: the id is not 1 or more, or the name has characters that nnU-Net or file systems cannot carry.
     """
     if not 1 <= dataset_id <= 99_999:
-        raise ConfigError(f"dataset_id={dataset_id}: must be between 1 and 99999")
+        raise ConfigError(field="dataset_id", value=dataset_id, problem="must be between 1 and 99999")
     full = f"Dataset{dataset_id:03d}_{name}"
     if not DATASET_NAME.fullmatch(full):
-        raise ConfigError(f"name={name!r}: use letters, digits, '_' and '-', starting with a letter or digit, at most 100")
+        raise ConfigError(
+            field="name", value=name, problem="use letters, digits, '_' and '-', starting with a letter or digit, at most 100"
+        )
     return full
 
 
@@ -65,16 +67,18 @@ class Workspace:
         for field in ("raw", "preprocessed", "results", "jobs", "leases"):
             value = getattr(self, field)
             if not value or not os.path.isabs(value):
-                raise ConfigError(f"workspace {field}={value!r}: must be an absolute path; set it in section [nnunet]")
+                raise ConfigError(
+                    where="workspace", field=field, value=value, problem="must be an absolute path", fix="set it in section [nnunet]"
+                )
         for field in ("input_roots", "output_roots", "trainer_paths"):
             object.__setattr__(self, field, tuple(getattr(self, field)))
             for value in getattr(self, field):
                 if not os.path.isabs(value):
-                    raise ConfigError(f"workspace {field}={value!r}: must be absolute paths")
+                    raise ConfigError(where="workspace", field=field, value=value, problem="must be absolute paths")
         if self.cpu_slots < 1:
-            raise ConfigError(f"workspace cpu_slots={self.cpu_slots}: must be 1 or more")
+            raise ConfigError(where="workspace", field="cpu_slots", value=self.cpu_slots, problem="must be 1 or more")
         if self.sharing not in SHARING:
-            raise ConfigError(f"workspace sharing={self.sharing!r}: must be {', '.join(SHARING)}")
+            raise ConfigError(where="workspace", field="sharing", value=self.sharing, problem=f"must be {', '.join(SHARING)}")
 
     @classmethod
     def below(cls, root: str | Path, **overrides: Any) -> Workspace:
@@ -125,7 +129,9 @@ class Workspace:
         elif DATASET_NAME.fullmatch(text) and text in known.values():
             return text
         names = ", ".join(known.values()) or "none"
-        raise ConfigError(f"dataset={dataset!r}: not registered in {self.raw}. Registered: {names}. Run RegisterDatasetOperator first")
+        raise ConfigError(
+            field="dataset", value=dataset, problem=f"not registered in {self.raw}. Registered: {names}. Run RegisterDatasetOperator first"
+        )
 
     def raw_dataset(self, name: str) -> Path:
         """``nnUNet_raw/DatasetXXX_Name``."""
@@ -135,7 +141,9 @@ class Workspace:
         """The dataset's ``manifest.json``."""
         path = self.raw_dataset(name) / MANIFEST
         if not path.is_file():
-            raise ConfigError(f"dataset={name!r}: {path} is missing; register the dataset with RegisterDatasetOperator")
+            raise ConfigError(
+                field="dataset", value=name, problem=f"{path} is missing", fix="register the dataset with RegisterDatasetOperator"
+            )
         data: dict[str, Any] = read_json(path)
         return data
 
@@ -183,7 +191,7 @@ class Workspace:
         """
         path = self.model_root(model) / name / MODEL_CARD
         if not path.is_file():
-            raise ConfigError(f"model={model!r}: {path} is missing; run FindBestConfigOperator for {name} first")
+            raise ConfigError(field="model", value=model, problem=f"{path} is missing", fix=f"run FindBestConfigOperator for {name} first")
         card: dict[str, Any] = read_json(path)
         return card
 
@@ -226,7 +234,7 @@ class Workspace:
 
 def _checked(version: str, field: str) -> str:
     if not _VERSION.fullmatch(version):
-        raise ConfigError(f"{field}={version!r}: not a version name; use one from an earlier step's result")
+        raise ConfigError(field=field, value=version, problem="not a version name", fix="use one from an earlier step's result")
     return version
 
 
@@ -241,12 +249,14 @@ def _linked(link: Path) -> str | None:
 
 def _confine(path: str | Path, roots: tuple[str, ...], *, field: str, setting: str) -> Path:
     if "\0" in str(path) or "\n" in str(path):
-        raise ConfigError(f"{field}={str(path)!r}: control characters are not allowed in paths")
+        raise ConfigError(field=field, value=str(path), problem="control characters are not allowed in paths")
     if not os.path.isabs(path):
-        raise ConfigError(f"{field}={str(path)!r}: must be an absolute path")
+        raise ConfigError(field=field, value=str(path), problem="must be an absolute path")
     resolved = Path(os.path.realpath(path))
     for root in roots:
         if resolved.is_relative_to(os.path.realpath(root)):
             return resolved
     allowed = ", ".join(roots) or "none"
-    raise ConfigError(f"{field}={str(path)!r}: outside the allowed folders ({allowed}); extend {setting} in section [nnunet]")
+    raise ConfigError(
+        field=field, value=str(path), problem=f"outside the allowed folders ({allowed})", fix=f"extend {setting} in section [nnunet]"
+    )

@@ -106,7 +106,9 @@ class Placing:
         unknown = sorted(asked - set(labelled) - set(self.withdrawn))
         if unknown:
             near = difflib.get_close_matches(unknown[0], list(labelled), n=1)
-            raise ConfigError(f"holdout_cases={unknown}: no such labelled cases" + (f"; did you mean {near[0]!r}?" if near else ""))
+            raise ConfigError(
+                field="holdout_cases", value=unknown, problem="no such labelled cases", fix=f"did you mean {near[0]!r}?" if near else None
+            )
         splits = holdout.choose(
             dataset_id=self.params.dataset_id,
             groups=labelled,
@@ -130,8 +132,10 @@ class Placing:
                 continue
             if known.setdefault(group, split) != split:
                 raise ConfigError(
-                    f"group_pattern={self.params.group_pattern!r}: joins training and hold-out cases into one patient ({group!r}); "
-                    "restore the former pattern, or register under a new dataset_id"
+                    field="group_pattern",
+                    value=self.params.group_pattern,
+                    problem=f"joins training and hold-out cases into one patient ({group!r})",
+                    fix="restore the former pattern, or register under a new dataset_id",
                 )
         return known
 

@@ -85,13 +85,15 @@ def converted(params: RegisterParams, root: Path, context: StepContext, *, datas
 def _rules(params: RegisterParams) -> tuple[dict[str, str], dict[str, SeriesRule]]:
     """Channel names by number, and the rules in that order."""
     if not params.channel_names and not params.series:
-        raise ConfigError('register: channel_names is missing; DICOM needs it, such as {"0": "CT"}')
+        raise ConfigError(where="register:", field="channel_names", problem="is missing", fix='DICOM needs it, such as {"0": "CT"}')
     if not params.label_names:
-        raise ConfigError('register: label_names is missing; DICOM needs it, such as {"background": 0, "tumour": 1}')
+        raise ConfigError(
+            where="register:", field="label_names", problem="is missing", fix='DICOM needs it, such as {"background": 0, "tumour": 1}'
+        )
     try:
         return channel_rules(params.series, params.channel_names)
     except ValueError as error:
-        raise ConfigError(f"register: series={params.series!r}: {error}") from error
+        raise ConfigError(where="register:", field="series", value=params.series, problem=str(error)) from error
 
 
 def _plain(fault: Fault) -> dict[str, Any]:
@@ -123,7 +125,7 @@ class _Conversion:
                 len(found.series), found.other, found.ignored,
             )  # fmt: skip
             if not found.series and not found.faults:
-                raise ConfigError(f"source={self.params.source!r}: holds no DICOM file with images")
+                raise ConfigError(field="source", value=self.params.source, problem="holds no DICOM file with images")
             cases, withdrawn = self._consented(cases_of(found, self.rules, self.identity))
             self.identity.remember(self.dataset, [case.person for case in cases])
             done = parallel(self.context, "convert", lambda case: self._convert(case, workers), cases)
@@ -204,7 +206,7 @@ class _Conversion:
             faults.append(Fault(code=Code.DICOM_UNREADABLE, message=message))
             return None
         if answer["config"]:
-            raise ConfigError(f"register: {answer['config']}")
+            raise ConfigError.from_parts(answer["config"], answer["parts"]).told(where="register:")
         faults += [Fault(**fault) for fault in answer["faults"]]
         return name
 

@@ -67,8 +67,10 @@ def choose(
     if late:
         cases = sorted(case for case in explicit if groups.get(case) in late)
         raise ConfigError(
-            f"holdout_cases={cases}: these patients have been training data before, and models have seen them; "
-            "remove them from holdout_cases, or register under a new dataset_id"
+            field="holdout_cases",
+            value=cases,
+            problem="these patients have been training data before, and models have seen them",
+            fix="remove them from holdout_cases, or register under a new dataset_id",
         )
     everybody = sorted(set(groups.values()), key=lambda group: (position(dataset_id, group), group))
     chosen = {

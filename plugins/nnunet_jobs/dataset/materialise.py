@@ -37,7 +37,10 @@ def _converted(params: RegisterParams, root: Path, context: StepContext, dataset
         from nnunet_jobs.dataset.dicom_source import converted
     except ImportError as error:
         raise ConfigError(
-            f"layout={params.layout!r}: reading DICOM needs {(error.name or '').partition('.')[0]}; install airflow-provider-nnunet[dicom]"
+            field="layout",
+            value=params.layout,
+            problem=f"reading DICOM needs {(error.name or '').partition('.')[0]}",
+            fix="install airflow-provider-nnunet[dicom]",
         ) from error
     return converted(params, root, context, dataset=dataset)
 
@@ -53,12 +56,14 @@ def _unpacked(params: RegisterParams, root: Path, context: StepContext) -> Itera
     if scratch.exists():
         shutil.rmtree(scratch)
     if not os.path.exists(root):
-        raise ConfigError(f"source={params.source!r}: no such folder or archive")
+        raise ConfigError(field="source", value=params.source, problem="no such folder or archive")
     if not os.path.isfile(root):
         yield root
         return
     if not archives.named_as_one(root):
-        raise ConfigError(f"source={params.source!r}: is a file; name a folder, or an archive ({', '.join(archives.ENDINGS)})")
+        raise ConfigError(
+            field="source", value=params.source, problem="is a file", fix=f"name a folder, or an archive ({', '.join(archives.ENDINGS)})"
+        )
     try:
         yield archives.unpack(root, scratch, context=context)
     finally:

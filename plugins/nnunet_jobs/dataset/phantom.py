@@ -178,12 +178,12 @@ def _description(cases: int, channels: int) -> dict[str, Any]:
 
 def _check(out: Path, cases: int, seed: int, channels: int, size: tuple[int, int, int]) -> None:
     if cases < 1:
-        raise ConfigError(f"cases={cases}: must be 1 or more")
+        raise ConfigError(field="cases", value=cases, problem="must be 1 or more")
     if seed < 0:
-        raise ConfigError(f"seed={seed}: must be 0 or more")
+        raise ConfigError(field="seed", value=seed, problem="must be 0 or more")
     if not 1 <= channels <= len(_CHANNELS):
-        raise ConfigError(f"channels={channels}: must be 1 to {len(_CHANNELS)}")
+        raise ConfigError(field="channels", value=channels, problem=f"must be 1 to {len(_CHANNELS)}")
     if len(size) != 3 or min(size) < 16:
-        raise ConfigError(f"size={size}: must be three numbers of 16 or more")
+        raise ConfigError(field="size", value=size, problem="must be three numbers of 16 or more")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError(f"out={str(out)!r}: is there already; remove it or choose another folder")
+        raise ConfigError(field="out", value=str(out), problem="is there already", fix="remove it or choose another folder")

@@ -108,10 +108,14 @@ def _read(path: Path) -> dict[str, str]:
             ids[str(json.loads(original))] = identity
     except PermissionError as error:
         raise ConfigError(
-            f"rename: {path} is for its owner's eyes only; run as the user who owns it, or give it to the one who runs"
+            field="rename",
+            problem=f"{path} is for its owner's eyes only",
+            fix="run as the user who owns it, or give it to the one who runs",
         ) from error
     except (OSError, ValueError, csv.Error) as error:
-        raise ConfigError(f"rename: {path} cannot be read ({error}); restore it: it says which case is which") from error
+        raise ConfigError(
+            field="rename", problem=f"{path} cannot be read ({error})", fix="restore it: it says which case is which"
+        ) from error
     return ids
 
 

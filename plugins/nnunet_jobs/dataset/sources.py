@@ -58,7 +58,7 @@ def _read_source(
     params: RegisterParams, root: Path, *, known: Collection[str], names: CaseNames | None, withdrawn: Collection[str]
 ) -> Source:
     if not os.path.isdir(root):
-        raise ConfigError(f"source={params.source!r}: no such folder")
+        raise ConfigError(field="source", value=params.source, problem="no such folder")
     description = _description(root)
     layout = LAYOUTS[params.layout] if params.layout != "auto" else _detect(params, root, description)
     description = layout.describe(params, root, description)
@@ -170,7 +170,12 @@ def _tables(params: RegisterParams, layout: Layout, description: dict[str, Any])
     ):
         if value is None:
             said_by = layout.described_by
-            raise ConfigError(f"register: {name} is missing and the source has no {said_by} that says it; set it, such as {example}")
+            raise ConfigError(
+                where="register:",
+                field=name,
+                problem=f"is missing and the source has no {said_by} that says it",
+                fix=f"set it, such as {example}",
+            )
     channel_names, channel_problems = channel_table(channels)
     label_names, regions, label_problems = label_table(labels, order)
     found = [(Code.LABELS_INVALID, text) for text in channel_problems] + label_problems

@@ -34,12 +34,25 @@ def first_splits(groups: Mapping[str, str], *, folds: int, seed: int) -> Splits:
     patients = sorted(members, key=lambda patient: members[patient][0])
     if len(patients) == 1:
         raise ConfigError(
-            f"folds={folds}: the dataset has one patient for training, who cannot be trained and validated on; add cases of other patients"
+            field="folds",
+            value=folds,
+            problem="the dataset has one patient for training, who cannot be trained and validated on",
+            fix="add cases of other patients",
         )
     if len(patients) < 2:
-        raise ConfigError(f"folds={folds}: all training cases are of one patient, and a cross-validation needs two; add cases of another")
+        raise ConfigError(
+            field="folds",
+            value=folds,
+            problem="all training cases are of one patient, and a cross-validation needs two",
+            fix="add cases of another",
+        )
     if len(patients) < folds:
-        raise ConfigError(f"folds={folds}: the dataset has {len(patients)} patients for training; use at most that many folds or add cases")
+        raise ConfigError(
+            field="folds",
+            value=folds,
+            problem=f"the dataset has {len(patients)} patients for training",
+            fix="use at most that many folds or add cases",
+        )
     order = np.arange(len(patients))
     np.random.RandomState(seed).shuffle(order)  # the legacy generator is what scikit-learn uses
     splits: Splits = []

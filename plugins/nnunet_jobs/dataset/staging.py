@@ -136,7 +136,9 @@ def _bring(source: Path, target: Path, sha256: str, component: int | None, endin
     except OSError as error:
         if method in ("reflink", "hardlink") and error.errno in NOT_HERE:
             where = f"from {source.parent} to {target.parent.parent.parent}"
-            raise ConfigError(f"transfer={method!r}: does not work {where} ({error.strerror}); use auto or copy") from error
+            raise ConfigError(
+                field="transfer", value=method, problem=f"does not work {where} ({error.strerror})", fix="use auto or copy"
+            ) from error
         raise
     return sha256
 

@@ -56,7 +56,10 @@ def limits(described: Sequence[Described]) -> tuple[float, int]:
 
 
 def task(data: dict[str, Any]) -> dict[str, Any]:
-    """Paint and write a label: ``{"faults": [...], "config": text or None}``; the file is there unless one of them is an error."""
+    """Paint and write a label: ``{"faults": [...], "config": None}``; the file is there unless one of them is an error.
+
+    A wrong rule comes as its text in ``config``, with what :attr:`ConfigError.parts` holds in ``parts``.
+    """
     described = [(_unpacked(item["object"]), _unpacked(item["reference"]), _grid(item["grid"])) for item in data["described"]]
     if any(sha256_file(instance.path) != instance.sha256 for item, _, _ in described for instance in item.instances):
         changed = Fault(code=Code.SOURCE_CHANGED, message="a SEG or RTSTRUCT object changed while it was read; run again")
@@ -68,7 +71,7 @@ def task(data: dict[str, Any]) -> dict[str, Any]:
     except DataError as error:
         return {"faults": [asdict(fault) for fault in (*faults, *error.faults)], "config": None}
     except ConfigError as error:
-        return {"faults": [], "config": str(error)}
+        return {"faults": [], "config": str(error), "parts": error.parts}
     write_volume(array, grid.affine, Path(data["target"]))
     return {"faults": [asdict(fault) for fault in faults], "config": None}
 

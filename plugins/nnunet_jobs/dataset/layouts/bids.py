@@ -30,9 +30,9 @@ def _pipelines(params: RegisterParams, root: Path, faults: list[Fault]) -> list[
         try:
             folder = below(root, params.labels)
         except Refused as refused:
-            raise ConfigError(f"register: labels={params.labels!r}: {refused.fault.message}") from refused
+            raise ConfigError(where="register:", field="labels", value=params.labels, problem=refused.fault.message) from refused
         if not folder.is_dir():
-            raise ConfigError(f"register: labels={params.labels!r}: no such folder in {params.source}")
+            raise ConfigError(where="register:", field="labels", value=params.labels, problem=f"no such folder in {params.source}")
         return [folder]
     top = root / _DERIVATIVES
     return [*([top] if any(subfolders(root, top, faults, "sub-")) else []), *subfolders(root, top, faults)]
@@ -64,13 +64,17 @@ def _labels(params: RegisterParams, root: Path, faults: list[Fault]) -> tuple[Pa
             found[folder] = labels
     if len(found) > 1:
         names = ", ".join(repr(str(folder.relative_to(root))) for folder in found)
-        raise ConfigError(f"register: labels: several pipelines have label files ({names}); set labels to one of them")
+        raise ConfigError(
+            where="register:", field="labels", problem=f"several pipelines have label files ({names})", fix="set labels to one of them"
+        )
     if not found:
         what = f"bids_label={params.bids_label!r}" if params.bids_label else "the suffix dseg or mask, or the entity label"
         where = params.labels if params.labels != _ANY else f"{_DERIVATIVES}/<pipeline>"
         if faults:
             return None, []
-        raise ConfigError(f"source={params.source!r}: no label file with {what} below {where}/sub-*/; set labels or bids_label")
+        raise ConfigError(
+            field="source", value=params.source, problem=f"no label file with {what} below {where}/sub-*/", fix="set labels or bids_label"
+        )
     return next(iter(found.items()))
 
 
@@ -91,8 +95,11 @@ def _only_suffix(params: RegisterParams, root: Path) -> dict[str, str]:
         return {"0": next(iter(seen))}
     shown = ", ".join(f"{suffix} ({count} files)" for suffix, count in seen.most_common(10)) or "none"
     raise ConfigError(
-        f"register: channel_names is missing; name the suffix of each channel's images, with entities where it takes them, "
-        f'such as {{"0": "T1w", "1": "ce-gadolinium_T1w"}}. Suffixes there: {shown}'
+        where="register:",
+        field="channel_names",
+        problem="is missing",
+        fix="name the suffix of each channel's images, with entities where it takes them, such as "
+        f'{{"0": "T1w", "1": "ce-gadolinium_T1w"}}. Suffixes there: {shown}',
     )
 
 

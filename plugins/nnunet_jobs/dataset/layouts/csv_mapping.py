@@ -25,9 +25,9 @@ def _read(params: RegisterParams, source: Source, description: Description) -> N
     try:
         path = below(source.root, name)
     except Refused as refused:
-        raise ConfigError(f"register: mapping={name!r}: {refused.fault.message}") from refused
+        raise ConfigError(where="register:", field="mapping", value=name, problem=refused.fault.message) from refused
     if not path.exists():
-        raise ConfigError(f"register: mapping={name!r}: no such file in {params.source}")
+        raise ConfigError(where="register:", field="mapping", value=name, problem=f"no such file in {params.source}")
     table = read_table(path, name)
     columns = _channel_columns(table, source.tables.channel_names)
     if not columns:

@@ -21,9 +21,9 @@ def _read(params: RegisterParams, source: Source, description: Description) -> N
         try:
             folder = below(source.root, getattr(params, name))
         except Refused as refused:
-            raise ConfigError(f"register: {name}={getattr(params, name)!r}: {refused.fault.message}") from refused
+            raise ConfigError(where="register:", field=name, value=getattr(params, name), problem=refused.fault.message) from refused
         if not folder.is_dir():
-            raise ConfigError(f"register: {name}={getattr(params, name)!r}: no such folder in {params.source}")
+            raise ConfigError(where="register:", field=name, value=getattr(params, name), problem=f"no such folder in {params.source}")
     if (source.root / params.images).samefile(source.root / params.labels):
         raise ConfigError(f"register: images and labels are both {params.images!r}; put them into two folders")
     pattern = re.compile(params.case_pattern, re.DOTALL)

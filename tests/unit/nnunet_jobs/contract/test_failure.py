@@ -63,7 +63,7 @@ def test_failures_of_other_versions_are_read() -> None:
 
 
 def test_an_error_keeps_its_parts_under_another_name() -> None:
-    error = ConfigError(field="epochs", value=0, problem="must be 1 or more", where="train:").renamed("tumour__epochs")
+    error = ConfigError(field="epochs", value=0, problem="must be 1 or more", where="train:").told(field="tumour__epochs")
     assert str(error) == "tumour__epochs=0: must be 1 or more"
     with pytest.raises(TypeError, match="colour"):
         ConfigError(field="a", problem="b", colour="red")  # type: ignore[call-overload]
