@@ -72,12 +72,16 @@ def label_volume(
 def _checked(rules: Mapping[str, Any] | None, label_names: Mapping[str, int]) -> LabelRules:
     for name, value in label_names.items():
         if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= 65535:
-            raise ConfigError(f"label_names: {name!r}={value!r}: labels from DICOM need one value each; regions are made of single labels")
+            raise ConfigError(
+                field="label_names",
+                problem=f"{name!r}={value!r}: labels from DICOM need one value each",
+                fix="regions are made of single labels",
+            )
     try:
         parsed = LabelRules.parse(rules)
         parsed.check_labels(label_names)
     except ValueError as error:
-        raise ConfigError(f"label_rules: {error}") from None
+        raise ConfigError(field="label_rules", problem=str(error)) from None
     return parsed
 
 

@@ -54,7 +54,9 @@ def output_segments(labels: Mapping[str, tuple[int, ...]], codes: Mapping[str, S
     """
     unknown = sorted(set(codes) - set(labels))
     if unknown:
-        raise ConfigError(f"segment_codes: {unknown[0]!r} is no label of the model; its labels are {', '.join(labels)}")
+        raise ConfigError(
+            field="segment_codes", problem=f"{unknown[0]!r} is no label of the model", fix=f"its labels are {', '.join(labels)}"
+        )
     segments = [OutputSegment(name=name, values=values, codes=codes.get(name, SegmentCodes())) for name, values in labels.items()]
     return sorted(segments, key=lambda segment: segment.values)
 
@@ -111,7 +113,7 @@ def _planes(segmentation: npt.NDArray[Any], segments: Sequence[OutputSegment], k
             lookup[list(segment.values)] = number
         return lookup[turned]
     if kind == "LABELMAP":
-        raise ConfigError("dicom_seg: regions overlap, which a LABELMAP cannot hold; write BINARY segments")
+        raise ConfigError(field="dicom_seg", problem="regions overlap, which a LABELMAP cannot hold", fix="write BINARY segments")
     return np.stack([np.isin(turned, segment.values) for segment in segments], axis=-1).astype(np.uint8)
 
 

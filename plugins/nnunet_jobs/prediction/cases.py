@@ -39,7 +39,9 @@ def checked_case_id(case: str, *, field: str) -> str:
     """
     fits = 0 < len(case.encode()) <= 180 and not case.startswith(".") and not re.search(r"[/\\\0]", case)
     if not fits or any(unicodedata.category(character).startswith("C") for character in case):
-        raise ConfigError(f"{field}={case!r}: a case id becomes a file name; use up to 180 visible characters without '/' and '\\'")
+        raise ConfigError(
+            field=field, value=case, problem="a case id becomes a file name", fix="use up to 180 visible characters without '/' and '\\'"
+        )
     return case
 
 

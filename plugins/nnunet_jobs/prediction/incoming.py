@@ -83,11 +83,15 @@ def collect_cases(
     else:
         folder = workspace.confine_input(cases, field="cases")
         if not folder.is_dir():
-            raise ConfigError(f"cases={cases!r}: not a folder; use holdout, imagesTs, an existing folder or a list of images")
+            raise ConfigError(
+                field="cases", value=cases, problem="not a folder", fix="use holdout, imagesTs, an existing folder or a list of images"
+            )
         found = _from_folder(folder, workspace=workspace, file_ending=file_ending, case_pattern=case_pattern)
     repeated = [case for case, count in Counter(item.case for item in found.cases).items() if count > 1]
     if repeated:
-        raise ConfigError(f"cases: {', '.join(sorted(repeated)[:5])} named more than once; each output needs an id of its own")
+        raise ConfigError(
+            field="cases", problem=f"{', '.join(sorted(repeated)[:5])} named more than once", fix="each output needs an id of its own"
+        )
     found.cases = sorted((_with_channels(item, channels) for item in found.cases), key=lambda item: item.case)
     found.not_predicted.sort(key=lambda item: item.name)
     return found
@@ -203,7 +207,12 @@ def _from_holdout(*, workspace: Workspace, dataset: str, file_ending: str) -> In
     known: Mapping[str, Mapping[str, Any]] = workspace.manifest(dataset)["cases"]
     wanted = [case for case, entry in known.items() if entry.get("split") == "holdout"]
     if not wanted:
-        raise ConfigError(f"cases='holdout': {dataset} has no hold-out cases; register it with holdout_fraction or holdout_cases")
+        raise ConfigError(
+            field="cases",
+            value="holdout",
+            problem=f"{dataset} has no hold-out cases",
+            fix="register it with holdout_fraction or holdout_cases",
+        )
     grouped = _group(sorted((root / "imagesTs").glob(f"*{file_ending}")) if (root / "imagesTs").is_dir() else (), file_ending)
     found = Incoming()
     for case in wanted:
@@ -224,7 +233,7 @@ def _from_list(cases: list[Any], *, workspace: Workspace, file_ending: str) -> I
             or not all(isinstance(path, str) for path in images)
             or set(item) - {"case", "images"}
         ):
-            raise ConfigError(f'cases[{index}]={item!r}: must be a path or {{"case": id, "images": [one path a channel]}}')
+            raise ConfigError(field=f"cases[{index}]", value=item, problem='must be a path or {"case": id, "images": [one path a channel]}')
         name = Path(images[0]).name
         numbered = re.fullmatch(_NUMBERED, name.removesuffix(file_ending), re.DOTALL)
         case = checked_case_id(

@@ -88,15 +88,17 @@ class SelectedModel:
             return self
         wanted = tuple(int(fold) if str(fold).isdigit() else fold for fold in folds)
         if not wanted:
-            raise ConfigError("folds=[]: name at least one fold, or leave it empty for all of the model's")
+            raise ConfigError(field="folds", value=[], problem="name at least one fold, or leave it empty for all of the model's")
 
         def restricted(stage: Stage) -> Stage:
             known = (*stage.folds, *stage.further_folds)
             missing = [fold for fold in wanted if fold not in known]
             if missing:
                 raise ConfigError(
-                    f"folds={list(wanted)}: the card of model {self.model} has folds {list(known)} of {stage.configuration}; name some of "
-                    "these, or run FindBestConfigOperator again, which adds fold 'all' where it is trained"
+                    field="folds",
+                    value=list(wanted),
+                    problem=f"the card of model {self.model} has folds {list(known)} of {stage.configuration}",
+                    fix="name some of these, or run FindBestConfigOperator again, which adds fold 'all' where it is trained",
                 )
             return replace(stage, folds=wanted, previous=restricted(stage.previous) if stage.previous else None)
 
@@ -113,7 +115,9 @@ def resolve_model(workspace: Workspace, dataset: str, model: str | None) -> Sele
     if name is None:
         known = ", ".join(found for found, _ in workspace.model_cards(dataset)) or "none"
         raise ConfigError(
-            f"model: no model of {dataset} is promoted (selected ones: {known}); promote one with FindBestConfigOperator or name one"
+            field="model",
+            problem=f"no model of {dataset} is promoted (selected ones: {known})",
+            fix="promote one with FindBestConfigOperator or name one",
         )
     card = workspace.model_card(dataset, name)
     root = workspace.model_root(name) / dataset

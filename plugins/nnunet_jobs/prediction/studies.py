@@ -258,7 +258,7 @@ def series_rules(series: Mapping[str, Any] | None, channel_names: Mapping[str, s
     try:
         return channel_rules(series, channel_names)[1]
     except ValueError as error:
-        raise ConfigError(f"series: {error}") from error
+        raise ConfigError(field="series", problem=str(error)) from error
 
 
 def registered_rules(workspace: Workspace, dataset: str) -> Mapping[str, Any] | None:

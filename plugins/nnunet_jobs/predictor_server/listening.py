@@ -74,11 +74,11 @@ def _clear(uds: Path) -> None:
     if not uds.exists():
         return
     if not uds.is_socket():
-        raise ConfigError(f"uds={str(uds)!r}: is there and no socket; name a path for the server alone")
+        raise ConfigError(field="uds", value=str(uds), problem="is there and no socket", fix="name a path for the server alone")
     with socket.socket(socket.AF_UNIX) as probe:
         try:
             probe.connect(str(uds))
         except ConnectionRefusedError:
             uds.unlink(missing_ok=True)
         else:
-            raise ConfigError(f"uds={str(uds)!r}: another server listens there; give each its own path")
+            raise ConfigError(field="uds", value=str(uds), problem="another server listens there", fix="give each its own path")

@@ -55,17 +55,21 @@ class ServeSettings:
     def __post_init__(self) -> None:
         if not is_loopback(self.host):
             raise ConfigError(
-                f"host={self.host!r}: the server has no login and listens on loopback or a Unix socket only; use 127.0.0.1 or uds, "
-                "and a proxy such as docker/nginx.conf in front"
+                field="host",
+                value=self.host,
+                problem="the server has no login and listens on loopback or a Unix socket only",
+                fix="use 127.0.0.1 or uds, and a proxy such as docker/nginx.conf in front",
             )
         for name in ("waiting", "timeout_s", "upload_mib", "image_mib", "models_mib", "drain_s"):
             if not getattr(self, name) > 0:
-                raise ConfigError(f"{name}={getattr(self, name)!r}: must be more than 0")
+                raise ConfigError(field=name, value=getattr(self, name), problem="must be more than 0")
         for name in self.allow_hosts:
             if not _HOST.fullmatch(name):
-                raise ConfigError(f"allow_hosts={name!r}: must be a host's name or address alone, without scheme, port and wildcard")
+                raise ConfigError(
+                    field="allow_hosts", value=name, problem="must be a host's name or address alone, without scheme, port and wildcard"
+                )
         if not 0 <= self.port <= 65535:
-            raise ConfigError(f"port={self.port!r}: must be 0 to 65535; 0 takes a free one")
+            raise ConfigError(field="port", value=self.port, problem="must be 0 to 65535", fix="0 takes a free one")
 
     @property
     def names(self) -> tuple[str, ...]:
