@@ -209,7 +209,9 @@ class Build(Work):
         if params.replan == "never" and reason is not None:
             broken = [field for field in _STRUCTURE if record["basis"][field] != now[field]]
             if broken:
-                raise ConfigError(f"replan='never': {broken[0]} changed, so the old plans cannot be used; set replan to auto")
+                raise ConfigError(
+                    field="replan", value="never", problem=f"{broken[0]} changed, so the old plans cannot be used", fix="set replan to auto"
+                )
         elif params.replan == "always":
             return "asked for by replan='always'"
         elif reason is not None:
@@ -236,7 +238,10 @@ class Build(Work):
             own = old or splits_by_hand(inputs.raw, inputs.manifest["cases"], withdrawn=withdrawn)
             if len(own) != params.folds:
                 raise ConfigError(
-                    f"folds={params.folds}: {inputs.raw / 'splits_final.json'} has {len(own)}; set folds to that or remove it"
+                    field="folds",
+                    value=params.folds,
+                    problem=f"{inputs.raw / 'splits_final.json'} has {len(own)}",
+                    fix="set folds to that or remove it",
                 )
             splits, how = extend_splits(own, groups), "from the dataset's own splits_final.json"
         self.context.progress("splits", len(splits), len(splits), how=how)

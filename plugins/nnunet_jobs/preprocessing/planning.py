@@ -62,7 +62,9 @@ def make_plans(
     found = recursive_find_python_class(root, planner, current_module="nnunetv2.experiment_planning")
     if found is None or not hasattr(found, "plan_experiment"):
         raise ConfigError(
-            f"planner={planner!r}: nnU-Net {nnunet_version()} has no experiment planner of this name, such as ExperimentPlanner"
+            field="planner",
+            value=planner,
+            problem=f"nnU-Net {nnunet_version()} has no experiment planner of this name, such as ExperimentPlanner",
         )
     raw, preprocessed = folder / "raw" / dataset, folder / "preprocessed" / dataset
     raw.mkdir(parents=True)
@@ -108,7 +110,9 @@ def with_custom(plans: Mapping[str, Any], custom: Mapping[str, Any]) -> dict[str
     for name, entry in custom.items():
         if name in own:
             raise ConfigError(
-                f"custom_configurations[{name!r}]: the planner makes a configuration of this name; choose another name and inherit from it"
+                field=f"custom_configurations[{name!r}]",
+                problem="the planner makes a configuration of this name",
+                fix="choose another name and inherit from it",
             )
         result["configurations"][name] = deepcopy(entry)
     check_custom(custom, own)
@@ -127,7 +131,9 @@ def resolve(plans: Mapping[str, Any], configuration: str) -> dict[str, Any]:
     known = plans["configurations"]
     if configuration not in known:
         why = "; nnU-Net plans a low resolution only for images much larger than its patch" if configuration == "3d_lowres" else ""
-        raise ConfigError(f"configurations: {configuration!r} is not in plans {plans['plans_name']}{why}. Available: {', '.join(known)}")
+        raise ConfigError(
+            field="configurations", problem=f"{configuration!r} is not in plans {plans['plans_name']}{why}. Available: {', '.join(known)}"
+        )
     entry = known[configuration]
     parent = entry.get("inherits_from")
     return {**(resolve(plans, parent) if parent else {}), **entry}
@@ -171,8 +177,9 @@ def _check_identifiers(plans: Mapping[str, Any]) -> None:
         other = owner.setdefault(identifier, (name, arrays))
         if other[1] != arrays:
             raise ConfigError(
-                f"custom_configurations[{name!r}]: data_identifier={identifier!r} is that of {other[0]!r}, whose arrays differ; "
-                "give it another or leave it out"
+                field=f"custom_configurations[{name!r}]",
+                problem=f"data_identifier={identifier!r} is that of {other[0]!r}, whose arrays differ",
+                fix="give it another or leave it out",
             )
 
 
@@ -188,7 +195,10 @@ def with_previous_stages(plans: Mapping[str, Any], configurations: Sequence[str]
         while previous := resolve(plans, chain[-1]).get("previous_stage"):
             if previous in chain:
                 raise ConfigError(
-                    f"configuration={name!r}: previous_stage goes in a circle ({' -> '.join((*chain, previous))}); correct one"
+                    field="configuration",
+                    value=name,
+                    problem=f"previous_stage goes in a circle ({' -> '.join((*chain, previous))})",
+                    fix="correct one",
                 )
             chain.append(previous)
         for wanted in reversed(chain):

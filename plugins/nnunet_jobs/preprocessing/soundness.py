@@ -33,7 +33,7 @@ def require_trainable(plans: Mapping[str, Any], configurations: Sequence[str], *
         if problem is None:
             _warn_of_few_stages(name, entry)
         elif name in custom:
-            raise ConfigError(f"custom_configurations[{name!r}]: {problem[0]}; {problem[2]}")
+            raise ConfigError(field=f"custom_configurations[{name!r}]", problem=problem[0], fix=problem[2])
         else:
             raise _of_the_images(name, problem)
     _require_stages_agree(plans, configurations)
@@ -123,6 +123,10 @@ def _require_stages_agree(plans: Mapping[str, Any], configurations: Sequence[str
         named = resolve(plans, previous).get("next_stage") or []
         if name not in ([named] if isinstance(named, str) else named):
             raise ConfigError(
-                f"configuration={name!r}: previous_stage={previous!r} leaves no predictions for it (its next_stage is {named or None!r}); "
-                f"describe a first stage of your own in custom_configurations with next_stage={name!r}, and name it as previous_stage"
+                field="configuration",
+                value=name,
+                problem=f"previous_stage={previous!r} leaves no predictions for it (its next_stage is {named or None!r})",
+                fix=(
+                    f"describe a first stage of your own in custom_configurations with next_stage={name!r}, and name it as previous_stage"
+                ),
             )

@@ -208,4 +208,6 @@ def check_link(workspace: Workspace, dataset: str) -> None:
     """
     link = workspace.preprocessed_link(dataset)
     if link.exists() and not link.is_symlink():
-        raise ConfigError(f"dataset={dataset!r}: {link} is a folder, not a link to a version; move it away and run again")
+        raise ConfigError(
+            field="dataset", value=dataset, problem=f"{link} is a folder, not a link to a version", fix="move it away and run again"
+        )

@@ -136,14 +136,19 @@ def _promote(workspace: Workspace, dataset: str, model: str) -> None:
     card = workspace.model_card(dataset, model)
     root = workspace.model_root(model) / dataset
     if seen := trained_on_withdrawn(root):
-        raise ConfigError(f"model={model!r}: not promoted, {listed(seen)} withdrawn since it was trained on; train on a new version")
+        raise ConfigError(
+            field="model",
+            value=model,
+            problem=f"not promoted, {listed(seen)} withdrawn since it was trained on",
+            fix="train on a new version",
+        )
     if differing := _differing(card, root):
         raise DataError(f"model={model!r}: not promoted, these files differ from its card or are missing: {', '.join(differing)}")
     link = workspace.champion_link(dataset)
     try:
         repoint(link, root)
     except FileExistsError as error:
-        raise ConfigError(f"model={model!r}: {error}") from error
+        raise ConfigError(field="model", value=model, problem=str(error)) from error
     log.info("%s now uses model %s", dataset, model)
 
 

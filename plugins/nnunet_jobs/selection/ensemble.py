@@ -30,7 +30,12 @@ def ensemble(trained: Trained, pair: tuple[str, str], reference: Reference, cont
     folder = trained.root / "ensembles" / name
     sources = [trained.validation_cases(configuration) for configuration in pair]
     if list(sources[0]) != list(sources[1]):
-        raise ConfigError(f"configurations={list(pair)}: validated on different cases, so they cannot be ensembled; set ensembles=False")
+        raise ConfigError(
+            field="configurations",
+            value=list(pair),
+            problem="validated on different cases, so they cannot be ensembled",
+            fix="set ensembles=False",
+        )
     start_folder(folder, folders[0])
 
     def merge(case: str) -> None:

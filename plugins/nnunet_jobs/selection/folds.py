@@ -91,7 +91,9 @@ class Trained:
             _, cases = fold_cases(self.preprocessed, self.entry(configuration)["data_identifier"], fold)
             for case in cases:
                 if case in found:
-                    raise ConfigError(f"folds={list(self.folds)}: case {case} is validated in two of them; name each fold once")
+                    raise ConfigError(
+                        field="folds", value=list(self.folds), problem=f"case {case} is validated in two of them", fix="name each fold once"
+                    )
                 found[case] = self.folder(configuration) / f"fold_{fold}" / "validation"
         return dict(sorted(found.items()))
 
@@ -163,7 +165,9 @@ def find_trained(params: FindBestParams, workspace: Workspace, dataset: str) -> 
     models = [params.model] if params.model else _models(params, workspace, dataset)
     if not models:
         raise ConfigError(
-            f"model: nothing is trained for {dataset} with trainer {params.trainer} and plans {params.plans}; run TrainFoldOperator first"
+            field="model",
+            problem=f"nothing is trained for {dataset} with trainer {params.trainer} and plans {params.plans}",
+            fix="run TrainFoldOperator first",
         )
     found, refused = [], []
     for model in models:
@@ -201,7 +205,7 @@ def require_complete(trained: Trained, params: FindBestParams, context: StepCont
             refused.append(f"{configuration} fold {fold}: {'; '.join(reasons)}")
     if refused:
         mend = "train these folds" if params.repair else "train these folds, or set repair=True where only the validation is missing"
-        raise ConfigError(f"model={trained.model!r}: folds are not complete ({' | '.join(refused)}); {mend}")
+        raise ConfigError(field="model", value=trained.model, problem=f"folds are not complete ({' | '.join(refused)})", fix=mend)
     if not repairs:
         return
     from nnunet_jobs.training.fit import validate_fold
@@ -217,7 +221,12 @@ def require_complete(trained: Trained, params: FindBestParams, context: StepCont
         for configuration, fold, state in trained.incomplete(ensembles=params.ensembles)
     ]
     if still:
-        raise ConfigError(f"model={trained.model!r}: a new validation did not complete: {' | '.join(still)}; train these folds again")
+        raise ConfigError(
+            field="model",
+            value=trained.model,
+            problem=f"a new validation did not complete: {' | '.join(still)}",
+            fix="train these folds again",
+        )
 
 
 def _models(params: FindBestParams, workspace: Workspace, dataset: str) -> list[str]:
@@ -235,20 +244,24 @@ def _trained(params: FindBestParams, workspace: Workspace, dataset: str, model: 
     root = workspace.model_root(model) / dataset
     if not (root / SETTINGS_RECORD).is_file():
         known = ", ".join(path.parent.parent.name for path in (root.parent.parent).glob(f"*/{dataset}/{SETTINGS_RECORD}")) or "none"
-        raise ConfigError(f"model={model!r}: not a trained model of {dataset}, which has: {known}")
+        raise ConfigError(field="model", value=model, problem=f"not a trained model of {dataset}, which has: {known}")
     settings = read_json(root / SETTINGS_RECORD)
     for name in ("trainer", "plans"):
         if settings[name] != getattr(params, name):
-            raise ConfigError(f"{name}={getattr(params, name)!r}: model {model} was trained with {settings[name]!r}; name that one")
+            raise ConfigError(
+                field=name, value=getattr(params, name), problem=f"model {model} was trained with {settings[name]!r}", fix="name that one"
+            )
     version = settings["version"]
     preprocessed = workspace.preprocessed_root(version) / dataset
     if not preprocessed.is_dir():
-        raise ConfigError(f"model={model!r}: its preprocessed version {version} is gone; train on the current one")
+        raise ConfigError(field="model", value=model, problem=f"its preprocessed version {version} is gone", fix="train on the current one")
     if seen := trained_on_withdrawn(root):
-        raise ConfigError(f"model={model!r}: {listed(seen)} withdrawn since it was trained on; train on a new version")
+        raise ConfigError(
+            field="model", value=model, problem=f"{listed(seen)} withdrawn since it was trained on", fix="train on a new version"
+        )
     require_none_withdrawn(preprocessed)
     if len(set(params.folds)) != len(params.folds):
-        raise ConfigError(f"folds={params.folds!r}: name each fold once")
+        raise ConfigError(field="folds", value=params.folds, problem="name each fold once")
     known_configurations = read_json_or_empty(preprocessed / f"{params.plans}.json").get("configurations", {})
     prefix = f"{params.trainer}__{params.plans}__"
     on_all = [name for name in known_configurations if (root / f"{prefix}{name}" / f"fold_{ALL}").is_dir()]
@@ -263,13 +276,16 @@ def _trained(params: FindBestParams, workspace: Workspace, dataset: str, model: 
     for name in configurations:
         configuration_entry(preprocessed, params.plans, name)
     if len(set(configurations)) != len(configurations):
-        raise ConfigError(f"configurations={params.configurations!r}: name each configuration once")
+        raise ConfigError(field="configurations", value=params.configurations, problem="name each configuration once")
     if not configurations:
         what = "fold 'all' of no configuration is trained" if params.folds == [ALL] else "no configuration is trained"
-        raise ConfigError(f"model={model!r}: {what}; run TrainFoldOperator first")
+        raise ConfigError(field="model", value=model, problem=what, fix="run TrainFoldOperator first")
     if params.folds == [ALL] and len(configurations) > 1:
         raise ConfigError(
-            f"configurations={configurations!r}: fold 'all' has no cross-validation, so nothing says which of them is the best; name one"
+            field="configurations",
+            value=configurations,
+            problem="fold 'all' has no cross-validation, so nothing says which of them is the best",
+            fix="name one",
         )
     trained = Trained(
         dataset=dataset,

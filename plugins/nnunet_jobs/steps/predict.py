@@ -123,7 +123,9 @@ def _nothing(params: PredictParams, dataset: str, model: SelectedModel) -> dict[
     """The result where there is no case at all and that is no fault."""
     if params.on_empty == "fail":
         what = "the list is empty" if params.cases == [] else "nothing is there"
-        raise ConfigError(f"cases={params.cases!r}: {what}; look whether the cases have arrived, or set on_empty to skip")
+        raise ConfigError(
+            field="cases", value=params.cases, problem=what, fix="look whether the cases have arrived, or set on_empty to skip"
+        )
     log.warning("cases=%r: there is no case, so nothing is predicted (on_empty=skip)", params.cases)
     counted = {"predicted": 0, "already_done": 0, "failed": [], "not_predicted": [], "flagged": 0, "dice": None}
     where = {"output": params.output, "predictions": None, "part": params.part, "parts": params.parts}
@@ -173,7 +175,12 @@ def _of_run(context: StepContext) -> dict[str, str]:
 
 def _cases(params: PredictParams, context: StepContext, dataset: str, description: Mapping[str, Any]) -> Incoming:
     if params.dicom_seg:
-        raise ConfigError(f"dicom_seg=True: cases={params.cases!r} are no DICOM studies; name a folder that holds their DICOM files")
+        raise ConfigError(
+            field="dicom_seg",
+            value=True,
+            problem=f"cases={params.cases!r} are no DICOM studies",
+            fix="name a folder that holds their DICOM files",
+        )
     return collect_cases(
         params.cases,
         workspace=context.workspace,
@@ -192,12 +199,17 @@ def _studies(params: PredictParams, context: StepContext, dataset: str, descript
     if not folder.is_dir() or not holds_dicom(folder):
         return None
     if description["file_ending"] != ".nii.gz":
-        raise ConfigError(f"cases={params.cases!r}: DICOM is converted to .nii.gz, the model reads {description['file_ending']}")
+        raise ConfigError(
+            field="cases", value=params.cases, problem=f"DICOM is converted to .nii.gz, the model reads {description['file_ending']}"
+        )
     try:
         from nnunet_jobs.prediction.studies import find_studies, registered_rules, series_rules
     except ImportError as error:
         raise ConfigError(
-            f"cases={params.cases!r}: reading DICOM needs {(error.name or '').partition('.')[0]}; install airflow-provider-nnunet[dicom]"
+            field="cases",
+            value=params.cases,
+            problem=f"reading DICOM needs {(error.name or '').partition('.')[0]}",
+            fix="install airflow-provider-nnunet[dicom]",
         ) from error
     rules = series_rules(params.series or registered_rules(context.workspace, dataset), description["channel_names"])
     return find_studies(folder, rules=rules, dataset=dataset, images=images, context=context, as_seg=params.dicom_seg)

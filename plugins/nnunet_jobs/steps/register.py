@@ -92,7 +92,9 @@ class _Registration:
         staying = registered if self.params.on_removed == "keep" else {}
         source = read_source(self.params, root, known=staying, names=self.names, withdrawn=self.stones.cases)
         if self.root.is_relative_to(os.path.realpath(self.folder)):
-            raise ConfigError(f"source={self.params.source!r}: is the dataset's own folder; register from a folder outside of it")
+            raise ConfigError(
+                field="source", value=self.params.source, problem="is the dataset's own folder", fix="register from a folder outside of it"
+            )
         self.places = Placing(params=self.params, source=source, registered=registered, withdrawn=self.stones.cases)
         self.left_out = leave_out(source, self.stones, lambda: self.places.groups(list(source.cases)))
         ending: str = previous["file_ending"] if previous else source.file_ending()
@@ -143,8 +145,10 @@ class _Registration:
             match = DATASET_NAME.fullmatch(entry.name)
             if match and int(match[1]) == self.params.dataset_id and entry.name != self.dataset:
                 raise ConfigError(
-                    f"dataset_id={self.params.dataset_id}: is taken by {entry.name}, so {self.dataset} cannot have it; "
-                    f"choose another dataset_id, or the name {match[2]!r} if they are the same dataset"
+                    field="dataset_id",
+                    value=self.params.dataset_id,
+                    problem=f"is taken by {entry.name}, so {self.dataset} cannot have it",
+                    fix=f"choose another dataset_id, or the name {match[2]!r} if they are the same dataset",
                 )
 
     def _previous(self) -> dict[str, Any] | None:
@@ -156,13 +160,19 @@ class _Registration:
             manifest: dict[str, Any] = read_json(path)
         except FileNotFoundError:
             raise ConfigError(
-                f"name={self.params.name!r}: {self.dataset} is there but has no {MANIFEST}, so it was made by hand; {mend}"
+                field="name",
+                value=self.params.name,
+                problem=f"{self.dataset} is there but has no {MANIFEST}, so it was made by hand",
+                fix=mend,
             ) from None
         except ValueError as error:
-            raise ConfigError(f"name={self.params.name!r}: {path} is not readable ({error}); {mend}") from error
+            raise ConfigError(field="name", value=self.params.name, problem=f"{path} is not readable ({error})", fix=mend) from error
         if manifest.get("schema") != SCHEMA:
             raise ConfigError(
-                f"name={self.params.name!r}: {path} has schema {manifest.get('schema')!r}, this version knows {SCHEMA}; {mend}"
+                field="name",
+                value=self.params.name,
+                problem=f"{path} has schema {manifest.get('schema')!r}, this version knows {SCHEMA}",
+                fix=mend,
             )
         return manifest
 
@@ -175,8 +185,10 @@ class _Registration:
         if replaced or disjoint:
             what = "every registered case has other content" if replaced else "no case is the same, and channels or labels differ"
             raise ConfigError(
-                f"dataset_id={self.params.dataset_id}: {self.dataset} is taken by other content than {self.params.source} ({what}); "
-                f"choose another dataset_id, or move {self.folder} away"
+                field="dataset_id",
+                value=self.params.dataset_id,
+                problem=f"{self.dataset} is taken by other content than {self.params.source} ({what})",
+                fix=f"choose another dataset_id, or move {self.folder} away",
             )
 
     # --- writing ------------------------------------------------------------------------------------------------

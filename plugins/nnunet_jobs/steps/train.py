@@ -111,9 +111,11 @@ def _version(params: TrainParams, workspace: Workspace, dataset: str) -> str:
     known = sorted(path.parent.name for path in (Path(workspace.preprocessed) / VERSIONS).glob(f"*/{dataset}"))
     version = params.version or workspace.current_version(dataset)
     if version is None:
-        raise ConfigError(f"version: {dataset} is not preprocessed; run PreprocessOperator first")
+        raise ConfigError(field="version", problem=f"{dataset} is not preprocessed", fix="run PreprocessOperator first")
     if not (workspace.preprocessed_root(version) / dataset).is_dir():
-        raise ConfigError(f"version={version!r}: not a preprocessed version of {dataset}, which has: {', '.join(known) or 'none'}")
+        raise ConfigError(
+            field="version", value=version, problem=f"not a preprocessed version of {dataset}, which has: {', '.join(known) or 'none'}"
+        )
     return version
 
 
@@ -124,7 +126,12 @@ def _validation_cases(dataset_folder: Path, data_identifier: str, params: TrainP
     absent = [case for case in {*train, *validation} if not (folder / f"{case}.pkl").is_file()]
     if absent or not train or not validation:
         raise ConfigError(
-            f"configuration={params.configuration!r}: fold {params.fold} has {len(train)} training and {len(validation)} validation "
-            f"cases, {len(absent)} of them not in {folder}; run PreprocessOperator with this configuration"
+            field="configuration",
+            value=params.configuration,
+            problem=(
+                f"fold {params.fold} has {len(train)} training and {len(validation)} validation cases, "
+                f"{len(absent)} of them not in {folder}"
+            ),
+            fix="run PreprocessOperator with this configuration",
         )
     return validation

@@ -107,7 +107,7 @@ class _Withdrawal:
             if case not in known:
                 near = difflib.get_close_matches(case, sorted(known), n=1)
                 hint = f"; did you mean {near[0]!r}?" if near else ""
-                raise ConfigError(f"cases: {case!r} is not a case of {self.dataset}{hint}")
+                raise ConfigError(field="cases", problem=f"{case!r} is not a case of {self.dataset}{hint}")
         found = set(self.params.cases)
         for group in self.params.groups:
             members = {case for case, entry in manifest["cases"].items() if entry["group"] == group}
@@ -115,7 +115,9 @@ class _Withdrawal:
             if not members and stones.group_key(group) not in stones.groups:
                 groups = sorted({entry["group"] for entry in manifest["cases"].values()})
                 near = difflib.get_close_matches(group, groups, n=1)
-                raise ConfigError(f"groups: no case of {self.dataset} is of {group!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+                raise ConfigError(
+                    field="groups", problem=f"no case of {self.dataset} is of {group!r}", fix=f"did you mean {near[0]!r}?" if near else None
+                )
             found |= members
         return sorted(found)
 
@@ -186,7 +188,9 @@ class _Withdrawal:
         missing = [case for case in self.params.cases if case not in stones.cases]
         missing += [group for key, group in keys.items() if key not in stones.groups]
         if missing:
-            raise ConfigError(f"cases: {', '.join(map(repr, missing))} of {self.dataset} are not withdrawn; nothing to restore")
+            raise ConfigError(
+                field="cases", problem=f"{', '.join(map(repr, missing))} of {self.dataset} are not withdrawn", fix="nothing to restore"
+            )
         cases = sorted({*self.params.cases, *(case for case, stone in stones.cases.items() if stone["group"] in keys)})
         if not self.params.dry_run:
             for case in cases:

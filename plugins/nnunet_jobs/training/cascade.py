@@ -68,6 +68,8 @@ def require_previous_stage(
     folds = [str(number) for number, split in enumerate(splits) if missing & set(split["val"])]
     shown = sorted(missing)
     raise ConfigError(
-        f"configuration={params.configuration!r}: the predictions of {previous} are missing or have changed for {len(missing)} of its "
-        f"cases, such as {shown[0]}; train fold {', '.join(folds) or 'all'} of {previous} with the same settings first"
+        field="configuration",
+        value=params.configuration,
+        problem=(f"the predictions of {previous} are missing or have changed for {len(missing)} of its cases, such as {shown[0]}"),
+        fix=f"train fold {', '.join(folds) or 'all'} of {previous} with the same settings first",
     )

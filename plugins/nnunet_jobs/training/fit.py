@@ -67,7 +67,12 @@ def validate_fold(params: TrainParams, context: StepContext, *, version: str, mo
         identity = fold_identity(model, version_root / dataset, params)
         found = checkpoint.newest_verified(folder, identity)
         if found is None or found.path.name != checkpoint.FINAL:
-            raise ConfigError(f"fold={params.fold!r}: {what} of model {model} is not trained to its end; run TrainFoldOperator first")
+            raise ConfigError(
+                field="fold",
+                value=params.fold,
+                problem=f"{what} of model {model} is not trained to its end",
+                fix="run TrainFoldOperator first",
+            )
         device = _device(context)
         trainer = build(params, context, dataset=dataset, identity=identity, device=device)
         trainer.initialize()

@@ -79,7 +79,7 @@ def trainer_source(trainer: str, trainer_paths: Sequence[str]) -> Path | None:
             if definition.search(path.read_text(errors="replace")):
                 return None if root in stock else path
     places = ", ".join(trainer_paths) or "none configured"
-    raise ConfigError(f"trainer={trainer!r}: not a class of nnU-Net nor of the trainer paths ({places})")
+    raise ConfigError(field="trainer", value=trainer, problem=f"not a class of nnU-Net nor of the trainer paths ({places})")
 
 
 def configuration_folder(model_root: Path, dataset: str, *, trainer: str, plans: str, configuration: str) -> Path:
@@ -103,7 +103,9 @@ def fold_cases(dataset_folder: Path, data_identifier: str, fold: int | str) -> t
         cases = sorted(path.name.removesuffix("_seg.b2nd") for path in (dataset_folder / data_identifier).glob("*_seg.b2nd"))
         return cases, cases
     if not 0 <= int(fold) < len(splits):
-        raise ConfigError(f"fold={fold!r}: the splits have folds 0 to {len(splits) - 1}; use one of these, or 'all'")
+        raise ConfigError(
+            field="fold", value=fold, problem=f"the splits have folds 0 to {len(splits) - 1}", fix="use one of these, or 'all'"
+        )
     split = splits[int(fold)]
     return sorted(split["train"]), sorted(split["val"])
 
@@ -133,10 +135,10 @@ def configuration_entry(dataset_folder: Path, plans: str, configuration: str) ->
     path = dataset_folder / f"{plans}.json"
     if not path.is_file():
         found = [item.stem for item in sorted(dataset_folder.glob("*.json")) if "configurations" in read_json_or_empty(item)]
-        raise ConfigError(f"plans={plans!r}: not in this preprocessed version, which has: {', '.join(found) or 'none'}")
+        raise ConfigError(field="plans", value=plans, problem=f"not in this preprocessed version, which has: {', '.join(found) or 'none'}")
     configurations = read_json(path)["configurations"]
     if configuration not in configurations:
-        raise ConfigError(f"configuration={configuration!r}: not in {plans}, which has: {', '.join(configurations)}")
+        raise ConfigError(field="configuration", value=configuration, problem=f"not in {plans}, which has: {', '.join(configurations)}")
     merged: dict[str, Any] = {}
     name: str | None = configuration
     while name is not None:

@@ -41,7 +41,9 @@ def find(params: TrainParams, workspace: Workspace) -> Pretrained | None:
     if "/" in params.pretrained:
         path = workspace.confine_input(params.pretrained, field="pretrained")
         if not path.is_file():
-            raise ConfigError(f"pretrained={params.pretrained!r}: no such file; name a checkpoint_final.pth or a model id")
+            raise ConfigError(
+                field="pretrained", value=params.pretrained, problem="no such file", fix="name a checkpoint_final.pth or a model id"
+            )
         _require_consent(params, path)
         return Pretrained(path=path, identity=sha256_file(path))
     root = workspace.model_root(params.pretrained)
@@ -55,8 +57,10 @@ def find(params: TrainParams, workspace: Workspace) -> Pretrained | None:
                 return Pretrained(path=path, identity=params.pretrained)
     folds = ", ".join(path.parent.name for path in trained) or "none"
     raise ConfigError(
-        f"pretrained={params.pretrained!r}: no fold {params.fold} or 'all' of {params.configuration} in {root} (found: {folds}); "
-        "name a model that has it, or a checkpoint file"
+        field="pretrained",
+        value=params.pretrained,
+        problem=f"no fold {params.fold} or 'all' of {params.configuration} in {root} (found: {folds})",
+        fix="name a model that has it, or a checkpoint file",
     )
 
 
@@ -64,7 +68,12 @@ def _require_consent(params: TrainParams, checkpoint_path: Path) -> None:
     """Refuse weights of a model that has seen withdrawn cases: the new model would have seen them too."""
     for folder in list(checkpoint_path.parents)[:3]:  # fold, configuration, dataset
         if seen := trained_on_withdrawn(folder):
-            raise ConfigError(f"pretrained={params.pretrained!r}: {listed(seen)} withdrawn since that model was trained on; name another")
+            raise ConfigError(
+                field="pretrained",
+                value=params.pretrained,
+                problem=f"{listed(seen)} withdrawn since that model was trained on",
+                fix="name another",
+            )
 
 
 def load_into(trainer: Any, pretrained: Pretrained) -> None:
@@ -81,7 +90,9 @@ def load_into(trainer: Any, pretrained: Pretrained) -> None:
     except checkpoint.UnreadableCheckpoint:
         raise  # the storage or the memory of this host, so a retry may find it whole
     except checkpoint.UnsafeCheckpoint as error:
-        raise ConfigError(f"pretrained={str(pretrained.path)!r}: {error}; name an undamaged nnU-Net checkpoint") from error
+        raise ConfigError(
+            field="pretrained", value=str(pretrained.path), problem=str(error), fix="name an undamaged nnU-Net checkpoint"
+        ) from error
     network = trainer.network.module if trainer.is_ddp else trainer.network
     network = getattr(network, "_orig_mod", network)
     own: Mapping[str, Any] = network.state_dict()
@@ -98,8 +109,10 @@ def load_into(trainer: Any, pretrained: Pretrained) -> None:
         only = f"only {len(fits)} norms and biases" if fits else "nothing"
         kind = "convolution" if any(own[name].dim() > 2 for name in kernels) else "layer"
         raise ConfigError(
-            f"pretrained={str(pretrained.path)!r}: of its weights {only} would fit this network of "
-            f"{trainer.configuration_name}, and no {kind}; choose a model of the same plans and configuration"
+            field="pretrained",
+            value=str(pretrained.path),
+            problem=f"of its weights {only} would fit this network of {trainer.configuration_name}, and no {kind}",
+            fix="choose a model of the same plans and configuration",
         )
     fresh = sorted(set(own) - set(fits))
     network.load_state_dict({**own, **fits})

@@ -59,8 +59,10 @@ def refused_by_name(trainer: str, configuration: str) -> Iterator[None]:
         if classify(error) is not FailureClass.BUG or isinstance(error, Diverged) or of_gpu:
             raise
         raise ConfigError(
-            f"trainer={trainer!r}: cannot train configuration {configuration} here: {type(error).__name__}: {words.splitlines()[0]}; "
-            "install what it asks for, or choose another trainer or configuration"
+            field="trainer",
+            value=trainer,
+            problem=f"cannot train configuration {configuration} here: {type(error).__name__}: {words.splitlines()[0]}",
+            fix="install what it asks for, or choose another trainer or configuration",
         ) from error
 
 

@@ -96,9 +96,10 @@ class Layer:
         weights = getattr(self.loss, "weight_factors", None)  # of nnU-Net's DeepSupervisionWrapper
         if weights is not None and not np.all(np.isfinite(np.asarray(weights, dtype=float))):
             raise ConfigError(
-                f"configuration={self.configuration_name!r}: its network has fewer than three stages, with which the weights of deep "
-                "supervision, and so the loss, are NaN; pad the images and preprocess them again, or train with "
-                "trainer='nnUNetTrainerNoDeepSupervision'"
+                field="configuration",
+                value=self.configuration_name,
+                problem=("its network has fewer than three stages, with which the weights of deep supervision, and so the loss, are NaN"),
+                fix="pad the images and preprocess them again, or train with trainer='nnUNetTrainerNoDeepSupervision'",
             )
 
     def configure_optimizers(self, *given: Any, **named: Any) -> Any:
@@ -335,6 +336,11 @@ def build(params: TrainParams, context: StepContext, *, dataset: str, identity: 
     with refused_by_name(params.trainer, params.configuration):
         trainer = layered(params.trainer)(plans=plans, device=device, **given)
     if trainer.disable_checkpointing:
-        raise ConfigError(f"trainer={params.trainer!r}: keeps no checkpoint, so that nothing is left to predict with; choose another")
+        raise ConfigError(
+            field="trainer",
+            value=params.trainer,
+            problem="keeps no checkpoint, so that nothing is left to predict with",
+            fix="choose another",
+        )
     trainer.apply(Run(params=params, context=context, identity=identity))
     return trainer
