@@ -56,7 +56,7 @@ def _typed(arguments: argparse.Namespace) -> int:
         from nnunet_jobs.dataset.phantom import write_phantom
 
         if arguments.cases < 1:
-            raise ConfigError(f"--cases={arguments.cases}: must be 1 or more")
+            raise ConfigError(field="--cases", value=arguments.cases, problem="must be 1 or more")
         write_phantom(arguments.out.absolute(), cases=arguments.cases, seed=arguments.seed)
         return Exit.DONE
     if arguments.command == "deidentify":

@@ -91,4 +91,4 @@ def read_workspace(source: str) -> Workspace:
     try:
         return Workspace.from_json(json.loads(data))
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ConfigError(f"--workspace-json={source!r}: must hold a workspace as JSON ({error})") from error
+        raise ConfigError(field="--workspace-json", value=source, problem=f"must hold a workspace as JSON ({error})") from error

@@ -55,11 +55,11 @@ def export(source: Path, out: Path, private: Path, *, threads: int = 1, beat: Ca
     """
     source, out = Path(os.path.realpath(source)), Path(os.path.realpath(out))
     if not source.is_dir():
-        raise ConfigError("IN: no such folder")
+        raise ConfigError(field="IN", problem="no such folder")
     if out.is_relative_to(source) or source.is_relative_to(out):
-        raise ConfigError("OUT: must not be inside IN, nor around it")
+        raise ConfigError(field="OUT", problem="must not be inside IN, nor around it")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError("OUT: must be a new or an empty folder, so that nothing in it was there before")
+        raise ConfigError(field="OUT", problem="must be a new or an empty folder, so that nothing in it was there before")
     identity = Identity(private)
     out.mkdir(parents=True, exist_ok=True)
     found, done = Scan(), Export()
@@ -95,7 +95,7 @@ def main(source: Path, out: Path, private: Path | None) -> int:
     folder = private or (Path(raw) / ".private" if raw else None)
     try:
         if folder is None:
-            raise ConfigError("--private: name the folder of the site's key, or set nnUNet_raw to use its .private")
+            raise ConfigError(field="--private", problem="name the folder of the site's key, or set nnUNet_raw to use its .private")
         with umask_of("private"):  # images of patients still, though nameless: their owner decides who else may see them
             done = export(source, out, folder.absolute(), threads=max(1, min(int(host.cores()), 16)))
     except ConfigError as error:

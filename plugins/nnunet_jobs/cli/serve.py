@@ -176,7 +176,9 @@ def _settings(arguments: argparse.Namespace, scratch: Path) -> ServeSettings:
 def _named_model(text: str) -> tuple[str, str]:
     dataset, separator, model = text.partition("/")
     if not (dataset and separator and model):
-        raise ConfigError(f"model={text!r}: must be a dataset and a model id with a slash between them, such as 4/0123456789abcdef")
+        raise ConfigError(
+            field="model", value=text, problem="must be a dataset and a model id with a slash between them, such as 4/0123456789abcdef"
+        )
     return dataset, model
 
 

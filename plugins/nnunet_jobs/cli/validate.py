@@ -181,7 +181,7 @@ def _check(arguments: argparse.Namespace) -> Report:
     time_limit = arguments.time_limit if arguments.time_limit is not None else TIME_LIMIT_S
     for name, value in (("processes", processes), ("memory-mib", arguments.memory_mib), ("time-limit", time_limit)):
         if value is not None and value <= 0:
-            raise ConfigError(f"--{name}={value}: must be more than 0")
+            raise ConfigError(field=f"--{name}", value=value, problem="must be more than 0")
     with tempfile.TemporaryDirectory(prefix="nnunet_validate_") as scratch:
         # Sources that must be converted first are converted here, and forgotten.
         workspace = Workspace.below(Path(scratch) / "work", input_roots=(str(root),))
@@ -228,7 +228,7 @@ def _params(arguments: argparse.Namespace) -> RegisterParams:
         if name in given:
             given[name] = _json(f"--{name.replace('_', '-')}", given[name])
             if name in _JSON_OBJECTS and not isinstance(given[name], dict):
-                raise ConfigError(f"--{name.replace('_', '-')}={vars(arguments)[name]!r}: not a JSON object")
+                raise ConfigError(field=f"--{name.replace('_', '-')}", value=vars(arguments)[name], problem="not a JSON object")
     return RegisterParams(dataset_id=1, name="Validate", source=str(arguments.path), **given)
 
 
@@ -252,4 +252,4 @@ def _json(field: str, value: str) -> Any:
     try:
         return json.loads(value)
     except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{field}={value!r}: not JSON: {error}") from error
+        raise ConfigError(field=field, value=value, problem=f"not JSON: {error}") from error

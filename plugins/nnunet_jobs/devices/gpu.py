@@ -48,21 +48,30 @@ def choose_kind(resources: Resources, inventory: Inventory) -> str:
     cpu_torch = torch_is_cpu_only()
     if resources.device == "cuda" and not inventory.gpus:
         raise ConfigError(
-            f"device='cuda': this host offers no GPU: {inventory.reason}; install the NVIDIA driver and the extra 'local', "
-            "give the container its GPUs, or use device='auto' or 'cpu'"
+            field="device",
+            value="cuda",
+            problem=f"this host offers no GPU: {inventory.reason}",
+            fix=("install the NVIDIA driver and the extra 'local', give the container its GPUs, or use device='auto' or 'cpu'"),
         )
     if resources.device == "cuda" and cpu_torch:
-        raise ConfigError("device='cuda': the installed torch is a CPU build; install a CUDA build of torch and torchvision together")
+        raise ConfigError(
+            field="device",
+            value="cuda",
+            problem="the installed torch is a CPU build",
+            fix="install a CUDA build of torch and torchvision together",
+        )
     if not inventory.gpus or cpu_torch:
         log.info("CPU mode: %s", inventory.reason or "the installed torch is a CPU build")
         return "cpu"
     if resources.gpus > (known := len(usable)):
         cut = len(inventory.gpus) - known
         also = f" that one job can have together, and {cut} MIG device(s), of which it can have one" if cut else ""
-        raise ConfigError(f"gpus={resources.gpus}: this host has {known}{also}; ask for at most {known or 1}")
+        raise ConfigError(field="gpus", value=resources.gpus, problem=f"this host has {known}{also}", fix=f"ask for at most {known or 1}")
     largest = sorted((gpu.total_mib for gpu in usable if not gpu.lost), reverse=True)
     if resources.gpu_memory_mib and largest and resources.gpu_memory_mib > largest[min(resources.gpus, len(largest)) - 1]:
-        raise ConfigError(f"gpu_memory_mib={resources.gpu_memory_mib}: the GPUs of this host have {largest} MiB; ask for less")
+        raise ConfigError(
+            field="gpu_memory_mib", value=resources.gpu_memory_mib, problem=f"the GPUs of this host have {largest} MiB", fix="ask for less"
+        )
     return "cuda"
 
 

@@ -162,6 +162,11 @@ def require_local(path: Path, *, field: str) -> None:
     kind = network_file_system(path)
     if kind is not None:
         raise ConfigError(
-            f"{field}={str(path)!r}: is on a network file system ({kind}), where kernel locks are not passed on to child processes, "
-            f"so that a GPU could be given away twice; set {field} in section [nnunet] to a folder on a local disk of each host"
+            field=field,
+            value=str(path),
+            problem=(
+                f"is on a network file system ({kind}), where kernel locks are not passed on to child processes, "
+                "so that a GPU could be given away twice"
+            ),
+            fix=f"set {field} in section [nnunet] to a folder on a local disk of each host",
         )

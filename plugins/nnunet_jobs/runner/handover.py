@@ -61,7 +61,9 @@ class Grantor:
         spec = self.job.spec()
         share(spec.workspace)
         if spec.resources.gpus == 0:
-            raise ConfigError("gpus=0: this job needs no lease; start it with the command run, without --grant")
+            raise ConfigError(
+                field="gpus", value=0, problem="this job needs no lease", fix="start it with the command run, without --grant"
+            )
         allowed = attempt_limits.after(self.job.earlier_failures(), spec.resources)
         log.info("attempt %d of %s (%s) asks for a lease", self.attempt.number, self.job.job_id, spec.step)
         self.attempt.meter.wait(spec)
