@@ -35,8 +35,8 @@ def get_backend(name: str, **options: Any) -> Backend:
         ConfigError: no such backend or option.
     """
     if name not in _BACKENDS:
-        raise ConfigError(f"backend={name!r}: must be one of {', '.join(sorted(_BACKENDS))}")
+        raise ConfigError(field="backend", value=name, problem=f"must be one of {', '.join(sorted(_BACKENDS))}")
     try:
         return _BACKENDS[name](**options)
     except TypeError as error:
-        raise ConfigError(f"backend={name!r}: {error}; check backend_options in section [nnunet]") from error
+        raise ConfigError(field="backend", value=name, problem=str(error), fix="check backend_options in section [nnunet]") from error

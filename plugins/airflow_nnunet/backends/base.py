@@ -107,7 +107,7 @@ class Backend(ABC):
             with shared_umask(spec.workspace):
                 return self._submit(spec)
         except PermissionError as error:
-            raise ConfigError(f"[nnunet] jobs: {explain(error)}") from error
+            raise ConfigError(where="[nnunet]", field="jobs", problem=explain(error)) from error
 
     def _submit(self, spec: JobSpec) -> JobDir:
         job = JobDir.create(spec)

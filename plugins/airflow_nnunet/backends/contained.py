@@ -232,7 +232,9 @@ class ContainedBackend(Backend):
                 path.mkdir(exist_ok=True, mode=PRIVATE | 0o100 if mount.field == "private" else 0o777)
                 _give(path, uid, gid)
             except OSError as error:
-                raise ConfigError(f"[nnunet] {mount.field}: {path} is missing and cannot be made: {error.strerror}") from error
+                raise ConfigError(
+                    where="[nnunet]", field=mount.field, problem=f"{path} is missing and cannot be made: {error.strerror}"
+                ) from error
         for path in (job.path, *job.path.iterdir()):
             _give(path, uid, gid)
 
@@ -250,8 +252,11 @@ def job_user(wanted: str | None, job: JobDir) -> tuple[int, int]:
     owner = place.stat()
     if owner.st_uid == 0:
         raise ConfigError(
-            f"backend_options: user={wanted!r}: {place} belongs to root, and jobs never run as root; "
-            "run Airflow's workers as another user, or set user to the uid:gid that the data belongs to"
+            where="backend_options:",
+            field="user",
+            value=wanted,
+            problem=f"{place} belongs to root, and jobs never run as root",
+            fix="run Airflow's workers as another user, or set user to the uid:gid that the data belongs to",
         )
     return owner.st_uid, owner.st_gid
 

@@ -45,7 +45,9 @@ class LocalBackend(Backend):
         self.environment = dict(environment or {})
         self.start_timeout_s = start_timeout_s
         if not os.path.isabs(self.python) or not os.access(self.python, os.X_OK):
-            raise ConfigError(f"python={self.python!r}: must be the absolute path of an interpreter that has nnunetv2 installed")
+            raise ConfigError(
+                field="python", value=self.python, problem="must be the absolute path of an interpreter that has nnunetv2 installed"
+            )
 
     def start(self, job: JobDir, spec: JobSpec, attempt: int) -> None:
         """See :meth:`Backend.start`."""

@@ -46,8 +46,10 @@ class Engine:
         total = int(facts.get("MemTotal", 0)) // _MIB
         if total and spec.resources.shm_mib > total:
             raise ConfigError(
-                f"shm_mib={spec.resources.shm_mib}: the engine's host {facts.get('Name', '')} has {total} MiB of memory in all; "
-                "ask for less shared memory, 8192 MiB do for nnU-Net's own number of workers"
+                field="shm_mib",
+                value=spec.resources.shm_mib,
+                problem=f"the engine's host {facts.get('Name', '')} has {total} MiB of memory in all",
+                fix="ask for less shared memory, 8192 MiB do for nnU-Net's own number of workers",
             )
         self._create(job, spec, attempt, LEASE if self._wants_gpus(spec, facts) else RUN)
 
@@ -151,7 +153,9 @@ class Engine:
         try:
             from airflow.providers.docker.hooks.docker import DockerHook
         except ImportError as error:
-            raise ConfigError(f"backend='docker': {error}; pip install 'airflow-provider-nnunet[docker]'") from error
+            raise ConfigError(
+                field="backend", value="docker", problem=str(error), fix="pip install 'airflow-provider-nnunet[docker]'"
+            ) from error
         tls = _own_authority(self.options.tls) if self.options.tls else None
         return DockerHook(docker_conn_id=conn_id, base_url=self.options.docker_url, version="auto", tls=tls, timeout=_TIMEOUT_S)
 
@@ -162,8 +166,12 @@ class Engine:
             return True
         if spec.resources.device == "cuda":
             raise ConfigError(
-                f"device='cuda': the engine at {self.options.docker_url} names no NVIDIA runtime (gpus={self.options.gpus!r}); install "
-                "NVIDIA's container toolkit there, or set gpus to all in backend_options where it is there but not registered"
+                field="device",
+                value="cuda",
+                problem=f"the engine at {self.options.docker_url} names no NVIDIA runtime (gpus={self.options.gpus!r})",
+                fix=(
+                    "install NVIDIA's container toolkit there, or set gpus to all in backend_options where it is there but not registered"
+                ),
             )
         return False
 
@@ -183,7 +191,7 @@ class Engine:
             self._remove(name)
             if "device driver" in str(error):
                 raise ConfigError(
-                    f"gpus={self.options.gpus!r}: {error}; install NVIDIA's container toolkit on the engine's host"
+                    field="gpus", value=self.options.gpus, problem=str(error), fix="install NVIDIA's container toolkit on the engine's host"
                 ) from error
             raise
 
@@ -203,9 +211,13 @@ class Engine:
                     if "error" in line:
                         raise Refused(str(line["error"]))
             except Refused as error:
-                raise ConfigError(f"image={image!r}: cannot be pulled: {error}; build it, or name another") from error
+                raise ConfigError(
+                    field="image", value=image, problem=f"cannot be pulled: {error}", fix="build it, or name another"
+                ) from error
         elif how == "never" and self.image_facts() is None:
-            raise ConfigError(f"image={image!r}: the engine does not have it, and pull is 'never'; build or load it there")
+            raise ConfigError(
+                field="image", value=image, problem="the engine does not have it, and pull is 'never'", fix="build or load it there"
+            )
 
     def _inspect(self, name: str) -> dict[str, Any] | None:
         found: dict[str, Any] | None = self.ask(self.client.inspect_container, name, missing=None)

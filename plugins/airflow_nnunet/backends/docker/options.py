@@ -87,4 +87,4 @@ class DockerOptions:
 
     def _require(self, holds: bool, name: str, mend: str) -> None:
         if not holds:
-            raise ConfigError(f"backend_options: {name}={getattr(self, name)!r}: {mend}")
+            raise ConfigError(where="backend_options:", field=name, value=getattr(self, name), problem=mend)

@@ -63,7 +63,9 @@ class Cluster:
         try:
             from airflow.providers.cncf.kubernetes.hooks.kubernetes import KubernetesHook
         except ImportError as error:
-            raise ConfigError(f"backend='kubernetes': {error}; pip install 'airflow-provider-nnunet[kubernetes]'") from error
+            raise ConfigError(
+                field="backend", value="kubernetes", problem=str(error), fix="pip install 'airflow-provider-nnunet[kubernetes]'"
+            ) from error
         return KubernetesHook(
             conn_id=self.options.kubernetes_conn_id,
             kubernetes_conn_id=None,

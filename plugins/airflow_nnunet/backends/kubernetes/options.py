@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,7 @@ class PodOptions:
         self._require(isinstance(self.environment, Mapping), "environment", "must be an object of names and texts")
         for key, value in self.environment.items():
             if not isinstance(value, str):
-                raise ConfigError(f"backend_options: environment[{key!r}]={value!r}: must be a text")
+                raise ConfigError(where="backend_options:", field=f"environment[{key!r}]", value=value, problem="must be a text")
         self._require(isinstance(self.volumes, Mapping), "volumes", "must be an object of folders and claims")
         for folder in self.volumes:
             self._claim(folder)
@@ -100,21 +101,21 @@ class PodOptions:
 
     def _claim(self, folder: str) -> Claim:
         value = self.volumes[folder]
-        where = f"backend_options: volumes[{folder!r}]={value!r}"
+        wrong = partial(ConfigError, where="backend_options:", field=f"volumes[{folder!r}]", value=value)
         if not os.path.isabs(folder) or ".." in Path(folder).parts:
-            raise ConfigError(f"{where}: the folder must be an absolute path without '..'")
+            raise wrong(problem="the folder must be an absolute path without '..'")
         if isinstance(value, str):
             value = {"claim": value}
         try:
             claim = Claim(**value)
         except TypeError as error:
-            raise ConfigError(f"{where}: must be a claim's name, or an object with claim and sub_path") from error
+            raise wrong(problem="must be a claim's name, or an object with claim and sub_path") from error
         if not isinstance(claim.claim, str) or not _CLAIM.fullmatch(claim.claim):
-            raise ConfigError(f"{where}: must name a persistent volume claim")
+            raise wrong(problem="must name a persistent volume claim")
         if not isinstance(claim.sub_path, str) or os.path.isabs(claim.sub_path) or ".." in Path(claim.sub_path).parts:
-            raise ConfigError(f"{where}: sub_path must be relative, without '..'")
+            raise wrong(problem="sub_path must be relative, without '..'")
         return claim
 
     def _require(self, holds: bool, name: str, mend: str) -> None:
         if not holds:
-            raise ConfigError(f"backend_options: {name}={getattr(self, name)!r}: {mend}")
+            raise ConfigError(where="backend_options:", field=name, value=getattr(self, name), problem=mend)

@@ -105,13 +105,20 @@ def _template(path: str) -> k8s.V1Pod:
     from airflow.providers.cncf.kubernetes.pod_generator import PodGenerator
 
     if not os.path.isfile(path):
-        raise ConfigError(f"backend_options: pod_template_file={path!r}: no such file on this worker")
+        raise ConfigError(where="backend_options:", field="pod_template_file", value=path, problem="no such file on this worker")
     try:
         template: k8s.V1Pod = PodGenerator.deserialize_model_file(path)
     except (yaml.YAMLError, ValueError, TypeError, AttributeError) as error:
-        raise ConfigError(f"backend_options: pod_template_file={path!r}: not a pod: {' '.join(str(error).split())}") from error
+        raise ConfigError(
+            where="backend_options:", field="pod_template_file", value=path, problem=f"not a pod: {' '.join(str(error).split())}"
+        ) from error
     if template is None or template.spec is None or not template.spec.containers:
-        raise ConfigError(f"backend_options: pod_template_file={path!r}: not a pod: it needs spec.containers with one container")
+        raise ConfigError(
+            where="backend_options:",
+            field="pod_template_file",
+            value=path,
+            problem="not a pod: it needs spec.containers with one container",
+        )
     return template
 
 
@@ -121,7 +128,12 @@ def _gpus(options: PodOptions, spec: JobSpec) -> int:
         return 0
     if not options.gpu_resource:
         if wanted.device == "cuda":
-            raise ConfigError("device='cuda': backend_options says that this cluster has no GPUs; set gpu_resource to what it calls them")
+            raise ConfigError(
+                field="device",
+                value="cuda",
+                problem="backend_options says that this cluster has no GPUs",
+                fix="set gpu_resource to what it calls them",
+            )
         return 0
     return wanted.gpus
 
@@ -180,8 +192,11 @@ def _holder(options: PodOptions, mount: Mount) -> tuple[str, str]:
     if found is None:
         folder = str(Path(mount.path).parent)
         raise ConfigError(
-            f"backend_options: volumes={dict(options.volumes)!r}: no claim holds {mount.path} ({mount.field}); "
-            f'add the claim with that folder, such as {{"{folder}": "claim-name"}}'
+            where="backend_options:",
+            field="volumes",
+            value=dict(options.volumes),
+            problem=f"no claim holds {mount.path} ({mount.field})",
+            fix=f'add the claim with that folder, such as {{"{folder}": "claim-name"}}',
         )
     return found[0].claim, found[1]
 
