@@ -216,7 +216,7 @@ class NnunetOperator(ResultMixin, RenderingMixin, WaitingOperator):
         except JobError as error:
             raise from_job_error(error) from error
         except PermissionError as error:
-            raise from_job_error(ConfigError(f"[nnunet] jobs: {explain(error)}")) from error
+            raise from_job_error(ConfigError(where="[nnunet]", field="jobs", problem=explain(error))) from error
         self._publish(context, job)
         status = self._look(config, job)
         if not status.final:

@@ -54,7 +54,7 @@ def coerce(value: Any, hint: Any, name: str) -> Any:
     if origin is dict:
         mapping = _parse(value, name, 'a mapping such as {"a": 1}') if isinstance(value, str) else value
         if not isinstance(mapping, Mapping):
-            raise ConfigError(f"{name}={value!r}: must be a mapping")
+            raise ConfigError(field=name, value=value, problem="must be a mapping")
         return {str(key): coerce(item, arguments[1], name) for key, item in mapping.items()}
     if hint in (int, float, bool):
         return _scalar(value, hint, name)
@@ -94,11 +94,11 @@ def _scalar(value: Any, hint: type[Any], name: str) -> Any:
     if hint is bool:
         if text.lower() in _TRUE + _FALSE:
             return text.lower() in _TRUE
-        raise ConfigError(f"{name}={value!r}: must be true or false")
+        raise ConfigError(field=name, value=value, problem="must be true or false")
     try:
         return hint(text)
     except ValueError as error:
-        raise ConfigError(f"{name}={value!r}: must be {'a whole number' if hint is int else 'a number'}") from error
+        raise ConfigError(field=name, value=value, problem=f"must be {'a whole number' if hint is int else 'a number'}") from error
 
 
 def _as_list(value: Any, name: str) -> Iterable[Any]:
@@ -107,7 +107,7 @@ def _as_list(value: Any, name: str) -> Iterable[Any]:
         if text.startswith("["):
             parsed = _parse(text, name, "a list such as [1, 2]")
             if not isinstance(parsed, list | tuple):
-                raise ConfigError(f"{name}={value!r}: must be a list")
+                raise ConfigError(field=name, value=value, problem="must be a list")
             return parsed
         return [part.strip() for part in text.split(",") if part.strip()]
     if isinstance(value, int | float | Mapping):
@@ -115,7 +115,7 @@ def _as_list(value: Any, name: str) -> Iterable[Any]:
     try:
         return list(value)  # tuples, sets and lazily read XComs
     except TypeError as error:
-        raise ConfigError(f"{name}={value!r}: must be a list") from error
+        raise ConfigError(field=name, value=value, problem="must be a list") from error
 
 
 def _parse(text: str, name: str, what: str) -> Any:
@@ -125,7 +125,7 @@ def _parse(text: str, name: str, what: str) -> Any:
             return parse(text)
         except (ValueError, SyntaxError):
             continue
-    raise ConfigError(f"{name}={text!r}: must be {what}")
+    raise ConfigError(field=name, value=text, problem=f"must be {what}")
 
 
 def build_params(params_class: type[StepParams], values: Mapping[str, Any]) -> StepParams:
@@ -135,8 +135,11 @@ def build_params(params_class: type[StepParams], values: Mapping[str, Any]) -> S
         ConfigError: a field has the wrong type or is out of range.
     """
     hints = field_types(params_class)
-    prefix = f"{params_class.step}: "
-    return params_class(**{name: coerce(value, hints[name], prefix + name) for name, value in values.items()})
+    try:
+        found = {name: coerce(value, hints[name], name) for name, value in values.items()}
+    except ConfigError as error:
+        raise error.told(where=f"{params_class.step}:") from error
+    return params_class(**found)
 
 
 def check_constants(params_class: type[StepParams], values: Mapping[str, Any], *, together: Iterable[str] = ()) -> None:
@@ -201,7 +204,7 @@ def check_absolute(name: str, value: Any, *, words: tuple[str, ...] = ()) -> Non
         path = os.fspath(value)
         if path not in words and not os.path.isabs(path):
             others = f"{', '.join(words)} or " if words else ""
-            raise ConfigError(f"{name}={path!r}: must be {others}an absolute path, or a template of one")
+            raise ConfigError(field=name, value=path, problem=f"must be {others}an absolute path, or a template of one")
 
 
 def _stand_in(item: Field[Any], hint: Any) -> Any:

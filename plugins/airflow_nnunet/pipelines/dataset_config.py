@@ -30,7 +30,7 @@ from airflow_nnunet.pipelines.schedules import check_schedule, check_timezone
 from airflow_nnunet.settings.airflow_names import Owner, PoolName, Priority, QueueName, Retries, Tag
 from airflow_nnunet.settings.python_classes import check_class
 from airflow_nnunet.settings.teams import Teams, load_teams
-from airflow_nnunet.settings.yaml_files import Section, line_of, read_model, yaml_files
+from airflow_nnunet.settings.yaml_files import Section, WrongField, line_of, location_of, read_model, yaml_files
 from nnunet_jobs.contract.failure import ConfigError
 from nnunet_jobs.contract.params import HELD_OUT, FindBestParams, PredictParams, PreprocessParams, RegisterParams, TrainParams
 from nnunet_jobs.contract.spec import Resources
@@ -99,7 +99,12 @@ class TrainingConfig(Section):
         if self.schedule is not None:
             check_schedule(self.schedule, self.timezone)
         elif self.timezone is not None:
-            raise ValueError(f"timezone={self.timezone!r}: is the schedule's, and there is none; add a schedule, or remove this field")
+            raise WrongField(
+                field="timezone",
+                value=self.timezone,
+                problem="is the schedule's, and there is none",
+                fix="add a schedule, or remove this field",
+            )
         return self
 
     @model_validator(mode="after")
@@ -117,17 +122,19 @@ class TrainingConfig(Section):
         _checked("predict", PredictParams, dataset=self.dataset_name, cases=self.predict.cases, output="/", **rest)
         _checked("resources", Resources, **self.resource_fields())
         for problem in self._problems(numbered):
-            raise ValueError(problem)
+            raise problem
         return self
 
-    def _problems(self, numbered: list[int]) -> Iterator[str]:
+    def _problems(self, numbered: list[int]) -> Iterator[WrongField]:
         """What the sections and fields say against each other, and paths that no job could find."""
         if CASCADE in self.preprocess.configurations and LOW_RESOLUTION not in self.preprocess.configurations:
-            yield f"preprocess.configurations: {CASCADE} starts from {LOW_RESOLUTION}; add {LOW_RESOLUTION} to the list"
+            problem, fix = f"{CASCADE} starts from {LOW_RESOLUTION}", f"add {LOW_RESOLUTION} to the list"
+            yield WrongField(field="preprocess.configurations", problem=problem, fix=fix)
         if too_high := [fold for fold in numbered if fold >= self.preprocess.folds]:
-            yield f"train.folds={too_high}: the split has folds 0 to {self.preprocess.folds - 1}; raise preprocess.folds"
+            problem = f"the split has folds 0 to {self.preprocess.folds - 1}"
+            yield WrongField(field="train.folds", value=too_high, problem=problem, fix="raise preprocess.folds")
         if len(set(map(str, self.train_folds))) < len(self.train_folds):
-            yield f"train.folds={self.train_folds}: a fold stands twice; name each once"
+            yield WrongField(field="train.folds", value=self.train_folds, problem="a fold stands twice", fix="name each once")
         paths = {"predict.output": self.predict.output}
         if self.predict.cases not in (*HELD_OUT, "none"):
             paths["predict.cases"] = self.predict.cases
@@ -135,14 +142,15 @@ class TrainingConfig(Section):
             paths["train.pretrained"] = self.train.pretrained
         source = self.dataset.source
         if not source.startswith("/") and not is_template(source):
-            yield f"dataset.source={source!r}: must be an absolute path, or a template of one"
+            yield WrongField(field="dataset.source", value=source, problem="must be an absolute path, or a template of one")
         for field, path in paths.items():
             # Folds and parts are planned while the run goes on, and what a plan says is not rendered again.
             if path is not None and (not path.startswith("/") or is_template(path)):
                 others = "holdout, imagesTs, none or " if field == "predict.cases" else ""
-                yield f"{field}={path!r}: must be {others}an absolute path, and no template"
+                yield WrongField(field=field, value=path, problem=f"must be {others}an absolute path, and no template")
         if self.predict.dicom_seg and self.predict.cases in (*HELD_OUT, "none"):
-            yield "predict.dicom_seg=True: predict.cases must be a folder of DICOM studies, whose series the result belongs to"
+            problem = "predict.cases must be a folder of DICOM studies, whose series the result belongs to"
+            yield WrongField(field="predict.dicom_seg", value=True, problem=problem)
 
     def of_team(self, teams: Teams) -> TrainingConfig:
         """This configuration with its team's pool, queue and priority where it names none. Again makes no difference.
@@ -156,7 +164,10 @@ class TrainingConfig(Section):
             return self
         if self.nnunet_conn_id:
             raise ConfigError(
-                f"nnunet_conn_id={self.nnunet_conn_id!r}: the workspace of team {self.team} is in its own file; remove this field"
+                field="nnunet_conn_id",
+                value=self.nnunet_conn_id,
+                problem=f"the workspace of team {self.team} is in its own file",
+                fix="remove this field",
             )
         defaults = teams.get(self.team).dataset_defaults()
         return self.model_copy(update={name: value for name, value in defaults.items() if name not in self.model_fields_set})
@@ -207,13 +218,11 @@ def load_config(path: Path, teams: Teams | None = None) -> TrainingConfig:
     try:
         config = config.of_team(teams or load_teams())
         for section, kind, name in (("train", "trainer", config.train.trainer), ("preprocess", "planner", config.preprocess.planner)):
-            field = f"{section}.{kind}"
             _checked(section, check_class, kind, name, team=config.team, conn_id=config.nnunet_conn_id)
-    except ValueError as error:
-        raise DatasetConfigError(f"{path}:{line_of(path, *field.split('.'))}: {error}") from error
+    except WrongField as wrong:
+        raise DatasetConfigError(f"{path}:{line_of(path, *location_of(wrong.error))}: {wrong}") from wrong
     except ConfigError as error:
-        field = str(error).partition("=")[0]
-        raise DatasetConfigError(f"{path}:{line_of(path, field)}: {error}") from error
+        raise DatasetConfigError(f"{path}:{line_of(path, *location_of(error))}: {error}") from error
     if config.dag_id is None:
         config = config.model_copy(update={"dag_id": f"nnunet_{path.stem}"})
         if not _DAG_ID.fullmatch(str(config.dag_id)):
@@ -254,5 +263,4 @@ def _checked(section: str, build: Callable[..., object], *args: Any, **fields: A
     try:
         build(*args, **fields)
     except ConfigError as error:
-        text = str(error).split(": ", 1)[1] if str(error).startswith(f"{getattr(build, 'step', '-')}: ") else str(error)
-        raise ValueError(f"{section}.{text.removeprefix('dataset_')}") from None
+        raise WrongField(error.told(field=f"{section}.{(error.field or '').removeprefix('dataset_')}")) from None

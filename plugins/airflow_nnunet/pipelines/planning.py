@@ -51,10 +51,12 @@ def require_champion(dataset: str | int | None) -> str:
     workspace = resolve_config().workspace
     try:
         if dataset is None or not str(dataset).strip():
-            raise ConfigError("dataset: is empty; name one in the form, or give the parameter a default in the DAG file")
+            raise ConfigError(
+                field="dataset", problem="is empty", fix="name one in the form, or give the parameter a default in the DAG file"
+            )
         name = workspace.resolve_dataset(dataset)
         if (model := workspace.champion(name)) is None:
-            raise ConfigError(f"dataset={dataset!r}: no model of {name} is promoted; train and promote one first")
+            raise ConfigError(field="dataset", value=dataset, problem=f"no model of {name} is promoted", fix="train and promote one first")
     except ConfigError as error:
         raise from_job_error(error) from error
     return model

@@ -164,7 +164,7 @@ class RunSettings:
 
         def refuse(field: str, problem: str) -> NoReturn:
             name = param_name(field, group_id)
-            raise ConfigError(f"{name}={params[name]!r}: {problem}")
+            raise ConfigError(field=name, value=params[name], problem=problem)
 
         folds = of("folds", list[int | str], None) or config.train_folds
         allowed = [*range(config.preprocess.folds), "all"]
@@ -189,10 +189,11 @@ class RunSettings:
             FindBestParams(dataset=config.dataset_name, folds=compared, promote=promote)
             check_class("trainer", train["trainer"], team=config.team, conn_id=config.nnunet_conn_id)
         except ConfigError as error:
-            words = str(error).removeprefix(f"{TrainParams.step}: ").removeprefix(f"{FindBestParams.step}: ")
-            raise ConfigError(param_name(words, group_id)) from None
+            raise error.told(field=param_name(error.field or "", group_id)) from None
         if predict not in (*HELD_OUT, "none") and (not predict.startswith("/") or is_template(predict)):
-            raise ConfigError(f"{param_name('predict', group_id)}={predict!r}: must be {', '.join(HELD_OUT)}, none or an absolute folder")
+            raise ConfigError(
+                field=param_name("predict", group_id), value=predict, problem=f"must be {', '.join(HELD_OUT)}, none or an absolute folder"
+            )
         return cls(
             configurations=list(dict.fromkeys(chosen)),
             folds=list(dict.fromkeys(folds)),

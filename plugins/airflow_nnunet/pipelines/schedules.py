@@ -6,6 +6,8 @@ import datetime as dt
 import re
 from typing import Any
 
+from airflow_nnunet.settings.yaml_files import WrongField
+
 PRESETS = ("@once", "@continuous")
 """Schedules that are no cron expression; they have no time zone and no missed run."""
 _OVERDUE = dt.timedelta(minutes=10)
@@ -17,7 +19,7 @@ def check_schedule(expression: str, timezone: str | None) -> None:
     """Judge a schedule and its time zone as Airflow would, and whether it ever comes due.
 
     Raises:
-        ValueError: The message begins with the field, ``schedule`` or ``timezone``.
+        WrongField: Of ``schedule`` or ``timezone``.
     """
     from airflow.sdk.exceptions import AirflowTimetableInvalid
     from croniter import CroniterError, croniter  # type: ignore[import-untyped]
@@ -30,23 +32,35 @@ def check_schedule(expression: str, timezone: str | None) -> None:
         timetable.validate()
         croniter(timetable.expression, dt.datetime(2024, 1, 1)).get_next()
     except (AirflowTimetableInvalid, CroniterError, ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"schedule={expression!r}: not a cron expression of a time that exists ({error}); write one {_SUCH_AS}") from error
+        raise WrongField(
+            field="schedule",
+            value=expression,
+            problem=f"not a cron expression of a time that exists ({error})",
+            fix=f"write one {_SUCH_AS}",
+        ) from error
     if _RANDOM.search(expression):
-        raise ValueError(f"schedule={expression!r}: R and H stand for random times, another one each time Airflow looks; write {_SUCH_AS}")
+        raise WrongField(
+            field="schedule",
+            value=expression,
+            problem="R and H stand for random times, another one each time Airflow looks",
+            fix=f"write {_SUCH_AS}",
+        )
 
 
 def check_timezone(name: str | None) -> None:
     """Judge the name of a time zone.
 
     Raises:
-        ValueError: There is no such zone.
+        WrongField: There is no such zone.
     """
     if name is None:
         return
     try:
         zone_of(name)
     except (ValueError, OSError) as error:  # pendulum's own errors are ValueErrors; a folder of the zone files is an OSError
-        raise ValueError(f"timezone={name!r}: no such time zone; write one such as 'Europe/Berlin' or 'UTC'") from error
+        raise WrongField(
+            field="timezone", value=name, problem="no such time zone", fix="write one such as 'Europe/Berlin' or 'UTC'"
+        ) from error
 
 
 def make_timetable(expression: str, timezone: str | None) -> Any:

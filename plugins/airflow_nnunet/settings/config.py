@@ -48,11 +48,11 @@ class NnunetConfig:
     def __post_init__(self) -> None:
         for name in ("poll_interval", "lost_after"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
-                raise ConfigError(f"[{SECTION}] {name}={getattr(self, name)!r}: must be more than 0 seconds")
+                raise ConfigError(where=f"[{SECTION}]", field=name, value=getattr(self, name), problem="must be more than 0 seconds")
         if not (math.isfinite(self.defer_after) and self.defer_after >= 0):
-            raise ConfigError(f"[{SECTION}] defer_after={self.defer_after!r}: must be 0 seconds or more")
+            raise ConfigError(where=f"[{SECTION}]", field="defer_after", value=self.defer_after, problem="must be 0 seconds or more")
         if self.task_log not in ("full", "progress"):
-            raise ConfigError(f"[{SECTION}] task_log={self.task_log!r}: must be full or progress")
+            raise ConfigError(where=f"[{SECTION}]", field="task_log", value=self.task_log, problem="must be full or progress")
 
     def make_backend(self) -> Backend:
         """The backend that submits jobs."""
@@ -66,13 +66,13 @@ class NnunetConfig:
         """Build from option names and values, texts as in airflow.cfg or JSON values as in a connection's extra."""
         unknown = sorted(set(options) - set(OPTIONS))
         if unknown:
-            raise ConfigError(f"[{SECTION}] {unknown[0]}: unknown option; known: {', '.join(OPTIONS)}")
+            raise ConfigError(where=f"[{SECTION}]", field=unknown[0], problem="unknown option", fix=f"known: {', '.join(OPTIONS)}")
         values = {name: options.get(name, option["default"]) for name, option in OPTIONS.items()}
         values = {name: value.strip() if isinstance(value, str) else value for name, value in values.items()}
         values = {name: OPTIONS[name]["default"] if value is None or value == "" else value for name, value in values.items()}
         root = str(values["workspace"]).replace("{AIRFLOW_HOME}", str(airflow_home()))
         if not os.path.isabs(root):
-            raise ConfigError(f"[{SECTION}] workspace={root!r}: must be an absolute path")
+            raise ConfigError(where=f"[{SECTION}]", field="workspace", value=root, problem="must be an absolute path")
         roots = {name: values[name] for name in _SINGLE_ROOTS}
         lists = {name: path_list(values[name]) for name in _PATH_LISTS}
         return cls(
@@ -113,9 +113,9 @@ def _json_object(name: str, value: Any) -> dict[str, Any]:
     try:
         data = json.loads(value) if isinstance(value, str) and value else value or {}
     except ValueError as error:
-        raise ConfigError(f"[{SECTION}] {name}={value!r}: must be a JSON object") from error
+        raise ConfigError(where=f"[{SECTION}]", field=name, value=value, problem="must be a JSON object") from error
     if not isinstance(data, dict):
-        raise ConfigError(f"[{SECTION}] {name}={value!r}: must be a JSON object")
+        raise ConfigError(where=f"[{SECTION}]", field=name, value=value, problem="must be a JSON object")
     return data
 
 
@@ -129,4 +129,4 @@ def number(name: str, value: Any, kind: type[Any]) -> Any:
         return kind(value)
     except (TypeError, ValueError) as error:
         what = "a whole number" if kind is int else "a number"
-        raise ConfigError(f"[{SECTION}] {name}={value!r}: must be {what}") from error
+        raise ConfigError(where=f"[{SECTION}]", field=name, value=value, problem=f"must be {what}") from error

@@ -52,7 +52,7 @@ def write_site(folder: Path, *, dags: bool = True) -> Iterator[Written]:
         ConfigError: ``folder`` is not a folder.
     """
     if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"folder={str(folder)!r}: is a file; name a folder, such as AIRFLOW_HOME")
+        raise ConfigError(field="folder", value=str(folder), problem="is a file", fix="name a folder, such as AIRFLOW_HOME")
     source = project_files()
     groups = ["include", *(["dags"] if dags else [])]
     paths = [path for group in groups for path in sorted((source / group).rglob("*")) if path.is_file() and "__pycache__" not in path.parts]

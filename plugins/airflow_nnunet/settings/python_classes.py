@@ -89,7 +89,7 @@ def check_class(kind: str, name: str, *, team: str | None = None, conn_id: str |
     near = difflib.get_close_matches(name, known.names, n=1)
     where = "nnU-Net or below trainer_paths" if kind == "trainer" else "nnU-Net"
     fix = f"did you mean {near[0]!r}?" if near else f"correct it{', or add its folder to trainer_paths' if kind == 'trainer' else ''}"
-    raise ConfigError(f"{kind}={name!r}: no such class in {where}; {fix}")
+    raise ConfigError(field=kind, value=name, problem=f"no such class in {where}", fix=fix)
 
 
 @functools.lru_cache(maxsize=8)

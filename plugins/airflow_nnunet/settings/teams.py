@@ -20,7 +20,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from airflow_nnunet.settings.airflow_names import Priority, QueueName
-from airflow_nnunet.settings.yaml_files import Section, line_of, read_model, yaml_files
+from airflow_nnunet.settings.yaml_files import Section, WrongField, line_of, read_model, yaml_files
 from nnunet_jobs.contract.failure import ConfigError
 from nnunet_jobs.contract.sharing import explain
 from nnunet_jobs.contract.spec import TEAM
@@ -49,9 +49,9 @@ class PoolSection(Section):
     @model_validator(mode="after")
     def _check(self) -> PoolSection:
         if isinstance(self.slots, int) and self.slots < 1:
-            raise ValueError(f"pool.slots={self.slots}: must be 1 or more, or nothing of the team ever runs")
+            raise WrongField(field="pool.slots", value=self.slots, problem="must be 1 or more, or nothing of the team ever runs")
         if self.name in COMMON_POOLS:
-            raise ValueError(f"pool.name={self.name!r}: is everybody's; choose another name, or leave it empty")
+            raise WrongField(field="pool.name", value=self.name, problem="is everybody's", fix="choose another name, or leave it empty")
         return self
 
 
@@ -82,7 +82,7 @@ class OptionsSection(Section):
             value = getattr(self, name)
             for path in value if isinstance(value, list) else [value] if value is not None else []:
                 if not os.path.isabs(path):
-                    raise ValueError(f"nnunet.{name}={path!r}: must be an absolute path")
+                    raise WrongField(field=f"nnunet.{name}", value=path, problem="must be an absolute path")
         return self
 
     def roots(self) -> Workspace:
@@ -144,10 +144,15 @@ class Teams:
             ConfigError: there is none of that name, or its file is wrong.
         """
         if name in self.errors:
-            raise ConfigError(f"team={name!r}: its file is wrong: {self.errors[name]}")
+            raise ConfigError(field="team", value=name, problem=f"its file is wrong: {self.errors[name]}")
         if name not in self.configs:
             known = ", ".join(self.configs) or "none"
-            raise ConfigError(f"team={name!r}: {self.folder / name}.yaml is missing; add it, or name a team that is there: {known}")
+            raise ConfigError(
+                field="team",
+                value=name,
+                problem=f"{self.folder / name}.yaml is missing",
+                fix=f"add it, or name a team that is there: {known}",
+            )
         return self.configs[name]
 
     def task_fields(self, team: str, given: Mapping[str, Any], *, common_pool: str | None) -> dict[str, Any]:
@@ -161,7 +166,9 @@ class Teams:
         """
         config = self.get(team)
         if conn_id := given.get("nnunet_conn_id"):
-            raise ConfigError(f"nnunet_conn_id={conn_id!r}: the workspace of team {team} is in its own file; leave this empty")
+            raise ConfigError(
+                field="nnunet_conn_id", value=conn_id, problem=f"the workspace of team {team} is in its own file", fix="leave this empty"
+            )
         if common_pool is None:
             return {}
         if "pool" in given and given["pool"] != common_pool:
@@ -179,9 +186,14 @@ class Teams:
         owner = next((name for name, config in self.configs.items() if config.pool_name == pool), None)
         if owner not in (None, team):
             mend = "name another pool" if team else f"add team: {owner}, or name another pool"
-            raise ConfigError(f"pool={pool!r}: belongs to team {owner}; {mend}")
+            raise ConfigError(field="pool", value=pool, problem=f"belongs to team {owner}", fix=mend)
         if team and pool in COMMON_POOLS:
-            raise ConfigError(f"pool={pool!r}: is everybody's, where the team's slots do not count; remove this field, the team has a pool")
+            raise ConfigError(
+                field="pool",
+                value=pool,
+                problem="is everybody's, where the team's slots do not count",
+                fix="remove this field, the team has a pool",
+            )
 
 
 def teams_folder() -> Path:
@@ -207,7 +219,7 @@ def load_teams(folder: Path | None = None) -> Teams:
     except FileNotFoundError:
         pass  # no folder, no teams
     except PermissionError as error:
-        raise ConfigError(f"[nnunet] teams: {explain(error)}") from error
+        raise ConfigError(where="[nnunet]", field="teams", problem=explain(error)) from error
     return _load(folder, tuple(seen))
 
 

@@ -12,6 +12,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from airflow_nnunet.settings.yaml_tree import load, loader, unfit_values
+from nnunet_jobs.contract.failure import ConfigError
 
 ENDINGS = (".yaml", ".yml")
 """Of files that are read; in any mixture of capitals."""
@@ -21,6 +22,19 @@ class Section(BaseModel):
     """Base: unknown fields are refused, values are of the type they should be, and nothing changes afterwards."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class WrongField(ValueError):
+    """An error about a field of a section, which pydantic collects because it is a ValueError.
+
+    Args:
+        error: What is wrong; made of ``parts`` if None.
+        parts: Of a :class:`~nnunet_jobs.contract.failure.ConfigError`, whose field is the path in the file, such as ``pool.name``.
+    """
+
+    def __init__(self, error: ConfigError | None = None, **parts: Any) -> None:
+        self.error = error or ConfigError(**parts)
+        super().__init__(str(self.error))
 
 
 Model = TypeVar("Model", bound=Section)
@@ -56,6 +70,11 @@ def read_model(path: Path, model: type[Model], *, error: type[Exception], hint: 
         raise error("\n".join(_explain(path, text, model, reason))) from None
 
 
+def location_of(error: ConfigError) -> tuple[str, ...]:
+    """Where in a file the field of an error is, without what follows the name of a mapping or list."""
+    return tuple((error.field or "").partition("[")[0].split("."))
+
+
 def line_of(path: Path, *location: str) -> int:
     """Line of a field in a file that :func:`read_model` has read; the line above it where the file does not name the field."""
     return _line(path.read_text(encoding="utf-8"), location)
@@ -73,12 +92,11 @@ def _explain(path: Path, text: str, model: type[Section], error: ValidationError
             part for part in fault["loc"] if isinstance(part, int) or not str(part).startswith(("int", "literal", "constrained"))
         )
         field = ".".join(str(part) for part in location)
-        message = fault["msg"].removeprefix("Value error, ")
-        if fault["type"] == "value_error":
-            field, _, message = message.partition(":")
-            location = tuple(field.partition("=")[0].partition("[")[0].split("."))
-            message = message.strip()
-        elif fault["type"] == "extra_forbidden":
+        message = fault["msg"]
+        if isinstance(wrong := fault.get("ctx", {}).get("error"), WrongField):
+            yield f"{path}:{_line(text, location_of(wrong.error))}: {wrong}"
+            continue
+        if fault["type"] == "extra_forbidden":
             message = f"unknown field; {_suggest(model, location)}"
         elif fault["type"] == "missing":
             message = "is missing; add it"
