@@ -39,11 +39,17 @@ class PoolSpec:
 
     def __post_init__(self) -> None:
         if self.slots != AUTO and (not isinstance(self.slots, int) or isinstance(self.slots, bool) or self.slots < 0):
-            raise ConfigError(f"pool {self.name!r}: slots={self.slots!r}: must be a whole number of 0 or more, or 'auto'")
+            raise ConfigError(
+                where=f"pool {self.name!r}:", field="slots", value=self.slots, problem="must be a whole number of 0 or more, or 'auto'"
+            )
         if not isinstance(self.description, str) or not self.description.strip():
-            raise ConfigError(f"pool {self.name!r}: description={self.description!r}: Airflow insists on a text here")
+            raise ConfigError(
+                where=f"pool {self.name!r}:", field="description", value=self.description, problem="Airflow insists on a text here"
+            )
         if not isinstance(self.include_deferred, bool):
-            raise ConfigError(f"pool {self.name!r}: include_deferred={self.include_deferred!r}: must be true or false")
+            raise ConfigError(
+                where=f"pool {self.name!r}:", field="include_deferred", value=self.include_deferred, problem="must be true or false"
+            )
 
 
 def read_pools(path: Path) -> list[PoolSpec]:
@@ -55,11 +61,15 @@ def read_pools(path: Path) -> list[PoolSpec]:
     try:
         data = json.loads(path.read_text())
     except FileNotFoundError as error:
-        raise ConfigError(f"path={str(path)!r}: no such file; name a pools file, such as the project's include/pools.json") from error
+        raise ConfigError(
+            field="path", value=str(path), problem="no such file", fix="name a pools file, such as the project's include/pools.json"
+        ) from error
     except ValueError as error:
-        raise ConfigError(f"path={str(path)!r}: not JSON: {error}") from error
+        raise ConfigError(field="path", value=str(path), problem=f"not JSON: {error}") from error
     if not isinstance(data, dict) or not all(isinstance(entry, dict) for entry in data.values()):
-        raise ConfigError(f'path={str(path)!r}: must be an object such as {{"gpu": {{"slots": "auto", "description": "..."}}}}')
+        raise ConfigError(
+            field="path", value=str(path), problem='must be an object such as {"gpu": {"slots": "auto", "description": "..."}}'
+        )
     pools = []
     for name, entry in data.items():
         unknown = sorted(set(entry) - {*_FIELDS, "name", "team_name"})
@@ -96,7 +106,7 @@ def run_jobs_command(python: str, *arguments: str, **options: Any) -> subprocess
         with packages.for_command(python, os.environ) as environment:
             return subprocess.run([python, "-m", "nnunet_jobs", *arguments], text=True, check=False, env=environment, **options)
     except OSError as error:
-        raise ConfigError(f"[nnunet] python={python!r}: cannot run nnunet_jobs: {error}") from error
+        raise ConfigError(where="[nnunet]", field="python", value=python, problem=f"cannot run nnunet_jobs: {error}") from error
 
 
 def probe_host(config: NnunetConfig) -> dict[str, Any]:
@@ -109,10 +119,10 @@ def probe_host(config: NnunetConfig) -> dict[str, Any]:
         done = run_jobs_command(config.python, "probe", capture_output=True, timeout=120, stdin=subprocess.DEVNULL)
         if done.returncode:
             last = done.stderr.strip().splitlines()[-1:] or ["no message"]
-            raise ConfigError(f"[nnunet] python={config.python!r}: cannot run nnunet_jobs: {last[0]}")
+            raise ConfigError(where="[nnunet]", field="python", value=config.python, problem=f"cannot run nnunet_jobs: {last[0]}")
         data: dict[str, Any] = json.loads(done.stdout)
     except (ValueError, subprocess.TimeoutExpired) as error:
-        raise ConfigError(f"[nnunet] python={config.python!r}: cannot run nnunet_jobs: {error}") from error
+        raise ConfigError(where="[nnunet]", field="python", value=config.python, problem=f"cannot run nnunet_jobs: {error}") from error
     return data
 
 

@@ -88,7 +88,9 @@ def moment(text: str, field: str) -> dt.datetime:
     try:
         found = dt.datetime.fromisoformat(text)
     except ValueError as error:
-        raise ConfigError(f"--{field}={text!r}: must be a day such as 2026-01-31 or a time such as 2026-01-31T18:00") from error
+        raise ConfigError(
+            field=f"--{field}", value=text, problem="must be a day such as 2026-01-31 or a time such as 2026-01-31T18:00"
+        ) from error
     return found if found.tzinfo else found.replace(tzinfo=dt.UTC)
 
 
@@ -99,7 +101,7 @@ def usage_command(args: argparse.Namespace) -> int:
     since = moment(args.since, "since") if args.since else now.replace(day=1, hour=0, minute=0, second=0, microsecond=0)
     until = moment(args.until, "until") if args.until else now
     if until <= since:
-        raise ConfigError(f"--until={until.isoformat()}: must be later than --since ({since.isoformat()})")
+        raise ConfigError(field="--until", value=until, problem=f"must be later than --since ({since.isoformat()})")
     roots = dict.fromkeys([*job_roots(), *([resolve_config(args.conn_id).workspace.jobs] if args.conn_id else [])])
     usages: list[Usage] = []
     left_out = []

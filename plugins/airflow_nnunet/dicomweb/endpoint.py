@@ -82,7 +82,12 @@ def _extra(conn_id: str, text: str | None) -> dict[str, Any]:
     except ValueError:
         data = None  # the text may hold a token, so it is not shown
     if not isinstance(data, dict):
-        raise ConfigError(f"connection {conn_id!r}: extra: must be a JSON object; known fields: {', '.join(DICOMWEB_FIELDS)}")
+        raise ConfigError(
+            where=f"connection {conn_id!r}:",
+            field="extra",
+            problem="must be a JSON object",
+            fix=f"known fields: {', '.join(DICOMWEB_FIELDS)}",
+        )
     values = {name: value for name, value in data.items() if value is not None and value != ""}  # the UI's form leaves blanks
     for name in values:
         if name not in DICOMWEB_FIELDS:
@@ -95,12 +100,15 @@ def _extra(conn_id: str, text: str | None) -> dict[str, Any]:
 def _url(conn_id: str, connection: Any, base_path: Any) -> str:
     scheme = (connection.schema or "https").lower()
     if scheme not in ("http", "https"):
-        raise ConfigError(f"connection {conn_id!r}: schema={scheme!r}: must be https or http")
+        raise ConfigError(where=f"connection {conn_id!r}:", field="schema", value=scheme, problem="must be https or http")
     host = connection.host or ""
     if not _HOST.fullmatch(host):
         raise ConfigError(
-            f"connection {conn_id!r}: host={host!r}: must be a bare host name such as pacs.example; http or https goes to schema, "
-            "the path to base_path"
+            where=f"connection {conn_id!r}:",
+            field="host",
+            value=host,
+            problem="must be a bare host name such as pacs.example",
+            fix="http or https goes to schema, the path to base_path",
         )
     port = f":{int(connection.port)}" if connection.port else ""
     path = _path(conn_id, "base_path", "dicom-web" if base_path is None else base_path, empty=True)
@@ -112,13 +120,13 @@ def _path(conn_id: str, name: str, value: Any, *, empty: bool = False) -> str | 
     if not text and (value is None or empty):
         return None
     if not _PATH.fullmatch(text) or ".." in text.split("/"):
-        raise ConfigError(f"connection {conn_id!r}: {name}={value!r}: must be a plain URL path such as dicom-web")
+        raise ConfigError(where=f"connection {conn_id!r}:", field=name, value=value, problem="must be a plain URL path such as dicom-web")
     return text
 
 
 def _credentials(conn_id: str, connection: Any, token: Any) -> Mapping[str, Any]:
     if token is not None and (not isinstance(token, str) or not token.isprintable() or not token.isascii()):
-        raise ConfigError(f"connection {conn_id!r}: token: must be printable ASCII text")
+        raise ConfigError(where=f"connection {conn_id!r}:", field="token", problem="must be printable ASCII text")
     if token and connection.login:
         raise ConfigError(f"connection {conn_id!r}: has a login and a token; keep the one that the archive expects")
     return {"login": connection.login or None, "password": connection.password or None, "token": token}
@@ -130,11 +138,20 @@ def _verify(conn_id: str, value: Any) -> bool | str:
         return True
     if isinstance(value, str) and os.path.isabs(value):
         if not os.path.exists(value):
-            raise ConfigError(f"connection {conn_id!r}: verify={value!r}: no such file on this host; name a CA bundle in PEM form")
+            raise ConfigError(
+                where=f"connection {conn_id!r}:",
+                field="verify",
+                value=value,
+                problem="no such file on this host",
+                fix="name a CA bundle in PEM form",
+            )
         return value
     raise ConfigError(
-        f"connection {conn_id!r}: verify={value!r}: must be true or the absolute path of a CA bundle. Checking certificates cannot be "
-        "turned off; for a self-signed archive, save its certificate to a file and name that file here"
+        where=f"connection {conn_id!r}:",
+        field="verify",
+        value=value,
+        problem="must be true or the absolute path of a CA bundle. Checking certificates cannot be turned off",
+        fix="for a self-signed archive, save its certificate to a file and name that file here",
     )
 
 
@@ -144,5 +161,5 @@ def _number(conn_id: str, name: str, value: Any, *, lowest: float) -> float:
     except (TypeError, ValueError):
         number = math.nan
     if not (math.isfinite(number) and number >= lowest):
-        raise ConfigError(f"connection {conn_id!r}: {name}={value!r}: must be a number of {lowest:g} or more")
+        raise ConfigError(where=f"connection {conn_id!r}:", field=name, value=value, problem=f"must be a number of {lowest:g} or more")
     return number

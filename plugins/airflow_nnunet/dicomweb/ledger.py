@@ -95,7 +95,7 @@ class StudyLedger:
                         line = json.dumps({"schema": 1, **owner}) + "\n"
                         write_atomic(ledger.path, line.encode(), mode=0o660)
         except PermissionError as error:
-            raise ConfigError(f"[nnunet] jobs: {explain(error)}") from error
+            raise ConfigError(where="[nnunet]", field="jobs", problem=explain(error)) from error
         return ledger
 
     @contextlib.contextmanager

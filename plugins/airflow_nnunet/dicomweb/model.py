@@ -78,7 +78,7 @@ class StudyQuery:
         for name in ("date_from", "date_to"):
             object.__setattr__(self, name, _as_date(name, getattr(self, name)))
         if self.date_from and self.date_to and self.date_from > self.date_to:
-            raise ConfigError(f"date_from={self.date_from}: is after date_to={self.date_to}; swap them")
+            raise ConfigError(field="date_from", value=self.date_from, problem=f"is after date_to={self.date_to}", fix="swap them")
         checked_modality(self.modality)
         checked_pattern("description", self.description)
         checked_pattern("series_description", self.series_description)
@@ -131,20 +131,22 @@ def checked_uid(uid: Any, *, field: str) -> str:
     """
     text = str(uid).strip()
     if not _UID.fullmatch(text):
-        raise ConfigError(f"{field}={text[:80]!r}: must be a DICOM UID: digits and dots, at most 64")
+        raise ConfigError(field=field, value=text[:80], problem="must be a DICOM UID: digits and dots, at most 64")
     return text
 
 
 def checked_modality(modality: str | None) -> None:
     """Refuse what is no DICOM code string."""
     if modality is not None and not _MODALITY.fullmatch(modality):
-        raise ConfigError(f"modality={modality!r}: must be a DICOM modality such as MR or CT, in capitals")
+        raise ConfigError(field="modality", value=modality, problem="must be a DICOM modality such as MR or CT, in capitals")
 
 
 def checked_pattern(field: str, pattern: str | None) -> None:
     """Refuse what QIDO would not take for one value of DICOM's LO."""
     if pattern is not None and (not pattern.strip() or len(pattern) > 64 or not pattern.isprintable() or "\\" in pattern):
-        raise ConfigError(f"{field}={pattern!r}: must be 1 to 64 printable characters without a backslash; * and ? are wildcards")
+        raise ConfigError(
+            field=field, value=pattern, problem="must be 1 to 64 printable characters without a backslash", fix="* and ? are wildcards"
+        )
 
 
 def matches_pattern(text: str, pattern: str | None) -> bool:
@@ -169,4 +171,4 @@ def _as_date(field: str, value: Any) -> date | None:
     try:
         return datetime.fromisoformat(str(value)).date()
     except ValueError as error:
-        raise ConfigError(f"{field}={value!r}: must be a date such as 2024-01-31") from error
+        raise ConfigError(field=field, value=value, problem="must be a date such as 2024-01-31") from error

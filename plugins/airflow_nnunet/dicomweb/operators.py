@@ -47,7 +47,7 @@ class _ArchiveOperator(ResultMixin, RenderingMixin, BaseOperator):  # type: igno
     ) -> None:
         super().__init__(retries=retries, retry_policy=retry_policy or NnunetRetryPolicy(), retry_delay=retry_delay, **kwargs)
         if on_empty not in _ON_EMPTY:
-            raise ConfigError(f"on_empty={on_empty!r}: must be fail or skip")
+            raise ConfigError(field="on_empty", value=on_empty, problem="must be fail or skip")
         self.dicomweb_conn_id: Any = dicomweb_conn_id
         self.nnunet_conn_id: Any = nnunet_conn_id
         self.team = team  # no template, as in NnunetOperator
@@ -135,7 +135,7 @@ class DicomWebRetrieveOperator(_ArchiveOperator):
     def _workers(self) -> int:
         workers = int(coerce(self.workers, int, "workers"))
         if not 1 <= workers <= _MOST_WORKERS:
-            raise ConfigError(f"workers={self.workers!r}: must be 1 to {_MOST_WORKERS}")
+            raise ConfigError(field="workers", value=self.workers, problem=f"must be 1 to {_MOST_WORKERS}")
         return workers
 
 
@@ -169,7 +169,7 @@ class DicomWebStoreOperator(_ArchiveOperator):
 
         folder = Path(config.workspace.confine_output(self.folder, field="folder"))
         if not folder.is_dir():
-            raise ConfigError(f"folder={self.folder!r}: no such folder; name the output_folder of the prediction")
+            raise ConfigError(field="folder", value=self.folder, problem="no such folder", fix="name the output_folder of the prediction")
         files = find_files(folder)
         if not files:
             self._empty(f"folder={self.folder!r}: holds no .dcm file; predict with dicom_seg=True")
@@ -184,7 +184,7 @@ class DicomWebStoreOperator(_ArchiveOperator):
     def _modalities(self) -> list[str]:
         modalities: list[str] = coerce(self.modalities, list[str], "modalities")
         if not modalities:
-            raise ConfigError("modalities=[]: name at least one, such as SEG")
+            raise ConfigError(field="modalities", value=[], problem="name at least one, such as SEG")
         for modality in modalities:
             checked_modality(modality)
         return modalities

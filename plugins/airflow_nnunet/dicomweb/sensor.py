@@ -105,9 +105,16 @@ class DicomWebStudySensor(RenderingMixin, BaseSensorOperator):  # type: ignore[m
     ) -> None:
         super().__init__(retries=retries, retry_policy=retry_policy or NnunetRetryPolicy(), retry_delay=retry_delay, **kwargs)
         if self.mode != "poke":
-            raise ConfigError(f"mode={self.mode!r}: a study is judged by looks that follow each other; use deferrable=True")
+            raise ConfigError(
+                field="mode", value=self.mode, problem="a study is judged by looks that follow each other", fix="use deferrable=True"
+            )
         if self.poke_interval < _SHORTEST_POKE_S:
-            raise ConfigError(f"poke_interval={self.poke_interval}: must be {_SHORTEST_POKE_S} s or more; archives serve patients first")
+            raise ConfigError(
+                field="poke_interval",
+                value=self.poke_interval,
+                problem=f"must be {_SHORTEST_POKE_S} s or more",
+                fix="archives serve patients first",
+            )
         self.dicomweb_conn_id: Any = dicomweb_conn_id
         self.modality: Any = modality
         self.description: Any = description
@@ -238,7 +245,7 @@ class DicomWebStudySensor(RenderingMixin, BaseSensorOperator):  # type: ignore[m
     def _offers(self) -> int:
         offers = int(coerce(self.max_offers, int, "max_offers"))
         if offers < 1:
-            raise ConfigError(f"max_offers={self.max_offers!r}: must be 1 or more")
+            raise ConfigError(field="max_offers", value=self.max_offers, problem="must be 1 or more")
         return offers
 
     def _query(self, context: Context) -> StudyQuery:
@@ -246,7 +253,7 @@ class DicomWebStudySensor(RenderingMixin, BaseSensorOperator):  # type: ignore[m
         if first is None and last is None:
             days = coerce(self.lookback_days, int, "lookback_days")
             if days < 0:
-                raise ConfigError(f"lookback_days={days}: must be 0 or more")
+                raise ConfigError(field="lookback_days", value=days, problem="must be 0 or more")
             # Study dates are local dates; a day more at the end covers every time zone.
             anchor = context.get("data_interval_end") or context["dag_run"].run_after
             first, last = anchor.date() - timedelta(days=days), anchor.date() + timedelta(days=1)
@@ -272,5 +279,5 @@ class DicomWebStudySensor(RenderingMixin, BaseSensorOperator):  # type: ignore[m
 def _seconds(name: str, value: Any) -> float:
     number = float(coerce(value, float, name))
     if not 0 <= number < float("inf"):
-        raise ConfigError(f"{name}={value!r}: must be 0 seconds or more")
+        raise ConfigError(field=name, value=value, problem="must be 0 seconds or more")
     return number

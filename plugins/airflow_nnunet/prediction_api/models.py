@@ -29,11 +29,15 @@ def model_facts(workspace: Workspace, dataset: str | int, model: str | None) -> 
     name = workspace.resolve_dataset(dataset)
     chosen = model or workspace.champion(name)
     if chosen is None:
-        raise ConfigError(f"dataset={name!r}: no model is promoted yet; run FindBestConfigOperator, or name a model")
+        raise ConfigError(
+            field="dataset", value=name, problem="no model is promoted yet", fix="run FindBestConfigOperator, or name a model"
+        )
     card = workspace.model_card(name, chosen)
     described = next((path for path in card["files"] if path.rpartition("/")[2] == "dataset.json"), None)
     if described is None:
-        raise ConfigError(f"model={chosen!r}: its card names no dataset.json; run FindBestConfigOperator for {name} again")
+        raise ConfigError(
+            field="model", value=chosen, problem="its card names no dataset.json", fix=f"run FindBestConfigOperator for {name} again"
+        )
     description = read_json(workspace.model_root(chosen) / name / described)
     return ModelFacts(
         dataset=name,

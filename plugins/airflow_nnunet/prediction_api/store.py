@@ -76,7 +76,10 @@ def open_request(workspace: Workspace, request_id: str) -> StoredRequest:
         data = read_json(folder / "request.json")
     except FileNotFoundError as error:
         raise ConfigError(
-            f"run_id={request_id!r}: no request of that id is in {folder.parent}; runs of this DAG begin with POST /nnunet-api/predictions"
+            field="run_id",
+            value=request_id,
+            problem=f"no request of that id is in {folder.parent}",
+            fix="runs of this DAG begin with POST /nnunet-api/predictions",
         ) from error
     return StoredRequest(folder=folder, dataset=data["dataset"], model=data["model"], images=tuple(data["images"]), content=data["content"])
 

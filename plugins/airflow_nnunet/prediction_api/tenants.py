@@ -128,11 +128,15 @@ def check_server(address: str) -> None:
         return
     if url.scheme == "http" and url.hostname and is_loopback(url.hostname):
         return
-    raise ConfigError(f"[nnunet] predictor_servers: {address!r}: use unix:/path.sock, http://127.0.0.1:8600, or https for another host")
+    raise ConfigError(
+        where="[nnunet]",
+        field="predictor_servers",
+        problem=f"{address!r}: use unix:/path.sock, http://127.0.0.1:8600, or https for another host",
+    )
 
 
 def _at_least_one(name: str, value: object) -> int:
     found: int = number(name, value, int)
     if found < 1:
-        raise ConfigError(f"[nnunet] {name}={value!r}: must be 1 or more")
+        raise ConfigError(where="[nnunet]", field=name, value=value, problem="must be 1 or more")
     return found
