@@ -23,7 +23,9 @@ def resolve_config(conn_id: str | None = None, *, team: str | None = None) -> Nn
     """
     if team:
         if conn_id:
-            raise ConfigError(f"nnunet_conn_id={conn_id!r}: the workspace of team {team} is in its own file; leave this empty")
+            raise ConfigError(
+                field="nnunet_conn_id", value=conn_id, problem=f"the workspace of team {team} is in its own file", fix="leave this empty"
+            )
         return _of_team(team)
     overrides: Mapping[str, Any] = {}
     if conn_id:
