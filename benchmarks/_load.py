@@ -14,6 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
 from nnunet_jobs import processes
 
 _BOUNDARY = "benchmark"
@@ -101,7 +103,7 @@ def sampled_memory(pids: Callable[[], Iterable[int]]) -> Iterator[list[float]]:
 
     def look() -> None:
         while not stop.wait(_SAMPLE_S):
-            found[0] = max(found[0], sum(_proportional_mib(pid) for pid in pids()))
+            found[0] = max(found[0], processes.exact_memory_mib(list(pids())))
 
     thread = threading.Thread(target=look)
     thread.start()
@@ -120,16 +122,8 @@ def below_me() -> list[int]:
 def mentioning(text: str) -> list[int]:
     """Processes with this in their command line; a job's are nobody's children."""
     found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            if text.encode() in (folder / "cmdline").read_bytes():
-                found.append(int(folder.name))
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if text in " ".join(process.cmdline()):
+                found.append(process.pid)
     return found
-
-
-def _proportional_mib(pid: int) -> float:
-    with contextlib.suppress(OSError):
-        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-            if line.startswith("Pss:"):
-                return int(line.split()[1]) / 1024
-    return 0.0

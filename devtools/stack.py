@@ -18,6 +18,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
+import psutil
+
 from airflow_nnunet.prediction_api.rest_client import AirflowClient, wait_until
 from devtools.stack_components import CORE, Component
 from devtools.stack_config import USER, password_file, read_config, write_config, write_private
@@ -27,7 +29,6 @@ _START_S = 180.0
 _STOP_S = 20.0
 # Home of the stack that started a process. Not AIRFLOW_HOME, which a person's shell has too who works with the site.
 _MARK = "NNUNET_STACK"
-_STATE, _SESSION, _STARTED = 0, 3, 19  # of /proc/<pid>/stat, after the command
 
 
 class StackError(RuntimeError):
@@ -124,7 +125,7 @@ class Stack:
         session = self.pid(component)
         for pid in self.processes():
             with contextlib.suppress(OSError):
-                if int(_stat(pid)[_SESSION]) == session:
+                if os.getsid(pid) == session:
                     os.kill(pid, signal.SIGKILL)
         self._processes[component].wait(timeout=60)
 
@@ -184,16 +185,14 @@ class Stack:
 
         Airflow's processes rename themselves, which overwrites their environment in /proc, so they are known by their session.
         """
-        marker = f"{_MARK}={self.home}".encode()
         sessions = {entry["pid"] for entry in self._recorded().values() if not _reused(entry["pid"], entry["started"])}
         found = []
-        for entry in Path("/proc").iterdir():
-            if entry.name.isdigit() and int(entry.name) != os.getpid():
-                with contextlib.suppress(OSError):
-                    stat = _stat(int(entry.name))
-                    ours = int(stat[_SESSION]) in sessions or marker in (entry / "environ").read_bytes().split(b"\0")
-                    if ours and stat[_STATE] not in ("Z", "X"):
-                        found.append(int(entry.name))
+        for process in psutil.process_iter():
+            if process.pid != os.getpid():
+                with contextlib.suppress(OSError, psutil.Error):
+                    ours = os.getsid(process.pid) in sessions or process.environ().get(_MARK) == str(self.home)
+                    if ours and process.status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD):
+                        found.append(process.pid)
         return found
 
     def environment(self) -> dict[str, str]:
@@ -233,7 +232,7 @@ class Stack:
                 start_new_session=True,
             )
         self._processes[component] = process
-        started = int(_stat(process.pid)[_STARTED])
+        started = _started(process.pid)
         recorded = self._recorded()
         if component in recorded:  # a killed scheduler leaves workers behind, which are still known by its session
             recorded[f"{component}-{recorded[component]['pid']}"] = recorded[component]
@@ -273,14 +272,17 @@ class Stack:
             time.sleep(0.1)
 
 
-def _stat(pid: int) -> list[str]:
-    """Fields of ``/proc/<pid>/stat`` after the command, which may hold spaces itself."""
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+def _started(pid: int) -> int:
+    """When a process began, in clock ticks since the host's start.
+
+    psutil's ``create_time`` is in seconds of the wall clock, which may be set while the stack runs.
+    """
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
 
 
 def _reused(pid: int, started: int) -> bool:
     """Whether a pid belongs to another process by now. Its session outlives a leader, so a missing leader is not reuse."""
     try:
-        return int(_stat(pid)[_STARTED]) != started
+        return _started(pid) != started
     except OSError:
         return False

@@ -12,6 +12,8 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
+
 from devtools.stack_components import CORE
 from nnunet_jobs.contract.jobdir import Phase
 from soak.site import Site
@@ -101,7 +103,7 @@ class Faults:
         return self._kill(self._runners(), "runner")
 
     def _kill_step(self) -> str | None:
-        children = [child for runner in self._runners() for child in _children(runner) if b"step" in _command(child)]
+        children = [child for runner in self._runners() for child in _children(runner) if "step" in _command(child)]
         return self._kill(children, "step")
 
     def _runners(self) -> list[int]:
@@ -109,7 +111,7 @@ class Faults:
         for job in self.site.jobs():
             with contextlib.suppress(OSError, ValueError):
                 state = job.state()
-                if state.phase in (Phase.WAITING, Phase.RUNNING) and str(job.path).encode() in _command(state.pid):
+                if state.phase in (Phase.WAITING, Phase.RUNNING) and str(job.path) in _command(state.pid):
                     found.append(state.pid)
         return found
 
@@ -168,18 +170,18 @@ class Faults:
 
 
 def _parent(pid: int) -> int:
-    with contextlib.suppress(OSError):
-        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    with contextlib.suppress(psutil.Error):
+        return int(psutil.Process(pid).ppid())
     return 0
 
 
 def _children(pid: int) -> list[int]:
-    with contextlib.suppress(OSError):
-        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    with contextlib.suppress(psutil.Error):
+        return [child.pid for child in psutil.Process(pid).children()]
     return []
 
 
-def _command(pid: int) -> bytes:
-    with contextlib.suppress(OSError):
-        return Path(f"/proc/{pid}/cmdline").read_bytes()
-    return b""
+def _command(pid: int) -> str:
+    with contextlib.suppress(psutil.Error):
+        return " ".join(psutil.Process(pid).cmdline())
+    return ""

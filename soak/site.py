@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import psutil
 import yaml
 
 from devtools.stack import PROJECT, Stack
@@ -101,11 +102,11 @@ class Site:
     def processes(self) -> list[int]:
         """Everything that still runs for this site: Airflow's processes, and whatever names one of its files."""
         found = set(self.stack.processes())
-        for entry in Path("/proc").iterdir():
-            if entry.name.isdigit() and int(entry.name) != os.getpid():
-                with contextlib.suppress(OSError):
-                    if f"{self.root}/".encode() in (entry / "cmdline").read_bytes():
-                        found.add(int(entry.name))
+        for process in psutil.process_iter():
+            if process.pid != os.getpid():
+                with contextlib.suppress(psutil.Error):
+                    if f"{self.root}/" in " ".join(process.cmdline()):
+                        found.add(process.pid)
         return sorted(found)
 
 

@@ -1,4 +1,8 @@
-"""Process care: ties between parent and child, what a job's processes use, and leaving none behind."""
+"""Process care: ties between parent and child, what a job's processes use, and leaving none behind.
+
+The kernel's files are read here without psutil. It finds descendants no faster (5 ms among 270 processes either way), counts zombies
+among them, does not know the anonymous part of resident memory, and every runner and reader would import it at its start.
+"""
 
 from __future__ import annotations
 
@@ -63,20 +67,22 @@ def end_forks_with_us() -> None:
     os.register_at_fork(before=before, after_in_child=after)
 
 
-def _stat(pid: int) -> tuple[int, int, str] | None:
-    """(parent, session, state) of a process, None when it is gone."""
+def _stat(pid: int) -> tuple[int, str] | None:
+    """(parent, state) of a process, None when it is gone."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
         return None
     fields = text[text.rfind(")") + 2 :].split()  # the command may hold spaces and brackets
-    return int(fields[1]), int(fields[3]), fields[0]
+    return int(fields[1]), fields[0]
 
 
 def session_of(pid: int) -> int | None:
     """Session of a process, None when it is gone."""
-    found = _stat(pid)
-    return found[1] if found else None
+    try:
+        return os.getsid(pid)
+    except OSError:
+        return None
 
 
 def pid_namespace(pid: int | str = "self") -> int | None:
@@ -93,7 +99,7 @@ def descendants(pid: int) -> list[int]:
     for entry in os.listdir("/proc"):
         if entry.isdigit():
             found = _stat(int(entry))
-            if found and found[2] not in "ZX":
+            if found and found[1] not in "ZX":
                 children.setdefault(found[0], []).append(int(entry))
     below: list[int] = []
     todo = [pid]

@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from nnunet_jobs.contract.files import locked
@@ -164,7 +165,7 @@ class Engine:
             self._process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(timeout=30)
-        marker = str(self._sockets).encode()
+        marker = str(self._sockets)
         deadline = time.monotonic() + 30
         while (left := _processes(marker)) and time.monotonic() < deadline:
             for pid in left:
@@ -221,12 +222,12 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _processes(marker: bytes) -> list[int]:
+def _processes(marker: str) -> list[int]:
     """Pids whose command line names the engine's folder: the daemon, containerd and its shims."""
     found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and int(entry.name) != os.getpid():
-            with contextlib.suppress(OSError):
-                if marker in (entry / "cmdline").read_bytes():
-                    found.append(int(entry.name))
+    for process in psutil.process_iter():
+        if process.pid != os.getpid():
+            with contextlib.suppress(psutil.Error):
+                if marker in " ".join(process.cmdline()):
+                    found.append(process.pid)
     return found

@@ -11,6 +11,8 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from airflow_nnunet.prediction_api.rest_client import AirflowClient, RestError, wait_until
 from devtools.stack import Stack
 from devtools.stack_config import password_file
@@ -170,11 +172,10 @@ def epochs_reported(job: JobDir) -> list[int]:
 def job_processes(job: JobDir) -> list[int]:
     """Pids whose command line names the job's directory."""
     found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            with contextlib.suppress(OSError):
-                if str(job.path).encode() in (entry / "cmdline").read_bytes():
-                    found.append(int(entry.name))
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if str(job.path) in " ".join(process.cmdline()):
+                found.append(process.pid)
     return found
 
 
@@ -185,6 +186,6 @@ def kill(*pids: int, number: int = signal.SIGKILL) -> None:
 
 
 def _parent(pid: int) -> int:
-    with contextlib.suppress(OSError):
-        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    with contextlib.suppress(psutil.Error):
+        return psutil.Process(pid).ppid()
     return 0
