@@ -39,8 +39,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
         example="group",
     ),
     "backend": _option(
-        "Where jobs run: local (a detached process on the worker's host), docker (a container each), kubernetes (a pod each) or fake "
-        "(scripted, for tests).",
+        "Where jobs run: local (a detached process on the worker's host), docker (a container each), kubernetes (a pod each), fake "
+        "(scripted, for tests), or the name of a backend that another installed package has.",
         "local",
     ),
     "backend_options": _option(
@@ -80,9 +80,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 _CHOICES = {
     "sharing": ["private", "group", "group_others_read"],
-    "backend": ["local", "docker", "kubernetes"],
     "task_log": ["full", "progress"],
 }
+# Suggestions and not choices: another package may have added a backend.
+_EXAMPLES = {"backend": ["local", "docker", "kubernetes"]}
 _FORM_TYPES = {"string": "string", "integer": "integer", "float": "number"}
 # Fields of a connection of type nnunet: the options that differ from team to team; the others are the site's.
 NNUNET_FIELDS: dict[str, dict[str, Any]] = {
@@ -92,6 +93,7 @@ NNUNET_FIELDS: dict[str, dict[str, Any]] = {
         "schema": {
             "type": [_FORM_TYPES[OPTIONS[name]["type"]], "null"],
             **({"enum": _CHOICES[name]} if name in _CHOICES else {}),
+            **({"examples": _EXAMPLES[name]} if name in _EXAMPLES else {}),
             **({"format": "multiline"} if name == "backend_options" else {}),
         },
     }

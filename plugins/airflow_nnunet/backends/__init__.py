@@ -1,9 +1,14 @@
-"""Backends say where jobs run. All have the interface of :class:`Backend` and pass one contract test suite."""
+"""Backends say where jobs run. All have the interface of :class:`Backend` and pass one contract test suite.
+
+Other distributions add backends by entry points, see :mod:`airflow_nnunet.backends.third_party`.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
+from airflow_nnunet.backends import third_party
 from airflow_nnunet.backends.base import DEFAULT_LOST_AFTER_S, Backend, JobStatus, Watch, read_status
 from airflow_nnunet.backends.docker import DockerBackend
 from airflow_nnunet.backends.fake import FakeBackend, FakeOutcome
@@ -21,6 +26,7 @@ __all__ = [
     "KubernetesBackend",
     "LocalBackend",
     "Watch",
+    "examine_third_party",
     "get_backend",
     "read_status",
 ]
@@ -32,11 +38,24 @@ def get_backend(name: str, **options: Any) -> Backend:
     """The backend of this name with its options.
 
     Raises:
-        ConfigError: no such backend or option.
+        ConfigError: There is no such backend or option, or a backend of another distribution cannot be used.
     """
-    if name not in _BACKENDS:
-        raise ConfigError(field="backend", value=name, problem=f"must be one of {', '.join(sorted(_BACKENDS))}")
+    chosen = third_party.load(name, _BACKENDS) or _BACKENDS.get(name)
+    if chosen is None:
+        known = sorted({*_BACKENDS, *third_party.found()})
+        raise ConfigError(field="backend", value=name, problem=f"must be one of {', '.join(known)}")
     try:
-        return _BACKENDS[name](**options)
+        return chosen(**options)
     except TypeError as error:
         raise ConfigError(field="backend", value=name, problem=str(error), fix="check backend_options in section [nnunet]") from error
+
+
+def examine_third_party() -> Iterator[tuple[bool, str]]:
+    """Each backend of another distribution: whether it can be used, and where it comes from or what to do."""
+    for name, points in third_party.found().items():
+        try:
+            third_party.load(name, _BACKENDS)
+        except ConfigError as error:
+            yield False, str(error)
+        else:
+            yield True, f"{name}, {points[0].value} of {third_party.source(points[0])}"

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from airflow_nnunet.backends import Backend
+from airflow_nnunet.backends import Backend, examine_third_party
 from airflow_nnunet.doctor.finding import Finding
 from airflow_nnunet.settings.config import NnunetConfig
 from nnunet_jobs.contract.failure import ConfigError
 
 
 def examine_backend(config: NnunetConfig) -> Iterator[Finding]:
-    """What the backend says of its own place. One that cannot be made is a finding too."""
+    """The backends of other distributions, and what the chosen one says of its own place. One that cannot be made is a finding too."""
+    for usable, text in examine_third_party():
+        yield Finding(topic="installed backend", ok=usable, text=text)
     backend = _make(config)
     if isinstance(backend, ConfigError):
         yield Finding(topic="backend", ok=False, blocks=True, text=str(backend))

@@ -104,7 +104,7 @@ def test_the_connections_form_is_one_that_airflow_takes_and_has_the_sections_opt
         "predictions_upload_mib", "predictions_free_mib",
     }, "the site's own; a new option of a team belongs into the form"  # fmt: skip
     assert fields["cpu_slots"]["schema"]["type"] == ["integer", "null"]
-    for name in fields["backend"]["schema"]["enum"]:
+    for name in fields["backend"]["schema"]["examples"]:
         NnunetConfig.from_options({"backend": name})
     for name, values in {"sharing": fields["sharing"], "task_log": fields["task_log"]}.items():
         for value in values["schema"]["enum"]:
