@@ -135,13 +135,47 @@ DICOMWEB_FIELDS: dict[str, dict[str, Any]] = {
 }
 
 
+_NNUNET, _DICOMWEB = "nnU-Net", "DICOMweb"
+_GUIDES = ("add-a-dataset", "reuse-an-operator", "nightly-retraining", "hospital-etl", "rest", "when-things-break")
+
+
+def _modules(integration: str, *names: str) -> dict[str, Any]:
+    return {"integration-name": integration, "python-modules": [f"airflow_nnunet.{name}" for name in names]}
+
+
 def get_provider_info() -> dict[str, Any]:
-    """Name, configuration section, connection type, extra links and commands, in the form of Airflow's provider schema."""
+    """All that the package gives to Airflow, in the form of Airflow's provider schema."""
     return {
         "package-name": "airflow-provider-nnunet",
         "name": "nnU-Net",
         "description": "Medical images from a folder to a trained, selected and promoted nnU-Net v2 model.",
         "versions": [__version__],
+        "integrations": [
+            {
+                "integration-name": _NNUNET,
+                "external-doc-url": "https://github.com/MIC-DKFZ/nnUNet",
+                "how-to-guide": [f"/docs/how-to/{name}.md" for name in _GUIDES],
+                "tags": ["ai", "machine-learning"],
+            },
+            {
+                "integration-name": _DICOMWEB,
+                "external-doc-url": "https://www.dicomstandard.org/using/dicomweb",
+                "how-to-guide": ["/docs/how-to/dicom.md"],
+                "tags": ["protocol"],
+            },
+        ],
+        "operators": [
+            _modules(_NNUNET, *(f"operators.{name}" for name in ("register", "preprocess", "train", "find_best_config", "predict"))),
+            _modules(_DICOMWEB, "dicomweb.operators"),
+        ],
+        "sensors": [_modules(_DICOMWEB, "dicomweb.sensor")],
+        "hooks": [_modules(_NNUNET, "settings.hook"), _modules(_DICOMWEB, "dicomweb.hook")],
+        "triggers": [_modules(_NNUNET, "jobs.trigger"), _modules(_DICOMWEB, "dicomweb.trigger")],
+        "bundles": [_modules(_NNUNET, "dag_bundle")],
+        # No handler: an address such as nnunet://dataset/Dataset004_Hippocampus is as it should be.
+        "asset-uris": [{"schemes": ["nnunet"], "handler": None}],
+        # Airflow loads it by its entry point; this entry is what it shows of the provider.
+        "plugins": [{"name": "nnunet", "plugin-class": "airflow_nnunet.plugin.NnunetPlugin"}],
         "config": {
             "nnunet": {
                 "description": "Where nnU-Net's data lives and where its jobs run. Every option can be overridden by a connection of "
