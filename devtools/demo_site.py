@@ -14,13 +14,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from devtools.stack import PROJECT, Stack, StackError
-from devtools.stack_config import write_private
+from nnunet_jobs.contract.files import write_private
 
 _DAG_FILE = '''"""The demo's dataset file as a DAG."""
 
 from pathlib import Path
 
-from airflow_nnunet.pipelines.dag_builder import training_dags
+from airflow_nnunet import training_dags
 
 globals().update(training_dags(Path({datasets!r})))
 '''
@@ -79,7 +79,7 @@ def write_env(folder: Path, stack: Stack) -> Path:
     lines = [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
     lines.append(f'export PATH={shlex.quote(str(Path(sys.executable).parent))}:"$PATH"')
     path = folder / "env"
-    write_private(path, "\n".join(lines) + "\n")
+    write_private(path, ("\n".join(lines) + "\n").encode())
     return path
 
 

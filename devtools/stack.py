@@ -22,7 +22,8 @@ import psutil
 
 from airflow_nnunet.prediction_api.rest_client import AirflowClient, wait_until
 from devtools.stack_components import CORE, Component
-from devtools.stack_config import USER, password_file, read_config, write_config, write_private
+from devtools.stack_config import USER, password_file, read_config, write_config
+from nnunet_jobs.contract.files import write_private
 
 PROJECT = Path(__file__).resolve().parents[1]
 _START_S = 180.0
@@ -237,7 +238,7 @@ class Stack:
         if component in recorded:  # a killed scheduler leaves workers behind, which are still known by its session
             recorded[f"{component}-{recorded[component]['pid']}"] = recorded[component]
         recorded[component] = {"pid": process.pid, "started": started}
-        write_private(self.home / "stack.json", json.dumps(recorded))
+        write_private(self.home / "stack.json", json.dumps(recorded).encode())
 
     def _wait_ready(self, component: str, since: dt.datetime) -> None:
         process = self._processes[component]

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import base64
 import configparser
+import io
 import json
 import os
 import secrets
 import socket
 from collections.abc import Mapping
 from pathlib import Path
+
+from nnunet_jobs.contract.files import write_private
 
 USER = "admin"
 
@@ -66,22 +69,13 @@ def write_config(home: Path, *, template: Path, dags: Path, settings: Mapping[st
     (home / "logs").mkdir(exist_ok=True)
     (home / "plugins").mkdir(exist_ok=True)
     if not password_file(home).exists():
-        write_private(password_file(home), json.dumps({USER: secrets.token_urlsafe(12)}))
-    with open(home / "airflow.cfg", "w", opener=_private_opener) as file:
-        config.write(file)
-
-
-def write_private(path: Path, text: str) -> None:
-    """Write a file that only its owner can read."""
-    with open(path, "w", opener=_private_opener) as file:
-        file.write(text)
+        write_private(password_file(home), json.dumps({USER: secrets.token_urlsafe(12)}).encode())
+    text = io.StringIO()
+    config.write(text)
+    write_private(home / "airflow.cfg", text.getvalue().encode())
 
 
 def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-def _private_opener(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)

@@ -10,14 +10,15 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
+from urllib.parse import urlsplit
 
 from airflow_nnunet.provider_info import DICOMWEB_FIELDS
 from nnunet_jobs.contract.failure import ConfigError
 from nnunet_jobs.contract.files import content_hash
+from nnunet_jobs.contract.loopback import is_loopback
 
 _HOST = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?")
 _PATH = re.compile(r"[A-Za-z0-9._~%-]+(?:/[A-Za-z0-9._~%-]+)*")
-_LOOPBACK = ("localhost", "127.0.0.1")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,8 +73,8 @@ class Endpoint:
     @property
     def in_the_clear(self) -> bool:
         """True when credentials would cross a network unencrypted."""
-        host = self.url.partition("://")[2].partition("/")[0].partition(":")[0]
-        return self.url.startswith("http://") and bool(self.password or self.token) and host not in _LOOPBACK
+        url = urlsplit(self.url)
+        return url.scheme == "http" and bool(self.password or self.token) and not is_loopback(url.hostname or "")
 
 
 def _extra(conn_id: str, text: str | None) -> dict[str, Any]:

@@ -20,16 +20,17 @@ from airflow_nnunet.doctor.jobs import examine_jobs
 from airflow_nnunet.doctor.marker import examine_marker
 from airflow_nnunet.doctor.predictions import examine_predictions
 from airflow_nnunet.doctor.privacy import examine_privacy
-from airflow_nnunet.operators.base import GPU_POOL
 from airflow_nnunet.settings.config import NnunetConfig
+from airflow_nnunet.settings.pool_names import ARCHIVE_POOL, GPU_POOL
 from airflow_nnunet.settings.resolver import resolve_config
 from airflow_nnunet.settings.teams import load_teams
 from nnunet_jobs.contract.exit_codes import Exit
 from nnunet_jobs.contract.failure import ConfigError
+from nnunet_jobs.contract.file_systems import network_file_system
 from nnunet_jobs.contract.sharing import blocking, describe, explain, not_shared, whoami
 from nnunet_jobs.contract.withdrawals import Tombstones
+from nnunet_jobs.contract.workspace import ROOTS
 
-_ROOTS = ("raw", "preprocessed", "results", "jobs", "leases")
 # A preprocessed dataset of a few hundred volumes takes tens of GB; less than this is trouble soon.
 _LOW_DISK_GIB = 20
 # Batches travel between processes through /dev/shm; 64 MB, Docker's default, loses them silently.
@@ -37,10 +38,7 @@ _LOW_SHM_MIB = 2048
 # Each data worker holds dozens of files and sockets.
 _LOW_FILES = 4096
 _OURS = (".locks", ".state", ".versions")  # made by whoever was first
-# Caps how many studies are fetched from or stored in archives at once; the pulling DAG uses it.
-ARCHIVE_POOL = "pacs"
 _SYNC = "run airflow nnunet sync-pools, or python -m airflow_nnunet sync-pools"
-_NETWORK_FILE_SYSTEMS = ("nfs", "cifs", "smb", "ceph", "lustre", "fuse.sshfs", "9p", "gpfs", "beegfs")
 
 
 def examine(config: NnunetConfig) -> Iterator[Finding]:
@@ -73,7 +71,7 @@ def examine(config: NnunetConfig) -> Iterator[Finding]:
 
 
 def _roots(config: NnunetConfig) -> Iterator[Finding]:
-    for name in _ROOTS:
+    for name in ROOTS:
         path = Path(getattr(config.workspace, name))
         trouble = _unwritable(path) or next((found for sub in _OURS if (path / sub).is_dir() and (found := _unwritable(path / sub))), "")
         if trouble:
@@ -91,8 +89,11 @@ def _roots(config: NnunetConfig) -> Iterator[Finding]:
         there = "is writable" if path.is_dir() else "is not there yet and can be made"
         yield Finding(topic=name, ok=enough, text=f"{path} {there}, {free:.0f} GiB free{mend}")
     leases = _existing(Path(config.workspace.leases))
-    kind = _file_system(leases)
-    if kind.startswith(_NETWORK_FILE_SYSTEMS):
+    try:
+        kind = network_file_system(leases)
+    except OSError:
+        return  # the folder's own finding says that it cannot be used
+    if kind is not None:
         yield Finding(
             topic="leases", ok=False, blocks=True,
             text=f"{leases} is on {kind}; kernel locks need a local disk, set leases in section [nnunet] to one",
@@ -278,22 +279,6 @@ def _existing(path: Path) -> Path:
     while not os.path.exists(path) and path != path.parent:
         path = path.parent
     return path
-
-
-def _file_system(path: Path) -> str:
-    """Type of the file system that holds a path, from the longest mount point that contains it."""
-    best, kind = "", ""
-    real = os.path.realpath(path)
-    try:
-        mounts = Path("/proc/mounts").read_text().splitlines()
-    except OSError:
-        return ""
-    for line in mounts:
-        _, point, name, *_ = line.split()
-        inside = real == point or real.startswith(point.rstrip("/") + "/")
-        if inside and len(point) >= len(best):
-            best, kind = point, name
-    return kind
 
 
 @command

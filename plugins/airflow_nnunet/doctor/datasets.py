@@ -20,9 +20,9 @@ def examine_datasets(sync: str) -> Iterator[Finding]:
     from airflow.utils.session import create_session
     from sqlalchemy.exc import SQLAlchemyError
 
-    from airflow_nnunet.operators.base import GPU_POOL
     from airflow_nnunet.pipelines.dag_builder import datasets_folder
     from airflow_nnunet.pipelines.dataset_config import load_folder
+    from airflow_nnunet.settings.pool_names import GPU_POOL
 
     try:
         loaded = load_folder(datasets_folder(Path(conf.get("core", "dags_folder"), "nnunet_training.py")))

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import httpx
 
 from airflow_nnunet.doctor.finding import Finding
-from airflow_nnunet.prediction_api import POOL
 from airflow_nnunet.prediction_api.servers import connect
 from airflow_nnunet.prediction_api.tenants import all_spaces
+from airflow_nnunet.settings.pool_names import PREDICTION_POOL
 from nnunet_jobs.contract.failure import ConfigError
 
 
@@ -26,15 +26,14 @@ def examine_predictions(mend: str) -> Iterator[Finding]:
         return
     try:
         with create_session() as session:
-            there = Pool.get_pool(POOL, session=session) is not None
+            there = Pool.get_pool(PREDICTION_POOL, session=session) is not None
     except SQLAlchemyError:
         return  # the pool's finding has said so
     if there:
-        text = (
-            f"pool {POOL} is there; {spaces[0].quota} unfinished requests a team, {spaces[0].limit} in all, kept {spaces[0].keep_days} days"
-        )
+        limits = f"{spaces[0].quota} unfinished requests a team, {spaces[0].limit} in all, kept {spaces[0].keep_days} days"
+        text = f"pool {PREDICTION_POOL} is there; {limits}"
     else:
-        text = f"pool {POOL} is missing, requests would wait for ever; {mend}"
+        text = f"pool {PREDICTION_POOL} is missing, requests would wait for ever; {mend}"
     yield Finding(topic="prediction API", ok=there, text=text)
     for space in spaces:
         for address in space.servers:

@@ -8,9 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from airflow_nnunet.doctor.finding import Finding
-from nnunet_jobs.contract.workspace import Workspace
+from nnunet_jobs.contract.workspace import WRITTEN_ROOTS, Workspace
 
-_ROOTS = ("raw", "preprocessed", "results", "jobs")
 # Folders and files looked at in each root: a warning needs one, and the doctor must answer in seconds.
 _MOST_LOOKED_AT = 200_000
 
@@ -19,7 +18,7 @@ def examine_privacy(workspace: Workspace) -> Iterator[Finding]:
     """A finding for each root with files that others may read: made by an earlier version, by hand, or under another setting."""
     if workspace.sharing == "group_others_read":
         return
-    roots = [(name, Path(getattr(workspace, name))) for name in _ROOTS]
+    roots = [(name, Path(getattr(workspace, name))) for name in WRITTEN_ROOTS]
     roots += [("output_roots", Path(root)) for root in workspace.output_roots]
     open_roots = 0
     for name, root in roots:

@@ -44,7 +44,6 @@ if TYPE_CHECKING:
     from airflow.sdk import Context, XComArg
     from airflow.sdk.definitions.mappedoperator import OperatorPartial
 
-GPU_POOL = "gpu"
 _RESOURCE_FIELDS = ("device", "num_gpus", "gpu_memory_mib", "cpus", "memory_mib", "shm_mib", "hang_s", "grace_s")
 _LOG_TAIL_BYTES = 4096
 _NO_OWNER = "airflow"  # what Airflow writes where the DAG's author named nobody

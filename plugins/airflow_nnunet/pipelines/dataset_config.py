@@ -28,6 +28,7 @@ from airflow_nnunet.pipelines.dataset_sections import (
 )
 from airflow_nnunet.pipelines.schedules import check_schedule, check_timezone
 from airflow_nnunet.settings.airflow_names import Owner, PoolName, Priority, QueueName, Retries, Tag
+from airflow_nnunet.settings.pool_names import GPU_POOL
 from airflow_nnunet.settings.python_classes import check_class
 from airflow_nnunet.settings.teams import Teams, load_teams
 from airflow_nnunet.settings.yaml_files import Section, WrongField, line_of, location_of, read_model, yaml_files
@@ -83,7 +84,7 @@ class TrainingConfig(Section):
         "defaults here. Also the tag `team:<name>`.",
     )
     tags: list[Tag] = Field(default=[], description="More tags for the DAG list.")
-    pool: PoolName = Field(default="gpu", description="Airflow pool of trainings and predictions.")
+    pool: PoolName = Field(default=GPU_POOL, description="Airflow pool of trainings and predictions.")
     queue: QueueName | None = Field(
         default=None, description="Queue of trainings and predictions, for workers that listen to some (Celery); Airflow's own when empty."
     )

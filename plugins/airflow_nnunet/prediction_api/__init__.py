@@ -13,5 +13,4 @@ from __future__ import annotations
 URL_PREFIX = "/nnunet-api"
 DAG_ID = "nnunet_predictions"
 TASK_ID = "predict"
-POOL = "predictions"
 ID_PREFIX = "p-"

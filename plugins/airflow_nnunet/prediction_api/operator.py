@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 from airflow_nnunet.jobs.exceptions import from_job_error
 from airflow_nnunet.jobs.outage import patiently
 from airflow_nnunet.operators.predict import BatchPredictOperator
-from airflow_nnunet.prediction_api import POOL
 from airflow_nnunet.prediction_api.models import ModelFacts, model_facts
 from airflow_nnunet.prediction_api.servers import Answer, ask_servers
 from airflow_nnunet.prediction_api.store import StoredRequest, open_request
 from airflow_nnunet.prediction_api.tenants import Space, load_space
+from airflow_nnunet.settings.pool_names import PREDICTION_POOL
 from airflow_nnunet.settings.resolver import resolve_config
 from airflow_nnunet.settings.workspace_memory import TaskMemory
 from nnunet_jobs.contract.failure import DataError, FailureClass, JobError
@@ -36,9 +36,9 @@ class RequestPredictOperator(BatchPredictOperator):
         kwargs: see :class:`BatchPredictOperator`; ``dataset``, ``cases``, ``output_folder`` and ``model`` are the request's.
     """
 
-    default_pool = POOL
+    default_pool = PREDICTION_POOL
 
-    def __init__(self, *, pool: str = POOL, **kwargs: Any) -> None:
+    def __init__(self, *, pool: str = PREDICTION_POOL, **kwargs: Any) -> None:
         kwargs |= {
             "dataset": "{{ params.dataset }}",
             "model": "{{ params.model }}",

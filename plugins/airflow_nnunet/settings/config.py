@@ -15,10 +15,9 @@ from typing import Any
 from airflow_nnunet.backends import Backend, get_backend
 from airflow_nnunet.provider_info import OPTIONS
 from nnunet_jobs.contract.failure import ConfigError
-from nnunet_jobs.contract.workspace import Workspace
+from nnunet_jobs.contract.workspace import ROOTS, Workspace
 
 SECTION = "nnunet"
-_SINGLE_ROOTS = ("raw", "preprocessed", "results", "jobs", "leases")
 _PATH_LISTS = ("input_roots", "output_roots", "trainer_paths")
 
 
@@ -73,7 +72,7 @@ class NnunetConfig:
         root = str(values["workspace"]).replace("{AIRFLOW_HOME}", str(airflow_home()))
         if not os.path.isabs(root):
             raise ConfigError(where=f"[{SECTION}]", field="workspace", value=root, problem="must be an absolute path")
-        roots = {name: values[name] for name in _SINGLE_ROOTS}
+        roots = {name: values[name] for name in ROOTS}
         lists = {name: path_list(values[name]) for name in _PATH_LISTS}
         return cls(
             workspace=replace(

@@ -20,17 +20,15 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from airflow_nnunet.settings.airflow_names import Priority, QueueName
+from airflow_nnunet.settings.pool_names import COMMON_POOLS
 from airflow_nnunet.settings.yaml_files import Section, WrongField, line_of, read_model, yaml_files
 from nnunet_jobs.contract.failure import ConfigError
 from nnunet_jobs.contract.sharing import explain
 from nnunet_jobs.contract.spec import TEAM
-from nnunet_jobs.contract.workspace import Workspace
+from nnunet_jobs.contract.workspace import WRITTEN_ROOTS, Workspace
 
-COMMON_POOLS = ("gpu", "pacs", "predictions", "default_pool")
-"""Pools of everybody; no team can have one of them as its own."""
-ROOTS = ("workspace", "raw", "preprocessed", "results", "jobs", "input_roots", "output_roots")
+ROOTS = ("workspace", *WRITTEN_ROOTS, "input_roots", "output_roots")
 """Options that a team never inherits from section [nnunet]: what it does not name is below its own workspace, or nowhere."""
-_WRITTEN = ("raw", "preprocessed", "results", "jobs")
 
 
 class TeamConfigError(ConfigError):
@@ -257,9 +255,9 @@ def _load_team(path: Path, others: Mapping[str, TeamConfig]) -> TeamConfig:
 
 def _overlaps(mine: Workspace, theirs: Workspace, other: str) -> Iterator[tuple[str, str]]:
     """Where a team would write into another team's folders, or read more of them than the results that it is given."""
-    for field in (*_WRITTEN, "output_roots", "input_roots"):
+    for field in (*WRITTEN_ROOTS, "output_roots", "input_roots"):
         for path in _paths(mine, field):
-            fields = _WRITTEN if field == "input_roots" else (*_WRITTEN, "output_roots", "input_roots")
+            fields = WRITTEN_ROOTS if field == "input_roots" else (*WRITTEN_ROOTS, "output_roots", "input_roots")
             for foreign in fields:
                 for their in _paths(theirs, foreign):
                     # An input root may be another team's output root: that is how one team gives to another.

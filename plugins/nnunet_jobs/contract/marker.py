@@ -24,12 +24,11 @@ from typing import Any, Protocol
 from nnunet_jobs.contract.failure import Lost
 from nnunet_jobs.contract.files import read_json, write_json
 from nnunet_jobs.contract.sharing import make_root, shared_umask
-from nnunet_jobs.contract.workspace import Workspace
+from nnunet_jobs.contract.workspace import SHARED_ROOTS, Workspace
 
 log = logging.getLogger("nnunet_jobs")
 
 MARKER = ".nnunet-workspace"
-SHARED_ROOTS = ("raw", "preprocessed", "results")
 OTHER_ROOTS = (*SHARED_ROOTS, "leases")
 FSTAB, MOUNTS = Path("/etc/fstab"), Path("/proc/self/mounts")
 _LOOK_AGAIN_S = 1.0

@@ -21,9 +21,7 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from nnunet_jobs.contract.failure import JobError
-from nnunet_jobs.contract.workspace import SHARING, Workspace
-
-_ROOTS = ("raw", "preprocessed", "results", "jobs", "leases")
+from nnunet_jobs.contract.workspace import ROOTS, SHARING, Workspace
 
 
 def shared_umask(workspace: Workspace) -> contextlib.AbstractContextManager[None]:
@@ -70,7 +68,7 @@ def share(workspace: Workspace) -> None:
     """
     os.umask(SHARING[workspace.sharing])
     if is_shared(workspace):
-        for root in (*(getattr(workspace, name) for name in _ROOTS), *workspace.output_roots):
+        for root in (*(getattr(workspace, name) for name in ROOTS), *workspace.output_roots):
             try:
                 make_root(workspace, Path(root))
             except OSError as error:

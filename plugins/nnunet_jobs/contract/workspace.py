@@ -17,6 +17,14 @@ _VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 VERSIONS = ".versions"
 MANIFEST = "manifest.json"
 MODEL_CARD = "model.json"
+FINAL_CHECKPOINT = "checkpoint_final.pth"
+"""nnU-Net's own name of a fold's trained network."""
+SHARED_ROOTS = ("raw", "preprocessed", "results")
+"""The roots that nnU-Net itself knows."""
+WRITTEN_ROOTS = (*SHARED_ROOTS, "jobs")
+"""The roots of one team, which all hosts share."""
+ROOTS = (*WRITTEN_ROOTS, "leases")
+"""All roots that a workspace has one folder of."""
 SHARING: dict[str, int] = {"private": 0o077, "group": 0o007, "group_others_read": 0o002}
 """Who may work with what is made: name to umask. ``private``: only the user that a job runs as."""
 
@@ -64,7 +72,7 @@ class Workspace:
     sharing: str = "private"
 
     def __post_init__(self) -> None:
-        for field in ("raw", "preprocessed", "results", "jobs", "leases"):
+        for field in ROOTS:
             value = getattr(self, field)
             if not value or not os.path.isabs(value):
                 raise ConfigError(

@@ -11,10 +11,9 @@ from typing import Any
 from nnunet_jobs.contract.failure import ConfigError, DataError
 from nnunet_jobs.contract.files import content_hash, sha256_file
 from nnunet_jobs.contract.withdrawals import listed, trained_on_withdrawn
-from nnunet_jobs.contract.workspace import Workspace
+from nnunet_jobs.contract.workspace import FINAL_CHECKPOINT, Workspace
 
 log = logging.getLogger("nnunet_jobs")
-CHECKPOINT = "checkpoint_final.pth"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +37,7 @@ class Stage:
 
     def checkpoints(self) -> tuple[Path, ...]:
         """The folds' final checkpoints."""
-        return tuple(self.folder / f"fold_{fold}" / CHECKPOINT for fold in self.folds)
+        return tuple(self.folder / f"fold_{fold}" / FINAL_CHECKPOINT for fold in self.folds)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,7 +6,6 @@ The server has no login, and a browser on this machine reaches loopback for any 
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 import re
 from urllib.parse import urlsplit
@@ -14,6 +13,7 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from nnunet_jobs.contract.loopback import is_loopback
 from nnunet_jobs.contract.problems import Problem
 from nnunet_jobs.predictor_server.problems import respond
 
@@ -64,10 +64,7 @@ class KnownVisitors:
         host = _host(address)
         if self._without_dots and re.fullmatch(r"[a-z0-9_-]+", host):
             return True
-        try:
-            return host in self._names or host in self._allowed or ipaddress.ip_address(host).is_loopback
-        except ValueError:
-            return False
+        return host in self._names or host in self._allowed or is_loopback(host)
 
 
 def _host(address: str) -> str:

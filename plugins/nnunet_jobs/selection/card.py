@@ -16,8 +16,8 @@ from nnunet_jobs.context import StepContext
 from nnunet_jobs.contract.failure import ConfigError, DataError
 from nnunet_jobs.contract.files import locked, read_json, repoint, sha256_file, write_json
 from nnunet_jobs.contract.withdrawals import listed, trained_on_withdrawn
-from nnunet_jobs.contract.workspace import MODEL_CARD, Workspace
-from nnunet_jobs.prediction.model import CHECKPOINT, SelectedModel, model_from_card, selection_hash
+from nnunet_jobs.contract.workspace import FINAL_CHECKPOINT, MODEL_CARD, Workspace
+from nnunet_jobs.prediction.model import SelectedModel, model_from_card, selection_hash
 from nnunet_jobs.selection.better import better
 from nnunet_jobs.selection.commands import PLACEHOLDERS, commands, stages
 from nnunet_jobs.selection.folds import Trained
@@ -36,7 +36,7 @@ def predicting_files(trained: Trained, members: Sequence[Mapping[str, Any]], con
     files = {}
     for stage in stages(members):
         folder, folds = trained.folder(stage["configuration"]), [*stage["folds"], *stage.get("further_folds", ())]
-        paths = [folder / "plans.json", folder / "dataset.json", *(folder / f"fold_{fold}" / CHECKPOINT for fold in folds)]
+        paths = [folder / "plans.json", folder / "dataset.json", *(folder / f"fold_{fold}" / FINAL_CHECKPOINT for fold in folds)]
         for path in paths:
             files[path.relative_to(trained.root).as_posix()] = sha256_file(path)
             context.beat()

@@ -13,9 +13,8 @@ from nnunet_jobs.contract.failure import ConfigError
 from nnunet_jobs.contract.files import content_hash, read_json
 from nnunet_jobs.contract.params import FindBestParams, TrainParams
 from nnunet_jobs.contract.withdrawals import listed, require_none_withdrawn, trained_on_withdrawn
-from nnunet_jobs.contract.workspace import VERSIONS, Workspace
+from nnunet_jobs.contract.workspace import FINAL_CHECKPOINT, VERSIONS, Workspace
 from nnunet_jobs.training.fold import (
-    FINAL,
     FOLD_RECORD,
     SETTINGS,
     SETTINGS_RECORD,
@@ -309,12 +308,12 @@ def _not_repairable(trained: Trained, configuration: str, fold: int | str) -> st
     from nnunet_jobs.training import checkpoint
 
     folder = trained.folder(configuration) / f"fold_{fold}"
-    final = folder / FINAL
+    final = folder / FINAL_CHECKPOINT
     if not final.is_file():
         return "its training has not ended"
     record = read_json_or_empty(folder / FOLD_RECORD) if (folder / FOLD_RECORD).is_file() else {}
-    if record and not unchanged(final, record["files"][FINAL], always_hash=True):
-        return f"{FINAL} has changed since it was verified"
+    if record and not unchanged(final, record["files"][FINAL_CHECKPOINT], always_hash=True):
+        return f"{FINAL_CHECKPOINT} has changed since it was verified"
     try:
         data = checkpoint.load(final, mapped=True)
     except checkpoint.UnsafeCheckpoint as error:
@@ -322,5 +321,5 @@ def _not_repairable(trained: Trained, configuration: str, fold: int | str) -> st
     written_under = data.get("init_args", {}).get(checkpoint.IDENTITY, {})
     expected = fold_identity(trained.model, trained.preprocessed, trained.train_params(configuration, fold))
     if {name: written_under.get(name) for name in expected} != expected:
-        return f"{FINAL} belongs to another training, or to other inputs"
+        return f"{FINAL_CHECKPOINT} belongs to another training, or to other inputs"
     return None

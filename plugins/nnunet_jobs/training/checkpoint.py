@@ -25,10 +25,12 @@ import numpy as np
 
 from nnunet_jobs.contract.failure import DiskFull, FailureClass, classify
 from nnunet_jobs.contract.files import sync_directory, sync_file, temporary_beside
+from nnunet_jobs.contract.workspace import FINAL_CHECKPOINT
 
 log = logging.getLogger("nnunet_jobs.training")
 
-LATEST, PREVIOUS, BEST, FINAL = (f"checkpoint_{name}.pth" for name in ("latest", "previous", "best", "final"))
+LATEST, PREVIOUS, BEST = (f"checkpoint_{name}.pth" for name in ("latest", "previous", "best"))
+FINAL = FINAL_CHECKPOINT
 # Key in the checkpoint's init_args, which stock tools keep but never look through.
 IDENTITY = "nnunet_jobs"
 _FORCE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"  # torch's own switch

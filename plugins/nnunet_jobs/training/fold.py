@@ -16,10 +16,10 @@ from typing import Any
 from nnunet_jobs.contract.failure import ConfigError
 from nnunet_jobs.contract.files import content_hash, read_json, sha256_file, write_json
 from nnunet_jobs.contract.params import TrainParams
+from nnunet_jobs.contract.workspace import FINAL_CHECKPOINT
 
 FOLD_RECORD = "fold.json"
 SETTINGS_RECORD = "settings.json"
-FINAL = "checkpoint_final.pth"
 NEXT_STAGE = "predicted_next_stage"  # nnU-Net's folder beside the folds: what a cascade's next stage is trained on
 # What changes the weights. Not npz, checkpoint_every and plots, which change only what is kept beside them.
 SETTINGS = ("epochs", "iterations", "val_iterations", "optimizer", "initial_lr", "mirroring", "early_stop", "seed")
@@ -208,7 +208,7 @@ def unchanged(path: Path, stamped: Mapping[str, Any], *, always_hash: bool = Fal
 
 def write_fold_record(folder: Path, record: Mapping[str, Any], *, files: Sequence[str]) -> None:
     """Write the record that makes a fold complete, last of all and by rename. ``files``: names relative to its folder."""
-    stamps = {name: stamp(folder / name) for name in (FINAL, "validation/summary.json", *files)}
+    stamps = {name: stamp(folder / name) for name in (FINAL_CHECKPOINT, "validation/summary.json", *files)}
     write_json(folder / FOLD_RECORD, {"schema": 1, **record, "files": stamps})
 
 
@@ -222,7 +222,7 @@ def record_fold(folder: Path, dataset_folder: Path, params: TrainParams) -> None
 
     entry = configuration_entry(dataset_folder, params.plans, params.configuration)
     _, validation = fold_cases(dataset_folder, entry["data_identifier"], params.fold)
-    final = checkpoint.load(folder / FINAL, mapped=True)
+    final = checkpoint.load(folder / FINAL_CHECKPOINT, mapped=True)
     description = read_json(dataset_folder / "dataset.json")
     dice, per_label = summary_dice(read_json(folder / "validation" / "summary.json"), description["labels"])
     on_training = params.fold == "all"
@@ -270,7 +270,7 @@ def inspect_fold(
         return FoldState(complete=False, reasons=("not trained",))
     record = read_json_or_empty(folder / FOLD_RECORD) if (folder / FOLD_RECORD).is_file() else {}
     if not record:
-        what = "training has not ended" if not (folder / FINAL).is_file() else "validation has not ended"
+        what = "training has not ended" if not (folder / FINAL_CHECKPOINT).is_file() else "validation has not ended"
         return FoldState(complete=False, reasons=(f"{what} ({FOLD_RECORD} is missing)",))
     dataset_folder = version_root / dataset
     entry = configuration_entry(dataset_folder, plans, configuration)
@@ -279,7 +279,7 @@ def inspect_fold(
     if record["inputs"] != inputs_hash(dataset_folder, plans=plans, configuration=configuration, fold=fold):
         reasons.append("it was trained on other inputs (plans, dataset.json, split or cases differ)")
     for name, stamped in record["files"].items():
-        if not name.startswith("../") and not unchanged(folder / name, stamped, always_hash=name == FINAL):
+        if not name.startswith("../") and not unchanged(folder / name, stamped, always_hash=name == FINAL_CHECKPOINT):
             reasons.append(f"{name} is missing or has changed since it was verified")
     inputs = next_stage_names(dataset_folder, plans, configuration, val)
     lost = [name for name in inputs if not _left_for_next_stage(folder, name, record["files"], fold)]

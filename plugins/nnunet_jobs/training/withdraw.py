@@ -10,8 +10,8 @@ from typing import Any
 
 from nnunet_jobs.contract.files import write_json
 from nnunet_jobs.contract.withdrawals import MARK, SCHEMA, trained_on_withdrawn
-from nnunet_jobs.contract.workspace import VERSIONS, Workspace
-from nnunet_jobs.training.fold import FINAL, FOLD_RECORD, SETTINGS_RECORD, read_json_or_empty
+from nnunet_jobs.contract.workspace import FINAL_CHECKPOINT, VERSIONS, Workspace
+from nnunet_jobs.training.fold import FOLD_RECORD, SETTINGS_RECORD, read_json_or_empty
 
 # Predictions, probabilities and a cascade's input; the image endings that nnU-Net writes stand for whatever a dataset has.
 _SUFFIXES = (".npz", ".pkl", ".npy", ".b2nd", "_seg.b2nd", ".nii.gz", ".nii", ".nrrd", ".mha", ".png", ".tif", ".tiff")
@@ -93,7 +93,7 @@ def _weights(workspace: Workspace, seen: Seen) -> Iterator[str]:
     """What another model's settings say when it began from this one: the model's name, or a final checkpoint's hash."""
     yield seen.model
     for path in (workspace.model_root(seen.model) / seen.dataset).glob(f"*/fold_*/{FOLD_RECORD}"):
-        stamped = read_json_or_empty(path).get("files", {}).get(FINAL)
+        stamped = read_json_or_empty(path).get("files", {}).get(FINAL_CHECKPOINT)
         if stamped:
             yield stamped["sha256"]
 

@@ -7,7 +7,7 @@ from typing import Any
 from airflow.sdk import DAG
 
 from airflow_nnunet.operators import RegisterDatasetOperator
-from airflow_nnunet.operators.base import GPU_POOL
+from airflow_nnunet.settings.pool_names import GPU_POOL
 from support.teams import FLOOD, LATE
 
 GATES = f"{os.environ['E2E_ROOT']}/gates"

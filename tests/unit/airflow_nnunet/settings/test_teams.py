@@ -15,6 +15,7 @@ from airflow_nnunet.jobs.task_state import JOB_XCOM
 from airflow_nnunet.operators import BatchPredictOperator, PreprocessOperator, RegisterDatasetOperator, TrainFoldOperator
 from airflow_nnunet.pipelines.dag_builder import build_training_dag, check_datasets
 from airflow_nnunet.pipelines.dataset_config import DatasetConfigError, load_config, load_folder
+from airflow_nnunet.settings.pool_names import COMMON_POOLS
 from airflow_nnunet.settings.resolver import resolve_config
 from airflow_nnunet.settings.teams import load_teams
 from devtools.schema_docs import team_reference
@@ -289,3 +290,7 @@ def test_a_team_and_the_pools_file_cannot_have_one_pool(teams: Path, tmp_path: P
     (teams / "cardiology.yaml").write_text("pool: {}\n")
     with pytest.raises(ConfigError, match=r"cardiology\.yaml:1: pool\.slots: is missing"):
         team_pools(PROJECT / "include" / "pools.json")
+
+
+def test_the_pools_of_everybody_are_those_of_the_pools_file_and_airflows_own() -> None:
+    assert set(COMMON_POOLS) == {*json.loads((PROJECT / "include" / "pools.json").read_text()), "default_pool"}
