@@ -29,7 +29,8 @@ def get_cli_commands() -> list[Any]:
         argument(("--since",), default=None, metavar="DAY", help="first day (UTC), such as 2026-01-01; of this month when empty"),
         argument(("--until",), default=None, metavar="DAY", help="day at whose beginning (UTC) the sum ends; now when empty"),
         team,
-        as_json,
+        cli_config.ARG_OUTPUT,
+        argument(("--json",), action="store_true", help="print one JSON object with the span, the rows, their total and what is left out"),
         connection,
     )
     withdraw = (

@@ -7,7 +7,7 @@ import datetime as dt
 import json
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -18,8 +18,6 @@ from nnunet_jobs.contract.failure import ConfigError
 from nnunet_jobs.contract.marker import MARKER
 from nnunet_jobs.contract.sharing import explain
 from nnunet_jobs.contract.usage import DONE, FOLDER, Usage, read_usage
-
-_COLUMNS = ("team", "dataset", "attempts", "not done", "GPU h", "CPU slot h", "other h", "waited h")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -96,7 +94,9 @@ def moment(text: str, field: str) -> dt.datetime:
 
 @command
 def usage_command(args: argparse.Namespace) -> int:
-    """The command: a table or JSON; what cannot be read is said on stderr, and is no part of the sum."""
+    """The command: Airflow's own output formats, or one JSON document; what cannot be read is said on stderr and is no part of the sum."""
+    from airflow.cli.simple_table import AirflowConsole
+
     now = dt.datetime.now(dt.UTC)
     since = moment(args.since, "since") if args.since else now.replace(day=1, hour=0, minute=0, second=0, microsecond=0)
     until = moment(args.until, "until") if args.until else now
@@ -129,27 +129,29 @@ def usage_command(args: argparse.Namespace) -> int:
     if args.json:
         span = {"since": since.isoformat(), "until": until.isoformat(), "rows": [_rounded(row) for row in rows]}
         print(json.dumps({**span, "total": _rounded(total(rows)), "left_out": left_out}, indent=1))
+    elif args.output in ("json", "yaml"):
+        AirflowConsole().print_as([_rounded(row) for row in rows], args.output)
     else:
         print(f"{since:%Y-%m-%d %H:%M} to {until:%Y-%m-%d %H:%M} UTC")
-        print(table([*rows, total(rows)]) if rows else "no attempt ended or computed in this time")
+        if rows:
+            AirflowConsole().print_as([columns(row) for row in [*rows, total(rows)]], args.output)
+        else:
+            print("no attempt ended or computed in this time")
     return Exit.DONE
 
 
-def table(rows: Sequence[Row]) -> str:
-    """The rows for people."""
-    lines = [_COLUMNS, *(_cells(row) for row in rows)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(_COLUMNS))]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if column < 2 else cell.rjust(width) for column, (cell, width) in enumerate(zip(line, widths, strict=True))
-        )
-        for line in lines
-    )
-
-
-def _cells(row: Row) -> tuple[str, ...]:
-    hours = (row.gpu_hours, row.slot_hours, row.other_hours, row.waited_hours)
-    return (row.team or "(no team)", row.dataset, str(row.attempts), str(row.failed), *(f"{value:.2f}" for value in hours))
+def columns(row: Row) -> dict[str, str]:
+    """A row for people, by the heads of its columns."""
+    return {
+        "team": row.team or "(no team)",
+        "dataset": row.dataset,
+        "attempts": str(row.attempts),
+        "not done": str(row.failed),
+        "GPU h": f"{row.gpu_hours:.2f}",
+        "CPU slot h": f"{row.slot_hours:.2f}",
+        "other h": f"{row.other_hours:.2f}",
+        "waited h": f"{row.waited_hours:.2f}",
+    }
 
 
 def _rounded(row: Row) -> dict[str, Any]:

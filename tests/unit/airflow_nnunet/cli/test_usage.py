@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from airflow_nnunet.cli.usage import Row, moment, summed, usage_command
 from airflow_nnunet.settings.resolver import resolve_config
@@ -41,7 +42,8 @@ def one(*usages: Usage, since: dt.datetime = JANUARY, until: dt.datetime = JANUA
 
 
 def arguments(**given: Any) -> argparse.Namespace:
-    return argparse.Namespace(**({"since": "2026-01-01", "until": "2026-02-01", "team": None, "json": False, "conn_id": None} | given))
+    known = {"since": "2026-01-01", "until": "2026-02-01", "team": None, "output": "table", "json": False, "conn_id": None}
+    return argparse.Namespace(**(known | given))
 
 
 def test_a_gpu_hour_is_an_hour_of_a_whole_gpu() -> None:
@@ -104,7 +106,9 @@ def _books(root: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
 
 def test_all_teams_are_in_one_table(booked: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
     usage_command(arguments())
-    out = [line.split() for line in capsys.readouterr().out.splitlines()]
+    lines = capsys.readouterr().out.splitlines()
+    assert set(lines.pop(2)) == {"=", "+"}
+    out = [line.replace("|", " ").split() for line in lines]
     assert out[0] == ["2026-01-01", "00:00", "to", "2026-02-01", "00:00", "UTC"]
     assert out[1] == ["team", "dataset", "attempts", "not", "done", "GPU", "h", "CPU", "slot", "h", "other", "h", "waited", "h"]
     assert out[2] == ["(no", "team)", "Dataset004_Hip", "1", "0", "2.00", "0.00", "0.00", "0.00"]
@@ -112,6 +116,21 @@ def test_all_teams_are_in_one_table(booked: dict[str, Path], capsys: pytest.Capt
     assert out[8] == ["total", "6", "3", "9.00", "0.00", "0.00", "0.00"]
     usage_command(arguments(since="2026-01-03"))
     assert "no attempt ended" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("output", ["json", "yaml"])
+def test_the_rows_come_in_airflows_other_formats(output: str, booked: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    usage_command(arguments(team="mri", output=output))
+    rows = yaml.safe_load(capsys.readouterr().out)  # which reads JSON too
+    assert [(row["team"], row["dataset"], float(row["gpu_hours"])) for row in rows] == [
+        ("mri", "Dataset004_Hip", 2.0), ("mri", "Dataset005_Liver", 1.0),
+    ]  # fmt: skip
+    usage_command(arguments(team="mri", output="plain"))
+    out = capsys.readouterr().out.splitlines()
+    assert out[2].split()[:4] == ["mri", "Dataset004_Hip", "1", "0"]
+    assert out[4].split()[0] == "total"
+    usage_command(arguments(since="2026-01-03", output=output))
+    assert yaml.safe_load(capsys.readouterr().out) == []
 
 
 def test_json_of_one_team(booked: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
