@@ -9,7 +9,6 @@ fixed form, names come from a fixed list, links are not followed.
 from __future__ import annotations
 
 import contextlib
-import html
 import os
 import stat
 from pathlib import Path
@@ -21,6 +20,7 @@ from airflow.api_fastapi.core_api.security import GetUserDep, requires_access_da
 from fastapi import Depends, FastAPI, HTTPException, Query, Request
 from fastapi.exception_handlers import http_exception_handler
 from fastapi.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response
+from jinja2 import Environment, StrictUndefined
 from starlette.exceptions import HTTPException as AnyHTTPException
 
 from airflow_nnunet.jobs.links import URL_PREFIX
@@ -39,6 +39,17 @@ _READABLE = (".json", ".jsonl", ".txt")
 _HEADERS = {"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'", "X-Content-Type-Options": "nosniff"}
 # A report holds pictures. Its own scripts, if it could ever have any, would not run, nor act as the user.
 _REPORT_HEADERS = {**_HEADERS, "Content-Security-Policy": f"{_HEADERS['Content-Security-Policy']}; img-src data:; sandbox"}
+
+_FOLDER = Environment(autoescape=True, undefined=StrictUndefined).from_string("""<!doctype html><title>{{ job_id }}</title>
+<style>body{font:14px sans-serif;margin:2em}td{padding:.2em 1.5em .2em 0}td+td{text-align:right}</style>
+<h1>{{ job_id }}</h1>
+<p>attempt {{ state.attempt }}, {{ state.phase }}{% if state.message %}: {{ state.message }}{% endif %}</p>
+<p>{{ folder }}</p>
+<table>
+{% for name, size in files %}<tr><td><a href="files/{{ name }}">{{ name }}</a></td><td>{{ "{:,}".format(size) }}</td></tr>
+{% endfor %}</table>
+<p><a href="log">end of the log</a>{% if report %} · <a href="report">dataset report</a>{% endif %}</p>
+""")
 
 
 def create_app() -> FastAPI:
@@ -106,18 +117,8 @@ def job_folder(folder: Folder) -> HTMLResponse:
     """What is in the job's directory, and how far it is."""
     job_id = folder.name
     state = JobDir(folder).state()
-    rows = "".join(
-        f'<tr><td><a href="files/{html.escape(name)}">{html.escape(name)}</a></td><td>{(folder / name).lstat().st_size:,}</td></tr>'
-        for name in _names(folder)
-    )
-    report = ' · <a href="report">dataset report</a>' if (folder / _REPORT).is_file() else ""
-    page = (
-        f"<!doctype html><title>{html.escape(job_id)}</title>"
-        "<style>body{font:14px sans-serif;margin:2em}td{padding:.2em 1.5em .2em 0}td+td{text-align:right}</style>"
-        f"<h1>{html.escape(job_id)}</h1><p>attempt {state.attempt}, {html.escape(str(state.phase))}"
-        f"{': ' + html.escape(state.message) if state.message else ''}</p>"
-        f'<p>{html.escape(str(folder))}</p><table>{rows}</table><p><a href="log">end of the log</a>{report}</p>'
-    )
+    files = [(name, (folder / name).lstat().st_size) for name in _names(folder)]
+    page = _FOLDER.render(job_id=job_id, state=state, folder=folder, files=files, report=(folder / _REPORT).is_file())
     return HTMLResponse(page, headers=_HEADERS)
 
 

@@ -1,14 +1,13 @@
-"""The report's pictures as inline SVG: small histograms for table rows, and mid-slices with label outlines."""
+"""What the pages draw as inline SVG: small histograms for table rows, and mid-slices with label outlines. The templates draw it."""
 
 from __future__ import annotations
 
-import html
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from nnunet_jobs.report.facts import Range, share
-from nnunet_jobs.report.html import text
 
 BINS = 32
 _WIDTH, _HEIGHT = 192, 28
@@ -19,21 +18,53 @@ _GOLDEN_ANGLE = 137.508
 _NARROWEST = 0.2  # of a picture's cell; thinner slices are drawn wider than they are
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bars:
+    """Bars over a base line.
+
+    Attributes:
+        path: Their outlines, as of an SVG path. fill: Their colour, the page's own if None.
+        median: Where a line is drawn, from 0 to 1 of the width; none if None.
+        width: Of the drawing, in pixels. height: Of the drawing, in pixels.
+    """
+
+    path: str
+    fill: str | None = None
+    median: float | None = None
+    width: int = _WIDTH
+    height: int = _HEIGHT
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Slice:
+    """A mid-slice in its true proportions, filling a square cell.
+
+    Attributes:
+        title: What it shows. mime: Of the image. data: The image in base64.
+        width: In pixels. height: In pixels. across: Width in percent of the cell. down: Height in percent of the cell.
+        outlines: A colour and an SVG path for each label value.
+    """
+
+    title: str
+    mime: str
+    data: str
+    width: int
+    height: int
+    across: float
+    down: float
+    outlines: Sequence[tuple[str, str]]
+
+
 def colour(place: int) -> str:
     """Colour of the n-th label value."""
     return _COLOURS[place] if place < len(_COLOURS) else f"hsl({place * _GOLDEN_ANGLE % 360:.0f} 85% 65%)"
 
 
-def swatch(fill: str) -> str:
-    """A small square of a label's colour."""
-    return f'<svg class="swatch" viewBox="0 0 10 10" aria-hidden="true"><rect width="10" height="10" rx="2" fill="{fill}"/></svg>'
-
-
-def histogram(values: Range, *, fill: str | None = None) -> str:
-    """How many cases have which value, from the smallest to the largest, with a line at the median."""
+def histogram(values: Range, *, fill: str | None = None) -> Bars | str:
+    """How many cases have which value, from the smallest to the largest, with a line at the median. Words if there is nothing to draw."""
     low, high = values.low, values.high
     if not 0 < high - low < math.inf:
-        return '<span class="none">the same in all cases</span>' if len(values.values) > 1 else ""
+        return "the same in all cases" if len(values.values) > 1 else ""
     bins = _bins(values)
     counts = [0.0] * bins
     for value in values.values:
@@ -49,7 +80,7 @@ def _bins(values: Range) -> int:
     return wanted
 
 
-def intensity_histogram(channels: Sequence[Mapping[str, Any]], low: float, high: float) -> str:
+def intensity_histogram(channels: Sequence[Mapping[str, Any]], low: float, high: float) -> Bars | str:
     """The histograms of all cases as one, each case with the same weight, between two intensities; what lies outside is left out."""
     counts = [0.0] * BINS
     if not 0 < high - low < math.inf:
@@ -74,7 +105,7 @@ def _spread(counts: list[float], part: float, begin: float, end: float) -> None:
         counts[place] += part * max(0.0, min(last, place + 1) - max(first, place)) / (last - first)
 
 
-def bars(counts: Sequence[float], *, fill: str | None = None, median: float | None = None) -> str:
+def bars(counts: Sequence[float], *, fill: str | None = None, median: float | None = None) -> Bars:
     """Bars over a base line; whatever is not zero can be seen."""
     step = _WIDTH / max(1, len(counts))
     shapes = []
@@ -82,28 +113,23 @@ def bars(counts: Sequence[float], *, fill: str | None = None, median: float | No
         if part > 0:
             height = max(2.0, part * (_HEIGHT - 2))
             shapes.append(f"M{place * step + 0.5:.1f} {_HEIGHT - 1}v-{height:.1f}h{step - 1:.1f}v{height:.1f}z")
-    style = f' style="fill:{fill}"' if fill else ""
-    line = f'<path class="median" d="M{median * _WIDTH:.1f} 0v{_HEIGHT}"/>' if median is not None else ""
-    return (
-        f'<svg class="bars" viewBox="0 0 {_WIDTH} {_HEIGHT}" aria-hidden="true">'
-        f'<path d="{"".join(shapes)}"{style}/><path class="base" d="M0 {_HEIGHT - 0.5}h{_WIDTH}"/>{line}</svg>'
-    )
+    return Bars(path="".join(shapes), fill=fill, median=median)
 
 
-def slice_picture(picture: Mapping[str, Any] | None, colours: Mapping[str, str], *, title: str) -> str:
-    """A mid-slice in its true proportions, filling a square cell, with an outline in the colour of each label value."""
+def slice_picture(picture: Mapping[str, Any] | None, colours: Mapping[str, str], *, title: str) -> Slice | None:
+    """A mid-slice with an outline in the colour of each label value; None where there is no picture."""
     if not picture or picture["mime"] not in _MIMES:
-        return '<span class="none">no picture</span>'
+        return None
     width, height = (int(n) for n in picture["pixels"])
     across, down = (float(size) if float(size) > 0 else 1.0 for size in picture["size_mm"])
     largest = max(across, down)
-    cell = [100 * max(_NARROWEST, size / largest) for size in (across, down)]
-    outlines = "".join(
-        f'<path stroke="{colours.get(value, "#fff")}" d="{html.escape(str(path))}"/>' for value, path in picture["contours"].items()
-    )
-    return (
-        f'<svg viewBox="0 0 {width} {height}" preserveAspectRatio="none" role="img" aria-label="{text(title)}"'
-        f' style="width:{cell[0]:.1f}%;height:{cell[1]:.1f}%">'
-        f'<image href="data:{picture["mime"]};base64,{html.escape(str(picture["data"]))}" width="{width}" height="{height}"'
-        f' preserveAspectRatio="none"/>{outlines}</svg>'
+    return Slice(
+        title=title,
+        mime=picture["mime"],
+        data=str(picture["data"]),
+        width=width,
+        height=height,
+        across=100 * max(_NARROWEST, across / largest),
+        down=100 * max(_NARROWEST, down / largest),
+        outlines=[(colours.get(value, "#fff"), str(path)) for value, path in picture["contours"].items()],
     )

@@ -1,31 +1,69 @@
-"""The smallest pieces of the report's page. Whatever comes from outside becomes HTML here, and only here."""
+"""Pages from the files of ``templates/``. Jinja2 escapes everything that is put into them."""
 
 from __future__ import annotations
 
-import html
-from collections.abc import Iterable
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2.ext import Extension
+
+from nnunet_jobs.contract.failure import Fault
+from nnunet_jobs.report.facts import number
+
+_LIMIT = 400
 
 
-def text(value: object, limit: int = 400) -> str:
-    """Any text as harmless HTML: escaped, cut, and what cannot be printed (line breaks, direction marks) shown as its code."""
-    shown = str(value)
-    shown = shown if len(shown) <= limit else f"{shown[:limit]}…"
-    if not shown.isprintable():
-        shown = "".join(sign if sign.isprintable() or sign == "\n" else ascii(sign)[1:-1] for sign in shown)
-    return html.escape(shown)
+def render(template: str, **values: Any) -> str:
+    """A page.
+
+    Args:
+        template: Name of a file in ``templates/``.
+        values: What its names stand for.
+    """
+    return _environment().get_template(template).render(values)
 
 
-def items(lines: Iterable[str]) -> str:
-    """List items."""
-    return "".join(f"<li>{line}</li>" for line in lines)
+def shown(value: object, limit: int = _LIMIT) -> str:
+    """Any text for a page: cut, and what cannot be printed (line breaks, direction marks) shown as its code.
+
+    Args:
+        value: Shown as ``str`` gives it.
+        limit: Characters at most.
+    """
+    text = str(value)
+    text = text if len(text) <= limit else f"{text[:limit]}…"
+    if not text.isprintable():
+        text = "".join(sign if sign.isprintable() or sign == "\n" else ascii(sign)[1:-1] for sign in text)
+    return text
 
 
-def heads(*names: str, kind: str = "") -> str:
-    """Head cells of a table."""
-    mark = f' class="{kind}"' if kind else ""
-    return "".join(f"<th{mark}>{name}</th>" for name in names)
+class _Compact(Extension):
+    """Templates have line breaks and indentation to be read by people; a page of many cases is smaller without them."""
+
+    def preprocess(self, source: str, name: str | None, filename: str | None = None) -> str:
+        """See Jinja2."""
+        return "".join(line.strip() for line in source.splitlines())
 
 
-def more(count: int, limit: int, what: str) -> str:
-    """A note where only the first lines are shown."""
-    return f'<p class="note">The first {limit:,} of {count:,} {what}.</p>' if count > limit else ""
+def _kind(fault: Fault) -> str:
+    """Class of a fault in the style sheet."""
+    return "bad" if fault.severity == "error" else "look"
+
+
+@functools.cache
+def _environment() -> Environment:
+    made = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True, undefined=StrictUndefined, extensions=[_Compact]
+    )
+    filters: dict[str, Callable[..., str]] = {
+        "shown": shown,
+        "thousands": lambda count: f"{count:,}",
+        "tenth": lambda size: f"{size:.1f}",
+        "kind": _kind,
+        "number": number,
+    }
+    made.filters |= filters
+    return made
