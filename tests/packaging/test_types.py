@@ -36,8 +36,40 @@ with DAG("mine", schedule=None, params={**form(config, "nnunet")}):
     BatchPredictOperator(task_id="predict", dataset=4, cases="holdout", output_folder="/out", model=best.output["model"])
     train >> best >> training_task_group(config)
 """
+PUBLIC = """
+import datetime as dt
+from pathlib import Path
+
+import airflow_nnunet
+from airflow_nnunet import (
+    Backend,
+    DatasetSection,
+    DicomWebRetrieveOperator,
+    NnunetRetryPolicy,
+    TrainFoldOperator,
+    TrainingConfig,
+    TrainSection,
+    build_training_dag,
+    datasets_folder,
+    get_backend,
+    load_config,
+    model_asset,
+    training_dags,
+)
+
+version: str = airflow_nnunet.__version__
+config: TrainingConfig = load_config(Path("liver.yaml"))
+own = TrainingConfig(dag_id="own", dataset=DatasetSection(id=4, name="Hip", source="/in"), train=TrainSection(folds=[0, "all"]))
+dag = build_training_dag(own)
+dags: list[str] = [one.dag_id for one in training_dags(datasets_folder(__file__)).values()]
+uri: str = model_asset("Dataset004_Hippocampus").uri
+delay: dt.timedelta = NnunetRetryPolicy(gpu_oom_tries=1).delay(1)
+backend: Backend = get_backend("local")
+fetch = DicomWebRetrieveOperator(task_id="fetch", study="1.2.3", folder="/in")
+train = TrainFoldOperator(task_id="train", dataset=4, configuration="2d", fold=0, retry_policy=NnunetRetryPolicy())
+"""
 WRONG = """
-from airflow_nnunet.operators import TrainFoldOperator
+from airflow_nnunet import TrainFoldOperator
 
 TrainFoldOperator(task_id="t", dataset=4, configuration=2, fold=0)
 TrainFoldOperator.partial(task_id="t", dataset=4).expnd(fold=[0])
@@ -64,7 +96,7 @@ def test_the_examples_and_an_authors_own_dag_have_types(python: Path, tmp_path: 
     assert snippets
     for number, text in enumerate(snippets):
         (tmp_path / f"readme_{number}.py").write_text(text)
-    for name, text in (("right", RIGHT), ("wrong", WRONG)):
+    for name, text in (("right", RIGHT), ("public", PUBLIC), ("wrong", WRONG)):
         (tmp_path / f"{name}.py").write_text(text)
     command = [
         sys.executable,
