@@ -10,7 +10,6 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from jinja2.ext import Extension
 
-from nnunet_jobs.contract.failure import Fault
 from nnunet_jobs.report.facts import number
 
 _LIMIT = 400
@@ -48,9 +47,9 @@ class _Compact(Extension):
         return "".join(line.strip() for line in source.splitlines())
 
 
-def _kind(fault: Fault) -> str:
+def _kind(severity: str) -> str:
     """Class of a fault in the style sheet."""
-    return "bad" if fault.severity == "error" else "look"
+    return "bad" if severity == "error" else "look"
 
 
 @functools.cache

@@ -67,7 +67,8 @@ class _Page:
         self.flat = flat(self.cases)
         self.sized = self.labels[:_SIZES]
         self.unread = len(self.listed) - len(self.cases)
-        self.tally = [(found[0], len(found)) for found in _by_code(self.faults).values()]
+        tally = Counter((fault.severity, fault.code) for fault in self.faults)
+        self.tally = [(severity, code, count) for (severity, code), count in tally.items()]
         seen = {value for case in self.chosen for value in (self.cases[case].get("picture") or {}).get("contours", {})}
         self.outlined = [label for label in self.labels if str(label.value) in seen]
 
@@ -116,14 +117,16 @@ class _Page:
         """The contact sheet."""
         for case in self.chosen:
             summary = self.cases[case]
-            codes = sorted({fault.code for fault in self.faults if fault.case == case})
             kind, words = "", _shape(summary)
             if case in self.wrong:
-                kind, words = "bad", ", ".join(codes)
+                kind, words = "bad", ", ".join(self._codes(case))
             elif case in self.doubtful:
-                kind, words = "look", "; ".join(self.outliers.get(case) or codes)
+                kind, words = "look", "; ".join(self.outliers.get(case) or self._codes(case))
             picture = slice_picture(summary.get("picture"), self.colours, title=case)
             yield {"case": case, "kind": kind, "words": words, "picture": picture}
+
+    def _codes(self, case: str) -> list[str]:
+        return sorted({fault.code for fault in self.faults if fault.case == case})
 
     def rows(self, limit: int) -> Iterator[dict[str, Any]]:
         """Every case in numbers, as far as the table goes."""
@@ -132,13 +135,6 @@ class _Page:
             yield {
                 "case": case, "split": summary.get("split", ""), "shape": _shape(summary), "spacing": _spacing(summary), "sizes": sizes,
             }  # fmt: skip
-
-
-def _by_code(faults: Sequence[Fault]) -> dict[tuple[str, str], list[Fault]]:
-    found: dict[tuple[str, str], list[Fault]] = {}
-    for fault in faults:
-        found.setdefault((fault.severity, fault.code), []).append(fault)
-    return found
 
 
 def _count(count: int, what: str) -> str:
