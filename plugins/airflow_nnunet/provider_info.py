@@ -174,7 +174,8 @@ def get_provider_info() -> dict[str, Any]:
         "bundles": [_modules(_NNUNET, "dag_bundle")],
         # No handler: an address such as nnunet://dataset/Dataset004_Hippocampus is as it should be.
         "asset-uris": [{"schemes": ["nnunet"], "handler": None}],
-        # Airflow loads it by its entry point; this entry is what it shows of the provider.
+        # Said here as Airflow's own providers say it, but loaded by its entry point: Airflow loads plugins of this list only where
+        # lazy_discover_providers is off, and there it warns that this one is registered already.
         "plugins": [{"name": "nnunet", "plugin-class": "airflow_nnunet.plugin.NnunetPlugin"}],
         "config": {
             "nnunet": {
