@@ -34,8 +34,7 @@ def read_rtstruct(path: Path, *, reference: Series, grid: Grid, source: str, thr
     """
     quiet_libraries()
     dataset = read_file(path)
-    names = {int(item.ROINumber): item for item in items(dataset, "StructureSetROISequence")}
-    contours = {int(item.ReferencedROINumber): list(items(item, "ContourSequence")) for item in items(dataset, "ROIContourSequence")}
+    names, contours = _structures(dataset, source, report), _contours(dataset)
     images = {instance.sop_uid for instance in reference.instances}
     if not references_of(dataset).describe(series=reference.series_uid, images=images, frame=reference.frame_of_reference_uid):
         report.error(Code.LABEL_REFERENCE, f"{source}: describes another series; contour on this one, or choose the one it describes")
@@ -46,6 +45,29 @@ def read_rtstruct(path: Path, *, reference: Series, grid: Grid, source: str, thr
         name = str(item.get("ROIName") or f"ROI {number}")
         roi = _Roi(f"{source}, ROI {number}", str(item.get("ReferencedFrameOfReferenceUID") or ""), contours.get(number, ()), reference)
         found.append(Segment(name=name, shown=shown_name(name, dataset), source=source, paint=roi.painter(grid, inverse)))
+    if unnamed := sorted(number for number, own in contours.items() if own and number not in names):
+        numbers = ", ".join(map(str, unnamed[:5])) + (f" and {len(unnamed) - 5} more" if len(unnamed) > 5 else "")
+        message = f"{source}: has contours of ROI {numbers}, which it does not name, so nobody knows what they outline; export it again"
+        report.error(Code.LABEL_OBJECT, message)
+    return found
+
+
+def _structures(dataset: Any, source: str, report: Report) -> dict[int, Any]:
+    """ROIs by number. A number that two names share is reported: nobody knows which of them its contours belong to."""
+    found: dict[int, Any] = {}
+    for item in items(dataset, "StructureSetROISequence"):
+        first = found.setdefault(int(item.ROINumber), item)
+        if str(first.get("ROIName")) != str(item.get("ROIName")):
+            message = f"{source}: gives the number {int(item.ROINumber)} to two ROIs of different names; export it again"
+            report.error(Code.LABEL_OBJECT, message)
+    return found
+
+
+def _contours(dataset: Any) -> dict[int, list[Any]]:
+    """All contours of each ROI, also where a file divides them among several items."""
+    found: dict[int, list[Any]] = {}
+    for item in items(dataset, "ROIContourSequence"):
+        found.setdefault(int(item.ReferencedROINumber), []).extend(items(item, "ContourSequence"))
     return found
 
 

@@ -49,6 +49,9 @@ def read_seg(path: Path, *, reference: Series, grid: Grid, source: str, threshol
         return []
     try:
         by_number = _frames_by_segment(seg, reference, grid)
+        if problem := _incomplete(seg, by_number):
+            report.error(Code.LABEL_OBJECT, f"{source}: {problem}; export it again")
+            return []
         reader = _Reader(seg, source, threshold=threshold, needs_reference=not _same_frame(seg, reference))
         return [
             Segment(
@@ -80,6 +83,21 @@ def _describes(seg: Any, reference: Series, grid: Grid, source: str, report: Rep
         report.error(Code.LABEL_REFERENCE, f"{source}: describes another series; segment on this one, or choose the one it describes")
         return False
     return True
+
+
+def _incomplete(seg: Any, by_number: dict[int, list[_Frame]]) -> str | None:
+    """What of an object's frames would be lost or belong to nobody, None where each has its place and its segment."""
+    numbers = [int(item.SegmentNumber) for item in items(seg, "SegmentSequence")]
+    frames = sum(map(len, by_number.values()))
+    if twice := sorted({number for number in numbers if numbers.count(number) > 1}):
+        return f"gives the number {twice[0]} to several segments"
+    if frames != int(seg.NumberOfFrames):
+        return f"places {frames} frames and holds {int(seg.NumberOfFrames)}"
+    if unnamed := sorted(set(by_number) - {0, *numbers}):
+        return f"has frames of segment {unnamed[0]}, which it does not describe"
+    if str(seg.SegmentationType) == "FRACTIONAL" and not int(seg.get("MaximumFractionalValue") or 0) > 0:
+        return "is fractional and has no MaximumFractionalValue above 0"
+    return None
 
 
 def _same_frame(seg: Any, reference: Series) -> bool:
@@ -154,23 +172,32 @@ class _Reader:
         self._seg, self._source, self._threshold, self._needs_reference = seg, source, threshold, needs_reference
         self._type = str(seg.SegmentationType)
         self._decoded: dict[int, Any] = {}
+        described = {int(item.SegmentNumber) for item in items(seg, "SegmentSequence")}
+        padding = seg.get("PixelPaddingValue")
+        self._known = np.asarray(sorted({0, *described, *([padding] if isinstance(padding, int) else [])}))
+        self._undescribed = False
 
     def painter(self, segment: int, frames: list[_Frame]) -> Any:
         """What sets a segment's voxels in a mask."""
 
         def paint(mask: Mask, report: Report) -> None:
             for frame in frames:
-                pixels = self._covered(segment, frame.number)
+                pixels = self._covered(segment, frame.number, report)
                 rows, columns = np.nonzero(pixels)
                 if rows.size and not self._paint_frame(mask, frame, rows, columns, report):
                     return  # the other frames have the same fault
 
         return paint
 
-    def _covered(self, segment: int, frame: int) -> Any:
+    def _covered(self, segment: int, frame: int, report: Report) -> Any:
         if self._type == "LABELMAP":
             if frame not in self._decoded:
                 self._decoded[frame] = self._seg.get_stored_frame(frame)
+                strangers = np.setdiff1d(self._decoded[frame], self._known)
+                if strangers.size and not self._undescribed:
+                    self._undescribed = True  # once is enough
+                    message = f"frame {frame} has voxels of segment {int(strangers[0])}, which it does not describe; export it again"
+                    report.error(Code.LABEL_OBJECT, f"{self._source}: {message}")
             return self._decoded[frame] == segment
         pixels = self._seg.get_stored_frame(frame)
         if self._type == "FRACTIONAL":
