@@ -137,6 +137,7 @@ def _image(dataset: Dataset) -> dict[str, Any]:
     else:
         planes = [_plane(dataset)] * frames
     return {
+        "modality": _text(dataset.get("Modality")),
         "syntax": str(dataset.file_meta.TransferSyntaxUID),
         "frame_of_reference": _text(dataset.get("FrameOfReferenceUID")),
         "missing": [keyword for keyword in _ENCODING if dataset.get(keyword) in (None, "")],

@@ -36,7 +36,7 @@ def value_faults(series: Series) -> list[Fault]:
     ]
     if not slices:
         return []
-    faults = _encoding(slices)
+    faults = [*_kinds(series), *_encoding(slices)]
     faults += _rescale(slices, {instance.sop_class for instance in series.instances})
     faults += _differing(slices, lambda image, plane: plane["type"] if plane["type"] != "US" else "", "RescaleType", shown=False)
     faults += _differing(slices, lambda image, plane: unit_of(plane["units"]), "Units (what the values of PET are)", shown=True)
@@ -106,6 +106,15 @@ def usual_bits(series: Series) -> tuple[int, bool] | None:
     """Stored bits and sign that most slices have, for series whose slices differ in one of them; None where all agree."""
     counts = Counter((image["stored"], image["signed"]) for image in (instance.image for instance in series.instances) if image)
     return counts.most_common(1)[0][0] if len(counts) > 1 else None
+
+
+def _kinds(series: Series) -> list[Fault]:
+    """Faults of a series that mixes kinds of images: a screenshot or another modality among slices has values of another meaning."""
+    slices: list[Slice] = [
+        (item.number, {"class": item.sop_class, "modality": item.image.get("modality", "")}, {}) for item in series.instances if item.image
+    ]
+    faults = _differing(slices, lambda image, _: image["modality"], "Modality", shown=False)
+    return faults or _differing(slices, lambda image, _: image["class"], "SOPClassUID (the kind of image)", shown=False)
 
 
 def _encoding(slices: Sequence[Slice]) -> list[Fault]:

@@ -146,6 +146,21 @@ def test_fault_57_nothing_of_a_damaged_class_is_logged(tmp_path: Path, caplog: p
     assert "CANARY" not in caplog.text
 
 
+def test_fault_57_a_uid_that_runs_on_into_the_patients_name_is_quoted_nowhere(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, recwarn: pytest.WarningsRecorder
+) -> None:
+    odd = slices()[0]
+    odd.SOPClassUID = "1.2.840.10008.5.1.4.1.1.2" + "0" * 80 + "CANARY"
+    odd.file_meta.TransferSyntaxUID = "1.2.840.10008.1.2.1"
+    del odd.Rows
+    save(tmp_path, [odd])
+    before = [str(item.message) for item in recwarn]  # pydicom's own, of the file that was written above
+    caplog.clear()
+    scanned(tmp_path)
+    assert "CANARY" not in caplog.text
+    assert [str(item.message) for item in recwarn] == before
+
+
 def test_fault_57_a_file_nested_without_end_is_a_fault(tmp_path: Path) -> None:
     folder = save(tmp_path, slices())
     head = (folder / "000.dcm").read_bytes()

@@ -73,6 +73,8 @@ def changed(**values: Any) -> Callable[[Dataset], None]:
         ("CT", changed(ImageOrientationPatient=[0, 1, 0, 1, 0, 0]), "dicom_orientation_mixed", "those of file 4 are odd"),
         ("CT", changed(ImageOrientationPatient=[1, 0, 0, 1, 0, 0]), "dicom_geometry_missing", "those of file 4 are odd"),
         ("CT", changed(FrameOfReferenceUID="1.2.3"), "dicom_geometry_missing", "2 frames of reference (those of file 4 are odd)"),
+        ("CT", changed(Modality="OT"), "dicom_values", "Modality of 1 of 7 slices (file 4) is another than that of the rest"),
+        ("CT", changed(SOPClassUID="1.2.840.10008.5.1.4.1.1.7"), "dicom_values", "the kind of image) of 1 of 7 slices (file 4)"),
         ("CT", changed(PhotometricInterpretation="RGB"), "dicom_colour", "those of file 4 are odd"),
     ],
 )  # fmt: skip
