@@ -22,6 +22,18 @@ def matches(query: StudyQuery, item: Mapping[str, Any]) -> bool:
     return query.matches(text_of(item, STUDY_DATE), modalities, text_of(item, STUDY_DESCRIPTION))
 
 
+def well_formed(answer: object) -> bool:
+    """Whether an answer to a query is what DICOM JSON has there: a list of objects, each with a list of values for a tag.
+
+    Of anything else no part is believed: half-read, it would look like an answer with nothing in it.
+    """
+    return isinstance(answer, list) and all(isinstance(item, Mapping) and all(map(_is_element, item.values())) for item in answer)
+
+
+def _is_element(element: object) -> bool:
+    return isinstance(element, Mapping) and isinstance(element.get("Value", []), list)
+
+
 def study_of(item: Mapping[str, Any]) -> Study:
     """A study of an answer."""
     return Study(uid=answered_uid(item, STUDY_UID), series=number_of(item, STUDY_SERIES), instances=number_of(item, STUDY_INSTANCES))

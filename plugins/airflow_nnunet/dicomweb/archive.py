@@ -26,6 +26,7 @@ from airflow_nnunet.dicomweb.answers import (
     number_of,
     study_of,
     text_of,
+    well_formed,
 )
 from airflow_nnunet.dicomweb.endpoint import Endpoint
 from airflow_nnunet.dicomweb.model import Series, SeriesFilter, Study, StudyQuery
@@ -36,6 +37,8 @@ _PAGE = 500
 # A query that matches more than this is a mistake, such as a forgotten date; asking on would load the archive for hours.
 MOST_STUDIES = 10_000
 _MOST_INSTANCES = 200_000
+# What some archives answer when they are asked for items after the last one; most answer with none.
+_PAST_THE_END = (404, 416)
 _STUDY_FIELDS = ("StudyDescription", "ModalitiesInStudy", "NumberOfStudyRelatedSeries", "NumberOfStudyRelatedInstances")
 _SERIES_FIELDS = ("Modality", "SeriesDescription", "NumberOfSeriesRelatedInstances")
 
@@ -149,7 +152,7 @@ class Archive:
 
     def has(self, study: str, sop_uid: str) -> bool:
         """Whether the archive has an instance."""
-        found = self.transport.call(
+        found = self._asked(
             "a query for one instance",
             lambda client: client.search_for_instances(study, fuzzymatching=False, search_filters={"SOPInstanceUID": sop_uid}),
         )
@@ -197,9 +200,7 @@ class Archive:
         """Whether the archive cuts answers at this length: asked for one more of any study, it gives as many and not the same."""
         most = len(found)
         try:
-            items = self.transport.call(
-                "a query for studies", lambda client: client.search_for_studies(limit=most + 1, fuzzymatching=False)
-            )
+            items = self._asked("a query for studies", lambda client: client.search_for_studies(limit=most + 1, fuzzymatching=False))
         except ArchiveRefused:  # some archives answer no query without a filter
             return False
         return len(items) == most and not {text_of(item, STUDY_UID) for item in items} <= {text_of(item, STUDY_UID) for item in found}
@@ -247,7 +248,12 @@ class Archive:
         while True:
             page: dict[str, Any] = {"fuzzymatching": False, "limit": _PAGE, "offset": seen, "fields": list(fields) or None}
             page["search_filters"] = dict(filters) if filters else None
-            items = self.transport.call(what, lambda client, page=page: request(client, page))  # type: ignore[misc]
+            try:
+                items = self._asked(what, lambda client, page=page: request(client, page))  # type: ignore[misc]
+            except ArchiveRefused as error:
+                if seen and error.status in _PAST_THE_END:
+                    return list(found.values()), False
+                raise
             new = {text_of(item, uid_tag): item for item in items if text_of(item, uid_tag) not in found}
             if not new:
                 return list(found.values()), bool(items)
@@ -256,6 +262,21 @@ class Archive:
             if len(found) > most:
                 where = f"connection {self.endpoint.conn_id!r}: {what}"
                 raise ArchiveRefused(f"config: {where} matches more than {most}; narrow it by date, modality or description")
+
+    def _asked(self, what: str, request: Callable[[Any], list[dict[str, Any]]]) -> list[dict[str, Any]]:
+        """The answer to a query.
+
+        Raises:
+            ArchiveRefused: it is no DICOM JSON.
+        """
+        try:
+            items = self.transport.call(what, request)
+        except (TypeError, AttributeError, RecursionError):  # dicomweb-client's and json's own, over an answer of another form
+            items = None
+        if not well_formed(items):
+            where = f"connection {self.endpoint.conn_id!r}: {what}"
+            raise ArchiveRefused(f"config: {where}: the answer is not DICOM JSON; check base_path, or mend the archive")
+        return items or []
 
     # --- WADO-RS ------------------------------------------------------------------------------------------------
     def fetch(self, study: str, series: str, sop_uid: str) -> bytes:

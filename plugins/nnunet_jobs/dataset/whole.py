@@ -100,6 +100,9 @@ def _check_labels(source: Source, labelled: list[CaseFacts]) -> list[Fault]:
         return []
     if present == {0}:
         return [_fault(Code.LABELS_ALL_EMPTY, f"all {len(labelled)} labels hold background only; export the labels again")]
+    if present <= {0, source.tables.labels.get("ignore")}:
+        message = f"all {len(labelled)} labels hold nothing but background and 'ignore'; export the labels again"
+        return [_fault(Code.LABELS_ALL_EMPTY, message)]
     faults = []
     for name, entry in source.tables.labels.items():
         values = set(entry if isinstance(entry, list) else [entry])

@@ -235,7 +235,9 @@ MENDS: dict[Code, Mend] = {
     Code.LABEL_EMPTY: Mend(
         "warning", "The label of a case holds background only.", "Right for a case without findings; else export the label again."
     ),
-    Code.LABELS_ALL_EMPTY: Mend("error", "Every label holds background only: there is nothing to learn.", "Export the labels again."),
+    Code.LABELS_ALL_EMPTY: Mend(
+        "error", "Every label holds background or 'ignore' only: there is nothing to learn.", "Export the labels again."
+    ),
     Code.SOURCE_CHANGED: Mend("error", "A file changed while it was read or copied.", "Run again when the source is at rest."),
     Code.MAPPING_INVALID: Mend(
         "error",

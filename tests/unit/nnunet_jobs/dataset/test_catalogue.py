@@ -158,6 +158,12 @@ def all_labels_empty(source: Path) -> None:
         write_nifti(source / "labelsTr" / f"{case}.nii.gz", label_array((0,)))
 
 
+def all_labels_ignored(source: Path) -> None:
+    for case in "abc":
+        write_nifti(source / "labelsTr" / f"{case}.nii.gz", label_array((0, 3)))
+    describe(source, labels={**LABELS, "ignore": 3})
+
+
 def huge(source: Path) -> None:
     header(A, 42, struct.pack("<3h", 32767, 32767, 32767))(source)
 
@@ -186,6 +192,7 @@ CATALOGUE: dict[str, tuple[Build, tuple[str, str, str | None, str | None]]] = {
     "channels 0000 and 0002 without 0001": (gap_of_channels, ("channel_missing", E, "a", "imagesTr/a_0001.nii.gz")),
     "empty label": (image(LA, label_array((0,))), ("label_empty", W, "a", LA)),
     "all labels empty": (all_labels_empty, ("labels_all_empty", E, None, None)),
+    "all labels ignored": (all_labels_ignored, ("labels_all_empty", E, None, None)),
     "declared label never used": (regions({**LABELS, "rare": 3}, None), ("label_unused", W, None, "dataset.json")),
     "label file without image": (
         image("labelsTr/lonely.nii.gz", label_array()),
