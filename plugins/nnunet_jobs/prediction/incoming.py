@@ -125,7 +125,12 @@ def _from_folder(
             found.leave_out(path.name, f"channel {int(channel)} of case {printable(case)} is there twice; keep one of the files")
         else:
             grouped[case][int(channel)] = path
+    refused = {item.case for item in found.cases}
     for case, by_channel in grouped.items():
+        if printable(case) in refused:  # such as one of two channels that is a link to nowhere: no fault of the other cases
+            for path in by_channel.values():
+                found.leave_out(path.name, f"belongs to case {printable(case)}, of which another file cannot be used")
+            continue
         try:
             checked_case_id(case, field="case")
             if workspace is not None:

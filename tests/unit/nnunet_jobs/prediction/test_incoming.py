@@ -57,6 +57,18 @@ STRANGE = {
 }
 
 
+def test_one_channel_that_cannot_be_used_costs_its_own_case_only(home: Workspace, folder: Path) -> None:
+    """The other channel is no second case of the same id, for which the whole folder would be turned down."""
+    for name in ("good_0000.nii.gz", "good_0001.nii.gz", "odd_0001.nii.gz"):
+        make_image(folder / name)
+    (folder / "odd_0000.nii.gz").symlink_to("nowhere")
+    found = collect(home, folder, channels=2)
+    assert [(item.case, item.problem is None) for item in found.cases] == [("good", True), ("odd", False)]
+    told = said(found)
+    assert "leads nowhere" in told["odd"]
+    assert "of which another file cannot be used" in told["odd_0001.nii.gz"]
+
+
 def test_every_entry_of_a_folder_is_a_case_or_is_listed(home: Workspace, folder: Path) -> None:
     for name in ("a_0000.nii.gz", *STRANGE):
         (folder / name).write_bytes(b"x")
