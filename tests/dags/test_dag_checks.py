@@ -64,6 +64,8 @@ BROKEN = {
     "form.yaml": ('train: {pretrained: "/a\\nb"}', "form.yaml: Airflow refuses its DAG 'nnunet_form': ParamValidationError"),
     "twice.yaml": ("retries: 1\nowner: me\nretries: 2", "twice.yaml:4: retries: stands here and in line 2, and only the last would count"),
     "nested.yaml": ("train:\n  epochs: 1\n  epochs: 2", "nested.yaml:4: epochs: stands here and in line 3"),
+    "octal.yaml": ("retries: 010", "octal.yaml:2: 010: YAML reads a number with a leading 0 in base 8"),
+    "sixty.yaml": ("priority: 1:30", "sixty.yaml:2: 1:30: YAML reads a number"),
     "text.yaml": ("- 1", "text.yaml: not valid YAML"),
     "short.yml": ("train: {epoch: 3}", "short.yml:2: train.epoch: unknown field"),
     "LOUD.YAML": ("train: {epoch: 3}", "LOUD.YAML:2: train.epoch: unknown field"),

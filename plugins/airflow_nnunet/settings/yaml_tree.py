@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,6 +15,8 @@ Location = tuple[int | str, ...]
 _MOST_DEPTH = 40
 _MOST_VALUES = 100_000
 _INT64 = 2**63
+_NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+_MISREAD = re.compile(r"[-+]?(?:0[0-9_]+|[0-9_]+(?::[0-9_.]+)+)")
 _KEPT_CONTROLS = "\n\t"
 
 
@@ -24,7 +27,8 @@ def loader() -> Any:
 
 
 def load(text: str) -> tuple[Any, list[tuple[int, str]]]:
-    """The document, and a line number with a message for each key that stands twice in one mapping, which YAML forbids.
+    """The document, and a line number with a message for each key that stands twice in one mapping, which YAML forbids, and for each
+    number that YAML takes for another than people do.
 
     Raises:
         yaml.YAMLError: It is not one YAML document.
@@ -45,7 +49,10 @@ def _repeated(node: Any, seen: set[int]) -> Iterator[tuple[int, str]]:
     if id(node) in seen:  # an alias
         return
     seen.add(id(node))
-    if isinstance(node, yaml.SequenceNode):
+    if isinstance(node, yaml.ScalarNode) and node.tag in _NUMBERS and not node.style and _MISREAD.fullmatch(node.value):
+        message = "YAML reads a number with a leading 0 in base 8, and one with a colon in base 60; write it without, or quote it"
+        yield node.start_mark.line + 1, f"{node.value}: {message}"
+    elif isinstance(node, yaml.SequenceNode):
         for item in node.value:
             yield from _repeated(item, seen)
     elif isinstance(node, yaml.MappingNode):
