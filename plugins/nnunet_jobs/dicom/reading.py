@@ -7,6 +7,7 @@ import os
 import stat
 from typing import IO, Any
 
+import pydicom
 from pydicom import config
 from pydicom.datadict import dictionary_VR
 from pydicom.dataelem import RawDataElement

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from airflow_nnunet.dicomweb.hook import DicomWebHook
-from airflow_nnunet.exceptions import ArchiveRefused
+from airflow_nnunet.jobs.exceptions import ArchiveRefused
 from airflow_nnunet.retry import NnunetRetryPolicy
 from support.stub_archive import StubArchive
 
