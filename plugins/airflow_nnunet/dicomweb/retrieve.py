@@ -19,7 +19,7 @@ from typing import Any
 
 from airflow_nnunet.dicomweb.archive import Archive
 from airflow_nnunet.dicomweb.model import SeriesFilter
-from nnunet_jobs.contract.files import content_hash, locked, read_json, sha256_file, write_atomic, write_json
+from nnunet_jobs.contract.files import content_hash, locked, read_json, sha256_file, write_atomic, write_record
 
 log = logging.getLogger(__name__)
 RETRIEVED = ".retrieved"
@@ -175,7 +175,7 @@ class _Journal:
 
     def complete(self, files: set[str]) -> None:
         """Write the manifest of a complete study."""
-        write_json(self._manifest, {"complete": True, "files": {file: self._known[file] for file in sorted(files)}})
+        write_record(self._manifest, {"complete": True, "files": {file: self._known[file] for file in sorted(files)}})
         self._lines.unlink(missing_ok=True)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from airflow_nnunet.dicomweb.archive import Archive
 from airflow_nnunet.dicomweb.transport import pydicom
 from nnunet_jobs.contract.failure import Fault
-from nnunet_jobs.contract.files import locked, read_json, sha256_file, write_json
+from nnunet_jobs.contract.files import locked, read_json, sha256_file, write_record
 from nnunet_jobs.contract.predictions import is_of_an_earlier_model
 
 log = logging.getLogger(__name__)
@@ -69,7 +69,7 @@ def store_files(archive: Archive, paths: Sequence[Path], *, folder: Path, modali
     notes.mkdir(parents=True, exist_ok=True)
     record = notes / f"{archive.endpoint.key}.json"
     with locked(record.with_suffix(".lock")):
-        confirmed: dict[str, str] = read_json(record) if record.is_file() else {}
+        confirmed = _confirmed(record)
         files = [_File(name=path.relative_to(folder).as_posix(), path=path, sha256=sha256_file(path)) for path in paths]
         pending = [file for file in files if confirmed.get(file.name) != file.sha256]
         faults: list[Fault] = []
@@ -93,9 +93,15 @@ def store_files(archive: Archive, paths: Sequence[Path], *, folder: Path, modali
                 may_pass = may_pass or passing
             confirmed.update({names[uid].name: names[uid].sha256 for uid in answer.stored})
             stored += len(answer.stored)
-            write_json(record, confirmed)
+            write_record(record, {"files": confirmed})
             log.info("%s of %s files stored", stored, len(pending))
     return StoreReport(stored=stored, already_stored=len(files) - len(pending), faults=tuple(faults), may_pass=may_pass)
+
+
+def _confirmed(record: Path) -> dict[str, str]:
+    """sha256 by name of the files that the archive has confirmed. Version 0.1 wrote them without a schema around them."""
+    data: dict[str, Any] = read_json(record) if record.is_file() else {}
+    return dict(data["files"] if "schema" in data else data)
 
 
 def _batches(files: Sequence[_File]) -> Iterator[list[_File]]:

@@ -12,11 +12,12 @@ import os
 import secrets
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
 PRIVATE = 0o600  # mode of a file for its owner's eyes only
+SCHEMA = 1  # form of the JSON files that outlive an upgrade
 _CHUNK = 1 << 20
 
 
@@ -140,6 +141,14 @@ def write_private(path: Path, data: bytes) -> None:
 def write_json(path: Path, data: Any) -> None:
     """:func:`write_atomic` of readable JSON. NaN is refused: other languages cannot read it."""
     write_atomic(path, (json.dumps(data, indent=1, allow_nan=False) + "\n").encode())
+
+
+def write_record(path: Path, data: Mapping[str, Any]) -> None:
+    """:func:`write_json` of an object that later versions read too: it says by ``schema`` of which form it is.
+
+    Readers take the keys that they know, and a file without ``schema``, which version 0.1 wrote, as one of the first form.
+    """
+    write_json(path, {"schema": SCHEMA, **data})
 
 
 def append_lines(path: Path, lines: bytes, *, mode: int | None = None) -> None:

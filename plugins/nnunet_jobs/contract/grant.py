@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_jobs.contract.failure import ConfigError
-from nnunet_jobs.contract.files import read_json, write_json
+from nnunet_jobs.contract.files import read_json, write_record
 from nnunet_jobs.contract.jobdir import JobDir
 
 
@@ -60,10 +60,11 @@ class Grant:
         """Read what :meth:`to_json` wrote.
 
         Raises:
-            ConfigError: a field is missing, unknown or does not fit.
+            ConfigError: a field is missing or does not fit.
         """
         try:
-            return cls(**{**data, **{name: tuple(data[name]) for name in ("gpus", "devices", "leases")}})
+            known = {item.name: data[item.name] for item in fields(cls) if item.name in data}
+            return cls(**{**known, **{name: tuple(data[name]) for name in ("gpus", "devices", "leases")}})
         except (KeyError, TypeError) as error:
             names = ", ".join(item.name for item in fields(cls))
             raise ConfigError(f"grant.json is not readable ({error}); it has {names}; submit the job again") from error
@@ -86,7 +87,7 @@ def offer_grant(job: JobDir, grant: Grant) -> None:
         Fenced: a newer attempt owns the job.
     """
     with job.owned_by(grant.attempt):
-        write_json(_offered(job), grant.to_json())
+        write_record(_offered(job), grant.to_json())
 
 
 def take_grant(job: JobDir, attempt: int) -> bool:

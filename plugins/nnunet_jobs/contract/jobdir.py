@@ -23,13 +23,13 @@ import shutil
 import socket
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 from nnunet_jobs.contract.failure import ConfigError, Failure
-from nnunet_jobs.contract.files import locked, read_json, temporary_beside, try_lock, write_json
+from nnunet_jobs.contract.files import locked, read_json, temporary_beside, try_lock, write_record
 from nnunet_jobs.contract.liveness import boot_id, read_counter
 from nnunet_jobs.contract.marker import open_workspace
 from nnunet_jobs.contract.spec import JobSpec
@@ -107,8 +107,8 @@ class JobDir:
             staging = temporary_beside(job.path)
             try:
                 staging.mkdir()
-                write_json(staging / "spec.json", spec.to_json())
-                write_json(staging / "state.json", {"attempt": 0, "phase": Phase.SUBMITTED})
+                write_record(staging / "spec.json", spec.to_json())
+                write_record(staging / "state.json", {"attempt": 0, "phase": Phase.SUBMITTED})
                 os.rename(staging, job.path)
             except BaseException as error:
                 shutil.rmtree(staging, ignore_errors=True)
@@ -156,10 +156,10 @@ class JobDir:
         """
         with self.owned_by(attempt):
             if isinstance(outcome, Failure):
-                write_json(self.failure_path, outcome.to_json())
+                write_record(self.failure_path, outcome.to_json())
                 phase, message = Phase.FAILED, f"{outcome.failure_class}: {outcome.message}"
             else:
-                write_json(self.result_path, dict(outcome))
+                write_record(self.result_path, outcome)
                 phase, message = Phase.DONE, ""
             self._write_state(
                 JobState(attempt=attempt, phase=phase, message=message, host=socket.gethostname(), pid=os.getpid(), boot_id=boot_id())
@@ -178,7 +178,7 @@ class JobDir:
             if written is not None and written.attempt == attempt:
                 failure = written  # the runner died between its failure and its last phase: it knew better
             else:
-                write_json(self.failure_path, failure.to_json())
+                write_record(self.failure_path, failure.to_json())
             self._write_state(
                 JobState(
                     attempt=attempt,
@@ -221,9 +221,9 @@ class JobDir:
         with self._state_lock():
             result, failure = self.result(), self.failure()
             if result is not None and result.get("attempt") == attempt and "container" not in result:
-                write_json(self.result_path, {**result, "container": dict(facts)})
+                write_record(self.result_path, {**result, "container": dict(facts)})
             elif failure is not None and failure.attempt == attempt and "container" not in failure.details:
-                write_json(self.failure_path, replace(failure, details={**failure.details, "container": dict(facts)}).to_json())
+                write_record(self.failure_path, replace(failure, details={**failure.details, "container": dict(facts)}).to_json())
 
     # --- everybody's side ---------------------------------------------------------------------------------------
     def spec(self) -> JobSpec:
@@ -233,8 +233,8 @@ class JobDir:
     def state(self) -> JobState:
         """The newest state."""
         data = read_json(self.path / "state.json")
-        data["phase"] = Phase(data["phase"])
-        return JobState(**data)
+        known = {item.name: data[item.name] for item in fields(JobState) if item.name in data}
+        return JobState(**{**known, "phase": Phase(data["phase"])})
 
     def result(self) -> dict[str, Any] | None:
         """The step's result once it succeeded, else None."""
@@ -242,6 +242,7 @@ class JobDir:
             data: dict[str, Any] = read_json(self.result_path)
         except FileNotFoundError:
             return None
+        data.pop("schema", None)  # of the file, not of the result
         return data
 
     def failure(self) -> Failure | None:
@@ -258,7 +259,7 @@ class JobDir:
 
     def request_cancel(self, reason: str) -> None:
         """Ask the runner, wherever it is, to stop the job and save its work."""
-        write_json(self.cancel_path, {"reason": reason, "time": time.time()})
+        write_record(self.cancel_path, {"reason": reason, "time": time.time()})
 
     def cancel_requested(self) -> str | None:
         """Reason of a cancel wish, else None."""
@@ -320,7 +321,7 @@ class JobDir:
             yield
 
     def _write_state(self, state: JobState) -> None:
-        write_json(
+        write_record(
             self.path / "state.json",
             {name: getattr(state, name) for name in ("attempt", "phase", "message", "host", "pid", "boot_id")},
         )

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from nnunet_jobs.contract.failure import Lost
-from nnunet_jobs.contract.files import read_json, write_json
+from nnunet_jobs.contract.files import read_json, write_record
 from nnunet_jobs.contract.sharing import make_root, shared_umask
 from nnunet_jobs.contract.workspace import SHARED_ROOTS, Workspace
 
@@ -107,7 +107,7 @@ def mark_workspace(workspace: Workspace, *, memory: Memory | None = None) -> Non
     marker = {**_mark_jobs(workspace), "roots": {}}
     _mark_others(workspace, marker, [name for name in OTHER_ROOTS if os.path.isdir(getattr(workspace, name))])
     with shared_umask(workspace):
-        write_json(Path(workspace.jobs) / MARKER, marker)
+        write_record(Path(workspace.jobs) / MARKER, marker)
     if memory is not None:
         memory.remember(workspace.jobs, marker["workspace"])
 
@@ -177,7 +177,7 @@ def _mark_jobs(workspace: Workspace) -> dict[str, Any]:
         marker = read_marker(workspace.jobs)
         if marker is None:
             marker = {"workspace": secrets.token_hex(8), "host": socket.gethostname(), "roots": {}}
-            write_json(Path(workspace.jobs) / MARKER, marker)
+            write_record(Path(workspace.jobs) / MARKER, marker)
             log.info("marked %s as the jobs folder of workspace %s", workspace.jobs, marker["workspace"])
     return marker
 
@@ -196,7 +196,7 @@ def _mark_others(workspace: Workspace, marker: dict[str, Any], names: Iterable[s
             found = read_marker(root) or {"jobs": {}}
             if found["jobs"].get(workspace.jobs) != marker["workspace"]:
                 with shared_umask(workspace):
-                    write_json(Path(root) / MARKER, {"jobs": {**found["jobs"], workspace.jobs: marker["workspace"]}})
+                    write_record(Path(root) / MARKER, {"jobs": {**found["jobs"], workspace.jobs: marker["workspace"]}})
         except OSError as error:
             if error.errno not in _CANNOT_WRITE:
                 raise
@@ -207,7 +207,7 @@ def _mark_others(workspace: Workspace, marker: dict[str, Any], names: Iterable[s
     if added:
         try:
             with shared_umask(workspace):
-                write_json(Path(workspace.jobs) / MARKER, marker)
+                write_record(Path(workspace.jobs) / MARKER, marker)
         except OSError as error:
             if error.errno not in _CANNOT_WRITE:
                 raise

@@ -113,13 +113,17 @@ class JobSpec:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> JobSpec:
-        """Read what :meth:`to_json` wrote.
+        """Read what :meth:`to_json` wrote, or a job's ``spec.json``.
 
         Raises:
-            ConfigError: a field is missing, unknown or out of range.
+            ConfigError: a field is missing or out of range; or unknown, unless the data has ``schema``: then a job's folder holds it,
+                and a later version may have added fields that this one can do without.
         """
-        unknown = sorted(set(data) - {item.name for item in fields(cls)})
-        if unknown:
+        known = {item.name for item in fields(cls)}
+        resources = data.get("resources", {})
+        if "schema" in data:
+            resources = {name: value for name, value in resources.items() if name in field_types(Resources)}
+        elif unknown := sorted(set(data) - known):
             raise ConfigError(f"job specification has unknown fields {unknown}")
         try:
             return cls(
@@ -127,7 +131,7 @@ class JobSpec:
                 step=data["step"],
                 params=data["params"],
                 workspace=Workspace.from_json(data["workspace"]),
-                resources=Resources(**data.get("resources", {})),
+                resources=Resources(**resources),
                 labels=data.get("labels", {}),
             )
         except (KeyError, TypeError) as error:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_jobs.contract.failure import Failure
-from nnunet_jobs.contract.files import append_lines, locked, read_json, write_json
+from nnunet_jobs.contract.files import SCHEMA, append_lines, locked, read_json, write_record
 from nnunet_jobs.contract.jobdir import JobDir
 
 log = logging.getLogger("nnunet_jobs")
@@ -85,7 +85,7 @@ def outcome_of(outcome: Failure | None) -> str:
 # --- writing ----------------------------------------------------------------------------------------------------------
 def note(job: JobDir, usage: Usage, *, booked: bool = False) -> None:
     """Write the job's own record of an attempt."""
-    write_json(_path(job, usage.attempt), {"booked": booked, **asdict(usage)})
+    write_record(_path(job, usage.attempt), {"booked": booked, **asdict(usage)})
 
 
 def noted(job: JobDir, attempt: int) -> Usage | None:
@@ -138,7 +138,7 @@ def _path(job: JobDir, attempt: int) -> Path:
 
 def _append(folder: Path, usage: Usage) -> None:
     """One whole line. The lock is for network file systems, where appends of several hosts would meet."""
-    line = (json.dumps(asdict(usage), allow_nan=False) + "\n").encode()
+    line = (json.dumps({"schema": SCHEMA, **asdict(usage)}, allow_nan=False) + "\n").encode()
     # Not the jobs folder above it, whose share may not be mounted; whoever books, it is as private as that one.
     folder.mkdir(mode=0o777 & os.stat(folder.parent).st_mode, exist_ok=True)
     with locked(folder / "lock", interval=0.02, parents=False):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -109,8 +109,8 @@ class Workspace:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Workspace:
-        """Read what :meth:`to_json` wrote."""
-        return cls(**data)
+        """Read what :meth:`to_json` wrote. Roots that this version does not know are ignored."""
+        return cls(**{item.name: data[item.name] for item in fields(cls) if item.name in data})
 
     # --- datasets -----------------------------------------------------------------------------------------------
     def datasets(self) -> dict[int, str]:

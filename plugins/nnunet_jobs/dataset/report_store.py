@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_jobs.contract.failure import Fault
-from nnunet_jobs.contract.files import content_hash, read_json, write_atomic
+from nnunet_jobs.contract.files import SCHEMA, content_hash, read_json, write_atomic
 from nnunet_jobs.dataset.validate import CheckedCase
 from nnunet_jobs.report.page import render_report
 from nnunet_jobs.report.summary import VERSION
@@ -51,7 +51,7 @@ class SummaryStore:
 
     def warnings(self, case: str, entry: Mapping[str, Any]) -> list[Fault]:
         """Warnings of a registered case."""
-        return [replace(Fault(**fault), case=case) for fault in (self._record(entry) or {}).get("warnings", ())]
+        return [replace(Fault.from_json(fault), case=case) for fault in (self._record(entry) or {}).get("warnings", ())]
 
     def save(self, cases: Mapping[str, Mapping[str, Any]]) -> None:
         """Keep what belongs to these manifest entries; everything else is forgotten."""
@@ -59,9 +59,10 @@ class SummaryStore:
         now = {key: record for key, record in {**self._kept, **self._new}.items() if key in wanted}
         if now == self._kept and self.path.exists():
             return
+        data = {"schema": SCHEMA, "version": VERSION, "summaries": now}
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomic(self.path, json.dumps({"version": VERSION, "summaries": now}, allow_nan=False, separators=(",", ":")).encode())
+            write_atomic(self.path, json.dumps(data, allow_nan=False, separators=(",", ":")).encode())
         except OSError as error:
             log.warning("%s cannot be written (%s); the next run summarises all cases again", self.path, error.strerror)
 

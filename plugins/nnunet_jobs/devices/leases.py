@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from nnunet_jobs.contract.file_systems import require_local
-from nnunet_jobs.contract.files import locked, read_json, write_json
+from nnunet_jobs.contract.files import locked, read_json, write_record
 from nnunet_jobs.contract.liveness import boot_id, read_counter, write_counter
 from nnunet_jobs.devices.allocator import Book, Device, Request
 from nnunet_jobs.devices.lease_entries import Unreadable, change, content, is_full, live_entries, new_entry, rewrite
@@ -152,7 +152,7 @@ class Ledger:
         until = time.clock_gettime(time.CLOCK_BOOTTIME) + seconds
         data = {"device": device, "reason": reason, "until": until, "boot_id": boot_id()}
         try:
-            write_json(self.folder / "quarantine" / f"{device}.json", data)
+            write_record(self.folder / "quarantine" / f"{device}.json", data)
         except OSError as error:
             if not is_full(error):
                 raise

@@ -7,12 +7,12 @@ import hmac
 import json
 import secrets
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from nnunet_jobs.contract.failure import ConfigError
-from nnunet_jobs.contract.files import locked, write_private
+from nnunet_jobs.contract.files import SCHEMA, locked, write_private
 
 _KEY = "site.key"
 _DIGITS = 12
@@ -32,6 +32,12 @@ class Person:
     patient: str
     study: str
     series: tuple[str, ...]
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Person:
+        """Read a line; fields of later versions are left out."""
+        known = {item.name: data[item.name] for item in fields(cls)}
+        return cls(**{**known, "series": tuple(data["series"])})
 
 
 class Identity:
@@ -100,7 +106,7 @@ class Identity:
                     raise ConfigError(f"case {person.case}: two studies share this id; register them under two dataset_ids")
                 known[person.case] = person
             _check_groups(known)
-            lines = [json.dumps(asdict(known[case])) + "\n" for case in sorted(known)]
+            lines = [json.dumps({"schema": SCHEMA, **asdict(known[case])}) + "\n" for case in sorted(known)]
             write_private(path, "".join(lines).encode())
         return path
 
@@ -112,7 +118,7 @@ class Identity:
         except FileNotFoundError:
             return {}
         try:
-            people = [Person(**{**json.loads(line), "series": tuple(json.loads(line)["series"])}) for line in lines]
+            people = [Person.from_json(json.loads(line)) for line in lines]
         except (ValueError, TypeError, KeyError):
             raise ConfigError(f"{path}: is damaged; restore it from a backup, or move it away to have it written anew") from None
         return {person.case: person for person in people}

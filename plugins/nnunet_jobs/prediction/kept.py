@@ -15,7 +15,7 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from nnunet_jobs.contract.files import content_hash, locked, read_object, repoint, temporary_beside, write_json
+from nnunet_jobs.contract.files import content_hash, locked, read_object, repoint, temporary_beside, write_json, write_record
 from nnunet_jobs.contract.predictions import (
     MODELS,
     NEWEST,
@@ -104,7 +104,7 @@ def model_of_run(output: Path, model: str | None, promoted: str | None, *, run: 
         known = read_object(path).get("model")
         if not isinstance(known, str):
             known = promoted
-            write_json(path, {"model": known})
+            write_record(path, {"model": known})
         for other in folder.glob("*.json"):
             if other != path and time.time() - other.stat().st_mtime > KEPT_S:
                 other.unlink(missing_ok=True)

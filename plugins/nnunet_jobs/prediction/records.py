@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from nnunet_jobs.contract.files import content_hash, locked, read_json, sha256_file, write_json
+from nnunet_jobs.contract.files import content_hash, locked, read_json, sha256_file, write_json, write_record
 from nnunet_jobs.contract.predictions import PREDICTIONS, RECORDS, entry
 from nnunet_jobs.prediction.contact_sheet import write_sheet
 from nnunet_jobs.prediction.model import SelectedModel
@@ -122,13 +122,12 @@ class Records:
         path = self._folder / LEFT_OUT / f"{content_hash([of])}.json"
         if found:
             path.parent.mkdir(exist_ok=True)
-            write_json(path, [dict(item) for item in found])
+            write_record(path, {"cases": [dict(item) for item in found]})
         else:
             path.unlink(missing_ok=True)
 
     def _left_out(self) -> list[dict[str, str]]:
-        lists = (read_json(path) for path in sorted((self._folder / LEFT_OUT).glob("*.json")))
-        return [item for found in lists for item in found]
+        return [item for path in sorted((self._folder / LEFT_OUT).glob("*.json")) for item in read_left_out(path)]
 
     def _read(self, case: str) -> dict[str, Any] | None:
         try:
@@ -136,6 +135,13 @@ class Records:
         except (FileNotFoundError, ValueError):
             return None
         return record if isinstance(record, dict) else None
+
+
+def read_left_out(path: Path) -> list[dict[str, str]]:
+    """What lay among the cases and was not predicted, from one file. Version 0.1 wrote the list alone."""
+    found = read_json(path)
+    listed: list[dict[str, str]] = found if isinstance(found, list) else found["cases"]
+    return listed
 
 
 def counts(cases: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

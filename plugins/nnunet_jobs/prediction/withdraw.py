@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nnunet_jobs.contract.files import locked, read_json, write_json
+from nnunet_jobs.contract.files import locked, read_json, write_json, write_record
 from nnunet_jobs.contract.predictions import MODELS, PREDICTIONS, RECORDS, SHEET
 from nnunet_jobs.contract.workspace import Workspace
 from nnunet_jobs.prediction.contact_sheet import write_sheet
 from nnunet_jobs.prediction.kept import forget_dead_links, unrecorded
 from nnunet_jobs.prediction.parts import forget_cases
-from nnunet_jobs.prediction.records import LEFT_OUT, MARKERS, PICTURES, PLANS, counts
+from nnunet_jobs.prediction.records import LEFT_OUT, MARKERS, PICTURES, PLANS, counts, read_left_out
 from nnunet_jobs.prediction.tables import write_table
 
 
@@ -59,7 +59,7 @@ def remove(predicted: Predicted) -> int:
     forget_cases(folder / RECORDS / PLANS, predicted.cases)
     with locked(folder / RECORDS / "predictions.lock", interval=0.02):
         for path in (folder / RECORDS / LEFT_OUT).glob("*.json"):
-            write_json(path, [item for item in read_json(path) if not _is_of(item["name"], predicted.cases)])
+            write_record(path, {"cases": [item for item in read_left_out(path) if not _is_of(item["name"], predicted.cases)]})
         summary = _summary(folder)
         if set(summary.get("cases", {})) & set(predicted.cases):
             left = _without(summary, predicted.cases)

@@ -14,7 +14,7 @@ from typing import Any
 
 from nnunet_jobs.context import StepContext
 from nnunet_jobs.contract.failure import ConfigError, DataError
-from nnunet_jobs.contract.files import locked, read_json, repoint, sha256_file, write_json
+from nnunet_jobs.contract.files import locked, read_json, repoint, sha256_file, write_json, write_record
 from nnunet_jobs.contract.withdrawals import listed, trained_on_withdrawn
 from nnunet_jobs.contract.workspace import FINAL_CHECKPOINT, MODEL_CARD, Workspace
 from nnunet_jobs.prediction.model import SelectedModel, model_from_card, selection_hash
@@ -115,7 +115,7 @@ def promote_by_policy(workspace: Workspace, dataset: str, model: str, policy: st
     with _promotion_lock(workspace, dataset):
         champion = workspace.champion(dataset)
         if policy != "never" and champion != model and (policy == "always" or better(workspace, dataset, model, champion)):
-            write_json(record, {"model": model, "before": champion})
+            write_record(record, {"model": model, "before": champion})
             _promote(workspace, dataset, model)
         is_champion = workspace.champion(dataset) == model
         ours = read_json(record)["model"] == model if record.is_file() else False

@@ -245,6 +245,7 @@ def _trained(params: FindBestParams, workspace: Workspace, dataset: str, model: 
         known = ", ".join(path.parent.parent.name for path in (root.parent.parent).glob(f"*/{dataset}/{SETTINGS_RECORD}")) or "none"
         raise ConfigError(field="model", value=model, problem=f"not a trained model of {dataset}, which has: {known}")
     settings = read_json(root / SETTINGS_RECORD)
+    settings.pop("schema", None)  # of the file, not of the training
     for name in ("trainer", "plans"):
         if settings[name] != getattr(params, name):
             raise ConfigError(

@@ -10,7 +10,7 @@ from typing import Any
 
 from nnunet_jobs.context import StepContext
 from nnunet_jobs.contract.failure import ConfigError
-from nnunet_jobs.contract.files import sha256_file, write_json
+from nnunet_jobs.contract.files import sha256_file, write_record
 from nnunet_jobs.contract.params import TrainParams
 from nnunet_jobs.contract.sharing import step_of_workspace
 from nnunet_jobs.contract.withdrawals import only_consented, require_none_withdrawn, withdrawn_from
@@ -80,7 +80,7 @@ def run(params: TrainParams, context: StepContext) -> dict[str, Any]:
             settings = model_root / dataset / SETTINGS_RECORD
             if not settings.is_file():
                 settings.parent.mkdir(parents=True, exist_ok=True)
-                write_json(settings, {**model_settings(params, version, **hashes), "torch": installed_version("torch")})
+                write_record(settings, {**model_settings(params, version, **hashes), "torch": installed_version("torch")})
             from nnunet_jobs.training.fit import Plan, fit
 
             try:

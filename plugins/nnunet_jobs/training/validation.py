@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from nnunet_jobs.context import StepContext
-from nnunet_jobs.contract.files import sha256_file, sync_directory, sync_file, write_json
+from nnunet_jobs.contract.files import sha256_file, sync_directory, sync_file, write_record
 from nnunet_jobs.metrics.evaluation import summarise
 from nnunet_jobs.training.cascade import verified_elsewhere
 from nnunet_jobs.training.checkpoint import FINAL
@@ -84,12 +84,13 @@ def _stages(trainer: Any, cases: Sequence[str]) -> dict[str, list[str]]:
 
 def _prepare(folder: Path, cases: Sequence[str], ending: str, *, fold: int | str) -> None:
     """Keep what this very checkpoint predicted for cases of this split; nnU-Net would score leftovers of old splits too."""
-    mark = {"checkpoint": sha256_file(folder.parent / FINAL)}
-    mark_path = folder / _MARK
-    if folder.is_dir() and not (mark_path.is_file() and read_json_or_empty(mark_path) == mark):
+    checkpoint, mark_path = sha256_file(folder.parent / FINAL), folder / _MARK
+    marked = mark_path.is_file() and read_json_or_empty(mark_path).get("checkpoint") == checkpoint
+    if folder.is_dir() and not marked:
         shutil.rmtree(folder)
     folder.mkdir(exist_ok=True)
-    write_json(mark_path, mark)
+    if not marked:
+        write_record(mark_path, {"checkpoint": checkpoint})
     for leftover in folder.parent.glob(".validation.*"):  # of a killed validation
         shutil.rmtree(leftover)
     record = read_json_or_empty(folder.parent / FOLD_RECORD) if (folder.parent / FOLD_RECORD).is_file() else {}

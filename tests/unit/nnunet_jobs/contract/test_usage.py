@@ -183,4 +183,4 @@ def test_a_line_holds_nothing_of_a_jobs_parameters(workspace: Workspace) -> None
     wait_final(job)
     (line,) = (Path(workspace.jobs) / ".usage").glob("*.jsonl")
     assert "CANARY" not in line.read_text()
-    assert set(json.loads(line.read_text())) == set(Usage.__dataclass_fields__)
+    assert set(json.loads(line.read_text())) == {"schema", *Usage.__dataclass_fields__}
