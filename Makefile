@@ -11,7 +11,7 @@ INPUT_ROOT ?=
 # Three test workers where there are two cores or more: many tests wait for processes. WORKERS= runs one after the other.
 WORKERS ?= $(if $(filter-out 1,$(shell nproc)),-n 3)
 
-.PHONY: help venv demo up down test nightly soak fuzz lint types check bench images constraints wheel clean
+.PHONY: help venv demo up down test nightly soak fuzz lint types docs check bench images constraints wheel clean
 
 help: ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 14
@@ -23,7 +23,7 @@ venv: $(VENV) ## install everything into .venv
 
 $(VENV): pyproject.toml constraints.txt | $(filter .uv/%,$(UV))
 	$(UV) venv --quiet --allow-existing --python '>=3.11' .venv
-	VIRTUAL_ENV=$(CURDIR)/.venv $(UV) pip install --quiet --compile-bytecode --constraint constraints.txt --editable '.[local,dicom,dicomweb,docker,celery,kubernetes,serve,test]'
+	VIRTUAL_ENV=$(CURDIR)/.venv $(UV) pip install --quiet --compile-bytecode --constraint constraints.txt --editable '.[local,dicom,dicomweb,docker,celery,kubernetes,serve,test,docs]'
 	touch $@
 
 demo: $(VENV) ## phantom data (or DATA=folder) through the whole pipeline, run by a private Airflow
@@ -56,7 +56,10 @@ types: $(VENV) ## mypy --strict
 	.venv/bin/mypy
 	.venv/bin/mypy benchmarks soak devtools docker/*.py
 
-check: lint types test ## what CI runs
+docs: $(VENV) ## the documentation as a site in site/, without the network; a broken link is an error
+	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --quiet --strict
+
+check: lint types docs test ## what CI runs
 
 bench: $(VENV) ## side by side with stock nnU-Net; prints the tables
 	$(RUN) -m benchmarks $(ARGS)
@@ -71,4 +74,4 @@ wheel: $(VENV) ## build the distribution into dist/
 	$(UV) build --quiet --wheel
 
 clean: ## remove what the targets above made
-	rm -rf .venv .uv .demo .bench dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf .venv .uv .demo .bench dist site .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -1,7 +1,7 @@
 """Segment what arrives in an archive: wait for complete studies, fetch them, predict, and store the segmentations back.
 
 Every study goes its own way: one that fails holds up no other, and clearing its tasks goes on from what is done. The next run hands a
-failed study out again, several times, and then names it; see docs/intake.md.
+failed study out again, several times, and then names it; see docs/how-to/dicom.md.
 To run it on a schedule, such as every 30 minutes, give `schedule` below a value and the parameter `dataset` a default: a scheduled run
 takes the form's defaults. A run that finds nothing new is skipped, and one whose dataset has no promoted model ends before it takes a
 study. Set up a connection of type dicomweb first (include/connections.example.json) and the pools (airflow nnunet sync-pools).

@@ -1,4 +1,4 @@
-"""``docs/faults.md`` from the table of codes: ``python -m devtools.faults_docs > docs/faults.md``."""
+"""``docs/reference/faults.md`` from the table of codes: ``python -m devtools.faults_docs > docs/reference/faults.md``."""
 
 from __future__ import annotations
 

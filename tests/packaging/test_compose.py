@@ -24,7 +24,7 @@ import yaml
 from nnunet_jobs.cli.serve import add_serve
 
 DOCKER = Path(__file__).resolve().parents[2] / "docker"
-DOCS = DOCKER.parent / "docs" / "compose.md"
+DOCS = DOCKER.parent / "docs" / "how-to" / "celery.md"
 # Sets of files to the settings that have no default, so that the defaults are what is tested.
 FILES: dict[str, tuple[tuple[str, ...], dict[str, str]]] = {
     "one host": (("compose.yaml",), {}),
@@ -236,7 +236,7 @@ def test_every_queue_is_explained(configs: dict[str, dict[str, Any]]) -> None:
         queues = command[command.index("--queues") + 1].split(",")
         assert len(queues) >= 2
         for queue in queues:
-            assert f"`{queue}`" in text, f"docs/compose.md says nothing of queue {queue}"
+            assert f"`{queue}`" in text, f"docs/how-to/celery.md says nothing of queue {queue}"
 
 
 def test_every_setting_is_explained() -> None:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-PROJECT = Path(__file__).resolve().parents[2]
+from support.snippets import PROJECT, snippets
+
 EXAMPLES = sorted(path for path in (PROJECT / "dags").glob("*.py"))
 RIGHT = """
 from pathlib import Path
@@ -92,10 +93,10 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_examples_and_an_authors_own_dag_have_types(python: Path, tmp_path: Path) -> None:
-    snippets = re.findall(r"```python\n(.*?)```", (PROJECT / "README.md").read_text(), re.DOTALL)
-    assert snippets
-    for number, text in enumerate(snippets):
-        (tmp_path / f"readme_{number}.py").write_text(text)
+    shown = [snippet.text for snippet in snippets() if snippet.language == "python"]
+    assert len(shown) >= 3
+    for number, text in enumerate(shown):
+        (tmp_path / f"shown_{number}.py").write_text(text)
     for name, text in (("right", RIGHT), ("public", PUBLIC), ("wrong", WRONG)):
         (tmp_path / f"{name}.py").write_text(text)
     command = [

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parents[2]
-PAGES = (PROJECT / "README.md", *sorted((PROJECT / "docs").glob("*.md")), *sorted((PROJECT / "include").rglob("README.md")))
+OF_PROJECT = tuple(PROJECT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"))
+PAGES = (*OF_PROJECT, *sorted((PROJECT / "docs").rglob("*.md")), *sorted((PROJECT / "include").rglob("README.md")))
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _OURS = re.compile(r"(?:airflow nnunet|python -m (?:nnunet_jobs|airflow_nnunet)) [a-z][^`\n\"']*")
 
@@ -47,7 +48,7 @@ def said_in_passing() -> Iterator[tuple[str, str]]:
     """Commands of ours in running text, docstrings, messages and settings: (file, command)."""
     folders = ("plugins", "dags", "include", "docs", "docker")
     files = [path for folder in folders for path in (PROJECT / folder).rglob("*") if path.suffix in (".py", ".md", ".yaml", ".template")]
-    for path in sorted([*files, PROJECT / "README.md", PROJECT / "airflow.cfg.template"]):
+    for path in sorted([*files, *OF_PROJECT, PROJECT / "airflow.cfg.template"]):
         for command in _OURS.findall(path.read_text()):
             yield path.relative_to(PROJECT).as_posix(), command
 

@@ -13,7 +13,7 @@
                           cases differ that much show nothing, nor do too small values where the training's reach zero
 ``voxel-order``           its voxels are stored in an order, such as RAS, that no training case has: nnU-Net learns from voxels as stored
 ``spacing``               an axis more than a quarter beyond the training cases' spacings, about where resampling becomes guesswork
-others                    warnings of its files, by the codes of ``docs/faults.md``: what registration would have warned of
+others                    warnings of its files, by the codes of ``docs/reference/faults.md``: what registration would have warned of
 ========================  ==========================================================================================================
 """
 

@@ -380,5 +380,5 @@ def test_a_trigger_carries_the_options(tmp_path: Path) -> None:
 
 
 def test_every_option_is_explained() -> None:
-    text = (PROJECT / "docs" / "kubernetes.md").read_text()
+    text = (PROJECT / "docs" / "how-to" / "kubernetes.md").read_text()
     assert re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE) == [item.name for item in fields(PodOptions)]

@@ -110,7 +110,7 @@ def test_nothing_is_written(faulty):
 
 def test_every_code_has_its_mend_and_the_page_is_up_to_date():
     assert set(MENDS) == set(Code)
-    assert (PROJECT / "docs" / "faults.md").read_text() == page(), "python -m devtools.faults_docs > docs/faults.md"
+    assert (PROJECT / "docs" / "reference" / "faults.md").read_text() == page(), "python -m devtools.reference_docs"
 
 
 def test_200_real_cases_are_usable(hippocampus):

@@ -1,4 +1,4 @@
-"""The REST calls of the README, as they stand there, against a running Airflow."""
+"""The REST calls of ``docs/how-to/rest.md``, as they stand there, against a running Airflow."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from support.stack import Site
 pytestmark = pytest.mark.e2e
 
 
-def test_the_calls_of_the_readme_predict_a_case(served: Site, alice: AirflowClient, scan: Path, tmp_path: Path) -> None:
+def test_the_calls_of_the_page_predict_a_case(served: Site, alice: AirflowClient, scan: Path, tmp_path: Path) -> None:
     if not (shutil.which("curl") and shutil.which("jq")):
-        pytest.skip("needs curl and jq, which the README's calls use")
-    shown = [snippet.text for snippet in snippets(PROJECT / "README.md") if snippet.language == "console"]
+        pytest.skip("needs curl and jq, which the page's calls use")
+    shown = [snippet.text for snippet in snippets(PROJECT / "docs" / "how-to" / "rest.md") if snippet.language == "console"]
     first = next(number for number, line in enumerate(shown) if line.startswith("LOGIN="))
     login, token, post, status, result, command = (re.split(r"\s{2,}#", line)[0] for line in shown[first : first + 6])
     shutil.copyfile(scan, tmp_path / "case_0000.nii.gz")
