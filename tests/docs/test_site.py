@@ -6,7 +6,6 @@ import os
 import re
 import subprocess
 import sys
-import tomllib
 from dataclasses import fields
 from html.parser import HTMLParser
 from pathlib import Path
@@ -14,6 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+import airflow_nnunet
 from airflow_nnunet.backends.docker.options import DockerOptions
 from devtools.reference_docs import pages
 from support.snippets import PROJECT
@@ -97,11 +97,10 @@ def test_links_between_files_outside_of_the_site_lead_somewhere() -> None:
 
 
 def test_one_version_everywhere() -> None:
-    version = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]["version"]
     citation = yaml.safe_load((PROJECT / "CITATION.cff").read_text())
-    assert (citation["cff-version"], str(citation["version"])) == ("1.2.0", version)
+    assert (citation["cff-version"], str(citation["version"])) == ("1.2.0", airflow_nnunet.__version__)
     released = re.findall(r"^## \[(\d[^\]]*)\]", (PROJECT / "CHANGELOG.md").read_text(), re.MULTILINE)
-    assert released[0] == version
+    assert released[0] == airflow_nnunet.__version__
 
 
 def test_hooks_before_a_commit_fetch_nothing_and_call_what_there_is() -> None:
