@@ -8,6 +8,7 @@ import pytest
 from airflow.sdk import DAG, TaskGroup
 from airflow.sdk.exceptions import ParamValidationError
 
+from airflow_nnunet.jobs.retry import DEFAULT_RETRIES
 from airflow_nnunet.pipelines.dag_builder import build_training_dag, training_task_group
 from airflow_nnunet.pipelines.dataset_config import TrainingConfig
 from airflow_nnunet.pipelines.run_form import RunSettings, form
@@ -44,7 +45,7 @@ def test_where_the_host_says_nothing_the_configuration_holds() -> None:
         assert fields_of(dag, name) == dict.fromkeys(STEPS, value), name
     computing = {"train", "find_best", "predict"}
     assert fields_of(dag, "pool", "plain") == {step: "gpu" if step in computing else "default_pool" for step in STEPS}
-    assert {step: task.retries for step, task in ((s, dag.get_task(f"plain.{s}")) for s in STEPS)} == dict.fromkeys(STEPS, 2)
+    assert {step: task.retries for step, task in ((s, dag.get_task(f"plain.{s}")) for s in STEPS)} == dict.fromkeys(STEPS, DEFAULT_RETRIES)
 
 
 def test_the_groups_params_are_named_after_it_and_the_hosts_own_mean_nothing() -> None:

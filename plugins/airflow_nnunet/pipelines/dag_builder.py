@@ -16,6 +16,7 @@ from airflow.sdk import DAG, TaskGroup, task
 from airflow.sdk.configuration import conf
 from airflow.sdk.definitions.param import ParamsDict
 
+from airflow_nnunet.jobs.retry import DEFAULT_RETRY_DELAY
 from airflow_nnunet.operators import (
     BatchPredictOperator,
     FindBestConfigOperator,
@@ -179,7 +180,7 @@ def _default_args(config: TrainingConfig) -> dict[str, Any]:
     return {
         "owner": config.owner,
         "retries": config.retries,
-        "retry_delay": dt.timedelta(seconds=30),
+        "retry_delay": DEFAULT_RETRY_DELAY,
         "priority_weight": config.priority,
         "retry_policy": DEFAULT_RETRY_POLICY,  # a wrong setting that a planning task finds is wrong at the next try too
         "weight_rule": "absolute",  # the file's number is what competes in the pool, not the DAG's shape

@@ -16,6 +16,7 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
+from airflow_nnunet.jobs.retry import DEFAULT_RETRIES
 from airflow_nnunet.operators.fields import is_template
 from airflow_nnunet.pipelines.dataset_sections import (
     DatasetSection,
@@ -89,7 +90,7 @@ class TrainingConfig(Section):
         default=None, description="Queue of trainings and predictions, for workers that listen to some (Celery); Airflow's own when empty."
     )
     priority: Priority = Field(default=1, description="Airflow priority weight; higher goes first in the pool.")
-    retries: Retries = Field(default=2, description="Retries of failures that a retry can mend.")
+    retries: Retries = Field(default=DEFAULT_RETRIES, description="Retries of failures that a retry can mend.")
     resources: ResourcesSection = ResourcesSection()
     nnunet_conn_id: str | None = Field(default=None, description="Connection with another workspace than section [nnunet]'s.")
     deferrable: bool = Field(default=True, description="false holds a worker slot while a job runs.")

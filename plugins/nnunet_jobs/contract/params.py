@@ -215,6 +215,7 @@ class FindBestParams(StepParams):
         dataset: id or full name. model: from TrainFoldOperator's result; the newest complete one when empty.
         configurations: to compare; all trained ones when empty. folds: that must be complete; or ``["all"]``, which takes the one
             configuration whose fold ``all`` is trained as it is, without a cross-validation, for ``promote`` ``always`` or ``never``.
+        trainer: trainer class of the model. plans: name of its plans.
         ensembles: also try pairs. repair: run the validation where its output is missing, instead of refusing.
         promote: ``never``, ``always``, or ``if_better`` (hold-out Dice, else cross-validation Dice, above the champion's). Where nothing
             but fold ``all`` is trained, ``always`` takes it as if ``folds`` were ``["all"]``.

@@ -119,13 +119,13 @@ class JobSpec:
             ConfigError: a field is missing or out of range; or unknown, unless the data has ``schema``: then a job's folder holds it,
                 and a later version may have added fields that this one can do without.
         """
-        known = {item.name for item in fields(cls)}
-        resources = data.get("resources", {})
-        if "schema" in data:
-            resources = {name: value for name, value in resources.items() if name in field_types(Resources)}
-        elif unknown := sorted(set(data) - known):
+        unknown = sorted(set(data) - {item.name for item in fields(cls)})
+        if unknown and "schema" not in unknown:
             raise ConfigError(f"job specification has unknown fields {unknown}")
         try:
+            resources = dict(data["resources"]) if "resources" in data else {}
+            if unknown:
+                resources = {name: value for name, value in resources.items() if name in field_types(Resources)}
             return cls(
                 job_id=data["job_id"],
                 step=data["step"],
@@ -134,7 +134,7 @@ class JobSpec:
                 resources=Resources(**resources),
                 labels=data.get("labels", {}),
             )
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise ConfigError(f"job specification is not readable: {error}") from error
 
 

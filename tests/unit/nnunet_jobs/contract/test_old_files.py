@@ -147,7 +147,7 @@ def test_content_hashes_stay_so_that_finished_work_is_found(work: Path, monkeypa
 def test_a_validation_of_this_checkpoint_is_kept(work: Path) -> None:
     (mark,) = work.rglob(".validated.json")
     folder = mark.parent
-    checkpoint = folder.parent / fold.FINAL
+    checkpoint = folder.parent / validation.FINAL
     checkpoint.write_bytes(b"another checkpoint")
     mark.write_text(json.dumps({**read_json(mark), "checkpoint": sha256_file(checkpoint)}))
     before = mark.read_bytes()
