@@ -141,11 +141,8 @@ def _detect(params: RegisterParams, root: Path, description: dict[str, Any]) -> 
     mend = "set layout, images and labels, or mapping"
     if inner:
         mend = f"did you mean {os.path.join(params.source, inner[0].rstrip('/'))!r}? Else " + mend
-    raise ConfigError(
-        "\n".join(
-            [f"source={params.source!r}: layout not recognised; the folder holds {shown or 'nothing'}. Expected one of", *lines, mend]
-        )
-    )
+    problem = "\n".join([f"layout not recognised; the folder holds {shown or 'nothing'}. Expected one of", *lines, mend])
+    raise ConfigError(field="source", value=params.source, problem=problem)
 
 
 def _has_layout(params: RegisterParams, folder: Path) -> bool:
