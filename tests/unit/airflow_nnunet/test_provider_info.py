@@ -20,6 +20,7 @@ import airflow_nnunet
 from airflow_nnunet.jobs.assets import dataset_asset
 from airflow_nnunet.provider_info import get_provider_info
 
+PROJECT = Path(__file__).resolve().parents[3]
 INFO = get_provider_info()
 # What no DAG of a user's makes: bases, and the task of the prediction API's own DAGs.
 NOT_LISTED = {"airflow_nnunet.operators.base", "airflow_nnunet.operators.waiting", "airflow_nnunet.prediction_api.operator"}
@@ -79,6 +80,8 @@ def test_every_path_leads_to_something() -> None:
     integrations = {item["integration-name"] for item in INFO["integrations"]}
     for kind in ("operators", "sensors", "hooks", "triggers", "bundles"):
         assert {entry["integration-name"] for entry in INFO[kind]} <= integrations
+    guides = [guide for item in INFO["integrations"] for guide in item["how-to-guide"]]
+    assert [guide for guide in guides if not (PROJECT / guide.removeprefix("/")).is_file()] == []
 
 
 def test_the_scheme_of_assets_leaves_their_addresses_as_they_are() -> None:
