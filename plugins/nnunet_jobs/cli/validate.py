@@ -172,8 +172,8 @@ def _check(arguments: argparse.Namespace) -> Report:
     from nnunet_jobs.dataset.check import Report, check_dataset
     from nnunet_jobs.dataset.materialise import plain_source
     from nnunet_jobs.dataset.whole import ordered
-    from nnunet_jobs.dataset.workers import TIME_LIMIT_S
     from nnunet_jobs.devices import host
+    from nnunet_jobs.sandbox.workers import TIME_LIMIT_S
 
     params = _params(arguments)
     root = _existing(arguments.path)

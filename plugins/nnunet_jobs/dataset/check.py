@@ -15,7 +15,8 @@ from nnunet_jobs.dataset.case_splits import check_places
 from nnunet_jobs.dataset.sources import read_source
 from nnunet_jobs.dataset.validate import CheckedCase
 from nnunet_jobs.dataset.whole import check_endings, check_unused, check_whole, facts_of, ordered
-from nnunet_jobs.dataset.workers import TIME_LIMIT_S, check_cases
+from nnunet_jobs.dataset.workers import check_cases
+from nnunet_jobs.sandbox.workers import TIME_LIMIT_S
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

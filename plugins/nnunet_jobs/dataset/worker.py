@@ -1,25 +1,12 @@
-"""The process that reads cases: ``python -m nnunet_jobs.dataset.worker PARENT``. It may die of what it reads; nobody else does.
-
-Requests and answers are JSON lines. While it reads it writes a byte for each MiB, so that its parent knows it lives::
-
-    parent  {"root": ..., "layout": ..., "tables": ..., "splits_4d": ..., "reader": ..., "tolerance": ..., "budget": bytes}
-    worker  {"ready": true}
-    parent  {"case": {...}, "faults": [...]}
-    worker  {"file": "imagesTr/a_0000.nii.gz"}  ...{"file": "labelsTr/a.nii.gz"}  .{"answer": {...}}
-"""
+"""The program that reads cases for :mod:`nnunet_jobs.dataset.workers`. It may die of what it reads; nobody else does."""
 
 from __future__ import annotations
 
-import contextlib
-import json
 import logging
-import os
-import resource
-import signal
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from nnunet_jobs.contract.failure import Fault
 from nnunet_jobs.dataset.labels import Tables
@@ -27,47 +14,10 @@ from nnunet_jobs.dataset.readers.words import library_says
 from nnunet_jobs.dataset.sources import Source, SourceCase
 from nnunet_jobs.dataset.validate import CheckedCase, check_case
 from nnunet_jobs.faults.codes import Code
-from nnunet_jobs.processes import die_with_parent
+from nnunet_jobs.sandbox import worker
 
 log = logging.getLogger("nnunet_jobs")
-BEAT = b"."
-_HEADROOM = 768 << 20  # bytes of address space beside the voxels: libraries that are loaded when their first file comes
-_MIB = 1 << 20
-
-
-class Memory:
-    """The limit of this process's address space, raised before voxels are read and never above the budget.
-
-    Address space is what the kernel can refuse before anything is used; resident memory can only be noticed after.
-    """
-
-    def __init__(self, budget: int) -> None:
-        self.budget = budget
-        self._hard = resource.getrlimit(resource.RLIMIT_AS)[1]
-        self._base = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-        self._reserved = 0
-
-    def begin(self) -> None:
-        """A new case: nothing is reserved."""
-        self._reserved = 0
-        self._limit()
-
-    def reserve(self, size: int) -> None:
-        """Let ``size`` bytes more be used.
-
-        Raises:
-            MemoryError: more than the budget.
-        """
-        self._reserved += size
-        if self._reserved > self.budget:
-            raise MemoryError(f"{self._reserved // _MIB} MiB where {self.budget // _MIB} MiB may be used")
-        self._limit()
-
-    def _limit(self) -> None:
-        limit = self._base + _HEADROOM + self._reserved
-        if self._hard != resource.RLIM_INFINITY:
-            limit = min(limit, self._hard)
-        resource.setrlimit(resource.RLIMIT_AS, (limit, self._hard))
+_memory: list[worker.Memory] = []  # one for all cases: libraries stay in memory that were loaded for an earlier one
 
 
 def case_to_json(case: SourceCase) -> dict[str, Any]:
@@ -92,48 +42,36 @@ def _case(data: Mapping[str, Any]) -> SourceCase:
     return SourceCase(case=data["case"], images=tuple(map(Path, data["images"])), label=label, labelled=data["labelled"])
 
 
-def main(parent: int) -> None:
-    """Answer requests until the parent closes the pipe."""
-    die_with_parent(signal.SIGKILL, parent=parent)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is for the parent, which ends us
-    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
-    answers = os.fdopen(os.dup(1), "wb", buffering=0)
-    os.dup2(2, 1)  # whatever a library prints must not come between the answers
-    # nibabel imports pydicom only to look for private headers in NIfTI files; that is three quarters of our start.
-    sys.modules.setdefault("pydicom", None)  # type: ignore[arg-type]
-    import nibabel  # noqa: F401
-    import numpy as np
+def check(data: dict[str, Any]) -> dict[str, Any]:
+    """Check one case, see :func:`~nnunet_jobs.dataset.validate.check_case`. Notes tell which file is read.
 
-    np.seterr(all="ignore")  # odd values are looked for and reported; the log would only repeat them without a name
-    hello = json.loads(sys.stdin.buffer.readline())
+    Args:
+        data: ``source``, ``case``, ``faults`` of the case that are known, ``tolerance``, and ``budget`` in bytes.
+    """
+    asked = data["source"]
     source = Source(
-        root=Path(hello["root"]),
-        layout=hello["layout"],
-        tables=Tables(**hello["tables"]),
-        splits_4d=hello["splits_4d"],
-        reader=hello["reader"],
+        root=Path(asked["root"]),
+        layout=asked["layout"],
+        tables=Tables(**asked["tables"]),
+        splits_4d=asked["splits_4d"],
+        reader=asked["reader"],
+        faults=[Fault(**fault) for fault in data["faults"]],
     )
-    memory = Memory(hello["budget"])
-    _say(answers, {"ready": True})
-    for line in sys.stdin.buffer:
-        request = json.loads(line)
-        source.faults = [Fault(**fault) for fault in request["faults"]]
-        memory.begin()
-        _say(answers, {"answer": _check(_case(request["case"]), source, hello["tolerance"], memory, answers).to_json()})
+    if not _memory:
+        _memory.append(worker.Memory(data["budget"]))
+    _memory[0].begin()
+    return _check(_case(data["case"]), source, data["tolerance"], _memory[0]).to_json()
 
 
-def _check(case: SourceCase, source: Source, tolerance: float, memory: Memory, answers: BinaryIO) -> CheckedCase:
-    def beat() -> None:
-        answers.write(BEAT)
-
+def _check(case: SourceCase, source: Source, tolerance: float, memory: worker.Memory) -> CheckedCase:
     try:
         return check_case(
             case,
             source,
             tolerance=tolerance,
-            beat=beat,
+            beat=worker.alive,
             reserve=memory.reserve,
-            on_file=lambda name: _say(answers, {"file": name}),
+            on_file=lambda name: worker.note({"file": name}),
         )
     except MemoryError as error:
         code, message = Code.MEMORY_LIMIT, f"there was not enough memory to check it ({error or 'no more could be had'})"
@@ -143,13 +81,18 @@ def _check(case: SourceCase, source: Source, tolerance: float, memory: Memory, a
     return CheckedCase(case=case, faults=(Fault(code=code, case=case.case, message=message),))
 
 
-def _say(answers: BinaryIO, message: Mapping[str, Any]) -> None:
-    data = memoryview(json.dumps(message, allow_nan=False).encode() + b"\n")
-    while data:
-        data = data[answers.write(data) :]
+def _find(name: str) -> worker.Task:
+    if name != "check":
+        raise ValueError(f"no task {name!r}")
+    # nibabel imports pydicom only to look for private headers in NIfTI files; that is three quarters of our start.
+    sys.modules.setdefault("pydicom", None)  # type: ignore[arg-type]
+    import nibabel  # noqa: F401
+    import numpy as np
+
+    np.seterr(all="ignore")  # odd values are looked for and reported; the log would only repeat them without a name
+    return check
 
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
-    with contextlib.suppress(BrokenPipeError):
-        main(int(sys.argv[1]))
+    sys.exit(worker.main(sys.argv[1:], _find))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -63,7 +62,7 @@ def _try_reader(name: str, images: list[str]) -> None:
 
 
 def _find(name: str) -> worker.Task:
-    if name not in ("check", "ready"):
+    if name != "check":
         raise ValueError(f"no task {name!r}")
     # nibabel imports pydicom only to look for private headers in NIfTI files; that is three quarters of the start
     sys.modules.setdefault("pydicom", None)  # type: ignore[arg-type]
@@ -71,10 +70,9 @@ def _find(name: str) -> worker.Task:
 
     import nnunet_jobs.prediction.cases  # noqa: F401
 
-    return check if name == "check" else lambda _data: {}
+    return check
 
 
 if __name__ == "__main__":
-    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
     os.umask(0o077)
     sys.exit(worker.main(sys.argv[1:], _find))

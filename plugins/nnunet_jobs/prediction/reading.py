@@ -21,13 +21,10 @@ from nnunet_jobs.contract.failure import Bug, DataError, Fault
 from nnunet_jobs.devices import host
 from nnunet_jobs.faults.codes import Code
 from nnunet_jobs.prediction.cases import Case, check_images
-from nnunet_jobs.sandbox.workers import Broken, Died, Workers
+from nnunet_jobs.sandbox.workers import MEMORY_SHARE, Broken, Died, NotStarted, Workers, size_of, time_limit_s
 
 log = logging.getLogger("nnunet_jobs")
 
-_TIME_LIMIT_S = 60.0  # for a case without bytes, plus a second for each MiB: slower than any disk that a hospital would wait for
-_MEMORY = 0.8  # share of what the host or its cgroup allows
-_START_S = 120.0  # for Python and its imports, on a busy machine
 _MOST_DEATHS = 2
 
 Beat = Callable[[], None]
@@ -65,7 +62,7 @@ class _Beside:
     """
 
     def __init__(self, *, memory_mib: int, image_bytes: int | None = None) -> None:
-        self._memory_mib, self._image_bytes = int(memory_mib * _MEMORY), image_bytes
+        self._memory_mib, self._image_bytes = int(memory_mib * MEMORY_SHARE), image_bytes
         self._workers = Workers(1, program="nnunet_jobs.prediction.reader")
 
     def __enter__(self) -> Self:
@@ -87,29 +84,25 @@ class _Beside:
             "try_reader": try_reader,
             "image_bytes": self._image_bytes,
         }
-        limit = _TIME_LIMIT_S + _size(case) / (1 << 20)
+        limit = time_limit_s(size_of(case.images))
         try:
             try:
-                answer = self._call("check", request, limit, beat)
+                answer = self._call(request, limit, beat)
+            except NotStarted:
+                raise
             except Died as died:  # a process may be killed for what another did, by a kernel short of memory say; a bad file kills two
                 log.warning("case %s is read once more: %s", case.case, died)
-                answer = self._call("check", request, limit, beat)
+                answer = self._call(request, limit, beat)
+        except NotStarted as broken:
+            raise Bug(f"the process that reads images cannot be started: {broken}; see whether Python starts on this host") from broken
         except Broken as broken:
-            self._require_start()
             raise _crashed(case, f"{broken}; write its files anew, or allow it more memory if they are large") from broken
         if answer["problem"]:
             raise DataError(answer["problem"], faults=[Fault(**fault) for fault in answer["faults"]])
         return answer["needs"], tuple(Fault(**fault) for fault in answer["faults"])
 
-    def _call(self, task: str, request: dict[str, Any], timeout_s: float, beat: Beat) -> dict[str, Any]:
-        return self._workers.call(task, request, timeout_s=timeout_s, memory_mib=self._memory_mib, beat=beat)
-
-    def _require_start(self) -> None:
-        """Raise Bug when no reading process works at all: then it is not the case's fault."""
-        try:
-            self._call("ready", {}, _START_S, lambda: None)
-        except Broken as broken:
-            raise Bug(f"the process that reads images cannot be started: {broken}; see whether Python starts on this host") from broken
+    def _call(self, request: dict[str, Any], timeout_s: float, beat: Beat) -> dict[str, Any]:
+        return self._workers.call("check", request, timeout_s=timeout_s, memory_mib=self._memory_mib, beat=beat)
 
 
 class ReadUploads(_Beside):
@@ -196,11 +189,3 @@ def _count(marker: Path) -> int:
         return max(1, int(marker.read_text()))
     except (OSError, ValueError):  # killed between making the file and writing to it
         return 1
-
-
-def _size(case: Case) -> int:
-    total = 0
-    for path in case.images:
-        with contextlib.suppress(OSError):
-            total += path.stat().st_size
-    return total

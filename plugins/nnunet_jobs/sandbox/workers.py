@@ -9,38 +9,83 @@ import logging
 import os
 import queue
 import select
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from nnunet_jobs.processes import reader_environment
+from nnunet_jobs.sandbox.worker import ALIVE
 
 log = logging.getLogger("nnunet_jobs")
+TIME_LIMIT_S = 60.0
+"""For a case without bytes, see :func:`time_limit_s`."""
+MEMORY_SHARE = 0.8
+"""Share of what the host or its cgroup allows that all processes of a step which read may use together."""
+START_S = 120.0
+"""For Python and its imports, on a busy machine."""
+_BYTES_PER_S = 1 << 20  # slower than any disk that a hospital would wait for
 _POLL_S = 0.2
+_STARTS = 3  # that may fail in a row before nothing is tried any more
+_LEAVE_S = 5.0  # for a killed process; one that hangs in the kernel is left behind
 
 
 class Broken(Exception):
     """A worker gave no answer. The text says why, without anything that the file says."""
 
 
+class TookTooLong(Broken):
+    """The task did not end in its time."""
+
+
 class Died(Broken):
-    """The worker's process ended, by itself or by somebody's signal. The next task gets a new one."""
+    """The worker's process ended, by itself or by somebody's signal. The next task gets a new one.
+
+    Attributes:
+        how: it ended, such as ``by SIGABRT`` or ``with exit code 7``.
+    """
+
+    def __init__(self, text: str, *, how: str) -> None:
+        super().__init__(text)
+        self.how = how
+
+
+class NotStarted(Died):
+    """No process could be started: it is not the fault of what was to be read."""
+
+
+def time_limit_s(size: int, *, least: float = TIME_LIMIT_S) -> float:
+    """Seconds in which a case must be read: ``least``, and one for each MiB of its ``size`` in bytes."""
+    return least + size / _BYTES_PER_S
+
+
+def size_of(paths: Iterable[Path]) -> int:
+    """Bytes on disk; a file that is not there has none."""
+    total = 0
+    for path in paths:
+        with contextlib.suppress(OSError):
+            total += os.stat(path).st_size
+    return total
 
 
 class Workers:
     """A few processes that do tasks for others. Thread-safe; a context manager.
 
-    What a worker prints is dropped: libraries put file names and header values into their warnings.
-
     Args:
-        count: how many work at once. program: module that they run, :func:`nnunet_jobs.sandbox.worker.main` with its tasks.
+        count: How many work at once.
+        program: Module that they run, :func:`nnunet_jobs.sandbox.worker.main` with its tasks.
+        quiet: Drop what they print. Libraries put file names and header values into their warnings, which are no matter of our log.
     """
 
-    def __init__(self, count: int, *, program: str) -> None:
-        self._program = program
+    def __init__(self, count: int, *, program: str, quiet: bool = True) -> None:
+        self._program, self._quiet = program, quiet
+        # The kernel ends a process with the thread that started it, so one thread that stays starts them all.
+        self._starter = ThreadPoolExecutor(1)
         self._idle: queue.SimpleQueue[_Worker | None] = queue.SimpleQueue()
         self._count = max(1, count)
         for _ in range(self._count):
@@ -54,35 +99,41 @@ class Workers:
             worker = self._idle.get()
             if worker is not None:
                 worker.kill()
+        self._starter.shutdown()
 
     def start(self) -> None:
         """Start a process now, so that it is ready when it is first needed."""
         worker = self._idle.get()
-        self._idle.put(worker or _Worker(self._program))
+        self._idle.put(worker or self._new())
 
-    def call(self, task: str, data: dict[str, Any], *, timeout_s: float, memory_mib: int, beat: Callable[[], None]) -> dict[str, Any]:
+    def call(
+        self,
+        task: str,
+        data: dict[str, Any],
+        *,
+        timeout_s: float,
+        memory_mib: int,
+        beat: Callable[[], None],
+        heard: Callable[[dict[str, Any] | None], None] = lambda _note: None,
+    ) -> dict[str, Any]:
         """Do one task.
 
         Args:
-            task: name of a function in the worker. data: its argument, JSON. timeout_s: of wall time, and of CPU time.
-            memory_mib: that the task may take beside what the worker has already. beat: called while waiting; may raise to give up.
+            task: Name of a function in the worker.
+            data: Its argument, JSON.
+            timeout_s: Limit of wall time and of CPU time, from when the process is ready.
+            memory_mib: Memory that the task may take beside what the worker has already.
+            beat: Called several times a second while waiting; may raise to give up.
+            heard: Called with each note of the task, and with None when the process has otherwise shown that it lives.
 
         Raises:
-            Died: its process ended. Broken: it took too long or too much memory, or raised. OSError: no space left where it writes.
+            NotStarted: no process could be started.
+            Died: its process ended.
+            Broken: it took too long or too much memory, or raised.
+            OSError: no space is left where it writes.
         """
-        worker = self._idle.get()
-        try:
-            if worker is None:
-                worker = _Worker(self._program)
-            request = {"task": task, "data": data, "timeout_s": timeout_s, "memory_mib": memory_mib}
-            answer = worker.ask(request, timeout_s=timeout_s, beat=beat)
-        except BaseException:
-            if worker is not None:
-                worker.kill()
-            worker = None
-            raise
-        finally:
-            self._idle.put(worker)
+        request = {"task": task, "data": data, "timeout_s": timeout_s, "memory_mib": memory_mib}
+        answer = self._ask(request, timeout_s=timeout_s, beat=beat, heard=heard)
         if answer.get("errno") in (errno.ENOSPC, errno.EDQUOT):
             raise OSError(answer["errno"], os.strerror(answer["errno"]))  # our disk, not their file
         if "error" in answer:
@@ -91,16 +142,50 @@ class Workers:
         result: dict[str, Any] = answer["result"]
         return result
 
+    def _new(self) -> _Worker:
+        return self._starter.submit(_Worker, self._program, quiet=self._quiet).result()
+
+    def _ask(
+        self, request: dict[str, Any], *, timeout_s: float, beat: Callable[[], None], heard: Callable[[dict[str, Any] | None], None]
+    ) -> dict[str, Any]:
+        failed = 0
+        worker = self._idle.get()
+        try:
+            while True:
+                if worker is None:
+                    worker = self._new()
+                try:
+                    return worker.ask(request, timeout_s=timeout_s, beat=beat, heard=heard)
+                except Died as died:
+                    if worker.ready:
+                        raise
+                    failed += 1
+                    if failed == _STARTS:
+                        raise NotStarted(str(died), how=f"{died.how} {_STARTS} times") from None
+                    worker.kill()
+                    worker = None
+        except BaseException:
+            if worker is not None:
+                worker.kill()
+            worker = None
+            raise
+        finally:
+            self._idle.put(worker)
+
 
 class _Worker:
-    def __init__(self, program: str) -> None:
+    def __init__(self, program: str, *, quiet: bool) -> None:
+        self.ready = False
         self._answers, theirs = os.pipe()
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", program, str(theirs)],
-                stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, pass_fds=(theirs,),
+                [sys.executable, "-m", program, str(theirs), str(os.getpid())],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL if quiet else 2,
+                stderr=subprocess.DEVNULL if quiet else None,
+                pass_fds=(theirs,),
                 env=reader_environment(),
-            )  # fmt: skip
+            )
         except BaseException:
             os.close(self._answers)
             raise
@@ -108,7 +193,9 @@ class _Worker:
             os.close(theirs)
         self._rest = b""
 
-    def ask(self, request: dict[str, Any], *, timeout_s: float, beat: Callable[[], None]) -> dict[str, Any]:
+    def ask(
+        self, request: dict[str, Any], *, timeout_s: float, beat: Callable[[], None], heard: Callable[[dict[str, Any] | None], None]
+    ) -> dict[str, Any]:
         pipe = self._process.stdin
         if pipe is None:
             raise RuntimeError("the worker has no stdin")
@@ -116,30 +203,52 @@ class _Worker:
             pipe.write(json.dumps(request).encode() + b"\n")
             pipe.flush()
         except BrokenPipeError:
-            raise Died(self._death()) from None
-        deadline = time.monotonic() + timeout_s
-        while b"\n" not in self._rest:
-            beat()
+            raise self._death() from None
+        deadline, begun = time.monotonic() + START_S, False
+        while True:
             if time.monotonic() > deadline:
-                raise Broken(f"it took longer than {timeout_s:.0f} s")
-            if select.select([self._answers], [], [], _POLL_S)[0]:
-                chunk = os.read(self._answers, 1 << 20)
-                if not chunk:
-                    raise Died(self._death())
-                self._rest += chunk
-        line, _, self._rest = self._rest.partition(b"\n")
-        answer: dict[str, Any] = json.loads(line)
-        return answer
+                if begun:
+                    raise TookTooLong(f"it took longer than {timeout_s:.0f} s")
+                raise NotStarted(f"its reader was not ready after {START_S:.0f} s", how=f"after {START_S:.0f} s, not yet ready")
+            if (message := self._message()) is None:
+                beat()
+                if select.select([self._answers], [], [], _POLL_S)[0]:
+                    chunk = os.read(self._answers, 1 << 20)
+                    if not chunk:
+                        raise self._death()
+                    self._rest += chunk
+                    heard(None)
+            elif "begun" in message:
+                self.ready = begun = True
+                deadline = time.monotonic() + timeout_s
+            elif "note" in message:
+                heard(message["note"])
+            else:
+                return message
 
-    def _death(self) -> str:
+    def _message(self) -> dict[str, Any] | None:
+        """The next whole message; None when it has not come."""
+        self._rest = self._rest.lstrip(ALIVE)
+        if b"\n" not in self._rest:
+            return None
+        line, _, self._rest = self._rest.partition(b"\n")
+        message: dict[str, Any] = json.loads(line)
+        return message
+
+    def _death(self) -> Died:
         with contextlib.suppress(subprocess.TimeoutExpired):
             code = self._process.wait(5)
-            return f"its reader died of signal {-code}" if code < 0 else f"its reader ended with code {code}"
-        return "its reader ended without an answer"
+            if code < 0:
+                return Died(f"its reader died of signal {-code}", how=f"by {signal.Signals(-code).name}")
+            return Died(f"its reader ended with code {code}", how=f"with exit code {code}")
+        return Died("its reader ended without an answer", how="without an answer")
 
     def kill(self) -> None:
         self._process.kill()
-        self._process.wait()
+        try:
+            self._process.wait(_LEAVE_S)
+        except subprocess.TimeoutExpired:
+            log.warning("reading process %d hangs in the kernel and is left behind", self._process.pid)
         if self._process.stdin is not None:
             with contextlib.suppress(BrokenPipeError):
                 self._process.stdin.close()
