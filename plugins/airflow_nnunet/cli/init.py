@@ -12,10 +12,13 @@ from nnunet_jobs.contract.exit_codes import Exit
 
 _NEXT = """
 Next:
-  1. Look at {folder}/airflow.cfg.template and set [nnunet] workspace and input_roots, in airflow.cfg or as AIRFLOW__NNUNET__... variables.
-  2. airflow nnunet sync-pools     creates the pools of {folder}/include/pools.json
-  3. airflow nnunet doctor         says what is still missing
-  4. Copy an example in {folder}/include/datasets to a name that ends in .yaml, and edit it: it becomes a DAG."""
+  1. Take what you need from {folder}/airflow.cfg.template, in airflow.cfg or as AIRFLOW__<SECTION>__<OPTION> variables. Three options must
+     be set: [nnunet] workspace and input_roots, and [api_auth] jwt_secret, one secret for all components, without which no task can run.
+  2. airflow db migrate            makes Airflow's database, or brings it up to date
+  3. airflow nnunet sync-pools     creates the pools of {folder}/include/pools.json
+  4. airflow nnunet doctor         says what is still missing
+  5. Copy an example in {folder}/include/datasets to a name that ends in .yaml, and edit it: it becomes a DAG as soon as Airflow runs
+     (airflow standalone on one machine)."""
 
 
 @command

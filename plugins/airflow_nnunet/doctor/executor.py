@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -16,9 +17,10 @@ _TEMPLATE = "see airflow.cfg.template"
 
 
 def examine_executor() -> Iterator[Finding]:
-    """The executor, and for Celery all that hangs on it."""
-    from airflow.configuration import conf
+    """The secret that components share, the executor, and for Celery everything that depends on it."""
+    from airflow.configuration import AIRFLOW_CONFIG, conf
 
+    yield from _shared_secret(conf, AIRFLOW_CONFIG)
     executor = str(conf.get("core", "executor"))
     if "CeleryExecutor" not in executor:
         yield Finding(topic="executor", text=f"{executor}, tasks run on the scheduler's host")
@@ -35,6 +37,19 @@ def examine_executor() -> Iterator[Finding]:
     from airflow.providers.celery.executors.default_celery import get_default_celery_config
 
     yield from judge_celery(get_default_celery_config(conf), publish_retries=conf.getint("celery", "task_publish_max_retries"))
+
+
+def _shared_secret(conf: Any, file: str) -> Iterator[Finding]:
+    """Whether all components sign with one secret. Where airflow.cfg names none, each process makes one up and refuses the others' tokens.
+
+    Nothing is said where there is no airflow.cfg yet.
+    """
+    if conf.get("api_auth", "jwt_private_key_path", fallback=None) or not os.path.isfile(file):
+        return
+    _, source = conf.as_dict(display_source=True, display_sensitive=False)["api_auth"]["jwt_secret"]
+    if source == "default":
+        text = f"jwt_secret is not set, so every component makes up its own and no task can run; set one secret for all, {_TEMPLATE}"
+        yield Finding(topic="api_auth", ok=False, blocks=True, text=text)
 
 
 def judge_celery(config: Mapping[str, Any], *, publish_retries: int) -> Iterator[Finding]:

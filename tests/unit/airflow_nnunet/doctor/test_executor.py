@@ -5,6 +5,8 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import pytest
+
 from airflow_nnunet.doctor.executor import judge_celery
 from devtools.testbed.servers import running_redis
 from support.airflow import PROJECT, environment, run
@@ -28,6 +30,15 @@ def test_the_template_is_sound_and_a_silent_broker_blocks(home: Path) -> None:
     assert "ok    celery publishing: 3600 tries" in done.stdout
     assert "FAIL  celery broker: redis://:**@127.0.0.1:1/0 does not answer" in done.stdout
     assert "canary" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("secret", [True, False])
+def test_a_configuration_in_which_no_task_can_run_blocks(home: Path, secret: bool) -> None:
+    """The template as it is, without the secret that all components share."""
+    shutil.copy(PROJECT / "airflow.cfg.template", home / "airflow.cfg")
+    own = {"AIRFLOW__API_AUTH__JWT_SECRET": "one-secret-for-all-components"} if secret else {}
+    done = run(["-m", "airflow_nnunet", "doctor"], environment(home) | own)
+    assert ("FAIL  api_auth: jwt_secret is not set" in done.stdout) is not secret, done.stdout
 
 
 def test_what_would_cost_tries_or_tasks_is_named_with_its_mend() -> None:
