@@ -57,6 +57,25 @@ def test_a_finished_model_that_should_be_promoted_is_work(workspace: Workspace) 
     assert plan_training(known, settings(known, promote="if_better"), REGISTERED, workspace) is None
 
 
+@pytest.mark.parametrize(
+    ("predict", "field"),
+    [
+        ({"output": "/elsewhere"}, "predict.output"),
+        ({"cases": "/elsewhere"}, "predict.cases"),
+        ({"cases": "none", "output": "/elsewhere"}, None),
+    ],
+)
+def test_what_prediction_may_not_read_or_write_is_refused_before_anything_is_trained(
+    workspace: Workspace, predict: dict[str, str], field: str | None
+) -> None:
+    known = config(predict=predict)
+    if field is None:
+        assert plan_training(known, settings(known), REGISTERED, workspace)
+    else:
+        with pytest.raises(ConfigError, match=f"{field}='/elsewhere': outside the allowed folders"):
+            plan_training(known, settings(known), REGISTERED, workspace)
+
+
 def test_folds_of_the_form_become_numbers_and_the_cascade_comes_second() -> None:
     known = config(preprocess={"configurations": ["2d", "3d_lowres", "3d_cascade_fullres"]}, train={"epochs": 9})
     chosen = settings(known, folds=["0", "all"])

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from airflow_nnunet.doctor.finding import Finding
-from nnunet_jobs.contract.failure import ConfigError
+from nnunet_jobs.contract.failure import ConfigError, JobError
+
+if TYPE_CHECKING:
+    from airflow_nnunet.pipelines.dataset_config import TrainingConfig
 
 
 def examine_datasets(sync: str) -> Iterator[Finding]:
@@ -30,6 +34,8 @@ def examine_datasets(sync: str) -> Iterator[Finding]:
         return  # a folder of teams that this user may not read has a finding of its own
     for name, error in loaded.errors.items():
         yield Finding(topic=f"dataset file {name}", ok=False, text=error)
+    for name, config in loaded.configs.items():
+        yield from _paths(name, config)
     users: dict[str, list[str]] = {}
     for name, config in loaded.configs.items():
         if config.pool != GPU_POOL:  # which has a finding of its own
@@ -43,3 +49,20 @@ def examine_datasets(sync: str) -> Iterator[Finding]:
         files = ", ".join(users[pool])
         text = f"missing, tasks of {files} would wait forever; {sync}, or create it: airflow pools set '{pool}' 1 'trainings'"
         yield Finding(topic=f"pool {pool}", ok=False, text=text)
+
+
+def _paths(name: str, config: TrainingConfig) -> Iterator[Finding]:
+    """Folders of a dataset file that its tasks may not read or write, which would be found at night otherwise."""
+    from airflow_nnunet.operators.fields import is_template
+    from airflow_nnunet.pipelines.planning import check_prediction
+    from airflow_nnunet.pipelines.run_form import RunSettings
+    from airflow_nnunet.settings.resolver import resolve_config
+
+    source = config.dataset.source
+    try:
+        workspace = resolve_config(config.nnunet_conn_id, team=config.team).workspace
+        if isinstance(source, str) and not is_template(source):
+            workspace.confine_input(source, field="dataset.source")
+        check_prediction(config, RunSettings.of_run(config, {}), workspace)
+    except (JobError, OSError) as error:
+        yield Finding(topic=f"dataset file {name}", ok=False, text=str(error))

@@ -62,6 +62,19 @@ def require_champion(dataset: str | int | None) -> str:
     return model
 
 
+def check_prediction(config: TrainingConfig, settings: RunSettings, workspace: Workspace) -> None:
+    """See before anything is trained that the run's last step may read and write where it is told to.
+
+    Raises:
+        ConfigError: ``predict.output`` or ``predict.cases`` is outside the allowed folders.
+    """
+    if settings.predict == "none":
+        return
+    workspace.confine_output(prediction_output(config, settings, workspace), field="predict.output")
+    if settings.predict not in _SPLITS:
+        workspace.confine_input(settings.predict, field="predict.cases")
+
+
 def plan_training(
     config: TrainingConfig, settings: RunSettings, registered: Mapping[str, Any], workspace: Workspace
 ) -> dict[str, Any] | None:
@@ -69,6 +82,9 @@ def plan_training(
 
     Returns:
         ``recipe``, ``configurations``, ``folds`` (to select by), ``promote``, ``trainer``.
+
+    Raises:
+        ConfigError: what is trained could not be used for predicting, see :func:`check_prediction`.
     """
     dataset = registered["dataset"]
     recipe = recipe_hash(config, settings, registered["training_hash"])
@@ -76,6 +92,7 @@ def plan_training(
     wanted_promotion = settings.promote == "always" and workspace.champion(dataset) not in finished
     if finished and not wanted_promotion and not settings.force:
         return None
+    check_prediction(config, settings, workspace)
     return {
         "recipe": recipe,
         "configurations": settings.configurations,
