@@ -49,7 +49,7 @@ def kubernetes_bench(tmp_path: Path, workspace: Workspace) -> Iterator[tuple[Kub
         def on_a_silent_node(job: JobDir) -> None:
             pod = build_pod(backend.options, job, job.spec(), 1)
             running = {"name": "job", "image": "", "imageID": "", "ready": True, "restartCount": 0, "state": {"running": {}}}
-            body = backend.place.api.api_client.sanitize_for_serialization(pod)
+            body = backend.runtime.api.api_client.sanitize_for_serialization(pod)
             cluster.put(NAMESPACE, body, {"phase": "Running", "containerStatuses": [running]})
 
         yield backend, on_a_silent_node
@@ -65,7 +65,7 @@ class PodSite:
         self.never = str(folder / "never")
         self.now = 0.0
         backend.files_s = 0.1  # one machine: files are seen at once
-        backend.settle_s = 5.0
+        backend.finish_s = 5.0
 
     def submit(self, name: str, resources: Resources | None = None, **script: Any) -> JobDir:
         return self.backend.submit(make_spec(self.workspace, name, resources or Resources(grace_s=5.0), **script))

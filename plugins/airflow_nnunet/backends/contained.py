@@ -16,7 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from airflow_nnunet.backends.base import Backend, JobStatus, Watch, read_status
-from airflow_nnunet.backends.container_runtime import CANNOT_ASK, Place, Refused, Sight, Stage, Unreachable
+from airflow_nnunet.backends.container_runtime import (
+    CANNOT_ASK,
+    ContainerRuntime,
+    ContainerStage,
+    ContainerStatus,
+    RequestRejected,
+    Unreachable,
+)
 from airflow_nnunet.backends.mounts import Mode, Mount, mounts_for
 from nnunet_jobs.contract.failure import ConfigError, Failure, FailureClass, Lost
 from nnunet_jobs.contract.files import PRIVATE
@@ -28,7 +35,7 @@ from nnunet_jobs.contract.usage import settle
 log = logging.getLogger(__name__)
 
 # A container ends a moment after its runner wrote the outcome; its exit code is worth so much waiting.
-_SETTLE_S = 20.0
+_FINISH_S = 20.0
 # Shared storage shows a file on another host after a while; so long an end without an outcome is not believed.
 _FILES_S = 20.0
 _BEAT_S = 3.0  # a living runner beats in that time
@@ -39,47 +46,47 @@ class ContainedBackend(Backend):
     """One container for each attempt of a job, named after both, so that whoever submits, watches or retries finds the same one.
 
     Attributes:
-        place: where containers run. schedule_timeout_s: until a host has room; 0 is for ever. start_timeout_s: from there until the
+        runtime: where containers run. schedule_timeout_s: until a host has room; 0 is for ever. start_timeout_s: from there until the
             runner is on record. keep: leave ended containers for a look at them.
     """
 
     runs_here = False
     look_again_s = 1.0
     files_s = _FILES_S
-    settle_s = _SETTLE_S
-    place: Place
+    finish_s = _FINISH_S
+    runtime: ContainerRuntime
     schedule_timeout_s: float = 0.0
     start_timeout_s: float = 900.0
     keep: bool = False
 
     def __init__(self) -> None:
         self._since: dict[tuple[str, int, str], float] = {}
-        self._settled: set[tuple[str, int]] = set()
+        self._finished: set[tuple[str, int]] = set()
 
     @abstractmethod
     def user(self, job: JobDir) -> tuple[int, int]:
         """(uid, gid) that the job runs as."""
 
     def own_mounts(self, spec: JobSpec) -> tuple[Mount, ...]:
-        """Folders that containers of this place see beside those of their step."""
+        """Folders that containers of this runtime see beside those of their step."""
         return ()
 
     def submit(self, spec: JobSpec) -> JobDir:
         """See :meth:`Backend.submit`."""
         job = super().submit(spec)
         if job.result() is not None:
-            self._settle(job, read_status(job))
+            self._finish(job, read_status(job))
         return job
 
     def start(self, job: JobDir, spec: JobSpec, attempt: int) -> None:
         """Create the container. It may wait for room for long, so nobody waits here: it is itself the record of the attempt."""
         try:
-            self.place.remove_earlier(job, attempt)
+            self.runtime.remove_earlier(job, attempt)
             self._make_folders(job, spec)
-            self.place.create(job, spec, attempt)
+            self.runtime.create(job, spec, attempt)
         except ConfigError as error:
             self._declare(job, attempt, FailureClass.CONFIG, str(error))
-        except Refused as error:
+        except RequestRejected as error:
             kind = FailureClass.LOST if error.transient else FailureClass.CONFIG
             self._declare(job, attempt, kind, f"no container was started: {error}")
         except Unreachable as error:
@@ -89,18 +96,18 @@ class ContainedBackend(Backend):
         """See :meth:`Backend.alive`.
 
         Raises:
-            Lost: the place does not answer and the runner does not beat: nothing can be said now.
+            Lost: the runtime does not answer and the runner does not beat: nothing can be said now.
         """
         state = job.state()
         if state.attempt == 0 or state.phase.final:
             return False
         try:
-            sight = self.place.look(job, state.attempt)
+            container = self.runtime.look(job, state.attempt)
         except CANNOT_ASK as error:
             if state.pid and _beats(job):
                 return True
-            raise Lost(f"{self.place.name(job, state.attempt)}: {error}") from error
-        return sight is not None and sight.stage.alive
+            raise Lost(f"{self.runtime.name(job, state.attempt)}: {error}") from error
+        return container is not None and container.stage.alive
 
     def status(self, job: JobDir, watch: Watch) -> JobStatus:
         """See :meth:`Backend.status`."""
@@ -108,23 +115,23 @@ class ContainedBackend(Backend):
         if status.attempt == 0:
             return status
         if status.final:
-            return self._settle(job, status)
+            return self._finish(job, status)
         begun = job.state().pid > 0
         silent = watch.silent_s(job, status.attempt)
         if begun and silent == 0 and not self.wants_a_look(job, status.attempt):
             return status
         try:
-            self._judge(job, status.attempt, begun=begun, lost=silent >= watch.lost_after_s, silent=silent)
+            self._check_container(job, status.attempt, begun=begun, lost=silent >= watch.lost_after_s, silent=silent)
         except CANNOT_ASK as error:
             job.say(status.attempt, f"{self.name} cannot be asked: {error}")
             if begun and silent >= watch.lost_after_s:
                 message = f"no heartbeat of the runner for {silent:.0f} s, and {self.name} cannot be asked: {error}"
                 self._declare(job, status.attempt, FailureClass.LOST, message)
         status = read_status(job)  # which may be the outcome that the runner wrote a moment ago
-        return self._settle(job, status) if status.final else status
+        return self._finish(job, status) if status.final else status
 
     def wants_a_look(self, job: JobDir, attempt: int) -> bool:
-        """Whether the place has something to do for an attempt although its heart beats."""
+        """Whether the runtime has something to do for an attempt although its heart beats."""
         return False
 
     def cancel(self, job: JobDir, reason: str) -> None:
@@ -133,46 +140,51 @@ class ContainedBackend(Backend):
         try:
             self._take_back(job, job.state().attempt, reason)
         except CANNOT_ASK as error:
-            log.warning("%s is not stopped, but its runner will see the wish: %s", self.place.name(job, job.state().attempt), error)
+            log.warning("%s is not stopped, but its runner will see the wish: %s", self.runtime.name(job, job.state().attempt), error)
 
     # --- private ------------------------------------------------------------------------------------------------
-    def _judge(self, job: JobDir, attempt: int, *, begun: bool, lost: bool, silent: float) -> None:
+    def _check_container(self, job: JobDir, attempt: int, *, begun: bool, lost: bool, silent: float) -> None:
         """Look at the container of an attempt that shows no sign of life; record the attempt's end if that is what it means."""
-        sight = self.place.look(job, attempt)
+        container = self.runtime.look(job, attempt)
         reason = job.cancel_requested()
-        name = self.place.name(job, attempt)
-        if sight is None:
+        name = self.runtime.name(job, attempt)
+        if container is None:
             if reason is not None and not begun:
                 self._declare(job, attempt, FailureClass.INTERRUPTED, f"cancelled: {reason}", cancelled=True)
             elif self._for(job, attempt, "gone") >= self.files_s:
                 self._declare(job, attempt, FailureClass.LOST, f"{name} is gone: removed by somebody, or its host was drained or is lost")
             return
-        if reason is not None and sight.stage.alive and not sight.leaving and not lost:
+        if reason is not None and container.stage.alive and not container.leaving and not lost:
             self._take_back(job, attempt, reason)
-        elif sight.stage is Stage.ENDED:
-            if sight.exit_code not in _OUTCOME_WRITTEN or self._for(job, attempt, "ended") >= self.files_s:
-                self._end(job, attempt, sight, sight.message)
-        elif sight.stage is Stage.DOOMED:
-            self._end(job, attempt, sight, f"{name} cannot start: {sight.message}")
+        elif container.stage is ContainerStage.ENDED:
+            if container.exit_code not in _OUTCOME_WRITTEN or self._for(job, attempt, "ended") >= self.files_s:
+                self._end(job, attempt, container, container.message)
+        elif container.stage is ContainerStage.DOOMED:
+            self._end(job, attempt, container, f"{name} cannot start: {container.message}")
         elif not begun:
-            job.say(attempt, sight.message or "its runner starts")
-            limit = self.schedule_timeout_s if sight.stage is Stage.UNSCHEDULED else self.start_timeout_s
-            if limit and (waited := self._for(job, attempt, str(sight.stage))) >= limit:
-                hint = "; does it see the job's folder under the same path?" if sight.stage is Stage.RUNNING else ""
-                self._end(job, attempt, sight, f"no runner after {waited:.0f} s in {name}, which is {sight.stage}: {sight.message}{hint}")
+            job.say(attempt, container.message or "its runner starts")
+            limit = self.schedule_timeout_s if container.stage is ContainerStage.UNSCHEDULED else self.start_timeout_s
+            if limit and (waited := self._for(job, attempt, str(container.stage))) >= limit:
+                hint = "; does it see the job's folder under the same path?" if container.stage is ContainerStage.RUNNING else ""
+                self._end(
+                    job,
+                    attempt,
+                    container,
+                    f"no runner after {waited:.0f} s in {name}, which is {container.stage}: {container.message}{hint}",
+                )
         elif lost:
-            trouble = f"{sight.where}: {sight.message}".strip(": ") or "which runs"
-            self._end(job, attempt, sight, f"no heartbeat of the runner for {silent:.0f} s in {name}, {trouble}")
+            trouble = f"{container.where}: {container.message}".strip(": ") or "which runs"
+            self._end(job, attempt, container, f"no heartbeat of the runner for {silent:.0f} s in {name}, {trouble}")
 
-    def _end(self, job: JobDir, attempt: int, sight: Sight, message: str) -> None:
+    def _end(self, job: JobDir, attempt: int, container: ContainerStatus, message: str) -> None:
         """Record an attempt's end as the container tells it, then let go of what the container still holds."""
-        details = {"container": dict(sight.facts)}
-        if self._declare(job, attempt, sight.failure_class, message, exit_code=sight.exit_code, details=details):
-            self._settled.add((str(job.path), attempt))  # a host that is cut off may never say that it has ended
-        elif sight.stage is Stage.ENDED:
-            job.note_container(attempt, sight.facts)
-        if not (self.keep and sight.stage is Stage.ENDED):
-            self.place.remove(job, attempt)
+        details = {"container": dict(container.facts)}
+        if self._declare(job, attempt, container.failure_class, message, exit_code=container.exit_code, details=details):
+            self._finished.add((str(job.path), attempt))  # a host that is cut off may never say that it has ended
+        elif container.stage is ContainerStage.ENDED:
+            job.note_container(attempt, container.facts)
+        if not (self.keep and container.stage is ContainerStage.ENDED):
+            self.runtime.remove(job, attempt)
 
     def _declare(self, job: JobDir, attempt: int, failure_class: FailureClass, message: str, **more: Any) -> bool:
         """Record our verdict, unless a cancel explains the end. False when the runner had the last word."""
@@ -186,31 +198,31 @@ class ContainedBackend(Backend):
         state = job.state()
         if attempt == 0 or state.phase.final:
             return
-        self.place.stop(job, attempt, grace_s=job.spec().resources.grace_s)
+        self.runtime.stop(job, attempt, grace_s=job.spec().resources.grace_s)
         if not state.pid:
             # A runner that begins at this moment finds its attempt over and leaves.
             self._declare(job, attempt, FailureClass.INTERRUPTED, f"cancelled: {reason}", cancelled=True)
 
-    def _settle(self, job: JobDir, status: JobStatus) -> JobStatus:
+    def _finish(self, job: JobDir, status: JobStatus) -> JobStatus:
         """After the outcome: put the container's part on record and remove it. Until its exit code is known the job is not over."""
         key = (str(job.path), status.attempt)
-        if key in self._settled:
+        if key in self._finished:
             return status
-        waited = self._for(job, status.attempt, "settling")
+        waited = self._for(job, status.attempt, "finishing")
         try:
-            sight = self.place.look(job, status.attempt)
-            if sight is not None:
-                if sight.stage.alive and waited < self.settle_s:
+            container = self.runtime.look(job, status.attempt)
+            if container is not None:
+                if container.stage.alive and waited < self.finish_s:
                     return JobStatus(attempt=status.attempt, phase=Phase.RUNNING, message="its container is ending")
-                job.note_container(status.attempt, sight.facts)
+                job.note_container(status.attempt, container.facts)
                 if not self.keep:
-                    self.place.remove(job, status.attempt)
+                    self.runtime.remove(job, status.attempt)
         except CANNOT_ASK as error:
-            if isinstance(error, Unreachable) and waited < self.settle_s:
+            if isinstance(error, Unreachable) and waited < self.finish_s:
                 return JobStatus(attempt=status.attempt, phase=Phase.RUNNING, message=str(error))
             # the outcome counts; the container's part in it is not worth a job that never ends
-            log.warning("%s is left behind: %s", self.place.name(job, status.attempt), error)
-        self._settled.add(key)
+            log.warning("%s is left behind: %s", self.runtime.name(job, status.attempt), error)
+        self._finished.add(key)
         settle(job)  # the runner sees no more than its job's folder
         return read_status(job)
 

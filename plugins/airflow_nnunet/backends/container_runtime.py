@@ -19,7 +19,7 @@ class Unreachable(Exception):
     """The other system does not answer, or says that it cannot for now. Says nothing about any container."""
 
 
-class Refused(Exception):
+class RequestRejected(Exception):
     """The other system will not do it.
 
     ``transient``: for want of something that others' end frees. ``status``: its HTTP status, None without one.
@@ -31,10 +31,10 @@ class Refused(Exception):
         self.status = status
 
 
-CANNOT_ASK = (Unreachable, Refused, ConfigError)
+CANNOT_ASK = (Unreachable, RequestRejected, ConfigError)
 
 
-class Stage(StrEnum):
+class ContainerStage(StrEnum):
     """Where a container stands."""
 
     UNSCHEDULED = "unscheduled"
@@ -47,11 +47,11 @@ class Stage(StrEnum):
     @property
     def alive(self) -> bool:
         """True while a runner is, or may still come to be, in the container."""
-        return self in (Stage.UNSCHEDULED, Stage.STARTING, Stage.RUNNING)
+        return self in (ContainerStage.UNSCHEDULED, ContainerStage.STARTING, ContainerStage.RUNNING)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Sight:
+class ContainerStatus:
     """A container as seen at one moment.
 
     Attributes:
@@ -60,7 +60,7 @@ class Sight:
         facts: for the record: name, image, digest, exit code, out of memory.
     """
 
-    stage: Stage
+    stage: ContainerStage
     message: str = ""
     where: str = ""
     leaving: bool = False
@@ -69,8 +69,8 @@ class Sight:
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
-class Place(Protocol):
-    """The other system, as far as a backend needs it. All raise Unreachable, Refused or ConfigError."""
+class ContainerRuntime(Protocol):
+    """The other system, as far as a backend needs it. All raise Unreachable, RequestRejected or ConfigError."""
 
     def name(self, job: JobDir, attempt: int) -> str:
         """What the attempt's container is called."""
@@ -78,7 +78,7 @@ class Place(Protocol):
     def create(self, job: JobDir, spec: JobSpec, attempt: int) -> None:
         """Create and start the attempt's container, or find that it is there."""
 
-    def look(self, job: JobDir, attempt: int) -> Sight | None:
+    def look(self, job: JobDir, attempt: int) -> ContainerStatus | None:
         """The attempt's container, None when there is none."""
 
     def stop(self, job: JobDir, attempt: int, *, grace_s: float) -> None:

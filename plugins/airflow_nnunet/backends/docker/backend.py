@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from airflow_nnunet.backends.contained import ContainedBackend, job_user
-from airflow_nnunet.backends.container_runtime import Refused, Unreachable
+from airflow_nnunet.backends.container_runtime import RequestRejected, Unreachable
 from airflow_nnunet.backends.docker.container import lease_mount
 from airflow_nnunet.backends.docker.engine import Engine
 from airflow_nnunet.backends.docker.options import DockerOptions
@@ -30,12 +30,12 @@ class DockerBackend(ContainedBackend):
     """
 
     name = "docker"
-    place: Engine
+    runtime: Engine
 
     def __init__(self, **options: Any) -> None:
         super().__init__()
         self.options = DockerOptions(**options)
-        self.place = Engine(self.options)
+        self.runtime = Engine(self.options)
         self.start_timeout_s = self.options.start_timeout_s
         self.keep = self.options.keep_containers
 
@@ -54,10 +54,10 @@ class DockerBackend(ContainedBackend):
     def examine(self, workspace: Workspace) -> Iterator[tuple[bool, str]]:
         """See :meth:`Backend.examine`."""
         try:
-            facts = self.place.ask(self.place.client.info)
+            facts = self.runtime.ask(self.runtime.client.info)
             yield True, f"Docker engine {facts.get('ServerVersion')} on {facts.get('Name')} answers"
-            image = self.place.image_facts()
-        except (ConfigError, Unreachable, Refused) as error:
+            image = self.runtime.image_facts()
+        except (ConfigError, Unreachable, RequestRejected) as error:
             yield False, str(error)
             return
         if image is not None:
@@ -66,7 +66,7 @@ class DockerBackend(ContainedBackend):
             yield False, f"image {self.options.image} is not there, and pull is 'never'; build or load it"
         else:
             yield True, f"image {self.options.image} will be pulled"
-        gpus = self.place.has_gpus(facts)
+        gpus = self.runtime.has_gpus(facts)
         yield True, "containers can have GPUs" if gpus else f"containers have no GPUs: no NVIDIA runtime, or gpus={self.options.gpus!r}"
         try:
             uid, gid = self.user(JobDir(f"{workspace.jobs}/doctor-sample"))
@@ -75,14 +75,14 @@ class DockerBackend(ContainedBackend):
         else:
             yield True, f"jobs run as user {uid}:{gid}"
 
-    def _judge(self, job: JobDir, attempt: int, *, begun: bool, lost: bool, silent: float) -> None:
+    def _check_container(self, job: JobDir, attempt: int, *, begun: bool, lost: bool, silent: float) -> None:
         grant = read_grant(job, attempt)
         if grant is not None and job.cancel_requested() is None:
             try:
-                self.place.create_granted(job, job.spec(), attempt, grant)
-            except (ConfigError, Refused) as error:
-                if isinstance(error, Refused) and error.transient:
+                self.runtime.create_granted(job, job.spec(), attempt, grant)
+            except (ConfigError, RequestRejected) as error:
+                if isinstance(error, RequestRejected) and error.transient:
                     raise  # the next look tries again; the first container gives its GPUs back after a while
                 self._declare(job, attempt, FailureClass.CONFIG, f"no container was started on {', '.join(grant.gpus)}: {error}")
                 return
-        super()._judge(job, attempt, begun=begun, lost=lost, silent=silent)
+        super()._check_container(job, attempt, begun=begun, lost=lost, silent=silent)

@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-from airflow_nnunet.backends.container_runtime import EXIT_NO_FOLDER, Refused, Sight, Stage, Unreachable
+from airflow_nnunet.backends.container_runtime import EXIT_NO_FOLDER, ContainerStage, ContainerStatus, RequestRejected, Unreachable
 from airflow_nnunet.backends.docker.container import LABEL, LEASE, RUN, Role, container_arguments, container_name, granted, job_labels
 from airflow_nnunet.backends.docker.options import DockerOptions
 from nnunet_jobs.contract.failure import ConfigError, FailureClass
@@ -35,13 +35,13 @@ class Engine:
         self.options = options
         self._told: dict[str, float] = {}
 
-    # --- Place --------------------------------------------------------------------------------------------------
+    # --- ContainerRuntime ---------------------------------------------------------------------------------------
     def name(self, job: JobDir, attempt: int) -> str:
-        """See :class:`Place`."""
+        """See :class:`ContainerRuntime`."""
         return f"container {container_name(job, attempt)}"
 
     def create(self, job: JobDir, spec: JobSpec, attempt: int) -> None:
-        """See :class:`Place`. Where GPUs are wanted and there are some, it is the container that leases them."""
+        """See :class:`ContainerRuntime`. Where GPUs are wanted and there are some, it is the container that leases them."""
         facts = self.ask(self.client.info)
         total = int(facts.get("MemTotal", 0)) // _MIB
         if total and spec.resources.shm_mib > total:
@@ -58,16 +58,16 @@ class Engine:
         if self._inspect(container_name(job, attempt)) is None:
             self._create(job, spec, attempt, granted(grant.gpus))
 
-    def look(self, job: JobDir, attempt: int) -> Sight | None:
-        """See :class:`Place`. The attempt's own container, or as long as there is none, that which leases GPUs for it."""
+    def look(self, job: JobDir, attempt: int) -> ContainerStatus | None:
+        """See :class:`ContainerRuntime`. The attempt's own container, or as long as there is none, that which leases GPUs for it."""
         for role in (RUN, LEASE):
             found = self._inspect(container_name(job, attempt, role))
             if found is not None:
-                return self._sight(found)
+                return self._container_status(found)
         return None
 
     def stop(self, job: JobDir, attempt: int, *, grace_s: float) -> None:
-        """See :class:`Place`."""
+        """See :class:`ContainerRuntime`."""
         for role in (RUN, LEASE):
             name = container_name(job, attempt, role)
             first = name not in self._told
@@ -77,12 +77,12 @@ class Engine:
                 self._signal(name, "SIGKILL" if late else "SIGTERM")
 
     def remove(self, job: JobDir, attempt: int) -> None:
-        """See :class:`Place`."""
+        """See :class:`ContainerRuntime`."""
         for role in (RUN, LEASE):
             self._remove(container_name(job, attempt, role))
 
     def remove_earlier(self, job: JobDir, attempt: int) -> None:
-        """See :class:`Place`."""
+        """See :class:`ContainerRuntime`."""
         labels = [f"{name}={value}" for name, value in job_labels(job).items()]
         for found in self.ask(self.client.containers, all=True, filters={"label": labels}):
             if int(found["Labels"].get(f"{LABEL}.attempt", "0")) < attempt:
@@ -112,14 +112,14 @@ class Engine:
         found: dict[str, Any] | None = self.ask(self.client.inspect_image, self.options.image, missing=None)
         return found
 
-    def ask(self, question: Callable[..., _Result], *arguments: Any, missing: Any = Refused, **named: Any) -> Any:
+    def ask(self, question: Callable[..., _Result], *arguments: Any, missing: Any = RequestRejected, **named: Any) -> Any:
         """Ask the engine.
 
         Args:
             missing: the answer when there is no such thing; without it, that is an error as any other.
 
         Raises:
-            Unreachable, Refused.
+            Unreachable, RequestRejected.
         """
         from airflow.sdk.exceptions import AirflowException
         from docker.errors import APIError, DockerException
@@ -128,10 +128,10 @@ class Engine:
         try:
             return question(*arguments, **named)
         except APIError as error:
-            if error.status_code == _NOT_FOUND and missing is not Refused:
+            if error.status_code == _NOT_FOUND and missing is not RequestRejected:
                 return missing
             text = str(error.explanation or error)
-            raise Refused(text, transient=error.status_code not in _OUR_FAULT, status=error.status_code) from error
+            raise RequestRejected(text, transient=error.status_code not in _OUR_FAULT, status=error.status_code) from error
         except (RequestException, DockerException, AirflowException, OSError) as error:
             raise Unreachable(f"the engine at {self.options.docker_url} does not answer: {error}") from error
 
@@ -181,13 +181,13 @@ class Engine:
         self._pull()
         try:
             self.ask(self.client.create_container, **arguments)
-        except Refused as error:
+        except RequestRejected as error:
             if error.status != _CONFLICT:  # the name is in use: another submitter was faster, or an answer was lost
                 raise
             log.info("container %s is there already", name)
         try:
             self.ask(self.client.start, name)
-        except Refused as error:
+        except RequestRejected as error:
             self._remove(name)
             if "device driver" in str(error):
                 raise ConfigError(
@@ -209,8 +209,8 @@ class Engine:
             try:
                 for line in self.ask(client.pull, image, stream=True, decode=True):
                     if "error" in line:
-                        raise Refused(str(line["error"]))
-            except Refused as error:
+                        raise RequestRejected(str(line["error"]))
+            except RequestRejected as error:
                 raise ConfigError(
                     field="image", value=image, problem=f"cannot be pulled: {error}", fix="build it, or name another"
                 ) from error
@@ -224,27 +224,29 @@ class Engine:
         return found
 
     def _signal(self, name: str, number: str) -> None:
-        with contextlib.suppress(Refused):  # it has ended meanwhile
+        with contextlib.suppress(RequestRejected):  # it has ended meanwhile
             self.ask(self.client.kill, name, signal=number, missing=None)
 
     def _remove(self, name: str) -> None:
         try:
             self.ask(self.client.remove_container, name, force=True, v=True, missing=None)
-        except Refused as error:
+        except RequestRejected as error:
             if error.status != _CONFLICT:  # it is being removed already
                 raise
 
-    def _sight(self, found: dict[str, Any]) -> Sight:
+    def _container_status(self, found: dict[str, Any]) -> ContainerStatus:
         state = found["State"]
         status = state["Status"]
         facts = self._facts(found)
         if status in ("created", "restarting"):
-            return Sight(stage=Stage.STARTING, message=f"is {status}", facts=facts)
+            return ContainerStatus(stage=ContainerStage.STARTING, message=f"is {status}", facts=facts)
         if status in ("running", "paused"):
-            return Sight(stage=Stage.RUNNING, message="" if status == "running" else "is paused", where=facts["host"], facts=facts)
+            return ContainerStatus(
+                stage=ContainerStage.RUNNING, message="" if status == "running" else "is paused", where=facts["host"], facts=facts
+            )
         code = int(state["ExitCode"])
         kind, message = self._end(found, code)
-        return Sight(stage=Stage.ENDED, message=message, failure_class=kind, exit_code=code, facts=facts)
+        return ContainerStatus(stage=ContainerStage.ENDED, message=message, failure_class=kind, exit_code=code, facts=facts)
 
     def _end(self, found: dict[str, Any], code: int) -> tuple[FailureClass, str]:
         """Class and words of an end of which the job's folder knows nothing."""

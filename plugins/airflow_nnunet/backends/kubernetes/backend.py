@@ -24,12 +24,12 @@ class KubernetesBackend(ContainedBackend):
     """
 
     name = "kubernetes"
-    place: Cluster
+    runtime: Cluster
 
     def __init__(self, **options: Any) -> None:
         super().__init__()
         self.options = PodOptions(**options)
-        self.place = Cluster(self.options)
+        self.runtime = Cluster(self.options)
         self.schedule_timeout_s = self.options.schedule_timeout_s
         self.start_timeout_s = self.options.start_timeout_s
         self.keep = self.options.keep_pods
@@ -46,4 +46,4 @@ class KubernetesBackend(ContainedBackend):
         """See :meth:`Backend.examine`."""
         from airflow_nnunet.backends.kubernetes.examine import examine
 
-        return examine(self.options, self.place, workspace)
+        return examine(self.options, self.runtime, workspace)

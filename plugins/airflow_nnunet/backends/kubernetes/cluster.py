@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from airflow_nnunet.backends.container_runtime import Refused, Sight, Unreachable
+from airflow_nnunet.backends.container_runtime import ContainerStatus, RequestRejected, Unreachable
 from airflow_nnunet.backends.kubernetes.options import PodOptions
 from airflow_nnunet.backends.kubernetes.pod import (
     ATTEMPT_LABEL,
@@ -21,7 +21,7 @@ from airflow_nnunet.backends.kubernetes.pod import (
     job_labels,
     pod_name,
 )
-from airflow_nnunet.backends.kubernetes.pod_status import look_at
+from airflow_nnunet.backends.kubernetes.pod_status import status_of_pod
 from nnunet_jobs.contract.failure import ConfigError
 from nnunet_jobs.contract.jobdir import JobDir
 from nnunet_jobs.contract.spec import JobSpec
@@ -94,38 +94,41 @@ class Cluster:
 
         return PodManager(kube_client=self.api)
 
-    # --- Place --------------------------------------------------------------------------------------------------
+    # --- ContainerRuntime ---------------------------------------------------------------------------------------
     def name(self, job: JobDir, attempt: int) -> str:
-        """See :class:`Place`."""
+        """See :class:`ContainerRuntime`."""
         return f"pod {pod_name(job, attempt)}"
 
     def create(self, job: JobDir, spec: JobSpec, attempt: int) -> None:
-        """See :class:`Place`. Tries a few times; a pod that is there already is another submitter's, or an answer of ours was lost."""
+        """See :class:`ContainerRuntime`. Tries a few times.
+
+        A pod that is there already is another submitter's, or the answer to an earlier try was lost.
+        """
         from airflow.providers.cncf.kubernetes.kubernetes_helper_functions import generic_api_retry
 
         pod = build_pod(self.options, job, spec, attempt)
         self._ask(generic_api_retry(self._create_once), pod)  # type: ignore[no-untyped-call]
 
-    def look(self, job: JobDir, attempt: int) -> Sight | None:
-        """See :class:`Place`."""
+    def look(self, job: JobDir, attempt: int) -> ContainerStatus | None:
+        """See :class:`ContainerRuntime`."""
         name = pod_name(job, attempt)
         found = self._ask(self.api.read_namespaced_pod, name, self.namespace, _request_timeout=_LOOK_TIMEOUT_S, missing=None)
         if found is None:
             return None
         if not job_labels(job).items() <= (found.metadata.labels or {}).items():
-            raise Refused(f"pod {name} in namespace {self.namespace} is not ours: its labels are not this job's")
-        return look_at(found)
+            raise RequestRejected(f"pod {name} in namespace {self.namespace} is not ours: its labels are not this job's")
+        return status_of_pod(found)
 
     def stop(self, job: JobDir, attempt: int, *, grace_s: float) -> None:
-        """See :class:`Place`. The cluster sees to it: SIGTERM now, SIGKILL after the grace and a margin, whoever still watches."""
+        """See :class:`ContainerRuntime`. The cluster sends SIGTERM now, and SIGKILL after the grace and a margin."""
         self._delete(pod_name(job, attempt), grace_period_seconds=grace_period_s(grace_s))
 
     def remove(self, job: JobDir, attempt: int) -> None:
-        """See :class:`Place`."""
+        """See :class:`ContainerRuntime`."""
         self._delete(pod_name(job, attempt))
 
     def remove_earlier(self, job: JobDir, attempt: int) -> None:
-        """See :class:`Place`. By labels: nobody may know any more how many attempts there were."""
+        """See :class:`ContainerRuntime`. By labels: nobody may know any more how many attempts there were."""
         for pod in self._list(job_labels(job)):
             if int(pod.metadata.labels.get(ATTEMPT_LABEL, "0")) < attempt and pod.metadata.deletion_timestamp is None:
                 self._delete(pod.metadata.name)
@@ -159,7 +162,7 @@ class Cluster:
                 continue
             state = job.state()
             if state.attempt > attempt or state.phase.final:
-                job.note_container(attempt, look_at(pod).facts)
+                job.note_container(attempt, status_of_pod(pod).facts)
                 self._delete(pod.metadata.name)
 
     def _list(self, labels: Mapping[str, str], **more: Any) -> list[k8s.V1Pod]:
@@ -181,11 +184,11 @@ class Cluster:
     def _delete(self, name: str, **grace: int) -> None:
         self._ask(self.api.delete_namespaced_pod, name, self.namespace, **grace, _request_timeout=_LOOK_TIMEOUT_S, missing=None)
 
-    def _ask(self, request: Any, *arguments: Any, missing: Any = Refused, **named: Any) -> Any:
+    def _ask(self, request: Any, *arguments: Any, missing: Any = RequestRejected, **named: Any) -> Any:
         """Call the client; its errors as ours. ``missing``: the answer when there is no such object, where that is one.
 
         Raises:
-            Unreachable, Refused.
+            Unreachable, RequestRejected.
         """
         from kubernetes.client.rest import ApiException
         from urllib3.exceptions import HTTPError
@@ -193,11 +196,11 @@ class Cluster:
         try:
             return request(*arguments, **named)
         except ApiException as error:
-            if error.status == _NOT_FOUND and missing is not Refused:
+            if error.status == _NOT_FOUND and missing is not RequestRejected:
                 return missing
             message = _message(error)
             if error.status in _REFUSED:
-                raise Refused(message, transient=error.status == 403 and "exceeded quota" in message) from error
+                raise RequestRejected(message, transient=error.status == 403 and "exceeded quota" in message) from error
             raise Unreachable(message) from error
         except (HTTPError, OSError) as error:
             raise Unreachable(f"the API server of namespace {self.namespace} does not answer: {error}") from error

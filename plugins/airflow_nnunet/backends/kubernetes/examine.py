@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from airflow_nnunet.backends.contained import job_user
-from airflow_nnunet.backends.container_runtime import Refused, Unreachable
+from airflow_nnunet.backends.container_runtime import RequestRejected, Unreachable
 from airflow_nnunet.backends.kubernetes.cluster import Cluster
 from airflow_nnunet.backends.kubernetes.options import PodOptions
 from airflow_nnunet.backends.kubernetes.pod import build_pod
@@ -33,7 +33,7 @@ def examine(options: PodOptions, cluster: Cluster, workspace: Workspace) -> Iter
         version = cluster.version()
         yield True, f"Kubernetes {version} answers"
         missing = [verb for verb in VERBS if not cluster.may(verb)]
-    except (ConfigError, Unreachable, Refused) as error:
+    except (ConfigError, Unreachable, RequestRejected) as error:
         yield False, str(error)
         return
     if missing:

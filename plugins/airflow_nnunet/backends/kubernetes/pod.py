@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_nnunet.backends.contained import groups_of, job_environment, job_user
 from airflow_nnunet.backends.kubernetes.options import PodOptions
-from airflow_nnunet.backends.kubernetes.pod_security import check_surface
+from airflow_nnunet.backends.kubernetes.pod_security import check_security
 from airflow_nnunet.backends.mounts import Mode, Mount, mounts_for
 from nnunet_jobs.contract.failure import ConfigError
 from nnunet_jobs.contract.files import content_hash
@@ -96,7 +96,7 @@ def build_pod(options: PodOptions, job: JobDir, spec: JobSpec, attempt: int) -> 
     )
     # A dry run needs no cluster; with a namespace given, it builds the very same pod.
     pod = operator.build_pod_request_obj(dry_run=True)
-    check_surface(pod, CONTAINER)
+    check_security(pod, CONTAINER)
     return pod
 
 

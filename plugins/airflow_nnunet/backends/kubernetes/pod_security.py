@@ -14,7 +14,7 @@ _SOCKETS = ("docker.sock", "containerd.sock", "crio.sock", "podman.sock")
 _SECCOMP = ("RuntimeDefault", "Localhost")
 
 
-def check_surface(pod: k8s.V1Pod, container: str) -> None:
+def check_security(pod: k8s.V1Pod, container: str) -> None:
     """Judge the whole pod as it would be sent.
 
     Raises:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from airflow_nnunet.backends.container_runtime import EXIT_NO_FOLDER, Sight, Stage
+from airflow_nnunet.backends.container_runtime import EXIT_NO_FOLDER, ContainerStage, ContainerStatus
 from airflow_nnunet.backends.kubernetes.pod import CONTAINER
 from nnunet_jobs.contract.failure import FailureClass
 
@@ -17,7 +17,7 @@ _DOOMED = ("CreateContainerConfigError", "InvalidImageName", "ErrImageNeverPull"
 _NOT_STARTED = ("StartError", "ContainerCannotRun")
 
 
-def look_at(pod: k8s.V1Pod) -> Sight:
+def status_of_pod(pod: k8s.V1Pod) -> ContainerStatus:
     """What the pod's status means."""
     from airflow.providers.cncf.kubernetes.utils.container import get_container_status
     from airflow.providers.cncf.kubernetes.utils.pod_manager import PodPhase, detect_pod_terminate_early_issues
@@ -27,24 +27,34 @@ def look_at(pod: k8s.V1Pod) -> Sight:
     ended = own.state.terminated if own is not None and own.state is not None else None
     if ended is not None or pod.status.phase in PodPhase.terminal_states:
         failure_class, message = _end(pod, ended)
-        return Sight(
-            stage=Stage.ENDED, message=message, failure_class=failure_class, facts=facts, exit_code=ended.exit_code if ended else None
+        return ContainerStatus(
+            stage=ContainerStage.ENDED,
+            message=message,
+            failure_class=failure_class,
+            facts=facts,
+            exit_code=ended.exit_code if ended else None,
         )
     if own is not None and own.state is not None and own.state.running is not None:
-        return Sight(stage=Stage.RUNNING, message=_trouble(pod), facts=facts)
+        return ContainerStatus(stage=ContainerStage.RUNNING, message=_trouble(pod), facts=facts)
     waiting = own.state.waiting if own is not None and own.state is not None else None
     # A template's sidecars and init containers may keep the job from starting too; the provider looks at all containers.
     doomed = detect_pod_terminate_early_issues(pod)
     if doomed is None and waiting is not None and waiting.reason in _DOOMED:
         doomed = f"{waiting.reason}: {waiting.message or ''}"
     if doomed is not None:
-        return Sight(stage=Stage.DOOMED, message=" ".join(doomed.split()), failure_class=FailureClass.CONFIG, facts=facts)
+        return ContainerStatus(
+            stage=ContainerStage.DOOMED, message=" ".join(doomed.split()), failure_class=FailureClass.CONFIG, facts=facts
+        )
     unscheduled = _condition(pod, "PodScheduled", "False")
     if unscheduled is not None or not pod.spec.node_name:
         message = unscheduled.message if unscheduled is not None else ""
-        return Sight(stage=Stage.UNSCHEDULED, message=f"waits for a node: {message}" if message else "waits for a node", facts=facts)
+        return ContainerStatus(
+            stage=ContainerStage.UNSCHEDULED, message=f"waits for a node: {message}" if message else "waits for a node", facts=facts
+        )
     reason = f"{waiting.reason}: {waiting.message or ''}".strip(": ") if waiting is not None else ""
-    return Sight(stage=Stage.STARTING, message=f"starts on {pod.spec.node_name}" + (f" ({reason})" if reason else ""), facts=facts)
+    return ContainerStatus(
+        stage=ContainerStage.STARTING, message=f"starts on {pod.spec.node_name}" + (f" ({reason})" if reason else ""), facts=facts
+    )
 
 
 def _end(pod: k8s.V1Pod, ended: k8s.V1ContainerStateTerminated | None) -> tuple[FailureClass, str]:
