@@ -32,19 +32,19 @@ class Request:
         return device.uuid not in self.exclude and (self.memory_mib or 0) <= device.total_mib
 
 
-class Book:
+class Allocator:
     """Devices and what is taken of them, while one thinks about an allocation."""
 
     def __init__(self, devices: Iterable[Device]) -> None:
         self.devices = {device.uuid: device for device in devices}
-        self._taken: dict[str, list[int | None]] = {}
+        self._reserved: dict[str, list[int | None]] = {}
 
-    def take(self, uuids: Iterable[str], memory_mib: int | None) -> None:
+    def reserve(self, uuids: Iterable[str], memory_mib: int | None) -> None:
         """Note that so much of these devices is taken; None is all of each."""
         for uuid in uuids:
-            self._taken.setdefault(uuid, []).append(memory_mib)
+            self._reserved.setdefault(uuid, []).append(memory_mib)
 
-    def place(self, request: Request) -> list[str] | None:
+    def allocate(self, request: Request) -> list[str] | None:
         """Best fit: the devices that keep the least memory afterwards; for whole devices the smallest ones. None when it does not fit."""
         fits = []
         for device in self.devices.values():
@@ -62,7 +62,7 @@ class Book:
 
     def _left(self, device: Device, memory_mib: int | None) -> int | None:
         """Memory that stays free on a device after such a request, None when it does not fit."""
-        taken = self._taken.get(device.uuid, [])
+        taken = self._reserved.get(device.uuid, [])
         if memory_mib is None:
             return 0 if device.whole and not taken else None
         if None in taken:

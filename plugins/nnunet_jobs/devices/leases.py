@@ -26,9 +26,9 @@ from typing import Any, TypeVar
 from nnunet_jobs.contract.file_systems import require_local
 from nnunet_jobs.contract.files import locked, read_json, write_record
 from nnunet_jobs.contract.liveness import boot_id, read_counter, write_counter
-from nnunet_jobs.devices.allocator import Book, Device, Request
+from nnunet_jobs.devices.allocator import Allocator, Device, Request
 from nnunet_jobs.devices.lease_entries import Unreadable, change, content, is_full, live_entries, new_entry, rewrite
-from nnunet_jobs.devices.queue_order import Place, in_turn
+from nnunet_jobs.devices.queue_order import QueueEntry, order_of_service
 from nnunet_jobs.processes import pid_namespace
 
 log = logging.getLogger("nnunet_jobs")
@@ -209,26 +209,26 @@ class Ledger:
         request = ticket.request
         with self._mutex(poll):
             ticket.trouble = ""
-            book = Book(devices)
+            allocator = Allocator(devices)
             holders = self._holders(strict=True)
             for holder in holders:
-                book.take([holder.device], holder.memory_mib)
+                allocator.reserve([holder.device], holder.memory_mib)
             blocked: list[_Waiter] = []
-            for waiter in self._before(ticket, [holder for holder in holders if holder.device in book.devices]):
-                placed = book.place(waiter.request)
-                if placed is None:
+            for waiter in self._before(ticket, [holder for holder in holders if holder.device in allocator.devices]):
+                allocated = allocator.allocate(waiter.request)
+                if allocated is None:
                     blocked.append(waiter)
                 else:
-                    book.take(placed, waiter.request.memory_mib)  # theirs within their next poll
-            placed = book.place(request)
-            if placed is None:
+                    allocator.reserve(allocated, waiter.request.memory_mib)  # theirs within their next poll
+            allocated = allocator.allocate(request)
+            if allocated is None:
                 return None
-            delayed = [waiter for waiter in blocked if any(waiter.request.could_use(device) for device in book.named(placed))]
+            delayed = [waiter for waiter in blocked if any(waiter.request.could_use(device) for device in allocator.named(allocated))]
             if any(waiter.overtaken >= MAX_OVERTAKEN for waiter in delayed):
                 return None
             for waiter in delayed:
                 change(waiter.path, overtaken=waiter.overtaken + 1)
-            return self._write_leases(placed, memory_mib=request.memory_mib, owner=request.owner, team=request.team)
+            return self._write_leases(allocated, memory_mib=request.memory_mib, owner=request.owner, team=request.team)
 
     def adopt(self, numbers: Sequence[int], devices: Sequence[str], *, owner: str, poll: Callable[[], None] | None = None) -> Lease | None:
         """Leases that follow another process's, which may then let go of its own; None when it did already.
@@ -272,12 +272,12 @@ class Ledger:
             waiting[waiter.number] = waiter
         if ticket.number not in waiting:  # our own entry cannot be read; nobody else may write it
             waiting[ticket.number] = _Waiter(ticket.number, self.folder / "tickets" / f"{ticket.number:020d}.json", 0, 0, ticket.request)
-        places = [Place(number=item.number, team=item.request.team, count=item.request.count) for item in waiting.values()]
-        served = {team: read_counter(self._turn(team)) for team in {place.team for place in places}}
-        order = in_turn(places, Counter(holder.team for holder in holders), served)
+        entries = [QueueEntry(number=item.number, team=item.request.team, count=item.request.count) for item in waiting.values()]
+        served = {team: read_counter(self._last_served(team)) for team in {entry.team for entry in entries}}
+        order = order_of_service(entries, Counter(holder.team for holder in holders), served)
         return [waiting[number] for number in order[: order.index(ticket.number)]]
 
-    def _turn(self, team: str) -> Path:
+    def _last_served(self, team: str) -> Path:
         return self.folder / "turns" / f"team-{team}"
 
     def _next_number(self) -> int:
@@ -336,7 +336,7 @@ class Ledger:
                 paths.append(self.folder / "leases" / f"{numbers[-1]:020d}.json")
                 fds.append(new_entry(paths[-1], {**entry, "device": device, "follows": followed}))
                 if followed is None:  # a lease that changes hands is no new turn
-                    write_counter(self._turn(team), numbers[-1])
+                    write_counter(self._last_served(team), numbers[-1])
         except BaseException:
             for path in paths:
                 path.unlink(missing_ok=True)

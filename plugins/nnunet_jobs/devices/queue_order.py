@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
+class QueueEntry:
     """A waiting job: its number in the queue, its team, and how many devices it wants."""
 
     number: int
@@ -21,7 +21,7 @@ class Place:
     count: int
 
 
-def in_turn(places: Iterable[Place], held: Mapping[str, int], served: Mapping[str, int]) -> list[int]:
+def order_of_service(entries: Iterable[QueueEntry], held: Mapping[str, int], served: Mapping[str, int]) -> list[int]:
     """Numbers of waiting jobs in the order in which they are served.
 
     Args:
@@ -29,7 +29,7 @@ def in_turn(places: Iterable[Place], held: Mapping[str, int], served: Mapping[st
     """
     behind = Counter(held)
     ranked = []
-    for place in sorted(places, key=lambda place: place.number):
-        ranked.append((behind[place.team], served.get(place.team, -1), place.number))
-        behind[place.team] += place.count
+    for entry in sorted(entries, key=lambda entry: entry.number):
+        ranked.append((behind[entry.team], served.get(entry.team, -1), entry.number))
+        behind[entry.team] += entry.count
     return [number for _, _, number in sorted(ranked)]

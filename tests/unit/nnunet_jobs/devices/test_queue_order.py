@@ -13,33 +13,35 @@ from nnunet_jobs.contract.spec import JobSpec
 from nnunet_jobs.contract.workspace import Workspace
 from nnunet_jobs.devices.allocator import Device, Request
 from nnunet_jobs.devices.leases import MAX_OVERTAKEN, Lease, Ledger, Ticket
-from nnunet_jobs.devices.queue_order import Place, in_turn
+from nnunet_jobs.devices.queue_order import QueueEntry, order_of_service
 from support.jobs import make_spec
 
 
-def places(*teams: str) -> list[Place]:
-    return [Place(number=number, team=team, count=1) for number, team in enumerate(teams, 1)]
+def entries(*teams: str) -> list[QueueEntry]:
+    return [QueueEntry(number=number, team=team, count=1) for number, team in enumerate(teams, 1)]
 
 
 def test_without_teams_the_first_come_is_the_first_served() -> None:
-    assert in_turn(places("", "", "", ""), {"": 3}, {"": 17}) == [1, 2, 3, 4]
+    assert order_of_service(entries("", "", "", ""), {"": 3}, {"": 17}) == [1, 2, 3, 4]
 
 
 def test_two_teams_alternate_however_many_one_of_them_sends() -> None:
-    assert in_turn(places("a", "a", "a", "a", "b", "b"), {}, {}) == [1, 5, 2, 6, 3, 4]
+    assert order_of_service(entries("a", "a", "a", "a", "b", "b"), {}, {}) == [1, 5, 2, 6, 3, 4]
 
 
 def test_what_a_team_holds_counts_before_what_it_waits_for() -> None:
-    assert in_turn(places("a", "a", "b", "b"), {"a": 2}, {}) == [3, 4, 1, 2]
+    assert order_of_service(entries("a", "a", "b", "b"), {"a": 2}, {}) == [3, 4, 1, 2]
 
 
 def test_of_teams_that_hold_alike_the_one_served_longest_ago_goes_first() -> None:
-    assert in_turn(places("a", "a", "b", "c"), {}, {"a": 30, "b": 20, "c": 10}) == [4, 3, 1, 2]
+    assert order_of_service(entries("a", "a", "b", "c"), {}, {"a": 30, "b": 20, "c": 10}) == [4, 3, 1, 2]
 
 
 def test_a_job_of_two_devices_counts_twice() -> None:
-    wide = Place(number=1, team="a", count=2)
-    assert in_turn([wide, *(Place(number=number, team=team, count=1) for number, team in ((2, "a"), (3, "b"), (4, "b")))], {}, {}) == [
+    wide = QueueEntry(number=1, team="a", count=2)
+    assert order_of_service(
+        [wide, *(QueueEntry(number=number, team=team, count=1) for number, team in ((2, "a"), (3, "b"), (4, "b")))], {}, {}
+    ) == [
         1,
         3,
         4,
