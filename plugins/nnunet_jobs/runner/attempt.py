@@ -1,4 +1,4 @@
-"""One attempt of a job on record: its lock, pulse and phases, and its one outcome. What is done meanwhile is another room's matter."""
+"""Runs one attempt of a job: takes its lock, keeps its heartbeat, and records its phases and its single outcome."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from nnunet_jobs.contract.files import locked
 from nnunet_jobs.contract.jobdir import Fenced, JobDir, Phase
 from nnunet_jobs.contract.usage import LOST
 from nnunet_jobs.patience import patiently
-from nnunet_jobs.runner.child import describe
-from nnunet_jobs.runner.heartbeat import Cancelled, Pulse
-from nnunet_jobs.runner.usage_meter import Meter
+from nnunet_jobs.runner.child import failure_from
+from nnunet_jobs.runner.heartbeat import Cancelled, Heartbeat
+from nnunet_jobs.runner.usage_meter import UsageMeter
 
 log = logging.getLogger("nnunet_jobs")
 
@@ -28,21 +28,21 @@ _LOCK_S = 0.05  # between two tries to get the lock of a runner that is about to
 Outcome = Mapping[str, Any] | Failure
 
 
-class Refused(Exception):
+class NotThisRunner(Exception):
     """This process has no business in this attempt; it ends without writing."""
 
 
 class Attempt:
     """The runner's standing in one attempt: whoever is inside :meth:`run` is its runner, and the only one that writes its outcome.
 
-    ``ready_fd`` is written to once the attempt is on record. ``details`` are added to the outcome; ``meter`` measures what is used.
+    ``ready_fd`` is written to once the attempt is on record. ``details`` are added to the outcome; ``usage`` measures what is used.
     """
 
     def __init__(self, job: JobDir, number: int, *, ready_fd: int | None = None) -> None:
         self.job = job
         self.number = number
-        self.pulse = Pulse(job, number)
-        self.meter = Meter(job, number)
+        self.heartbeat = Heartbeat(job, number)
+        self.usage = UsageMeter(job, number)
         self.details: dict[str, Any] = {"peak_memory_mib": 0}
         self._ready_fd = ready_fd
 
@@ -59,14 +59,14 @@ class Attempt:
 
         Returns the exit code; the outcome is in the job directory.
         """
-        self.pulse.listen()
+        self.heartbeat.listen()
         processes.adopt_orphans()
         try:
-            with first(), locked(self.job.runner_lock, poll=self.pulse.check_owner, interval=_LOCK_S):
-                state = patiently(self.job.state, what="the job's state", meanwhile=self.pulse.check_owner)
+            with first(), locked(self.job.runner_lock, poll=self.heartbeat.check_owner, interval=_LOCK_S):
+                state = patiently(self.job.state, what="the job's state", meanwhile=self.heartbeat.check_owner)
                 if state.attempt != self.number or state.phase.final:
-                    raise Refused(f"attempt {self.number} was not begun or is over (attempt {state.attempt} is {state.phase})")
-                self.pulse.beat()
+                    raise NotThisRunner(f"attempt {self.number} was not begun or is over (attempt {state.attempt} is {state.phase})")
+                self.heartbeat.beat()
                 self.set_phase(Phase.WAITING, "starting")
                 self._tell_ready()
                 started = time.monotonic()
@@ -78,7 +78,7 @@ class Attempt:
         except Fenced as error:
             log.warning("%s", error)
             return EXIT_FENCED
-        except Refused as error:
+        except NotThisRunner as error:
             log.error("%s", error)
             return EXIT_REFUSED
         except Interrupted as error:  # while an earlier runner was still there
@@ -97,26 +97,26 @@ class Attempt:
         """Record where the attempt stands, waiting for storage that is away or full.
 
         Raises:
-            Fenced, Interrupted, Cancelled: see :meth:`Pulse.check`.
+            Fenced, Interrupted, Cancelled: see :meth:`Heartbeat.check`.
         """
-        patiently(lambda: self.job.set_phase(self.number, phase, message), what="the job's state", meanwhile=self.pulse.check)
+        patiently(lambda: self.job.set_phase(self.number, phase, message), what="the job's state", meanwhile=self.heartbeat.check)
 
     def _outcome(self, work: Callable[[], Outcome | None]) -> Outcome | None:
         try:
             outcome = work()
         except Fenced:
-            self.meter.end(LOST)
+            self.usage.end(LOST)
             raise
-        except Refused:
+        except NotThisRunner:
             raise
         except Exception as error:
-            failure = replace(describe(error, attempt=self.number), cancelled=isinstance(error, Cancelled))
+            failure = replace(failure_from(error, attempt=self.number), cancelled=isinstance(error, Cancelled))
             log.error("%s: %s", failure.failure_class, failure.message, exc_info=failure.failure_class is FailureClass.BUG)
             outcome = failure
         if outcome is None:
-            self.meter.hand_over()
+            self.usage.hand_over()
         else:
-            self.details |= self.meter.end(outcome if isinstance(outcome, Failure) else None)
+            self.details |= self.usage.end(outcome if isinstance(outcome, Failure) else None)
         return outcome
 
     def _commit(self, outcome: Outcome) -> int:
@@ -125,7 +125,7 @@ class Attempt:
             final: Outcome = replace(outcome, details={**outcome.details, **self.details})
         else:
             final = {"attempt": self.number, **outcome, **self.details}
-        patiently(lambda: self.job.finish(self.number, final), what="the outcome", meanwhile=self.pulse.beat)
+        patiently(lambda: self.job.finish(self.number, final), what="the outcome", meanwhile=self.heartbeat.beat)
         log.info("attempt %d %s", self.number, f"failed: {outcome.failure_class}" if isinstance(outcome, Failure) else "is done")
         return EXIT_FAILED if isinstance(outcome, Failure) else EXIT_DONE
 

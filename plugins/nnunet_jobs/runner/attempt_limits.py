@@ -22,7 +22,7 @@ _MOST_DATA_WORKERS = 12  # nnU-Net's own default, get_allowed_n_proc_DA
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Allowance:
+class AttemptLimits:
     """Resources after what earlier attempts taught, GPUs to avoid, halvings of the cores, and all that in words."""
 
     resources: Resources
@@ -37,8 +37,8 @@ class Allowance:
         return max(1, share >> self.halvings)
 
 
-def after(failures: Sequence[Failure], resources: Resources) -> Allowance:
-    """Allowance of the next attempt, given what the earlier ones died of."""
+def limits_after(failures: Sequence[Failure], resources: Resources) -> AttemptLimits:
+    """Limits of the next attempt, given what the earlier ones died of."""
     notes: list[str] = []
     exclude: list[str] = []
     halvings = 0
@@ -57,7 +57,7 @@ def after(failures: Sequence[Failure], resources: Resources) -> Allowance:
         elif failure.failure_class is FailureClass.GPU_LOST:
             exclude += gpus
             notes.append(f"attempt {failure.attempt} lost GPU {', '.join(gpus)}: another GPU if there is one")
-    return Allowance(
+    return AttemptLimits(
         resources=replace(resources, gpu_memory_mib=memory), exclude=tuple(dict.fromkeys(exclude)), halvings=halvings, notes=tuple(notes)
     )
 

@@ -29,7 +29,7 @@ from nnunet_jobs.processes import die_with_parent, end_forks_with_us
 
 log = logging.getLogger("nnunet_jobs")
 
-GRANT = "NNUNET_JOB_GRANT"
+GRANT_VARIABLE = "NNUNET_JOB_GRANT"
 """Environment variable from runner to child: JSON of device, gpus, cpus, memory_mib, grace_s and the runner's pid."""
 
 EXIT_CODES = {failure_class: 64 + number for number, failure_class in enumerate(FailureClass)}
@@ -59,7 +59,7 @@ def main(job: JobDir, attempt: int, *, steps: Callable[[str], Step] = load_step)
     """
     faulthandler.enable()
     faulthandler.register(signal.SIGUSR1, all_threads=True)  # the runner asks for it when the step hangs
-    grant = json.loads(os.environ[GRANT])
+    grant = json.loads(os.environ[GRANT_VARIABLE])
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     _let_forks_die_of_sigterm()
@@ -81,7 +81,7 @@ def main(job: JobDir, attempt: int, *, steps: Callable[[str], Step] = load_step)
         patiently(context.write_records, what="progress")
         patiently(partial(write_json, outcome_path(job, attempt), {"result": result}), what="the step's report")
     except BaseException as error:
-        failure = describe(error, attempt=attempt, hidden=hidden)
+        failure = failure_from(error, attempt=attempt, hidden=hidden)
         if failure.failure_class.retryable and failure.failure_class is not FailureClass.INTERRUPTED:
             traceback.print_exc()  # what a person has to correct is no fault of the code, and its list of faults is long
         head, *more = failure.message.splitlines() or [""]
@@ -97,7 +97,7 @@ def main(job: JobDir, attempt: int, *, steps: Callable[[str], Step] = load_step)
     return 0
 
 
-def describe(error: BaseException, *, attempt: int, hidden: Sequence[str] = ()) -> Failure:
+def failure_from(error: BaseException, *, attempt: int, hidden: Sequence[str] = ()) -> Failure:
     """An exception as a failure: class, message for people, faults. ``hidden``: folders below which no name is told."""
     known = isinstance(error, JobError)
     message = str(error) if known else f"{type(error).__name__}: {error}"

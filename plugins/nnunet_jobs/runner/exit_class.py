@@ -16,7 +16,7 @@ _FULL_MIB = 16  # less than one batch fits
 OomKills = tuple[int | None, int]
 
 
-def judge(code: int, reported: Failure | None, *, attempt: int, oom_before: OomKills, oom_after: OomKills, folder: Path) -> Failure:
+def classify_exit(code: int, reported: Failure | None, *, attempt: int, oom_before: OomKills, oom_after: OomKills, folder: Path) -> Failure:
     """Failure of a step that nobody stopped.
 
     Args:

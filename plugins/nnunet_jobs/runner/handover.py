@@ -30,8 +30,8 @@ from nnunet_jobs.devices.gpu import Placement
 from nnunet_jobs.devices.leases import Lease, Ledger
 from nnunet_jobs.devices.nvml import read_inventory
 from nnunet_jobs.runner import attempt_limits
-from nnunet_jobs.runner.attempt import Attempt, Refused
-from nnunet_jobs.runner.heartbeat import Pulse
+from nnunet_jobs.runner.attempt import Attempt, NotThisRunner
+from nnunet_jobs.runner.heartbeat import Heartbeat
 
 log = logging.getLogger("nnunet_jobs")
 
@@ -55,7 +55,7 @@ class Grantor:
 
     def _grant(self) -> None:
         if was_granted(self.job, self.attempt.number):
-            raise Refused(
+            raise NotThisRunner(
                 f"attempt {self.attempt.number} of {self.job.job_id} has had its grant; one container asks for one attempt's lease"
             )
         spec = self.job.spec()
@@ -64,15 +64,15 @@ class Grantor:
             raise ConfigError(
                 field="gpus", value=0, problem="this job needs no lease", fix="start it with the command run, without --grant"
             )
-        allowed = attempt_limits.after(self.job.earlier_failures(), spec.resources)
+        limits = attempt_limits.limits_after(self.job.earlier_failures(), spec.resources)
         log.info("attempt %d of %s (%s) asks for a lease", self.attempt.number, self.job.job_id, spec.step)
-        self.attempt.meter.wait(spec)
+        self.attempt.usage.wait(spec)
         placement = gpu.acquire(
-            allowed.resources,
+            limits.resources,
             spec.workspace,
             owner=self.job.job_id,
             team=spec.team,
-            exclude=allowed.exclude,
+            exclude=limits.exclude,
             poll=self._check,
             waiting=self.attempt.waiting,
         )
@@ -116,11 +116,11 @@ class Grantor:
         log.info("%s was handed over", what)
 
     def _check(self) -> None:
-        """As the pulse's; also ends with an attempt that a watcher has declared lost: nobody will adopt its lease.
+        """As the heartbeat's; also ends with an attempt that a watcher has declared lost: nobody will adopt its lease.
 
         The verdict's file tells, not the phase, over which a message of ours may have been written a moment later.
         """
-        self.attempt.pulse.check()
+        self.attempt.heartbeat.check()
         verdict = self.job.failure()
         if verdict is not None and verdict.attempt == self.attempt.number:
             raise Fenced(f"attempt {verdict.attempt} of {self.job.job_id} was declared over; its lease is given back")
@@ -129,9 +129,9 @@ class Grantor:
 class Adoption:
     """The granted devices of an attempt, for the runner that was started on them."""
 
-    def __init__(self, job: JobDir, pulse: Pulse) -> None:
+    def __init__(self, job: JobDir, heartbeat: Heartbeat) -> None:
         self.job = job
-        self.pulse = pulse
+        self.heartbeat = heartbeat
         self._placement: Placement | None = None
         self._error: Exception | None = None
 
@@ -140,14 +140,14 @@ class Adoption:
         """Adopt the grant and keep it, at least to the block's end. What prevents it is raised by :meth:`placement`, to be recorded there.
 
         Raises:
-            Refused: nothing is offered to this attempt (any more).
-            Fenced, Interrupted: see :meth:`Pulse.check_owner`.
+            NotThisRunner: nothing is offered to this attempt (any more).
+            Fenced, Interrupted: see :meth:`Heartbeat.check_owner`.
         """
-        attempt = self.pulse.attempt
-        with locked(self.job.adopter_lock, poll=self.pulse.check_owner, interval=_LOOK_S):
+        attempt = self.heartbeat.attempt
+        with locked(self.job.adopter_lock, poll=self.heartbeat.check_owner, interval=_LOOK_S):
             grant = read_grant(self.job, attempt)
             if grant is None:
-                raise Refused(f"attempt {attempt} of {self.job.job_id} has no grant: not yet, or another runner has adopted it")
+                raise NotThisRunner(f"attempt {attempt} of {self.job.job_id} has no grant: not yet, or another runner has adopted it")
             try:
                 self._placement = self._adopt(grant)
             except (Fenced, Interrupted):
@@ -156,7 +156,7 @@ class Adoption:
                 self._error = error
             try:
                 if not take_grant(self.job, attempt):
-                    raise Refused(f"attempt {attempt} of {self.job.job_id}: the grant was taken back")
+                    raise NotThisRunner(f"attempt {attempt} of {self.job.job_id}: the grant was taken back")
                 yield
             finally:
                 if self._placement is not None and self._placement.lease is not None:
@@ -176,7 +176,7 @@ class Adoption:
     def _adopt(self, grant: Grant) -> Placement:
         workspace = self.job.spec().workspace
         share(workspace)
-        lease = Ledger(workspace.leases).adopt(grant.leases, grant.devices, owner=self.job.job_id, poll=self.pulse.check_owner)
+        lease = Ledger(workspace.leases).adopt(grant.leases, grant.devices, owner=self.job.job_id, poll=self.heartbeat.check_owner)
         if lease is None:
             lease = self._anew(grant, workspace)
         gpus = lease.devices if grant.device == "cuda" else ()

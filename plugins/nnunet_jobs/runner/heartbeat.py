@@ -1,4 +1,4 @@
-"""The runner's pulse and ears: heartbeat, wishes to stop, fences, signals."""
+"""The heartbeat of a runner, and what should end its attempt: wishes to stop, fences, signals."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ class Cancelled(Interrupted):
     """A user wishes this job to stop."""
 
 
-class Pulse:
-    """Beats for one attempt and hears what should end it. Everything happens in the runner's one thread: if that is stuck, no beat lies."""
+class Heartbeat:
+    """Beats for one attempt and hears what should end it. All is done in the runner's one thread: if it is stuck, the heartbeat stops too."""
 
     def __init__(self, job: JobDir, attempt: int) -> None:
         self.job = job
         self.attempt = attempt
         self._beats = job.beat()
         self._next_beat = 0.0
-        self._heartbeat, self._wishes = Spells("heartbeat"), Spells("wishes to stop")
+        self._write_trouble, self._read_trouble = Spells("heartbeat"), Spells("wishes to stop")
         self._signal: int | None = None
         self._wake_r, self._wake_w = os.pipe()
         for fd in (self._wake_r, self._wake_w):
@@ -63,9 +63,9 @@ class Pulse:
         try:
             write_counter(self.job.heartbeat, self._beats)
         except OSError as error:
-            self._heartbeat.failed(error)
+            self._write_trouble.failed(error)
         else:
-            self._heartbeat.answered()
+            self._write_trouble.answered()
 
     def check_owner(self) -> None:
         """Raise when this attempt must not go on.
@@ -97,9 +97,9 @@ class Pulse:
         try:
             answer = question()
         except OSError as error:
-            self._wishes.failed(error)
+            self._read_trouble.failed(error)
             return None
-        self._wishes.answered()
+        self._read_trouble.answered()
         return answer
 
     def sleep(self) -> None:

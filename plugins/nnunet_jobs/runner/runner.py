@@ -19,14 +19,14 @@ from nnunet_jobs.devices.leases import Ledger
 from nnunet_jobs.patience import patiently
 from nnunet_jobs.runner import attempt_limits, exit_class
 from nnunet_jobs.runner.attempt import Attempt
-from nnunet_jobs.runner.attempt_limits import Allowance
+from nnunet_jobs.runner.attempt_limits import AttemptLimits
 from nnunet_jobs.runner.child import outcome_path
 from nnunet_jobs.runner.handover import Adoption, require_visible
 from nnunet_jobs.runner.supervisor import Supervisor
 
 log = logging.getLogger("nnunet_jobs")
 
-Place = Callable[[JobSpec, Allowance], Placement]
+FindPlacement = Callable[[JobSpec, AttemptLimits], Placement]
 
 
 class Runner:
@@ -46,69 +46,71 @@ class Runner:
 
     def run_granted(self) -> int:
         """As :meth:`run`, on the devices of ``grant.json``, whose lease is adopted."""
-        adoption = Adoption(self.job, self.attempt.pulse)
+        adoption = Adoption(self.job, self.attempt.heartbeat)
 
-        def place(spec: JobSpec, allowed: Allowance) -> Placement:
+        def find_placement(spec: JobSpec, limits: AttemptLimits) -> Placement:
             placement = adoption.placement()
-            self._note(placement, allowed)  # first: a GPU that is not there is to be avoided by the next attempt
+            self._note(placement, limits)  # first: a GPU that is not there is to be avoided by the next attempt
             require_visible(placement.gpus)
             return placement
 
-        return self.attempt.run(lambda: self._work(place), first=adoption.held)
+        return self.attempt.run(lambda: self._work(find_placement), first=adoption.held)
 
-    def _lease(self, spec: JobSpec, allowed: Allowance) -> Placement:
+    def _lease(self, spec: JobSpec, limits: AttemptLimits) -> Placement:
         return gpu.acquire(
-            allowed.resources,
+            limits.resources,
             spec.workspace,
             owner=self.job.job_id,
             team=spec.team,
-            exclude=allowed.exclude,
-            poll=self.attempt.pulse.check,
+            exclude=limits.exclude,
+            poll=self.attempt.heartbeat.check,
             waiting=self.attempt.waiting,
         )
 
-    def _note(self, placement: Placement, allowed: Allowance) -> None:
+    def _note(self, placement: Placement, limits: AttemptLimits) -> None:
         self.attempt.details |= {
             "device": placement.device,
             "gpus": list(placement.gpus),
-            "cpus": allowed.cpus(placement.slots),
+            "cpus": limits.cpus(placement.slots),
         }
 
-    def _work(self, place: Place) -> dict[str, Any] | Failure:
+    def _work(self, find_placement: FindPlacement) -> dict[str, Any] | Failure:
         number = self.attempt.number
-        beat = self.attempt.pulse.check
+        beat = self.attempt.heartbeat.check
         spec, earlier = patiently(lambda: (self.job.spec(), self.job.earlier_failures()), what="the specification", meanwhile=beat)
         share(spec.workspace)
-        allowed = attempt_limits.after(earlier, spec.resources)
+        limits = attempt_limits.limits_after(earlier, spec.resources)
         log.info("attempt %d of %s (%s), runner %d", number, self.job.job_id, spec.step, os.getpid())
-        for note in allowed.notes:
+        for note in limits.notes:
             log.warning("%s", note)
-        self.attempt.meter.wait(spec)
-        placement = place(spec, allowed)
+        self.attempt.usage.wait(spec)
+        placement = find_placement(spec, limits)
         try:
-            self._note(placement, allowed)
-            cpus = allowed.cpus(placement.slots)
-            share_of_gpu = gpu.memory_share(placement.gpus, allowed.resources.gpu_memory_mib)
-            self.attempt.meter.compute(placement, gpu_share=share_of_gpu, cpus=cpus)
+            self._note(placement, limits)
+            cpus = limits.cpus(placement.slots)
+            share_of_gpu = gpu.memory_share(placement.gpus, limits.resources.gpu_memory_mib)
+            self.attempt.usage.compute(placement, gpu_share=share_of_gpu, cpus=cpus)
             where = ", ".join(placement.gpus) or f"{cpus} CPU core(s)"
-            self.attempt.pulse.check()
+            self.attempt.heartbeat.check()
             self.attempt.set_phase(Phase.RUNNING, f"on {where}")
             log.info("runs on %s", where)
             kills = host.oom_kills()
-            supervisor = Supervisor(self.attempt.pulse, spec, module=self.module)
+            supervisor = Supervisor(self.attempt.heartbeat, spec, module=self.module)
             code = supervisor.run(placement, cpus)
         finally:
             if placement.lease:
                 placement.lease.release()
         self.attempt.details["peak_memory_mib"] = supervisor.peak_mib
-        report = patiently(self._report, what="the step's report", meanwhile=self.attempt.pulse.beat)
+        report = patiently(self._report, what="the step's report", meanwhile=self.attempt.heartbeat.beat)
         if "result" in report:
             return {"result": report["result"]}
         stop = supervisor.stop
         if stop is not None:
             return Failure(failure_class=stop.failure_class, message=stop.message, attempt=number, exit_code=code, cancelled=stop.cancelled)
         reported = Failure.from_json(report["failure"]) if report else None
-        failure = exit_class.judge(code, reported, attempt=number, oom_before=kills, oom_after=host.oom_kills(), folder=self.job.path)
+        failure = exit_class.classify_exit(
+            code, reported, attempt=number, oom_before=kills, oom_after=host.oom_kills(), folder=self.job.path
+        )
         return self._look_after_gpus(failure, placement.gpus, spec)
 
     def _report(self) -> dict[str, Any]:

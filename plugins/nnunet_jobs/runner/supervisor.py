@@ -22,9 +22,9 @@ from nnunet_jobs.devices.gpu import Placement
 from nnunet_jobs.devices.leases import Ledger
 from nnunet_jobs.patience import Spells, patiently
 from nnunet_jobs.runner import attempt_limits
-from nnunet_jobs.runner.child import GRANT, outcome_path
+from nnunet_jobs.runner.child import GRANT_VARIABLE, outcome_path
 from nnunet_jobs.runner.hang_watch import HangWatch
-from nnunet_jobs.runner.heartbeat import Cancelled, Pulse
+from nnunet_jobs.runner.heartbeat import Cancelled, Heartbeat
 
 log = logging.getLogger("nnunet_jobs")
 
@@ -50,9 +50,9 @@ class Supervisor:
     After :meth:`run`: ``stop`` says why we ended the step, if we did; ``peak_mib`` is the most memory that its processes used together.
     """
 
-    def __init__(self, pulse: Pulse, spec: JobSpec, *, module: str) -> None:
-        self.pulse = pulse
-        self.job: JobDir = pulse.job
+    def __init__(self, heartbeat: Heartbeat, spec: JobSpec, *, module: str) -> None:
+        self.heartbeat = heartbeat
+        self.job: JobDir = heartbeat.job
         self.spec = spec
         self.module = module
         self.stop: Stop | None = None
@@ -63,15 +63,15 @@ class Supervisor:
     def run(self, placement: Placement, cpus: int) -> int:
         """Run the step to its end. Returns its exit code, minus the signal if one ended it. Needs :func:`processes.adopt_orphans`."""
         watch = HangWatch(self.spec.resources.hang_s)
-        offset = patiently(self._metrics_size, what="the job's metrics", meanwhile=self.pulse.check)
-        outcome = outcome_path(self.job, self.pulse.attempt)
+        offset = patiently(self._metrics_size, what="the job's metrics", meanwhile=self.heartbeat.check)
+        outcome = outcome_path(self.job, self.heartbeat.attempt)
         pid = self._start(placement, cpus)
         kill_at = leave_at = _NEVER
         spells = Spells("the job directory")
         try:
             while (code := processes.exit_code(pid)) is None:
-                self.pulse.sleep()
-                self.pulse.beat()
+                self.heartbeat.sleep()
+                self.heartbeat.beat()
                 hangs = False
                 try:
                     os.stat(self.job.path)  # a counter that is not there reads as one that stands still
@@ -95,7 +95,7 @@ class Supervisor:
                     os.killpg(pid, signal.SIGKILL)
                     kill_at = leave_at = _NEVER
         finally:
-            left = processes.kill_descendants(beat=self.pulse.beat)
+            left = processes.kill_descendants(beat=self.heartbeat.beat)
             if left:
                 log.info("ended %d process(es) that the step had left", left)
             # Short steps end between two looks; the kernel remembers the largest single process.
@@ -119,15 +119,15 @@ class Supervisor:
             "runner": os.getpid(),
         }
         environment = attempt_limits.environment(cpus=cpus, device=placement.device, gpus=placement.gpus, step=self.spec.step)
-        with patiently(lambda: open(self.job.log, "ab"), what="the job's log", meanwhile=self.pulse.check) as output:
+        with patiently(lambda: open(self.job.log, "ab"), what="the job's log", meanwhile=self.heartbeat.check) as output:
             process = subprocess.Popen(
-                [sys.executable, "-m", self.module, "step", str(self.job.path), "--attempt", str(self.pulse.attempt)],
+                [sys.executable, "-m", self.module, "step", str(self.job.path), "--attempt", str(self.heartbeat.attempt)],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
                 start_new_session=True,
                 pass_fds=placement.lease.fds if placement.lease else (),
-                env={**os.environ, **environment, GRANT: json.dumps(grant)},
+                env={**os.environ, **environment, GRANT_VARIABLE: json.dumps(grant)},
             )
         process.returncode = 0  # collected by number, among the orphans that we adopt
         if placement.lease and placement.gpus:
@@ -140,7 +140,7 @@ class Supervisor:
     def _reason_to_stop(self, hung: HangWatch | None) -> Stop | None:
         grace = self.spec.resources.grace_s
         try:
-            self.pulse.check()
+            self.heartbeat.check()
         except Fenced as error:
             return Stop(failure_class=FailureClass.LOST, message=str(error), grace_s=grace)
         except Interrupted as error:

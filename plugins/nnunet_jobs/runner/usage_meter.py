@@ -18,8 +18,10 @@ from nnunet_jobs.devices.gpu import Placement
 log = logging.getLogger("nnunet_jobs")
 
 
-class Meter:
-    """Of one attempt. Trouble with the record is logged and never fails the job; whoever sees its end books what is missing."""
+class UsageMeter:
+    """Records what one attempt uses: waiting time, computing time, share of its GPUs.
+
+    Trouble with the record is logged and never fails the job; whoever sees its end books what is missing."""
 
     def __init__(self, job: JobDir, attempt: int) -> None:
         self.job = job

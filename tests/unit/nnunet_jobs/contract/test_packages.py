@@ -19,7 +19,7 @@ import json, os, subprocess, sys
 sys.path = [path for path in sys.path if not path.endswith("/plugins")] + [sys.argv[1]]
 import argparse
 from airflow_nnunet.cli.pools import run_jobs_command
-from nnunet_jobs.runner import attempt_limits as allowance
+from nnunet_jobs.runner import attempt_limits
 from nnunet_jobs import processes
 from nnunet_jobs.contract import packages
 assert packages.home() == packages.Path(sys.argv[1]), packages.home()
@@ -30,7 +30,7 @@ def argparse_of(python, environment):
 
 found = {
     "reader": argparse_of(sys.executable, processes.reader_environment()),
-    "job": argparse_of(sys.executable, {**os.environ, **allowance.environment(cpus=1, device="cpu", gpus=(), step="train")}),
+    "job": argparse_of(sys.executable, {**os.environ, **attempt_limits.environment(cpus=1, device="cpu", gpus=(), step="train")}),
 }
 for name, python in (("this", sys.executable), ("other", sys.argv[2])):
     with packages.for_command(python, os.environ) as environment:

@@ -194,7 +194,7 @@ def run_job(workspace: Workspace, source: Path) -> dict[str, Any]:
     job.path.mkdir()
     write_json(job.path / "spec.json", JobSpec(job_id=job.job_id, step="register", params=params, workspace=workspace).to_json())
     grant = {"device": "cpu", "gpus": [], "cpus": 1, "memory_mib": None, "grace_s": 5.0, "runner": os.getppid()}
-    os.environ[child.GRANT] = json.dumps(grant)
+    os.environ[child.GRANT_VARIABLE] = json.dumps(grant)
     child.main(job, 1)
     return dict(read_json(child.outcome_path(job, 1)))
 
@@ -221,7 +221,7 @@ def test_names_of_a_source_are_not_told() -> None:
             try:
                 secret.read_text()
             except PermissionError as error:
-                return child.describe(error, attempt=1, hidden=(str(folder / "incoming"),)).message
+                return child.failure_from(error, attempt=1, hidden=(str(folder / "incoming"),)).message
             return "read"
 
         message = as_user(MALLORY, read)["result"]
@@ -254,7 +254,7 @@ def test_a_refusal_is_never_retried_and_found_behind_other_errors() -> None:
     outer = RuntimeError("a library's words")
     outer.__cause__ = denied
     assert classify(outer) is FailureClass.CONFIG
-    assert "/data/x" in child.describe(outer, attempt=1).message
+    assert "/data/x" in child.failure_from(outer, attempt=1).message
     judged = DataError("already judged")
     judged.__cause__ = denied
     assert denial(judged) is None

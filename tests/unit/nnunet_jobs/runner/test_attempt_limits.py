@@ -17,28 +17,28 @@ def failed(failure_class: FailureClass, attempt: int = 1, **details: object) -> 
 
 
 def test_a_first_attempt_gets_what_the_job_asked_for() -> None:
-    allowed = attempt_limits.after([], Resources(gpus=1, gpu_memory_mib=8000, cpus=1))
-    assert allowed.resources.gpu_memory_mib == 8000
-    assert allowed.exclude == ()
-    assert allowed.notes == ()
-    assert allowed.cpus(1) == 1
+    limits = attempt_limits.limits_after([], Resources(gpus=1, gpu_memory_mib=8000, cpus=1))
+    assert limits.resources.gpu_memory_mib == 8000
+    assert limits.exclude == ()
+    assert limits.notes == ()
+    assert limits.cpus(1) == 1
 
 
 def test_each_host_oom_halves_the_cores_down_to_one() -> None:
     cores = int(host.cores())
     for number in range(6):
         failures = [failed(FailureClass.HOST_OOM, attempt + 1) for attempt in range(number)]
-        allowed = attempt_limits.after(failures, Resources())
-        assert allowed.cpus(1) == max(1, cores >> number)
-        assert len(allowed.notes) == number
+        limits = attempt_limits.limits_after(failures, Resources())
+        assert limits.cpus(1) == max(1, cores >> number)
+        assert len(limits.notes) == number
 
 
 def test_gpu_oom_asks_for_more_and_elsewhere() -> None:
     once = [failed(FailureClass.GPU_OOM, 1, gpus=["GPU-a"])]
-    allowed = attempt_limits.after(once, Resources(gpus=1, gpu_memory_mib=8000))
-    assert (allowed.resources.gpu_memory_mib, allowed.exclude) == (16000, ("GPU-a",))
-    allowed = attempt_limits.after([*once, failed(FailureClass.GPU_OOM, 2, gpus=["GPU-b"])], Resources(gpus=1, gpu_memory_mib=8000))
-    assert (allowed.resources.gpu_memory_mib, allowed.exclude) == (None, ("GPU-a", "GPU-b"))
+    limits = attempt_limits.limits_after(once, Resources(gpus=1, gpu_memory_mib=8000))
+    assert (limits.resources.gpu_memory_mib, limits.exclude) == (16000, ("GPU-a",))
+    limits = attempt_limits.limits_after([*once, failed(FailureClass.GPU_OOM, 2, gpus=["GPU-b"])], Resources(gpus=1, gpu_memory_mib=8000))
+    assert (limits.resources.gpu_memory_mib, limits.exclude) == (None, ("GPU-a", "GPU-b"))
 
 
 def test_a_lost_gpu_is_avoided_and_other_failures_change_nothing() -> None:
@@ -47,13 +47,13 @@ def test_a_lost_gpu_is_avoided_and_other_failures_change_nothing() -> None:
         failed(FailureClass.LOST, 2, gpus=["GPU-b"]),
         failed(FailureClass.HANG, 3),
     ]
-    allowed = attempt_limits.after(failures, Resources(gpus=1))
-    assert allowed.exclude == ("GPU-a",)
-    assert allowed.halvings == 0
+    limits = attempt_limits.limits_after(failures, Resources(gpus=1))
+    assert limits.exclude == ("GPU-a",)
+    assert limits.halvings == 0
 
 
 def test_slots_share_the_cores() -> None:
-    assert attempt_limits.after([], Resources()).cpus(10_000) == 1
+    assert attempt_limits.limits_after([], Resources()).cpus(10_000) == 1
 
 
 @pytest.mark.parametrize(
