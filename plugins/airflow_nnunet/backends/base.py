@@ -13,7 +13,7 @@ from nnunet_jobs.contract.files import locked
 from nnunet_jobs.contract.jobdir import JobDir, Phase
 from nnunet_jobs.contract.sharing import explain, shared_umask
 from nnunet_jobs.contract.spec import JobSpec
-from nnunet_jobs.contract.usage import settle
+from nnunet_jobs.contract.usage import record_ended_attempts
 from nnunet_jobs.contract.workspace import Workspace
 
 DEFAULT_LOST_AFTER_S = 120.0
@@ -122,14 +122,14 @@ class Backend(ABC):
             while (alive := self.alive(job)) and job.cancel_requested() is not None:
                 give_up()
                 time.sleep(self.look_again_s)
-            settle(job)
+            record_ended_attempts(job)
             if alive or job.result() is not None:
                 return job
             state = job.state()
             if state.attempt > 0 and not state.phase.final:
                 message = _GONE if state.pid else "the submitter died before the runner was on record"
                 job.declare_lost(state.attempt, Failure(failure_class=FailureClass.LOST, message=message, attempt=state.attempt))
-                settle(job)
+                record_ended_attempts(job)
                 if job.result() is not None:
                     return job
             attempt = job.begin_attempt(expected=state.attempt)
@@ -153,7 +153,7 @@ class Backend(ABC):
         """Look at a job. A lost attempt is recorded as its failure, so that the next submit begins a new one."""
         status = read_status(job)
         if status.final:
-            settle(job)
+            record_ended_attempts(job)
         if status.final or status.attempt == 0:
             return status
         reason = None
@@ -165,7 +165,7 @@ class Backend(ABC):
                 reason = f"no heartbeat of the runner for {silent:.0f} s (limit {watch.lost_after_s:.0f} s)"
         if reason is not None:
             job.declare_lost(status.attempt, Failure(failure_class=FailureClass.LOST, message=reason, attempt=status.attempt))
-            settle(job)
+            record_ended_attempts(job)
             return read_status(job)  # which may be the outcome that the runner wrote a moment ago
         return status
 

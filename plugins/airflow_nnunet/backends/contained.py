@@ -30,7 +30,7 @@ from nnunet_jobs.contract.files import PRIVATE
 from nnunet_jobs.contract.jobdir import JobDir, Phase
 from nnunet_jobs.contract.sharing import is_shared, make_root
 from nnunet_jobs.contract.spec import JobSpec
-from nnunet_jobs.contract.usage import settle
+from nnunet_jobs.contract.usage import record_ended_attempts
 
 log = logging.getLogger(__name__)
 
@@ -223,7 +223,7 @@ class ContainedBackend(Backend):
             # the outcome counts; the container's part in it is not worth a job that never ends
             log.warning("%s is left behind: %s", self.runtime.name(job, status.attempt), error)
         self._finished.add(key)
-        settle(job)  # the runner sees no more than its job's folder
+        record_ended_attempts(job)  # the runner sees no more than its job's folder
         return read_status(job)
 
     def _for(self, job: JobDir, attempt: int, what: str) -> float:

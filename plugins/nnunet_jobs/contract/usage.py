@@ -83,12 +83,12 @@ def outcome_of(outcome: Failure | None) -> str:
 
 
 # --- writing ----------------------------------------------------------------------------------------------------------
-def note(job: JobDir, usage: Usage, *, booked: bool = False) -> None:
+def write_attempt_usage(job: JobDir, usage: Usage, *, booked: bool = False) -> None:
     """Write the job's own record of an attempt."""
     write_record(_path(job, usage.attempt), {"booked": booked, **asdict(usage)})
 
 
-def noted(job: JobDir, attempt: int) -> Usage | None:
+def read_attempt_usage(job: JobDir, attempt: int) -> Usage | None:
     """The job's own record of an attempt, None when it has none yet."""
     try:
         return Usage.from_json(read_json(_path(job, attempt)))
@@ -96,15 +96,15 @@ def noted(job: JobDir, attempt: int) -> Usage | None:
         return None
 
 
-def book(job: JobDir, usage: Usage) -> None:
+def append_usage(job: JobDir, usage: Usage) -> None:
     """Append the line of an attempt that is over to the month's file, and note that it is there."""
-    note(job, usage)
+    write_attempt_usage(job, usage)
     _append(job.path.parent / FOLDER, usage)
-    note(job, usage, booked=True)
+    write_attempt_usage(job, usage, booked=True)
 
 
-def settle(job: JobDir) -> None:
-    """Book the job's attempts that are over and were not booked by their runner. Accounting never fails a job: trouble is logged."""
+def record_ended_attempts(job: JobDir) -> None:
+    """Append the usage of the job's attempts that are over and whose runner did not. Accounting never fails a job: trouble is logged."""
     try:
         state = job.state()
         for path in sorted(job.path.glob("usage.[0-9]*.json")):
@@ -114,7 +114,7 @@ def settle(job: JobDir) -> None:
             usage = Usage.from_json(data)
             # A result counts from its rename on, a moment before the final phase.
             if usage.attempt < state.attempt or state.phase.final or job.result() is not None:
-                book(job, _ended(job, usage, path.stat().st_mtime))
+                append_usage(job, _ended(job, usage, path.stat().st_mtime))
     except OSError as error:
         log.warning("the usage of job %s cannot be booked now (%s); make %s writable for this user", job.job_id, error, job.path.parent)
 

@@ -1,4 +1,4 @@
-"""Measures what an attempt uses, waiting apart from computing, and books it. The runner's, on its own monotonic clock."""
+"""Measures what an attempt uses, waiting apart from computing, by the runner's own monotonic clock, and records it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from nnunet_jobs.contract.failure import ConfigError, Failure
 from nnunet_jobs.contract.jobdir import JobDir
 from nnunet_jobs.contract.spec import JobSpec
-from nnunet_jobs.contract.usage import Usage, book, note, noted, outcome_of, utc
+from nnunet_jobs.contract.usage import Usage, append_usage, outcome_of, read_attempt_usage, utc, write_attempt_usage
 from nnunet_jobs.contract.workspace import dataset_name
 from nnunet_jobs.devices.gpu import Placement
 
@@ -21,7 +21,8 @@ log = logging.getLogger("nnunet_jobs")
 class UsageMeter:
     """Records what one attempt uses: waiting time, computing time, share of its GPUs.
 
-    Trouble with the record is logged and never fails the job; whoever sees its end books what is missing."""
+    Trouble with the record is logged and never fails the job; whoever sees its end records what is missing.
+    """
 
     def __init__(self, job: JobDir, attempt: int) -> None:
         self.job = job
@@ -77,7 +78,7 @@ class UsageMeter:
         word = outcome if isinstance(outcome, str) else outcome_of(outcome)
         usage = replace(usage, ended=utc(time.time()), outcome=word, **spent)
         try:
-            book(self.job, usage)
+            append_usage(self.job, usage)
         except OSError as error:
             log.error("what this attempt used cannot be booked here: %s", error)
         return {"waited_s": usage.waited_s, "computed_s": usage.computed_s, "gpu_share": usage.gpu_share}
@@ -88,14 +89,14 @@ class UsageMeter:
 
     def _noted(self) -> Usage | None:
         try:
-            return noted(self.job, self.attempt)
+            return read_attempt_usage(self.job, self.attempt)
         except OSError as error:
             log.error("what this attempt has used so far cannot be read: %s", error)
             return None
 
     def _keep(self, usage: Usage) -> None:
         try:
-            note(self.job, usage)
+            write_attempt_usage(self.job, usage)
         except OSError as error:
             log.error("what this attempt uses cannot be noted: %s", error)
 

@@ -20,7 +20,7 @@ from airflow_nnunet.cli.usage import Row, moment, summed, usage_command
 from airflow_nnunet.settings.resolver import resolve_config
 from nnunet_jobs.contract.failure import ConfigError
 from nnunet_jobs.contract.jobdir import JobDir
-from nnunet_jobs.contract.usage import Usage, book
+from nnunet_jobs.contract.usage import Usage, append_usage
 from support.jobs import make_spec
 
 DAY = dt.timedelta(days=1)
@@ -99,8 +99,8 @@ def _books(root: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
         (teams / f"{name}.yaml").write_text(f"pool: {{slots: 1}}\nnnunet: {{workspace: {root / name}}}\n")
     for name in folders:
         job = JobDir.create(make_spec(resolve_config(team=name or None).workspace, name))
-        book(job, attempt(2, job=job.job_id, team=name))
-        book(job, attempt(1, job=job.job_id, attempt=2, team=name, dataset="Dataset005_Liver", outcome="gpu_oom"))
+        append_usage(job, attempt(2, job=job.job_id, team=name))
+        append_usage(job, attempt(1, job=job.job_id, attempt=2, team=name, dataset="Dataset005_Liver", outcome="gpu_oom"))
     return folders
 
 

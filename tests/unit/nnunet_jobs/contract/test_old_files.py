@@ -20,7 +20,7 @@ from nnunet_jobs.contract.files import SCHEMA, content_hash, read_json, sha256_f
 from nnunet_jobs.contract.jobdir import JobDir, Phase
 from nnunet_jobs.contract.marker import open_workspace, read_marker
 from nnunet_jobs.contract.predictions import read_predictions
-from nnunet_jobs.contract.usage import noted, read_usage
+from nnunet_jobs.contract.usage import read_attempt_usage, read_usage
 from nnunet_jobs.contract.workspace import Workspace
 from nnunet_jobs.dataset.manifest import HashCache
 from nnunet_jobs.dicom.identity import Identity, Person
@@ -81,7 +81,7 @@ def test_job_directories(work: Path) -> None:
         assert result["attempt"] == 1
         assert "schema" not in result
         assert job.failure() is None
-        usage = noted(job, 1)
+        usage = read_attempt_usage(job, 1)
         assert usage is not None
         assert usage.outcome == "done"
     assert found["train"].result()["result"]["model"] == MODEL  # type: ignore[index]

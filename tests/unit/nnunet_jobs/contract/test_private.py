@@ -20,7 +20,7 @@ from nnunet_jobs.contract.marker import MARKER
 from nnunet_jobs.contract.params import RegisterParams
 from nnunet_jobs.contract.sharing import make_folder, shared_umask
 from nnunet_jobs.contract.spec import JobSpec
-from nnunet_jobs.contract.usage import Usage, book
+from nnunet_jobs.contract.usage import Usage, append_usage
 from nnunet_jobs.contract.workspace import Workspace
 from nnunet_jobs.dataset.transfer import link_or_copy
 from support.private import data_roots, open_to_others
@@ -51,7 +51,7 @@ def test_what_a_triggerer_or_an_api_server_writes_into_a_job_is_as_private_as_th
     job.declare_lost(1, Failure(failure_class=FailureClass.LOST, message="case DOE", attempt=1))
     now = "2026-01-01T00:00:00+00:00"
     who = {"dataset": "Dataset004_Small", "team": "", "user": "anna", "host": "h"}
-    book(job, Usage(job=job.job_id, attempt=1, step="register", started=now, ended=now, outcome="lost", **who))
+    append_usage(job, Usage(job=job.job_id, attempt=1, step="register", started=now, ended=now, outcome="lost", **who))
     assert open_to_others(Path(workspace.jobs)) == []
     assert {path.name for path in Path(workspace.jobs).iterdir()} == {job.job_id, ".usage", MARKER}
 

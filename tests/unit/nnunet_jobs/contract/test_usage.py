@@ -17,7 +17,7 @@ import pytest
 
 from nnunet_jobs.contract.jobdir import JobDir, Phase
 from nnunet_jobs.contract.spec import JobSpec, Resources
-from nnunet_jobs.contract.usage import Usage, book, note, read_usage, settle
+from nnunet_jobs.contract.usage import Usage, append_usage, read_usage, record_ended_attempts, write_attempt_usage
 from nnunet_jobs.contract.workspace import Workspace
 from support.jobs import Watch, backend, child_of, make_spec, no_runner_left, wait_final, wait_for, wait_gone
 
@@ -109,8 +109,8 @@ def test_a_done_a_failed_a_cancelled_and_a_lost_attempt_are_booked_each_with_its
 # --- bookkeeping ----------------------------------------------------------------------------------------------------
 def test_an_attempt_is_booked_once_although_its_runner_and_a_watcher_saw_the_end(workspace: Workspace) -> None:
     job = empty_job(workspace)
-    book(job, usage(job.job_id, computed_s=50.0, device="cpu", outcome="lost"))
-    book(job, usage(job.job_id, computed_s=60.0, device="cpu", outcome="done", ended="2026-02-01T00:00:01.000000+00:00"))
+    append_usage(job, usage(job.job_id, computed_s=50.0, device="cpu", outcome="lost"))
+    append_usage(job, usage(job.job_id, computed_s=60.0, device="cpu", outcome="done", ended="2026-02-01T00:00:01.000000+00:00"))
     (found,) = booked(workspace)
     assert (found.outcome, found.computed_s) == ("done", 60.0)
     assert sorted(path.name for path in (Path(workspace.jobs) / ".usage").glob("*.jsonl")) == ["2026-01.jsonl", "2026-02.jsonl"]
@@ -120,7 +120,7 @@ def test_an_attempt_is_booked_once_although_its_runner_and_a_watcher_saw_the_end
 def test_the_same_job_run_again_after_its_folder_was_removed_counts_again(workspace: Workspace) -> None:
     for started in ("2026-01-31T11:00:00+00:00", "2026-01-31T11:30:00+00:00"):
         job = empty_job(workspace)
-        book(job, usage(job.job_id, started=started))
+        append_usage(job, usage(job.job_id, started=started))
         shutil.rmtree(job.path)
     assert len(booked(workspace)) == 2
 
@@ -129,23 +129,23 @@ def test_a_runner_that_sees_only_its_jobs_folder_leaves_the_booking_to_the_watch
     job = empty_job(workspace)
     assert job.begin_attempt(expected=0) == 1
     record = usage(job.job_id, computed_s=5.0, device="cuda", gpus=("GPU-1",), outcome="done")
-    note(job, record)
-    settle(job)
+    write_attempt_usage(job, record)
+    record_ended_attempts(job)
     assert booked(workspace) == [], "it is not over"
     job.finish(1, {"attempt": 1, "result": {}})
-    settle(job)
-    settle(job)
+    record_ended_attempts(job)
+    record_ended_attempts(job)
     assert booked(workspace) == [record]
     assert len((Path(workspace.jobs) / ".usage" / "2026-01.jsonl").read_text().splitlines()) == 1
 
 
 def test_a_torn_line_is_counted_as_damaged_and_harms_no_other(workspace: Workspace) -> None:
     job = empty_job(workspace)
-    book(job, usage("train-1"))
+    append_usage(job, usage("train-1"))
     path = Path(workspace.jobs) / ".usage" / "2026-01.jsonl"
     with open(path, "ab") as file:
         file.write(b'{"job": "train-2", "attem')  # the writer was killed here
-    book(job, usage("train-3"))
+    append_usage(job, usage("train-3"))
     found, damaged = read_usage(workspace.jobs, since=LONG_AGO)
     assert sorted(item.job for item in found) == ["train-1", "train-3"]
     assert damaged == 1
@@ -153,7 +153,7 @@ def test_a_torn_line_is_counted_as_damaged_and_harms_no_other(workspace: Workspa
 
 def _book_many(path: Path, who: int) -> None:
     for number in range(25):
-        book(JobDir(path), usage(f"train-{who}-{number}", attempt=who + 1))
+        append_usage(JobDir(path), usage(f"train-{who}-{number}", attempt=who + 1))
 
 
 def test_many_writers_at_once_lose_and_mix_no_line(workspace: Workspace) -> None:
