@@ -18,7 +18,7 @@ from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from airflow_nnunet.prediction_api.rest_client import AirflowClient, wait_until
 from airflow_nnunet.prediction_api.store import Draft, new_id
-from airflow_nnunet.prediction_api.tenants import Space
+from airflow_nnunet.prediction_api.tenants import Tenant
 from devtools.testbed.serving import DATASET, ServerProcess, make_image
 from support.fuzzing import quietly, rounds
 from support.predictions_api import (
@@ -40,9 +40,9 @@ pytestmark = pytest.mark.e2e
 
 
 def test_an_upload_whose_server_died_before_there_was_a_run_is_taken_again(served: Site, alice: AirflowClient, scan: Path) -> None:
-    space = Space(team=None, workspace=served.workspace, quota=1, limit=1, keep_days=1, upload_mib=1)
-    prediction = new_id(space, "alice", "visit 2")
-    with Draft(space, prediction) as draft:
+    tenant = Tenant(team=None, workspace=served.workspace, quota=1, limit=1, keep_days=1, upload_mib=1)
+    prediction = new_id(tenant, "alice", "visit 2")
+    with Draft(tenant, prediction) as draft:
         shutil.copyfile(scan, draft.image(0, ".nii.gz"))
         draft.complete(dataset=DATASET, model=None)
         draft.publish()

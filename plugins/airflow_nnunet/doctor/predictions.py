@@ -8,7 +8,7 @@ import httpx
 
 from airflow_nnunet.doctor.finding import Finding
 from airflow_nnunet.prediction_api.servers import connect
-from airflow_nnunet.prediction_api.tenants import all_spaces
+from airflow_nnunet.prediction_api.tenants import all_tenants
 from airflow_nnunet.settings.pool_names import PREDICTION_POOL
 from nnunet_jobs.contract.failure import ConfigError
 
@@ -20,7 +20,7 @@ def examine_predictions(mend: str) -> Iterator[Finding]:
     from sqlalchemy.exc import SQLAlchemyError
 
     try:
-        spaces = all_spaces()
+        tenants = all_tenants()
     except ConfigError as error:
         yield Finding(topic="prediction API", ok=False, text=str(error))
         return
@@ -30,15 +30,15 @@ def examine_predictions(mend: str) -> Iterator[Finding]:
     except SQLAlchemyError:
         return  # the pool's finding has said so
     if there:
-        limits = f"{spaces[0].quota} unfinished requests a team, {spaces[0].limit} in all, kept {spaces[0].keep_days} days"
+        limits = f"{tenants[0].quota} unfinished requests a team, {tenants[0].limit} in all, kept {tenants[0].keep_days} days"
         text = f"pool {PREDICTION_POOL} is there; {limits}"
     else:
         text = f"pool {PREDICTION_POOL} is missing, requests would wait for ever; {mend}"
     yield Finding(topic="prediction API", ok=there, text=text)
-    for space in spaces:
-        for address in space.servers:
+    for tenant in tenants:
+        for address in tenant.servers:
             said = _readiness(address)
-            whose = f" of team {space.team}" if space.team else ""
+            whose = f" of team {tenant.team}" if tenant.team else ""
             text = said if said.startswith("ready") else f"{said}; until it is ready, each request loads the model itself"
             yield Finding(topic=f"predictor server {address}{whose}", ok=said == "ready", text=text)
 

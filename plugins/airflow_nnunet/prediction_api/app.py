@@ -26,7 +26,7 @@ from airflow_nnunet.prediction_api.core_api import CoreApi
 from airflow_nnunet.prediction_api.intake import Asked, receive
 from airflow_nnunet.prediction_api.queue import COME_BACK_S, largest, require_place
 from airflow_nnunet.prediction_api.store import REQUEST_ID, Draft, new_id, remove
-from airflow_nnunet.prediction_api.tenants import Space, load_space, space_of
+from airflow_nnunet.prediction_api.tenants import Tenant, load_tenant, tenant_of
 from nnunet_jobs.contract.failure import ConfigError, FailureClass, classify
 from nnunet_jobs.contract.files import open_new, try_lock
 from nnunet_jobs.contract.problems import MEDIA_TYPE, Problem, documented, in_words
@@ -82,10 +82,10 @@ IdempotencyKey = Annotated[
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Caller:
-    """Who asks. ``space``: whose requests the user may see."""
+    """Who asks. ``tenant``: whose requests the user may see."""
 
     user: str
-    space: Space
+    tenant: Tenant
     core: CoreApi
 
 
@@ -95,13 +95,13 @@ def caller(method: Any) -> Any:
     async def found(request: Request, user: GetUserDep) -> Caller:
         name = user.get_name()
         try:
-            space = await asyncio.to_thread(space_of, name)
+            tenant = await asyncio.to_thread(tenant_of, name)
         except ConfigError as error:
             log.error("%s", error)
             raise Problem(503, "the prediction API is not set up right; the API server's log says what", retry_after_s=60) from error
-        check = requires_access_dag(method, DagAccessEntity.RUN, space.dag_id)
+        check = requires_access_dag(method, DagAccessEntity.RUN, tenant.dag_id)
         await asyncio.to_thread(check, request, user)
-        return Caller(user=name, space=space, core=CoreApi(request))
+        return Caller(user=name, tenant=tenant, core=CoreApi(request))
 
     return Depends(found)
 
@@ -124,7 +124,7 @@ def create_app() -> FastAPI:
         offset: Annotated[int, Query(ge=0, le=1_000_000)] = 0,
     ) -> dict[str, Any]:
         """The team's predictions, the newest first."""
-        runs, total = await who.core.runs(who.space.dag_id, limit=limit, offset=offset)
+        runs, total = await who.core.runs(who.tenant.dag_id, limit=limit, offset=offset)
         return {"predictions": [outcome.summary(run) for run in runs], "total": total}
 
     @app.get("/predictions/{prediction}", responses={**ids})
@@ -140,7 +140,7 @@ def create_app() -> FastAPI:
     async def result(request: Request, prediction: RequestId, who: Annotated[Caller, caller("GET")]) -> Response:
         """The segmentation; with ``Accept: application/json`` its record."""
         run = await _run(who, prediction)
-        path = await asyncio.to_thread(_finished_file, who.space, run)
+        path = await asyncio.to_thread(_finished_file, who.tenant, run)
         if "application/json" in request.headers.get("accept", ""):
             return JSONResponse(await _status(who, run))
         return FileResponse(path, media_type=media_type(path.name), filename=path.name, headers={"X-Content-Type-Options": "nosniff"})
@@ -156,7 +156,7 @@ def create_app() -> FastAPI:
         run = await _run(who, prediction)
         if run["state"] in ("success", "failed"):
             return Response(status_code=204)
-        await who.core.fail_run(who.space.dag_id, prediction, note=outcome.CANCELLED)
+        await who.core.fail_run(who.tenant.dag_id, prediction, note=outcome.CANCELLED)
         return Response(status_code=202)
 
     _answer_with_problems(app)
@@ -165,17 +165,17 @@ def create_app() -> FastAPI:
 
 # --- taking a request -------------------------------------------------------------------------------------------------
 async def _create(request: Request, who: Caller, key: str | None) -> JSONResponse:
-    space = who.space
-    request_id = new_id(space, who.user, key)
-    size = largest(request, space)
+    tenant = who.tenant
+    request_id = new_id(tenant, who.user, key)
+    size = largest(request, tenant)
     async with contextlib.AsyncExitStack() as stack:
         async with _turn():  # from here on the upload counts
-            known = await who.core.run(space.dag_id, request_id) if key else None
-            await asyncio.to_thread(require_place, space, request_id, size, new=known is None)
-            draft = await stack.enter_async_context(_draft(space, request_id, size=size, new=known is None))
-        asked = await receive(request, space, draft)
+            known = await who.core.run(tenant.dag_id, request_id) if key else None
+            await asyncio.to_thread(require_place, tenant, request_id, size, new=known is None)
+            draft = await stack.enter_async_context(_draft(tenant, request_id, size=size, new=known is None))
+        asked = await receive(request, tenant, draft)
         async with _turn():
-            known = await who.core.run(space.dag_id, request_id) if key else None
+            known = await who.core.run(tenant.dag_id, request_id) if key else None
             if known is None:
                 await _queue(who, request_id, asked, draft)
             elif (known.get("conf") or {}).get("content") != draft.content:
@@ -186,23 +186,23 @@ async def _create(request: Request, who: Caller, key: str | None) -> JSONRespons
 
 async def _queue(who: Caller, request_id: str, asked: Asked, draft: Draft) -> None:
     """Publish the request's folder, then create its run."""
-    space = who.space
-    target = space.requests / request_id
+    tenant = who.tenant
+    target = tenant.requests / request_id
     if target.exists():  # its sender, or this server, was gone before there was a run
         await asyncio.to_thread(remove, target)
     await asyncio.to_thread(draft.publish)
     conf = {"dataset": asked.dataset, "model": asked.model, "content": draft.content}
     try:
-        await who.core.create_run(space.dag_id, request_id, conf)
+        await who.core.create_run(tenant.dag_id, request_id, conf)
     except Problem:
-        if await who.core.run(space.dag_id, request_id) is None:
+        if await who.core.run(tenant.dag_id, request_id) is None:
             await asyncio.to_thread(remove, target)
             raise
 
 
 @contextlib.asynccontextmanager
-async def _draft(space: Space, request_id: str, *, size: int, new: bool) -> AsyncIterator[Draft]:
-    draft = Draft(space, request_id, size=size, new=new)
+async def _draft(tenant: Tenant, request_id: str, *, size: int, new: bool) -> AsyncIterator[Draft]:
+    draft = Draft(tenant, request_id, size=size, new=new)
     try:
         yield draft.__enter__()
     finally:
@@ -213,9 +213,9 @@ async def _draft(space: Space, request_id: str, *, size: int, new: bool) -> Asyn
 @contextlib.asynccontextmanager
 async def _turn() -> AsyncIterator[None]:
     """Count and create as the only one, over all processes of the API server."""
-    space = await asyncio.to_thread(load_space, None)
-    folder = space.requests
-    make_folder(space.workspace, folder)
+    tenant = await asyncio.to_thread(load_tenant, None)
+    folder = tenant.requests
+    make_folder(tenant.workspace, folder)
     fd = open_new(folder / ".queue.lock", os.O_RDWR)
     try:
         # Not in a thread: one that waits for the lock would take it for a handler that is gone.
@@ -228,12 +228,12 @@ async def _turn() -> AsyncIterator[None]:
 
 # --- answering about one ----------------------------------------------------------------------------------------------
 async def _run(who: Caller, prediction: str) -> dict[str, Any]:
-    """The run of an id in the caller's own space; another team's id is as unknown as any.
+    """The run of an id in the caller's own tenant; another team's id is as unknown as any.
 
     Raises:
         Problem: 404.
     """
-    run = await who.core.run(who.space.dag_id, prediction) if REQUEST_ID.fullmatch(prediction) else None
+    run = await who.core.run(who.tenant.dag_id, prediction) if REQUEST_ID.fullmatch(prediction) else None
     if run is None:
         raise Problem(404, _UNKNOWN)
     return run
@@ -242,24 +242,24 @@ async def _run(who: Caller, prediction: str) -> dict[str, Any]:
 async def _status(who: Caller, run: dict[str, Any]) -> dict[str, Any]:
     found = outcome.summary(run)
     if found["status"] == "succeeded":
-        entry = await asyncio.to_thread(outcome.entry_of, who.space, found["id"])
+        entry = await asyncio.to_thread(outcome.entry_of, who.tenant, found["id"])
         names = ("model", "model_hash", "volumes_ml", "flags", "seconds")
         found |= {name: entry[name] for name in names if name in entry}
     elif found["status"] == "failed":
-        told = await who.core.job_of(who.space.dag_id, found["id"], JOB_XCOM)
-        found["reason"] = await asyncio.to_thread(outcome.reason, who.space, found["id"], told)
+        told = await who.core.job_of(who.tenant.dag_id, found["id"], JOB_XCOM)
+        found["reason"] = await asyncio.to_thread(outcome.reason, who.tenant, found["id"], told)
     return found
 
 
-def _finished_file(space: Space, run: dict[str, Any]) -> Path:
+def _finished_file(tenant: Tenant, run: dict[str, Any]) -> Path:
     state = outcome.state_of(run)
     if state in ("queued", "running"):
         raise Problem(409, f"the prediction is {state}; ask again", retry_after_s=COME_BACK_S)
     if state in ("failed", "cancelled"):
         raise Problem(409, f"the prediction has {'failed' if state == 'failed' else 'been cancelled'}; there is no result")
-    path = outcome.segmentation(space, run["dag_run_id"])
+    path = outcome.segmentation(tenant, run["dag_run_id"])
     if path is None:
-        raise Problem(410, f"the result has been removed; results are kept for {space.keep_days} days")
+        raise Problem(410, f"the result has been removed; results are kept for {tenant.keep_days} days")
     return path
 
 

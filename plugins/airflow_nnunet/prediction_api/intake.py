@@ -16,7 +16,7 @@ from starlette.requests import Request
 from airflow_nnunet.prediction_api.form import read_form
 from airflow_nnunet.prediction_api.models import ModelFacts, model_facts
 from airflow_nnunet.prediction_api.store import Draft
-from airflow_nnunet.prediction_api.tenants import Space
+from airflow_nnunet.prediction_api.tenants import Tenant
 from nnunet_jobs.contract.failure import ConfigError
 from nnunet_jobs.contract.files import open_new
 from nnunet_jobs.contract.problems import Problem, in_words
@@ -37,7 +37,7 @@ class Asked(BaseModel):
     cases: str | None = Field(default=None, min_length=1, max_length=1000)
 
 
-async def receive(request: Request, space: Space, draft: Draft) -> Asked:
+async def receive(request: Request, tenant: Tenant, draft: Draft) -> Asked:
     """Write the request's images into the draft and have them on the disk.
 
     Returns:
@@ -48,9 +48,9 @@ async def receive(request: Request, space: Space, draft: Draft) -> Asked:
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "multipart/form-data":
-        asked = await _form(request, space, draft)
+        asked = await _form(request, tenant, draft)
     elif kind == "application/json":
-        asked = await _json(request, space, draft)
+        asked = await _json(request, tenant, draft)
     else:
         raise Problem(
             415, f"send multipart/form-data with 'dataset' and one file a channel in '{FIELD}', or JSON with 'dataset' and 'cases'"
@@ -59,12 +59,12 @@ async def receive(request: Request, space: Space, draft: Draft) -> Asked:
     return asked
 
 
-async def _form(request: Request, space: Space, draft: Draft) -> Asked:
-    fields, files = await read_form(_limited(request, space.upload_mib), draft.folder)
+async def _form(request: Request, tenant: Tenant, draft: Draft) -> Asked:
+    fields, files = await read_form(_limited(request, tenant.upload_mib), draft.folder)
     asked = _checked({name: value for name, value in fields.items() if value != "" or name == "dataset"})
     if asked.cases is not None:
         raise Problem(422, f"cases: is for JSON requests; here the images are in '{FIELD}'")
-    facts = await asyncio.to_thread(_facts, space.workspace, asked)
+    facts = await asyncio.to_thread(_facts, tenant.workspace, asked)
     if len(files) != facts.channels:
         raise Problem(422, f"{FIELD}: has {len(files)} files; the model needs {facts.channels}, one a channel, in its order")
     for channel, file in enumerate(files):
@@ -73,7 +73,7 @@ async def _form(request: Request, space: Space, draft: Draft) -> Asked:
     return asked.model_copy(update={"dataset": facts.dataset})
 
 
-async def _json(request: Request, space: Space, draft: Draft) -> Asked:
+async def _json(request: Request, tenant: Tenant, draft: Draft) -> Asked:
     try:
         data = json.loads(await _limited(request, _JSON_MIB).body())
     except (ValueError, RecursionError) as error:
@@ -81,8 +81,8 @@ async def _json(request: Request, space: Space, draft: Draft) -> Asked:
     asked = _checked(data)
     if asked.cases is None:
         raise Problem(422, "cases: is missing; name the image of one case, or the folder of its channels, below an input root")
-    facts = await asyncio.to_thread(_facts, space.workspace, asked)
-    await asyncio.to_thread(_copy, space, asked.cases, facts, draft)
+    facts = await asyncio.to_thread(_facts, tenant.workspace, asked)
+    await asyncio.to_thread(_copy, tenant, asked.cases, facts, draft)
     return asked.model_copy(update={"dataset": facts.dataset})
 
 
@@ -115,21 +115,21 @@ def _keep(source: BinaryIO, target: Path, facts: ModelFacts, channel: int) -> No
     require_kind(target, facts.file_ending, channel=channel)
 
 
-def _copy(space: Space, cases: str, facts: ModelFacts, draft: Draft) -> None:
+def _copy(tenant: Tenant, cases: str, facts: ModelFacts, draft: Draft) -> None:
     """Copy the images that a path names, so that their names, which may tell of a patient, end here."""
-    sources = _images(space.workspace, cases, facts)
+    sources = _images(tenant.workspace, cases, facts)
     if len(sources) != facts.channels:
         raise Problem(
             422, f"cases: has {len(sources)} images that end with {facts.file_ending}; the model needs {facts.channels} of one case"
         )
-    left = space.upload_mib * MIB
+    left = tenant.upload_mib * MIB
     for channel, source in enumerate(sources):
         # The path was judged a moment ago; a link put there since is not followed.
         fd = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
         with open(fd, "rb") as file:
             left -= os.fstat(fd).st_size
             if left < 0:
-                raise Problem(413, f"cases: the images are larger than {space.upload_mib} MiB; raise {_SETTING}")
+                raise Problem(413, f"cases: the images are larger than {tenant.upload_mib} MiB; raise {_SETTING}")
             _keep(file, draft.image(channel, facts.file_ending), facts, channel)
 
 

@@ -12,7 +12,7 @@ from airflow_nnunet.operators.predict import BatchPredictOperator
 from airflow_nnunet.prediction_api.models import ModelFacts, model_facts
 from airflow_nnunet.prediction_api.servers import Answer, ask_servers
 from airflow_nnunet.prediction_api.store import StoredRequest, open_request
-from airflow_nnunet.prediction_api.tenants import Space, load_space
+from airflow_nnunet.prediction_api.tenants import Tenant, load_tenant
 from airflow_nnunet.settings.pool_names import PREDICTION_POOL
 from airflow_nnunet.settings.resolver import resolve_config
 from airflow_nnunet.settings.workspace_memory import TaskMemory
@@ -51,18 +51,18 @@ class RequestPredictOperator(BatchPredictOperator):
         """Return the result that is there, ask a server, or do what :class:`BatchPredictOperator` does."""
         ti = context["ti"]
         try:
-            space = load_space(self.team)
+            tenant = load_tenant(self.team)
             # First: a request is not unknown because its share is not mounted.
             memory, limit_s = TaskMemory.of_this_process(), resolve_config(team=self.team).lost_after
-            patiently(lambda: open_workspace(space.workspace, memory=memory), log=self.log, limit_s=limit_s)
-            stored = open_request(space.workspace, ti.run_id)
+            patiently(lambda: open_workspace(tenant.workspace, memory=memory), log=self.log, limit_s=limit_s)
+            stored = open_request(tenant.workspace, ti.run_id)
             self.dataset, self.model = stored.dataset, stored.model
             self.cases = [{"case": stored.id, "images": [str(path) for path in stored.image_paths]}]
             self.output_folder = str(stored.output)
-            job = JobDir(f"{space.workspace.jobs}/{self._job_id(ti, ti.max_tries)}")
+            job = JobDir(f"{tenant.workspace.jobs}/{self._job_id(ti, ti.max_tries)}")
             if not job.path.exists():
-                with shared_umask(space.workspace):
-                    result = self._finished(stored) or self._asked(space, stored)
+                with shared_umask(tenant.workspace):
+                    result = self._finished(stored) or self._asked(tenant, stored)
                 if result is not None:
                     return result
         except JobError as error:
@@ -81,14 +81,14 @@ class RequestPredictOperator(BatchPredictOperator):
             return None
         return _result(stored, dataset=found["dataset"], model=case["model"], already=True)
 
-    def _asked(self, space: Space, stored: StoredRequest) -> dict[str, Any] | None:
+    def _asked(self, tenant: Tenant, stored: StoredRequest) -> dict[str, Any] | None:
         """A server's answer, kept in the form of a batch's results; None where no server has one."""
-        if not space.servers:
+        if not tenant.servers:
             return None
-        facts = model_facts(space.workspace, stored.dataset, stored.model)
-        self.log.info("asking %d predictor server(s) for %s of %s", len(space.servers), facts.model, facts.dataset)
+        facts = model_facts(tenant.workspace, stored.dataset, stored.model)
+        self.log.info("asking %d predictor server(s) for %s of %s", len(tenant.servers), facts.model, facts.dataset)
         try:
-            answer = ask_servers(space.servers, facts, stored.image_paths)
+            answer = ask_servers(tenant.servers, facts, stored.image_paths)
         except DataError as error:
             failed = {"status": "failed", "reason": str(error), "failure_class": str(FailureClass.DATA)}
             _keep(stored, facts, {**failed, "model": facts.model, "model_hash": facts.hash})

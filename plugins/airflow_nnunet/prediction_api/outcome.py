@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from airflow_nnunet.prediction_api.tenants import Space
+from airflow_nnunet.prediction_api.tenants import Tenant
 from nnunet_jobs.contract.failure import ConfigError
 from nnunet_jobs.contract.jobdir import JobDir
 from nnunet_jobs.contract.predictions import read_predictions
@@ -36,33 +36,33 @@ def summary(run: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def entry_of(space: Space, request_id: str) -> dict[str, Any]:
+def entry_of(tenant: Tenant, request_id: str) -> dict[str, Any]:
     """The case's entry in ``predictions.json``; empty before there is one."""
-    cases = read_predictions(space.requests / request_id / "output").get("cases")
+    cases = read_predictions(tenant.requests / request_id / "output").get("cases")
     found = cases.get(request_id) if isinstance(cases, dict) else None
     return found if isinstance(found, dict) else {}
 
 
-def segmentation(space: Space, request_id: str) -> Path | None:
+def segmentation(tenant: Tenant, request_id: str) -> Path | None:
     """The segmentation's file, if it is there."""
-    name = entry_of(space, request_id).get("file")
-    path = space.requests / request_id / "output" / str(name)
+    name = entry_of(tenant, request_id).get("file")
+    path = tenant.requests / request_id / "output" / str(name)
     return path if name and path.name == name and path.is_file() else None
 
 
-def reason(space: Space, request_id: str, told: Any) -> str:
+def reason(tenant: Tenant, request_id: str, told: Any) -> str:
     """Why a request failed: what was said about the case, else about the job.
 
     Args:
         told: what the task has told about its job, which anybody who may run tasks could have written: only its id is used.
     """
-    entry = entry_of(space, request_id)
+    entry = entry_of(tenant, request_id)
     if entry.get("status") == "failed":
         return str(entry.get("reason"))[:_SHOWN]
     job_id = str(told.get("job_id")) if isinstance(told, dict) else ""
     if JOB_ID.fullmatch(job_id):
         try:
-            job = JobDir(f"{space.workspace.jobs}/{job_id}")
+            job = JobDir(f"{tenant.workspace.jobs}/{job_id}")
             failure = job.failure() if job.path.is_dir() else None
         except (OSError, ValueError, KeyError, ConfigError):
             failure = None

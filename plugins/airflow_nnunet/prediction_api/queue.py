@@ -7,7 +7,7 @@ import logging
 from starlette.requests import Request
 
 from airflow_nnunet.prediction_api import DAG_ID
-from airflow_nnunet.prediction_api.tenants import Space, all_spaces
+from airflow_nnunet.prediction_api.tenants import Tenant, all_tenants
 from airflow_nnunet.prediction_api.uploads import in_progress, require_room
 from nnunet_jobs.contract.problems import Problem
 from nnunet_jobs.contract.uploads import MIB
@@ -30,7 +30,7 @@ def count_unfinished() -> dict[str, int]:
     return {row[0]: row[1] for row in rows}
 
 
-def require_place(space: Space, request_id: str, size: int, *, new: bool) -> None:
+def require_place(tenant: Tenant, request_id: str, size: int, *, new: bool) -> None:
     """Refuse a request where the team has its quota in the queue, all teams together have filled it, or the disk has no room.
 
     Uploads that are coming in count as what they will be. Hold the queue's lock.
@@ -42,20 +42,20 @@ def require_place(space: Space, request_id: str, size: int, *, new: bool) -> Non
     Raises:
         Problem: 429, 503 or 507.
     """
-    uploads = {each.dag_id: in_progress(each) for each in all_spaces(log.error)}
-    require_room(space, size, [upload for found in uploads.values() for upload in found])
+    uploads = {each.dag_id: in_progress(each) for each in all_tenants(log.error)}
+    require_room(tenant, size, [upload for found in uploads.values() for upload in found])
     if not new:
         return
     coming = {dag_id: {upload.id for upload in found if upload.new} - {request_id} for dag_id, found in uploads.items()}
     unfinished = count_unfinished()
-    if unfinished.get(space.dag_id, 0) + len(coming[space.dag_id]) >= space.quota:
-        raise Problem(429, f"Too many unfinished predictions: the limit for your team is {space.quota}", retry_after_s=COME_BACK_S)
-    if sum(unfinished.values()) + sum(map(len, coming.values())) >= space.limit:
+    if unfinished.get(tenant.dag_id, 0) + len(coming[tenant.dag_id]) >= tenant.quota:
+        raise Problem(429, f"Too many unfinished predictions: the limit for your team is {tenant.quota}", retry_after_s=COME_BACK_S)
+    if sum(unfinished.values()) + sum(map(len, coming.values())) >= tenant.limit:
         raise Problem(503, "the queue is full", retry_after_s=COME_BACK_S)
 
 
-def largest(request: Request, space: Space) -> int:
+def largest(request: Request, tenant: Tenant) -> int:
     """Bytes that a request may write: of a form what it declares, else as much as one may have."""
-    declared, most = request.headers.get("content-length", ""), space.upload_mib * MIB
+    declared, most = request.headers.get("content-length", ""), tenant.upload_mib * MIB
     form = request.headers.get("content-type", "").lower().startswith("multipart/")
     return min(int(declared), most) if form and declared.isascii() and declared.isdigit() else most

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from airflow_nnunet.jobs.task_state import run_state
 from airflow_nnunet.prediction_api.store import REQUEST_ID, remove, stored_ids
-from airflow_nnunet.prediction_api.tenants import Space, all_spaces
+from airflow_nnunet.prediction_api.tenants import Tenant, all_tenants
 from nnunet_jobs.contract.sharing import explain
 
 log = logging.getLogger(__name__)
@@ -23,7 +23,7 @@ class SweepIncomplete(RuntimeError):
 
 
 def remove_old(state_of: StateOf | None = None) -> dict[str, int]:
-    """Clean up every space. Returns how many requests were removed by DAG.
+    """Clean up every tenant. Returns how many requests were removed by DAG.
 
     Args:
         state_of: state of a run by DAG and run id, None where there is no such run; asked through the task SDK when empty.
@@ -33,9 +33,9 @@ def remove_old(state_of: StateOf | None = None) -> dict[str, int]:
     """
     removed: dict[str, int] = {}
     kept: list[str] = []
-    for space in all_spaces(kept.append):
-        gone, troubles = remove_old_of(space, state_of or run_state)
-        removed[space.dag_id] = len(gone)
+    for tenant in all_tenants(kept.append):
+        gone, troubles = remove_old_of(tenant, state_of or run_state)
+        removed[tenant.dag_id] = len(gone)
         kept += troubles
     log.info("removed: %s", removed)
     if kept:
@@ -43,19 +43,19 @@ def remove_old(state_of: StateOf | None = None) -> dict[str, int]:
     return removed
 
 
-def remove_old_of(space: Space, state_of: StateOf) -> tuple[list[Path], list[str]]:
-    """Remove what is too old in one space; what is still queued or running stays, and so does what cannot be judged or removed.
+def remove_old_of(tenant: Tenant, state_of: StateOf) -> tuple[list[Path], list[str]]:
+    """Remove what is too old in one tenant; what is still queued or running stays, and so does what cannot be judged or removed.
 
     Returns:
         The removed folders, and a sentence for each that should have been.
     """
     removed, kept = [], []
-    for folder, days in stored_ids(space.workspace):
-        if days < min(_ORPHAN_DAYS, space.keep_days):
+    for folder, days in stored_ids(tenant.workspace):
+        if days < min(_ORPHAN_DAYS, tenant.keep_days):
             continue
         try:
-            state = state_of(space.dag_id, folder.name) if REQUEST_ID.fullmatch(folder.name) else None
-            if state is None or (days >= space.keep_days and state in ("success", "failed")):
+            state = state_of(tenant.dag_id, folder.name) if REQUEST_ID.fullmatch(folder.name) else None
+            if state is None or (days >= tenant.keep_days and state in ("success", "failed")):
                 remove(folder)
                 removed.append(folder)
         except PermissionError as error:

@@ -1,4 +1,4 @@
-"""Asking the predictor servers that a space names, one after the other. None of them has to be there: the request's own job is next."""
+"""Asking the predictor servers that a tenant names, one after the other. None of them has to be there: the request's own job is next."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from airflow_nnunet.prediction_api import ID_PREFIX, uploads
-from airflow_nnunet.prediction_api.tenants import Space, requests_folder
+from airflow_nnunet.prediction_api.tenants import Tenant, requests_folder
 from nnunet_jobs.contract.failure import ConfigError
 from nnunet_jobs.contract.files import content_hash, read_json, sha256_file, sync_directory, sync_file, write_json
 from nnunet_jobs.contract.marker import NotMounted, require_mounted
@@ -30,11 +30,11 @@ from nnunet_jobs.contract.workspace import Workspace
 REQUEST_ID = re.compile(rf"{ID_PREFIX}[0-9a-f]{{32}}")
 
 
-def new_id(space: Space, user: str, key: str | None) -> str:
+def new_id(tenant: Tenant, user: str, key: str | None) -> str:
     """Id of a request: the same one for the same team, user and idempotency key, a random one without a key."""
     if key is None:
         return f"{ID_PREFIX}{secrets.token_hex(16)}"
-    return f"{ID_PREFIX}{hashlib.sha256(json.dumps([space.team, user, key]).encode()).hexdigest()[:32]}"
+    return f"{ID_PREFIX}{hashlib.sha256(json.dumps([tenant.team, user, key]).encode()).hexdigest()[:32]}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,12 +106,12 @@ class Draft:
         size: bytes that it may write. new: no run of that id is known.
     """
 
-    def __init__(self, space: Space, request_id: str, *, size: int = 0, new: bool = True) -> None:
+    def __init__(self, tenant: Tenant, request_id: str, *, size: int = 0, new: bool = True) -> None:
         self._size, self._new = size, new
         self._mark: int | None = None
-        self._workspace = space.workspace
-        self._target = space.requests / request_id
-        self.folder = space.requests / f"{uploads.PARTIAL}{secrets.token_hex(8)}"
+        self._workspace = tenant.workspace
+        self._target = tenant.requests / request_id
+        self.folder = tenant.requests / f"{uploads.PARTIAL}{secrets.token_hex(8)}"
         self._images: list[Path] = []
 
     def __enter__(self) -> Draft:

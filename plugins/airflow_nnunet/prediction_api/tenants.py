@@ -22,11 +22,11 @@ _NUMBERS = ("predictions_quota", "predictions_limit", "predictions_keep_days", "
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Space:
+class Tenant:
     """One team's part of the API, or the common one.
 
     Attributes:
-        quota: unfinished requests of the space at once, uploads that are coming in included. limit: of all spaces together.
+        quota: unfinished requests of the tenant at once, uploads that are coming in included. limit: of all tenants together.
         keep_days: a request's files are removed that long after it was made. upload_mib: of one request's body.
         free_mib: what an upload must leave free on the disk.
         servers: addresses of predictor servers that serve this very workspace.
@@ -43,12 +43,12 @@ class Space:
 
     @property
     def dag_id(self) -> str:
-        """The DAG whose runs are the space's requests."""
+        """The DAG whose runs are the tenant's requests."""
         return dag_id_of(self.team)
 
     @property
     def requests(self) -> Path:
-        """Folder of the space's requests."""
+        """Folder of the tenant's requests."""
         return requests_folder(self.workspace)
 
 
@@ -62,8 +62,8 @@ def requests_folder(workspace: Workspace) -> Path:
     return Path(workspace.output_roots[0]) / "requests"
 
 
-def load_space(team: str | None) -> Space:
-    """The space of a team, or the common one.
+def load_tenant(team: str | None) -> Tenant:
+    """The tenant of a team, or the common one.
 
     Raises:
         ConfigError: an option of section [nnunet] or the team's file is wrong.
@@ -77,11 +77,11 @@ def load_space(team: str | None) -> Space:
         servers = tuple(own.servers)  # the section's serve another workspace: never a fallback
     for address in servers:
         check_server(address)
-    return Space(team=team, workspace=resolve_config(team=team).workspace, servers=servers, **numbers)
+    return Tenant(team=team, workspace=resolve_config(team=team).workspace, servers=servers, **numbers)
 
 
-def space_of(user: str) -> Space:
-    """The space of a user's name.
+def tenant_of(user: str) -> Tenant:
+    """The tenant of a user's name.
 
     Raises:
         ConfigError: a setting is wrong, or some team's file is, so that nobody can say whose member the user is.
@@ -89,17 +89,17 @@ def space_of(user: str) -> Space:
     teams = load_teams()
     for name, team in teams.configs.items():
         if user in team.predictions.members:
-            return load_space(name)
+            return load_tenant(name)
     if teams.errors:
         raise ConfigError("\n".join(teams.errors.values()))
-    return load_space(None)
+    return load_tenant(None)
 
 
-def all_spaces(on_error: Callable[[str], object] | None = None) -> list[Space]:
-    """The common space, then every team's whose file is right.
+def all_tenants(on_error: Callable[[str], object] | None = None) -> list[Tenant]:
+    """The common tenant, then every team's whose file is right.
 
     Args:
-        on_error: called with what is wrong with one space, which is then left out.
+        on_error: called with what is wrong with one tenant, which is then left out.
 
     Raises:
         ConfigError: a setting is wrong, where nobody is told otherwise.
@@ -107,7 +107,7 @@ def all_spaces(on_error: Callable[[str], object] | None = None) -> list[Space]:
     found = []
     for name in (None, *load_teams().configs):
         try:
-            found.append(load_space(name))
+            found.append(load_tenant(name))
         except ConfigError as error:
             if on_error is None:
                 raise

@@ -1,4 +1,4 @@
-"""Uploads that are coming in: which ones a space has, and how much room they will still take.
+"""Uploads that are coming in: which ones a tenant has, and how much room they will still take.
 
 Each upload holds a kernel lock on a file in its own folder, so those of a server that was killed count no longer.
 """
@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from airflow_nnunet.prediction_api.tenants import Space
+from airflow_nnunet.prediction_api.tenants import Tenant
 from nnunet_jobs.contract.files import try_lock
 from nnunet_jobs.contract.problems import Problem
 from nnunet_jobs.contract.uploads import MIB
@@ -46,10 +46,10 @@ def begin(folder: Path, *, request_id: str, size: int, new: bool) -> int:
     return fd
 
 
-def in_progress(space: Space) -> list[Upload]:
-    """The space's uploads. Hold the queue's lock, so that none is between its folder and its mark."""
+def in_progress(tenant: Tenant) -> list[Upload]:
+    """The tenant's uploads. Hold the queue's lock, so that none is between its folder and its mark."""
     found = []
-    for folder in sorted(space.requests.glob(f"{PARTIAL}*")):
+    for folder in sorted(tenant.requests.glob(f"{PARTIAL}*")):
         try:
             fd = os.open(folder / MARK, os.O_RDWR | os.O_CLOEXEC)
         except FileNotFoundError:
@@ -64,7 +64,7 @@ def in_progress(space: Space) -> list[Upload]:
     return found
 
 
-def require_room(space: Space, size: int, uploads: Iterable[Upload]) -> None:
+def require_room(tenant: Tenant, size: int, uploads: Iterable[Upload]) -> None:
     """Refuse an upload that would fill the disk, before its first byte.
 
     Args:
@@ -73,11 +73,11 @@ def require_room(space: Space, size: int, uploads: Iterable[Upload]) -> None:
     Raises:
         Problem: 507.
     """
-    folder = space.requests
+    folder = tenant.requests
     while not folder.exists():
         folder = folder.parent
     left = shutil.disk_usage(folder).free - sum(upload.left for upload in uploads) - size
-    if left < space.free_mib * MIB:
+    if left < tenant.free_mib * MIB:
         raise Problem(507, "there is no room for the upload on the disk of the requests; ask whoever runs this server")
 
 

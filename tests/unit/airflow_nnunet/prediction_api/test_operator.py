@@ -15,7 +15,7 @@ import pytest
 from airflow_nnunet.jobs.exceptions import InvalidConfig, InvalidData
 from airflow_nnunet.prediction_api.operator import RequestPredictOperator
 from airflow_nnunet.prediction_api.store import REQUEST_ID, Draft, StoredRequest, new_id, open_request
-from airflow_nnunet.prediction_api.tenants import Space, check_server, load_space, space_of
+from airflow_nnunet.prediction_api.tenants import Tenant, check_server, load_tenant, tenant_of
 from devtools.testbed.serving import DATASET, ServerProcess, make_image, make_model, make_workspace
 from nnunet_jobs.contract.failure import ConfigError
 from nnunet_jobs.contract.files import read_json, sha256_file
@@ -40,17 +40,17 @@ def server(model: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 
 @pytest.fixture
-def space(nnunet: Path, model: Workspace, server: ServerProcess, monkeypatch: pytest.MonkeyPatch) -> Space:
+def tenant(nnunet: Path, model: Workspace, server: ServerProcess, monkeypatch: pytest.MonkeyPatch) -> Tenant:
     """A workspace of the test's own with the server's model in it."""
     for name in ("raw", "results"):
         shutil.copytree(getattr(model, name), getattr(Workspace.below(nnunet), name), symlinks=True)
     monkeypatch.setenv("AIRFLOW__NNUNET__PREDICTOR_SERVERS", f"http://127.0.0.1:9,{server.url}")
-    return load_space(None)
+    return load_tenant(None)
 
 
-def store(space: Space, *, content: bytes | None = None) -> StoredRequest:
-    prediction = new_id(space, "alice", None)
-    with Draft(space, prediction) as draft:
+def store(tenant: Tenant, *, content: bytes | None = None) -> StoredRequest:
+    prediction = new_id(tenant, "alice", None)
+    with Draft(tenant, prediction) as draft:
         path = draft.image(0, ".nii.gz")
         if content is None:
             make_image(path)
@@ -58,7 +58,7 @@ def store(space: Space, *, content: bytes | None = None) -> StoredRequest:
             path.write_bytes(content)
         draft.complete(dataset=DATASET, model=None)
         draft.publish()
-    return open_request(space.workspace, prediction)
+    return open_request(tenant.workspace, prediction)
 
 
 def execute(stored: StoredRequest) -> dict[str, Any]:
@@ -67,8 +67,8 @@ def execute(stored: StoredRequest) -> dict[str, Any]:
     return result
 
 
-def jobs(space: Space) -> list[str]:
-    folder = Path(space.workspace.jobs)
+def jobs(tenant: Tenant) -> list[str]:
+    folder = Path(tenant.workspace.jobs)
     return [path.name for path in folder.iterdir() if path.name.startswith("predict")] if folder.is_dir() else []
 
 
@@ -76,12 +76,12 @@ def served(server: ServerProcess) -> float:
     return server.metric('nnunet_requests_total{status="200"}')
 
 
-def test_a_server_answers_and_the_next_try_finds_its_answer(space: Space, server: ServerProcess) -> None:
-    stored, before = store(space), served(server)
+def test_a_server_answers_and_the_next_try_finds_its_answer(tenant: Tenant, server: ServerProcess) -> None:
+    stored, before = store(tenant), served(server)
     first, second = execute(stored), execute(stored)
     assert (first["predicted"], second["already_done"]) == (1, 1)
     assert served(server) == before + 1, "nothing is predicted twice"
-    assert not jobs(space)
+    assert not jobs(tenant)
     case = read_predictions(stored.output)["cases"][stored.id]
     assert case["status"] == "predicted"
     assert set(case["volumes_ml"]) == {"head", "tail"}
@@ -93,30 +93,30 @@ def test_a_server_answers_and_the_next_try_finds_its_answer(space: Space, server
 
 
 def test_a_job_that_an_earlier_try_began_is_attached_to_and_no_server_asked(
-    space: Space, server: ServerProcess, monkeypatch: pytest.MonkeyPatch
+    tenant: Tenant, server: ServerProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stored, before = store(space), served(server)
+    stored, before = store(tenant), served(server)
     with monkeypatch.context() as away:
         away.setenv("AIRFLOW__NNUNET__PREDICTOR_SERVERS", "http://127.0.0.1:9")
         execute(stored)
-    (job,) = jobs(space)
+    (job,) = jobs(tenant)
     execute(stored)
-    assert jobs(space) == [job]
+    assert jobs(tenant) == [job]
     assert served(server) == before
 
 
-def test_a_server_of_another_workspace_is_not_believed(space: Space, server: ServerProcess, caplog: pytest.LogCaptureFixture) -> None:
-    root = space.workspace.model_root("m1")
+def test_a_server_of_another_workspace_is_not_believed(tenant: Tenant, server: ServerProcess, caplog: pytest.LogCaptureFixture) -> None:
+    root = tenant.workspace.model_root("m1")
     shutil.rmtree(root)
-    make_model(space.workspace, "m1", seed=9)  # the same name, other weights
-    stored = store(space)
+    make_model(tenant.workspace, "m1", seed=9)  # the same name, other weights
+    stored = store(tenant)
     execute(stored)
     assert "another workspace" in caplog.text
-    assert len(jobs(space)) == 1
+    assert len(jobs(tenant)) == 1
 
 
 def test_a_server_that_has_no_place_is_not_waited_for(
-    space: Space, model: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tenant: Tenant, model: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with ServerProcess(model, tmp_path / "server.log", "--waiting", "1", temporary=tmp_path / "tmp") as full:
         monkeypatch.setenv("AIRFLOW__NNUNET__PREDICTOR_SERVERS", full.url)
@@ -124,9 +124,9 @@ def test_a_server_that_has_no_place_is_not_waited_for(
             # A request whose body never ends has the one place.
             def endless() -> Iterator[bytes]:
                 yield b'--b\r\nContent-Disposition: form-data; name="images"; filename="x"\r\n\r\n'
-                wait_for(lambda: bool(jobs(space)), timeout_s=60, what="the job of the request")
+                wait_for(lambda: bool(jobs(tenant)), timeout_s=60, what="the job of the request")
 
-            stored = store(space)
+            stored = store(tenant)
             with ThreadPoolExecutor(1) as pool:
                 held = pool.submit(
                     client.post,
@@ -137,35 +137,35 @@ def test_a_server_that_has_no_place_is_not_waited_for(
                 wait_for(lambda: full.metric("nnunet_requests_inside") == 1, timeout_s=30, what="the place to be taken")
                 execute(stored)
                 assert held.result().status_code == 422
-    assert len(jobs(space)) == 1
+    assert len(jobs(tenant)) == 1
 
 
 def test_a_server_that_is_killed_while_it_works_costs_no_retry(
-    space: Space, model: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tenant: Tenant, model: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with ServerProcess(model, tmp_path / "server.log", temporary=tmp_path / "tmp") as dying:
         monkeypatch.setenv("AIRFLOW__NNUNET__PREDICTOR_SERVERS", dying.url)
         dying.process.send_signal(signal.SIGSTOP)  # takes the connection and never answers
-        stored = store(space)
+        stored = store(tenant)
         with ThreadPoolExecutor(1) as pool:
             task = pool.submit(execute, stored)
             wait_for(lambda: _connected(dying.url), timeout_s=30, what="the task's connection")
             os.kill(dying.process.pid, signal.SIGKILL)
             task.result(timeout=60)
-    assert len(jobs(space)) == 1
+    assert len(jobs(tenant)) == 1
 
 
-def test_a_broken_case_fails_with_the_servers_words_and_without_a_job(space: Space) -> None:
-    stored = store(space, content=b"\x1f\x8bnothing")
+def test_a_broken_case_fails_with_the_servers_words_and_without_a_job(tenant: Tenant) -> None:
+    stored = store(tenant, content=b"\x1f\x8bnothing")
     with pytest.raises(InvalidData, match="data: "):
         execute(stored)
     case = read_predictions(stored.output)["cases"][stored.id]
     assert case["status"] == "failed"
     assert case["reason"]
-    assert not jobs(space)
+    assert not jobs(tenant)
 
 
-def test_a_run_that_no_request_has_made_is_refused(space: Space) -> None:
+def test_a_run_that_no_request_has_made_is_refused(tenant: Tenant) -> None:
     for run_id in ("manual__2026-01-01", "p-" + "0" * 32, "../../etc"):
         operator = RequestPredictOperator(task_id="predict", deferrable=False)
         with pytest.raises(InvalidConfig, match="POST /nnunet-api/predictions"):
@@ -184,40 +184,40 @@ TEAM = "pool: {{slots: 2}}\nnnunet: {{workspace: {workspace}}}\npredictions: {{m
 
 
 def test_a_teams_request_stays_in_the_teams_workspace_and_goes_to_no_other_server(
-    space: Space, server: ServerProcess, teams: Path, tmp_path: Path
+    tenant: Tenant, server: ServerProcess, teams: Path, tmp_path: Path
 ) -> None:
     (teams / "radiology.yaml").write_text(TEAM.format(workspace=tmp_path / "radiology", more=""))
-    own, common = space_of("anna"), space_of("ben")
+    own, common = tenant_of("anna"), tenant_of("ben")
     assert (own.team, own.dag_id, own.quota, own.servers) == ("radiology", "nnunet_predictions_radiology", 3, ())
-    assert (common.team, common.servers) == (None, space.servers)
+    assert (common.team, common.servers) == (None, tenant.servers)
     for name in ("raw", "results"):
-        shutil.copytree(getattr(space.workspace, name), getattr(own.workspace, name), symlinks=True)
+        shutil.copytree(getattr(tenant.workspace, name), getattr(own.workspace, name), symlinks=True)
     stored, before = store(own), served(server)
     assert stored.folder.is_relative_to(tmp_path / "radiology")
     operator = RequestPredictOperator(task_id="predict", deferrable=False, team="radiology")
     operator.execute(context(dag_id=own.dag_id, run_id=stored.id))
     assert served(server) == before, "the section's server has the common workspace's models"
-    assert (len(jobs(own)), len(jobs(space))) == (1, 0)
+    assert (len(jobs(own)), len(jobs(tenant))) == (1, 0)
     elsewhere = RequestPredictOperator(task_id="predict", deferrable=False)
     with pytest.raises(InvalidConfig, match="no request of that id"):
         elsewhere.execute(context(run_id=stored.id))
 
 
-def test_a_broken_team_file_makes_nobody_a_user_of_the_common_space(nnunet: Path, teams: Path, tmp_path: Path) -> None:
+def test_a_broken_team_file_makes_nobody_a_user_of_the_common_tenant(nnunet: Path, teams: Path, tmp_path: Path) -> None:
     (teams / "good.yaml").write_text(TEAM.format(workspace=tmp_path / "good", more=""))
     (teams / "other.yaml").write_text(TEAM.format(workspace=tmp_path / "other", more=""))
     with pytest.raises(ConfigError, match="'anna': is a member of team good already"):
-        space_of("ben")
-    assert space_of("anna").team == "good"
+        tenant_of("ben")
+    assert tenant_of("anna").team == "good"
 
 
 def test_ids_are_one_for_a_key_of_a_user_and_otherwise_never_the_same(nnunet: Path, teams: Path, tmp_path: Path) -> None:
     (teams / "radiology.yaml").write_text(TEAM.format(workspace=tmp_path / "radiology", more=""))
-    spaces = (load_space(None), load_space("radiology"))
-    ids = {new_id(space, user, key) for space in spaces for user in ("anna", "ben") for key in ("1", "2")}
+    tenants = (load_tenant(None), load_tenant("radiology"))
+    ids = {new_id(tenant, user, key) for tenant in tenants for user in ("anna", "ben") for key in ("1", "2")}
     assert len(ids) == 8
-    assert ids == {new_id(space, user, key) for space in spaces for user in ("anna", "ben") for key in ("1", "2")}
-    assert new_id(spaces[0], "anna", None) != new_id(spaces[0], "anna", None)
+    assert ids == {new_id(tenant, user, key) for tenant in tenants for user in ("anna", "ben") for key in ("1", "2")}
+    assert new_id(tenants[0], "anna", None) != new_id(tenants[0], "anna", None)
     assert all(REQUEST_ID.fullmatch(found) for found in ids)
 
 
@@ -225,7 +225,7 @@ def test_a_request_of_a_shared_workspace_is_its_groups_alone(nnunet: Path, monke
     monkeypatch.setenv("AIRFLOW__NNUNET__SHARING", "group")
     before = os.umask(0o077)
     try:
-        stored = store(load_space(None))
+        stored = store(load_tenant(None))
     finally:
         os.umask(before)
     modes = [path.stat().st_mode & 0o7777 for path in (stored.folder, stored.folder / "images", *stored.image_paths)]
@@ -234,12 +234,12 @@ def test_a_request_of_a_shared_workspace_is_its_groups_alone(nnunet: Path, monke
 
 
 def test_what_is_not_published_is_removed(nnunet: Path) -> None:
-    space = load_space(None)
-    with pytest.raises(RuntimeError), Draft(space, new_id(space, "anna", None)) as draft:
+    tenant = load_tenant(None)
+    with pytest.raises(RuntimeError), Draft(tenant, new_id(tenant, "anna", None)) as draft:
         make_image(draft.image(0, ".nii.gz"))
         draft.complete(dataset=DATASET, model=None)
         raise RuntimeError
-    assert not list(space.requests.iterdir())
+    assert not list(tenant.requests.iterdir())
 
 
 @pytest.mark.parametrize("option", ["quota", "limit", "keep_days", "upload_mib"])
@@ -247,7 +247,7 @@ def test_limits_that_let_nothing_through_are_refused(nnunet: Path, option: str, 
     for value in ("0", "-1", "many"):
         monkeypatch.setenv(f"AIRFLOW__NNUNET__PREDICTIONS_{option.upper()}", value)
         with pytest.raises(ConfigError, match=f"predictions_{option}="):
-            load_space(None)
+            load_tenant(None)
 
 
 @pytest.mark.parametrize("address", ["http://10.0.0.1:8600", "http://pacs:8600", "ftp://127.0.0.1", "unix:relative", "127.0.0.1:8600"])

@@ -14,7 +14,7 @@ import pytest
 
 from airflow_nnunet.prediction_api import queue, retention
 from airflow_nnunet.prediction_api.store import Draft, new_id
-from airflow_nnunet.prediction_api.tenants import Space, load_space
+from airflow_nnunet.prediction_api.tenants import Tenant, load_tenant
 from airflow_nnunet.prediction_api.uploads import MARK, in_progress, require_room
 from nnunet_jobs.contract.problems import Problem
 from support.auth import api_server
@@ -26,14 +26,14 @@ OLD_DAYS = 40
 
 
 @pytest.fixture
-def space(nnunet: Path) -> Space:
-    found = load_space(None)
+def tenant(nnunet: Path) -> Tenant:
+    found = load_tenant(None)
     found.requests.mkdir(parents=True)
     return found
 
 
-def stored(space: Space, prediction: str, *, days: float = OLD_DAYS) -> Path:
-    folder = space.requests / prediction
+def stored(tenant: Tenant, prediction: str, *, days: float = OLD_DAYS) -> Path:
+    folder = tenant.requests / prediction
     (folder / "images").mkdir(parents=True)
     (folder / "request.json").write_text("{}")
     os.utime(folder, (time.time() - days * 86400,) * 2)
@@ -41,11 +41,11 @@ def stored(space: Space, prediction: str, *, days: float = OLD_DAYS) -> Path:
 
 
 # --- retention --------------------------------------------------------------------------------------------------
-def test_a_living_request_is_never_taken_for_an_unknown_run(space: Space, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_living_request_is_never_taken_for_an_unknown_run(tenant: Tenant, monkeypatch: pytest.MonkeyPatch) -> None:
     """Airflow's answers hold ids in their words, and an id may hold any number."""
     supervisor = Supervisor.installed(monkeypatch)
     living, gone, failed = (f"p-{digits:0>32}" for digits in ("404", "40a", "1"))
-    folders = {name: stored(space, name) for name in (living, gone, failed)}
+    folders = {name: stored(tenant, name) for name in (living, gone, failed)}
     supervisor.broken[living] = 500
     supervisor.runs[failed] = "failed"
     with pytest.raises(retention.SweepIncomplete, match="1 were not removed, the others were") as caught:
@@ -54,10 +54,10 @@ def test_a_living_request_is_never_taken_for_an_unknown_run(space: Space, monkey
     assert {name for name, folder in folders.items() if folder.exists()} == {living}
 
 
-def test_one_folder_that_cannot_be_deleted_does_not_end_the_sweep(space: Space, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_folder_that_cannot_be_deleted_does_not_end_the_sweep(tenant: Tenant, monkeypatch: pytest.MonkeyPatch) -> None:
     Supervisor.installed(monkeypatch)
     names = [f"p-{number:032x}" for number in range(3)]
-    folders = [stored(space, name) for name in names]
+    folders = [stored(tenant, name) for name in names]
     shutil.rmtree(folders[0] / "images")
     (folders[0] / "request.json").unlink()
     (folders[0] / "request.json").mkdir()  # what is no file cannot be unlinked, not even by root
@@ -67,7 +67,7 @@ def test_one_folder_that_cannot_be_deleted_does_not_end_the_sweep(space: Space, 
     assert [folder.exists() for folder in folders] == [True, False, False]
 
 
-def test_one_teams_wrong_setting_does_not_end_the_sweep(space: Space, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_teams_wrong_setting_does_not_end_the_sweep(tenant: Tenant, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Supervisor.installed(monkeypatch)
     teams = tmp_path / "teams"
     teams.mkdir()
@@ -75,7 +75,7 @@ def test_one_teams_wrong_setting_does_not_end_the_sweep(space: Space, tmp_path: 
         f"pool: {{slots: 1}}\nnnunet: {{workspace: {tmp_path / 'a'}}}\npredictions: {{servers: ['http://far.example:8600']}}\n"
     )
     monkeypatch.setenv("AIRFLOW__NNUNET__TEAMS", str(teams))
-    folder = stored(space, f"p-{1:032x}")
+    folder = stored(tenant, f"p-{1:032x}")
     with pytest.raises(retention.SweepIncomplete, match=r"far\.example"):
         retention.remove_old()
     assert not folder.exists()
@@ -91,14 +91,14 @@ def database(migrated: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 
 @pytest.fixture
-def small(space: Space, database: None, monkeypatch: pytest.MonkeyPatch) -> Space:
-    """A space with a quota of two and a queue of three, and no run."""
+def small(tenant: Tenant, database: None, monkeypatch: pytest.MonkeyPatch) -> Tenant:
+    """A tenant with a quota of two and a queue of three, and no run."""
     for name, value in {"QUOTA": "2", "LIMIT": "3", "FREE_MIB": "1"}.items():
         monkeypatch.setenv(f"AIRFLOW__NNUNET__PREDICTIONS_{name}", value)
-    return load_space(None)
+    return load_tenant(None)
 
 
-def test_uploads_that_are_coming_in_count_towards_the_quota(small: Space) -> None:
+def test_uploads_that_are_coming_in_count_towards_the_quota(small: Tenant) -> None:
     ids = [new_id(small, "anna", None) for _ in range(3)]
     with Draft(small, ids[0], size=10), Draft(small, ids[1], size=10):
         with pytest.raises(Problem) as caught:
@@ -109,13 +109,13 @@ def test_uploads_that_are_coming_in_count_towards_the_quota(small: Space) -> Non
     queue.require_place(small, ids[2], 10, new=True)
 
 
-def test_an_upload_whose_server_was_killed_counts_no_longer(small: Space) -> None:
+def test_an_upload_whose_server_was_killed_counts_no_longer(small: Tenant) -> None:
     code = """
 import os, sys
-from airflow_nnunet.prediction_api.tenants import load_space
+from airflow_nnunet.prediction_api.tenants import load_tenant
 from airflow_nnunet.prediction_api.store import Draft, new_id
-space = load_space(None)
-Draft(space, new_id(space, "anna", None), size=10).__enter__()
+tenant = load_tenant(None)
+Draft(tenant, new_id(tenant, "anna", None), size=10).__enter__()
 print("up", flush=True)
 os.kill(os.getpid(), 9)
 """
@@ -124,7 +124,7 @@ os.kill(os.getpid(), 9)
     assert in_progress(small) == []
 
 
-def test_free_disk_is_looked_at_before_the_first_byte(small: Space) -> None:
+def test_free_disk_is_looked_at_before_the_first_byte(small: Tenant) -> None:
     free = shutil.disk_usage(small.requests).free
     require_room(small, 1000, [])
     with pytest.raises(Problem) as caught:
@@ -145,7 +145,7 @@ def test_free_disk_is_looked_at_before_the_first_byte(small: Space) -> None:
         assert caught.value.status == 507
 
 
-def test_a_request_on_the_disk_holds_no_mark(small: Space) -> None:
+def test_a_request_on_the_disk_holds_no_mark(small: Tenant) -> None:
     prediction = new_id(small, "anna", None)
     with Draft(small, prediction, size=10) as draft:
         draft.image(0, ".nii.gz").write_bytes(b"x")

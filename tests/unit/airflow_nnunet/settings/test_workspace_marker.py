@@ -13,7 +13,7 @@ from airflow_nnunet.doctor.marker import examine_marker
 from airflow_nnunet.jobs.exceptions import JobLost
 from airflow_nnunet.prediction_api.operator import RequestPredictOperator
 from airflow_nnunet.prediction_api.store import Draft
-from airflow_nnunet.prediction_api.tenants import load_space
+from airflow_nnunet.prediction_api.tenants import load_tenant
 from airflow_nnunet.settings.config import NnunetConfig
 from airflow_nnunet.settings.resolver import resolve_config
 from airflow_nnunet.settings.workspace_memory import variable_of
@@ -89,7 +89,7 @@ def test_a_request_is_not_unknown_because_its_share_is_not_mounted(nnunet: Path,
     (nnunet / "jobs").rename(nnunet / "elsewhere")
     with pytest.raises(JobLost, match="mount the share"):
         RequestPredictOperator(task_id="predict").execute(context(run_id="p-0123456789abcdef"))
-    with pytest.raises(OSError, match="mount the share"), Draft(load_space(None), "p-0123456789abcdef"):
+    with pytest.raises(OSError, match="mount the share"), Draft(load_tenant(None), "p-0123456789abcdef"):
         pass
     assert not (nnunet / "jobs").exists()
     assert not (nnunet / "predictions").exists(), "an upload is hidden when the share comes back"
