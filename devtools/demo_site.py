@@ -30,9 +30,11 @@ def make_stack(folder: Path, datasets: Path, input_roots: Sequence[Path], *, slo
     """The private Airflow, set to look at jobs often because they are short.
 
     Args:
-        folder: where everything goes. datasets: folder of the demo's own dataset file; the project's are read too.
-        input_roots: folders that users may read from. slots: jobs that compute at once where there is no GPU.
-        port: of the UI; a free one when None.
+        folder: Where everything goes.
+        datasets: Folder of the demo's own dataset file; the project's are read too.
+        input_roots: Folders that users may read from.
+        slots: Jobs that compute at once where there is no GPU.
+        port: Port of the UI; a free one when None.
     """
     dags = folder / "dags"
     dags.mkdir(parents=True, exist_ok=True)

@@ -41,12 +41,13 @@ class Stack:
 
     Args:
         home: AIRFLOW_HOME; configuration, logs, passwords and SQLite's database live below it.
-        dags: folder with DAG files.
-        settings: options by ``section.option``, over the project's ``airflow.cfg.template`` and the stack's own.
-        environment: extra environment variables of every component.
-        port: of the API server and UI; a free one when empty.
-        executor: what runs the tasks. database: address as SQLAlchemy takes it; SQLite below ``home`` when empty.
-        extra: processes besides Airflow's own four, such as Celery workers.
+        dags: Folder with DAG files.
+        settings: Options by ``section.option``, over the project's ``airflow.cfg.template`` and the stack's own.
+        environment: Extra environment variables of every component.
+        port: Port of the API server and UI; a free one when empty.
+        executor: What runs the tasks.
+        database: Address as SQLAlchemy takes it; SQLite below ``home`` when empty.
+        extra: Processes besides Airflow's own four, such as Celery workers.
     """
 
     def __init__(

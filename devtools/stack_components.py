@@ -16,10 +16,10 @@ class Component:
     """One process.
 
     Attributes:
-        name: of its log file and for :meth:`Stack.kill`.
-        arguments: what follows ``airflow`` on its command line.
-        heartbeat: its name in the API server's answer about health; the API server itself has none.
-        environment: variables that it has and the others do not.
+        name: Name of its log file and for :meth:`Stack.kill`.
+        arguments: What follows ``airflow`` on its command line.
+        heartbeat: Its name in the API server's answer about health; the API server itself has none.
+        environment: Variables that it has and the others do not.
     """
 
     name: str
@@ -42,7 +42,7 @@ class CeleryWorker(Component):
     """A Celery worker. Several on one machine need names of their own.
 
     Attributes:
-        broker: address of the broker that it takes its tasks from.
+        broker: Address of the broker that it takes its tasks from.
     """
 
     broker: str

@@ -33,8 +33,11 @@ def write_config(home: Path, *, template: Path, dags: Path, settings: Mapping[st
     """Write the template, then what makes it private and quick, then the caller's settings. Secrets are made once.
 
     Args:
-        home: AIRFLOW_HOME, which is there. template: of the project. dags: folder with DAG files.
-        settings: options by ``section.option``. port: of the API server and UI; a free one when empty.
+        home: AIRFLOW_HOME, which is there.
+        template: Template of the project.
+        dags: Folder with DAG files.
+        settings: Options by ``section.option``.
+        port: Port of the API server and UI; a free one when empty.
     """
     earlier = read_config(home)
     config = configparser.ConfigParser(interpolation=None)

@@ -28,8 +28,8 @@ def lay_out(folder: Path, changes: Sequence[tuple[str, str]], *, front: str) -> 
     """Write nginx.conf and all that belongs to it below ``folder``, which must be reachable by anybody.
 
     Args:
-        changes: pairs of old and new text, before the paths are moved. Nothing else is changed.
-        front: file that is mounted as front.conf.
+        changes: Pairs of old and new text, before the paths are moved. Nothing else is changed.
+        front: File that is mounted as front.conf.
     """
     folder.chmod(0o755)
     moves = [

@@ -23,7 +23,7 @@ class NnunetDagBundle(LocalDagBundle):  # type: ignore[misc, unused-ignore]
     """One DAG a dataset file, prediction, the prediction API, and from archive to archive.
 
     Args:
-        options: of Airflow's bundles: ``name``, ``refresh_interval``.
+        options: Options of Airflow's bundles: ``name``, ``refresh_interval``.
     """
 
     def __init__(self, **options: Any) -> None:

@@ -33,11 +33,15 @@ class StepContext:
     """A step's surroundings.
 
     Attributes:
-        workspace: the roots. job: the job directory. attempt: number of this attempt, 1 and up.
-        device: ``cuda`` or ``cpu``; decided by the lease. gpus: UUIDs of the leased GPUs, which are all that torch sees.
-        cpus: cores to use. memory_mib: memory to stay below, None when there is no limit.
-        stop: set by SIGTERM; a step looks at it between pieces of work, saves and raises Interrupted.
-        person: who typed a command, where that is known better than by the process's user.
+        workspace: The roots.
+        job: The job directory.
+        attempt: Number of this attempt, 1 and up.
+        device: ``cuda`` or ``cpu``; decided by the lease.
+        gpus: UUIDs of the leased GPUs, which are all that torch sees.
+        cpus: Cores to use.
+        memory_mib: Memory to stay below, None when there is no limit.
+        stop: Set by SIGTERM; a step looks at it between pieces of work, saves and raises Interrupted.
+        person: Who typed a command, where that is known better than by the process's user.
     """
 
     workspace: Workspace
@@ -58,9 +62,10 @@ class StepContext:
         """Report progress: one line of ``metrics.jsonl``, shown in the Airflow task log, and a sign of life.
 
         Args:
-            phase: what is going on, such as ``train``, ``validate``, ``copy``.
-            done, total: how far, in the phase's own units.
-            **values: numbers and short texts (loss, dice, eta_s); never patient data. NaN and infinities become null.
+            phase: What is going on, such as ``train``, ``validate``, ``copy``.
+            done: How much is done, in the phase's own units.
+            total: How much there is to do, in the same units.
+            **values: Numbers and short texts (loss, dice, eta_s); never patient data. NaN and infinities become null.
         """
         record: dict[str, Any] = {"t": round(time.time(), 3), "phase": phase}
         if done is not None:

@@ -73,7 +73,10 @@ class Cluster(Site):
     """A site whose tasks run on Celery workers.
 
     Args:
-        root: folder of everything. source: dataset in Decathlon layout. postgres, redis: started servers.
+        root: Folder of everything.
+        source: Dataset in Decathlon layout.
+        postgres: Started PostgreSQL server.
+        redis: Started Redis server.
     """
 
     def __init__(self, root: Path, source: Path, postgres: Postgres, redis: Redis) -> None:

@@ -42,9 +42,10 @@ class Cluster:
     """Pods by (namespace, name), as JSON objects.
 
     Attributes:
-        hold: called with a new pod; a status that it returns stays, and nothing is run. None runs it.
-        refuse: called with method and path; what it raises is the answer. requests: (method, path) of all that was asked.
-        outage: no answer at all, connections are closed.
+        hold: Called with a new pod; a status that it returns stays, and nothing is run. None runs it.
+        refuse: Called with method and path; what it raises is the answer. requests: (method, path) of all that was
+            asked.
+        outage: No answer at all, connections are closed.
     """
 
     def __init__(self, folder: Path) -> None:

@@ -44,8 +44,10 @@ class Engine:
     """A ``dockerd`` with containerd; start it by entering, and nothing of it is left after.
 
     Args:
-        root: folder for everything. live_restore: containers go on while the engine is away. path: more folders for its PATH.
-        options: more of dockerd's.
+        root: Folder for everything.
+        live_restore: Containers go on while the engine is away.
+        path: More folders for its PATH.
+        options: More of dockerd's.
     """
 
     def __init__(self, root: Path, *options: str, live_restore: bool = False, path: Path | None = None) -> None:

@@ -18,9 +18,12 @@ class Act:
     """What to do with one request in place of passing it on.
 
     Attributes:
-        status, headers, body: an answer of its own when ``status`` is set.
-        cut: pass it on, then close the connection in the middle of the answer. silent: without saying how long it would have been.
-        hang: hold the request until the proxy is released.
+        status: Status of an answer of its own; None when the request is passed on.
+        headers: Headers of that answer.
+        body: Body of that answer.
+        cut: Pass it on, then close the connection in the middle of the answer.
+        silent: Without saying how long it would have been.
+        hang: Hold the request until the proxy is released.
     """
 
     status: int = 0
@@ -40,7 +43,7 @@ class Proxy:
     With ``certificate``, a PEM file with its key, it speaks TLS; Debian's Orthanc dies at the first handshake when told to do so itself.
 
     Attributes:
-        paths: of all requests so far, in order, without queries' texts.
+        paths: Paths of all requests so far, in order, without queries' texts.
     """
 
     def __init__(self, target: str, rule: Rule = lambda path, number: None, *, certificate: Path | None = None) -> None:

@@ -20,8 +20,9 @@ class Snippet:
     """One block or line.
 
     Attributes:
-        page: path relative to the project. language: of a fenced block; ``console`` for the lines of an indented one.
-        text: without the indentation, and lines that a backslash continues in one.
+        page: Path relative to the project.
+        language: Language of a fenced block; ``console`` for the lines of an indented one.
+        text: Without the indentation, and lines that a backslash continues in one.
     """
 
     page: str

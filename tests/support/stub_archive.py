@@ -20,14 +20,19 @@ class StubArchive:
     """Studies of MR series, one each where nothing else is said. Use it as a context manager.
 
     Attributes:
-        studies: UID to number of instances. counts: whether answers tell numbers of series and instances.
-        cap: most items of one answer. offsets: whether ``offset`` counts. files: bytes of instances by SOPInstanceUID.
-        listed, listed_series: instances of a series, and series of a study, that a query can find at all, when there are fewer than it
-            counts.
+        studies: UID to number of instances.
+        counts: Whether answers tell numbers of series and instances.
+        cap: Most items of one answer.
+        offsets: Whether ``offset`` counts.
+        files: Bytes of instances by SOPInstanceUID.
+        listed: Number of instances of a series that a query can find at all, when that is fewer than it counts.
+        listed_series: Number of series of a study that a query can find at all, when that is fewer than it counts.
         series: UID to the number of its series, all of them of the same instances, where it has more than one.
         meant: UID to the instances of its MR series where the study has more, such as segmentations.
-        dates: UID to study date; all of them have ``20240110`` otherwise, and a query's dates are only looked at where there are some.
-        metadata: whether the metadata of a series can be retrieved. asked: paths of all requests.
+        dates: UID to study date; all of them have ``20240110`` otherwise, and a query's dates are only looked at where
+            there are some.
+        metadata: Whether the metadata of a series can be retrieved.
+        asked: Paths of all requests.
     """
 
     studies: dict[str, int] = field(default_factory=dict)

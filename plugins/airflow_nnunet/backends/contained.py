@@ -46,8 +46,10 @@ class ContainedBackend(Backend):
     """One container for each attempt of a job, named after both, so that whoever submits, watches or retries finds the same one.
 
     Attributes:
-        runtime: where containers run. schedule_timeout_s: until a host has room; 0 is for ever. start_timeout_s: from there until the
-            runner is on record. keep: leave ended containers for a look at them.
+        runtime: Where containers run.
+        schedule_timeout_s: Seconds to wait until a host has room; 0 means forever.
+        start_timeout_s: Seconds from then until the runner is on record.
+        keep: Leave ended containers for a look at them.
     """
 
     runs_here = False

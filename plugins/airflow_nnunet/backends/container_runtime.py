@@ -55,9 +55,12 @@ class ContainerStatus:
     """A container as seen at one moment.
 
     Attributes:
-        message: why it waits, or how it ended. where: the host it is on, as far as known. leaving: it was told to stop already.
-        failure_class: of an end without an outcome in the job's folder. exit_code: of the runner.
-        facts: for the record: name, image, digest, exit code, out of memory.
+        message: Why it waits, or how it ended.
+        where: The host it is on, as far as known.
+        leaving: It was told to stop already.
+        failure_class: Failure class of an end without an outcome in the job's folder.
+        exit_code: Exit code of the runner.
+        facts: For the record: name, image, digest, exit code, out of memory.
     """
 
     stage: ContainerStage

@@ -24,9 +24,13 @@ class FakeOutcome:
     """What an attempt shall do.
 
     Attributes:
-        result: of the step; one that looks like the real step's when None. failure: fail with this class instead.
-        message: of the failure. records: progress to report. seconds: how long it takes; 0 ends within submit.
-        forever: goes on until it is cancelled. lost: ends without a word.
+        result: Result of the step; one that looks like the real step's when None.
+        failure: Fail with this class instead.
+        message: Message of the failure.
+        records: Progress to report.
+        seconds: How long it takes; 0 ends within submit.
+        forever: Goes on until it is cancelled.
+        lost: Ends without a word.
     """
 
     result: Mapping[str, Any] | None = None
@@ -45,8 +49,9 @@ class FakeBackend(Backend):
     """Runs scripted outcomes in this process.
 
     Args:
-        outcomes: by step name, an outcome for every attempt, or a list of them for one attempt after the other (the last one repeats).
-        script: for more: called with the specification and the attempt's number. Steps that neither names succeed.
+        outcomes: For each step name, an outcome forevery attempt, or a list of them for one attempt after the other
+            (the last one repeats).
+        script: For more: called with the specification and the attempt's number. Steps that neither names succeed.
 
     Outcomes that take no time end within ``submit``; the others run in a daemon thread and are lost when the process ends.
     """

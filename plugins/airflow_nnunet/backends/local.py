@@ -24,10 +24,10 @@ class LocalBackend(Backend):
     """Starts the runner in a session of its own, its output in the job's log, nothing inherited that Airflow waits for.
 
     Args:
-        python: interpreter that has nnU-Net installed; this one when empty.
-        module: program that speaks the runner's command line; nnunet_jobs, or a site's own wrapper around it.
-        environment: extra variables for the runner, such as ``TORCHINDUCTOR_CACHE_DIR``.
-        start_timeout_s: how long a runner may take until it is on record.
+        python: Interpreter that has nnU-Net installed; this one when empty.
+        module: Program that speaks the runner's command line; nnunet_jobs, or a site's own wrapper around it.
+        environment: Extra variables for the runner, such as ``TORCHINDUCTOR_CACHE_DIR``.
+        start_timeout_s: How long a runner may take until it is on record.
     """
 
     name = "local"

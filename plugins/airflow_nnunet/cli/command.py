@@ -19,7 +19,7 @@ def command(function: Command) -> Callable[[argparse.Namespace], None]:
     """A function that returns an exit code as a command: its error becomes a sentence on stderr and a code.
 
     Args:
-        function: takes the parsed arguments and returns a code of :class:`~nnunet_jobs.contract.exit_codes.Exit`.
+        function: Takes the parsed arguments and returns a code of :class:`~nnunet_jobs.contract.exit_codes.Exit`.
     """
 
     @functools.wraps(function)

@@ -28,8 +28,8 @@ class PoolSpec:
     """One entry of a pools file.
 
     Attributes:
-        slots: a number, or ``auto``: as many as there are GPUs, else ``cpu_slots``.
-        include_deferred: a deferred task keeps its slot; without it, every job would start at once.
+        slots: A number, or ``auto``: as many as there are GPUs, else ``cpu_slots``.
+        include_deferred: A deferred task keeps its slot; without it, every job would start at once.
     """
 
     name: str
@@ -97,7 +97,9 @@ def run_jobs_command(python: str, *arguments: str, **options: Any) -> subprocess
     """Run one command of ``nnunet_jobs`` by the interpreter that runs the jobs.
 
     Args:
-        python: the interpreter, as in section [nnunet]. arguments: of the command. options: of :func:`subprocess.run`.
+        python: The interpreter, as in section [nnunet].
+        arguments: Arguments of the command.
+        options: Options of :func:`subprocess.run`.
 
     Raises:
         ConfigError: there is no such interpreter.

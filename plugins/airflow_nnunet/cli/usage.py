@@ -25,9 +25,12 @@ class Row:
     """What one team used for one dataset in a span of time.
 
     Attributes:
-        attempts: that ended in it. failed: those of them that did not end well, cancelled ones too.
-        gpu_hours: hours on GPUs, each by the part of its memory that was reserved. slot_hours: hours on CPU slots.
-        other_hours: hours of steps that take neither, such as registration and preprocessing. waited_hours: for a device.
+        attempts: Attempts that ended in this time.
+        failed: Those of them that did not end well, cancelled ones too.
+        gpu_hours: Hours on GPUs, each by the part of its memory that was reserved.
+        slot_hours: Hours on CPU slots.
+        other_hours: Hours of steps that take neither, such as registration and preprocessing.
+        waited_hours: For a device.
     """
 
     team: str

@@ -98,8 +98,8 @@ class Archive:
         """Series of a study that ``only`` means; all of them for None.
 
         Args:
-            counted: compare with the archive's own number of series in any case, which costs a query. Without it they are compared
-                where the archive ignored ``offset``.
+            counted: Compare with the archive's own number of series in any case, which costs a query. Without it they
+                are compared where the archive ignored ``offset``.
 
         Raises:
             ArchiveRefused, ArchiveUnavailable: the list is shorter than that number; see :meth:`instances`.

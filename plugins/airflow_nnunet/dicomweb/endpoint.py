@@ -26,12 +26,18 @@ class Endpoint:
     """Where an archive is and how it is spoken to. Credentials are not part of its printed form.
 
     Attributes:
-        conn_id: the connection, named in every error.
-        url: base address without a slash at its end, such as ``https://pacs.example/dicom-web``.
-        qido_prefix, wado_prefix, stow_prefix: sub-paths of single services, where an archive has them.
-        login, password: HTTP basic credentials. token: bearer token, in their place.
-        verify: True checks the server's certificate against the system's authorities; a path names a CA bundle to use instead.
-        timeout_s: seconds to wait for a connection, and for the next bytes of an answer. tries: requests in all before giving up.
+        conn_id: The connection, named in every error.
+        url: Base address without a slash at its end, such as ``https://pacs.example/dicom-web``.
+        qido_prefix: Path of the query service below ``base_path``, where the archive has one.
+        wado_prefix: Path of the retrieval service below ``base_path``, where the archive has one.
+        stow_prefix: Path of the storage service below ``base_path``, where the archive has one.
+        login: User name for HTTP basic authentication.
+        password: Password for HTTP basic authentication.
+        token: Bearer token to use instead of both.
+        verify: True checks the server's certificate against the system's authorities; a path names a CA bundle to use
+            instead.
+        timeout_s: Seconds to wait for a connection, and for the next bytes of an answer.
+        tries: Requests in all before giving up.
     """
 
     conn_id: str

@@ -24,9 +24,11 @@ class HandOut:
     """One run's hand-out of studies.
 
     Attributes:
-        ledger: of the sensor. run: id of the DAG run.
-        only_new: False hands out studies that were handed out before. max_offers: runs that get a study whose tasks fail.
-        most: studies that can be handed out at once.
+        ledger: Ledger of the sensor.
+        run: Id of the DAG run.
+        only_new: False hands out studies that were handed out before.
+        max_offers: Runs that get a study whose tasks fail.
+        most: Studies that can be handed out at once.
     """
 
     ledger: StudyLedger

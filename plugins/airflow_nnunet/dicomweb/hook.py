@@ -90,7 +90,7 @@ class DicomWebHook(BaseHook):
         """Bring a study below a folder, or the rest of it after an interruption; see :mod:`airflow_nnunet.dicomweb.retrieve`.
 
         Args:
-            sharing: who may read what arrives, as in section [nnunet]; by default this process's user alone.
+            sharing: Who may read what arrives, as in section [nnunet]; by default this process's user alone.
         """
         from airflow_nnunet.dicomweb.retrieve import retrieve_study
 

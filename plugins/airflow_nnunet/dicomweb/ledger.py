@@ -36,10 +36,15 @@ class Entry:
     """One study that was handed out.
 
     Attributes:
-        study: StudyInstanceUID. instances, meant: instances of the study, and of the series that were waited for.
-        run, index: the DAG run that got it, and its place in the list.
-        offers: runs that got it since it last had new images. max_offers: of the sensor, when it got it.
-        state: ``out`` until that run has ended, then ``done`` or ``failed``. at: UTC, ISO 8601, of the hand-out.
+        study: StudyInstanceUID.
+        instances: Number of instances of the study.
+        meant: Number of instances in the series that were waited for.
+        run: DAG run that got the study.
+        index: Position of the study in that run's list, from 0.
+        offers: Runs that got it since it last had new images.
+        max_offers: ``max_offers`` of the sensor, when it got it.
+        state: ``out`` until that run has ended, then ``done`` or ``failed``.
+        at: UTC, ISO 8601, of the hand-out.
     """
 
     study: str
@@ -79,7 +84,8 @@ class StudyLedger:
         """The ledger of a sensor, made when it is missing, readable for whom ``sharing`` says.
 
         Args:
-            owner: what makes the sensor and its query this one; see the file's first line. memory: see :func:`open_workspace`.
+            owner: What makes the sensor and its query this one; see the file's first line.
+            memory: See :func:`open_workspace`.
 
         Raises:
             NotMounted: the workspace's share is not mounted; an empty ledger there would make every study new.

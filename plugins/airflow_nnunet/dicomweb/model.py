@@ -41,8 +41,9 @@ class SeriesFilter:
     """Which series of a study are meant.
 
     Attributes:
-        modality: such as ``MR``; None means every series of images, so no segmentations, structure sets and reports.
-        description: pattern with ``*`` and ``?`` for the series description, capitals ignored.
+        modality: Modality, such as ``MR``; None means every series of images, so no segmentations, structure sets and
+            reports.
+        description: Pattern with ``*`` and ``?`` for the series description, capitals ignored.
     """
 
     modality: str | None = None
@@ -63,9 +64,11 @@ class StudyQuery:
     """Which studies are meant.
 
     Attributes:
-        date_from, date_to: first and last study date, included. None leaves that end open.
-        modality: one that the study must have. description: pattern with ``*`` and ``?`` for the study description.
-        series_description: pattern that a series of it must match.
+        date_from: First study date, included; no limit if None.
+        date_to: Last study date, included; no limit if None.
+        modality: Modality that the study must have.
+        description: Pattern with ``*`` and ``?`` for the study description.
+        series_description: Pattern that a series of it must match.
     """
 
     date_from: date | None = None

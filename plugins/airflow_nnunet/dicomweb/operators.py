@@ -78,14 +78,17 @@ class DicomWebRetrieveOperator(_ArchiveOperator):
     study, ``series``, ``instances``, how many of these were ``fetched`` now, and files ``removed`` because the archive withdrew them.
 
     Args:
-        study: StudyInstanceUID. folder: absolute folder below ``input_roots``, with a sub-folder for each study.
-        modality: only series of it, such as ``MR``; empty means all images, without segmentations, structure sets and reports.
-        series_description: only series that match this pattern with ``*`` and ``?``.
-        workers: requests at once, 1 to 16; the pool of the task limits how many studies do this together.
+        study: StudyInstanceUID.
+        folder: Absolute folder below ``input_roots``, with a sub-folder for each study.
+        modality: Only series of this modality, such as ``MR``; empty means all images, without segmentations, structure
+            sets and reports.
+        series_description: Only series that match this pattern with ``*`` and ``?``.
+        workers: Number of requests at once, 1 to 16; the pool of the task limits how many studies do this together.
         on_empty: ``fail`` or ``skip`` when no series is meant.
-        dicomweb_conn_id: connection of type ``dicomweb``. nnunet_conn_id: connection with another workspace.
-        team: whose roots are used; see NnunetOperator.
-        kwargs: everything that any operator takes.
+        dicomweb_conn_id: Connection of type ``dicomweb``.
+        nnunet_conn_id: Connection with another workspace.
+        team: Team whose roots are used; see NnunetOperator.
+        kwargs: Everything that any operator takes.
     """
 
     template_fields = ("study", "folder", "modality", "series_description", "workers", "dicomweb_conn_id", "nnunet_conn_id")
@@ -146,12 +149,13 @@ class DicomWebStoreOperator(_ArchiveOperator):
     tried; then those that failed fail the task, each named with its reason. Returns ``stored`` and ``already_stored``.
 
     Args:
-        folder: absolute folder below ``output_roots``; its ``.dcm`` files and those of its sub-folders are meant.
-        modalities: what may be sent; another file is a failure, so that no source image is sent back by mistake.
+        folder: Absolute folder below ``output_roots``; its ``.dcm`` files and those of its sub-folders are meant.
+        modalities: What may be sent; another file is a failure, so that no source image is sent back by mistake.
         on_empty: ``fail`` or ``skip`` when the folder has no such file.
-        dicomweb_conn_id: connection of type ``dicomweb``. nnunet_conn_id: connection with another workspace.
-        team: whose roots are used; see NnunetOperator.
-        kwargs: everything that any operator takes.
+        dicomweb_conn_id: Connection of type ``dicomweb``.
+        nnunet_conn_id: Connection with another workspace.
+        team: Team whose roots are used; see NnunetOperator.
+        kwargs: Everything that any operator takes.
     """
 
     template_fields = ("folder", "modalities", "dicomweb_conn_id", "nnunet_conn_id")

@@ -29,7 +29,8 @@ def settled(task: BaseOperator, dag_id: str, entries: Iterable[Entry]) -> list[E
     those of a run that was deleted.
 
     Args:
-        task: the sensor, in its DAG. entries: of that DAG's earlier runs.
+        task: The sensor, in its DAG.
+        entries: Entries of that DAG's earlier runs.
     """
     by_run: dict[str, list[Entry]] = {}
     for entry in entries:

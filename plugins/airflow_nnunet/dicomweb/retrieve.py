@@ -31,8 +31,12 @@ class Retrieved:
     """One study on disk.
 
     Attributes:
-        name: of its folder. folder: absolute path. series, instances: how many it has now. fetched: instances that came over the
-        network this time; the others were there. removed: files that the archive no longer has.
+        name: Name of its folder.
+        folder: Absolute path.
+        series: Number of series in the folder now.
+        instances: Number of instances in the folder now.
+        fetched: Instances that came over the network this time; the others were there.
+        removed: Files that the archive no longer has.
     """
 
     name: str
@@ -63,7 +67,9 @@ def retrieve_study(archive: Archive, study: str, folder: Path, *, only: SeriesFi
     """Bring a study's series below ``folder`` and make the copy equal to what the archive has now.
 
     Args:
-        study: StudyInstanceUID, checked. only: series that are meant. workers: requests at once.
+        study: StudyInstanceUID, checked.
+        only: Series that are meant.
+        workers: Number of requests at once.
 
     Returns:
         Counts; zero series when the archive has none that is meant.

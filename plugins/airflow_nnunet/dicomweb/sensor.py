@@ -52,17 +52,23 @@ class DicomWebStudySensor(RenderingMixin, BaseSensorOperator):  # type: ignore[m
     the query down always fails. All fields below but ``team`` are templates.
 
     Args:
-        dicomweb_conn_id: connection of type ``dicomweb``.
-        modality: one that the study must have, such as ``MR``. description: pattern with ``*`` and ``?`` for the study description.
-        series_description: pattern that a series must match; with ``modality``, the series whose images count.
-        date_from, date_to: study dates, both included. When empty, ``lookback_days`` before the run's date up to the day after it.
-        lookback_days: how late a study may arrive after its date and still be found.
-        stable_for: seconds without a change. hold_s: seconds that complete studies wait for others that are still arriving.
-        only_new: False hands out every complete study of the dates, those first that were not handed out yet or longest ago.
-        max_offers: runs that get a study whose tasks fail before it is given up, 1 or more.
-        deferrable: True waits in the triggerer; False holds a worker slot. Mode ``reschedule`` is refused: it forgets between looks.
-        nnunet_conn_id: connection with another workspace. team: whose workspace is used; see NnunetOperator.
-        kwargs: everything that any sensor takes.
+        dicomweb_conn_id: Connection of type ``dicomweb``.
+        modality: Modality that the study must have, such as ``MR``.
+        description: Pattern with ``*`` and ``?`` for the study description.
+        series_description: Pattern that a series must match; with ``modality``, the series whose images count.
+        date_from: First study date, included; ``lookback_days`` before the run's date when empty.
+        date_to: Last study date, included; the day after the run's date when empty.
+        lookback_days: Number of days after its date within which a study that arrives late is still found.
+        stable_for: Seconds without a change after which a study counts as complete.
+        hold_s: Seconds that complete studies wait for others that are still arriving.
+        only_new: False hands out every complete study of the dates, those first that were not handed out yet or longest
+            ago.
+        max_offers: Runs that get a study whose tasks fail before it is given up, 1 or more.
+        deferrable: True waits in the triggerer; False holds a worker slot. Mode ``reschedule`` is refused: it forgets
+            between looks.
+        nnunet_conn_id: Connection with another workspace.
+        team: Team whose workspace is used; see NnunetOperator.
+        kwargs: Everything that any sensor takes.
     """
 
     template_fields = (

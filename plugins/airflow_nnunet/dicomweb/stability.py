@@ -13,8 +13,11 @@ class Seen:
     """What is known of a study that was handed out before.
 
     Attributes:
-        instances, meant: instances of the study, and of the series that were waited for. at: when it was handed out last.
-        again: hand it out again when the query finds it. owed: also when the query's dates have passed it.
+        instances: Number of instances of the study.
+        meant: Number of instances in the series that were waited for.
+        at: When it was handed out last.
+        again: Hand it out again when the query finds it.
+        owed: Also when the query's dates have passed it.
     """
 
     instances: int
@@ -39,10 +42,11 @@ class Look:
     """What one look found.
 
     Attributes:
-        ready: studies that are complete and to be handed out; those that have waited longest come first.
-        changing: studies that are new and still arriving. fire: whether to hand out ``ready`` now.
-        grown: studies that are known and have grown only by what was stored back.
-        due_s: seconds until the first of those that are still arriving may be complete; None when there is none.
+        ready: Studies that are complete and to be handed out; those that have waited longest come first.
+        changing: Studies that are new and still arriving.
+        fire: Whether to hand out ``ready`` now.
+        grown: Studies that are known and have grown only by what was stored back.
+        due_s: Seconds until the first of those that are still arriving may be complete; None when there is none.
     """
 
     ready: tuple[Ready, ...]
@@ -64,9 +68,9 @@ class StudyWatch:
     """Judges study counts over time. Knows nothing of archives and wall clocks.
 
     Attributes:
-        stable_for: seconds without a change after which a study is complete.
-        hold_s: seconds that complete studies wait for others that are still arriving.
-        seen: by study UID, what was handed out before.
+        stable_for: Seconds without a change after which a study is complete.
+        hold_s: Seconds that complete studies wait for others that are still arriving.
+        seen: What was handed out before, by study UID.
     """
 
     stable_for: float
@@ -79,9 +83,11 @@ class StudyWatch:
         """Judge an answer of the archive.
 
         Args:
-            studies: all that match. now: monotonic seconds. count: instances of a study whose answer lacks the number.
-            meant: instances in the series that the sensor waits for; asked once a study and change. A study that has grown only
-                by what was stored back, such as segmentations, is not new.
+            studies: All that match.
+            now: Monotonic seconds.
+            count: Instances of a study whose answer lacks the number.
+            meant: Instances in the series that the sensor waits for; asked once a study and change. A study that has
+                grown only by what was stored back, such as segmentations, is not new.
         """
         ready: list[Ready] = []
         grown: list[Ready] = []

@@ -26,8 +26,10 @@ class StoreReport:
     """What became of a folder's files.
 
     Attributes:
-        stored: sent now and confirmed. already_stored: sent by an earlier try, unchanged since.
-        faults: one for each file that the archive does not have. may_pass: whether another try may mend one of them.
+        stored: Sent now and confirmed.
+        already_stored: Sent by an earlier try, unchanged since.
+        faults: One for each file that the archive does not have.
+        may_pass: Whether another try may fix one of them.
     """
 
     stored: int
@@ -60,7 +62,8 @@ def store_files(archive: Archive, paths: Sequence[Path], *, folder: Path, modali
     """Store files and remember in ``folder`` what this archive has confirmed, so that the next try sends only the rest.
 
     Args:
-        paths: files in ``folder``. modalities: what may be sent; another file is a fault, so that no source image is sent back.
+        paths: Files in ``folder``.
+        modalities: What may be sent; another file is a fault, so that no source image is sent back.
 
     Raises:
         ArchiveUnavailable, ArchiveRefused: the archive does not answer at all; what was confirmed before stays on record.

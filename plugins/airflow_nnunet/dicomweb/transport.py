@@ -69,8 +69,8 @@ class Transport:
         """Run a request, again after a wait where that may help.
 
         Args:
-            what: what the request is for, in words that name no patient.
-            request: gets the client. Must be safe to repeat.
+            what: What the request is for, in words that name no patient.
+            request: Gets the client. Must be safe to repeat.
 
         Raises:
             ArchiveUnavailable: no answer, or an answer of the 500s, after all tries.

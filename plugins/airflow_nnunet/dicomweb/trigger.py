@@ -34,10 +34,15 @@ class DicomWebStudyTrigger(BaseTrigger):
     again at the next poke, until the sensor's ``timeout``. The event holds study UIDs and counts, nothing else from the archive.
 
     Args:
-        dicomweb_conn_id: the archive. query: :meth:`StudyQuery.to_json`. stable_for, hold_s: see :class:`StudyWatch`, seconds.
-        poke_interval: seconds between two queries, give or take ten percent; less when a study may be complete sooner.
-        ledger: path of the file with what was handed out. only_new, max_offers: see :class:`HandOut`.
-        most: studies in the event; the rest is counted.
+        dicomweb_conn_id: The archive.
+        query: :meth:`StudyQuery.to_json`.
+        stable_for: See :class:`StudyWatch`, in seconds.
+        hold_s: See :class:`StudyWatch`, in seconds.
+        poke_interval: Seconds between two queries, give or take ten percent; less when a study may be complete sooner.
+        ledger: Path of the file with what was handed out.
+        only_new: See :class:`HandOut`.
+        max_offers: See :class:`HandOut`.
+        most: Studies in the event; the rest is counted.
     """
 
     def __init__(

@@ -57,7 +57,7 @@ def judge_celery(config: Mapping[str, Any], *, publish_retries: int) -> Iterator
 
     Args:
         config: Celery's configuration as the provider makes it of airflow.cfg.
-        publish_retries: option ``task_publish_max_retries`` of section [celery].
+        publish_retries: Option ``task_publish_max_retries`` of section [celery].
     """
     yield from _settings(config, publish_retries)
     yield from _workers(config)

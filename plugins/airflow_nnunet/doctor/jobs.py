@@ -45,7 +45,8 @@ def missing_jobs(paths: Iterable[Path], roots: Sequence[Path]) -> Iterator[Findi
     """What of remembered jobs is nowhere.
 
     Args:
-        paths: of the jobs' folders, as they were when the jobs began. roots: jobs folders of the settings, where they may be now.
+        paths: Paths of the jobs' folders, as they were when the jobs began.
+        roots: Jobs folders of the settings, where they may be now.
     """
     remembered: dict[Path, list[bool]] = defaultdict(list)
     for path in paths:

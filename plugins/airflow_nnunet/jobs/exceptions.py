@@ -139,8 +139,8 @@ def to_airflow_error(failure: Failure, *, where: str = "") -> NnunetJobError:
     """The exception of a failure's class.
 
     Args:
-        failure: what the runner wrote.
-        where: the job's directory or log, named so that a person finds the rest.
+        failure: What the runner wrote.
+        where: The job's directory or log, named so that a person finds the rest.
     """
     error_class = JobCancelled if failure.cancelled else _BY_CLASS[failure.failure_class]
     lines = [f"{failure.failure_class}: {failure.message}"]

@@ -30,8 +30,8 @@ class Line:
     """One line for the task's log.
 
     Attributes:
-        level: as of :mod:`logging`.
-        text: the line.
+        level: As for :mod:`logging`.
+        text: The line.
     """
 
     level: int
@@ -42,9 +42,9 @@ class LogLines:
     """Reads ``log.txt`` from a byte on. A job that says more than 64 KiB between two looks has its earlier words counted, not shown.
 
     Args:
-        job: the job's directory.
-        offset: byte of the log to begin at.
-        fold_s: seconds between two folded groups of lines without a level.
+        job: The job's directory.
+        offset: Byte of the log to begin at.
+        fold_s: Seconds between two folded groups of lines without a level.
     """
 
     def __init__(self, job: JobDir, *, offset: int = 0, fold_s: float = _FOLD_S) -> None:
@@ -60,7 +60,7 @@ class LogLines:
         """New whole lines since the last call. Blocking file reads: call it from a thread in a trigger.
 
         Args:
-            final: the job has ended, so a last line without an end is shown too, and all that is folded.
+            final: The job has ended, so a last line without an end is shown too, and all that is folded.
         """
         lines = []
         pending = log_size(self.job) - self.offset

@@ -30,7 +30,7 @@ class ProgressLines:
         """New lines since the last call. Blocking file reads: call it from a thread in a trigger.
 
         Args:
-            final: the job has ended, so the last record is shown whatever the rate.
+            final: The job has ended, so the last record is shown whatever the rate.
         """
         lines = self._state_lines()
         records, self.offset = self.job.read_metrics(self.offset)

@@ -31,9 +31,10 @@ class NnunetRetryPolicy(RetryPolicy):
     tasks that failed together do not come back together.
 
     Args:
-        base: seconds before the second try. cap: longest delay in seconds.
-        gpu_oom_tries: tries in all when CUDA runs out of memory: the second one may get another GPU or less to do, a third would
-            do the same again.
+        base: Seconds before the second try.
+        cap: Longest delay in seconds.
+        gpu_oom_tries: Tries in all when CUDA runs out of memory: the second one may get another GPU or less to do, a
+            third would do the same again.
     """
 
     def __init__(self, *, base: float = 15.0, cap: float = 900.0, gpu_oom_tries: int = 2) -> None:

@@ -21,7 +21,7 @@ def task_state(ti: Any) -> str | None:
     """State of a task instance, asked for through the task SDK (works in task and trigger processes).
 
     Args:
-        ti: anything with ``dag_id``, ``run_id``, ``task_id`` and ``map_index``.
+        ti: Anything with ``dag_id``, ``run_id``, ``task_id`` and ``map_index``.
     """
     from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
 

@@ -24,14 +24,15 @@ class JobTrigger(BaseTrigger):
     storage does not answer, the trigger waits for it: the job goes on.
 
     Args:
-        job: path of the job directory, on storage that this host sees.
-        backend, backend_options: who judges whether the job is alive.
-        poll_interval: seconds between two looks.
-        lost_after: seconds without a heartbeat after which the attempt counts as lost.
-        metrics_offset: byte of ``metrics.jsonl`` from which progress is new.
-        log_offset: byte of the job's log from which it streams to the task's log; None shows none of it.
-        hold_s: seconds from its start before which it reports no end. Airflow's scheduler takes a task for failed that comes back
-            before the scheduler has heard of the deferral (apache/airflow 72716).
+        job: Path of the job directory, on storage that this host sees.
+        backend: Name of the backend, which says whether the job is alive.
+        backend_options: Options of that backend.
+        poll_interval: Seconds between two looks.
+        lost_after: Seconds without a heartbeat after which the attempt counts as lost.
+        metrics_offset: Byte of ``metrics.jsonl`` from which progress is new.
+        log_offset: Byte of the job's log from which it streams to the task's log; None shows none of it.
+        hold_s: Seconds from its start before which it reports no end. Airflow's scheduler takes a task for failed that
+            comes back before the scheduler has heard of the deferral (apache/airflow 72716).
     """
 
     def __init__(

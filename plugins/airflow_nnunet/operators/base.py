@@ -60,20 +60,25 @@ class NnunetOperator(ResultMixin, RenderingMixin, WaitingOperator):
     """Base of the five operators.
 
     Args:
-        nnunet_conn_id: connection of type ``nnunet`` whose extra overrides options of section [nnunet].
-        team: name of a file in ``include/teams``: its workspace and roots are used and cannot be left, and its pool, queue and priority
-            where the task names none. No template: whoever triggers a run must not choose whose data it sees.
+        nnunet_conn_id: Connection of type ``nnunet`` whose extra overrides options of section [nnunet].
+        team: Name of a file in ``include/teams``: its workspace and roots are used and cannot be left, and its pool,
+            queue and priority where the task names none. No template: whoever triggers a run must not choose whose data
+            it sees.
         deferrable: True waits in the triggerer and holds no worker slot; False polls in the worker.
-        device: ``auto``, ``cuda`` (insist on a GPU) or ``cpu``. num_gpus: GPUs to lease.
-        gpu_memory_mib: memory to reserve on each GPU in MiB; None reserves whole GPUs.
-        cpus: cores to use; 0 means a fair share. memory_mib: limit of the job's memory in MiB.
-        shm_mib: shared memory in MiB of a job in a container.
-        hang_s: seconds without progress after which the job counts as hung, at least.
-        grace_s: seconds that a cancelled job has for saving.
-        retries, retry_policy: by default three retries for what another try can mend; see :class:`NnunetRetryPolicy`.
-        retry_delay: wait before a retry that the scheduler decides on without the policy, such as after a worker's death.
-        kwargs: everything that any operator takes. ``execution_timeout`` cancels the job; ``multiple_outputs=True`` also stores each
-            field of the result as an XCom of its own, so that ``train.output["model"]`` works.
+        device: ``auto``, ``cuda`` (insist on a GPU) or ``cpu``.
+        num_gpus: GPUs to lease.
+        gpu_memory_mib: Memory to reserve on each GPU in MiB; None reserves whole GPUs.
+        cpus: Cores to use; 0 means a fair share.
+        memory_mib: Limit of the job's memory in MiB.
+        shm_mib: Shared memory in MiB of a job in a container.
+        hang_s: Seconds without progress after which the job counts as hung, at least.
+        grace_s: Seconds that a cancelled job has for saving.
+        retries: Number of retries; by default three retries for failures that another try can fix.
+        retry_policy: Decides by the failure's class whether and when to retry; see :class:`NnunetRetryPolicy`.
+        retry_delay: Wait before a retry that the scheduler decides on without the policy, such as after a worker's
+            death.
+        kwargs: Everything that any operator takes. ``execution_timeout`` cancels the job; ``multiple_outputs=True``
+            also stores each field of the result as an XCom of its own, so that ``train.output["model"]`` works.
 
     Raises:
         ConfigError: a field that is no template is wrong; shown as the DAG's import error.

@@ -37,9 +37,9 @@ def coerce(value: Any, hint: Any, name: str) -> Any:
     """Turn a rendered value into the annotated type where that is unambiguous; leave judging the rest to the dataclass.
 
     Args:
-        value: a text from Jinja, a native object, an XCom or a JSON value.
-        hint: annotation of the field, as in ``nnunet_jobs.contract.params``.
-        name: the field, for the error message.
+        value: A text from Jinja, a native object, an XCom or a JSON value.
+        hint: Annotation of the field, as in ``nnunet_jobs.contract.params``.
+        name: The field, for the error message.
 
     Raises:
         ConfigError: a text cannot be read as the type.

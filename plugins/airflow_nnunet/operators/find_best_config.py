@@ -21,15 +21,19 @@ class FindBestConfigOperator(NnunetOperator):
     Sends the event of :func:`~airflow_nnunet.jobs.assets.model_asset` only when this run promoted the model.
 
     Args:
-        dataset: id or full name. model: from TrainFoldOperator's result; the newest complete one when empty.
-        configurations: to compare; all trained ones when empty. folds: that must be complete; ``["all"]`` takes the one configuration
-            that is trained on all cases as it is, without a cross-validation, which ``promote="always"`` (or ``never``) asks for.
-        trainer, plans: of the model. ensembles: also try pairs.
-        repair: run the validation where its output is missing, instead of refusing.
+        dataset: Dataset id or full name, such as ``4`` or ``Dataset004_Hippocampus``.
+        model: Model id from TrainFoldOperator's result; the newest complete one when empty.
+        configurations: Configurations to compare; all trained ones when empty.
+        folds: Folds that must be complete; ``["all"]`` takes the one configuration that is trained on all cases as it
+            is, without a cross-validation, which ``promote="always"`` (or ``never``) asks for.
+        trainer: Trainer class of the model.
+        plans: Name of the model's plans.
+        ensembles: Also try pairs of configurations.
+        repair: Run the validation where its output is missing, instead of refusing.
         promote: ``never``, ``always``, or ``if_better`` than the promoted model.
-        recipe: free text kept in the card.
-        outlets: further assets to update whenever the task succeeds.
-        kwargs: see :class:`NnunetOperator`.
+        recipe: Free text kept in the card.
+        outlets: Further assets to update whenever the task succeeds.
+        kwargs: See :class:`NnunetOperator`.
     """
 
     params_class = FindBestParams

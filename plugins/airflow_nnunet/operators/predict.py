@@ -32,27 +32,35 @@ class BatchPredictOperator(NnunetOperator):
     each is of all parts that have ended. A case whose file kills its reader fails alone.
 
     Args:
-        dataset: whose model; id or full name. model: model id; the promoted one when empty.
-        cases: ``holdout`` or ``imagesTs`` of the dataset, a folder below ``input_roots`` (images, or DICOM studies), or a list of
-            ``{"case": id, "images": [one path a channel]}`` or of single paths. In a folder of images each is called
-            ``<case>_<channel, 4 digits><ending>``, such as ``liver_007_0000.nii.gz``, with one channel too.
-        case_pattern: for a folder of images that are called otherwise: regular expression on the file name with the groups ``case`` and,
-            for several channels, ``channel`` (a number), as for registration.
-        on_empty: ``fail`` or ``skip`` (the task is skipped) when there is no case at all: ``cases=[]``, or nothing in the folder.
-        series: for DICOM studies, channel name to rule, in place of those that the dataset was registered with.
-        output_folder: absolute folder below ``output_roots``.
-        part, parts: this job is one of ``parts`` that share the cases, by voxels; ``part`` counts from 0.
-        max_failed: cases that may fail, those of other parts that have ended included; beyond it the task fails when it has predicted
-            the others. No limit when empty, but a task of which no case can be predicted always fails.
-        folds: in place of the model's own. mirroring: False is faster and a little worse. step_size: of the sliding window.
-        postprocessing: apply what FindBestConfigOperator selected. probabilities: also save softmax files.
-        overwrite: predict again what is done already. fast: what may differ a little from stock nnU-Net's bytes for speed, any of
-            ``tiles``, ``resampling``, ``half``, ``compile``; nothing when empty.
-        contact_sheet: also write ``contact-sheet.html``, a page with a picture of each case, its volumes and flags.
-        dicom_seg: also write ``<case>.seg.dcm``, for cases from a folder of DICOM studies. segment_codes: label name to
-            ``[value, scheme, meaning]`` or ``{"category": [...], "type": [...]}``, such as ``{"liver": ["10200004", "SCT", "Liver"]}``.
+        dataset: Dataset whose model predicts; id or full name.
+        model: Model id; the promoted one when empty.
+        cases: ``holdout`` or ``imagesTs`` of the dataset, a folder below ``input_roots`` (images, or DICOM studies), or
+            a list of ``{"case": id, "images": [one path a channel]}`` or of single paths. In a folder of images each is
+            called ``<case>_<channel, 4 digits><ending>``, such as ``liver_007_0000.nii.gz``, with one channel too.
+        case_pattern: For a folder of images that are called otherwise: regular expression on the file name with the
+            groups ``case`` and, for several channels, ``channel`` (a number), as for registration.
+        on_empty: ``fail`` or ``skip`` (the task is skipped) when there is no case at all: ``cases=[]``, or nothing in
+            the folder.
+        series: For DICOM studies, channel name to rule, instead of those that the dataset was registered with.
+        output_folder: Absolute folder below ``output_roots``.
+        part: Which of the ``parts`` this job predicts, from 0.
+        parts: Number of jobs that share the cases; each gets about the same number of voxels.
+        max_failed: Cases that may fail, those of other parts that have ended included; beyond it the task fails when it
+            has predicted the others. No limit when empty, but a task of which no case can be predicted always fails.
+        folds: Folds to predict with; the model's own when empty.
+        mirroring: Mirror the input for prediction; False is faster and a little worse.
+        step_size: Step size of the sliding window.
+        postprocessing: Apply what FindBestConfigOperator selected.
+        probabilities: Also save softmax files.
+        overwrite: Predict again what is done already.
+        fast: What may differ a little from stock nnU-Net's bytes for speed, any of ``tiles``, ``resampling``, ``half``,
+            ``compile``; nothing when empty.
+        contact_sheet: Also write ``contact-sheet.html``, a page with a picture of each case, its volumes and flags.
+        dicom_seg: Also write ``<case>.seg.dcm``, for cases from a folder of DICOM studies.
+        segment_codes: Label name to ``[value, scheme, meaning]`` or ``{"category": [...], "type": [...]}``, such as
+            ``{"liver": ["10200004", "SCT", "Liver"]}``.
         num_gpus: GPUs to predict on.
-        kwargs: see :class:`NnunetOperator`.
+        kwargs: See :class:`NnunetOperator`.
     """
 
     params_class = PredictParams

@@ -18,13 +18,17 @@ class PreprocessOperator(NnunetOperator):
     is never changed once it is there, so trainings that run on an older one are not disturbed.
 
     Args:
-        datasets: ids or full names. configurations: of the plans, custom ones included.
-        planner: any nnU-Net experiment planner class. gpu_memory_gb: the planner's GPU memory target in GB.
-        plans: name of the plans; the planner's own when empty.
-        custom_configurations: name to plans entry, such as ``{"2d_tiny": {"inherits_from": "2d", "batch_size": 16}}``.
+        datasets: Dataset ids or full names.
+        configurations: Configurations of the plans, custom ones included.
+        planner: Name of any nnU-Net experiment planner class.
+        gpu_memory_gb: The planner's GPU memory target in GB.
+        plans: Name of the plans; the planner's own when empty.
+        custom_configurations: Name to plans entry, such as ``{"2d_tiny": {"inherits_from": "2d", "batch_size": 16}}``.
         replan: ``auto`` keeps plans while they are valid, ``always`` and ``never`` say so.
-        folds: number of cross-validation splits. seed: of the splits. processes: cases at once; 0 lets cores and memory decide.
-        kwargs: see :class:`NnunetOperator`.
+        folds: Number of cross-validation splits.
+        seed: Seed of the splits.
+        processes: Cases at once; 0 lets cores and memory decide.
+        kwargs: See :class:`NnunetOperator`.
     """
 
     params_class = PreprocessParams

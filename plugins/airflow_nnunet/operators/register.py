@@ -25,32 +25,40 @@ class RegisterDatasetOperator(NnunetOperator):
     of each case, after a failure too.
 
     Args:
-        dataset_id: nnU-Net's number, 1 to 99999. name: the rest of the folder name.
-        source: absolute folder to read, or a .zip, .tar, .tar.gz or .tgz of one, below ``input_roots``.
-        layout: ``nnunet`` (raw v2), ``nnunet_v1`` (raw v1), ``decathlon`` (MSD), ``bids`` (labels in derivatives), ``csv`` (a table),
-            ``folders`` (images and labels), ``dicom`` (a tree of DICOM files); ``auto`` looks.
-        images, labels: sub-folders for ``folders``; for ``bids``, ``labels`` is the pipeline's folder where several have labels.
-        mapping: for ``csv``, the table below the source with the columns ``case``, ``image`` (or one for each channel), ``label``, and
-            perhaps ``group`` and ``split``.
-        bids_label: for ``bids``, which label file is meant, such as ``dseg`` or ``label-lesion_mask``.
-        rename: give ids that file systems or nnU-Net cannot carry a safe one, instead of refusing them.
-        case_pattern: regular expression on the image file name with the groups ``case`` and, for several channels, ``channel``.
-        channel_names: channel number to name; ``CT`` switches CT normalisation on; the source's own when empty.
-        label_names: label name to value, or to a list of values for regions; the source's own when empty.
-        regions_class_order: for regions, nnU-Net's order of values: larger regions first, each with a value that no smaller one has.
-        series: for DICOM, channel name to the rule that chooses its series: ``modality``, ``description`` and ``protocol`` (regular
-            expressions), ``tags`` (DICOM keyword to expression or number), ``each`` (every matching series is a case).
-        label_rules: for labels from DICOM SEG and RTSTRUCT: label name to names or regular expressions of segments, which fuse;
-            ``skip`` names segments to leave out, ``priority`` says which label wins where two overlap, ``threshold`` is the share
-            from which a fractional segment covers a voxel (0.5).
-        group_pattern: regular expression on the case id whose group is the patient.
-        holdout_fraction: share of patients never trained on. holdout_cases: case ids that are held out in any case.
+        dataset_id: nnU-Net's number, 1 to 99999.
+        name: The rest of the folder name.
+        source: Absolute folder to read, or a .zip, .tar, .tar.gz or .tgz of one, below ``input_roots``.
+        layout: ``nnunet`` (raw v2), ``nnunet_v1`` (raw v1), ``decathlon`` (MSD), ``bids`` (labels in derivatives),
+            ``csv`` (a table), ``folders`` (images and labels), ``dicom`` (a tree of DICOM files); ``auto`` looks.
+        images: For ``folders``, the sub-folder with the images.
+        labels: For ``folders``, the sub-folder with the labels; for ``bids``, the pipeline's folder where several have
+            labels.
+        mapping: For ``csv``, the table below the source with the columns ``case``, ``image`` (or one for each channel),
+            ``label``, and perhaps ``group`` and ``split``.
+        bids_label: For ``bids``, which label file is meant, such as ``dseg`` or ``label-lesion_mask``.
+        rename: Give ids that file systems or nnU-Net cannot carry a safe one, instead of refusing them.
+        case_pattern: Regular expression on the image file name with the groups ``case`` and, for several channels,
+            ``channel``.
+        channel_names: Channel number to name; ``CT`` switches CT normalisation on; the source's own when empty.
+        label_names: Label name to value, or to a list of values for regions; the source's own when empty.
+        regions_class_order: For regions, nnU-Net's order of values: larger regions first, each with a value that no
+            smaller one has.
+        series: For DICOM, channel name to the rule that chooses its series: ``modality``, ``description`` and
+            ``protocol`` (regular expressions), ``tags`` (DICOM keyword to expression or number), ``each`` (every
+            matching series is a case).
+        label_rules: For labels from DICOM SEG and RTSTRUCT: label name to names or regular expressions of segments,
+            which fuse; ``skip`` names segments to leave out, ``priority`` says which label wins where two overlap,
+            ``threshold`` is the share from which a fractional segment covers a voxel (0.5).
+        group_pattern: Regular expression on the case id whose group is the patient.
+        holdout_fraction: Share of patients never trained on.
+        holdout_cases: Case ids that are held out in any case.
         transfer: ``auto``, ``reflink``, ``hardlink`` or ``copy``.
-        on_changed: ``update`` or ``fail`` when a known case changed. on_removed: ``keep``, ``drop`` or ``fail``.
-        spacing_tolerance: relative tolerance of the label's spacing and of places; channels' spacings must agree as nnU-Net's reader
-            wants it.
-        outlets: further assets to update whenever the task succeeds.
-        kwargs: see :class:`NnunetOperator`.
+        on_changed: ``update`` or ``fail`` when a known case changed.
+        on_removed: ``keep``, ``drop`` or ``fail`` when a known case is no longer in the source.
+        spacing_tolerance: Relative tolerance of the label's spacing and of places; channels' spacings must agree as
+            nnU-Net's reader wants it.
+        outlets: Further assets to update whenever the task succeeds.
+        kwargs: See :class:`NnunetOperator`.
     """
 
     params_class = RegisterParams

@@ -19,19 +19,26 @@ class TrainFoldOperator(NnunetOperator):
     ``path``, ``dice`` and ``dice_per_label`` of the fold's validation, ``epochs`` and ``resumed_from``.
 
     Args:
-        dataset: id or full name. configuration: of the plans. fold: 0 and up, or ``all``.
-        version: preprocessed version from PreprocessOperator's result; the current one when empty.
-        trainer: any nnU-Net or user trainer class. plans: name of the plans.
-        epochs, iterations, val_iterations: in place of the trainer's own numbers.
-        optimizer: ``sgd`` or ``adamw`` in place of the trainer's own. initial_lr: of the polynomial schedule.
+        dataset: Dataset id or full name, such as ``4`` or ``Dataset004_Hippocampus``.
+        configuration: Configuration of the plans.
+        fold: Number of the fold, from 0, or ``all``.
+        version: Preprocessed version from PreprocessOperator's result; the current one when empty.
+        trainer: Name of any trainer class of nnU-Net or of your own.
+        plans: Name of the plans.
+        epochs: Number of epochs; the trainer's own when empty.
+        iterations: Training iterations in an epoch; the trainer's own when empty.
+        val_iterations: Validation iterations in an epoch; the trainer's own when empty.
+        optimizer: ``sgd`` or ``adamw``; the trainer's own when empty.
+        initial_lr: Initial learning rate of the polynomial schedule.
         mirroring: False trains and predicts without mirroring; empty leaves it to the trainer.
-        pretrained: checkpoint file or model id to fine-tune from.
-        npz: also save validation probabilities, needed for ensembles.
-        checkpoint_every: epochs between verified checkpoints.
-        early_stop: stop after this many epochs without a better smoothed Dice. seed: empty leaves training random.
+        pretrained: Checkpoint file or model id from which to fine-tune.
+        npz: Also save validation probabilities, needed for ensembles.
+        checkpoint_every: Epochs between verified checkpoints.
+        early_stop: Stop after this many epochs without a better smoothed Dice.
+        seed: Seed of the training; random when empty.
         plots: nnU-Net's progress.png after each epoch.
         num_gpus: GPUs to train on.
-        kwargs: see :class:`NnunetOperator`.
+        kwargs: See :class:`NnunetOperator`.
     """
 
     params_class = TrainParams

@@ -59,7 +59,8 @@ def _build(config: TrainingConfig, *, auto_register: bool) -> DAG:
     """The DAG of a configuration that has its team's defaults.
 
     Args:
-        auto_register: Whether Airflow takes the DAG into the file that is parsed without its being a global there, even a half-built one.
+        auto_register: Whether Airflow takes the DAG into the file that is parsed without its being a global there, even
+            a half-built one.
     """
     if not config.dag_id:
         raise DatasetConfigError("dag_id is empty; set it when the configuration does not come from a file")
@@ -168,7 +169,8 @@ def datasets_folder(dag_file: str | Path) -> Path:
     """Where the dataset files are: option ``datasets`` of section [nnunet], else ``include/datasets`` beside the DAG file's folder.
 
     Args:
-        dag_file: ``__file__`` of the DAG file. One that comes with the package is in nobody's folder: DAGs folder counts instead.
+        dag_file: ``__file__`` of the DAG file. One that comes with the package is in nobody's folder: DAGs folder
+            counts instead.
     """
     if chosen := conf.get("nnunet", "datasets", fallback=""):
         return Path(chosen)

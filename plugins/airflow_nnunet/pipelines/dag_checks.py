@@ -18,7 +18,8 @@ def build_checked(build: Callable[[], DAG], *, thorough: bool) -> tuple[DAG | No
 
     Args:
         build: Makes the DAG. The site's policies may change what they look at, so they get a DAG of their own.
-        thorough: Also check the defaults of the form, without which no scheduled run can be made. That takes as long as building the DAG.
+        thorough: Also check the defaults of the form, without which no scheduled run can be made. That takes as long as
+            building the DAG.
     """
     try:
         dag = build()

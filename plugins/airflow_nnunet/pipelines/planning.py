@@ -106,7 +106,8 @@ def plan_folds(settings: RunSettings, preprocessed: Mapping[str, Any], *, cascad
     """One TrainFoldOperator's fields for each fold of each configuration.
 
     Args:
-        cascade: plan the cascade's second stage, whose folds need all low-resolution folds first; else everything but it.
+        cascade: Plan the cascade's second stage, whose folds need all low-resolution folds first; else everything but
+            it.
     """
     common = {**settings.train, "version": preprocessed["version"], "plans": preprocessed["plans"]}
     chosen = [configuration for configuration in settings.configurations if (configuration == CASCADE) == cascade]

@@ -26,8 +26,9 @@ def form(config: TrainingConfig, group_id: str | None = None) -> dict[str, Param
 
     Args:
         config: The dataset's configuration, whose values are the defaults.
-        group_id: Full id of a :func:`~airflow_nnunet.pipelines.dag_builder.training_task_group` in a DAG of one's own, whose other params
-            are no business of the group: each name is ``<group_id>.<field>`` then, such as ``nnunet.epochs``.
+        group_id: Full id of a :func:`~airflow_nnunet.pipelines.dag_builder.training_task_group` in a DAG of one's own,
+            whose other params are no business of the group: each name is ``<group_id>.<field>`` then, such as
+            ``nnunet.epochs``.
     """
     fields = _fields(config)
     if group_id is None:
@@ -134,8 +135,12 @@ class RunSettings:
     """What one run trains, selects and predicts: the dataset file with the form's values over it.
 
     Attributes:
-        configurations, folds: to train. train: the other fields of TrainFoldOperator, the same for every fold.
-        promote, predict: as in the dataset file. force: go through all steps although nothing is new.
+        configurations: Configurations to train.
+        folds: Folds to train.
+        train: The other fields of TrainFoldOperator, the same forevery fold.
+        promote: Promotion rule, as in the dataset file.
+        predict: Cases to predict, as in the dataset file.
+        force: Go through all steps although nothing is new.
     """
 
     configurations: list[str]

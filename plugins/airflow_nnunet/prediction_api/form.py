@@ -24,7 +24,8 @@ async def read_form(request: Request, folder: Path) -> tuple[dict[str, str], lis
     """Read a request's form.
 
     Args:
-        request: its ``receive`` bounds the size. folder: where the files go, as ``0.part``, ``1.part`` and so on.
+        request: Its ``receive`` bounds the size.
+        folder: Where the files go, as ``0.part``, ``1.part`` and so on.
 
     Returns:
         The fields, and the whole files in the order of the form.

@@ -33,7 +33,8 @@ class RequestPredictOperator(BatchPredictOperator):
     A try that finds the segmentation, or a job that an earlier try began, asks no server again: nothing is predicted twice.
 
     Args:
-        kwargs: see :class:`BatchPredictOperator`; ``dataset``, ``cases``, ``output_folder`` and ``model`` are the request's.
+        kwargs: See :class:`BatchPredictOperator`; ``dataset``, ``cases``, ``output_folder`` and ``model`` are the
+            request's.
     """
 
     default_pool = PREDICTION_POOL

@@ -54,7 +54,8 @@ def reason(tenant: Tenant, request_id: str, told: Any) -> str:
     """Why a request failed: what was said about the case, else about the job.
 
     Args:
-        told: what the task has told about its job, which anybody who may run tasks could have written: only its id is used.
+        told: What the task has told about its job, which anybody who may run tasks could have written: only its id is
+            used.
     """
     entry = entry_of(tenant, request_id)
     if entry.get("status") == "failed":

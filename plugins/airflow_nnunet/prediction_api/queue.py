@@ -36,8 +36,9 @@ def require_place(tenant: Tenant, request_id: str, size: int, *, new: bool) -> N
     Uploads that are coming in count as what they will be. Hold the queue's lock.
 
     Args:
-        request_id: of the request; several uploads of one request count as one. size: bytes that it may write.
-        new: no run of that id is known. Where there is one, the upload adds no prediction.
+        request_id: Id of the request; several uploads of one request count as one.
+        size: Bytes that it may write.
+        new: No run of that id is known. Where there is one, the upload adds no prediction.
 
     Raises:
         Problem: 429, 503 or 507.

@@ -24,7 +24,10 @@ class AirflowClient:
     """Airflow's REST API as a few methods. Logs in again by itself when the token is too old.
 
     Args:
-        url: of the API server. username, password: to log in with. token: in place of both.
+        url: URL of the API server.
+        username: Name of the user to log in as.
+        password: Password of that user.
+        token: Token to use instead of both.
     """
 
     def __init__(self, url: str, *, username: str = "", password: str = "", token: str | None = None) -> None:
@@ -42,7 +45,8 @@ class AirflowClient:
         """One request below the server's address, with the token; any answer is returned.
 
         Args:
-            content: what httpx takes: ``json``, ``params``, ``data``, ``files`` (as bytes or paths' bytes: it may be sent twice).
+            content: What httpx takes: ``json``, ``params``, ``data``, ``files`` (as bytes or paths' bytes: it may be
+                sent twice).
         """
         for attempt in (1, 2):
             if self._token is None:

@@ -26,7 +26,8 @@ def remove_old(state_of: StateOf | None = None) -> dict[str, int]:
     """Clean up every tenant. Returns how many requests were removed by DAG.
 
     Args:
-        state_of: state of a run by DAG and run id, None where there is no such run; asked through the task SDK when empty.
+        state_of: State of a run by DAG and run id, None where there is no such run; asked through the task SDK when
+            empty.
 
     Raises:
         SweepIncomplete: something could not be removed or judged. All the rest has been removed by then.

@@ -103,7 +103,8 @@ class Draft:
     """A request that comes in, under a name that no run knows. Use it as a context manager: what is not published is removed.
 
     Args:
-        size: bytes that it may write. new: no run of that id is known.
+        size: Bytes that it may write.
+        new: No run of that id is known.
     """
 
     def __init__(self, tenant: Tenant, request_id: str, *, size: int = 0, new: bool = True) -> None:

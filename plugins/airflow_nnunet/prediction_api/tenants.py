@@ -26,10 +26,12 @@ class Tenant:
     """One team's part of the API, or the common one.
 
     Attributes:
-        quota: unfinished requests of the tenant at once, uploads that are coming in included. limit: of all tenants together.
-        keep_days: a request's files are removed that long after it was made. upload_mib: of one request's body.
-        free_mib: what an upload must leave free on the disk.
-        servers: addresses of predictor servers that serve this very workspace.
+        quota: Unfinished requests of the tenant at once, uploads that are coming in included.
+        limit: Limit of all tenants together.
+        keep_days: A request's files are removed that long after it was made.
+        upload_mib: Limit in MiB of one request's body.
+        free_mib: What an upload must leave free on the disk.
+        servers: Addresses of predictor servers that serve this very workspace.
     """
 
     team: str | None
@@ -99,7 +101,7 @@ def all_tenants(on_error: Callable[[str], object] | None = None) -> list[Tenant]
     """The common tenant, then every team's whose file is right.
 
     Args:
-        on_error: called with what is wrong with one tenant, which is then left out.
+        on_error: Called with what is wrong with one space, which is then left out.
 
     Raises:
         ConfigError: a setting is wrong, where nobody is told otherwise.

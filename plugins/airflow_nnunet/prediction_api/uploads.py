@@ -26,7 +26,9 @@ class Upload:
     """One upload.
 
     Attributes:
-        id: of the request. new: no run of that id was known when it began. left: bytes that it may still write.
+        id: Id of the request.
+        new: No run of that id was known when it began.
+        left: Bytes that it may still write.
     """
 
     id: str
@@ -38,7 +40,7 @@ def begin(folder: Path, *, request_id: str, size: int, new: bool) -> int:
     """Mark an upload's folder; the mark counts until the returned file descriptor is closed.
 
     Args:
-        size: bytes that the upload may write.
+        size: Bytes that the upload may write.
     """
     fd = os.open(folder / MARK, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try_lock(fd)
@@ -68,7 +70,8 @@ def require_room(tenant: Tenant, size: int, uploads: Iterable[Upload]) -> None:
     """Refuse an upload that would fill the disk, before its first byte.
 
     Args:
-        size: bytes that it may write. uploads: those that are coming in, which will take what they have declared.
+        size: Bytes that it may write.
+        uploads: Those that are coming in, which will take what they have declared.
 
     Raises:
         Problem: 507.

@@ -26,12 +26,14 @@ class NnunetConfig:
     """Everything an operator needs to know about its surroundings.
 
     Attributes:
-        workspace: the roots of the team's data and jobs.
-        backend: name of the backend that runs jobs. backend_options: more of its options.
-        python: interpreter that has nnU-Net and ``nnunet_jobs``.
-        poll_interval: seconds between two looks at a running job.
-        lost_after: seconds without a heartbeat after which a job counts as lost.
-        defer_after: seconds that a task waits for its job in the worker before it defers, and then stays deferred at least.
+        workspace: The roots of the team's data and jobs.
+        backend: Name of the backend that runs jobs.
+        backend_options: More of its options.
+        python: Interpreter that has nnU-Net and ``nnunet_jobs``.
+        poll_interval: Seconds between two looks at a running job.
+        lost_after: Seconds without a heartbeat after which a job counts as lost.
+        defer_after: Seconds that a task waits for its job in the worker before it defers, and then stays deferred at
+            least.
         task_log: ``full`` streams a job's own log to its task's, ``progress`` shows its progress alone.
     """
 

@@ -33,8 +33,8 @@ class Written:
     """One file of a site.
 
     Attributes:
-        path: relative to the site's folder.
-        kept: it was there already and stays as it is.
+        path: Relative to the site's folder.
+        kept: It was there already and stays as it is.
     """
 
     path: str
@@ -45,8 +45,8 @@ def write_site(folder: Path, *, dags: bool = True) -> Iterator[Written]:
     """Write what a site edits into a folder; what is there already is never touched.
 
     Args:
-        folder: such as AIRFLOW_HOME; made when it is missing.
-        dags: the DAG files too; without them, use :class:`~airflow_nnunet.dag_bundle.NnunetDagBundle`.
+        folder: Folder of the project, such as AIRFLOW_HOME; made when it is missing.
+        dags: The DAG files too; without them, use :class:`~airflow_nnunet.dag_bundle.NnunetDagBundle`.
 
     Raises:
         ConfigError: ``folder`` is not a folder.

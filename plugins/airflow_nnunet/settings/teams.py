@@ -157,7 +157,8 @@ class Teams:
         """A task's pool, queue and priority from its team, where ``given`` (with default arguments) names none.
 
         Args:
-            common_pool: where such tasks go without a team; None for steps that take no GPU and have nothing to do with these.
+            common_pool: Where such tasks go without a team; None for steps that take no GPU and have nothing to do with
+                these.
 
         Raises:
             ConfigError: no such team, another team's pool, or a connection beside the team.

@@ -29,7 +29,8 @@ class WrongField(ValueError):
 
     Args:
         error: What is wrong; made of ``parts`` if None.
-        parts: Of a :class:`~nnunet_jobs.contract.failure.ConfigError`, whose field is the path in the file, such as ``pool.name``.
+        parts: Of a :class:`~nnunet_jobs.contract.failure.ConfigError`, whose field is the path in the file, such as
+            ``pool.name``.
     """
 
     def __init__(self, error: ConfigError | None = None, **parts: Any) -> None:
@@ -44,7 +45,8 @@ def read_model(path: Path, model: type[Model], *, error: type[Exception], hint: 
     """Read and check one file.
 
     Args:
-        error: what to raise. hint: what the file must begin with, and where its fields are explained.
+        error: What to raise.
+        hint: What the file must begin with, and where its fields are explained.
 
     Raises:
         error: the file is not YAML, a key stands twice in one mapping, or a field is unknown, missing or out of range;

@@ -82,7 +82,7 @@ def read_workspace(source: str) -> Workspace:
     """The workspace that ``--workspace-json`` names.
 
     Args:
-        source: a file, or ``-`` for stdin.
+        source: A file, or ``-`` for stdin.
 
     Raises:
         ConfigError: it holds no workspace.

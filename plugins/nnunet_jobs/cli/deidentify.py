@@ -34,7 +34,9 @@ class Export:
     """What became of a tree's files.
 
     Attributes:
-        written: images. other: files that are not DICOM. refused: number of a file to the reason why it stays here.
+        written: Images.
+        other: Files that are not DICOM.
+        refused: Number of a file to the reason why it stays here.
     """
 
     written: int = 0
@@ -46,9 +48,12 @@ def export(source: Path, out: Path, private: Path, *, threads: int = 1, beat: Ca
     """De-identify every image below a folder; see :func:`nnunet_jobs.dicom.deidentify.deidentify` for what becomes of it.
 
     Args:
-        source: folder with DICOM files. out: new or empty folder. private: with the site's key, which makes ids and UIDs;
-            :attr:`Workspace.private <nnunet_jobs.contract.workspace.Workspace.private>` gives the ids of registered cases.
-        threads: files at once. beat: sign of life, may raise to stop.
+        source: Folder with DICOM files.
+        out: New or empty folder.
+        private: Folder with the site's key, which makes ids and UIDs; :attr:`Workspace.private
+            <nnunet_jobs.contract.workspace.Workspace.private>` gives the ids of registered cases.
+        threads: Files at once.
+        beat: Called as a sign of life; may raise to stop.
 
     Raises:
         ConfigError: a folder is missing, not empty, or inside the other one.

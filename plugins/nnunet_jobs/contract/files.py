@@ -60,9 +60,9 @@ def open_new(path: Path, flags: int, *, mode: int | None = None) -> int:
     """Open a file that may be new, close-on-exec. Returns its descriptor.
 
     Args:
-        path: the file.
-        flags: as of :func:`os.open`, without those that make the file.
-        mode: of a new file, less the umask; :func:`open_to` its folder when empty.
+        path: The file.
+        flags: As for :func:`os.open`, without those that make the file.
+        mode: Mode of a new file, less the umask; :func:`open_to` its folder when empty.
     """
     fd = os.open(path, flags | os.O_CREAT | os.O_CLOEXEC, open_to(path.parent) if mode is None else mode)
     try:
@@ -110,8 +110,8 @@ def replacing(path: Path, *, mode: int | None = None) -> Iterator[BinaryIO]:
     """Open a file that takes the place of ``path`` when the block ends: a reader sees the old one or the whole new one, also after a crash.
 
     Args:
-        mode: of the new file, less the umask, from its first byte on; :func:`open_to` its folder when empty. When the block raises,
-            ``path`` stays as it is.
+        mode: Mode of the new file, less the umask, from its first byte on; :func:`open_to` its folder when empty. When
+            the block raises, ``path`` stays as it is.
     """
     temporary = temporary_beside(path)
     fd = open_new(temporary, os.O_WRONLY | os.O_EXCL, mode=mode)
@@ -155,7 +155,8 @@ def append_lines(path: Path, lines: bytes, *, mode: int | None = None) -> None:
     """Append whole lines to a file that only grows, and have them on the disk. Hold a lock: on network file systems appends would meet.
 
     Args:
-        lines: with a line end after each. mode: of a new file, less the umask; :func:`open_to` its folder when empty.
+        lines: Lines with a line end after each.
+        mode: Mode of a new file, less the umask; :func:`open_to` its folder when empty.
 
     Raises:
         OSError: there is no room for all of them. A line that was cut off is closed by the next append; readers skip it.
@@ -228,10 +229,10 @@ def locked(
     """Hold a kernel lock (``flock``) on ``path`` and yield its file descriptor. Death releases it, so no lock is ever stale.
 
     Args:
-        path: lock file; made when missing, never removed (removing one that others wait on would split the lock).
-        poll: called about every ``interval`` seconds while waiting; it may raise to give up.
-        inheritable: children started meanwhile keep the lock alive until the last of them ends.
-        parents: make missing folders above it; False where a missing folder means that the storage is away.
+        path: Lock file; made when missing, never removed (removing one that others wait on would split the lock).
+        poll: Called about every ``interval`` seconds while waiting; it may raise to give up.
+        inheritable: Children started meanwhile keep the lock alive until the last of them ends.
+        parents: Make missing folders above it; False where a missing folder means that the storage is away.
     """
     if parents:
         make_parents(path)

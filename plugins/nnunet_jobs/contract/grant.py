@@ -22,14 +22,14 @@ class Grant:
     """What was leased for one attempt, for whoever starts its container and for the runner inside.
 
     Attributes:
-        attempt: the only attempt that may use it.
+        attempt: The only attempt that may use it.
         device: ``cuda`` or ``cpu``.
         gpus: UUIDs (of GPUs or MIG devices) that the container must get, and no others; empty on the CPU.
-        devices: the ledger's names of what was leased; ``gpus``, or a CPU slot.
-        leases: numbers of the lease entries, in the order of ``devices``; they mean something on ``host`` only.
-        memory_mib: reserved on each device; None for whole ones.
-        slots: jobs like this one that share the host, for a fair share of its cores.
-        host: name of the host or container that the lease was taken in.
+        devices: The ledger's names of what was leased; ``gpus``, or a CPU slot.
+        leases: Numbers of the lease entries, in the order of ``devices``; they mean something on ``host`` only.
+        memory_mib: Reserved on each device; None for whole ones.
+        slots: Jobs like this one that share the host, for a fair share of its cores.
+        host: Name of the host or container that the lease was taken in.
     """
 
     attempt: int

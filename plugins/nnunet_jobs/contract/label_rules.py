@@ -16,10 +16,11 @@ class LabelRules:
     """Parsed rules. A segment whose name is a label's name, in any case, needs no rule.
 
     Attributes:
-        names: label name to segment names or regular expressions; several segments fuse into one label.
-        skip: names or regular expressions of segments that become no label. Not called ``ignore``: that is nnU-Net's special label.
-        priority: label names; where two of them overlap, the one named first gets the voxel.
-        threshold: a fractional segment covers a voxel from this share (0 to 1) on.
+        names: Label name to segment names or regular expressions; several segments fuse into one label.
+        skip: Names or regular expressions of segments that become no label. Not called ``ignore``: that is nnU-Net's
+            special label.
+        priority: Label names; where two of them overlap, the one named first gets the voxel.
+        threshold: A fractional segment covers a voxel from this share (0 to 1) on.
     """
 
     names: Mapping[str, tuple[str, ...]]

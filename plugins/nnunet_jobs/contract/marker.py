@@ -67,7 +67,7 @@ def open_workspace(workspace: Workspace, *, memory: Memory | None = None) -> Non
     """See that all roots are there, and make and mark ``jobs`` if this is the workspace's first job.
 
     Args:
-        memory: asked and told only where ``jobs`` has no marker.
+        memory: Asked and told only where ``jobs`` has no marker.
 
     Raises:
         NotMounted: a root has lost its marker, or may have a share missing. Nothing is made.

@@ -45,7 +45,7 @@ def linked(folder: Path) -> Path:
     """A folder below ``folder`` in which another interpreter finds ``nnunet_jobs`` and nothing else. Made when it is missing.
 
     Args:
-        folder: on this host, and there for as long as the other interpreter runs.
+        folder: Folder on this host, which is there for as long as the other interpreter runs.
     """
     made = folder.resolve() / f".packages-{content_hash(str(home()), length=8)}"
     repoint(made / "nnunet_jobs", (home() / "nnunet_jobs").resolve())
@@ -57,8 +57,8 @@ def for_command(python: str, environment: Mapping[str, str]) -> Iterator[dict[st
     """An environment in which an interpreter finds this package for the length of one command.
 
     Args:
-        python: the interpreter, as an absolute path.
-        environment: what it has besides.
+        python: The interpreter, as an absolute path.
+        environment: What it has besides.
     """
     if not is_shared(home()) or python == sys.executable:
         yield for_this_interpreter(environment)

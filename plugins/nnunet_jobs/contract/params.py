@@ -23,34 +23,46 @@ class RegisterParams(StepParams):
     """Take a dataset into nnUNet_raw.
 
     Attributes:
-        dataset_id: nnU-Net's number, 1 to 99999. name: the rest of the folder name.
-        source: folder to read, or a .zip, .tar, .tar.gz or .tgz of one, below ``input_roots``.
-        layout: ``nnunet`` (raw v2), ``nnunet_v1`` (raw v1, ``TaskXXX``), ``decathlon`` (MSD), ``bids`` (labels in derivatives), ``csv``
-            (a table, see ``mapping``), ``folders`` (images and labels), ``dicom`` (a tree of DICOM files), ``auto`` looks.
-        images, labels: sub-folders for ``folders``; for ``bids``, ``labels`` names the pipeline's folder where several have labels.
-        mapping: for ``csv``, the table below the source: columns ``case``, ``image`` (or one for each channel, by name or number),
-            ``label`` (empty for test images), and perhaps ``group`` (patient) and ``split`` (``train``, ``holdout``, ``test``).
-        bids_label: for ``bids``, which label file is meant: its suffix, with entities where it takes them, such as ``label-lesion_mask``.
-        rename: give ids that file systems or nnU-Net cannot carry a safe one, and keep who is who in a file for its owner only;
-            else they are refused.
-        case_pattern: regular expression on the image file name with the
-            named groups ``case`` and, for several channels, ``channel``.
-        channel_names: channel number to name (``CT`` switches nnU-Net's CT normalisation on), default from the source. For ``bids`` the
-            name is the suffix of the channel's images, with entities where it takes them, such as ``ce-gadolinium_T1w``.
-        label_names: label name to value, or to a list of values for regions, default from the source.
-        regions_class_order: for regions, nnU-Net's order of values: larger regions first, each with a value that no smaller one has.
-        series: for DICOM, channel name to the rule that chooses its series; see
-            :class:`~nnunet_jobs.contract.series_rules.SeriesRule`. One channel needs none where a study has one CT, MR or PT series.
-        label_rules: for labels from DICOM SEG and RTSTRUCT, label name to names or regular expressions of segments, beside the rules
-            ``skip``, ``priority`` and ``threshold``; see :class:`~nnunet_jobs.contract.label_rules.LabelRules`.
-        group_pattern: regular expression on the case id whose group 1 (or ``group``) is the patient.
-        holdout_fraction: share of patients never trained on, chosen by hash, stable as data grows.
-        holdout_cases: case ids that are hold-out whatever the hash says.
-        transfer: ``auto`` takes a reflink where the file system can, else a hard link when the source file is write-protected
-            (editing it in place would edit the registered case too), else a copy; or ``reflink``, ``hardlink``, ``copy``.
-        on_changed: a known case's content changed: ``update`` or ``fail``. on_removed: ``keep``, ``drop`` or ``fail``.
-        spacing_tolerance: relative tolerance of the label's spacing, and of where the files lie over 100 voxels. Spacings of channels must
-            agree within 1e-5, as nnU-Net's readers want it.
+        dataset_id: nnU-Net's number, 1 to 99999.
+        name: The rest of the folder name.
+        source: Folder to read, or a .zip, .tar, .tar.gz or .tgz of one, below ``input_roots``.
+        layout: ``nnunet`` (raw v2), ``nnunet_v1`` (raw v1, ``TaskXXX``), ``decathlon`` (MSD), ``bids`` (labels in
+            derivatives), ``csv`` (a table, see ``mapping``), ``folders`` (images and labels), ``dicom`` (a tree of
+            DICOM files), ``auto`` looks.
+        images: For ``folders``, the sub-folder with the images.
+        labels: For ``folders``, the sub-folder with the labels; for ``bids``, the pipeline's folder where several have
+            labels.
+        mapping: For ``csv``, the table below the source: columns ``case``, ``image`` (or one for each channel, by name
+            or number), ``label`` (empty for test images), and perhaps ``group`` (patient) and ``split`` (``train``,
+            ``holdout``, ``test``).
+        bids_label: For ``bids``, which label file is meant: its suffix, with entities where it takes them, such as
+            ``label-lesion_mask``.
+        rename: Give ids that file systems or nnU-Net cannot carry a safe one, and keep who is who in a file for its
+            owner only; else they are refused.
+        case_pattern: Regular expression on the image file name with the named groups ``case`` and, for several
+            channels, ``channel``.
+        channel_names: Channel number to name (``CT`` switches nnU-Net's CT normalisation on), default from the source.
+            For ``bids`` the name is the suffix of the channel's images, with entities where it takes them, such as
+            ``ce-gadolinium_T1w``.
+        label_names: Label name to value, or to a list of values for regions, default from the source.
+        regions_class_order: For regions, nnU-Net's order of values: larger regions first, each with a value that no
+            smaller one has.
+        series: For DICOM, channel name to the rule that chooses its series; see
+            :class:`~nnunet_jobs.contract.series_rules.SeriesRule`. One channel needs none where a study has one CT, MR
+            or PT series.
+        label_rules: For labels from DICOM SEG and RTSTRUCT, label name to names or regular expressions of segments,
+            beside the rules ``skip``, ``priority`` and ``threshold``; see
+            :class:`~nnunet_jobs.contract.label_rules.LabelRules`.
+        group_pattern: Regular expression on the case id whose group 1 (or ``group``) is the patient.
+        holdout_fraction: Share of patients never trained on, chosen by hash, stable as data grows.
+        holdout_cases: Case ids that are hold-out whatever the hash says.
+        transfer: ``auto`` takes a reflink where the file system can, else a hard link when the source file is
+            write-protected (editing it in place would edit the registered case too), else a copy; or ``reflink``,
+            ``hardlink``, ``copy``.
+        on_changed: A known case's content changed: ``update`` or ``fail``.
+        on_removed: ``keep``, ``drop`` or ``fail`` when a known case is no longer in the source.
+        spacing_tolerance: Relative tolerance of the label's spacing, and of where the files lie over 100 voxels.
+            Spacings of channels must agree within 1e-5, as nnU-Net's readers want it.
     """
 
     step: ClassVar[str] = "register"
@@ -110,12 +122,17 @@ class PreprocessParams(StepParams):
     """Fingerprint, plan, preprocess and split one or several registered datasets.
 
     Attributes:
-        datasets: ids or full names. configurations: of the plans, custom ones included.
-        planner: any nnU-Net experiment planner class. gpu_memory_gb: the planner's GPU memory target.
-        plans: name of the plans; the planner's own name when empty.
-        custom_configurations: name to a plans entry, such as ``{"2d_tiny": {"inherits_from": "2d", "batch_size": 16}}``.
-        replan: ``auto`` keeps valid plans, ``always`` and ``never`` say so. folds: number of splits. seed: of the splits.
-        processes: cases at once; 0 lets cores and memory decide.
+        datasets: Dataset ids or full names.
+        configurations: Configurations of the plans, custom ones included.
+        planner: Name of any nnU-Net experiment planner class.
+        gpu_memory_gb: The planner's GPU memory target.
+        plans: Name of the plans; the planner's own name when empty.
+        custom_configurations: Name to a plans entry, such as ``{"2d_tiny": {"inherits_from": "2d", "batch_size":
+            16}}``.
+        replan: ``auto`` keeps valid plans, ``always`` and ``never`` say so.
+        folds: Number of splits.
+        seed: Seed of the splits.
+        processes: Cases at once; 0 lets cores and memory decide.
     """
 
     step: ClassVar[str] = "preprocess"
@@ -154,17 +171,24 @@ class TrainParams(StepParams):
     """Train one fold of one configuration.
 
     Attributes:
-        dataset: id or full name. configuration: of the plans. fold: 0 and up, or ``all``.
-        version: preprocessed version from PreprocessOperator's result; the current one when empty.
-        trainer: any nnU-Net or user trainer class. plans: name of the plans.
-        epochs, iterations, val_iterations: override the trainer's numbers.
-        optimizer: ``sgd`` or ``adamw`` in place of the trainer's own. initial_lr: of the polynomial schedule.
+        dataset: Dataset id or full name, such as ``4`` or ``Dataset004_Hippocampus``.
+        configuration: Configuration of the plans.
+        fold: Number of the fold, from 0, or ``all``.
+        version: Preprocessed version from PreprocessOperator's result; the current one when empty.
+        trainer: Name of any trainer class of nnU-Net or of your own.
+        plans: Name of the plans.
+        epochs: Number of epochs; the trainer's own when empty.
+        iterations: Training iterations in an epoch; the trainer's own when empty.
+        val_iterations: Validation iterations in an epoch; the trainer's own when empty.
+        optimizer: ``sgd`` or ``adamw``; the trainer's own when empty.
+        initial_lr: Initial learning rate of the polynomial schedule.
         mirroring: False trains (and predicts) without mirroring; None leaves it to the trainer.
-        pretrained: checkpoint file, or model id of this workspace, to fine-tune from. With equal labels and
+        pretrained: Checkpoint file, or model id of this workspace, to fine-tune from. With equal labels and
             architecture the full state is loaded, else all that fits and the rest is named in the log.
-        npz: also save validation probabilities, needed for ensembles.
-        checkpoint_every: epochs between verified checkpoints. early_stop: stop after this many epochs without a
-            better smoothed Dice. seed: of Python, NumPy and torch; None leaves them random.
+        npz: Also save validation probabilities, needed for ensembles.
+        checkpoint_every: Epochs between verified checkpoints.
+        early_stop: Stop after this many epochs without a better smoothed Dice.
+        seed: Seed of Python, NumPy and torch; None leaves them random.
         plots: nnU-Net's progress.png after each epoch, about one second each.
     """
 
@@ -212,14 +236,19 @@ class FindBestParams(StepParams):
     """Choose the best configuration or ensemble of one model, write its card, promote it when told to.
 
     Attributes:
-        dataset: id or full name. model: from TrainFoldOperator's result; the newest complete one when empty.
-        configurations: to compare; all trained ones when empty. folds: that must be complete; or ``["all"]``, which takes the one
-            configuration whose fold ``all`` is trained as it is, without a cross-validation, for ``promote`` ``always`` or ``never``.
-        trainer: trainer class of the model. plans: name of its plans.
-        ensembles: also try pairs. repair: run the validation where its output is missing, instead of refusing.
-        promote: ``never``, ``always``, or ``if_better`` (hold-out Dice, else cross-validation Dice, above the champion's). Where nothing
-            but fold ``all`` is trained, ``always`` takes it as if ``folds`` were ``["all"]``.
-        recipe: free text kept in the card; the DAG builder puts the hash of its settings here to find finished work.
+        dataset: Dataset id or full name, such as ``4`` or ``Dataset004_Hippocampus``.
+        model: Model id from TrainFoldOperator's result; the newest complete one when empty.
+        configurations: Configurations to compare; all trained ones when empty.
+        folds: Folds that must be complete; or ``["all"]``, which takes the one configuration whose fold ``all`` is
+            trained as it is, without a cross-validation, for ``promote`` ``always`` or ``never``.
+        trainer: Trainer class of the model.
+        plans: Name of its plans.
+        ensembles: Also try pairs of configurations.
+        repair: Run the validation where its output is missing, instead of refusing.
+        promote: ``never``, ``always``, or ``if_better`` (hold-out Dice, else cross-validation Dice, above the
+            champion's). Where nothing but fold ``all`` is trained, ``always`` takes it as if ``folds`` were
+            ``["all"]``.
+        recipe: Free text kept in the card; the DAG builder puts the hash of its settings here to find finished work.
     """
 
     step: ClassVar[str] = "find_best_config"
@@ -256,27 +285,35 @@ class PredictParams(StepParams):
     """Predict cases with a selected model.
 
     Attributes:
-        dataset: whose model; id or full name. model: model id; the promoted one when empty.
-        cases: ``holdout`` or ``imagesTs`` of the dataset, a folder below ``input_roots`` (images, or DICOM studies), or a list of
-            ``{"case": id, "images": [one path a channel]}`` or of single paths (one channel). In a folder of images each is called
-            ``<case>_<channel, 4 digits><ending>``, such as ``liver_007_0000.nii.gz``, with one channel too.
-        case_pattern: for a folder of images that are called otherwise: regular expression on the file name with the groups ``case`` and,
-            for several channels, ``channel`` (a number), as for registration.
+        dataset: Dataset whose model predicts; id or full name.
+        model: Model id; the promoted one when empty.
+        cases: ``holdout`` or ``imagesTs`` of the dataset, a folder below ``input_roots`` (images, or DICOM studies), or
+            a list of ``{"case": id, "images": [one path a channel]}`` or of single paths (one channel). In a folder of
+            images each is called ``<case>_<channel, 4 digits><ending>``, such as ``liver_007_0000.nii.gz``, with one
+            channel too.
+        case_pattern: For a folder of images that are called otherwise: regular expression on the file name with the
+            groups ``case`` and, for several channels, ``channel`` (a number), as for registration.
         on_empty: ``fail`` or ``skip`` when there is no case at all: ``cases=[]``, or nothing in the folder.
-        series: for DICOM studies, channel name to rule, in place of those that the dataset was registered with.
-        output: folder below ``output_roots``. Each model's predictions are kept below its ``models``; the link ``newest`` and links
-            beside it show what the latest run's model has predicted.
-        part, parts: this job is one of ``parts`` that share the cases, by voxels; ``part`` counts from 0.
-        max_failed: cases that may fail; beyond it the job fails when it has predicted the others. Cases of other parts that have ended
-            count too. No limit when empty, but a job of which no case can be predicted always fails.
-        folds: override of the model's folds. mirroring: False is faster and a little worse. step_size: of the sliding window.
-        postprocessing: apply what FindBestConfigOperator selected. probabilities: also save softmax files.
-        overwrite: predict again what is already done by content.
-        fast: what may differ a little from stock nnU-Net's bytes for speed, any of ``tiles`` (several windows at once), ``resampling`` (of
-            the logits, by torch), ``half`` (weights, on GPUs) and ``compile`` (torch.compile; pays for many cases).
-        contact_sheet: also write ``contact-sheet.html``, a page with a picture of each case.
-        dicom_seg: also write ``<case>.seg.dcm``, for cases from a folder of DICOM studies. segment_codes: what each label is, as
-            ``{"liver": ["10200004", "SCT", "Liver"]}``; see :func:`~nnunet_jobs.contract.segment_codes.parse_segment_codes`.
+        series: For DICOM studies, channel name to rule, instead of those that the dataset was registered with.
+        output: Folder below ``output_roots``. Each model's predictions are kept below its ``models``; the link
+            ``newest`` and links beside it show what the latest run's model has predicted.
+        part: Which of the ``parts`` this job predicts, from 0.
+        parts: Number of jobs that share the cases; each gets about the same number of voxels.
+        max_failed: Cases that may fail; beyond it the job fails when it has predicted the others. Cases of other parts
+            that have ended count too. No limit when empty, but a job of which no case can be predicted always fails.
+        folds: Override of the model's folds.
+        mirroring: Mirror the input for prediction; False is faster and a little worse.
+        step_size: Step size of the sliding window.
+        postprocessing: Apply what FindBestConfigOperator selected.
+        probabilities: Also save softmax files.
+        overwrite: Predict again what is already done by content.
+        fast: What may differ a little from stock nnU-Net's bytes for speed, any of ``tiles`` (several windows at once),
+            ``resampling`` (of the logits, by torch), ``half`` (weights, on GPUs) and ``compile`` (torch.compile; pays
+            for many cases).
+        contact_sheet: Also write ``contact-sheet.html``, a page with a picture of each case.
+        dicom_seg: Also write ``<case>.seg.dcm``, for cases from a folder of DICOM studies.
+        segment_codes: What each label is, as ``{"liver": ["10200004", "SCT", "Liver"]}``; see
+            :func:`~nnunet_jobs.contract.segment_codes.parse_segment_codes`.
     """
 
     step: ClassVar[str] = "predict"

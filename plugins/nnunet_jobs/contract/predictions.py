@@ -43,7 +43,7 @@ def is_of_an_earlier_model(path: Path, *, below: Path) -> bool:
     """Whether a file is a prediction that the newest run's model did not make.
 
     Args:
-        below: folder that is looked through: output folders that are it, or lie below it, are meant.
+        below: Folder that is looked through: output folders that are it, or lie below it, are meant.
     """
     for folder in path.parents:
         output = folder.parent.parent

@@ -40,10 +40,13 @@ class SeriesRule:
     """Parsed rule of one channel. A series matches when all that the rule says holds.
 
     Attributes:
-        modality: allowed ones. description, protocol: regular expressions searched anywhere in the text; None allows any.
-        tags: DICOM keyword to a regular expression, a number, or a list of them of which one must fit. Several values of a tag are one
-            text with backslashes, such as ``ORIGINAL\\PRIMARY``; where instances differ, each must fit.
-        each: every matching series becomes a case of its own, in place of one case a study.
+        modality: Allowed ones.
+        description: Regular expression searched anywhere in the series description; None allows any.
+        protocol: Regular expression searched anywhere in the protocol name; None allows any.
+        tags: DICOM keyword to a regular expression, a number, or a list of them of which one must fit. Several values
+            of a tag are one text with backslashes, such as ``ORIGINAL\\PRIMARY``; where instances differ, each must
+            fit.
+        each: Every matching series becomes a case of its own, instead of one case a study.
     """
 
     modality: tuple[str, ...] = IMAGE_MODALITIES

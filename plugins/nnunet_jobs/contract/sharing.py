@@ -144,7 +144,7 @@ def explain(error: OSError, *, hidden: Sequence[str] = ()) -> str:
     """A refusal in words: which path, as whom, whose it is, and the mend.
 
     Args:
-        hidden: folders below which names may tell of patients; only the folder itself is named.
+        hidden: Folders below which names may tell of patients; only the folder itself is named.
     """
     paths = [Path(os.fsdecode(name)) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)]
     if not paths:

@@ -26,13 +26,14 @@ class Resources:
 
     Attributes:
         device: ``cuda`` insists on a GPU, ``cpu`` on none, ``auto`` takes a GPU where there is one.
-        gpus: compute leases to hold; 0 for steps that only need cores (register, preprocess).
-        gpu_memory_mib: memory to reserve on each GPU; None reserves whole GPUs.
-        cpus: cores to use; 0 means all of the container's or host's quota, shared fairly by CPU slots.
-        memory_mib: limit of the job's memory; None means no limit of ours.
-        shm_mib: shared memory of a job in a container, where data workers hand batches over; Docker's own 64 MiB lose batches.
-        hang_s: floor of the hang watch in seconds; a job hangs after max(10 median epochs, this) without progress.
-        grace_s: seconds between SIGTERM (save, stop) and SIGKILL.
+        gpus: Compute leases to hold; 0 for steps that only need cores (register, preprocess).
+        gpu_memory_mib: Memory to reserve on each GPU; None reserves whole GPUs.
+        cpus: Cores to use; 0 means all of the container's or host's quota, shared fairly by CPU slots.
+        memory_mib: Limit of the job's memory; None means no limit of ours.
+        shm_mib: Shared memory of a job in a container, where data workers hand batches over; Docker's own 64 MiB lose
+            batches.
+        hang_s: Floor of the hang watch in seconds; a job hangs after max(10 median epochs, this) without progress.
+        grace_s: Seconds between SIGTERM (save, stop) and SIGKILL.
     """
 
     device: str = "auto"

@@ -25,7 +25,9 @@ class LimitedBody:
     """A request's ASGI ``receive`` that stops where the body is larger than allowed.
 
     Args:
-        declared: the request's Content-Length, if it has one. limit_mib: of the whole body. setting: what raises the limit.
+        declared: The request's Content-Length, if it has one.
+        limit_mib: Limit in MiB of the whole body.
+        setting: What raises the limit.
 
     Raises:
         Problem: 413, at once where the declared length is too large already.

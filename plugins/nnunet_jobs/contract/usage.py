@@ -36,9 +36,14 @@ class Usage:
     """One attempt.
 
     Attributes:
-        started, ended: UTC, ISO 8601. device: ``cuda``, ``cpu``, or empty while it waits. gpus: UUIDs.
-        gpu_share: part of each GPU's memory that was reserved, 1 for whole GPUs. slot: holds a CPU slot.
-        waited_s: seconds from its start until it had its device. computed_s: seconds it had it.
+        started: Time of the start in UTC, as ISO 8601.
+        ended: Time of the end in UTC, as ISO 8601.
+        device: ``cuda``, ``cpu``, or empty while it waits.
+        gpus: UUIDs of the GPUs.
+        gpu_share: Part of each GPU's memory that was reserved; 1 for whole GPUs.
+        slot: Whether the job holds a CPU slot.
+        waited_s: Seconds from the start until the job had its device.
+        computed_s: Seconds for which the job had its device.
         outcome: ``done``, a failure class, ``cancelled``, ``lost``; ``running`` before its end.
     """
 
@@ -150,7 +155,7 @@ def read_usage(jobs: str | Path, *, since: dt.datetime) -> tuple[list[Usage], in
     """Attempts that ended at or after ``since``, each once, and how many lines cannot be read.
 
     Args:
-        jobs: the workspace's jobs folder.
+        jobs: The workspace's jobs folder.
 
     Raises:
         PermissionError: this user may not look there.

@@ -26,10 +26,14 @@ class WithdrawParams(StepParams):
     """Take cases out of a dataset because consent was withdrawn.
 
     Attributes:
-        dataset: id or full name. cases: case ids. groups: patients; all of their cases, and those that a source brings later.
-        reason: for the history; never patient data. dry_run: only say what would go.
-        restore: lift an earlier withdrawal instead. predictions: delete the cases' predictions below ``output_roots`` too.
-        demote: a promoted model that was trained on the cases is no longer the champion.
+        dataset: Dataset id or full name, such as ``4`` or ``Dataset004_Hippocampus``.
+        cases: Case ids.
+        groups: Patients; all of their cases, and those that a source brings later.
+        reason: For the history; never patient data.
+        dry_run: Only say what would go.
+        restore: Lift an earlier withdrawal instead.
+        predictions: Delete the cases' predictions below ``output_roots`` too.
+        demote: A promoted model that was trained on the cases is no longer the champion.
     """
 
     step: ClassVar[str] = "withdraw"
@@ -107,7 +111,8 @@ def withdrawn_from(version_folder: Path) -> dict[str, dict[str, Any]]:
     """Cases that were withdrawn from a preprocessed version: id to ``at``, ``train`` and ``val`` (folds in which the case was).
 
     Args:
-        version_folder: ``.versions/<v>/DatasetXXX_Name``; a folder that we did not make has no record and nothing withdrawn.
+        version_folder: ``.versions/<v>/DatasetXXX_Name``; a folder that we did not make has no record and nothing
+            withdrawn.
     """
     try:
         found: dict[str, dict[str, Any]] = read_json(version_folder / "version.json").get("withdrawn", {})

@@ -50,14 +50,17 @@ class Workspace:
     """The roots of one team's work. All steps of a pipeline share one.
 
     Attributes:
-        raw: nnUNet_raw. preprocessed: nnUNet_preprocessed. results: nnUNet_results. jobs: job directories.
+        raw: nnUNet_raw.
+        preprocessed: nnUNet_preprocessed.
+        results: nnUNet_results.
+        jobs: Job directories.
         leases: GPU and CPU lease ledger; a directory on a local disk of each host.
-        input_roots: users may only name input paths below these (and below the workspace's own roots).
-        output_roots: users may only name output paths below these.
-        trainer_paths: folders with user trainer classes (nnU-Net's external-trainer mechanism).
-        cpu_slots: how many jobs may compute at once on a host without a GPU.
-        sharing: ``private`` (new files and folders are their owner's alone, 0600 and 0700), ``group`` (they are writable for the
-            folder's group, others get nothing) or ``group_others_read``.
+        input_roots: Users may only name input paths below these (and below the workspace's own roots).
+        output_roots: Users may only name output paths below these.
+        trainer_paths: Folders with user trainer classes (nnU-Net's external-trainer mechanism).
+        cpu_slots: How many jobs may compute at once on a host without a GPU.
+        sharing: ``private`` (new files and folders are their owner's alone, 0600 and 0700), ``group`` (they are
+            writable for the folder's group, others get nothing) or ``group_others_read``.
     """
 
     raw: str

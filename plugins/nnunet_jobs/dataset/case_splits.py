@@ -24,8 +24,10 @@ class Placing:
     """The places of one registration's cases.
 
     Attributes:
-        params: of the step. source: as listed; withdrawn cases may leave it meanwhile. registered: the manifest's cases.
-        withdrawn: ids of withdrawn cases.
+        params: Parameters of the step.
+        source: The source as it was listed; withdrawn cases may leave it meanwhile.
+        registered: The manifest's cases.
+        withdrawn: Ids of withdrawn cases.
     """
 
     params: RegisterParams
@@ -144,7 +146,10 @@ def check_places(params: RegisterParams, source: Source, checked: Sequence[Check
     """What registering would refuse when the cases themselves are sound: patients, hold-out and splits.
 
     Args:
-        params: as for registration. source, checked: its cases. errors: there are faults already, so that only patients can be judged.
+        params: Parameters of the registration.
+        source: The source with its cases.
+        checked: The same cases after the checks.
+        errors: There are faults already, so that only patients can be judged.
 
     Raises:
         ConfigError: ``holdout_cases`` or ``group_pattern`` do not fit.

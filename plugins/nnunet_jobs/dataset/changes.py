@@ -37,10 +37,15 @@ class Changes:
     """Case ids by what became of them.
 
     Attributes:
-        checked: cases to be brought, with what their check found: all that are added, changed or damaged.
-        added, changed, unchanged: of the source. kept: registered, no longer in the source, to stay. removed: to go.
-        damaged: registered files are missing or not what the manifest says; brought again.
-        faults: all that forbid the registration. warnings: what a person should look at.
+        checked: Cases to be brought, with what their check found: all that are added, changed or damaged.
+        added: New cases of the source.
+        changed: Cases of the source that are registered with other content.
+        unchanged: Cases of the source that are registered as they are.
+        kept: Registered, no longer in the source, to stay.
+        removed: Cases that are removed.
+        damaged: Registered files are missing or not what the manifest says; brought again.
+        faults: All that forbid the registration.
+        warnings: What a person should look at.
     """
 
     checked: dict[str, CheckedCase] = field(default_factory=dict)
@@ -67,8 +72,13 @@ def compare(
     """Check new and changed cases, recognise unchanged ones by content, and look whether registered files are still sound.
 
     Args:
-        params, context: of the step. source: as listed. registered: the manifest's cases. store: the dataset's folder.
-        cache: of file hashes. ending: of the registered files.
+        params: Parameters of the step.
+        context: Context of the step.
+        source: The source as it was listed.
+        registered: The manifest's cases.
+        store: The dataset's folder.
+        cache: Cache of file hashes.
+        ending: Ending of the registered files.
     """
     beat = pulse(context)
     cases = list(source.cases.values())

@@ -24,8 +24,12 @@ class Report:
     """What the validator found.
 
     Attributes:
-        cases: number of cases. faults: all of them, errors first, then by case. summaries: by case, empty for those that could not be read.
-        tables: channels and labels, None where the description is unusable. layout: of the source. seconds: that it took.
+        cases: Number of cases.
+        faults: All of them, errors first, then by case.
+        summaries: Summary of each case, empty for those that could not be read.
+        tables: Channels and labels, None where the description is unusable.
+        layout: Layout of the source.
+        seconds: Seconds that it took.
     """
 
     cases: int
@@ -61,11 +65,14 @@ def check_dataset(
     """Check a dataset without writing anything.
 
     Args:
-        root: folder of the source. params: how it is laid out and what it is called, as for registration.
-        processes: that read at once. memory_mib: for them together, default what the host or its cgroup allows.
-        time_limit_s: for one case, plus a second for each MiB of its files.
-        beat: called when a reader shows life. look: called several times a second. Either may raise to stop.
-        progress: called with cases done and to do.
+        root: Folder of the source.
+        params: How it is laid out and what it is called, as for registration.
+        processes: Number of processes that read at once.
+        memory_mib: For them together, default what the host or its cgroup allows.
+        time_limit_s: For one case, plus a second for each MiB of its files.
+        beat: Called when a reader shows life.
+        look: Called several times a second. Either may raise to stop.
+        progress: Called with cases done and to do.
 
     Raises:
         ConfigError: no such folder, layout not recognised, or a field is wrong.

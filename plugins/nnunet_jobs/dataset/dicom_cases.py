@@ -23,9 +23,11 @@ class DicomCase:
     """A case before conversion.
 
     Attributes:
-        person: its ids, and whom they stand for. channels: a series each, in the order of the rules; empty when faults forbid it.
-        objects: SEG and RTSTRUCT series, each with the number of the channel that it describes. faults: what is wrong, or odd.
-        label_faults: what is wrong with the label objects alone; whoever needs no labels needs not care.
+        person: Its ids, and whom they stand for.
+        channels: A series each, in the order of the rules; empty when faults forbid it.
+        objects: SEG and RTSTRUCT series, each with the number of the channel that it describes.
+        faults: What is wrong, or odd.
+        label_faults: What is wrong with the label objects alone; whoever needs no labels needs not care.
     """
 
     person: Person

@@ -24,8 +24,9 @@ class Matches:
     """What became of the label objects.
 
     Attributes:
-        objects: for each candidate, by its place, the objects with the channel that each describes. faults: of each candidate.
-        unclaimed: objects that belong to no candidate, by the study that they are in.
+        objects: For each candidate, by its place, the objects with the channel that each describes.
+        faults: Faults of each candidate.
+        unclaimed: Objects that belong to no candidate, by the study that they are in.
     """
 
     objects: dict[int, list[tuple[Series, int]]] = field(default_factory=lambda: defaultdict(list))
@@ -37,8 +38,9 @@ def match(objects: Sequence[Series], images: Sequence[Series], candidates: Seque
     """Find the cases of all label objects.
 
     Args:
-        objects: label series. images: all image series of the tree, also those that no rule chooses: an object that names one of
-            them describes that one, whatever else has its frame of reference.
+        objects: Label series.
+        images: All image series of the tree, also those that no rule chooses: an object that names one of them
+            describes that one, whatever else has its frame of reference.
     """
     found = Matches()
     series = {item.series_uid for item in images}

@@ -56,7 +56,10 @@ def converted(params: RegisterParams, root: Path, context: StepContext, *, datas
     included, comes from a header; who is behind a case is in :attr:`Workspace.private` alone.
 
     Args:
-        params, context: of the step. root: resolved folder with the DICOM files. dataset: full name.
+        params: Parameters of the step.
+        context: Context of the step.
+        root: Resolved folder with the DICOM files.
+        dataset: Full name.
 
     Raises:
         ConfigError: rules or tables are wrong, or there is no DICOM file.
@@ -235,7 +238,7 @@ def _files_of_faults(done: Sequence[_Converted], objects: Sequence[Series]) -> d
     """Number to path of the files of all cases with a fault, since their messages name files by number.
 
     Args:
-        objects: all label objects; those that belong to no case are named too.
+        objects: All label objects; those that belong to no case are named too.
     """
     series = [one for item in done if item.faults for one in (*item.case.channels, *(one for one, _ in item.case.objects))]
     if any(item.case.label_faults for item in done):

@@ -25,7 +25,8 @@ def across_the_slice(shapes: Sequence[Sequence[int]], spacings: Sequence[Sequenc
     shape; of equal spacings it takes the last axis of the file. For a slice along another axis, patches become lines.
 
     Args:
-        shapes: voxels along x, y, z. spacings: mm, as nnU-Net's reader gives them.
+        shapes: Voxels along x, y, z.
+        spacings: mm, as nnU-Net's reader gives them.
     """
     target = _median(spacings)
     cut = max((2, 1, 0), key=lambda axis: target[axis])  # nnU-Net's arrays are z, y, x

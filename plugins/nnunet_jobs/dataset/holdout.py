@@ -56,8 +56,11 @@ def choose(
     position is held out; when it holds out everybody, the new patient of the highest position trains.
 
     Args:
-        dataset_id: salt of the hash. groups: patient of each labelled case, known and new. known: split of each known patient.
-        explicit: case ids that are hold-out whatever the hash says. fraction: share of patients.
+        dataset_id: Salt of the hash.
+        groups: Patient of each labelled case, known and new.
+        known: Split of each known patient.
+        explicit: Case ids that are hold-out whatever the hash says.
+        fraction: Share of patients.
 
     Raises:
         ConfigError: an explicit hold-out case belongs to a patient who has been training data before.

@@ -15,8 +15,9 @@ class Tables:
     """What ``dataset.json`` says about channels and labels.
 
     Attributes:
-        channel_names: ``{"0": "T1"}``. labels: name to value or to a list of values (regions); ``ignore`` is special.
-        regions_class_order: value to paint for each region, in order; None without regions.
+        channel_names: ``{"0": "T1"}``.
+        labels: Name to value or to a list of values (regions); ``ignore`` is special.
+        regions_class_order: Value to paint for each region, in order; None without regions.
     """
 
     channel_names: dict[str, str]

@@ -46,8 +46,10 @@ def build_manifest(
     :data:`HISTORY_IDS` of each kind), settings before and after, and the content hash before (``previous``) and after (``hash``).
 
     Args:
-        by: of :func:`nnunet_jobs.context.acting`. withdrawn: cases that went because consent was withdrawn. reason: for that.
-        own_splits: hash of the splits that came with the source.
+        by: Result of :func:`nnunet_jobs.context.acting`.
+        withdrawn: Cases that went because consent was withdrawn.
+        reason: For that.
+        own_splits: Hash of the splits that came with the source.
     """
     manifest = {
         "schema": SCHEMA,

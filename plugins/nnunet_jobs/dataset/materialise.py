@@ -22,7 +22,10 @@ def plain_source(params: RegisterParams, root: Path, context: StepContext, *, da
     """The folder to list in place of ``root``; removed afterwards where it was only made for this run.
 
     Args:
-        params, context: of the step. root: what ``source`` names, resolved and confined. dataset: full name.
+        params: Parameters of the step.
+        context: Context of the step.
+        root: What ``source`` names, resolved and confined.
+        dataset: Full name.
     """
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(_unpacked(params, root, context))

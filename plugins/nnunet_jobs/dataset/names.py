@@ -50,9 +50,9 @@ def below(root: Path, text: str, *, case: str | None = None) -> Path:
     Absolute paths, ``..``, ``~`` and environment variables are refused: nnU-Net itself would follow them anywhere.
 
     Args:
-        root: resolved folder of the source.
-        text: what the file says, such as ``./imagesTr/a.nii.gz``.
-        case: named in the fault.
+        root: Resolved folder of the source.
+        text: What the file says, such as ``./imagesTr/a.nii.gz``.
+        case: Named in the fault.
 
     Raises:
         Refused: it leaves the source, or could.
@@ -132,7 +132,8 @@ def check_case_ids(cases: Iterable[str], *, known: Iterable[str] = ()) -> list[F
     """Faults of ids that file systems, shells or people would stumble over, and of ids that differ only by case or Unicode form.
 
     Args:
-        cases: ids of the source, each once. known: ids that are registered already.
+        cases: Ids of the source, each once.
+        known: Ids that are registered already.
     """
     faults = []
     alike: dict[str, set[str]] = {}

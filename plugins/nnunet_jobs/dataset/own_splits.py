@@ -28,8 +28,8 @@ def read_own_splits(source: Source, *, known: Collection[str] = ()) -> Splits | 
     """The source's own splits by the ids that the cases have here, or None where it has none. Faults go to the source.
 
     Args:
-        source: as listed, with the ids that its cases are registered under. known: further ids that may be named: registered cases that
-            are not in the source any more, and withdrawn ones.
+        source: The source as it was listed, with the ids that its cases are registered under.
+        known: Further ids that may be named: registered cases that are not in the source any more, and withdrawn ones.
     """
     path = source.root / OWN_SPLITS
     if (source.root / _OLD).exists() and not path.exists():
@@ -59,7 +59,8 @@ def for_training(splits: Splits, entries: Mapping[str, Mapping[str, Any]]) -> tu
     """The splits without cases that are not trained on (hold-out, withdrawn), and what is wrong with what is left.
 
     Args:
-        splits: of :func:`read_own_splits`. entries: the manifest's cases as they will be.
+        splits: Result of :func:`read_own_splits`.
+        entries: The manifest's cases as they will be.
     """
     training = {case for case, entry in entries.items() if entry["split"] == TRAIN}
     kept = [{side: [case for case in fold[side] if case in training] for side in _SIDES} for fold in splits]
@@ -95,7 +96,9 @@ def splits_by_hand(folder: Path, entries: Mapping[str, Mapping[str, Any]], *, wi
     Withdrawn cases are left out. Training cases that no fold names are spread by whoever extends the splits, and said in the log.
 
     Args:
-        folder: of the dataset in ``nnUNet_raw``. entries: the manifest's cases. withdrawn: cases that were registered once.
+        folder: Folder of the dataset in ``nnUNet_raw``.
+        entries: The manifest's cases.
+        withdrawn: Cases that were registered once.
 
     Raises:
         ConfigError: names all that is wrong in every fold.

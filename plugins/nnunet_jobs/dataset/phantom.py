@@ -31,11 +31,11 @@ def write_phantom(out: Path, *, cases: int, seed: int, channels: int = 1, size: 
     1 mm, the affine a small rotation and shift that differ between cases.
 
     Args:
-        out: folder to make; appears by one rename, complete.
-        cases: how many; ids are ``phantom_000`` and up.
-        seed: of everything.
+        out: Folder to make; appears by one rename, complete.
+        cases: How many; ids are ``phantom_000`` and up.
+        seed: Seed of all random numbers.
         channels: 1 to 4 contrasts of the same anatomy.
-        size: mean voxels along x, y and z; each case differs by up to 2.
+        size: Mean voxels along x, y and z; each case differs by up to 2.
 
     Raises:
         ConfigError: ``out`` exists and is not empty, or a number is out of range.

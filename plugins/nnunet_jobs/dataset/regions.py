@@ -27,7 +27,8 @@ def lost_regions(regions: Mapping[str, Region], order: Sequence[int]) -> dict[st
     """Regions that even a perfect network could not give back, each with what becomes of them.
 
     Args:
-        regions: by name, in the order of the labels. order: the value of each.
+        regions: Regions by name, in the order of the labels.
+        order: The value of each.
     """
     came_back = painted(list(regions.values()), order)
     found = {}

@@ -46,7 +46,8 @@ class CaseNames:
         """Read what is there.
 
         Args:
-            path: of the file; nothing is kept without. registered: ids that are registered already.
+            path: Path of the file; nothing is kept without.
+            registered: Ids that are registered already.
 
         Raises:
             ConfigError: the file is not what this class wrote.
@@ -62,7 +63,8 @@ class CaseNames:
         """Give every case of a source a usable id, whatever the order of the cases.
 
         Args:
-            source: as listed; its cases, and the cases in its faults, get their ids here. known: registered ids that stay.
+            source: The source as it was listed; its cases, and the cases in its faults, get their ids here.
+            known: Registered ids that stay.
         """
         alike: dict[str, set[str]] = {}
         for case in {*source.cases, *self._registered, *known}:

@@ -24,7 +24,8 @@ class SummaryStore:
     """Summaries and warnings of registered cases, by content. Only a cache: what is missing is made from the source again.
 
     Args:
-        path: the JSON file, ``nnUNet_raw/.state/<dataset>.summaries.json``. It holds small pictures of patients, as nnUNet_raw does.
+        path: The JSON file, ``nnUNet_raw/.state/<dataset>.summaries.json``. It holds small pictures of patients, as
+            nnUNet_raw does.
     """
 
     def __init__(self, path: Path) -> None:

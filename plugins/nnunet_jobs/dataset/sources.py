@@ -39,8 +39,11 @@ def read_source(
     """List a source.
 
     Args:
-        params: of the step. root: resolved folder of the source. known: registered case ids that stay, whose names may clash.
-        names: what cases were renamed to so far, for ``rename``; nothing when empty. withdrawn: ids of withdrawn cases.
+        params: Parameters of the step.
+        root: Resolved folder of the source.
+        known: Registered case ids that stay, whose names may clash.
+        names: What cases were renamed to so far, for ``rename``; nothing when empty.
+        withdrawn: Ids of withdrawn cases.
 
     Raises:
         ConfigError: no such folder, layout not recognised, or a field names something that is not there.

@@ -22,7 +22,9 @@ def first_splits(groups: Mapping[str, str], *, folds: int, seed: int) -> Splits:
     a group the result is what nnU-Net itself would write (``generate_crossval_split``), without importing scikit-learn.
 
     Args:
-        groups: case to patient. folds: how many splits. seed: of the shuffle; nnU-Net's own is 12345.
+        groups: Case to patient.
+        folds: How many splits.
+        seed: Seed of the shuffle; nnU-Net's own is 12345.
 
     Raises:
         ConfigError: fewer patients than folds.

@@ -36,8 +36,11 @@ def place(source: Path, target: Path, *, sha256: str, method: str, beat: Callabl
     (through a hard link, editing the source in place would silently edit the registered case); else a copy.
 
     Args:
-        source, target: files. sha256: of the source when it was validated. method: ``auto``, ``reflink``, ``hardlink`` or ``copy``.
-        beat: called for each MiB; it may raise to stop.
+        source: File to copy or link.
+        target: File to make.
+        sha256: SHA-256 of the source when it was validated.
+        method: ``auto``, ``reflink``, ``hardlink`` or ``copy``.
+        beat: Called for each MiB; it may raise to stop.
 
     Raises:
         SourceChanged: the bytes are not what was validated.
@@ -90,9 +93,11 @@ def recode(source: Path, target: Path, *, sha256: str, component: int | None, be
     Voxels, data type, scaling, spacing and affine stay as they are, bit for bit; the same source gives the same bytes.
 
     Args:
-        source, target: NIfTI files. sha256: of the source when it was validated.
-        component: place on the last axis, None for all of a 3D file.
-        beat: sign of life.
+        source: NIfTI file to read.
+        target: NIfTI file to write.
+        sha256: SHA-256 of the source when it was validated.
+        component: Place on the last axis, None for all of a 3D file.
+        beat: Called as a sign of life.
 
     Raises:
         SourceChanged: the bytes are not what was validated.

@@ -26,11 +26,17 @@ class CheckedCase:
     """A case after validation.
 
     Attributes:
-        case: as listed. hashes: sha256 of each image file, in the order of ``case.images``. label_hash: of the label.
-        component: for each channel, its place on the last axis of the one image file; None where a file is a channel.
-        shape: voxels along x, y, z. spacing: in mm. values: different label values. order: of the voxels, such as ``RAS``.
-        planar: the image has two axes only. faults: all that is wrong; warnings too.
-        summary: of :func:`~nnunet_jobs.dataset.summary.summarise_case`; None when no image could be read.
+        case: The case as it was listed.
+        hashes: SHA-256 of each image file, in the order of ``case.images``.
+        label_hash: Hash of the label.
+        component: For each channel, its place on the last axis of the one image file; None where a file is a channel.
+        shape: Voxels along x, y, z.
+        spacing: Spacing in mm.
+        values: Different label values.
+        order: Order of the voxels, such as ``RAS``.
+        planar: The image has two axes only.
+        faults: All that is wrong; warnings too.
+        summary: Result of :func:`~nnunet_jobs.dataset.summary.summarise_case`; None when no image could be read.
     """
 
     case: SourceCase
@@ -72,10 +78,13 @@ def check_case(
     """Read every file of a case once and report all faults.
 
     Args:
-        case: to check. source: it comes from. tolerance: relative, of the label's spacing and of places; see
-            :func:`~nnunet_jobs.dataset.readers.agreement.disagreements`. beat: sign of life, may raise to stop.
-        reserve: called with bytes before they are needed; may raise MemoryError, which becomes a fault. on_file: called with the name
-            of each file before it is read.
+        case: Case to check.
+        source: It comes from.
+        tolerance: Relative, of the label's spacing and of places; see
+            :func:`~nnunet_jobs.dataset.readers.agreement.disagreements`.
+        beat: Called as a sign of life; may raise to stop.
+        reserve: Called with bytes before they are needed; may raise MemoryError, which becomes a fault.
+        on_file: Called with the name of each file before it is read.
     """
     faults = list[Fault]()
 

@@ -26,9 +26,14 @@ class CaseFacts:
     """What the whole needs to know of a case, whether it was read now or is registered already.
 
     Attributes:
-        case: id. file: name of its first image. labelled: it has a label that could be read. shape: voxels along x, y, z.
-        values: of the label. spacing: mm along x, y, z. order: of the voxels, such as ``RAS``; empty where it is not known.
-        planar: the image has two axes only.
+        case: Id.
+        file: Name of its first image.
+        labelled: It has a label that could be read.
+        shape: Voxels along x, y, z.
+        values: Values of the label.
+        spacing: mm along x, y, z.
+        order: Order of the voxels, such as ``RAS``; empty where it is not known.
+        planar: The image has two axes only.
     """
 
     case: str

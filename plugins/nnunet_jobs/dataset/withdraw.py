@@ -34,7 +34,7 @@ def leave_out(source: Source, stones: Tombstones, groups: Callable[[], Mapping[s
     """Take withdrawn cases, and all cases of withdrawn groups, out of a source as listed. Returns their ids.
 
     Args:
-        groups: patient of each case of the source; asked for only where a group was withdrawn.
+        groups: Patient of each case of the source; asked for only where a group was withdrawn.
     """
     gone = set(source.cases) & set(stones.cases)
     if stones.groups:
@@ -52,7 +52,8 @@ def leave_copies_out(
     consent is often given for one study.
 
     Args:
-        changes: as compared; its faults are added to. elsewhere: image sha256 to the other dataset that it was withdrawn from.
+        changes: The changes that were found; faults are added to it.
+        elsewhere: Image sha256 to the other dataset that it was withdrawn from.
     """
     withdrawn, copies, became = stones.images, [], []
     for case, checked in changes.checked.items():
@@ -234,7 +235,7 @@ def copies_of(workspace: Workspace, digests: Collection[str], *, but: Mapping[st
     """Registered cases of any dataset with the same images, as ``{"dataset", "case"}``.
 
     Args:
-        but: dataset to the cases that are withdrawn themselves.
+        but: Dataset to the cases that are withdrawn themselves.
     """
     found = []
     for name in workspace.datasets().values():

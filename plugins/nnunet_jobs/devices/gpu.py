@@ -150,9 +150,11 @@ def acquire(
     """Wait for the devices that a job asked for and take them.
 
     Args:
-        owner: job id, shown to those who wait. team: teams take turns.
+        owner: Job id, shown to those who wait.
+        team: Teams take turns.
         exclude: GPUs that failed this job before; used again only if there are no others.
-        poll: called at least every half second; may raise to give up. waiting: told why when there is something new to say.
+        poll: Called at least every half second; may raise to give up.
+        waiting: Told why when there is something new to say.
     """
     if resources.gpus == 0:
         choose_kind(resources, Inventory())

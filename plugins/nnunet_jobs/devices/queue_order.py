@@ -25,7 +25,8 @@ def order_of_service(entries: Iterable[QueueEntry], held: Mapping[str, int], ser
     """Numbers of waiting jobs in the order in which they are served.
 
     Args:
-        held: devices that each team's running jobs hold. served: when each team got a device last, as a number that only rises.
+        held: Devices that each team's running jobs hold.
+        served: When each team got a device last, as a number that only rises.
     """
     behind = Counter(held)
     ranked = []

@@ -89,8 +89,11 @@ def write_nifti(series: Series, grid: Grid, target: Path, *, beat: Callable[[], 
     grid's; the affine is the grid's in NIfTI's RAS. The header holds nothing else of the DICOM files.
 
     Args:
-        series: with ``Instance.image``. grid: of it. target: ``.nii.gz``, written whole or not at all. beat: sign of life, may raise
-            to stop. workers: to convert with, one of its own when None.
+        series: Series with ``Instance.image``.
+        grid: Voxel grid of that series.
+        target: ``.nii.gz``, written whole or not at all.
+        beat: Called as a sign of life; may raise to stop.
+        workers: Workers to convert with, one of its own when None.
 
     Raises:
         SeriesRefused: pixels cannot be decoded, a file is no longer what was scanned, or decoding hangs or crashes.
@@ -216,7 +219,8 @@ def _stored(path: str, sha256: str, usual: Sequence[Any] | None) -> Stored:
     """Stored values (frame, row, column) of a file that still is what was scanned.
 
     Args:
-        usual: stored bits and sign of the series' other slices, where slices differ: then both must give the same values here.
+        usual: Stored bits and sign of the series' other slices, where slices differ: then both must give the same
+            values here.
     """
     with open(path, "rb") as file:
         data = file.read()

@@ -49,7 +49,9 @@ def deidentify(path: Path, out: Path, identity: Identity) -> Path | None:
     references stay together. PatientID and PatientName become the patient's group id. Pixels are not touched.
 
     Args:
-        path: of a DICOM file. out: folder. identity: with the site's key.
+        path: Path of a DICOM file.
+        out: Folder.
+        identity: Identity with the site's key.
 
     Returns:
         Path below ``out``; None for files that are not DICOM.

@@ -67,7 +67,8 @@ def name_strangers(found: Scan, others: Iterable[tuple[int, Path, str]], headers
     """Name files that are not DICOM where they should be, by their names or their neighbours'; count the rest.
 
     Args:
-        others: number, path and kind of the files without DICOM at their beginning. headers: of those with it.
+        others: Number, path and kind of the files without DICOM at their beginning.
+        headers: Headers of the files with it.
     """
     shapes = {(path.parent, _shape(path.name)) for _, path, _ in headers}
     for number, path, kind in others:

@@ -45,7 +45,8 @@ def read_header(path: str, keywords: Sequence[str] = ()) -> dict[str, Any]:
     """Read one file up to its pixels, and its hash to the end.
 
     Args:
-        path: a regular file. keywords: further DICOM keywords wanted for series rules.
+        path: A regular file.
+        keywords: Further DICOM keywords wanted for series rules.
 
     Returns:
         ``{"dicom": False}`` with the ``kind`` of the file's first bytes, or ``sha256`` and the values, empty texts where the file has

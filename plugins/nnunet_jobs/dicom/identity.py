@@ -23,7 +23,10 @@ class Person:
     """One line of the mapping: what a case id stands for.
 
     Attributes:
-        case, group: the ids that everybody sees. patient: PatientID with its issuer. study: StudyInstanceUID.
+        case: Id of the case that everybody sees.
+        group: Id of the group that everybody sees.
+        patient: PatientID with its issuer.
+        study: StudyInstanceUID.
         series: SeriesInstanceUIDs of the channels, in order, then of the label objects.
     """
 

@@ -35,7 +35,8 @@ def request(
     """Argument of :func:`task`, JSON; for the fields see :func:`nnunet_jobs.dicom.labels.label_volume`.
 
     Args:
-        described: label objects, each with the channel that it describes and its voxels; the label gets the voxels of the first.
+        described: Label objects, each with the channel that it describes and its voxels; the label gets the voxels of
+            the first.
     """
     return {
         "described": [

@@ -39,11 +39,13 @@ def label_volume(
     """Paint the segments of SEG and RTSTRUCT objects into one label volume.
 
     Args:
-        objects: series of modality SEG or RTSTRUCT that describe ``reference``. grid: the reference's voxels.
-        rules: field ``label_rules``, see :class:`~nnunet_jobs.contract.label_rules.LabelRules`.
-        label_names: label name to value; ``background`` is 0.
-        others: objects that describe other channels of the case, each with its channel, whose voxels lie where the reference's lie.
-        on_warning: takes each warning; the log does without it.
+        objects: Series of modality SEG or RTSTRUCT that describe ``reference``.
+        grid: The reference's voxels.
+        rules: Field ``label_rules``, see :class:`~nnunet_jobs.contract.label_rules.LabelRules`.
+        label_names: Label name to value; ``background`` is 0.
+        others: Objects that describe other channels of the case, each with its channel, whose voxels lie where the
+            reference's lie.
+        on_warning: Takes each warning; the log does without it.
 
     Returns:
         Label values in the grid's (i, j, k) order, uint8, or uint16 for values above 255.

@@ -37,15 +37,20 @@ class Series:
     """One series as found on disk.
 
     Attributes:
-        patient: PatientID with its issuer. It identifies a person: it goes into :mod:`nnunet_jobs.dicom.identity` and nowhere else.
-        study_uid, series_uid, frame_of_reference_uid: of DICOM; they find objects that refer to each other.
-        modality: such as ``MR``, ``CT``; for label objects ``SEG`` or ``RTSTRUCT``, by what they are.
-        description, protocol: as the scanner wrote them, for series rules; never logged.
-        instances: an image series' files, sorted along the slice normal; other objects in the order of their UIDs.
-        labels: whether it holds label objects, and no images.
-        refers_to: for label objects the SeriesInstanceUIDs that they describe. refers_to_images, refers_to_frames: the SOPInstanceUIDs of
-            images and the FrameOfReferenceUIDs that they name.
-        tags: further values for series rules, by DICOM keyword.
+        patient: PatientID with its issuer. It identifies a person: it goes into :mod:`nnunet_jobs.dicom.identity` and
+            nowhere else.
+        study_uid: StudyInstanceUID; objects that refer to each other are found by it.
+        series_uid: SeriesInstanceUID, for the same purpose.
+        frame_of_reference_uid: FrameOfReferenceUID, for the same purpose.
+        modality: Modality, such as ``MR`` or ``CT``; for label objects ``SEG`` or ``RTSTRUCT``, by what they are.
+        description: Series description as the scanner wrote it, for series rules; never logged.
+        protocol: Protocol name as the scanner wrote it, for series rules; never logged.
+        instances: An image series' files, sorted along the slice normal; other objects in the order of their UIDs.
+        labels: Whether it holds label objects, and no images.
+        refers_to: For label objects the SeriesInstanceUIDs that they describe.
+        refers_to_images: SOPInstanceUIDs of the images that the object names.
+        refers_to_frames: FrameOfReferenceUIDs that the object names.
+        tags: Further values for series rules, by DICOM keyword.
     """
 
     patient: str
@@ -86,9 +91,10 @@ class Grid:
 
     Attributes:
         shape: (columns, rows, slices), that is the axes i, j, k of ``affine``.
-        affine: 4 x 4; takes the centre of voxel (i, j, k, 1) to (x, y, z, 1) in LPS mm. NIfTI's is this with the first two rows negated.
-        sop_uids: for single-frame series the SOPInstanceUID of each slice k; for a multi-frame object the one UID.
-        frames: for a multi-frame object the frame number (from 1) of each slice k; empty for single-frame series.
+        affine: 4 x 4; takes the centre of voxel (i, j, k, 1) to (x, y, z, 1) in LPS mm. NIfTI's is this with the first
+            two rows negated.
+        sop_uids: For single-frame series the SOPInstanceUID of each slice k; for a multi-frame object the one UID.
+        frames: For a multi-frame object the frame number (from 1) of each slice k; empty for single-frame series.
     """
 
     shape: tuple[int, int, int]
@@ -108,11 +114,13 @@ class Scan:
     """What a tree holds.
 
     Attributes:
-        series: images, SEG and RTSTRUCT, in the order of study and series UID.
-        faults: of files and series; they name a file by its number only, because paths in an archive's export hold names of people.
+        series: Images, SEG and RTSTRUCT, in the order of study and series UID.
+        faults: Faults of files and series; they name a file by its number only, because paths in an archive's export
+            hold names of people.
         studies: ``file N`` of a fault to its StudyInstanceUID, where the file or its neighbours say it.
-        files: number to path of the files that faults name, for those who may see it.
-        other: files that are not DICOM. ignored: DICOM objects that are neither images nor labels (reports, DICOMDIR, doses).
+        files: Number to path of the files that faults name, for those who may see it.
+        other: Files that are not DICOM.
+        ignored: DICOM objects that are neither images nor labels (reports, DICOMDIR, doses).
     """
 
     series: list[Series] = field(default_factory=list)

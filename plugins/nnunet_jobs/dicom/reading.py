@@ -48,7 +48,8 @@ def read_file(file: str | os.PathLike[str] | IO[bytes], **options: Any) -> FileD
     """Read a DICOM file with or without its mark.
 
     Args:
-        file: path, or file opened for reading whose first bytes somebody has looked at. options: of :func:`pydicom.dcmread`.
+        file: Path, or file opened for reading whose first bytes somebody has looked at.
+        options: Options of :func:`pydicom.dcmread`.
 
     Returns:
         The data set. Where the file names no transfer syntax, it is the uncompressed one that the file was read by.

@@ -22,7 +22,9 @@ class References:
         """Whether these are references to an image series.
 
         Args:
-            series: its SeriesInstanceUID. images: its SOPInstanceUIDs. frame: its FrameOfReferenceUID; empty where it has none.
+            series: Its SeriesInstanceUID.
+            images: Its SOPInstanceUIDs.
+            frame: Its FrameOfReferenceUID; empty where it has none.
         """
         if series in self.series:
             return True

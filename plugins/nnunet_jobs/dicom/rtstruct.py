@@ -30,7 +30,10 @@ def read_rtstruct(path: Path, *, reference: Series, grid: Grid, source: str, thr
     """ROIs of one RTSTRUCT. What is wrong with the object is reported here, what is wrong with a contour when its ROI is painted.
 
     Args:
-        reference, grid: the series that it must describe. source: what to call the object in faults. threshold: has no meaning here.
+        reference: The series that the object must describe.
+        grid: Voxel grid of that series.
+        source: What to call the object in faults.
+        threshold: Has no meaning here.
     """
     quiet_libraries()
     dataset = read_file(path)

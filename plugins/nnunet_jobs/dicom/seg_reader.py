@@ -38,8 +38,10 @@ def read_seg(path: Path, *, reference: Series, grid: Grid, source: str, threshol
     """Segments of one SEG object. What is wrong with the object as a whole is reported here, what is wrong with a frame when it is painted.
 
     Args:
-        reference, grid: the series that it must describe. source: what to call the object in faults.
-        threshold: share of a fractional segment's maximum from which a voxel belongs to it.
+        reference: The series that the object must describe.
+        grid: Voxel grid of that series.
+        source: What to call the object in faults.
+        threshold: Share of a fractional segment's maximum from which a voxel belongs to it.
     """
     quiet_libraries()
     from highdicom.seg import Segmentation

@@ -77,9 +77,13 @@ def write_seg(
     UIDs are derived from source series, model and content: the same work gives the same SOPInstanceUID, so storing it again adds nothing.
 
     Args:
-        segmentation: label values in the grid's (i, j, k) order. grid, reference: the source series and its voxels.
-        segments: what becomes a segment. model, model_hash: named in the content description and the algorithm identification.
-        target: file to write, named by the case; ``kind``: ``BINARY`` or ``LABELMAP``.
+        segmentation: Label values in the grid's (i, j, k) order.
+        grid: Voxel grid of the source series.
+        reference: The source series.
+        segments: What becomes a segment.
+        model: Model id, named in the content description and the algorithm identification.
+        model_hash: Hash of the model, named there as well.
+        target: File to write, named by the case; ``kind``: ``BINARY`` or ``LABELMAP``.
 
     Returns:
         The SOPInstanceUID.

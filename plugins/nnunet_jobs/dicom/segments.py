@@ -39,9 +39,11 @@ class Segment:
     """One segment of one object.
 
     Attributes:
-        name: as the object has it; free text, so only for matching. shown: what may be shown of it.
-        source: which object, such as ``SEG 1 of 2``; never its file name or UID.
-        paint: sets the segment's voxels True in a mask in the Grid's (i, j, k) order, and reports what it could not place.
+        name: Name that the object has; free text, so only for matching.
+        shown: What may be shown of it.
+        source: Which object, such as ``SEG 1 of 2``; never its file name or UID.
+        paint: Sets the segment's voxels True in a mask in the Grid's (i, j, k) order, and reports what it could not
+            place.
     """
 
     name: str

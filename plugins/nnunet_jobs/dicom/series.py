@@ -34,8 +34,12 @@ def scan(
     numbered from 1: a folder's files by name, then what is in its folders.
 
     Args:
-        root: resolved folder. beat: sign of life; may raise to stop. workers: to read with, own ones when None.
-        threads: files at once. keywords: DICOM keywords wanted in ``Series.tags``. done: called with files read and files in all.
+        root: Resolved folder.
+        beat: Called as a sign of life; may raise to stop.
+        workers: Workers to read with, own ones when None.
+        threads: Files at once.
+        keywords: DICOM keywords wanted in ``Series.tags``.
+        done: Called with files read and files in all.
     """
     if workers is None:
         with dicom_workers(threads) as own:

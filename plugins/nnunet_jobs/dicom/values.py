@@ -60,7 +60,8 @@ def compare_units(cases: Mapping[str, Sequence[Series]], channels: Sequence[str]
     """What PET of a dataset is in: channel to Units; and faults of cases in other units, which no network can tell apart.
 
     Args:
-        cases: id to the series of its channels, none where it cannot be used. channels: names, in the order of the series.
+        cases: Id to the series of its channels, none where it cannot be used.
+        channels: Names, in the order of the series.
     """
     found, faults = dict[str, str](), list[Fault]()
     for number, channel in enumerate(channels):
@@ -89,7 +90,9 @@ def unlike_units(series: Sequence[Series], units: Mapping[str, str], channels: S
     """Faults of a case to predict whose PET is in other units than the model's.
 
     Args:
-        series: of the channels. units: channel to Units that the model's dataset was registered with. channels: names, in their order.
+        series: Series of the channels.
+        units: Channel to Units that the model's dataset was registered with.
+        channels: Names, in their order.
     """
     return [
         Fault(

@@ -121,8 +121,10 @@ class Mend:
     """What a code means for people, and what to do about it.
 
     Attributes:
-        severity: of the code's faults: ``error``, ``warning``, or ``error or warning`` where it depends on what exactly is wrong.
-        what: is wrong. mend: what to do.
+        severity: Severity of the code's faults: ``error``, ``warning``, or ``error or warning`` where it depends on
+            what exactly is wrong.
+        what: Is wrong.
+        mend: What to do.
     """
 
     severity: str

@@ -32,8 +32,11 @@ def summarise(
     """Compare segmentations with their references and write nnU-Net's ``summary.json``.
 
     Args:
-        references, predictions: files in the same order. labels: labels, or regions as tuples, without background.
-        reader_writer: makes a reader; each thread gets its own. on_case: called after each case; may raise to stop.
+        references: Files with the reference segmentations.
+        predictions: Files with the predictions, in the same order.
+        labels: Labels, or regions as tuples, without background.
+        reader_writer: Makes a reader; each thread gets its own.
+        on_case: Called after each case; may raise to stop.
 
     Returns:
         What ``compute_metrics_on_folder`` returns: ``metric_per_case``, ``mean``, ``foreground_mean``; keys as in memory. Dice and IoU

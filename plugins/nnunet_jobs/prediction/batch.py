@@ -28,8 +28,11 @@ class Batch:
     """One part's cases, under its lock.
 
     Attributes:
-        keys: what each case's segmentation depends on, None where its files cannot be read. markers: see :class:`ReadBeside`.
-        pictures: folder for the contact sheet's; none are made without. studies, segs: of cases that come from DICOM.
+        keys: What each case's segmentation depends on, None where its files cannot be read.
+        markers: See :class:`ReadBeside`.
+        pictures: Folder for the contact sheet's; none are made without.
+        studies: DICOM studies of the cases that come from DICOM.
+        segs: DICOM SEG files of these cases.
         failed: ``case``, ``reason`` and ``failure_class`` of each that failed.
     """
 

@@ -16,7 +16,8 @@ def require_of_the_case(error: Exception, case: Case, folders: Sequence[Path]) -
     """Raise what fails the job, where the error is not the case's fault; otherwise return.
 
     Args:
-        error: what ended the work on the case. folders: of the job, in which the work reads and writes.
+        error: What ended the work on the case.
+        folders: Folders of the job, in which the work reads and writes.
 
     Raises:
         Bug: a file or a folder of the job is missing, or the operating system refuses an operation on one; a Bug is raised again.

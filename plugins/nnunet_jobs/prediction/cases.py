@@ -60,9 +60,10 @@ def check_images(
     as registration reads it. Endings that registration does not know are left to nnU-Net's own reader.
 
     Args:
-        channels: that the files must hold together, where colours are channels. reader: class name of nnU-Net's reader of the model.
-        beat: called for each MiB; may raise to stop. reserve: called with the bytes that an image needs before it is read; may raise
-            MemoryError.
+        channels: Channels that the files must hold together, where colours are channels.
+        reader: Class name of nnU-Net's reader of the model.
+        beat: Called for each MiB; may raise to stop.
+        reserve: Called with the bytes that an image needs before it is read; may raise MemoryError.
 
     Returns:
         What is odd and does not forbid the case, as registration warns of it.

@@ -25,7 +25,8 @@ def write_sheet(output: Path, summary: Mapping[str, Any], pictures: Path) -> Pat
     """Write ``contact-sheet.html``.
 
     Args:
-        summary: content of ``predictions.json``. pictures: folder of the cases' pictures, ``<case>.json``.
+        summary: Content of ``predictions.json``.
+        pictures: Folder of the cases' pictures, ``<case>.json``.
     """
     path = output / SHEET
     write_atomic(path, _page(summary, pictures).encode())

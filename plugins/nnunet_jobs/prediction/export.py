@@ -140,7 +140,9 @@ def volumes_ml(voxels: Mapping[str, int], properties: Mapping[str, Any], shape: 
     """Volume of each label (or region) by name, in millilitres; empty for 2D images, which have none.
 
     Args:
-        voxels: of :func:`label_voxels`. properties: nnU-Net's, of the case. shape: of the segmentation.
+        voxels: Result of :func:`label_voxels`.
+        properties: nnU-Net's, of the case.
+        shape: Shape of the segmentation.
     """
     geometry = properties.get("sitk_stuff", {}).get("spacing")
     if (geometry is not None and len(geometry) != 3) or len(shape) != 3 or (geometry is None and shape[0] == 1):

@@ -21,8 +21,9 @@ def run_case(preprocessor: Any, images: Sequence[str], *more: Any, on_image: Cal
     """nnU-Net's ``run_case`` of an image from outside: what its reader refuses, and a spacing that cannot be, are the image's faults.
 
     Args:
-        preprocessor: fresh, of nnU-Net or a site's own. more: what ``run_case`` takes after the images.
-        on_image: called with the image as it was read, (channel, z, y, x).
+        preprocessor: Fresh, of nnU-Net or a site's own.
+        more: What ``run_case`` takes after the images.
+        on_image: Called with the image as it was read, (channel, z, y, x).
 
     Raises:
         DataError: nnU-Net's reader refuses it, although its bytes are whole; or see :func:`require_extent`.
@@ -56,8 +57,10 @@ def require_extent(data: Any, spacing: Any, transpose: Any, target: Any) -> None
     """Refuse an image of which nothing is left at the model's spacing, or more than this host's memory holds.
 
     Args:
-        data: (channel, z, y, x) as it was read. spacing: in mm, in the same order. transpose: nnU-Net's order of the axes.
-        target: the model's spacing in that order; of a 2D model without the first axis, which keeps its spacing.
+        data: (channel, z, y, x) as it was read.
+        spacing: Spacing in mm, in the same order.
+        transpose: nnU-Net's order of the axes.
+        target: The model's spacing in that order; of a 2D model without the first axis, which keeps its spacing.
 
     Raises:
         DataError: with the spacing and the size.

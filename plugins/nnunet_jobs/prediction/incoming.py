@@ -35,8 +35,8 @@ class Incoming:
     """What was found.
 
     Attributes:
-        cases: sorted by id, those included that cannot be predicted, with their reason.
-        not_predicted: everything else.
+        cases: Sorted by id, those included that cannot be predicted, with their reason.
+        not_predicted: Everything else.
     """
 
     cases: list[Case] = field(default_factory=list)
@@ -67,8 +67,9 @@ def collect_cases(
 
     Args:
         cases: ``holdout``, ``imagesTs``, a folder, or a list of ``{"case", "images"}`` or single paths.
-        channels: images that a case must have.
-        case_pattern: of a folder's file names, with the groups ``case`` and perhaps ``channel``; nnU-Net's own naming when empty.
+        channels: Images that a case must have.
+        case_pattern: Case pattern of a folder's file names, with the groups ``case`` and perhaps ``channel``; nnU-Net's
+            own naming when empty.
 
     Raises:
         ConfigError: a folder outside the allowed roots, a malformed list entry, an id used twice, a dataset without hold-out cases.

@@ -41,7 +41,9 @@ class Kept:
     """The predictions of one model in an output folder.
 
     Args:
-        output: what the user named. model, model_hash: of the selected model.
+        output: What the user named.
+        model: Id of the selected model.
+        model_hash: Hash of the selected model.
     """
 
     def __init__(self, output: Path, model: str, model_hash: str) -> None:
@@ -93,8 +95,10 @@ def model_of_run(output: Path, model: str | None, promoted: str | None, *, run: 
     """The model with which all parts of a run predict, also when another one is promoted between two of them.
 
     Args:
-        model: that was asked for; None for the promoted one. promoted: now. run: labels of the DAG run; empty outside of one.
-        of: which cases were asked for, as JSON.
+        model: Id of the model that was asked for; None for the promoted one.
+        promoted: Now.
+        run: Labels of the DAG run; empty outside of one.
+        of: Which cases were asked for, as JSON.
     """
     if model is not None or promoted is None or parts == 1 or not run:
         return model or promoted

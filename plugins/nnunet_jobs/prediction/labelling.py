@@ -37,9 +37,10 @@ def label_by_class(
     """Segmentation on the image's grid.
 
     Args:
-        logits: half precision, (head, x, y, z), as the network gave them. properties: nnU-Net's, of the case.
-        threads: classes that may be resampled at once, where memory allows.
-        linear: resample with torch, in single precision: faster, and a few voxels on the borders of labels differ.
+        logits: Half precision, (head, x, y, z), as the network gave them.
+        properties: nnU-Net's, of the case.
+        threads: Classes that may be resampled at once, where memory allows.
+        linear: Resample with torch, in single precision: faster, and a few voxels on the borders of labels differ.
 
     Returns:
         Labels, (z, y, x) in the reader's axis order; without ``linear`` the same bytes as nnU-Net's own conversion.
@@ -60,7 +61,7 @@ def resampler(network: StageNetwork, properties: dict[str, Any], *, linear: int 
     """nnU-Net's resampling of logits from the configuration's spacing to the case's own, as its export calls it.
 
     Args:
-        linear: threads for nnU-Net's torch resampling in its place; 0 keeps what the plans name.
+        linear: Threads for nnU-Net's torch resampling in its place; 0 keeps what the plans name.
     """
     shape = properties["shape_after_cropping_and_before_resampling"]
     spacing = [properties["spacing"][axis] for axis in network.plans_manager.transpose_forward]

@@ -45,9 +45,10 @@ class SelectedModel:
     """A selected model: one stage, or several whose probabilities are averaged, and the postprocessing of the result.
 
     Attributes:
-        hash: of everything that the predictions depend on. root: the model's DatasetXXX_Name folder.
-        files: sha256 by path relative to ``root``; what is listed is verified when it is loaded.
-        postprocessing: steps ``{"function", "labels_or_regions"}`` in order, from ``postprocessing.json``.
+        hash: Hash of everything that the predictions depend on.
+        root: The model's DatasetXXX_Name folder.
+        files: SHA-256 by path relative to ``root``; what is listed is verified when it is loaded.
+        postprocessing: Steps ``{"function", "labels_or_regions"}`` in order, from ``postprocessing.json``.
     """
 
     dataset: str

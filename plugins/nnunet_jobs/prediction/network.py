@@ -32,7 +32,10 @@ class StageNetwork:
     """A stage's folds, loaded once. Preprocessing may run in other threads; :meth:`logits` belongs to one.
 
     Attributes:
-        plans_manager, configuration_manager, label_manager, dataset_json: nnU-Net's own objects for this stage.
+        plans_manager: nnU-Net's own object for the plans of this stage.
+        configuration_manager: nnU-Net's own object for the configuration of this stage.
+        label_manager: nnU-Net's own object for the labels of this stage.
+        dataset_json: Content of ``dataset.json`` of this stage's model.
     """
 
     def __init__(self, model: SelectedModel, stage: Stage, *, device: Any, cpus: int, fast: Collection[str] = ()) -> None:
@@ -97,8 +100,8 @@ class StageNetwork:
         """Read and preprocess one case.
 
         Args:
-            previous: the previous stage's segmentation file, for a cascade.
-            on_image: called with the image as it was read, (channel, z, y, x).
+            previous: The previous stage's segmentation file, for a cascade.
+            on_image: Called with the image as it was read, (channel, z, y, x).
 
         Returns:
             Float32 tensor (channel, x, y, z), and nnU-Net's properties of the case.
@@ -140,7 +143,7 @@ class StageNetwork:
         """Logits of one preprocessed case, the mean over the folds: half precision, (head, x, y, z), on the CPU.
 
         Args:
-            on_fold: called with each fold's own; must not change them, nor keep them.
+            on_fold: Called with each fold's own; must not change them, nor keep them.
         """
         import torch
 

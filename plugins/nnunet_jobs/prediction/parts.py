@@ -42,7 +42,9 @@ def balance(voxels: Mapping[str, int], *, parts: Collection[int], load: Mapping[
     """Part by case: the largest case first, each to the part that has least to do, which is at most a third more than the best split.
 
     Args:
-        voxels: of each case. parts: to choose from. load: voxels that parts have already.
+        voxels: Voxels of each case.
+        parts: Parts to choose from.
+        load: Voxels that parts have already.
     """
     # a case costs something beyond its voxels, so that many unreadable ones (0) are spread as well
     queue = [(load.get(part, 0), part) for part in parts]
@@ -59,7 +61,8 @@ class PartPlans:
     """The plans of one output folder.
 
     Args:
-        folder: of the plans. part_lock: the lock file that a part holds while it works.
+        folder: Folder of the plans.
+        part_lock: The lock file that a part holds while it works.
     """
 
     def __init__(self, folder: Path, part_lock: Callable[[int], Path]) -> None:
@@ -71,10 +74,11 @@ class PartPlans:
         """This part's cases, in the order given. The caller holds the part's lock.
 
         Args:
-            cases: all that there are. run: what names the DAG run; empty outside of one. Parts of equal runs share a plan. Without a run,
-                a part that has had its share begins a new round once no other part is at work.
-            of: what was asked for, as JSON: two tasks of a run may predict other cases into one folder.
-            size: voxels of a case, asked only for cases that the plan does not know.
+            cases: All that there are.
+            run: What names the DAG run; empty outside of one. Parts of equal runs share a plan. Without a run, a part
+                that has had its share begins a new round once no other part is at work.
+            of: What was asked for, as JSON: two tasks of a run may predict other cases into one folder.
+            size: Voxels of a case, asked only for cases that the plan does not know.
         """
         if parts == 1:
             return list(cases)

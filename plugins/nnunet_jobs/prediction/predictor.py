@@ -38,10 +38,11 @@ class Predictor:
     """A selected model in memory.
 
     Args:
-        model: members, folds and postprocessing; each file is verified against the card while it is loaded.
-        context: device, cores, stop request and signs of life. settings: how to predict.
-        reading: how images are checked and read; in the calling thread when left out.
-        review: what else is looked at and recorded; nothing when left out.
+        model: Members, folds and postprocessing; each file is verified against the card while it is loaded.
+        context: Device, cores, stop request and signs of life.
+        settings: How to predict.
+        reading: How images are checked and read; in the calling thread when left out.
+        review: What else is looked at and recorded; nothing when left out.
 
     Raises:
         DataError: a file of the model is missing or damaged.
@@ -79,9 +80,10 @@ class Predictor:
         """Predict cases one after another; one that cannot be predicted is reported and the others go on.
 
         Args:
-            cases: with a label, Dice is computed too. output: existing folder for the segmentations.
-            scratch: folder on the same file system for files that are not whole yet; emptied first.
-            on_record: called after each case, when its files are in place.
+            cases: Cases with a label, Dice is computed too.
+            output: Existing folder for the segmentations.
+            scratch: Folder on the same file system for files that are not whole yet; emptied first.
+            on_record: Called after each case, when its files are in place.
 
         Returns:
             One record a case, in order: ``status`` (``predicted`` or ``failed``), ``reason`` and ``failure_class``, ``file``,
@@ -240,7 +242,8 @@ class Predictor:
         """Do a part of a case's work unless it has failed already; keep what is the case's fault with the case.
 
         Args:
-            folders: of the job, in which the work reads and writes: where one is missing, the case is not to blame.
+            folders: Folders of the job, in which the work reads and writes: where one is missing, the case is not to
+                blame.
         """
         if work.problem is not None:
             return

@@ -40,7 +40,8 @@ class Preview:
         Structures of fewer voxels than ``steps`` may have no outline.
 
         Args:
-            segmentation: whole, in the reader's axis order. properties: nnU-Net's, of the case.
+            segmentation: Whole, in the reader's axis order.
+            properties: nnU-Net's, of the case.
         """
         steps = self.steps[::-1]
         spacing = [float(size) * step for size, step in zip([*properties["spacing"]][::-1], steps, strict=True)]

@@ -69,10 +69,14 @@ class Expected:
     """What a model's training cases are like, as far as it is known.
 
     Attributes:
-        cases: number of them; 0 when unknown. labels: by name, ``present`` (cases that have it) and ``ml`` (:func:`label_range`).
-        spacing: ``low`` and ``high`` mm in the reader's axis order. cv_dice: of the model, cross-validated.
-        intensities: of the foreground by channel number, as the plans have them. ct: channels whose numbers have a unit.
-        orders: voxel orders of the training cases, such as ``RAS``; empty when unknown. not_judged: reason by flag code.
+        cases: Number of them; 0 when unknown.
+        labels: For each label name, ``present`` (cases that have it) and ``ml`` (:func:`label_range`).
+        spacing: ``low`` and ``high`` mm in the reader's axis order.
+        cv_dice: Dice of the model, cross-validated.
+        intensities: Intensities of the foreground by channel number, as the plans have them.
+        ct: Channels whose numbers have a unit.
+        orders: Voxel orders of the training cases, such as ``RAS``; empty when unknown.
+        not_judged: Reason by flag code.
     """
 
     cases: int = 0
@@ -136,9 +140,13 @@ class Expected:
         """All flags of a case.
 
         Args:
-            voxels, volumes_ml: by label name. spacing: mm, in the reader's axis order. preview: of the image, None when there is none.
-            segmentation: final, in the reader's axis order. order: of its voxels, such as ``RAS``; empty where the file has none.
-            agreement: mean pairwise Dice of the folds by label name; empty for one fold.
+            voxels: Number of voxels by label name.
+            volumes_ml: Volume in ml by label name.
+            spacing: mm, in the reader's axis order.
+            preview: Preview of the image, None when there is none.
+            segmentation: Final, in the reader's axis order.
+            order: Order of its voxels, such as ``RAS``; empty where the file has none.
+            agreement: Mean pairwise Dice of the folds by label name; empty for one fold.
         """
         found = [*self._empty(voxels), *self._volume(volumes_ml), *self._folds(agreement), *self._spacing(spacing), *self._order(order)]
         if preview is not None:

@@ -16,8 +16,8 @@ def check(data: dict[str, Any]) -> dict[str, Any]:
     """Look for faults as :func:`~nnunet_jobs.prediction.cases.check_images` does.
 
     Args:
-        data: ``case``, ``images`` (paths), ``file_ending``, ``channels``, ``reader``: name of nnU-Net's reader, ``try_reader``: whether to
-            try it as well, and ``image_bytes``: what an image may need in memory, or None.
+        data: ``case``, ``images`` (paths), ``file_ending``, ``channels``, ``reader``: name of nnU-Net's reader,
+            ``try_reader``: whether to try it as well, and ``image_bytes``: what an image may need in memory, or None.
 
     Returns:
         ``problem`` and its ``faults``, or None and what is odd; ``needs``: bytes of an image that needs more than it may.

@@ -58,7 +58,8 @@ class _Beside:
     """One process of :mod:`nnunet_jobs.prediction.reader`, replaced when it dies; a context manager.
 
     Args:
-        memory_mib: of the host or the job, of which it may take the most. image_bytes: see :func:`nnunet_jobs.prediction.reader.check`.
+        memory_mib: Memory in MiB of the host or the job, of which it may take the most.
+        image_bytes: See :func:`nnunet_jobs.prediction.reader.check`.
     """
 
     def __init__(self, *, memory_mib: int, image_bytes: int | None = None) -> None:
@@ -109,7 +110,8 @@ class ReadUploads(_Beside):
     """In a process of its own, which tries nnU-Net's reader too: for a server, which must outlive every image. A context manager.
 
     Args:
-        image_mib: what one image may need in memory. setting: its name, for who is refused.
+        image_mib: What one image may need in memory.
+        setting: Its name, for who is refused.
     """
 
     def __init__(self, *, image_mib: int, setting: str) -> None:
@@ -132,8 +134,9 @@ class ReadBeside(_Beside):
     """In a process of its own, with markers; a context manager.
 
     Args:
-        markers: folder for them, of one part of one output folder: nobody else makes or removes it while the part's lock is held.
-        memory_mib: of the job; what the host allows when empty.
+        markers: Folder for them, of one part of one output folder: nobody else makes or removes it while the part's
+            lock is held.
+        memory_mib: Memory in MiB of the job; what the host allows when empty.
     """
 
     def __init__(self, markers: Path, *, memory_mib: int | None = None) -> None:

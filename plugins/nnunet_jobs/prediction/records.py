@@ -83,7 +83,8 @@ class Records:
         Counts and Dice are of what this model made with these settings.
 
         Args:
-            expected: what its predictions were judged by. labels: of the model's dataset.json.
+            expected: What its predictions were judged by.
+            labels: Labels of the model's dataset.json.
 
         Returns:
             Path of predictions.json.
@@ -117,7 +118,8 @@ class Records:
         """Keep what lay among the cases and is not predicted.
 
         Args:
-            of: which cases were asked for, as JSON: what was listed for them before is replaced. found: ``name`` and ``reason`` of each.
+            of: Which cases were asked for, as JSON: what was listed for them before is replaced.
+            found: ``name`` and ``reason`` of each.
         """
         path = self._folder / LEFT_OUT / f"{content_hash([of])}.json"
         if found:
@@ -161,7 +163,8 @@ def mean_dice(records: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     of it: its Dice is None, and it does not count in the mean.
 
     Args:
-        records: of cases with a reference: ``dice`` by label name, and ``reference_labels``, which records of earlier versions lack.
+        records: Records of cases with a reference: ``dice`` by label name, and ``reference_labels``, which records of
+            earlier versions lack.
 
     Returns:
         ``{"cases", "mean", "per_label"}``, or None without cases.

@@ -29,7 +29,8 @@ class Review:
     """Watches the cases of one predictor; its methods may be called from different threads for different cases.
 
     Args:
-        expected: what to judge by; no flags are given without. pictures: folder for the contact sheet's pictures; none without.
+        expected: What to judge by; no flags are given without.
+        pictures: Folder for the contact sheet's pictures; none without.
     """
 
     def __init__(self, expected: Expected | None = None, *, pictures: Path | None = None) -> None:
@@ -66,7 +67,7 @@ class Review:
         """What the case's record gets beside its result: ``flags``. Its picture is written beside the records.
 
         Args:
-            odd: warnings of its images, which become flags too.
+            odd: Warnings of its images, which become flags too.
         """
         seen = self._seen.pop(case, _Seen())
         if self._pictures is not None and seen.preview is not None:

@@ -55,13 +55,16 @@ def predict_logits(
     """Logits of one preprocessed image, averaged over overlapping windows with Gaussian weights.
 
     Args:
-        network: on ``device``, in evaluation mode. data: float32 tensor (channel, x, y, z) on the CPU.
-        heads: outputs of the network. step_size: as a share of the patch.
-        mirror_axes: spatial axes to mirror, None for none.
-        on_tile: called before every window; may raise to stop.
-        tiles: windows given to the network at once; more than one may change the last bits.
-        half: the network's weights are in half precision, so the image must be too.
-        lanes: threads that give windows to the network side by side, on one core each; with 1 the calling thread does, on torch's.
+        network: Network on ``device``, in evaluation mode.
+        data: Float32 tensor (channel, x, y, z) on the CPU.
+        heads: Outputs of the network.
+        step_size: Step size as a share of the patch.
+        mirror_axes: Spatial axes to mirror, None for none.
+        on_tile: Called before every window; may raise to stop.
+        tiles: Windows given to the network at once; more than one may change the last bits.
+        half: The network's weights are in half precision, so the image must be too.
+        lanes: Threads that give windows to the network side by side, on one core each; with 1 the calling thread does,
+            on torch's.
 
     Returns:
         Half-precision tensor (head, x, y, z) on the CPU, of ``data``'s spatial shape.

@@ -64,11 +64,14 @@ class Studies:
     """What a folder of DICOM studies holds for a model.
 
     Attributes:
-        incoming: the cases, sorted by id, images named as they will be converted; what cannot be predicted has its reason. What is
-            listed as not predicted is named by numbers and pseudonyms, because file names in an archive's export hold names of people.
-        by_case: the usable ones. as_seg: whether a DICOM SEG will be wanted of each, so that what it needs must be there.
-        channels: names, in the model's order. units: what PET of the model's dataset is in, by channel.
-        files: number to path of the files that problems may name, for those who may see it.
+        incoming: The cases, sorted by id, images named as they will be converted; what cannot be predicted has its
+            reason. What is listed as not predicted is named by numbers and pseudonyms, because file names in an
+            archive's export hold names of people.
+        by_case: The usable ones.
+        as_seg: Whether a DICOM SEG will be wanted of each, so that what it needs must be there.
+        channels: Names, in the model's order.
+        units: What PET of the model's dataset is in, by channel.
+        files: Number to path of the files that problems may name, for those who may see it.
     """
 
     as_seg: bool = False
@@ -134,8 +137,11 @@ def find_studies(
     """Scan a folder and choose each channel's series in each study.
 
     Args:
-        folder: resolved. rules: channel name to rule, in the model's order. dataset: whose predictions they are, for the mapping.
-        images: folder that the converted images will be in. as_seg: a DICOM SEG is wanted of each study.
+        folder: Resolved.
+        rules: Channel name to rule, in the model's order.
+        dataset: Whose predictions they are, for the mapping.
+        images: Folder that the converted images will be in.
+        as_seg: A DICOM SEG is wanted of each study.
 
     Raises:
         DataError: not one study is there. ConfigError: the site's key is not as it must be.
@@ -202,7 +208,8 @@ class SegWriter:
     """Writes each predicted case of a folder of studies as ``<case>.seg.dcm``, of mode 0600: it names the patient, for the archive.
 
     Args:
-        codes: field ``segment_codes``. description: the model's ``dataset.json``.
+        codes: Field ``segment_codes``.
+        description: The model's ``dataset.json``.
 
     Raises:
         ConfigError: a code is of a label that the model does not have.

@@ -20,7 +20,7 @@ def write_table(output: Path, summary: Mapping[str, Any]) -> Path:
     """Write ``predictions.csv``: status, reason, seconds, flags (codes), and per label ``<label> ml`` and ``<label> dice`` where known.
 
     Args:
-        summary: content of ``predictions.json``.
+        summary: Content of ``predictions.json``.
     """
     cases: Mapping[str, Mapping[str, Any]] = summary["cases"]
     measured = {name: list(dict.fromkeys(label for entry in cases.values() for label in entry.get(name) or ())) for name in _MEASURES}

@@ -15,8 +15,11 @@ class Duty:
     """A piece of work that is done again and again, or until it succeeds once.
 
     Args:
-        name: for the log and ``/readyz``. act: one round. every_s: seconds between two rounds. once: end with the first that succeeds.
-        problems: what the last round met and dealt with, by subject.
+        name: For the log and ``/readyz``.
+        act: One round.
+        every_s: Seconds between two rounds.
+        once: End with the first that succeeds.
+        problems: What the last round met and dealt with, by subject.
     """
 
     def __init__(

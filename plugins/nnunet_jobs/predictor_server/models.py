@@ -32,8 +32,11 @@ class WarmModels:
     a guest: it is loaded where there is room, and is the first to leave.
 
     Args:
-        context: device and cores of the server. settings: how to predict. limit_mib: for the weights of all models together; the one
-            in use always stays. reading: see :class:`Predictor`. served: dataset and model id of models to serve beside promoted ones.
+        context: Device and cores of the server.
+        settings: How to predict.
+        limit_mib: For the weights of all models together; the one in use always stays.
+        reading: See :class:`Predictor`.
+        served: Dataset and model id of models to serve beside promoted ones.
     """
 
     def __init__(

@@ -19,18 +19,27 @@ class ServeSettings:
     """One predictor server.
 
     Attributes:
-        workspace: whose models are served. datasets: loaded before the server says that it is ready.
-        models: to load beside the promoted ones, as ``(dataset, model id)``; may push others out of memory as promoted ones do.
-        host, port: loopback only. uds: path of a Unix socket instead.
-        allow_hosts: names, without ports, by which clients may call the server beside ``localhost`` and loopback addresses, such as that
-            of a proxy in front of it; web pages of these hosts may use it too. A Unix socket has no name of its own, so that there any
-            name without a dot will do.
-        prediction: how to predict, the same for every request.
-        waiting: requests that may be in the server at once; more are told to come back. timeout_s: of one request.
-        upload_mib: of one request's body. image_mib: of one image in memory.
-        models_mib: memory for models; the least recently used ones leave.
-        drain_s: for requests under way when the server is told to stop.
-        device, gpu_memory_mib, cpus: as of a job. scratch: local folder for uploads and results on their way.
+        workspace: Whose models are served.
+        datasets: Loaded before the server says that it is ready.
+        models: Models to load beside the promoted ones, as ``(dataset, model id)``; may push others out of memory as
+            promoted ones do.
+        host: Address to listen on; loopback only.
+        port: Port to listen on.
+        uds: Path of a Unix socket instead.
+        allow_hosts: Names, without ports, by which clients may call the server beside ``localhost`` and loopback
+            addresses, such as that of a proxy in front of it; web pages of these hosts may use it too. A Unix socket
+            has no name of its own, so that there any name without a dot will do.
+        prediction: How to predict, the same forevery request.
+        waiting: Requests that may be in the server at once; more are told to come back.
+        timeout_s: Limit in seconds of one request.
+        upload_mib: Limit in MiB of one request's body.
+        image_mib: Limit in MiB of one image in memory.
+        models_mib: Memory for models; the least recently used ones leave.
+        drain_s: For requests under way when the server is told to stop.
+        device: Device, as for a job.
+        gpu_memory_mib: GPU memory in MiB, as for a job.
+        cpus: Number of cores, as for a job.
+        scratch: Local folder for uploads and results on their way.
     """
 
     workspace: Workspace

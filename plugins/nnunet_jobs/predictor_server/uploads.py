@@ -22,7 +22,10 @@ async def receive(request: Request, folder: Path, *, file_ending: str, channels:
     """Read the form and write its images.
 
     Args:
-        folder: the request's own. file_ending, channels: of the model. limit_mib: of the whole body.
+        folder: The request's own.
+        file_ending: File ending of the model.
+        channels: Channels of the model.
+        limit_mib: Limit in MiB of the whole body.
 
     Raises:
         Problem: 413, 415 or 422, with the mend.

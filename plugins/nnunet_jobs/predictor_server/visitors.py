@@ -26,9 +26,10 @@ class KnownVisitors:
     """ASGI middleware that refuses a foreign ``Host`` with 400 and a foreign web page with 403.
 
     Args:
-        names: that clients may call the server by, without ports, beside loopback addresses.
-        allowed: further ones, such as a proxy's, whose pages may use the server too. without_dots: any name without a dot will do, for a
-            Unix socket: clients make one up, and a page of the internet has a name with a dot.
+        names: Host names that clients may call the server by, without ports, beside loopback addresses.
+        allowed: Further ones, such as a proxy's, whose pages may use the server too.
+        without_dots: Any name without a dot will do, for a Unix socket: clients make one up, and a page of the internet
+            has a name with a dot.
     """
 
     def __init__(self, app: ASGIApp, *, names: tuple[str, ...], allowed: tuple[str, ...] = (), without_dots: bool = False) -> None:

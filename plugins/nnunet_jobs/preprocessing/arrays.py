@@ -25,8 +25,13 @@ class Inputs:
     """What a version is built from.
 
     Attributes:
-        dataset: full name. raw: its folder. manifest, dataset_json: from there. cases: for training, sorted.
-        published: old versions, the current one first. request: settings that decide on the version.
+        dataset: Full name.
+        raw: Its folder.
+        manifest: Manifest from that folder.
+        dataset_json: ``dataset.json`` from that folder.
+        cases: For training, sorted.
+        published: Old versions, the current one first.
+        request: Settings that decide on the version.
     """
 
     dataset: str

@@ -39,8 +39,13 @@ class Case:
     """One registered training case.
 
     Attributes:
-        name: case id. images: one file a channel. label: file. hashes: sha256 of the images and, last, of the label.
-        group: patient. shape: in voxels. spacing: in mm, same axis order as shape.
+        name: Case id.
+        images: One file a channel.
+        label: File.
+        hashes: SHA-256 of the images and, last, of the label.
+        group: Patient.
+        shape: Shape in voxels.
+        spacing: Spacing in mm, same axis order as shape.
     """
 
     name: str
@@ -260,7 +265,9 @@ def run_all(pool: ThreadPoolExecutor, work: Iterable[Callable[[], T]], *, betwee
     """Results as they come. The first failure, or an exception from ``between``, cancels what has not begun and waits for the rest.
 
     Args:
-        pool: threads. work: pieces of work. between: called at least every half second; raises to stop.
+        pool: Threads.
+        work: Pieces of work.
+        between: Called at least every half second; raises to stop.
     """
     pending: set[Future[T]] = {pool.submit(piece) for piece in work}
     try:

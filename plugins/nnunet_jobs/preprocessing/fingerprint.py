@@ -37,10 +37,11 @@ class CaseFingerprint:
     """What planning needs to know about one case.
 
     Attributes:
-        shape: after cropping to nonzero, in voxels, in the reader's axis order. spacing: in mm, same order.
-        relative_size: voxels after cropping by voxels before.
-        foreground: intensities of shape (channels, voxels), all of the foreground or the draw.
-        draw: number of intensities drawn, when ``foreground`` is a draw; None when it is complete.
+        shape: After cropping to nonzero, in voxels, in the reader's axis order.
+        spacing: Spacing in mm, same order.
+        relative_size: Voxels after cropping by voxels before.
+        foreground: Intensities of shape (channels, voxels), all of the foreground or the draw.
+        draw: Number of intensities drawn, when ``foreground`` is a draw; None when it is complete.
     """
 
     shape: tuple[int, ...]
@@ -65,8 +66,10 @@ def analyse(images: npt.NDArray[Any], label: npt.NDArray[Any], spacing: Sequence
     Only NumPy is needed: nnU-Net fills the holes of the nonzero mask before it takes the bounding box, which moves no bound.
 
     Args:
-        images: (channels, x, y, z) as nnU-Net's reader returns it. label: (1, x, y, z).
-        spacing: in mm, in the reader's axis order. draw: intensities to draw when there is too much foreground to remember.
+        images: (channels, x, y, z) as nnU-Net's reader returns it.
+        label: (1, x, y, z).
+        spacing: Spacing in mm, in the reader's axis order.
+        draw: Intensities to draw when there is too much foreground to remember.
     """
     box = _nonzero_box(images)
     foreground = np.ascontiguousarray(images[:, *box][:, label[0][box] > 0])
@@ -95,7 +98,9 @@ def aggregate(cases: Sequence[CaseFingerprint], *, pool: Executor, beat: Callabl
     """The dataset's fingerprint: content of ``dataset_fingerprint.json``, equal to what nnU-Net writes for the same cases.
 
     Args:
-        cases: in nnU-Net's order, which is sorted by case id. pool: threads to draw with. beat: called as the work gets on.
+        cases: Cases in nnU-Net's order, which is sorted by case id.
+        pool: Threads to draw with.
+        beat: Called as the work gets on.
 
     Raises:
         DataError: no case has any foreground.

@@ -49,8 +49,11 @@ def make_plans(
     the manifest calls training, whatever else lies in ``imagesTr``, and needs no process pool to find out.
 
     Args:
-        folder: an empty scratch folder. cases: case to images and label. planner: class name, looked up as nnU-Net does.
-        gpu_memory_gb: the planner's target, its own default when None. plans: name, the planner's own when None.
+        folder: An empty scratch folder.
+        cases: Case to images and label.
+        planner: Class name, looked up as nnU-Net does.
+        gpu_memory_gb: The planner's target, its own default when None.
+        plans: Name, the planner's own when None.
 
     Raises:
         ConfigError: there is no such planner.
@@ -257,8 +260,9 @@ def replan_reason(old: Mapping[str, Any], new: Mapping[str, Any], *, uses_intens
     """Why plans made from ``old`` do not fit ``new`` (both from :func:`basis`), or None while they do.
 
     Args:
-        old, new: what the plans were made from, and the data as it is now.
-        uses_intensities: whether a normalisation looks at the dataset's intensities, as CT's does.
+        old: What the plans were made from.
+        new: The same of the data as it is now.
+        uses_intensities: Whether a normalisation looks at the dataset's intensities, as CT's does.
     """
     for field in ("channel_names", "labels", "regions_class_order", "file_ending", "reader", "nnunetv2"):
         if old.get(field) != new.get(field):

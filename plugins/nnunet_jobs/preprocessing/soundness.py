@@ -21,7 +21,9 @@ def require_trainable(plans: Mapping[str, Any], configurations: Sequence[str], *
     """Refuse configurations that no training can use.
 
     Args:
-        plans: complete. configurations: that are to be preprocessed. custom: those that the user described; the others are the planner's.
+        plans: Complete.
+        configurations: Configurations to preprocess.
+        custom: Those that the user described; the others are the planner's.
 
     Raises:
         DataError: the planner had to make patches that are lines, or a network without a second stage, of these images.

@@ -59,7 +59,8 @@ class Version:
     """A published version, or what an interrupted run left behind, seen as a source of finished files.
 
     Attributes:
-        root: the ``DatasetXXX_Name`` folder. record: content of ``version.json``.
+        root: The ``DatasetXXX_Name`` folder.
+        record: Content of ``version.json``.
     """
 
     root: Path

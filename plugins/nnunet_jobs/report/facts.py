@@ -31,8 +31,10 @@ class Unusual:
     """One quantity in which some cases are unlike the others.
 
     Attributes:
-        what: the quantity, such as ``spacing along z``. usual: what the others have, with its unit. cases: case to its own value.
-        group: so many that they are a group of their own, not outliers.
+        what: The quantity, such as ``spacing along z``.
+        usual: What the others have, with its unit.
+        cases: Case to its own value.
+        group: So many that they are a group of their own, not outliers.
     """
 
     what: str

@@ -23,9 +23,11 @@ class Bars:
     """Bars over a base line.
 
     Attributes:
-        path: Their outlines, as of an SVG path. fill: Their colour, the page's own if None.
+        path: Their outlines, as of an SVG path.
+        fill: Their colour, the page's own if None.
         median: Where a line is drawn, from 0 to 1 of the width; none if None.
-        width: Of the drawing, in pixels. height: Of the drawing, in pixels.
+        width: Of the drawing, in pixels.
+        height: Of the drawing, in pixels.
     """
 
     path: str
@@ -40,8 +42,13 @@ class Slice:
     """A mid-slice in its true proportions, filling a square cell.
 
     Attributes:
-        title: What it shows. mime: Of the image. data: The image in base64.
-        width: In pixels. height: In pixels. across: Width in percent of the cell. down: Height in percent of the cell.
+        title: What it shows.
+        mime: Of the image.
+        data: The image in base64.
+        width: Width in pixels.
+        height: Height in pixels.
+        across: Width in percent of the cell.
+        down: Height in percent of the cell.
         outlines: A colour and an SVG path for each label value.
     """
 

@@ -31,10 +31,12 @@ def render_report(
     """The whole page.
 
     Args:
-        title: the dataset's name. tables: ``channel_names`` and ``labels`` as in ``dataset.json``.
-        cases: case id to :func:`~nnunet_jobs.dataset.summary.summarise_case`, with the case's ``split`` beside it where it is known;
-            an empty mapping for a case that could not be read.
-        faults: all of them, warnings too. seconds: that the check took.
+        title: The dataset's name.
+        tables: ``channel_names`` and ``labels`` as in ``dataset.json``.
+        cases: Case id to :func:`~nnunet_jobs.dataset.summary.summarise_case`, with the case's ``split`` beside it where
+            it is known; an empty mapping for a case that could not be read.
+        faults: All of them, warnings too.
+        seconds: That the check took.
     """
     page = _Page(tables=tables, cases=cases, faults=faults)
     numbers = range_tables(tables, page.cases, page.labels, page.colours, page.channels)

@@ -18,8 +18,14 @@ class Line:
     """One quantity.
 
     Attributes:
-        name: Of the quantity. median: Over the cases. low: Smallest value. high: Largest value. figure: How the cases lie between them.
-        note: What stands beside the name. swatch: Colour of a square before the name. wrong: Whether the name is one that should not be.
+        name: Of the quantity.
+        median: Over the cases.
+        low: Smallest value.
+        high: Largest value.
+        figure: How the cases lie between them.
+        note: What stands beside the name.
+        swatch: Colour of a square before the name.
+        wrong: Whether the name is one that should not be.
         cases: How many cases have it, if that is said.
     """
 

@@ -32,9 +32,11 @@ def summarise_case(
     """What a report needs to know of one case, as JSON. Odd content gives a summary with gaps, never an error.
 
     Args:
-        images: one array a channel, in nibabel's order x, y, z; x, y also works. label: of the same shape, or None.
-        spacing: mm along x, y, z. affine: voxel to RAS world; with it the picture lies as radiologists look at it (patient's right
-            on the left, anterior or superior on top), without it as stored.
+        images: One array a channel, in nibabel's order x, y, z; x, y also works.
+        label: Label of the same shape, or None.
+        spacing: mm along x, y, z.
+        affine: Voxel to RAS world; with it the picture lies as radiologists look at it (patient's right on the left,
+            anterior or superior on top), without it as stored.
 
     Returns:
         ``version``; ``shape``; ``spacing`` (mm); ``channels``: for each ``min``, ``max``, ``mean``, ``percentiles`` (0.5, 5, 50, 95,

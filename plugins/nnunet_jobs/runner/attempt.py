@@ -55,7 +55,7 @@ class Attempt:
         """Do ``work`` as the attempt's runner and record its outcome; None when another process goes on with the attempt.
 
         Args:
-            first: what is to be held before an earlier runner of the same attempt lets go.
+            first: What is to be held before an earlier runner of the same attempt lets go.
 
         Returns the exit code; the outcome is in the job directory.
         """

@@ -55,7 +55,8 @@ def main(job: JobDir, attempt: int, *, steps: Callable[[str], Step] = load_step)
     """Run the job's step. Returns the exit code: 0, or the failure class's.
 
     Args:
-        steps: finds a step's function by name; a program of one's own that calls this with other steps is a runner for these.
+        steps: Finds a step's function by name; a program of one's own that calls this with other steps is a runner for
+            these.
     """
     faulthandler.enable()
     faulthandler.register(signal.SIGUSR1, all_threads=True)  # the runner asks for it when the step hangs

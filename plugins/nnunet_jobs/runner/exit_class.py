@@ -20,8 +20,11 @@ def classify_exit(code: int, reported: Failure | None, *, attempt: int, oom_befo
     """Failure of a step that nobody stopped.
 
     Args:
-        code: exit code, or minus the signal. reported: what the step itself said, if it still could.
-        oom_before, oom_after: :func:`nnunet_jobs.devices.host.oom_kills` at its start and end. folder: where the job writes.
+        code: Exit code, or minus the signal.
+        reported: What the step itself reported, if it still could.
+        oom_before: :func:`nnunet_jobs.devices.host.oom_kills` at the start of the child.
+        oom_after: The same at its end.
+        folder: Where the job writes.
     """
     own_kill = oom_before[0] is not None and oom_after[0] is not None and oom_after[0] > oom_before[0]
     host_kill = oom_after[1] > oom_before[1]

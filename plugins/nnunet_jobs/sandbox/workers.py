@@ -47,7 +47,7 @@ class Died(Broken):
     """The worker's process ended, by itself or by somebody's signal. The next task gets a new one.
 
     Attributes:
-        how: it ended, such as ``by SIGABRT`` or ``with exit code 7``.
+        how: It ended, such as ``by SIGABRT`` or ``with exit code 7``.
     """
 
     def __init__(self, text: str, *, how: str) -> None:
@@ -79,7 +79,8 @@ class Workers:
     Args:
         count: How many work at once.
         program: Module that they run, :func:`nnunet_jobs.sandbox.worker.main` with its tasks.
-        quiet: Drop what they print. Libraries put file names and header values into their warnings, which are no matter of our log.
+        quiet: Drop what they print. Libraries put file names and header values into their warnings, which are no matter
+            of our log.
     """
 
     def __init__(self, count: int, *, program: str, quiet: bool = True) -> None:

@@ -109,8 +109,8 @@ def promote_by_policy(workspace: Workspace, dataset: str, model: str, policy: st
     """Promote as FindBestParams.promote says.
 
     Args:
-        record: file of the run, written before the link moves: an attempt that is killed in between is not forgotten by the next one,
-            which finds the link moved and would take it for somebody else's work.
+        record: File of the run, written before the link moves: an attempt that is killed in between is not forgotten by
+            the next one, which finds the link moved and would take it for somebody else's work.
     """
     with _promotion_lock(workspace, dataset):
         champion = workspace.champion(dataset)

@@ -23,9 +23,10 @@ class Reference:
     """The reference segmentations of a preprocessed version, and how nnU-Net compares with them.
 
     Attributes:
-        foreground: labels without background. labels: these, or regions as tuples: what Dice is computed of.
-        ending: of the files, with the dot.
-        label_manager: nnU-Net's own object. reader_writer: makes a fresh reader and writer.
+        foreground: Labels without background. labels: these, or regions as tuples: what Dice is computed of.
+        ending: Ending of the files, with the dot.
+        label_manager: nnU-Net's own object.
+        reader_writer: Makes a fresh reader and writer.
     """
 
     def __init__(self, trained: Trained, context: StepContext) -> None:
@@ -72,10 +73,11 @@ class Candidate:
     """A single configuration or an ensemble, cross-validated.
 
     Attributes:
-        name: stock nnU-Net's identifier. configurations: its members.
-        folder: predictions of all cases, ``summary.json``, ``plans.json`` and ``dataset.json``.
-        summary: as in memory, keys are labels and tuples. dice: mean foreground Dice over the labels that the references have, the
-            same ones for every candidate; None where they have none.
+        name: Stock nnU-Net's identifier.
+        configurations: Its members.
+        folder: Predictions of all cases, ``summary.json``, ``plans.json`` and ``dataset.json``.
+        summary: As in memory, keys are labels and tuples. dice: mean foreground Dice over the labels that the
+            references have, the same ones forevery candidate; None where they have none.
     """
 
     name: str

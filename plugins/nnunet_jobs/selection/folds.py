@@ -41,9 +41,11 @@ class Trained:
     """One model's trained configurations.
 
     Attributes:
-        root: ``nnUNet_results/.versions/<model>/DatasetXXX_Name``. preprocessed: the version's folder of the dataset.
-        configurations: that are compared, in order. folds: of each; ``("all",)`` for a model that is not cross-validated.
-        settings: what settings.json says the model was trained with.
+        root: ``nnUNet_results/.versions/<model>/DatasetXXX_Name``.
+        preprocessed: The version's folder of the dataset.
+        configurations: Configurations that are compared, in order.
+        folds: Folds of each; ``("all",)`` for a model that is not cross-validated.
+        settings: What settings.json says the model was trained with.
     """
 
     dataset: str

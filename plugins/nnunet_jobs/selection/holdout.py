@@ -26,7 +26,9 @@ class Holdout:
     """The hold-out cases of a dataset with their registered hashes.
 
     Attributes:
-        cases: manifest entries by case. raw: ``nnUNet_raw/DatasetXXX_Name``. ending: of the files, with the dot.
+        cases: Manifest entries by case.
+        raw: ``nnUNet_raw/DatasetXXX_Name``.
+        ending: Ending of the files, with the dot.
     """
 
     cases: Mapping[str, Mapping[str, Any]]

@@ -31,9 +31,10 @@ class Postprocessing:
     """What improved the validation predictions.
 
     Attributes:
-        steps: ``{"function", "labels_or_regions"}`` in order, regions as tuples. folder: the postprocessed predictions.
-        declined: steps that improve their own label or region but lower the mean: ``labels_or_regions``, and ``dice`` (its own) and
-            ``mean_dice`` as ``[before, after]``.
+        steps: ``{"function", "labels_or_regions"}`` in order, regions as tuples.
+        folder: The postprocessed predictions.
+        declined: Steps that improve their own label or region but lower the mean: ``labels_or_regions``, and ``dice``
+            (its own) and ``mean_dice`` as ``[before, after]``.
     """
 
     steps: tuple[dict[str, Any], ...]

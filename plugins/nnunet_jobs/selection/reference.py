@@ -22,7 +22,7 @@ def write_reference(trained: Trained, cv_dice: float | None, context: StepContex
     """Read the reference segmentations of the cases that the folds were validated on, and write ``reference.json``.
 
     Args:
-        cv_dice: of the selected model.
+        cv_dice: Cross-validation Dice of the selected model.
     """
     reference, cases = Reference(trained, context), list(trained.validation_cases(trained.configurations[0]))
     found = _volumes(reference, cases, context)

@@ -21,7 +21,7 @@ def take_as_it_is(trained: Trained, held: holdout.Holdout, *, recipe: str | None
     """Write the card of one configuration's fold ``all``. Dice is known of the hold-out alone, whose cases were never trained on.
 
     Args:
-        inputs: hash of all that the card is made from.
+        inputs: Hash of all that the card is made from.
     """
     (configuration,) = trained.configurations
     log.warning("%s: fold 'all' of %s has no cross-validation; its card says so", trained.model, configuration)

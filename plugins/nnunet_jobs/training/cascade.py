@@ -28,7 +28,8 @@ def verified_elsewhere(configuration: Path, name: str) -> bool:
     """Whether a numbered fold of this configuration has verified its prediction for the next stage, and it is still that.
 
     Args:
-        configuration: nnU-Net's folder of one trained configuration. name: of the file, relative to a fold's folder.
+        configuration: nnU-Net's folder of one trained configuration.
+        name: Name of the file, relative to a fold's folder.
     """
     path = configuration / name.removeprefix("../")
     return any(name in files and unchanged(path, files[name], always_hash=True) for files in _records(configuration, "fold_[0-9]*"))
@@ -45,8 +46,10 @@ def require_previous_stage(
     """A cascade starts from the low-resolution predictions of all its cases, which are made by all folds of that stage.
 
     Args:
-        entry: the plans' entry of the configuration. dataset_folder: preprocessed. model: the dataset's folder of the model.
-        validation: cases of the fold to be trained.
+        entry: The plans' entry of the configuration.
+        dataset_folder: Preprocessed.
+        model: The dataset's folder of the model.
+        validation: Cases of the fold to be trained.
 
     Raises:
         ConfigError: some are missing, or are not what a fold has verified; names the folds, which are not done as long as that is so.

@@ -65,7 +65,9 @@ def load(path: Path, *, device: Any = "cpu", mapped: bool = False) -> dict[str, 
     """Read a checkpoint after checking every byte of it; nothing in it is executed.
 
     Args:
-        path: file. device: where tensors go. mapped: leave tensors in the file until they are used.
+        path: File.
+        device: Where tensors go.
+        mapped: Leave tensors in the file until they are used.
 
     Raises:
         UnsafeCheckpoint: cut, damaged, not a torch archive, or with a payload beyond tensors and plain values.

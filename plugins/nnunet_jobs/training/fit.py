@@ -49,7 +49,9 @@ def validate_fold(params: TrainParams, context: StepContext, *, version: str, mo
     Sets nnU-Net's environment variables to ``version`` and ``model``, and waits for whoever trains the fold at the moment.
 
     Args:
-        params: of the training. ``npz`` asks for probabilities too. version: preprocessed version. model: of this workspace.
+        params: Parameters of the training. ``npz`` asks for probabilities too.
+        version: Preprocessed version.
+        model: Model of this workspace.
 
     Raises:
         ConfigError: the fold has no verified final checkpoint of this model. Interrupted: told to stop.

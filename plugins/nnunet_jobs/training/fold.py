@@ -30,11 +30,12 @@ class FoldState:
     """Whether a fold is complete, and its validation.
 
     Attributes:
-        complete: final checkpoint, predictions and summary are those that were verified when the fold ended, and the
+        complete: Final checkpoint, predictions and summary are those that were verified when the fold ended, and the
             preprocessed inputs and the split have not moved.
-        reasons: what is missing or differs; empty when complete.
-        dice: mean foreground validation Dice; None for fold ``all``, whose cases were trained on.
-        dice_per_label: by label name. epochs: trained.
+        reasons: What is missing or differs; empty when complete.
+        dice: Mean foreground validation Dice; None for fold ``all``, whose cases were trained on.
+        dice_per_label: Dice by label name.
+        epochs: Trained.
     """
 
     complete: bool
@@ -216,7 +217,9 @@ def record_fold(folder: Path, dataset_folder: Path, params: TrainParams) -> None
     """Say what was made, from what, after reading it all back; only this makes the fold complete.
 
     Args:
-        folder: of the fold, trained and validated. dataset_folder: preprocessed. params: of its training.
+        folder: Folder of the fold, trained and validated.
+        dataset_folder: Preprocessed.
+        params: Parameters of its training.
     """
     from nnunet_jobs.training import checkpoint
 
@@ -262,8 +265,9 @@ def inspect_fold(
     """Whether a fold is complete by content. Never by bare existence of its files.
 
     Args:
-        model_root: ``nnUNet_results/.versions/<model>``. version_root: ``nnUNet_preprocessed/.versions/<v>``.
-        npz: probabilities of all validation cases are asked for too.
+        model_root: ``nnUNet_results/.versions/<model>``.
+        version_root: ``nnUNet_preprocessed/.versions/<v>``.
+        npz: Probabilities of all validation cases are asked for too.
     """
     folder = fold_folder(model_root, dataset, trainer=trainer, plans=plans, configuration=configuration, fold=fold)
     if not folder.is_dir():

@@ -23,9 +23,12 @@ class Run:
     """What the layer needs to know of the job, and what it keeps between two hooks.
 
     Attributes:
-        identity: model, configuration and fold; written into every checkpoint and demanded of every one that is resumed.
-        losses: of the iterations of the epoch under way. resumed: how many of them an earlier attempt did.
-        iterations: of a whole epoch. nans: losses in a row that are not numbers.
+        identity: Model, configuration and fold; written into every checkpoint and demanded of every one that is
+            resumed.
+        losses: Losses of the iterations of the epoch under way.
+        resumed: How many of them an earlier attempt did.
+        iterations: Iterations of a whole epoch.
+        nans: Losses in a row that are not numbers.
     """
 
     params: TrainParams
@@ -46,7 +49,8 @@ def refused_by_name(trainer: str, configuration: str) -> Iterator[None]:
     """Name a trainer class where it cannot be set up: the same class fails the same way tomorrow, so it is no bug to be retried.
 
     Args:
-        trainer: name of the class. configuration: that it was to train.
+        trainer: Name of the class.
+        configuration: Configuration that it was to train.
 
     Raises:
         ConfigError: with what the class says.

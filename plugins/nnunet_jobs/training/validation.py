@@ -37,7 +37,8 @@ def validate(trainer: Any, context: StepContext, *, npz: bool) -> None:
     """Predict the validation cases of a trained fold and score them.
 
     Args:
-        trainer: layered trainer with the final weights loaded. npz: also save probabilities, shape (classes, x, y, z).
+        trainer: Layered trainer with the final weights loaded.
+        npz: Also save probabilities, shape (classes, x, y, z).
 
     Raises:
         Interrupted: told to stop; predicted cases stay and are not predicted again.

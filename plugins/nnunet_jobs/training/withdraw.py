@@ -25,9 +25,12 @@ class Seen:
     """One model that has seen withdrawn cases.
 
     Attributes:
-        dataset, model: of the model; a fine-tuned one may be of another dataset. promoted: it is the champion.
-        configurations: name to the folds in whose training the cases were. through: the model that it was fine-tuned from.
-        files: predictions of the cases below its folder, to go.
+        dataset: Dataset of the model; a fine-tuned model may be of another dataset.
+        model: Id of the model.
+        promoted: Whether the model is the champion.
+        configurations: Name to the folds in whose training the cases were.
+        through: The model that it was fine-tuned from.
+        files: Predictions of the cases below its folder, to go.
     """
 
     dataset: str

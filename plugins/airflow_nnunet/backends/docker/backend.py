@@ -26,7 +26,7 @@ class DockerBackend(ContainedBackend):
     once its ``grant.json`` is there, whoever watches the job starts the second one on these GPUs, and it adopts the lease.
 
     Args:
-        options: see :class:`DockerOptions`.
+        options: See :class:`DockerOptions`.
     """
 
     name = "docker"

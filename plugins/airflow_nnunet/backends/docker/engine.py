@@ -116,7 +116,7 @@ class Engine:
         """Ask the engine.
 
         Args:
-            missing: the answer when there is no such thing; without it, that is an error as any other.
+            missing: The answer when there is no such thing; without it, that is an error as any other.
 
         Raises:
             Unreachable, RequestRejected.

@@ -22,18 +22,24 @@ class DockerOptions:
     """Where and how containers of jobs run.
 
     Attributes:
-        image: with ``nnunet_jobs`` and nnU-Net, best by digest.
-        docker_url: of the engine: a Unix socket, or ``tcp://host:2376`` with ``tls``.
-        tls: paths ``ca_cert``, ``client_cert`` and ``client_key`` on every host that runs a worker or triggerer.
-        docker_conn_id: Airflow connection of type ``docker`` with the login of a registry, for pulling. pull: ``missing`` (default),
-            ``always`` or ``never``.
+        image: Image with ``nnunet_jobs`` and nnU-Net, preferably named by its digest.
+        docker_url: Docker URL of the engine: a Unix socket, or ``tcp://host:2376`` with ``tls``.
+        tls: Paths ``ca_cert``, ``client_cert`` and ``client_key`` on every host that runs a worker or triggerer.
+        docker_conn_id: Airflow connection of type ``docker`` with the login of a registry, for pulling.
+        pull: ``missing`` (default), ``always`` or ``never``.
         gpus: ``auto`` gives GPUs where the engine names an NVIDIA runtime, ``all`` in any case, ``none`` never.
         user: ``uid:gid`` of the jobs; the owner of the jobs folder when empty. Never root.
-        network: ``none`` unless jobs need one. path_map: a folder of Airflow's to the same folder on the engine's host, where they differ.
-        cache: folder on the engine's host, writable for ``user``, that keeps compiled kernels from job to job.
-        environment: extra variables. python, module: interpreter in the image, and the program that speaks the runner's command line.
-        tmp_mib: size of /tmp in MiB. pids_limit, nofile: most processes and open files.
-        start_timeout_s: until the runner is on record. keep_containers: leave ended containers for a look at them.
+        network: ``none`` unless jobs need one.
+        path_map: A folder of Airflow's to the same folder on the engine's host, where they differ.
+        cache: Folder on the engine's host, writable for ``user``, that keeps compiled kernels from job to job.
+        environment: Extra variables.
+        python: Interpreter in the image.
+        module: Program that speaks the runner's command line.
+        tmp_mib: Size of /tmp in MiB.
+        pids_limit: Limit of processes.
+        nofile: Limit of open files.
+        start_timeout_s: Seconds to wait until the runner is on record.
+        keep_containers: Leave ended containers for a look at them.
     """
 
     image: str

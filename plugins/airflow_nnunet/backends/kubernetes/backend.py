@@ -20,7 +20,7 @@ class KubernetesBackend(ContainedBackend):
     its own. What a pod is told to do is in its request alone: nothing in it can talk to the cluster.
 
     Args:
-        options: see :class:`PodOptions`.
+        options: See :class:`PodOptions`.
     """
 
     name = "kubernetes"

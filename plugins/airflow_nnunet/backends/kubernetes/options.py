@@ -32,18 +32,26 @@ class PodOptions:
     """Where and how pods of jobs run.
 
     Attributes:
-        image: with ``nnunet_jobs`` and nnU-Net, best by digest. namespace: of the pods.
-        volumes: folder, under the path that workers and pods share, to the claim that holds it: ``{"/data/nnunet": "nnunet-data"}``
-            or ``{"/data/nnunet": {"claim": "nnunet-data", "sub_path": "team-a"}}``. The longest folder that fits a root is used.
-        pod_template_file: YAML of a pod on the worker; for node selectors, tolerations, pull secrets, priorities, sidecars, caches.
-        kubernetes_conn_id: Airflow connection of the cluster; without one ``config_file`` (a kubeconfig), or ``in_cluster``, or what
-            the client finds by itself. cluster_context: of the kubeconfig.
-        gpu_resource: what the cluster calls a GPU, such as ``nvidia.com/gpu`` or ``nvidia.com/mig-3g.20gb``; empty where there is none.
+        image: Image with ``nnunet_jobs`` and nnU-Net, preferably named by its digest.
+        namespace: Namespace of the pods.
+        volumes: Folder, under the path that workers and pods share, to the claim that holds it: ``{"/data/nnunet":
+            "nnunet-data"}`` or ``{"/data/nnunet": {"claim": "nnunet-data", "sub_path": "team-a"}}``. The longest folder
+            that fits a root is used.
+        pod_template_file: YAML of a pod on the worker; for node selectors, tolerations, pull secrets, priorities,
+            sidecars, caches.
+        kubernetes_conn_id: Airflow connection of the cluster; without one ``config_file`` (a kubeconfig), or
+            ``in_cluster``, or what the client finds by itself.
+        cluster_context: Cluster context of the kubeconfig.
+        gpu_resource: What the cluster calls a GPU, such as ``nvidia.com/gpu`` or ``nvidia.com/mig-3g.20gb``; empty
+            where there is none.
         user: ``uid:gid`` of the jobs; the owner of the jobs folder when empty. Never root.
-        python, module: interpreter in the image, and the program that speaks the runner's command line.
-        environment: extra variables. tmp_mib: limit of /tmp in MiB.
-        schedule_timeout_s: how long a pod may wait for a node; 0 is for ever. start_timeout_s: from there until its runner is on record.
-        keep_pods: leave ended pods for a look at them.
+        python: Interpreter in the image.
+        module: Program that speaks the runner's command line.
+        environment: Extra variables.
+        tmp_mib: Limit of /tmp in MiB.
+        schedule_timeout_s: Seconds that a pod may wait for a node; 0 means forever.
+        start_timeout_s: Seconds from a node until the runner is on record.
+        keep_pods: Leave ended pods for a look at them.
     """
 
     image: str

@@ -27,8 +27,10 @@ class Limits:
     """How much an archive may hold. The defaults are far above what medical datasets need and far below what fills a disk unseen.
 
     Attributes:
-        entries: number of them. unpacked: bytes in all. ratio: unpacked to packed bytes, judged from ``allowance`` bytes on:
-            label maps shrink to a thousandth, but never a dataset as a whole.
+        entries: Number of them.
+        unpacked: Bytes in all.
+        ratio: Unpacked to packed bytes, judged from ``allowance`` bytes on: label maps shrink to a thousandth, but
+            never a dataset as a whole.
     """
 
     entries: int = 1_000_000
@@ -46,9 +48,13 @@ class Entries:
     """The entries admitted so far and every fault of the others.
 
     Attributes:
-        limits: how much there may be. packed: bytes of the archive. files: path to size. folders: paths, parents included.
-        links: path to (target, whether the target is relative to the link's own folder). faults: of all entries.
-        dicom: whether one of them is a DICOM file, by name or content.
+        limits: How much there may be.
+        packed: Bytes of the archive.
+        files: Path to size.
+        folders: Paths, parents included.
+        links: Path to (target, whether the target is relative to the link's own folder).
+        faults: Faults of all entries.
+        dicom: Whether one of them is a DICOM file, by name or content.
     """
 
     limits: Limits

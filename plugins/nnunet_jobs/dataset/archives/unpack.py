@@ -45,8 +45,10 @@ def unpack(archive: Path, folder: Path, *, context: StepContext, limits: Limits 
     between files that the archive holds. Files become read-only, so that registering takes them by hard link.
 
     Args:
-        archive: a regular file. folder: made here; whoever calls removes it, whatever happens. context: to report and to be stopped.
-        limits: how much the archive may hold.
+        archive: A regular file.
+        folder: Made here; whoever calls removes it, whatever happens.
+        context: Context of the step, to report progress and to be stopped.
+        limits: How much the archive may hold.
 
     Returns:
         The folder of the dataset, below ``folder``.

@@ -32,10 +32,13 @@ class SourceCase:
     """One case of a source.
 
     Attributes:
-        case: id. images: one file a channel, or a single 4D file that holds them all along its last axis.
-        label: label image, None for test images. labelled: a label is due. holdout: the source itself keeps the case for testing.
-        training: the source itself says that the case is trained on. group: patient, where the source itself says so;
-            ``group_pattern`` says it otherwise.
+        case: Id.
+        images: One file a channel, or a single 4D file that holds them all along its last axis.
+        label: Label image, None for test images.
+        labelled: A label is due.
+        holdout: The source itself keeps the case for testing.
+        training: The source itself says that the case is trained on.
+        group: Patient, where the source itself says so; ``group_pattern`` says it otherwise.
     """
 
     case: str
@@ -52,14 +55,19 @@ class Source:
     """A source as listed.
 
     Attributes:
-        root: resolved folder. layout: which one it is. cases: by id. tables: channels and labels.
-        splits_4d: whether 4D images are channels along the last axis. faults: what the listing alone shows to be wrong.
-        extras: name, licence, reference and the like, carried into ``dataset.json``.
-        renamed: id in the source to the id it is registered under, for those that differ, of this and earlier runs.
-        left_out: files of withdrawn cases, of which nothing more is said.
-        reader: class name of nnU-Net's reader that will read the registered files.
-        units: what the values of a channel are, such as ``BQML`` for PET, by the channel's name, where the source says it.
-        splits: the source's own, None where it has none; see :mod:`nnunet_jobs.dataset.own_splits`.
+        root: Resolved folder.
+        layout: Which one it is.
+        cases: Cases by id.
+        tables: Channels and labels.
+        splits_4d: Whether 4D images are channels along the last axis.
+        faults: What the listing alone shows to be wrong.
+        extras: Name, licence, reference and the like, carried into ``dataset.json``.
+        renamed: Id in the source to the id it is registered under, for those that differ, of this and earlier runs.
+        left_out: Files of withdrawn cases, of which nothing more is said.
+        reader: Class name of nnU-Net's reader that will read the registered files.
+        units: What the values of a channel are, such as ``BQML`` for PET, by the channel's name, where the source says
+            it.
+        splits: The source's own, None where it has none; see :mod:`nnunet_jobs.dataset.own_splits`.
     """
 
     root: Path
@@ -108,11 +116,13 @@ class Layout:
     """One way to lay out a dataset on disk.
 
     Attributes:
-        name: what ``layout`` calls it. expects: what must be there for it to be recognised, for the message when nothing is.
-        recognise: whether a folder with this ``dataset.json`` (empty without one) has the layout.
-        describe: brings what the source says of channels and labels into the form of nnU-Net's ``dataset.json``.
-        read: lists the cases into a source. splits_4d: 4D images are channels along the last axis.
-        described_by: the file that ``describe`` reads, named in faults of its tables.
+        name: What ``layout`` calls it.
+        expects: What must be there for it to be recognised, for the message when nothing is.
+        recognise: Whether a folder with this ``dataset.json`` (empty without one) has the layout.
+        describe: Brings what the source says of channels and labels into the form of nnU-Net's ``dataset.json``.
+        read: Lists the cases into a source.
+        splits_4d: 4D images are channels along the last axis.
+        described_by: The file that ``describe`` reads, named in faults of its tables.
     """
 
     name: str
@@ -154,8 +164,10 @@ def channel_files(source: Source, folder: str, match: Callable[[str], re.Match[s
     """Image files of a folder by case and channel.
 
     Args:
-        source, folder: where. match: of a file name, with the groups ``case`` and perhaps ``channel`` (number or name).
-        mend: said of names that do not match.
+        source: The source that gets the cases.
+        folder: Folder to list.
+        match: Match of a file name, with the groups ``case`` and perhaps ``channel`` (number or name).
+        mend: Said about names that do not match.
     """
     found: dict[str, dict[int, Path]] = {}
     by_name = {name: int(number) for number, name in source.tables.channel_names.items()}

@@ -22,7 +22,8 @@ class Table:
     """A CSV file as read: the rows that are whole, each with its line number, and what is wrong with the others.
 
     Attributes:
-        name: of the file, relative to the source. columns: as the head line has them, in small letters and stripped.
+        name: Name of the file, relative to the source.
+        columns: Columns as the head line has them, in small letters and stripped.
     """
 
     name: str
@@ -42,7 +43,9 @@ def read_table(path: Path, name: str, *, delimiters: str = ",;\t") -> Table:
     The delimiter is the one of ``delimiters`` that the head line has most of. Bounded: 64 MiB, a million rows, 4096 characters a cell.
 
     Args:
-        path, name: the file, and what people call it. delimiters: to choose from.
+        path: The file.
+        name: What people call the file.
+        delimiters: Delimiters to choose from.
     """
     table = Table(name=name)
     try:

@@ -28,7 +28,9 @@ class Member:
     """One file of a case.
 
     Attributes:
-        name: for the faults. volume: as read. label: whether it is the label image; the others are channels.
+        name: For the faults.
+        volume: The volume as it was read.
+        label: Whether it is the label image; the others are channels.
     """
 
     name: str
@@ -44,8 +46,10 @@ def disagreements(members: Sequence[Member], *, case: str, tolerance: float = DE
     of the volume comes out at the same place within ``100 * tolerance`` of the smallest spacing, a tenth of a voxel by default.
 
     Args:
-        members: the case's files in the order of the channels, the label last. Those that could not be read are left out here.
-        case: id, for the faults. tolerance: relative.
+        members: The case's files in the order of the channels, the label last. Those that could not be read are left
+            out here.
+        case: Id, for the faults.
+        tolerance: Relative.
     """
     usable = [member for member in members if member.volume.usable]
     faults: list[Fault] = []

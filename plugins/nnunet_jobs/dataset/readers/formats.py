@@ -50,10 +50,14 @@ def read_volume(
     """Read a file whole and look for faults of its own. Never raises for bad content; never blocks on pipes and devices.
 
     Args:
-        path: the file; its ending says which reader. case, name: for the faults. label: check values as labels, else as intensities.
-        beat: called for each MiB; it may raise to stop. reserve: called with bytes that will be needed before they are; it may raise
-            MemoryError. keep: leave the voxels in ``array``. reader: class name of nnU-Net's reader that the file must suit; default
-            :func:`nnunet_reader` of its ending.
+        path: The file; its ending says which reader.
+        case: Id of the case, for the faults.
+        name: Name of the file, for the faults.
+        label: Check values as labels, else as intensities.
+        beat: Called for each MiB; it may raise to stop.
+        reserve: Called with bytes that will be needed before they are; it may raise MemoryError.
+        keep: Leave the voxels in ``array``.
+        reader: Class name of nnU-Net's reader that the file must suit; default :func:`nnunet_reader` of its ending.
     """
     volume = Volume()
     ending = split_ending(path.name)[1]
@@ -82,7 +86,8 @@ def nnunet_reader(ending: str, named: str | None = None) -> str:
     """Class name of the reader that nnU-Net takes for files of a dataset.
 
     Args:
-        ending: of the dataset's files. named: ``overwrite_image_reader_writer`` of ``dataset.json``, which goes first.
+        ending: Ending of the dataset's files.
+        named: ``overwrite_image_reader_writer`` of ``dataset.json``, which goes first.
     """
     return named if named and named != "None" else _NNUNET_READERS.get(ending, "")
 

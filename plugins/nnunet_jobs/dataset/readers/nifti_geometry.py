@@ -24,7 +24,9 @@ def take_nifti_geometry(reading: Reading, header: Any, shape: Sequence[int], *, 
     """Check what the header says about voxel size and place, and put it into the volume where it is sound.
 
     Args:
-        header: nibabel's. shape: voxels along x, y, z. flat: the file has two axes only.
+        header: Nibabel's.
+        shape: Voxels along x, y, z.
+        flat: The file has two axes only.
     """
     pixdim = [float(value) for value in header["pixdim"][1:4]]
     if flat and not (math.isfinite(pixdim[2]) and pixdim[2] > 0):

@@ -16,8 +16,11 @@ def errors_of(
     """All errors of a case's files, each alone and against the others; none where registration would take them.
 
     Args:
-        images: one file a channel. label: where there is one. case: id, for the faults. reader: class name of nnU-Net's reader.
-        beat: called for each MiB; may raise to stop.
+        images: One file a channel.
+        label: Where there is one.
+        case: Id, for the faults.
+        reader: Class name of nnU-Net's reader.
+        beat: Called for each MiB; may raise to stop.
     """
     files = [(path, False) for path in images] + ([(label, True)] if label is not None else [])
     members = [

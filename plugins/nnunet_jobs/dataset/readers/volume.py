@@ -33,11 +33,15 @@ class Volume:
     """What one image or label file holds.
 
     Attributes:
-        sha256: of the file's bytes. shape: voxels along x, y, z (and channels, where they are the last axis of a 4D file).
-        spacing: mm along x, y, z. affine: voxel to world in mm, 4 x 4, RAS. values: different values, for labels only.
-        channels: colours of a natural image. array: the voxels, in the order of ``shape``, colours last.
-        planar: the file has two axes only, so that nnU-Net's reader makes up a large spacing for the third.
-        faults: what is wrong with the file alone.
+        sha256: SHA-256 of the file's bytes.
+        shape: Voxels along x, y, z (and channels, where they are the last axis of a 4D file).
+        spacing: mm along x, y, z.
+        affine: Voxel to world in mm, 4 x 4, RAS.
+        values: Different values, for labels only.
+        channels: Colours of a natural image.
+        array: The voxels, in the order of ``shape``, colours last.
+        planar: The file has two axes only, so that nnU-Net's reader makes up a large spacing for the third.
+        faults: What is wrong with the file alone.
     """
 
     sha256: str = ""
@@ -66,10 +70,13 @@ class Reading:
     """One file being read: where faults go, and how life and memory are asked for.
 
     Attributes:
-        volume: to be filled. label: read as label values, else as intensities. case, name: for the faults.
-        beat: called for each MiB; may raise to stop. reserve: called with bytes that will be needed, before they are; may raise
-            MemoryError.
-        reader: class name of nnU-Net's reader that will read the file, or a copy of it, later.
+        volume: The volume to fill.
+        label: Read as label values, else as intensities.
+        case: Id of the case, for the faults.
+        name: Name of the file, for the faults.
+        beat: Called for each MiB; may raise to stop.
+        reserve: Called with bytes that will be needed, before they are; may raise MemoryError.
+        reader: Class name of nnU-Net's reader that will read the file, or a copy of it, later.
     """
 
     volume: Volume

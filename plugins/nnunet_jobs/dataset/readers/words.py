@@ -21,7 +21,7 @@ def library_says(error: BaseException | str) -> str:
     """Why a library could not read a file. Text that speaks of the library's own inside is replaced: the log of who wrote it helps nobody.
 
     Args:
-        error: that it raised, or a line that it logged.
+        error: Error that it raised, or a line that it logged.
     """
     if isinstance(error, _UNFORESEEN):
         return _NO_FIT
