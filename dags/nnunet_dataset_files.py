@@ -1,4 +1,4 @@
-"""Has no DAG. Its import error names each broken file of ``include/datasets``, its line, its field and the mend.
+"""Has no DAG. Its import error names each broken file of ``include/datasets``, its line, its field and the fix.
 
 The training DAGs live in another file because Airflow drops every DAG of a file that has an import error.
 """

@@ -12,7 +12,7 @@ What `python -m nnunet_jobs validate PATH` and `RegisterDatasetOperator` can fin
 prediction: nothing is registered until it is fixed. A warning is for a person to look at. `--fix-plan` prints the fix with each file.
 This page is made from the table of codes by `python -m devtools.faults_docs`.
 
-| code | severity | what | mend |
+| code | severity | what | fix |
 |---|---|---|---|
 """
 

@@ -30,7 +30,7 @@ _TEAMS = """\
 Each `<team>.yaml` here is a team. A dataset file with `team: <team>` and an operator with `team="<team>"` use the team's workspace and
 may name no path outside its roots; they take its pool, queue and priority where they say nothing. `airflow nnunet sync-pools` creates
 the teams' pools. Required are `pool.slots` and `nnunet.workspace`. A wrong field, a pool that two teams claim, or folders of two teams
-that lie in one another are an import error of `dags/nnunet_dataset_files.py` with file, line, field and mend. Workers, DAG processor and
+that are inside one another are an import error of `dags/nnunet_dataset_files.py` with file, line, field and fix. Workers, DAG processor and
 API server read this folder: option `teams` of section `[nnunet]`, `include/teams` beside the DAGs folder when empty. Begin with a copy
 of `radiology.yaml.example`. This page is made from the schema by `python -m devtools.schema_docs teams`.
 """
@@ -68,7 +68,7 @@ def _type(schema: dict[str, Any]) -> str:
         return ", ".join(f"`{value}`" for value in schema.get("enum", [schema.get("const")]))
     if schema.get("type") == "array":
         return f"list of {_type(schema['items'])}"
-    names = {"integer": "whole number", "number": "number", "string": "text", "boolean": "true or false", "object": "mapping"}
+    names = {"integer": "integer", "number": "number", "string": "string", "boolean": "true or false", "object": "mapping"}
     return names.get(schema.get("type", ""), "anything")
 
 

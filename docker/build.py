@@ -61,7 +61,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--accelerator", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--torch-backend", default="", help="uv's --torch-backend, such as cpu; empty: the index's default build, for CUDA")
     parser.add_argument("--base", default="", help="base image, but the worker's; empty: the Dockerfile's public one")
-    parser.add_argument("--tag", default="", help="in place of the provider's version")
+    parser.add_argument("--tag", default="", help="instead of the provider's version")
     parser.add_argument("--engine", default=shutil.which("docker") or shutil.which("podman"), help="docker or podman")
     options = parser.parse_args(own)
     if not options.engine:

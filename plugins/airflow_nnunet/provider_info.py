@@ -130,7 +130,7 @@ DICOMWEB_FIELDS: dict[str, dict[str, Any]] = {
         ("verify", "CA bundle", "Absolute path of a CA bundle. Empty means the system's; checking cannot be turned off.", {}),
         ("timeout_s", "Timeout", "Seconds to wait for the archive's next bytes; 60 when empty.", {}),
         ("tries", "Tries", "Requests in all before a task fails and is retried by Airflow; 5 when empty.", {}),
-        ("token", "Bearer token", "In place of login and password.", {"format": "password"}),
+        ("token", "Bearer token", "Token to use instead of login and password.", {"format": "password"}),
     )
 }
 

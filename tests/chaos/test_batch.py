@@ -98,7 +98,7 @@ def test_fault_44_a_case_that_kills_the_job_costs_one_attempt(home: Workspace, i
     assert "reader_crashed" in reasons(result)["b"]
     assert statuses(result) == {"a": "predicted", "b": "failed", "c": "predicted", "d": "predicted"}
     assert result["predicted"] + result["already_done"] == 3
-    shutil.copy(incoming / "a_0000.nii.gz", incoming / "b_0000.nii.gz")  # mended: tried like any other
+    shutil.copy(incoming / "a_0000.nii.gz", incoming / "b_0000.nii.gz")  # fixed: tried like any other
     assert predict(home, incoming, tmp_path.name)["predicted"] == 1
 
 

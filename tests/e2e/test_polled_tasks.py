@@ -29,7 +29,7 @@ POLLED, DEFERRED = "toy_polled", "toy_deferred"
 
 @pytest.fixture(scope="module")
 def stack(site: Site) -> Stack:
-    """The site's Airflow with a connection that puts the test's step in place of the five real ones."""
+    """The site's Airflow with a connection that puts the test's step instead of the five real ones."""
     options = {
         "poll_interval": 0.3,
         "cpu_slots": 8,

@@ -70,7 +70,7 @@ def test_a_flood_of_one_team_does_not_hold_up_another(site: Site) -> None:
     jobs = [JobDir(path) for path in (site.root / "flood" / "jobs").glob("[a-z]*")]
     assert len(jobs) == FLOOD_SLOTS, "the team's pool caps what is in flight, deferred tasks too"
 
-    # What computes may end, and nothing else of the flood: a flood that took both freed slots would hold up the late jobs for ever.
+    # What computes may end, and nothing else of the flood: a flood that took both freed slots would hold up the late jobs forever.
     gates = [gate_of(JobDir(site.root / "flood" / "jobs" / holder.owner)) for holder in computing]
     for gate in [*gates, *(site.gates / f"late-{number}" for number in range(LATE))]:
         gate.touch()

@@ -144,7 +144,7 @@ def _work_until(script: dict[str, Any], context: StepContext) -> None:
 
 # --- submitting and watching ----------------------------------------------------------------------------------------
 def backend(**options: Any) -> LocalBackend:
-    """The local backend, starting this program in place of nnunet_jobs."""
+    """The local backend, starting this program instead of nnunet_jobs."""
     return LocalBackend(module="support.jobs", environment={"PYTHONPATH": str(TESTS), **options.pop("environment", {})}, **options)
 
 

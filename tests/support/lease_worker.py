@@ -1,4 +1,4 @@
-"""A process that takes leases and gives them back for ever, for tests that kill it: ``lease_worker.py LEDGER DEVICES SEED``."""
+"""A process that takes leases and gives them back forever, for tests that kill it: ``lease_worker.py LEDGER DEVICES SEED``."""
 
 from __future__ import annotations
 

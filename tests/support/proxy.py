@@ -15,7 +15,7 @@ import requests
 
 @dataclass(frozen=True, kw_only=True)
 class Act:
-    """What to do with one request in place of passing it on.
+    """What to do with one request instead of passing it on.
 
     Attributes:
         status: Status of an answer of its own; None when the request is passed on.

@@ -174,7 +174,7 @@ class Backend(ABC):
         job.request_cancel(reason)
 
     def examine(self, workspace: Workspace) -> Iterator[tuple[bool, str]]:
-        """For the doctor: what jobs need of the place where they would run, each with whether it is there, and else the mend."""
+        """For the doctor: what jobs need of the place where they would run, each with whether it is there, and else the fix."""
         yield from ()
 
 

@@ -95,7 +95,7 @@ def get_cli_commands() -> list[Any]:
                 ),
                 ActionCommand(
                     name="doctor",
-                    help="Check folders, disk, memory, compiler, GPUs, versions and pools; each line says ok or the mend",
+                    help="Check folders, disk, memory, compiler, GPUs, versions and pools; each line says ok or the fix",
                     func=lazy_load_command("airflow_nnunet.doctor.command.doctor_command"),
                     args=(team, connection),
                 ),

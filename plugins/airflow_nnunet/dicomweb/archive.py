@@ -275,7 +275,7 @@ class Archive:
             items = None
         if not well_formed(items):
             where = f"connection {self.endpoint.conn_id!r}: {what}"
-            raise ArchiveRefused(f"config: {where}: the answer is not DICOM JSON; check base_path, or mend the archive")
+            raise ArchiveRefused(f"config: {where}: the answer is not DICOM JSON; check base_path, or fix the archive")
         return items or []
 
     # --- WADO-RS ------------------------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ class DicomWebHook(BaseHook):
     """An archive by its connection: host, schema (https unless it says http), port, login and password.
 
     The connection's extra may hold ``base_path``, ``qido_prefix``, ``wado_prefix``, ``stow_prefix``, ``verify`` (true, or the path
-    of a CA bundle), ``timeout_s``, ``tries`` and ``token`` (a bearer token in place of login and password).
+    of a CA bundle), ``timeout_s``, ``tries`` and ``token`` (a bearer token instead of login and password).
 
     All methods block and raise by class (:mod:`airflow_nnunet.jobs.exceptions`): ``ArchiveUnavailable`` when the archive does not
     answer, ``ArchiveRefused`` when credentials, address or rights are wrong, ``InvalidConfig`` for a wrong connection or argument.
@@ -119,7 +119,7 @@ def unknown_connection(conn_id: str) -> ArchiveUnavailable:
 
 
 def open_archive(connection: Any, *, tries: int | None = None) -> Archive:
-    """The archive of a connection. ``tries`` in place of the connection's own.
+    """The archive of a connection. ``tries`` instead of the connection's own.
 
     Whoever triggers a DAG may name a connection in its form, and its password goes to the connection's own host with the first request.
     So no other type of connection is ever used, whatever its host is.

@@ -1,4 +1,4 @@
-"""``airflow nnunet doctor``: is this host fit to run jobs? Each line says ok, or what is wrong and the mend."""
+"""``airflow nnunet doctor``: is this host fit to run jobs? Each line says ok, or what is wrong and the fix."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _SYNC = "run airflow nnunet sync-pools, or python -m airflow_nnunet sync-pools"
 
 
 def examine(config: NnunetConfig) -> Iterator[Finding]:
-    """Everything that the doctor looks at, in the order in which a person would mend it."""
+    """Everything that the doctor looks at, in the order in which a person would fix it."""
     yield from _roots(config)
     yield from examine_marker(config)
     yield from _user_folders(config)

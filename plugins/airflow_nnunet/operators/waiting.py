@@ -49,7 +49,7 @@ class WaitingOperator(BaseOperator):  # type: ignore[misc, unused-ignore]
         SIGTERM comes both from a user's act and from a worker that is being replaced, with SIGKILL a few seconds later: too short
         for a checkpoint. The waiting loop asks Airflow which of the two it was; a deferred task's cancel is the trigger's work.
         """
-        # A plain flag: this runs in a signal handler, where taking a lock could wait for ever.
+        # A plain flag: this runs in a signal handler, where taking a lock could wait forever.
         self._stopping = True
 
     def _wait(self, context: Context, config: NnunetConfig, job: JobDir, *, then: str) -> None:

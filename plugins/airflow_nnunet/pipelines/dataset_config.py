@@ -3,7 +3,7 @@
 Exceptions::
 
     ValueError
-    └── DatasetConfigError    one or several files are wrong; the message names file, line, field, value and mend
+    └── DatasetConfigError    one or several files are wrong; the message names file, line, field, value and fix
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ _OUR_DAGS = ("nnunet_prediction", "nnunet_predictions", "nnunet_prediction_clean
 
 
 class DatasetConfigError(ValueError):
-    """A dataset file is wrong. The message names file, line, field, value and mend."""
+    """A dataset file is wrong. The message names file, line, field, value and fix."""
 
 
 class TrainingConfig(Section):
@@ -90,7 +90,7 @@ class TrainingConfig(Section):
         default=None, description="Queue of trainings and predictions, for workers that listen to some (Celery); Airflow's own when empty."
     )
     priority: Priority = Field(default=1, description="Airflow priority weight; higher goes first in the pool.")
-    retries: Retries = Field(default=DEFAULT_RETRIES, description="Retries of failures that a retry can mend.")
+    retries: Retries = Field(default=DEFAULT_RETRIES, description="Retries of failures that a retry can fix.")
     resources: ResourcesSection = ResourcesSection()
     nnunet_conn_id: str | None = Field(default=None, description="Connection with another workspace than section [nnunet]'s.")
     deferrable: bool = Field(default=True, description="false holds a worker slot while a job runs.")

@@ -97,7 +97,7 @@ class TrainSection(Section):
     epochs: int | None = Field(default=None, description="Number of epochs.")
     iterations: int | None = Field(default=None, description="Training iterations an epoch.")
     val_iterations: int | None = Field(default=None, description="Validation iterations an epoch.")
-    optimizer: Literal["sgd", "adamw"] | None = Field(default=None, description="In place of the trainer's own.")
+    optimizer: Literal["sgd", "adamw"] | None = Field(default=None, description="Optimizer to use instead of the trainer's own.")
     initial_lr: float | None = Field(default=None, description="Start of the polynomial learning rate schedule.")
     mirroring: bool | None = Field(default=None, description="false trains and predicts without mirroring.")
     pretrained: str | None = Field(default=None, min_length=1, description="Checkpoint file or model id to fine-tune from.")
@@ -149,7 +149,7 @@ class PredictSection(Section):
     )
     contact_sheet: bool = Field(default=True, description="Also write `contact-sheet.html`, a page with a picture of each case.")
     series: dict[str, Any] | None = Field(
-        default=None, description="For DICOM studies: channel name to rule, in place of those that the dataset was registered with."
+        default=None, description="For DICOM studies: channel name to rule, instead of those that the dataset was registered with."
     )
     dicom_seg: bool = Field(default=False, description="Also write a DICOM SEG for each case; `cases` must be a folder of DICOM studies.")
     segment_codes: dict[str, Any] = Field(

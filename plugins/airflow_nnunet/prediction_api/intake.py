@@ -44,7 +44,7 @@ async def receive(request: Request, tenant: Tenant, draft: Draft) -> Asked:
         What was asked, with the dataset's full name.
 
     Raises:
-        Problem: 413, 415 or 422, with the mend.
+        Problem: 413, 415 or 422, with the fix.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "multipart/form-data":

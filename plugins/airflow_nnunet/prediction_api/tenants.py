@@ -101,7 +101,7 @@ def all_tenants(on_error: Callable[[str], object] | None = None) -> list[Tenant]
     """The common tenant, then every team's whose file is right.
 
     Args:
-        on_error: Called with what is wrong with one space, which is then left out.
+        on_error: Called with what is wrong with one tenant, which is then left out.
 
     Raises:
         ConfigError: a setting is wrong, where nobody is told otherwise.

@@ -5,7 +5,7 @@ The file stands beside the DAGs, not in a connection: who may change it is who m
 Exceptions::
 
     ConfigError
-    └── TeamConfigError    a team's file is wrong; the message names file, line, field, value and mend
+    └── TeamConfigError    a team's file is wrong; the message names file, line, field, value and fix
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ ROOTS = ("workspace", *WRITTEN_ROOTS, "input_roots", "output_roots")
 
 
 class TeamConfigError(ConfigError):
-    """A team's file is wrong. The message names file, line, field, value and mend."""
+    """A team's file is wrong. The message names file, line, field, value and fix."""
 
 
 class PoolSection(Section):
@@ -66,13 +66,13 @@ class OptionsSection(Section):
     output_roots: list[str] = Field(
         default=[], description="The team may name output only below these; the folder predictions of its workspace when empty."
     )
-    trainer_paths: list[str] | None = Field(default=None, description="Folders with trainer classes, in place of the section's.")
+    trainer_paths: list[str] | None = Field(default=None, description="Folders with trainer classes, instead of the section's.")
     sharing: Literal["private", "group", "group_others_read"] | None = Field(
-        default=None, description="Who may work with what the team's jobs make, in place of the section's."
+        default=None, description="Who may work with what the team's jobs make, instead of the section's."
     )
-    backend: str | None = Field(default=None, description="Where the team's jobs run, in place of the section's.")
-    backend_options: dict[str, Any] | None = Field(default=None, description="The backend's options, in place of the section's.")
-    python: str | None = Field(default=None, description="Interpreter of the team's jobs, in place of the section's.")
+    backend: str | None = Field(default=None, description="Where the team's jobs run, instead of the section's.")
+    backend_options: dict[str, Any] | None = Field(default=None, description="The backend's options, instead of the section's.")
+    python: str | None = Field(default=None, description="Interpreter of the team's jobs, instead of the section's.")
 
     @model_validator(mode="after")
     def _check(self) -> OptionsSection:
@@ -95,7 +95,7 @@ class PredictionsSection(Section):
         default=[],
         description="User names whose requests are the team's; each sees all of the team's requests and job pages, and nobody else does.",
     )
-    quota: int | None = Field(default=None, ge=1, description="Unfinished requests at once, in place of option `predictions_quota`.")
+    quota: int | None = Field(default=None, ge=1, description="Unfinished requests at once, instead of option `predictions_quota`.")
     servers: list[str] = Field(
         default=[], description="Addresses of predictor servers of the team's workspace; those of section `[nnunet]` serve another one."
     )

@@ -1,4 +1,4 @@
-"""YAML files that a person writes, checked whole against a pydantic model: every fault with file, line, field, value and mend."""
+"""YAML files that a person writes, checked whole against a pydantic model: every fault with file, line, field, value and fix."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def yaml_files(names: Iterable[Path]) -> list[Path]:
 
 
 def _explain(path: Path, text: str, model: type[Section], error: ValidationError) -> Iterator[str]:
-    """One line a fault: ``file:line: field=value: what is wrong and the mend``."""
+    """One line a fault: ``file:line: field=value: what is wrong and the fix``."""
     for fault in error.errors(include_url=False):
         location = tuple(
             part for part in fault["loc"] if isinstance(part, int) or not str(part).startswith(("int", "literal", "constrained"))

@@ -143,7 +143,7 @@ def text(report: Report) -> Iterator[str]:
 def fix_plan(faults: Sequence[Fault]) -> Iterator[str]:
     """Lines of a plan to follow from top to bottom: what to do, and with which files."""
     if not faults:
-        yield "Nothing to mend."
+        yield "Nothing to fix."
         return
     errors_first = [
         (severity, item) for severity in ("error", "warning") for item in _by_code([f for f in faults if f.severity == severity])

@@ -33,7 +33,7 @@ class LabelRules:
         """Read the field ``label_rules``.
 
         Raises:
-            ValueError: a rule is malformed; the message names it and the mend.
+            ValueError: a rule is malformed; the message names it and the fix.
         """
         rules = dict(rules or {})
         threshold = rules.pop(THRESHOLD, 0.5)

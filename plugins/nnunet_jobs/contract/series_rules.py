@@ -60,7 +60,7 @@ class SeriesRule:
         """Read one channel's rule.
 
         Raises:
-            ValueError: it is malformed; the message names the key and the mend.
+            ValueError: it is malformed; the message names the key and the fix.
         """
         if not isinstance(rule, Mapping):
             raise ValueError(f'{rule!r} must be a mapping such as {{"modality": "MR", "description": "t1.*gd"}}')

@@ -119,7 +119,7 @@ def file_mode(workspace: Workspace) -> int:
 
 
 def not_shared(workspace: Workspace, root: Path) -> str | None:
-    """Why an existing root is not fit for several users although ``sharing`` asks for it, with the mend; None when it is."""
+    """Why an existing root is not fit for several users although ``sharing`` asks for it, with the fix; None when it is."""
     if not is_shared(workspace) or not root.is_dir():
         return None
     mode = root.stat().st_mode
@@ -141,7 +141,7 @@ def denial(error: BaseException) -> OSError | None:
 
 
 def explain(error: OSError, *, hidden: Sequence[str] = ()) -> str:
-    """A refusal in words: which path, as whom, whose it is, and the mend.
+    """A refusal in words: which path, as whom, whose it is, and the fix.
 
     Args:
         hidden: Folders below which names may tell of patients; only the folder itself is named.

@@ -1,4 +1,4 @@
-"""What the parameters of every step share: JSON in and out, and checks that name the field, its value and the mend."""
+"""What the parameters of every step share: JSON in and out, and checks that name the field, its value and the fix."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from nnunet_jobs.contract.fields import describe, field_types, fits
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepParams:
-    """Base: JSON in and out, types and unknown fields checked with the mend named."""
+    """Base: JSON in and out, types and unknown fields checked with the fix named."""
 
     step: ClassVar[str] = ""
 
@@ -29,7 +29,7 @@ class StepParams:
         """Raise ConfigError where a value is out of range. Overridden by each step."""
 
     def require(self, holds: bool, name: str, mend: str) -> None:
-        """Raise a ConfigError that names the field, its value and the mend unless ``holds``."""
+        """Raise a ConfigError that names the field, its value and the fix unless ``holds``."""
         if not holds:
             raise ConfigError(where=f"{self.step}:", field=name, value=getattr(self, name), problem=mend)
 

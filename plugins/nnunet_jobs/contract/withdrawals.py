@@ -125,7 +125,7 @@ def require_none_withdrawn(version_folder: Path) -> None:
     """Refuse to work on a version from which cases were withdrawn.
 
     Raises:
-        ConfigError: names version, cases and the mend.
+        ConfigError: names version, cases and the fix.
     """
     withdrawn = withdrawn_from(version_folder)
     if withdrawn:

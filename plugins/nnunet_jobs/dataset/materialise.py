@@ -19,7 +19,7 @@ from nnunet_jobs.dicom.mark import holds_dicom
 
 @contextlib.contextmanager
 def plain_source(params: RegisterParams, root: Path, context: StepContext, *, dataset: str) -> Iterator[Path]:
-    """The folder to list in place of ``root``; removed afterwards where it was only made for this run.
+    """The folder to list instead of ``root``; removed afterwards where it was only made for this run.
 
     Args:
         params: Parameters of the step.

@@ -107,7 +107,7 @@ def _anatomy(rng: np.random.Generator, shape: tuple[int, ...]) -> tuple[npt.NDAr
 def _contrast(
     rng: np.random.Generator, label: npt.NDArray[np.uint8], cavity: npt.NDArray[np.bool_], gain: float, channel: int
 ) -> npt.NDArray[np.float32]:
-    """Intensities of one channel, rounded to whole numbers as scanners do."""
+    """Intensities of one channel, rounded to integers as scanners do."""
     shape = label.shape
     structure, fluid = ((240.0, 90.0), (620.0, 900.0), (600.0, 80.0), (370.0, 660.0))[channel]
     tissue = 460.0 + 30.0 * _smooth(rng, shape, 9) + 18.0 * _smooth(rng, shape, 14)

@@ -38,7 +38,7 @@ def safe_group(group: str) -> str:
 class CaseNames:
     """What a dataset's cases were renamed to, in a CSV file that only its owner can read.
 
-    A case that has a row keeps its id for ever; a case that was registered under its own id keeps that. The originals stand as JSON
+    A case that has a row keeps its id forever; a case that was registered under its own id keeps that. The originals stand as JSON
     text, so that a spreadsheet program takes none for a formula and no line break for a row.
     """
 

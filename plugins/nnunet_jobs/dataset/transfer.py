@@ -176,7 +176,7 @@ def swap_in(staging: Path, folder: Path) -> None:
     The names of its files are synced first, so that the rename publishes nothing that a power cut takes back.
 
     Linux exchanges two folders atomically. Where the file system cannot (NFS), the old folder is moved aside first; death just
-    then is mended by :func:`recover`.
+    then is fixed by :func:`recover`.
     """
     for parent, _, _ in os.walk(staging):
         sync_directory(Path(parent))

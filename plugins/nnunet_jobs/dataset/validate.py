@@ -173,7 +173,7 @@ def _components(case: SourceCase, source: Source, images: list[Volume], faults: 
         if any(fault.case == case.case and fault.code in (Code.CHANNEL_MISSING, Code.CHANNEL_EXTRA) for fault in source.faults):
             return ()  # the listing has said so
     code = Code.CHANNEL_MISSING if held < expected else Code.CHANNEL_EXTRA
-    message = f"has {held} channels where channel_names has {expected}; mend the one or the other"
+    message = f"has {held} channels where channel_names has {expected}; fix the one or the other"
     faults.append(Fault(code=code, case=case.case, file=source.relative(case.images[-1]), message=message))
     return ()
 

@@ -104,7 +104,7 @@ def _check_exportable(dataset: Dataset) -> None:
 
 
 def _rules(identity: Identity) -> dict[tuple[int, ...], Callable[..., None]]:
-    """The profile's table as the library has it, with our UIDs in place of random ones."""
+    """The profile's table as the library has it, with our UIDs instead of random ones."""
     from dicomanonymizer.dicomfields_selector import dicom_anonymization_database_selector
     from dicomanonymizer.simpledicomanonymizer import initialize_actions_2024b
 

@@ -14,7 +14,7 @@ _LISTED = 20
 class Code(StrEnum):
     """What is wrong. The values are stable: reports and dashboards count them.
 
-    :data:`~nnunet_jobs.faults.fixes.MENDS` says what each means and how to mend it.
+    :data:`~nnunet_jobs.faults.fixes.MENDS` says what each means and how to fix it.
     """
 
     PATH_OUTSIDE = "path_outside"
@@ -123,7 +123,7 @@ class Mend:
     Attributes:
         severity: Severity of the code's faults: ``error``, ``warning``, or ``error or warning`` where it depends on
             what exactly is wrong.
-        what: Is wrong.
+        what: What is wrong.
         mend: What to do.
     """
 

@@ -1,4 +1,4 @@
-"""What the codes of DICOM sources mean and how to mend them: series, slices, and the objects that labels are read from."""
+"""What the codes of DICOM sources mean and how to fix them: series, slices, and the objects that labels are read from."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What each code of a fault means and how to mend it: the one table that the fix plan and ``docs/reference/faults.md`` are made from."""
+"""What each code of a fault means and how to fix it: the one table that the fix plan and ``docs/reference/faults.md`` are made from."""
 
 from __future__ import annotations
 

@@ -164,7 +164,7 @@ class ReadBeside(_Beside):
                 raise _crashed(case, message)
             return self._check(case, file_ending=file_ending, channels=channels, reader=reader, try_reader=deaths > 0, beat=beat)[1]
         except DataError:
-            self._forget(case)  # it has its reason now; files that were mended deserve a fresh try
+            self._forget(case)  # it has its reason now; files that were fixed deserve a fresh try
             raise
 
     @contextlib.contextmanager

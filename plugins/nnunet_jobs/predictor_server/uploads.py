@@ -28,7 +28,7 @@ async def receive(request: Request, folder: Path, *, file_ending: str, channels:
         limit_mib: Limit in MiB of the whole body.
 
     Raises:
-        Problem: 413, 415 or 422, with the mend.
+        Problem: 413, 415 or 422, with the fix.
     """
     if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
         raise Problem(415, f"send multipart/form-data with one file a channel in the field '{FIELD}', in the model's order")

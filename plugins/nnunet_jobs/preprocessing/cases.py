@@ -222,7 +222,7 @@ def _check_arrays(target: Path) -> None:
 
 
 def raise_if_full(folder: Path, error: BaseException) -> None:
-    """Raise DiskFull in place of ``error`` where no space or no inodes are left."""
+    """Raise DiskFull instead of ``error`` where no space or no inodes are left."""
     if isinstance(error, JobError) or not folder.exists():
         return
     status = os.statvfs(folder)

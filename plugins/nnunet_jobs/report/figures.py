@@ -80,7 +80,7 @@ def histogram(values: Range, *, fill: str | None = None) -> Bars | str:
 
 
 def _bins(values: Range) -> int:
-    """As many bars as the number of cases can fill, and no more than there are whole numbers."""
+    """As many bars as the number of cases can fill, and no more than there are integers."""
     wanted = min(BINS, max(8, 2 * math.isqrt(len(values.values))))
     if all(value == int(value) for value in values.values):
         wanted = min(wanted, int(values.high - values.low) + 1)

@@ -1,4 +1,4 @@
-"""The validation of a trained fold, with nnU-Net's own functions and threads in place of spawned processes.
+"""The validation of a trained fold, with nnU-Net's own functions and threads instead of spawned processes.
 
 Spawning eight processes that import torch costs more than validating a small fold. Files and numbers are those of
 ``nnUNetTrainer.perform_actual_validation``: ``validation/<case>``, ``summary.json``, and for a cascade's low-resolution

@@ -1,4 +1,4 @@
-"""What a pod of a job may never be, whatever a template or a site's pod mutation hook says: each finding names the field and the mend."""
+"""What a pod of a job may never be, whatever a template or a site's pod mutation hook says: each finding names the field and the fix."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from kubernetes.client import models as k8s  # type: ignore[import-untyped]
 
 
-# What kubelet says while a container waits that no patience mends.
+# Reasons that kubelet gives for a waiting container and that do not go away by waiting.
 _DOOMED = ("CreateContainerConfigError", "InvalidImageName", "ErrImageNeverPull")
 _NOT_STARTED = ("StartError", "ContainerCannotRun")
 

@@ -23,7 +23,7 @@ _HEADER, _NIFTI_1 = 540, 348  # bytes, of NIfTI-2 and NIfTI-1
 _FIRST = 4096  # bytes of a compressed file that hold the header
 _AFTER_DATA = 1 << 16  # bytes that may follow the voxels; more means that header and data do not belong together
 _DEFLATE = 1032  # the most that deflate can shrink anything
-_SERIOUS = 40  # of nibabel's own levels: what it would refuse to read (magic, offsets, data type); what is less it mends
+_SERIOUS = 40  # of nibabel's own levels: what it would refuse to read (magic, offsets, data type); what is less it fixes
 _QUIET = logging.getLogger("nnunet_jobs.nifti_header")
 _QUIET.disabled = True  # what matters is reported as a fault
 

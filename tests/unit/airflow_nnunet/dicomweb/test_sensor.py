@@ -73,7 +73,7 @@ def test_a_study_is_handed_out_once_and_again_only_when_images_come(history: His
     orthanc.upload(second)
     assert run(sensor(), history.context()) == [study_uid(second)], "the first study is known"
 
-    # A segmentation that was stored back is no reason to begin again, or the pipeline would feed itself for ever.
+    # A segmentation that was stored back is no reason to begin again, or the pipeline would feed itself forever.
     made_seg(first, tmp_path / "seg.dcm")
     third = made_series(tmp_path / "third", slices=3)
     orthanc.upload([tmp_path / "seg.dcm", *third])

@@ -37,7 +37,7 @@ def start(task: NnunetOperator, ctx: Any, outcome: FakeOutcome) -> JobDir:
 
 
 def forget(job: JobDir) -> None:
-    """End a fake job that goes on for ever."""
+    """End a fake job that goes on forever."""
     job.request_cancel("the test is over")
     assert finished(job)
 

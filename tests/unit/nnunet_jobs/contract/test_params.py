@@ -1,4 +1,4 @@
-"""Step parameters: what is wrong is said with the field, the value and the mend."""
+"""Step parameters: what is wrong is said with the field, the value and the fix."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Renaming: ids that cannot be carried get safe ones, the same for ever, and who is who stays in one file for few eyes."""
+"""Renaming: ids that cannot be carried get safe ones, the same forever, and who is who stays in one file for few eyes."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Layouts, tables and names: what a source may look like and what is refused, with the mend."""
+"""Layouts, tables and names: what a source may look like and what is refused, with the fix."""
 
 import json
 import os

@@ -70,7 +70,7 @@ def test_pet_rescales_each_slice_by_its_own_slope(tmp_path: Path) -> None:
     stored = np.abs(voxels())
     made = slices(modality="PT", stored=stored, Units="BQML")
     slopes = [0.5 + 0.37 * k for k in range(7)]
-    slopes[0] = 1.0  # a reader that takes its type from the first slice would cut the others to whole numbers
+    slopes[0] = 1.0  # a reader that takes its type from the first slice would cut the others to integers
     for ds, slope in zip(made, slopes, strict=True):
         ds.RescaleSlope = f"{slope:.6g}"
     folder = save(tmp_path / "in", made)
@@ -144,7 +144,7 @@ def by_dcmtk(*command: str):
 
 
 def by_simpleitk(path: Path) -> None:
-    """JPEG 2000 as GDCM writes it, put into the file in place of its pixels."""
+    """JPEG 2000 as GDCM writes it, put into the file instead of its pixels."""
     import SimpleITK
 
     ds = pydicom.dcmread(path)
