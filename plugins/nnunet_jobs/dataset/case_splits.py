@@ -20,8 +20,8 @@ from nnunet_jobs.faults.codes import Code, data_error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Placing:
-    """The places of one registration's cases.
+class CaseSplits:
+    """The splits of one registration's cases.
 
     Attributes:
         params: Parameters of the step.
@@ -154,18 +154,18 @@ def check_places(params: RegisterParams, source: Source, checked: Sequence[Check
     Raises:
         ConfigError: ``holdout_cases`` or ``group_pattern`` do not fit.
     """
-    places = Placing(params=params, source=source, registered={}, withdrawn=())
+    splits = CaseSplits(params=params, source=source, registered={}, withdrawn=())
     if errors:
-        return places.group_faults(source.cases)
+        return splits.group_faults(source.cases)
     try:
-        entries = places.entries(Changes(checked={item.case.case: item for item in checked}))
+        entries = splits.entries(Changes(checked={item.case.case: item for item in checked}))
     except DataError as error:
         return list(error.faults)
     return for_training(source.splits, entries)[1] if source.splits else []
 
 
 def expected_files(cases: Mapping[str, Mapping[str, Any]], changes: Changes, ending: str) -> set[str]:
-    """Names, below the dataset's folder, of all files that the entries of :meth:`Placing.entries` will have."""
+    """Names, below the dataset's folder, of all files that the entries of :meth:`CaseSplits.entries` will have."""
     return {name for case, entry in cases.items() for name in files_of(case, {**entry, **_blank(changes.checked.get(case), entry)}, ending)}
 
 

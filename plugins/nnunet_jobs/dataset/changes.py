@@ -80,7 +80,7 @@ def compare(
         cache: Cache of file hashes.
         ending: Ending of the registered files.
     """
-    beat = pulse(context)
+    beat = beat_or_stop(context)
     cases = list(source.cases.values())
     same = parallel(context, "compare", lambda case: _is_registered(case, source, registered.get(case.case), cache, beat), cases)
     changes = Changes(unchanged={case.case for case, unchanged in zip(cases, same, strict=True) if unchanged})
@@ -215,7 +215,7 @@ def _check_tables(case: str, entry: Mapping[str, Any], tables: Tables) -> list[F
     return faults
 
 
-def pulse(context: StepContext) -> Callable[[], None]:
+def beat_or_stop(context: StepContext) -> Callable[[], None]:
     """What long reads call now and then: raises when the job is to stop, else shows a sign of life."""
 
     def beat() -> None:

@@ -17,7 +17,7 @@ from nnunet_jobs.contract.files import temporary_beside, write_json
 from nnunet_jobs.contract.params import RegisterParams
 from nnunet_jobs.contract.series_rules import SeriesRule, channel_rules
 from nnunet_jobs.contract.withdrawals import Tombstones
-from nnunet_jobs.dataset.changes import parallel, pulse
+from nnunet_jobs.dataset.changes import beat_or_stop, parallel
 from nnunet_jobs.dataset.dicom_cases import DicomCase, cases_of, faults_of, keywords
 from nnunet_jobs.dataset.layouts.dicom import CASES
 from nnunet_jobs.dataset.names import ENDINGS
@@ -109,7 +109,7 @@ class _Conversion:
     ) -> None:
         self.params, self.root, self.context, self.dataset, self.folder, self.rules = params, root, context, dataset, folder, rules
         self.identity = Identity(context.workspace.private)
-        self.beat = pulse(context)
+        self.beat = beat_or_stop(context)
 
     def run(self) -> tuple[list[_Converted], list[Fault]]:
         """Every case, and all faults: of files, then of cases."""

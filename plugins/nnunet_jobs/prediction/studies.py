@@ -18,7 +18,7 @@ from nnunet_jobs.contract.files import content_hash, sha256_file
 from nnunet_jobs.contract.segment_codes import parse_segment_codes
 from nnunet_jobs.contract.series_rules import SeriesRule, channel_rules
 from nnunet_jobs.contract.workspace import Workspace
-from nnunet_jobs.dataset.changes import parallel, pulse
+from nnunet_jobs.dataset.changes import beat_or_stop, parallel
 from nnunet_jobs.dataset.dicom_cases import DicomCase, cases_of, keywords
 from nnunet_jobs.dicom import convert
 from nnunet_jobs.dicom.geometry import SeriesRefused, grid_of, same_place
@@ -147,7 +147,7 @@ def find_studies(
         DataError: not one study is there. ConfigError: the site's key is not as it must be.
     """
     identity = Identity(context.workspace.private)
-    found = scan(folder, beat=pulse(context), threads=max(1, context.cpus), keywords=keywords(rules))
+    found = scan(folder, beat=beat_or_stop(context), threads=max(1, context.cpus), keywords=keywords(rules))
     of_files: dict[str, list[Fault]] = defaultdict(list)  # by study: there may be a case of each of its series
     units = registered_units(context.workspace, dataset)
     studies, people = Studies(as_seg=as_seg, channels=tuple(rules), units=units, files=dict(found.files)), []
@@ -193,7 +193,7 @@ def _converted(case: Case, study: Study, workers: Workers, context: StepContext)
         memory = convert.memory_mib(series, grid)
         try:
             request = convert.request(series, grid, target)
-            answer = workers.call("convert", request, timeout_s=_CONVERT_S, memory_mib=memory, beat=pulse(context))
+            answer = workers.call("convert", request, timeout_s=_CONVERT_S, memory_mib=memory, beat=beat_or_stop(context))
             problem = "; ".join(str(Fault(**fault)) for fault in answer["faults"])
         except Broken as broken:
             problem = f"its series cannot be converted: {broken}; export it again"

@@ -15,7 +15,7 @@ from nnunet_jobs.contract.files import read_json
 from nnunet_jobs.contract.params import PredictParams
 from nnunet_jobs.contract.predictions import model_folder
 from nnunet_jobs.contract.sharing import step_of_workspace
-from nnunet_jobs.dataset.changes import pulse
+from nnunet_jobs.dataset.changes import beat_or_stop
 from nnunet_jobs.dataset.readers.volume import hash_file
 from nnunet_jobs.dicom.mark import holds_dicom
 from nnunet_jobs.prediction.batch import Batch
@@ -239,6 +239,6 @@ def _key(case: Case, model: SelectedModel, settings: Settings, context: StepCont
         study = studies.by_case.get(case.case)
         return case_key(model, settings, study.content()) if study else None
     try:
-        return case_key(model, settings, [hash_file(path, pulse(context)) for path in case.images])
+        return case_key(model, settings, [hash_file(path, beat_or_stop(context)) for path in case.images])
     except OSError:
         return None

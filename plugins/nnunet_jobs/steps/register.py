@@ -18,8 +18,8 @@ from nnunet_jobs.contract.sharing import step_of_workspace
 from nnunet_jobs.contract.withdrawals import Tombstones, images_withdrawn_elsewhere
 from nnunet_jobs.contract.workspace import DATASET_NAME, MANIFEST, dataset_name
 from nnunet_jobs.dataset import holdout
-from nnunet_jobs.dataset.case_splits import Placing, expected_files
-from nnunet_jobs.dataset.changes import Changes, compare, parallel, pulse, read_cases
+from nnunet_jobs.dataset.case_splits import CaseSplits, expected_files
+from nnunet_jobs.dataset.changes import Changes, beat_or_stop, compare, parallel, read_cases
 from nnunet_jobs.dataset.labels import Tables
 from nnunet_jobs.dataset.manifest import SCHEMA, HashCache, build_manifest, description
 from nnunet_jobs.dataset.materialise import plain_source
@@ -95,8 +95,8 @@ class _Registration:
             raise ConfigError(
                 field="source", value=self.params.source, problem="is the dataset's own folder", fix="register from a folder outside of it"
             )
-        self.places = Placing(params=self.params, source=source, registered=registered, withdrawn=self.stones.cases)
-        self.left_out = leave_out(source, self.stones, lambda: self.places.groups(list(source.cases)))
+        self.case_splits = CaseSplits(params=self.params, source=source, registered=registered, withdrawn=self.stones.cases)
+        self.left_out = leave_out(source, self.stones, lambda: self.case_splits.groups(list(source.cases)))
         ending: str = previous["file_ending"] if previous else source.file_ending()
         source.reader = nnunet_reader(ending, source.extras.get("overwrite_image_reader_writer"))
         changes = compare(self.params, self.context, source, registered, store=self.store, cache=self.cache, ending=ending)
@@ -107,11 +107,11 @@ class _Registration:
         if self.left_out:
             log.info("%d cases of the source were withdrawn and stay out", len(self.left_out))
         if changes.faults:
-            changes.faults += self.places.group_faults([*source.cases, *changes.kept])
+            changes.faults += self.case_splits.group_faults([*source.cases, *changes.kept])
             raise data_error(changes.faults, what=f"{self.dataset} not registered")
         if previous:
             self._check_same_dataset(previous, source.tables, changes)
-        cases = self.places.entries(changes)
+        cases = self.case_splits.entries(changes)
         self._take_splits(source, previous, cases)
         return self._write(source, previous, cases, ending, changes)
 
@@ -198,7 +198,7 @@ class _Registration:
         registered = previous["cases"] if previous else {}
         withdrawn = sorted(set(registered) & set(self.stones.cases))
         counts = {"added": len(changes.added), "changed": len(changes.changed), "removed": len(changes.removed)}
-        settings = {"fraction": self.params.holdout_fraction, "cases": self.places.asked()}
+        settings = {"fraction": self.params.holdout_fraction, "cases": self.case_splits.asked()}
 
         # predictions of studies choose by the same rules, and take no values of other units
         rules = {"series": self.params.series or {}, "units": source.units} if source.layout == "dicom" else {}
@@ -246,14 +246,14 @@ class _Registration:
                     f"no space left in {self.folder.parent} ({free} MiB free); nothing was registered, make room and run again"
                 ) from error
             raise
-        self.store.damaged(cases, ending, self.cache, pulse(self.context))
+        self.store.damaged(cases, ending, self.cache, beat_or_stop(self.context))
         self.cache.save()
         return self._result(new, counts, already_done=False)
 
     def _bring(self, source: Source, cases: dict[str, dict[str, Any]], ending: str, changes: Changes) -> None:
         def bring(case: str) -> list[Fault]:
             images, label, faults = self.store.bring(
-                changes.checked[case], cases[case]["split"], ending, method=self.params.transfer, beat=pulse(self.context)
+                changes.checked[case], cases[case]["split"], ending, method=self.params.transfer, beat=beat_or_stop(self.context)
             )
             cases[case].update(images=images, label=label)
             return faults

@@ -21,7 +21,7 @@ from nnunet_jobs.contract.sharing import step_of_workspace
 from nnunet_jobs.contract.withdrawals import Tombstones, WithdrawParams
 from nnunet_jobs.contract.workspace import DATASET_NAME
 from nnunet_jobs.dataset import withdraw as raw
-from nnunet_jobs.dataset.changes import pulse
+from nnunet_jobs.dataset.changes import beat_or_stop
 from nnunet_jobs.dataset.staging import Store
 from nnunet_jobs.dataset.transfer import recover
 from nnunet_jobs.prediction import withdraw as predictions
@@ -78,7 +78,7 @@ class _Withdrawal:
             if not self.params.dry_run:
                 self._set_stones(cases, manifest, stones)
                 raw.take_out(Store(folder=self.folder), manifest, cases, by=self.by, reason=self.params.reason)
-                self.left += raw.forget(self.workspace, self.dataset, stones, cases, pulse(self.context))
+                self.left += raw.forget(self.workspace, self.dataset, stones, cases, beat_or_stop(self.context))
         found = self._derived(cases)
         if not self.params.dry_run:
             with self.context.content_lock(self.lock, what=self.dataset):
