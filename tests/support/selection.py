@@ -16,7 +16,7 @@ from nnunet_jobs.contract.failure import JobError
 from nnunet_jobs.contract.files import read_json, write_json
 from nnunet_jobs.contract.jobdir import JobDir
 from nnunet_jobs.contract.params import STEPS
-from nnunet_jobs.contract.sharing import shared_umask
+from nnunet_jobs.contract.permissions import workspace_umask
 from nnunet_jobs.contract.workspace import Workspace
 
 PROJECT = Path(__file__).resolve().parent.parent.parent
@@ -37,7 +37,7 @@ def workspace_below(root: Path) -> Workspace:
 def context(workspace: Workspace, name: str = "select-00000000") -> StepContext:
     """A step's surroundings without a runner."""
     job = JobDir(Path(workspace.jobs) / name)
-    with shared_umask(workspace):
+    with workspace_umask(workspace):
         job.path.mkdir(parents=True, exist_ok=True)
     return StepContext(workspace=workspace, job=job)
 

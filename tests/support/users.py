@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 from nnunet_jobs.contract.failure import JobError, classify
-from nnunet_jobs.contract.sharing import denial, explain
+from nnunet_jobs.contract.permissions import explain_permission_error, permission_error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,8 +137,8 @@ def _outcome(act: Callable[[], Any]) -> dict[str, Any]:
     try:
         return {"result": act()}
     except Exception as error:
-        denied = denial(error)
-        message = explain(denied) if denied and not isinstance(error, JobError) else str(error)
+        denied = permission_error(error)
+        message = explain_permission_error(denied) if denied and not isinstance(error, JobError) else str(error)
         return {"error": type(error).__name__, "failure_class": str(classify(error)), "message": message}
 
 

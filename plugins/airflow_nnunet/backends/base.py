@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from nnunet_jobs.contract.failure import ConfigError, Failure, FailureClass, Lost
 from nnunet_jobs.contract.files import locked
 from nnunet_jobs.contract.jobdir import JobDir, Phase
-from nnunet_jobs.contract.sharing import explain, shared_umask
+from nnunet_jobs.contract.permissions import explain_permission_error, workspace_umask
 from nnunet_jobs.contract.spec import JobSpec
 from nnunet_jobs.contract.usage import record_ended_attempts
 from nnunet_jobs.contract.workspace import Workspace
@@ -104,10 +104,10 @@ class Backend(ABC):
             ConfigError: this user may not write where jobs live.
         """
         try:
-            with shared_umask(spec.workspace):
+            with workspace_umask(spec.workspace):
                 return self._submit(spec)
         except PermissionError as error:
-            raise ConfigError(where="[nnunet]", field="jobs", problem=explain(error)) from error
+            raise ConfigError(where="[nnunet]", field="jobs", problem=explain_permission_error(error)) from error
 
     def _submit(self, spec: JobSpec) -> JobDir:
         job = JobDir.create(spec)

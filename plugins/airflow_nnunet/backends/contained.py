@@ -28,7 +28,7 @@ from airflow_nnunet.backends.mounts import Mode, Mount, mounts_for
 from nnunet_jobs.contract.failure import ConfigError, Failure, FailureClass, Lost
 from nnunet_jobs.contract.files import PRIVATE
 from nnunet_jobs.contract.jobdir import JobDir, Phase
-from nnunet_jobs.contract.sharing import is_shared, make_root
+from nnunet_jobs.contract.permissions import has_group_access, make_root
 from nnunet_jobs.contract.spec import JobSpec
 from nnunet_jobs.contract.usage import record_ended_attempts
 
@@ -278,7 +278,7 @@ def job_user(wanted: str | None, job: JobDir) -> tuple[int, int]:
 def groups_of(spec: JobSpec) -> list[int]:
     """The group that a shared workspace's files belong to, for a job's further groups."""
     jobs = Path(spec.workspace.jobs)
-    shared = is_shared(spec.workspace)
+    shared = has_group_access(spec.workspace)
     return [jobs.stat().st_gid] if shared and jobs.exists() and jobs.stat().st_gid else []
 
 

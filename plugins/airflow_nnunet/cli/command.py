@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from nnunet_jobs.contract.exit_codes import Exit
 from nnunet_jobs.contract.failure import JobError
-from nnunet_jobs.contract.sharing import explain
+from nnunet_jobs.contract.permissions import explain_permission_error
 
 Command = Callable[[argparse.Namespace], int]
 
@@ -52,7 +52,7 @@ def _sentence(error: Exception, args: argparse.Namespace) -> tuple[Exit, str] | 
     if isinstance(error, JobError):
         return Exit.REFUSED, str(error)
     if isinstance(error, PermissionError):
-        return Exit.REFUSED, explain(error)
+        return Exit.REFUSED, explain_permission_error(error)
     if isinstance(error, AirflowNotFoundException):
         name = getattr(args, "conn_id", None)
         return Exit.REFUSED, f"--conn-id={name!r}: Airflow has no connection of this name; `airflow connections list` shows those it has"

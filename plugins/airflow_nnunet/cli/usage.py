@@ -16,7 +16,7 @@ from airflow_nnunet.settings.resolver import job_roots, resolve_config
 from nnunet_jobs.contract.exit_codes import Exit
 from nnunet_jobs.contract.failure import ConfigError
 from nnunet_jobs.contract.marker import MARKER
-from nnunet_jobs.contract.sharing import explain
+from nnunet_jobs.contract.permissions import explain_permission_error
 from nnunet_jobs.contract.usage import DONE, FOLDER, Usage, read_usage
 
 
@@ -116,7 +116,7 @@ def usage_command(args: argparse.Namespace) -> int:
             left_out.append(f"{root}: no such folder; no job has run there yet, or it was moved: set jobs (or workspace) to where it is")
             continue
         except PermissionError as error:
-            left_out.append(explain(error))
+            left_out.append(explain_permission_error(error))
             continue
         except OSError as error:  # storage that does not answer is no reason to leave out the others
             left_out.append(f"{root}: cannot be read now ({error.strerror})")

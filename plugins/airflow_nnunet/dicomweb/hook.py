@@ -15,7 +15,7 @@ from airflow_nnunet.dicomweb.endpoint import Endpoint
 from airflow_nnunet.dicomweb.model import SeriesFilter, Study, StudyQuery, checked_uid
 from airflow_nnunet.jobs.exceptions import ArchiveUnavailable, InvalidConfig, NnunetJobError, from_job_error
 from nnunet_jobs.contract.failure import JobError
-from nnunet_jobs.contract.sharing import umask_of
+from nnunet_jobs.contract.permissions import umask_for
 
 if TYPE_CHECKING:
     from airflow_nnunet.dicomweb.archive import Archive
@@ -96,7 +96,7 @@ class DicomWebHook(BaseHook):
 
         only = _checked(SeriesFilter, modality=modality, description=series_description)
         uid = _checked(checked_uid, study, field="study")
-        with umask_of(sharing):
+        with umask_for(sharing):
             return retrieve_study(self.get_conn(), uid, folder, only=only, workers=workers)
 
     def store(self, paths: Sequence[Path], *, folder: Path, modalities: Sequence[str] = ("SEG",)) -> StoreReport:

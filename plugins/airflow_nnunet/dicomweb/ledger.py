@@ -22,7 +22,7 @@ from typing import Any
 from nnunet_jobs.contract.failure import ConfigError
 from nnunet_jobs.contract.files import append_lines, content_hash, locked, write_atomic
 from nnunet_jobs.contract.marker import Memory, open_workspace
-from nnunet_jobs.contract.sharing import explain, shared_umask
+from nnunet_jobs.contract.permissions import explain_permission_error, workspace_umask
 from nnunet_jobs.contract.workspace import Workspace
 
 FOLDER = ".studies"
@@ -93,7 +93,7 @@ class StudyLedger:
         """
         ledger = cls(Path(workspace.jobs) / FOLDER / f"{content_hash(owner, length=24)}.jsonl")
         try:
-            with shared_umask(workspace):
+            with workspace_umask(workspace):
                 open_workspace(workspace, memory=memory)
                 ledger.path.parent.mkdir(exist_ok=True, mode=0o770)  # never for others; less the umask
                 with ledger.turn():
@@ -101,7 +101,7 @@ class StudyLedger:
                         line = json.dumps({"schema": 1, **owner}) + "\n"
                         write_atomic(ledger.path, line.encode(), mode=0o660)
         except PermissionError as error:
-            raise ConfigError(where="[nnunet]", field="jobs", problem=explain(error)) from error
+            raise ConfigError(where="[nnunet]", field="jobs", problem=explain_permission_error(error)) from error
         return ledger
 
     @contextlib.contextmanager

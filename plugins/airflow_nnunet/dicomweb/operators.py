@@ -19,7 +19,7 @@ from airflow_nnunet.operators.results import ResultMixin
 from airflow_nnunet.settings.config import NnunetConfig
 from airflow_nnunet.settings.resolver import resolve_config
 from nnunet_jobs.contract.failure import ConfigError, DataError, Failure, FailureClass, JobError
-from nnunet_jobs.contract.sharing import make_root, shared_umask
+from nnunet_jobs.contract.permissions import make_root, workspace_umask
 
 if TYPE_CHECKING:
     from airflow.sdk import Context, XComArg
@@ -118,7 +118,7 @@ class DicomWebRetrieveOperator(_ArchiveOperator):
         """Fetch what is missing."""
         folder = config.workspace.confine_incoming(self.folder, field="folder")
         only = self._series()
-        with shared_umask(config.workspace):
+        with workspace_umask(config.workspace):
             make_root(config.workspace, folder)
         result = hook.retrieve_study(
             self.study,
@@ -177,7 +177,7 @@ class DicomWebStoreOperator(_ArchiveOperator):
         files = find_files(folder)
         if not files:
             self._empty(f"folder={self.folder!r}: holds no .dcm file; predict with dicom_seg=True")
-        with shared_umask(config.workspace):
+        with workspace_umask(config.workspace):
             report = hook.store(files, folder=folder, modalities=self._modalities())
         if report.faults:
             message = f"{len(report.faults)} of {len(files)} files were not stored; the others are not sent again"

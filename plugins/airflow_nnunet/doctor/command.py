@@ -27,7 +27,7 @@ from airflow_nnunet.settings.teams import load_teams
 from nnunet_jobs.contract.exit_codes import Exit
 from nnunet_jobs.contract.failure import ConfigError
 from nnunet_jobs.contract.file_systems import network_file_system
-from nnunet_jobs.contract.sharing import blocking, describe, explain, not_shared, whoami
+from nnunet_jobs.contract.permissions import blocking_path, describe_permissions, explain_permission_error, permission_problem, whoami
 from nnunet_jobs.contract.withdrawals import Tombstones
 from nnunet_jobs.contract.workspace import ROOTS
 
@@ -81,7 +81,7 @@ def _roots(config: NnunetConfig) -> Iterator[Finding]:
             )  # fmt: skip
             continue
         free = shutil.disk_usage(_existing(path)).free / 2**30
-        closed = not_shared(config.workspace, path)
+        closed = permission_problem(config.workspace, path)
         if closed:
             yield Finding(topic=name, ok=False, text=closed)
         enough = free >= _LOW_DISK_GIB or name in ("jobs", "leases")
@@ -127,7 +127,7 @@ def _withdrawals(config: NnunetConfig) -> Iterator[Finding]:
         try:
             cases = Tombstones(config.workspace, name).incomplete()
         except PermissionError as error:
-            yield Finding(topic="withdrawals", ok=False, blocks=True, text=explain(error))
+            yield Finding(topic="withdrawals", ok=False, blocks=True, text=explain_permission_error(error))
             continue
         except ConfigError as error:
             yield Finding(topic="withdrawals", ok=False, blocks=True, text=str(error))
@@ -270,7 +270,7 @@ def _unwritable(path: Path) -> str:
         with tempfile.TemporaryFile(dir=there):
             return ""
     except PermissionError:
-        return f"cannot write as {whoami()}: {describe(blocking(there / 'file') or there)}"
+        return f"cannot write as {whoami()}: {describe_permissions(blocking_path(there / 'file') or there)}"
     except OSError as error:
         return f"cannot write ({error.strerror or error})"
 

@@ -12,7 +12,7 @@ from airflow_nnunet.doctor.finding import Finding
 from airflow_nnunet.jobs.task_state import JOB_XCOM
 from airflow_nnunet.settings.config import NnunetConfig
 from airflow_nnunet.settings.resolver import job_roots
-from nnunet_jobs.contract.sharing import explain
+from nnunet_jobs.contract.permissions import explain_permission_error
 
 # Newest jobs of Airflow's database that are looked for.
 _LOOKED_FOR = 200
@@ -94,4 +94,4 @@ def _studies(config: NnunetConfig) -> Iterator[Finding]:
                 topic = f"studies of {owner.get('dag')}.{owner.get('task')}"
                 yield Finding(topic=topic, ok=False, text=given_up_text(lost))
     except PermissionError as error:
-        yield Finding(topic="studies", ok=False, text=explain(error))
+        yield Finding(topic="studies", ok=False, text=explain_permission_error(error))

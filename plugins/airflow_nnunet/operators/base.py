@@ -36,7 +36,7 @@ from nnunet_jobs.contract.failure import ConfigError, JobError
 from nnunet_jobs.contract.jobdir import JobDir
 from nnunet_jobs.contract.marker import open_workspace
 from nnunet_jobs.contract.params import HELD_OUT
-from nnunet_jobs.contract.sharing import explain
+from nnunet_jobs.contract.permissions import explain_permission_error
 from nnunet_jobs.contract.spec import JobSpec, Resources, make_job_id
 from nnunet_jobs.contract.step_params import StepParams
 
@@ -220,7 +220,7 @@ class NnunetOperator(ResultMixin, RenderingMixin, WaitingOperator):
         except JobError as error:
             raise from_job_error(error) from error
         except PermissionError as error:
-            raise from_job_error(ConfigError(where="[nnunet]", field="jobs", problem=explain(error))) from error
+            raise from_job_error(ConfigError(where="[nnunet]", field="jobs", problem=explain_permission_error(error))) from error
         self._publish(context, job)
         status = self._look(config, job)
         if not status.final:

@@ -29,8 +29,8 @@ from airflow_nnunet.prediction_api.store import REQUEST_ID, Draft, new_id, remov
 from airflow_nnunet.prediction_api.tenants import Tenant, load_tenant, tenant_of
 from nnunet_jobs.contract.failure import ConfigError, FailureClass, classify
 from nnunet_jobs.contract.files import open_new, try_lock
+from nnunet_jobs.contract.permissions import make_folder
 from nnunet_jobs.contract.problems import MEDIA_TYPE, Problem, documented, in_words
-from nnunet_jobs.contract.sharing import make_folder
 from nnunet_jobs.contract.uploads import FIELD, FILES, documented_segmentation, media_type
 
 log = logging.getLogger(__name__)

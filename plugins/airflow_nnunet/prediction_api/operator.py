@@ -20,8 +20,8 @@ from nnunet_jobs.contract.failure import DataError, FailureClass, JobError
 from nnunet_jobs.contract.files import read_json, replacing, sha256_file, write_json
 from nnunet_jobs.contract.jobdir import JobDir
 from nnunet_jobs.contract.marker import open_workspace
+from nnunet_jobs.contract.permissions import workspace_umask
 from nnunet_jobs.contract.predictions import PREDICTIONS, RECORDS, entry, read_predictions, records_of
-from nnunet_jobs.contract.sharing import shared_umask
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -62,7 +62,7 @@ class RequestPredictOperator(BatchPredictOperator):
             self.output_folder = str(stored.output)
             job = JobDir(f"{tenant.workspace.jobs}/{self._job_id(ti, ti.max_tries)}")
             if not job.path.exists():
-                with shared_umask(tenant.workspace):
+                with workspace_umask(tenant.workspace):
                     result = self._finished(stored) or self._asked(tenant, stored)
                 if result is not None:
                     return result

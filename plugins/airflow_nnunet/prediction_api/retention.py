@@ -9,7 +9,7 @@ from pathlib import Path
 from airflow_nnunet.jobs.task_state import run_state
 from airflow_nnunet.prediction_api.store import REQUEST_ID, remove, stored_ids
 from airflow_nnunet.prediction_api.tenants import Tenant, all_tenants
-from nnunet_jobs.contract.sharing import explain
+from nnunet_jobs.contract.permissions import explain_permission_error
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ def remove_old_of(tenant: Tenant, state_of: StateOf) -> tuple[list[Path], list[s
                 remove(folder)
                 removed.append(folder)
         except PermissionError as error:
-            kept.append(explain(error))
+            kept.append(explain_permission_error(error))
         # One folder, or one answer of Airflow, is no reason to leave all the others.
         except Exception as error:
             log.warning("%s is kept", folder, exc_info=True)

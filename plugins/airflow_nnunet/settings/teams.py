@@ -23,7 +23,7 @@ from airflow_nnunet.settings.airflow_names import Priority, QueueName
 from airflow_nnunet.settings.pool_names import COMMON_POOLS
 from airflow_nnunet.settings.yaml_files import Section, WrongField, line_of, read_model, yaml_files
 from nnunet_jobs.contract.failure import ConfigError
-from nnunet_jobs.contract.sharing import explain
+from nnunet_jobs.contract.permissions import explain_permission_error
 from nnunet_jobs.contract.spec import TEAM
 from nnunet_jobs.contract.workspace import WRITTEN_ROOTS, Workspace
 
@@ -218,7 +218,7 @@ def load_teams(folder: Path | None = None) -> Teams:
     except FileNotFoundError:
         pass  # no folder, no teams
     except PermissionError as error:
-        raise ConfigError(where="[nnunet]", field="teams", problem=explain(error)) from error
+        raise ConfigError(where="[nnunet]", field="teams", problem=explain_permission_error(error)) from error
     return _load(folder, tuple(seen))
 
 

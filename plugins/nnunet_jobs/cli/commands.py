@@ -14,7 +14,7 @@ from nnunet_jobs.context import StepContext
 from nnunet_jobs.contract.exit_codes import Exit
 from nnunet_jobs.contract.failure import ConfigError, JobError
 from nnunet_jobs.contract.jobdir import JobDir
-from nnunet_jobs.contract.sharing import explain, share
+from nnunet_jobs.contract.permissions import apply_permissions, explain_permission_error
 from nnunet_jobs.contract.workspace import Workspace
 from nnunet_jobs.devices import host
 
@@ -45,7 +45,7 @@ def withdraw(arguments: argparse.Namespace) -> int:
     from nnunet_jobs.steps.withdraw import run, text
 
     workspace = read_workspace(arguments.workspace_json)
-    share(workspace)
+    apply_permissions(workspace)
     params = WithdrawParams(
         dataset=arguments.dataset,
         cases=arguments.case,
@@ -70,7 +70,7 @@ def in_sentences(command: Callable[[argparse.Namespace], int], arguments: argpar
     except JobError as error:
         print(error, file=sys.stderr)
     except PermissionError as error:
-        print(explain(error), file=sys.stderr)
+        print(explain_permission_error(error), file=sys.stderr)
     except OSError as error:
         if error.filename is None:
             raise

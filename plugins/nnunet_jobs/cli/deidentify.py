@@ -13,7 +13,7 @@ from pathlib import Path
 from nnunet_jobs.contract.exit_codes import Exit
 from nnunet_jobs.contract.failure import ConfigError
 from nnunet_jobs.contract.files import write_private
-from nnunet_jobs.contract.sharing import umask_of
+from nnunet_jobs.contract.permissions import umask_for
 from nnunet_jobs.devices import host
 from nnunet_jobs.dicom.identity import Identity
 from nnunet_jobs.dicom.model import Scan, size_of
@@ -101,7 +101,7 @@ def main(source: Path, out: Path, private: Path | None) -> int:
     try:
         if folder is None:
             raise ConfigError(field="--private", problem="name the folder of the site's key, or set nnUNet_raw to use its .private")
-        with umask_of("private"):  # images of patients still, though nameless: their owner decides who else may see them
+        with umask_for("private"):  # images of patients still, though nameless: their owner decides who else may see them
             done = export(source, out, folder.absolute(), threads=max(1, min(int(host.cores()), 16)))
     except ConfigError as error:
         log.error("%s", error)

@@ -20,7 +20,7 @@ from nnunet_jobs.contract.exit_codes import Exit
 from nnunet_jobs.contract.failure import ConfigError, Interrupted, JobError
 from nnunet_jobs.contract.jobdir import JobDir
 from nnunet_jobs.contract.params import FAST
-from nnunet_jobs.contract.sharing import share
+from nnunet_jobs.contract.permissions import apply_permissions
 from nnunet_jobs.contract.spec import DEVICES, Resources
 from nnunet_jobs.contract.workspace import Workspace
 from nnunet_jobs.devices import gpu, host
@@ -78,7 +78,7 @@ def serve(arguments: argparse.Namespace) -> int:
     scratch = Path(tempfile.mkdtemp(prefix="nnunet-serve-"))
     try:
         settings = _settings(arguments, scratch)
-        share(settings.workspace)
+        apply_permissions(settings.workspace)
         _require_packages()
         _run(settings)
     except JobError as error:

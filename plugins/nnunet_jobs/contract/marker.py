@@ -23,7 +23,7 @@ from typing import Any, Protocol
 
 from nnunet_jobs.contract.failure import Lost
 from nnunet_jobs.contract.files import read_json, write_record
-from nnunet_jobs.contract.sharing import make_root, shared_umask
+from nnunet_jobs.contract.permissions import make_root, workspace_umask
 from nnunet_jobs.contract.workspace import SHARED_ROOTS, Workspace
 
 log = logging.getLogger("nnunet_jobs")
@@ -106,7 +106,7 @@ def mark_workspace(workspace: Workspace, *, memory: Memory | None = None) -> Non
     """Make and mark ``jobs``, and mark what there is of the other roots, whatever was known of them before."""
     marker = {**_mark_jobs(workspace), "roots": {}}
     _mark_others(workspace, marker, [name for name in OTHER_ROOTS if os.path.isdir(getattr(workspace, name))])
-    with shared_umask(workspace):
+    with workspace_umask(workspace):
         write_record(Path(workspace.jobs) / MARKER, marker)
     if memory is not None:
         memory.remember(workspace.jobs, marker["workspace"])
@@ -172,7 +172,7 @@ def _look(workspace: Workspace) -> tuple[dict[str, Any] | None, str | None]:
 
 def _mark_jobs(workspace: Workspace) -> dict[str, Any]:
     """Make ``jobs`` and give it a marker; one that it has stays."""
-    with shared_umask(workspace):
+    with workspace_umask(workspace):
         _make(workspace, workspace.jobs)
         marker = read_marker(workspace.jobs)
         if marker is None:
@@ -195,7 +195,7 @@ def _mark_others(workspace: Workspace, marker: dict[str, Any], names: Iterable[s
         try:
             found = read_marker(root) or {"jobs": {}}
             if found["jobs"].get(workspace.jobs) != marker["workspace"]:
-                with shared_umask(workspace):
+                with workspace_umask(workspace):
                     write_record(Path(root) / MARKER, {"jobs": {**found["jobs"], workspace.jobs: marker["workspace"]}})
         except OSError as error:
             if error.errno not in _CANNOT_WRITE:
@@ -206,7 +206,7 @@ def _mark_others(workspace: Workspace, marker: dict[str, Any], names: Iterable[s
             added = True
     if added:
         try:
-            with shared_umask(workspace):
+            with workspace_umask(workspace):
                 write_record(Path(workspace.jobs) / MARKER, marker)
         except OSError as error:
             if error.errno not in _CANNOT_WRITE:

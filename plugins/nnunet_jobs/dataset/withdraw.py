@@ -14,7 +14,7 @@ from typing import Any
 
 from nnunet_jobs.contract.failure import Fault
 from nnunet_jobs.contract.files import locked, read_json, sha256_file, temporary_beside
-from nnunet_jobs.contract.sharing import explain
+from nnunet_jobs.contract.permissions import explain_permission_error
 from nnunet_jobs.contract.withdrawals import Tombstones
 from nnunet_jobs.contract.workspace import Workspace, dataset_name
 from nnunet_jobs.dataset.changes import Changes
@@ -168,7 +168,7 @@ def forget(workspace: Workspace, dataset: str, stones: Tombstones, cases: Collec
         try:
             what()
         except PermissionError as error:
-            left.append(f"{explain(error)}; then run this again, or run it as that user")
+            left.append(f"{explain_permission_error(error)}; then run this again, or run it as that user")
     return left
 
 

@@ -22,7 +22,7 @@ from nnunet_jobs.context import StepContext
 from nnunet_jobs.contract.failure import ConfigError, Failure, FailureClass, JobError, classify
 from nnunet_jobs.contract.files import write_json
 from nnunet_jobs.contract.jobdir import JobDir
-from nnunet_jobs.contract.sharing import denial, explain, share
+from nnunet_jobs.contract.permissions import apply_permissions, explain_permission_error, permission_error
 from nnunet_jobs.contract.step_params import StepParams
 from nnunet_jobs.patience import patiently
 from nnunet_jobs.processes import die_with_parent, end_forks_with_us
@@ -73,7 +73,7 @@ def main(job: JobDir, attempt: int, *, steps: Callable[[str], Step] = load_step)
     try:
         spec = patiently(job.spec, what="the specification")
         hidden = spec.workspace.source_roots
-        share(spec.workspace)
+        apply_permissions(spec.workspace)
         context = StepContext(
             workspace=spec.workspace, job=job, attempt=attempt, device=grant["device"], gpus=tuple(grant["gpus"]),
             cpus=grant["cpus"], memory_mib=grant["memory_mib"], stop=stop,
@@ -103,8 +103,8 @@ def failure_from(error: BaseException, *, attempt: int, hidden: Sequence[str] = 
     known = isinstance(error, JobError)
     message = str(error) if known else f"{type(error).__name__}: {error}"
     parts = error.parts if isinstance(error, ConfigError) and len(message) <= _LONGEST_MESSAGE else {}
-    if denied := denial(error):
-        message, parts = explain(denied, hidden=hidden), {}
+    if denied := permission_error(error):
+        message, parts = explain_permission_error(denied, hidden=hidden), {}
     return Failure(
         failure_class=classify(error),
         message=message[:_LONGEST_MESSAGE],

@@ -23,7 +23,7 @@ from nnunet_jobs.contract.failure import ConfigError, GpuLost, Interrupted, Lost
 from nnunet_jobs.contract.files import locked
 from nnunet_jobs.contract.grant import Grant, offer_grant, read_grant, take_grant, was_granted, withdraw_grant
 from nnunet_jobs.contract.jobdir import Fenced, JobDir
-from nnunet_jobs.contract.sharing import share
+from nnunet_jobs.contract.permissions import apply_permissions
 from nnunet_jobs.contract.workspace import Workspace
 from nnunet_jobs.devices import gpu
 from nnunet_jobs.devices.gpu import Placement
@@ -59,7 +59,7 @@ class Grantor:
                 f"attempt {self.attempt.number} of {self.job.job_id} has had its grant; one container asks for one attempt's lease"
             )
         spec = self.job.spec()
-        share(spec.workspace)
+        apply_permissions(spec.workspace)
         if spec.resources.gpus == 0:
             raise ConfigError(
                 field="gpus", value=0, problem="this job needs no lease", fix="start it with the command run, without --grant"
@@ -175,7 +175,7 @@ class Adoption:
 
     def _adopt(self, grant: Grant) -> Placement:
         workspace = self.job.spec().workspace
-        share(workspace)
+        apply_permissions(workspace)
         lease = Ledger(workspace.leases).adopt(grant.leases, grant.devices, owner=self.job.job_id, poll=self.heartbeat.check_owner)
         if lease is None:
             lease = self._anew(grant, workspace)

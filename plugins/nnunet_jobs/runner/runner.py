@@ -11,7 +11,7 @@ from typing import Any
 from nnunet_jobs.contract.failure import Failure, FailureClass
 from nnunet_jobs.contract.files import read_json
 from nnunet_jobs.contract.jobdir import JobDir, Phase
-from nnunet_jobs.contract.sharing import share
+from nnunet_jobs.contract.permissions import apply_permissions
 from nnunet_jobs.contract.spec import JobSpec
 from nnunet_jobs.devices import gpu, host
 from nnunet_jobs.devices.gpu import Placement
@@ -78,7 +78,7 @@ class Runner:
         number = self.attempt.number
         beat = self.attempt.heartbeat.check
         spec, earlier = patiently(lambda: (self.job.spec(), self.job.earlier_failures()), what="the specification", meanwhile=beat)
-        share(spec.workspace)
+        apply_permissions(spec.workspace)
         limits = attempt_limits.limits_after(earlier, spec.resources)
         log.info("attempt %d of %s (%s), runner %d", number, self.job.job_id, spec.step, os.getpid())
         for note in limits.notes:

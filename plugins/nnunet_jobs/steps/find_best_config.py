@@ -9,7 +9,7 @@ from typing import Any
 from nnunet_jobs.context import StepContext
 from nnunet_jobs.contract.files import content_hash, write_json
 from nnunet_jobs.contract.params import FindBestParams
-from nnunet_jobs.contract.sharing import step_of_workspace
+from nnunet_jobs.contract.permissions import with_workspace_umask
 from nnunet_jobs.contract.withdrawals import only_consented
 from nnunet_jobs.contract.workspace import MODEL_CARD
 from nnunet_jobs.prediction.quality import REFERENCE
@@ -23,7 +23,7 @@ _RULES = 2
 """Number of the rules of averaging and postprocessing: a card that was made under other rules is made again."""
 
 
-@step_of_workspace
+@with_workspace_umask
 def run(params: FindBestParams, context: StepContext) -> dict[str, Any]:
     """Choose the best of a model's configurations and pairs of them, or find it chosen.
 

@@ -13,8 +13,8 @@ from nnunet_jobs.context import StepContext, acting
 from nnunet_jobs.contract.failure import Bug, ConfigError, DataError, FailureClass, Fault
 from nnunet_jobs.contract.files import read_json
 from nnunet_jobs.contract.params import PredictParams
+from nnunet_jobs.contract.permissions import with_workspace_umask
 from nnunet_jobs.contract.predictions import model_folder
-from nnunet_jobs.contract.sharing import step_of_workspace
 from nnunet_jobs.dataset.changes import beat_or_stop
 from nnunet_jobs.dataset.readers.volume import hash_file
 from nnunet_jobs.dicom.mark import holds_dicom
@@ -36,7 +36,7 @@ log = logging.getLogger("nnunet_jobs")
 _SHOWN = 20
 
 
-@step_of_workspace
+@with_workspace_umask
 def run(params: PredictParams, context: StepContext) -> dict[str, Any]:
     """Predict this part's cases into the model's folder below ``params.output`` and merge its ``predictions.json``.
 

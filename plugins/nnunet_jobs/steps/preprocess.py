@@ -12,7 +12,7 @@ from nnunet_jobs.context import StepContext
 from nnunet_jobs.contract.failure import FailureClass, classify
 from nnunet_jobs.contract.files import content_hash, read_json, sha256_file
 from nnunet_jobs.contract.params import PreprocessParams
-from nnunet_jobs.contract.sharing import step_of_workspace
+from nnunet_jobs.contract.permissions import with_workspace_umask
 from nnunet_jobs.contract.withdrawals import Tombstones
 from nnunet_jobs.dataset.withdraw import warn_of_incomplete
 from nnunet_jobs.preprocessing import planning
@@ -24,7 +24,7 @@ from nnunet_jobs.preprocessing.version import Staging, Version, check_link, make
 log = logging.getLogger(__name__)
 
 
-@step_of_workspace
+@with_workspace_umask
 def run(params: PreprocessParams, context: StepContext) -> dict[str, Any]:
     """Bring every dataset to a published version that has what ``params`` ask for, computing only what is new.
 

@@ -14,7 +14,7 @@ from nnunet_jobs.context import StepContext, acting
 from nnunet_jobs.contract.failure import ConfigError, DataError, DiskFull, Fault, Interrupted
 from nnunet_jobs.contract.files import content_hash, read_json
 from nnunet_jobs.contract.params import RegisterParams
-from nnunet_jobs.contract.sharing import step_of_workspace
+from nnunet_jobs.contract.permissions import with_workspace_umask
 from nnunet_jobs.contract.withdrawals import Tombstones, images_withdrawn_elsewhere
 from nnunet_jobs.contract.workspace import DATASET_NAME, MANIFEST, dataset_name
 from nnunet_jobs.dataset import holdout
@@ -37,7 +37,7 @@ from nnunet_jobs.faults.codes import data_error
 log = logging.getLogger("nnunet_jobs")
 
 
-@step_of_workspace
+@with_workspace_umask
 def run(params: RegisterParams, context: StepContext) -> dict[str, Any]:
     """Bring ``nnUNet_raw/DatasetXXX_Name`` to what the source holds. Nothing is written when something is wrong, or nothing is new.
 

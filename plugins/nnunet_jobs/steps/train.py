@@ -12,7 +12,7 @@ from nnunet_jobs.context import StepContext
 from nnunet_jobs.contract.failure import ConfigError
 from nnunet_jobs.contract.files import sha256_file, write_record
 from nnunet_jobs.contract.params import TrainParams
-from nnunet_jobs.contract.sharing import step_of_workspace
+from nnunet_jobs.contract.permissions import with_workspace_umask
 from nnunet_jobs.contract.withdrawals import only_consented, require_none_withdrawn, withdrawn_from
 from nnunet_jobs.contract.workspace import VERSIONS, Workspace
 from nnunet_jobs.training import pretrained
@@ -34,7 +34,7 @@ from nnunet_jobs.training.fold import (
 from nnunet_jobs.training.withdraw import remove_files
 
 
-@step_of_workspace
+@with_workspace_umask
 def run(params: TrainParams, context: StepContext) -> dict[str, Any]:
     """Bring one fold to its end, or find it there.
 

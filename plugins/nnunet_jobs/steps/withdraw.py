@@ -17,7 +17,7 @@ from typing import Any
 
 from nnunet_jobs.context import StepContext, acting
 from nnunet_jobs.contract.failure import ConfigError
-from nnunet_jobs.contract.sharing import step_of_workspace
+from nnunet_jobs.contract.permissions import with_workspace_umask
 from nnunet_jobs.contract.withdrawals import Tombstones, WithdrawParams
 from nnunet_jobs.contract.workspace import DATASET_NAME
 from nnunet_jobs.dataset import withdraw as raw
@@ -32,7 +32,7 @@ from nnunet_jobs.training import withdraw as models
 log = logging.getLogger("nnunet_jobs")
 
 
-@step_of_workspace
+@with_workspace_umask
 def run(params: WithdrawParams, context: StepContext) -> dict[str, Any]:
     """Withdraw, or only say what would go (``dry_run``), or lift a withdrawal (``restore``).
 

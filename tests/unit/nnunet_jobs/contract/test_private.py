@@ -18,7 +18,7 @@ from nnunet_jobs.contract.files import locked, read_only, write_json
 from nnunet_jobs.contract.jobdir import JobDir
 from nnunet_jobs.contract.marker import MARKER
 from nnunet_jobs.contract.params import RegisterParams
-from nnunet_jobs.contract.sharing import make_folder, shared_umask
+from nnunet_jobs.contract.permissions import make_folder, workspace_umask
 from nnunet_jobs.contract.spec import JobSpec
 from nnunet_jobs.contract.usage import Usage, append_usage
 from nnunet_jobs.contract.workspace import Workspace
@@ -40,7 +40,7 @@ def mode(path: Path) -> str:
 
 def submitted(workspace: Workspace, source: Path) -> JobDir:
     params = RegisterParams(dataset_id=4, name="Small", source=str(source)).to_json()
-    with shared_umask(workspace):
+    with workspace_umask(workspace):
         return JobDir.create(JobSpec(job_id="register-00000001", step="register", params=params, workspace=workspace))
 
 

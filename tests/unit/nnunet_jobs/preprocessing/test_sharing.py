@@ -20,7 +20,7 @@ PROGRAM = """
 import encodings.cp437
 import json, os, sys
 from pathlib import Path
-from nnunet_jobs.contract.sharing import share
+from nnunet_jobs.contract.permissions import apply_permissions
 from nnunet_jobs.contract.workspace import Workspace
 from nnunet_jobs.preprocessing import fingerprint
 from devtools.testbed.data import register_dataset
@@ -30,7 +30,7 @@ from support.withdraw import prepare
 asked = json.loads(sys.argv[1])
 fingerprint.INTENSITIES_PER_DATASET = 1e6
 def work(workspace):
-    share(workspace)
+    apply_permissions(workspace)
     register_dataset(workspace, Path(asked["source"]), holdout_fraction=0.0)
     return prepare(workspace)
 work(Workspace.below(asked["warm"], input_roots=(asked["source"],)))

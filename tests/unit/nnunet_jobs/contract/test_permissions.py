@@ -20,7 +20,14 @@ from nnunet_jobs.contract.failure import ConfigError, DataError, FailureClass, c
 from nnunet_jobs.contract.files import read_json, write_json
 from nnunet_jobs.contract.jobdir import JobDir
 from nnunet_jobs.contract.params import RegisterParams
-from nnunet_jobs.contract.sharing import blocking, denial, explain, not_shared, share, shared_umask
+from nnunet_jobs.contract.permissions import (
+    apply_permissions,
+    blocking_path,
+    explain_permission_error,
+    permission_error,
+    permission_problem,
+    workspace_umask,
+)
 from nnunet_jobs.contract.spec import JobSpec
 from nnunet_jobs.contract.withdrawals import Tombstones, WithdrawParams
 from nnunet_jobs.contract.workspace import Workspace
@@ -40,7 +47,7 @@ def _warm(tmp_path: Path, workspace: Workspace) -> None:
 
 def act_register(workspace: Workspace, source: Path, **params: Any) -> dict[str, Any]:
     """What runner and step do together."""
-    share(workspace)
+    apply_permissions(workspace)
     job = JobDir(Path(workspace.jobs) / f"register-{os.geteuid()}")
     job.path.mkdir(parents=True, exist_ok=True)
     fields = RegisterParams(dataset_id=4, name="Small", source=str(source), holdout_fraction=0.0, **params)
@@ -48,7 +55,7 @@ def act_register(workspace: Workspace, source: Path, **params: Any) -> dict[str,
 
 
 def act_withdraw(workspace: Workspace, case: str) -> list[str]:
-    share(workspace)
+    apply_permissions(workspace)
     job = JobDir(Path(workspace.jobs) / f"withdraw-{os.geteuid()}")
     job.path.mkdir(parents=True, exist_ok=True)
     return list(withdraw.run(WithdrawParams(dataset="4", cases=[case]), StepContext(workspace=workspace, job=job))["cases"])
@@ -99,7 +106,7 @@ def test_a_withdrawal_says_what_only_another_user_can_remove() -> None:
         job = JobDir(Path(workspace.jobs) / "withdraw")
 
         def act() -> list[str]:
-            share(workspace)
+            apply_permissions(workspace)
             job.path.mkdir(exist_ok=True)
             return list(withdraw.run(WithdrawParams(dataset="4", cases=["b"]), StepContext(workspace=workspace, job=job))["left"])
 
@@ -119,7 +126,7 @@ def test_what_a_killed_run_of_one_user_left_does_not_stop_the_other() -> None:
         registered = Path(workspace.raw) / "Dataset004_Small"
 
         def leave() -> None:
-            share(workspace)
+            apply_permissions(workspace)
             (registered / "notes").mkdir()
             (registered / "notes" / "by_hand.txt").write_text("kept")
             shutil.copytree(registered, registered.with_name(f".{registered.name}.staging"))
@@ -135,13 +142,13 @@ def test_without_sharing_new_files_are_their_owners_alone_and_no_root_is_made(tm
     workspace = Workspace.below(tmp_path / "none")
     before = os.umask(0o027)
     try:
-        with shared_umask(workspace):
+        with workspace_umask(workspace):
             assert os.umask(0o077) == 0o077
         assert os.umask(0o027) == 0o027
-        share(workspace)
+        apply_permissions(workspace)
         assert os.umask(0o027) == 0o077
         assert not (tmp_path / "none").exists()
-        with shared_umask(Workspace.below(tmp_path / "none", sharing="group")):
+        with workspace_umask(Workspace.below(tmp_path / "none", sharing="group")):
             assert os.umask(0o007) == 0o007
         assert os.umask(0o027) == 0o027
     finally:
@@ -158,7 +165,7 @@ def test_a_container_that_does_not_see_all_roots_shares_those_it_sees(tmp_path: 
     try:
         (disk / "nnUNet_raw").mkdir()
         subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
-        share(Workspace.below(disk, sharing="group"))
+        apply_permissions(Workspace.below(disk, sharing="group"))
         assert os.umask(before) == 0o007
         assert [path.name for path in disk.iterdir()] == ["nnUNet_raw"]
     finally:
@@ -237,14 +244,14 @@ def test_a_file_in_a_folder_that_can_be_read_is_the_one_that_is_named() -> None:
         path.write_text("")
         path.chmod(0o660)
         assert as_user(BOB, lambda: path.read_text()) == {"result": ""}
-        assert as_user(MALLORY, lambda: str(blocking(path)))["result"] == str(path)
+        assert as_user(MALLORY, lambda: str(blocking_path(path)))["result"] == str(path)
         path.chmod(0o600)
         refused = as_user(BOB, lambda: path.read_text())
         assert (
             f"{path} belongs to {root_name()}:{GROUP} with mode -rw-------. Mend: its owner runs chmod -R g+rwX {path}"
             in refused["message"]
         )
-        blocked = as_user(MALLORY, lambda: str(blocking(folder / "shared" / "new" / "file")))["result"]
+        blocked = as_user(MALLORY, lambda: str(blocking_path(folder / "shared" / "new" / "file")))["result"]
         assert blocked == str(folder / "shared")
 
 
@@ -257,8 +264,10 @@ def test_a_refusal_is_never_retried_and_found_behind_other_errors() -> None:
     assert "/data/x" in child.failure_from(outer, attempt=1).message
     judged = DataError("already judged")
     judged.__cause__ = denied
-    assert denial(judged) is None
-    assert explain(OSError(errno.EPERM, "Operation not permitted")).startswith("permission denied (Operation not permitted) for user ")
+    assert permission_error(judged) is None
+    assert explain_permission_error(OSError(errno.EPERM, "Operation not permitted")).startswith(
+        "permission denied (Operation not permitted) for user "
+    )
 
 
 def test_an_unknown_way_of_sharing_is_refused(tmp_path: Path) -> None:
@@ -273,16 +282,16 @@ def test_an_unknown_way_of_sharing_is_refused(tmp_path: Path) -> None:
 def test_an_old_root_that_is_not_shared_is_named_with_the_mend(tmp_path: Path) -> None:
     workspace = Workspace.below(tmp_path, sharing="group")
     (tmp_path / "nnUNet_raw").mkdir(mode=0o755)
-    assert "its owner runs: chmod 2770" in str(not_shared(workspace, tmp_path / "nnUNet_raw"))
-    assert not_shared(Workspace.below(tmp_path), tmp_path / "nnUNet_raw") is None
+    assert "its owner runs: chmod 2770" in str(permission_problem(workspace, tmp_path / "nnUNet_raw"))
+    assert permission_problem(Workspace.below(tmp_path), tmp_path / "nnUNet_raw") is None
     share_into = tmp_path / "new"
     before = os.umask(0o022)
     try:
-        share(Workspace.below(share_into, sharing="group"))
+        apply_permissions(Workspace.below(share_into, sharing="group"))
     finally:
         os.umask(before)
     assert {stat.S_IMODE(path.stat().st_mode) for path in (share_into, *share_into.iterdir())} == {0o2770}
-    assert not_shared(Workspace.below(share_into, sharing="group"), share_into / "nnUNet_raw") is None
+    assert permission_problem(Workspace.below(share_into, sharing="group"), share_into / "nnUNet_raw") is None
 
 
 def default_acl(folder: Path, uid: int) -> None:

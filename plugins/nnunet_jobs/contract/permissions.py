@@ -24,14 +24,14 @@ from nnunet_jobs.contract.failure import JobError
 from nnunet_jobs.contract.workspace import ROOTS, SHARING, Workspace
 
 
-def shared_umask(workspace: Workspace) -> contextlib.AbstractContextManager[None]:
+def workspace_umask(workspace: Workspace) -> contextlib.AbstractContextManager[None]:
     """Make new files and folders for whom ``sharing`` says, for a while; the process's own umask comes back afterwards."""
-    return umask_of(workspace.sharing)
+    return umask_for(workspace.sharing)
 
 
 @contextlib.contextmanager
-def umask_of(sharing: str) -> Iterator[None]:
-    """:func:`shared_umask` where there is no workspace."""
+def umask_for(sharing: str) -> Iterator[None]:
+    """:func:`workspace_umask` where there is no workspace."""
     before = os.umask(SHARING[sharing])
     try:
         yield
@@ -49,25 +49,25 @@ _Context = TypeVar("_Context", bound=_InWorkspace)
 _Result = TypeVar("_Result")
 
 
-def step_of_workspace(run: Callable[[_Params, _Context], _Result]) -> Callable[[_Params, _Context], _Result]:
+def with_workspace_umask(run: Callable[[_Params, _Context], _Result]) -> Callable[[_Params, _Context], _Result]:
     """Decorator of a step's ``run``: what it makes is for whom ``sharing`` says, whoever calls it and with whatever umask."""
 
     @functools.wraps(run)
     def shared(params: _Params, context: _Context) -> _Result:
-        with shared_umask(context.workspace):
+        with workspace_umask(context.workspace):
             return run(params, context)
 
     return shared
 
 
-def share(workspace: Workspace) -> None:
+def apply_permissions(workspace: Workspace) -> None:
     """The same for the rest of this process and its children, and make the roots of a group that are missing.
 
     Raises:
         PermissionError: a root cannot be made.
     """
     os.umask(SHARING[workspace.sharing])
-    if is_shared(workspace):
+    if has_group_access(workspace):
         for root in (*(getattr(workspace, name) for name in ROOTS), *workspace.output_roots):
             try:
                 make_root(workspace, Path(root))
@@ -80,10 +80,10 @@ def share(workspace: Workspace) -> None:
 def make_root(workspace: Workspace, root: Path) -> None:
     """Make a missing folder, and those above it, so that all that is ever made below belongs to the folder's group (setgid).
 
-    Does nothing where nothing is shared: whoever needs the folder makes it. Call it under :func:`shared_umask`.
+    Does nothing where nothing is shared: whoever needs the folder makes it. Call it under :func:`workspace_umask`.
     """
     missing: list[Path] = []
-    while is_shared(workspace) and not os.path.exists(root):
+    while has_group_access(workspace) and not os.path.exists(root):
         missing.append(root)
         root = root.parent
     for folder in reversed(missing):
@@ -92,7 +92,7 @@ def make_root(workspace: Workspace, root: Path) -> None:
             folder.chmod(stat.S_IMODE(folder.stat().st_mode) | stat.S_ISGID)
 
 
-def is_shared(workspace: Workspace) -> bool:
+def has_group_access(workspace: Workspace) -> bool:
     """Whether a group works together in it."""
     return workspace.sharing != "private"
 
@@ -109,7 +109,7 @@ def make_folder(workspace: Workspace, folder: Path) -> None:
     for path in reversed(missing):
         with contextlib.suppress(FileExistsError):  # another process was faster
             path.mkdir(mode=0o700)
-            if is_shared(workspace):
+            if has_group_access(workspace):
                 path.chmod(0o2777 & ~SHARING[workspace.sharing])
 
 
@@ -118,19 +118,21 @@ def file_mode(workspace: Workspace) -> int:
     return 0o666 & ~SHARING[workspace.sharing]
 
 
-def not_shared(workspace: Workspace, root: Path) -> str | None:
+def permission_problem(workspace: Workspace, root: Path) -> str | None:
     """Why an existing root is not fit for several users although ``sharing`` asks for it, with the fix; None when it is."""
-    if not is_shared(workspace) or not root.is_dir():
+    if not has_group_access(workspace) or not root.is_dir():
         return None
     mode = root.stat().st_mode
     wanted = 0o2777 & ~SHARING[workspace.sharing]
     if mode & 0o2070 == 0o2070:
         return None
-    return f"{describe(root)}, which sharing={workspace.sharing!r} needs to be {wanted:o}; its owner runs: chmod {wanted:o} {root}"
+    return (
+        f"{describe_permissions(root)}, which sharing={workspace.sharing!r} needs to be {wanted:o}; its owner runs: chmod {wanted:o} {root}"
+    )
 
 
 # --- what is said to a user without rights ----------------------------------------------------------------------------
-def denial(error: BaseException) -> OSError | None:
+def permission_error(error: BaseException) -> OSError | None:
     """The kernel's refusal for want of rights that an error is or comes from; None where there is none, or a step has judged it."""
     seen: BaseException | None = error
     while seen is not None and not isinstance(seen, JobError):
@@ -140,7 +142,7 @@ def denial(error: BaseException) -> OSError | None:
     return None
 
 
-def explain(error: OSError, *, hidden: Sequence[str] = ()) -> str:
+def explain_permission_error(error: OSError, *, hidden: Sequence[str] = ()) -> str:
     """A refusal in words: which path, as whom, whose it is, and the fix.
 
     Args:
@@ -149,15 +151,15 @@ def explain(error: OSError, *, hidden: Sequence[str] = ()) -> str:
     paths = [Path(os.fsdecode(name)) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)]
     if not paths:
         return f"permission denied ({error.strerror}) for {whoami()}"
-    blocked = next((found for path in paths if (found := blocking(path))), paths[0])
+    blocked = next((found for path in paths if (found := blocking_path(path))), paths[0])
     asked, place = _shown(paths[0], hidden), _shown(blocked, hidden)
     if place != str(blocked):
-        owner = describe(blocked).removeprefix(f"{blocked} ")
+        owner = describe_permissions(blocked).removeprefix(f"{blocked} ")
         return f"{asked}: permission denied for {whoami()}; something below it {owner}. Mend: as this user, find {place} ! -readable"
-    return f"{asked}: permission denied for {whoami()}; {describe(blocked)}. Mend: {_mend(blocked)}"
+    return f"{asked}: permission denied for {whoami()}; {describe_permissions(blocked)}. Mend: {_permission_fix(blocked)}"
 
 
-def blocking(path: Path) -> Path | None:
+def blocking_path(path: Path) -> Path | None:
     """What keeps this process from a path: the first folder above that it may not enter, the path itself, or the folder it is in."""
     for parent in reversed(path.parents):
         if os.path.lexists(parent) and not os.access(parent, os.X_OK, effective_ids=True):
@@ -172,7 +174,7 @@ def blocking(path: Path) -> Path | None:
     return there if not os.access(there, os.W_OK, effective_ids=True) else path if os.path.lexists(path) else None
 
 
-def describe(path: Path) -> str:
+def describe_permissions(path: Path) -> str:
     """Owner, group and mode of a path in words."""
     try:
         status = path.lstat()
@@ -187,7 +189,7 @@ def whoami() -> str:
     return f"user {_user(os.geteuid())} (groups {', '.join(map(_group, groups))})"
 
 
-def _mend(path: Path) -> str:
+def _permission_fix(path: Path) -> str:
     try:
         status = path.lstat()
     except OSError:
