@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from nnunet_jobs.faults.codes import Code
-from nnunet_jobs.faults.fixes import MENDS
+from nnunet_jobs.faults.fixes import FAULT_INFO
 
 _INTRODUCTION = """\
 # Faults of a dataset
@@ -19,7 +19,7 @@ This page is made from the table of codes by `python -m devtools.faults_docs`.
 
 def page() -> str:
     """Markdown with one row for each code."""
-    rows = [f"| `{code}` | {MENDS[code].severity} | {MENDS[code].what} | {MENDS[code].mend} |" for code in Code]
+    rows = [f"| `{code}` | {FAULT_INFO[code].severity} | {FAULT_INFO[code].what} | {FAULT_INFO[code].fix} |" for code in Code]
     return _INTRODUCTION + "\n".join(rows) + "\n"
 
 

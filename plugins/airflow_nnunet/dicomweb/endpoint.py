@@ -99,8 +99,8 @@ def _extra(conn_id: str, text: str | None) -> dict[str, Any]:
     for name in values:
         if name not in DICOMWEB_FIELDS:
             near = difflib.get_close_matches(name, DICOMWEB_FIELDS, n=1)
-            mend = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(DICOMWEB_FIELDS)}"
-            raise ConfigError(f"connection {conn_id!r}: extra has the unknown field {name!r}; {mend}")
+            fix = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(DICOMWEB_FIELDS)}"
+            raise ConfigError(f"connection {conn_id!r}: extra has the unknown field {name!r}; {fix}")
     return values
 
 

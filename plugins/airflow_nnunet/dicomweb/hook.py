@@ -114,8 +114,8 @@ class DicomWebHook(BaseHook):
 
 def unknown_connection(conn_id: str) -> ArchiveUnavailable:
     """The error of a connection that Airflow does not find: worth another try, as Airflow says so too when its API fails for a moment."""
-    mend = "add one of type dicomweb, see include/connections.example.json"
-    return ArchiveUnavailable(f"lost: connection {conn_id!r}: does not exist, or Airflow's API does not answer; {mend}")
+    fix = "add one of type dicomweb, see include/connections.example.json"
+    return ArchiveUnavailable(f"lost: connection {conn_id!r}: does not exist, or Airflow's API does not answer; {fix}")
 
 
 def open_archive(connection: Any, *, tries: int | None = None) -> Archive:

@@ -116,7 +116,7 @@ class Transport:
             unavailable = ArchiveUnavailable(f"lost: {where}: the archive answers {code} ({response.reason})")
             unavailable.retry_after_s = _seconds(response.headers.get("Retry-After"))
             return unavailable
-        mend = {
+        fix = {
             401: "it does not accept the credentials; check login and password, or token",
             403: "the user has no right to do this; have it granted in the archive",
             404: f"there is no such thing below {self.endpoint.url}; check base_path and the prefixes",
@@ -124,7 +124,7 @@ class Transport:
             if response.request.method == "GET"
             else "the request is too large for the archive; raise its limit or send smaller files",
         }.get(code, "the archive does not take this request; check base_path and the prefixes")
-        refused = ArchiveRefused(f"config: {where}: the archive answers {code}: {mend}")
+        refused = ArchiveRefused(f"config: {where}: the archive answers {code}: {fix}")
         refused.status = code
         return refused
 

@@ -85,9 +85,9 @@ def _roots(config: NnunetConfig) -> Iterator[Finding]:
         if closed:
             yield Finding(topic=name, ok=False, text=closed)
         enough = free >= _LOW_DISK_GIB or name in ("jobs", "leases")
-        mend = "" if enough else f"; below {_LOW_DISK_GIB} GiB, free space or move {name} to another disk"
+        fix = "" if enough else f"; below {_LOW_DISK_GIB} GiB, free space or move {name} to another disk"
         there = "is writable" if path.is_dir() else "is not there yet and can be made"
-        yield Finding(topic=name, ok=enough, text=f"{path} {there}, {free:.0f} GiB free{mend}")
+        yield Finding(topic=name, ok=enough, text=f"{path} {there}, {free:.0f} GiB free{fix}")
     leases = _existing(Path(config.workspace.leases))
     try:
         kind = network_file_system(leases)
@@ -156,12 +156,12 @@ def _memory(host: dict[str, Any]) -> Iterator[Finding]:
     shm = host["shm_mib"]
     if shm is not None:
         enough = shm >= _LOW_SHM_MIB
-        mend = "" if enough else f"; below {_LOW_SHM_MIB} MiB, in a container start it with --shm-size=8g"
-        yield Finding(topic="shared memory", ok=enough, text=f"{shm} MiB in all{mend}")
+        fix = "" if enough else f"; below {_LOW_SHM_MIB} MiB, in a container start it with --shm-size=8g"
+        yield Finding(topic="shared memory", ok=enough, text=f"{shm} MiB in all{fix}")
     soft, hard = host["nofile"]["soft"], host["nofile"]["hard"]
     enough = soft < 0 or soft >= _LOW_FILES
-    mend = "" if enough else f"; below {_LOW_FILES}, raise it with ulimit -n or LimitNOFILE= (hard limit {hard})"
-    yield Finding(topic="open files", ok=enough, text=f"{soft}{mend}")
+    fix = "" if enough else f"; below {_LOW_FILES}, raise it with ulimit -n or LimitNOFILE= (hard limit {hard})"
+    yield Finding(topic="open files", ok=enough, text=f"{soft}{fix}")
 
 
 def _gpus(host: dict[str, Any]) -> Iterator[Finding]:
@@ -180,8 +180,8 @@ def _gpus(host: dict[str, Any]) -> Iterator[Finding]:
     compiler = host["compiler"]
     missing = [name for name in ("gcc", "g++", "python_h") if not compiler[name]]
     if missing:
-        mend = "install gcc, g++ and the Python headers, or set nnUNet_compile=f for jobs (slower)"
-        yield Finding(topic="compiler", ok=False, text=f"{', '.join(missing)} missing, which torch.compile needs on a GPU; {mend}")
+        fix = "install gcc, g++ and the Python headers, or set nnUNet_compile=f for jobs (slower)"
+        yield Finding(topic="compiler", ok=False, text=f"{', '.join(missing)} missing, which torch.compile needs on a GPU; {fix}")
     else:
         yield Finding(topic="compiler", text="gcc, g++ and Python headers found")
 

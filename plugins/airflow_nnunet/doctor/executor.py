@@ -67,14 +67,14 @@ def _settings(config: Mapping[str, Any], publish_retries: int) -> Iterator[Findi
     visible = config["broker_transport_options"].get("visibility_timeout")
     if visible is not None:
         enough = float(visible) >= _VISIBILITY_S
-        mend = f"; a task that waits longer in a worker is delivered twice and may lose a try, set {_VISIBILITY_S}, {_TEMPLATE}"
-        yield Finding(topic="celery visibility_timeout", ok=enough, text=f"{visible} s{'' if enough else mend}")
+        fix = f"; a task that waits longer in a worker is delivered twice and may lose a try, set {_VISIBILITY_S}, {_TEMPLATE}"
+        yield Finding(topic="celery visibility_timeout", ok=enough, text=f"{visible} s{'' if enough else fix}")
     # Without an end to its own tries a publish runs into operation_timeout, and only that is tried again by the executor.
     endless = config.get("task_publish_retry_policy", {}).get("max_retries", 0) is None
     patient = endless and publish_retries >= _LONG_OUTAGE_S
     text = f"{publish_retries} tries" if endless else "tasks that become due while the broker is away fail at once"
-    mend = f"; set task_publish_max_retries and the task_publish_retry_policy of extra_celery_config, {_TEMPLATE}"
-    yield Finding(topic="celery publishing", ok=patient, text=text + ("" if patient else mend))
+    fix = f"; set task_publish_max_retries and the task_publish_retry_policy of extra_celery_config, {_TEMPLATE}"
+    yield Finding(topic="celery publishing", ok=patient, text=text + ("" if patient else fix))
     multiplier = config["worker_prefetch_multiplier"]
     if multiplier != 1:
         text = f"{multiplier}; a busy worker holds tasks that another one could run, set 1 in section [celery]"

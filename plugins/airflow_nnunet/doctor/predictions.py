@@ -13,8 +13,8 @@ from airflow_nnunet.settings.pool_names import PREDICTION_POOL
 from nnunet_jobs.contract.failure import ConfigError
 
 
-def examine_predictions(mend: str) -> Iterator[Finding]:
-    """Findings about the prediction API. ``mend``: what makes missing pools."""
+def examine_predictions(fix: str) -> Iterator[Finding]:
+    """Findings about the prediction API. ``fix``: what makes missing pools."""
     from airflow.models.pool import Pool
     from airflow.utils.session import create_session
     from sqlalchemy.exc import SQLAlchemyError
@@ -33,7 +33,7 @@ def examine_predictions(mend: str) -> Iterator[Finding]:
         limits = f"{tenants[0].quota} unfinished requests a team, {tenants[0].limit} in all, kept {tenants[0].keep_days} days"
         text = f"pool {PREDICTION_POOL} is there; {limits}"
     else:
-        text = f"pool {PREDICTION_POOL} is missing, requests would wait for ever; {mend}"
+        text = f"pool {PREDICTION_POOL} is missing, requests would wait for ever; {fix}"
     yield Finding(topic="prediction API", ok=there, text=text)
     for tenant in tenants:
         for address in tenant.servers:

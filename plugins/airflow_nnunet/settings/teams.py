@@ -184,8 +184,8 @@ class Teams:
         """
         owner = next((name for name, config in self.configs.items() if config.pool_name == pool), None)
         if owner not in (None, team):
-            mend = "name another pool" if team else f"add team: {owner}, or name another pool"
-            raise ConfigError(field="pool", value=pool, problem=f"belongs to team {owner}", fix=mend)
+            fix = "name another pool" if team else f"add team: {owner}, or name another pool"
+            raise ConfigError(field="pool", value=pool, problem=f"belongs to team {owner}", fix=fix)
         if team and pool in COMMON_POOLS:
             raise ConfigError(
                 field="pool",

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from nnunet_jobs.contract.failure import ConfigError, DataError, DiskFull, Fault, classify
 from nnunet_jobs.contract.params import RegisterParams
 from nnunet_jobs.faults.codes import Code
-from nnunet_jobs.faults.fixes import MENDS
+from nnunet_jobs.faults.fixes import FAULT_INFO
 
 if TYPE_CHECKING:
     from nnunet_jobs.dataset.check import Report
@@ -133,7 +133,7 @@ def text(report: Report) -> Iterator[str]:
         if faults:
             yield f"\n{title}"
         for code, group in _by_code(faults):
-            yield f"  {code} ({len(group)}): {MENDS[code].what}"
+            yield f"  {code} ({len(group)}): {FAULT_INFO[code].what}"
             for fault in group:
                 yield f"    {_where(fault)}: {fault.message}"
     if report.faults:
@@ -150,7 +150,7 @@ def fix_plan(faults: Sequence[Fault]) -> Iterator[str]:
     ]
     for number, (severity, (code, group)) in enumerate(errors_first, 1):
         must = "must be fixed" if severity == "error" else "look at it"
-        yield f"{number}. {code} ({must}): {MENDS[code].mend}"
+        yield f"{number}. {code} ({must}): {FAULT_INFO[code].fix}"
         for fault in group:
             yield f"   [ ] {_where(fault)}: {fault.message}"
 

@@ -269,8 +269,8 @@ class FindBestParams(StepParams):
         object.__setattr__(self, "folds", [int(fold) if str(fold).isdigit() else fold for fold in self.folds])
         fit = self.folds == ["all"] or all(isinstance(fold, int) and fold >= 0 for fold in self.folds)
         self.require(fit, "folds", "name numbered folds, 0 and up, or 'all' alone: it has no validation that others could be compared with")
-        mend = "fold 'all' has no validation to compare by; set promote to always or never, or name numbered folds"
-        self.require(self.folds != ["all"] or self.promote != "if_better", "promote", mend)
+        fix = "fold 'all' has no validation to compare by; set promote to always or never, or name numbered folds"
+        self.require(self.folds != ["all"] or self.promote != "if_better", "promote", fix)
         self.require(self.promote in ("never", "always", "if_better"), "promote", "must be never, always or if_better")
 
 

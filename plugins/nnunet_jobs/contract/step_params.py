@@ -28,10 +28,10 @@ class StepParams:
     def _check(self) -> None:
         """Raise ConfigError where a value is out of range. Overridden by each step."""
 
-    def require(self, holds: bool, name: str, mend: str) -> None:
+    def require(self, holds: bool, name: str, fix: str) -> None:
         """Raise a ConfigError that names the field, its value and the fix unless ``holds``."""
         if not holds:
-            raise ConfigError(where=f"{self.step}:", field=name, value=getattr(self, name), problem=mend)
+            raise ConfigError(where=f"{self.step}:", field=name, value=getattr(self, name), problem=fix)
 
     def to_json(self) -> dict[str, Any]:
         """JSON object, inverse of :meth:`from_json`."""

@@ -78,8 +78,8 @@ def check_links(root: Path, path: Path, *, case: str | None = None) -> None:
     resolved = Path(os.path.realpath(path))
     if not resolved.is_relative_to(root):
         name = os.path.relpath(path, root)
-        mend = "copy the file into the source, or name a source folder that holds both"
-        raise Refused(Fault(code=Code.PATH_OUTSIDE, case=case, file=name, message=f"link leaves the source ({resolved}); {mend}"))
+        fix = "copy the file into the source, or name a source folder that holds both"
+        raise Refused(Fault(code=Code.PATH_OUTSIDE, case=case, file=name, message=f"link leaves the source ({resolved}); {fix}"))
 
 
 def broken_link(path: Path) -> bool:
@@ -142,11 +142,11 @@ def check_case_ids(cases: Iterable[str], *, known: Iterable[str] = ()) -> list[F
         alike.setdefault(folded(case), set()).add(case)
     for case in source:
         if not usable(case):
-            mend = (
+            fix = (
                 "rename the file: letters, digits, '_', '-' and '.', at most 120, starting with a letter or digit, "
                 "not ending with '.' or '_seg'"
             )
-            message = f"case id {case!r} is not usable; {mend}; or set rename: true"
+            message = f"case id {case!r} is not usable; {fix}; or set rename: true"
             faults.append(Fault(code=Code.NAME_INVALID, case=case, message=message))
         others = alike[folded(case)] - {case}
         if others:

@@ -104,12 +104,12 @@ def splits_by_hand(folder: Path, entries: Mapping[str, Mapping[str, Any]], *, wi
         ConfigError: names all that is wrong in every fold.
     """
     path = folder / OWN_SPLITS
-    mend = "correct it, or remove it, so that splits are made"
+    fix = "correct it, or remove it, so that splits are made"
     try:
         folds = read_json(path)
         _require_form(folds)
     except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{path}: cannot be used: {error}; {mend}") from error
+        raise ConfigError(f"{path}: cannot be used: {error}; {fix}") from error
     split = {case: str(entry["split"]) for case, entry in entries.items()}
     problems: list[str] = []
     for number, fold in enumerate(folds):
@@ -122,7 +122,7 @@ def splits_by_hand(folder: Path, entries: Mapping[str, Mapping[str, Any]], *, wi
             problems.append(f"fold {number}: {_shown(held)} {_are(held)} held out from training")
         problems += [f"fold {number}: {side!r} has no case for training" for side in _SIDES if not {*fold[side]} & set(named)]
     if problems:
-        raise ConfigError(f"{path}: {' | '.join(problems)}; {mend}")
+        raise ConfigError(f"{path}: {' | '.join(problems)}; {fix}")
     kept = [{side: sorted({*fold[side]} - set(withdrawn)) for side in _SIDES} for fold in folds]
     training = {case for case, where in split.items() if where == TRAIN}
     for number, fold in enumerate(kept):

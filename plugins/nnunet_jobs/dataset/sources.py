@@ -141,10 +141,10 @@ def _detect(params: RegisterParams, root: Path, description: dict[str, Any]) -> 
     if (root / "dataset.json").is_file():
         shown += "; its dataset.json has " + (", ".join(map(repr, list(description)[:12])) or "no entries")
     inner = [name for name in names[:_LOOKED_INTO] if name.endswith("/") and _has_layout(params, root / name)]
-    mend = "set layout, images and labels, or mapping"
+    fix = "set layout, images and labels, or mapping"
     if inner:
-        mend = f"did you mean {os.path.join(params.source, inner[0].rstrip('/'))!r}? Else " + mend
-    problem = "\n".join([f"layout not recognised; the folder holds {shown or 'nothing'}. Expected one of", *lines, mend])
+        fix = f"did you mean {os.path.join(params.source, inner[0].rstrip('/'))!r}? Else " + fix
+    problem = "\n".join([f"layout not recognised; the folder holds {shown or 'nothing'}. Expected one of", *lines, fix])
     raise ConfigError(field="source", value=params.source, problem=problem)
 
 

@@ -16,7 +16,7 @@ from nnunet_jobs.dataset.names import NIFTI, split_ending
 from nnunet_jobs.dataset.sources import Source
 from nnunet_jobs.dataset.validate import CheckedCase
 from nnunet_jobs.faults.codes import Code, shown
-from nnunet_jobs.faults.fixes import MENDS
+from nnunet_jobs.faults.fixes import FAULT_INFO
 
 _NAMED = 5
 
@@ -171,7 +171,7 @@ def _names(folder: Path) -> list[str]:
 
 
 def _fault(code: Code, message: str, *, case: str | None = None, file: str | None = None) -> Fault:
-    return Fault(code=code, severity=MENDS[code].severity, message=message, case=case, file=file)
+    return Fault(code=code, severity=FAULT_INFO[code].severity, message=message, case=case, file=file)
 
 
 def facts_of(source: Source, checked: Sequence[CheckedCase]) -> list[CaseFacts]:

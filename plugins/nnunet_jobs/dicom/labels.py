@@ -118,8 +118,8 @@ def _assign(segments: Sequence[Segment], rules: LabelRules, label_names: Mapping
             folded = segment.name.strip().casefold()
             other = seen.setdefault(folded, segment)
             if other is not segment and other.source != segment.source:
-                mend = "keep the one that counts, or rename one of them"
-                report.error(Code.SEGMENT_TWICE, f"{segment}: {other.source} has a segment of this name too; {mend}")
+                fix = "keep the one that counts, or rename one of them"
+                report.error(Code.SEGMENT_TWICE, f"{segment}: {other.source} has a segment of this name too; {fix}")
             by_label.setdefault(labels[0], []).append(segment)
     rank = {name: place for place, name in enumerate(rules.priority)}
     return {name: by_label[name] for name in sorted(by_label, key=lambda name: (rank.get(name, len(rank)), label_names[name]))}

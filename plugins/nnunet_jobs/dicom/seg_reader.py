@@ -209,8 +209,8 @@ class _Reader:
     def _paint_frame(self, mask: Mask, frame: _Frame, rows: Any, columns: Any, report: Report) -> bool:
         where = f"{self._source}: frame {frame.number}"
         if frame.origin is None:
-            mend = "resample it to the series' grid, or segment on the series itself"
-            report.error(Code.LABEL_GRID, f"{where} is not on the voxels of its series; {mend}")
+            fix = "resample it to the series' grid, or segment on the series itself"
+            report.error(Code.LABEL_GRID, f"{where} is not on the voxels of its series; {fix}")
             return False
         if frame.slices is None or (self._needs_reference and not frame.slices):
             message = "refers to images that are not of this series" if frame.slices is None else "refers to no image"

@@ -14,7 +14,7 @@ _LISTED = 20
 class Code(StrEnum):
     """What is wrong. The values are stable: reports and dashboards count them.
 
-    :data:`~nnunet_jobs.faults.fixes.MENDS` says what each means and how to fix it.
+    :data:`~nnunet_jobs.faults.fixes.FAULT_INFO` says what each means and how to fix it.
     """
 
     PATH_OUTSIDE = "path_outside"
@@ -117,19 +117,19 @@ class Code(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Mend:
+class FaultInfo:
     """What a code means for people, and what to do about it.
 
     Attributes:
         severity: Severity of the code's faults: ``error``, ``warning``, or ``error or warning`` where it depends on
             what exactly is wrong.
         what: What is wrong.
-        mend: What to do.
+        fix: What to do.
     """
 
     severity: str
     what: str
-    mend: str
+    fix: str
 
 
 def data_error(faults: Sequence[Fault], *, what: str) -> DataError:

@@ -205,8 +205,8 @@ def require_complete(trained: Trained, params: FindBestParams, context: StepCont
             reasons = dict.fromkeys([*state.reasons, *([problem] if problem else [])])
             refused.append(f"{configuration} fold {fold}: {'; '.join(reasons)}")
     if refused:
-        mend = "train these folds" if params.repair else "train these folds, or set repair=True where only the validation is missing"
-        raise ConfigError(field="model", value=trained.model, problem=f"folds are not complete ({' | '.join(refused)})", fix=mend)
+        fix = "train these folds" if params.repair else "train these folds, or set repair=True where only the validation is missing"
+        raise ConfigError(field="model", value=trained.model, problem=f"folds are not complete ({' | '.join(refused)})", fix=fix)
     if not repairs:
         return
     from nnunet_jobs.training.fit import validate_fold

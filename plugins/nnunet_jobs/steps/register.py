@@ -155,7 +155,7 @@ class _Registration:
         if not self.folder.exists():
             return None
         path = self.folder / MANIFEST
-        mend = f"move {self.folder} away and register from there, or choose another dataset_id"
+        fix = f"move {self.folder} away and register from there, or choose another dataset_id"
         try:
             manifest: dict[str, Any] = read_json(path)
         except FileNotFoundError:
@@ -163,16 +163,16 @@ class _Registration:
                 field="name",
                 value=self.params.name,
                 problem=f"{self.dataset} is there but has no {MANIFEST}, so it was made by hand",
-                fix=mend,
+                fix=fix,
             ) from None
         except ValueError as error:
-            raise ConfigError(field="name", value=self.params.name, problem=f"{path} is not readable ({error})", fix=mend) from error
+            raise ConfigError(field="name", value=self.params.name, problem=f"{path} is not readable ({error})", fix=fix) from error
         if manifest.get("schema") != SCHEMA:
             raise ConfigError(
                 field="name",
                 value=self.params.name,
                 problem=f"{path} has schema {manifest.get('schema')!r}, this version knows {SCHEMA}",
-                fix=mend,
+                fix=fix,
             )
         return manifest
 

@@ -302,11 +302,11 @@ class Layer:
         return all(bool(torch.isfinite(weight).all()) for weight in self.network.parameters())
 
     def _roll_back(self, error: Diverged) -> None:
-        mend = "lower initial_lr, or look for extreme intensities in the images"
+        fix = "lower initial_lr, or look for extreme intensities in the images"
         found = checkpoint.newest_verified(Path(self.output_folder), self._run.identity)
         if self._run.rolled_back or found is None:
             where = "again after going back to the last checkpoint" if found else "before the first checkpoint"
-            raise Bug(f"training diverged {where}: {error}. Mend: {mend}") from error
+            raise Bug(f"training diverged {where}: {error}. Mend: {fix}") from error
         log.warning("training diverged: %s; once more from %s (epoch %s)", error, found.path.name, found.epoch)
         self._run.rolled_back, self._run.nans = True, 0
         self.restore(found)

@@ -91,6 +91,6 @@ class DockerOptions:
         folder = max(fitting, key=lambda name: len(Path(name).parts))
         return str(Path(self.path_map[folder]) / Path(path).relative_to(folder))
 
-    def _require(self, holds: bool, name: str, mend: str) -> None:
+    def _require(self, holds: bool, name: str, fix: str) -> None:
         if not holds:
-            raise ConfigError(where="backend_options:", field=name, value=getattr(self, name), problem=mend)
+            raise ConfigError(where="backend_options:", field=name, value=getattr(self, name), problem=fix)

@@ -124,6 +124,6 @@ class PodOptions:
             raise wrong(problem="sub_path must be relative, without '..'")
         return claim
 
-    def _require(self, holds: bool, name: str, mend: str) -> None:
+    def _require(self, holds: bool, name: str, fix: str) -> None:
         if not holds:
-            raise ConfigError(where="backend_options:", field=name, value=getattr(self, name), problem=mend)
+            raise ConfigError(where="backend_options:", field=name, value=getattr(self, name), problem=fix)

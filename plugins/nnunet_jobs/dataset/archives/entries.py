@@ -14,7 +14,7 @@ from pathlib import PurePosixPath
 from nnunet_jobs.contract.failure import Fault
 from nnunet_jobs.dicom.mark import named_like
 from nnunet_jobs.faults.codes import Code
-from nnunet_jobs.faults.fixes import MENDS
+from nnunet_jobs.faults.fixes import FAULT_INFO
 
 _MAX_NAME, _MAX_PATH = 255, 2000  # bytes; what Linux file systems carry, with room for the folder that it is unpacked into
 _DRIVE = re.compile(r"[A-Za-z]:")
@@ -87,7 +87,7 @@ class Entries:
             Fault(
                 code=code,
                 message=f"{count} {'entry' if count == 1 else 'entries'}, not named here since the archive holds DICOM files: "
-                f"{MENDS[Code(code)].what} {MENDS[Code(code)].mend}",
+                f"{FAULT_INFO[Code(code)].what} {FAULT_INFO[Code(code)].fix}",
             )
             for code, count in counts.items()
         ]

@@ -160,14 +160,14 @@ def names_in(source: Source, folder: str) -> list[str]:
     return without_sidecars(listing(source.root, path, source.faults))
 
 
-def channel_files(source: Source, folder: str, match: Callable[[str], re.Match[str] | None], *, mend: str) -> dict[str, dict[int, Path]]:
+def channel_files(source: Source, folder: str, match: Callable[[str], re.Match[str] | None], *, fix: str) -> dict[str, dict[int, Path]]:
     """Image files of a folder by case and channel.
 
     Args:
         source: The source that gets the cases.
         folder: Folder to list.
         match: Match of a file name, with the groups ``case`` and perhaps ``channel`` (number or name).
-        mend: Said about names that do not match.
+        fix: Said about names that do not match.
     """
     found: dict[str, dict[int, Path]] = {}
     by_name = {name: int(number) for number, name in source.tables.channel_names.items()}
@@ -177,13 +177,13 @@ def channel_files(source: Source, folder: str, match: Callable[[str], re.Match[s
         channel = 0 if text is None else int(text) if text.isdecimal() else by_name.get(text)
         if not split_ending(name)[1] and (foreign := foreign_ending(name)):
             stem = re.sub(r"_\d{4}$", "", name[: -len(foreign)])
-            message = f"ends in {foreign}, which no reader of nnU-Net reads; convert it to {_wanted(mend, source)}, renaming is not enough"
+            message = f"ends in {foreign}, which no reader of nnU-Net reads; convert it to {_wanted(fix, source)}, renaming is not enough"
             source.faults.append(Fault(code=Code.ENDING_UNSUPPORTED, case=stem, file=f"{folder}/{name}", message=message))
         elif not case or channel is None or not split_ending(name)[1]:
-            reason = mend if channel is not None else f"channel {text!r} is not one of channel_names {list(by_name)}"
-            if source.layout == "nnunet" and not mend.endswith(ending := split_ending(name)[1]):
+            reason = fix if channel is not None else f"channel {text!r} is not one of channel_names {list(by_name)}"
+            if source.layout == "nnunet" and not fix.endswith(ending := split_ending(name)[1]):
                 stem = re.sub(r"_\d{4}$", "", split_ending(name)[0])
-                message = f"ends in {ending}, {mend}; convert the file or move it away"
+                message = f"ends in {ending}, {fix}; convert the file or move it away"
                 source.faults.append(Fault(code=Code.ENDING_MIXED, case=stem, file=f"{folder}/{name}", message=message))
                 continue
             source.faults.append(
@@ -197,9 +197,9 @@ def channel_files(source: Source, folder: str, match: Callable[[str], re.Match[s
     return found
 
 
-def _wanted(mend: str, source: Source) -> str:
+def _wanted(fix: str, source: Source) -> str:
     """The ending that files of the source should have."""
-    return split_ending(mend)[1] or source.file_ending()
+    return split_ending(fix)[1] or source.file_ending()
 
 
 def in_order(source: Source, case: str, files: Mapping[int, Path]) -> tuple[Path, ...]:

@@ -27,8 +27,8 @@ def _read(params: RegisterParams, source: Source, description: Description) -> N
     if (source.root / params.images).samefile(source.root / params.labels):
         raise ConfigError(f"register: images and labels are both {params.images!r}; put them into two folders")
     pattern = re.compile(params.case_pattern, re.DOTALL)
-    mend = f"the file name does not match case_pattern {params.case_pattern!r}"
-    found = channel_files(source, params.images, pattern.fullmatch, mend=mend)
+    fix = f"the file name does not match case_pattern {params.case_pattern!r}"
+    found = channel_files(source, params.images, pattern.fullmatch, fix=fix)
     labels: dict[str, str] = {}
     strays: set[str] = set()
     for name in names_in(source, params.labels):

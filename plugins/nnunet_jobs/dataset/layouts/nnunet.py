@@ -62,7 +62,7 @@ def _listed(source: Source, listed: Any) -> None:
 def _split_folder(source: Source, images: str, labels: str | None, ending: str, *, labelled: bool) -> None:
     """A pair of nnU-Net folders: ``<case>_0000<ending>`` and ``<case><ending>``."""
     pattern = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})" + re.escape(ending), re.DOTALL)
-    found = channel_files(source, images, lambda name: pattern.fullmatch(name), mend=f"expected <case>_0000{ending}")
+    found = channel_files(source, images, lambda name: pattern.fullmatch(name), fix=f"expected <case>_0000{ending}")
     label_names = set(names_in(source, labels)) if labels else set()
     if labels and not os.path.isdir(source.root / labels):
         labelled = False  # the folder is the fault, not each of its cases

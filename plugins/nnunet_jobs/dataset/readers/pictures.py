@@ -48,8 +48,8 @@ def read_picture(reading: Reading) -> None:
     elif array.ndim == 3 and tiff:
         _take_stack(reading, array)
     else:
-        mend = "nnU-Net reads a 2D .tiff not at all, rename it to .tif" if array.ndim == 2 else "store one 2D or 3D image a file"
-        reading.fault(Code.NOT_3D, f"has the shape {array.shape}; {mend}")
+        fix = "nnU-Net reads a 2D .tiff not at all, rename it to .tif" if array.ndim == 2 else "store one 2D or 3D image a file"
+        reading.fault(Code.NOT_3D, f"has the shape {array.shape}; {fix}")
     return None
 
 

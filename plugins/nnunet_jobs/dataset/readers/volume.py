@@ -16,7 +16,7 @@ import numpy.typing as npt
 from nnunet_jobs.contract.failure import Fault
 from nnunet_jobs.contract.files import open_regular
 from nnunet_jobs.faults.codes import Code
-from nnunet_jobs.faults.fixes import MENDS
+from nnunet_jobs.faults.fixes import FAULT_INFO
 
 CHUNK = 1 << 20
 Array = npt.NDArray[Any]
@@ -90,7 +90,7 @@ class Reading:
 
     def fault(self, code: Code, message: str, *, severity: str | None = None) -> None:
         """Add a fault. ``severity``: for codes that have both; else it is the code's own."""
-        severity = severity or MENDS[code].severity
+        severity = severity or FAULT_INFO[code].severity
         self.volume.faults.append(Fault(code=code, severity=severity, case=self.case, file=self.name, message=message))
 
 

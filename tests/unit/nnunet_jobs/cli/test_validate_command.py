@@ -8,7 +8,7 @@ import pytest
 from devtools.faults_docs import page
 from devtools.testbed.data import LABELS, decathlon, image_array, label_array, raw, write_nifti
 from nnunet_jobs.faults.codes import Code
-from nnunet_jobs.faults.fixes import MENDS
+from nnunet_jobs.faults.fixes import FAULT_INFO
 from support.validating import validate
 
 PROJECT = Path(__file__).resolve().parents[4]
@@ -55,7 +55,7 @@ def test_the_text_groups_all_faults(faulty):
 
 def test_the_plan_says_what_to_do_with_which_file(faulty):
     lines = validate(faulty, "--fix-plan").stdout.splitlines()
-    assert lines[0] == f"1. truncated (must be fixed): {MENDS[Code.TRUNCATED].mend}"
+    assert lines[0] == f"1. truncated (must be fixed): {FAULT_INFO[Code.TRUNCATED].fix}"
     assert lines[1].startswith("   [ ] a imagesTr/a_0000.nii.gz: ")
     assert any(line.startswith("3. label_empty (look at it)") for line in lines)
 
@@ -109,7 +109,7 @@ def test_nothing_is_written(faulty):
 
 
 def test_every_code_has_its_mend_and_the_page_is_up_to_date():
-    assert set(MENDS) == set(Code)
+    assert set(FAULT_INFO) == set(Code)
     assert (PROJECT / "docs" / "reference" / "faults.md").read_text() == page(), "python -m devtools.reference_docs"
 
 

@@ -46,10 +46,10 @@ def test_nifti_needs_no_dicom_library_and_dicom_names_the_mend(tmp_path: Path) -
     command = [sys.executable, "-W", "error", "-c", _BLOCKED, str(tmp_path)]
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
-    mend = "reading DICOM needs pydicom; install airflow-provider-nnunet[dicom]"
+    fix = "reading DICOM needs pydicom; install airflow-provider-nnunet[dicom]"
     registered, auto, dicom, predict, nifti = done.stdout.splitlines()
     assert (registered, nifti) == ("registered 2", "nifti None")
     assert auto.startswith("auto ")
     assert dicom.startswith("dicom ")
     assert predict.startswith("predict cases=")
-    assert [line.endswith(mend) for line in (auto, dicom, predict)] == [True] * 3
+    assert [line.endswith(fix) for line in (auto, dicom, predict)] == [True] * 3

@@ -222,7 +222,7 @@ def test_fold_all_of_a_first_stage_leaves_what_the_other_folds_predicted(warm: W
 
 
 @pytest.mark.parametrize(
-    ("wrong", "mend"),
+    ("wrong", "fix"),
     [
         ({"version": "0123456789abcdef"}, "which has: "),
         ({"configuration": "3d_huge"}, "which has: 2d"),
@@ -232,10 +232,10 @@ def test_fold_all_of_a_first_stage_leaves_what_the_other_folds_predicted(warm: W
         ({"pretrained": "/etc/passwd"}, "outside the allowed folders"),
     ],
 )
-def test_wrong_names_are_refused_with_those_that_exist(warm: Warm, phantom: Workspace, wrong: dict[str, object], mend: str) -> None:
+def test_wrong_names_are_refused_with_those_that_exist(warm: Warm, phantom: Workspace, wrong: dict[str, object], fix: str) -> None:
     failure = warm.train(phantom, epochs=1, **wrong).failure()
     assert failure.failure_class is FailureClass.CONFIG
-    assert mend in failure.message
+    assert fix in failure.message
     assert not list(Path(phantom.results).glob(".versions/*/*/*/fold_*"))
 
 
