@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 
 from airflow_nnunet.cli.command import command
-from airflow_nnunet.prediction_api.client import PredictionsClient, Refused
+from airflow_nnunet.prediction_api.client import PredictionsClient, RequestProblem
 from airflow_nnunet.prediction_api.rest_client import RestError
 from nnunet_jobs.contract.exit_codes import Exit
 
@@ -41,7 +41,7 @@ def predict_command(args: argparse.Namespace) -> int:
         return _say(f"--url={url!r}: not an address ({error}); such as http://127.0.0.1:8080", Exit.REFUSED)
     try:
         return _predict(client, args)
-    except Refused as error:
+    except RequestProblem as error:
         later = f" (Retry-After: {error.retry_after_s} s)" if error.retry_after_s else ""
         return _say(f"{error.status}: {error}{later}", Exit.NOT_NOW if error.passing else Exit.REFUSED)
     except RestError as error:

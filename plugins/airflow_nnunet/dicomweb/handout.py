@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from airflow_nnunet.dicomweb.ledger import FAILED, OUT, Entry, StudyLedger, now
-from airflow_nnunet.dicomweb.outcomes import settled
+from airflow_nnunet.dicomweb.outcomes import entries_with_outcome
 from airflow_nnunet.dicomweb.stability import Ready, Seen
 
 if TYPE_CHECKING:
@@ -59,14 +59,16 @@ class HandOut:
             free = [item for item in ready if (known := seen.get(item.uid)) is None or known.again or known.meant != item.meant]
             return self._record([self._entry(item, entries.get(item.uid)) for item in free[: self.most]])
 
-    def settle(self, task: BaseOperator, dag_id: str) -> tuple[list[Entry], list[Entry]]:
+    def record_outcomes(self, task: BaseOperator, dag_id: str) -> tuple[list[Entry], list[Entry]]:
         """Put on record what became of what earlier runs got.
 
         Returns:
             Failed studies that are handed out again, and those that are given up.
         """
         known = self.ledger.read().values()
-        changed = settled(task, dag_id, [entry for entry in known if entry.state == OUT or (entry.state == FAILED and _is_recent(entry))])
+        changed = entries_with_outcome(
+            task, dag_id, [entry for entry in known if entry.state == OUT or (entry.state == FAILED and _is_recent(entry))]
+        )
         with self.ledger.turn():
             newest = self.ledger.read()
             self.ledger.append(

@@ -20,7 +20,7 @@ _BAD = ("failed", "upstream_failed")
 _GOOD = ("success", "skipped")
 
 
-def settled(task: BaseOperator, dag_id: str, entries: Iterable[Entry]) -> list[Entry]:
+def entries_with_outcome(task: BaseOperator, dag_id: str, entries: Iterable[Entry]) -> list[Entry]:
     """The entries whose runs have ended, with what became of them; those of runs that go on are left out.
 
     A study has failed when one of the tasks that were mapped over it did, or over what those return, or when none of them ran. Where the
@@ -44,11 +44,11 @@ def settled(task: BaseOperator, dag_id: str, entries: Iterable[Entry]) -> list[E
             log.warning("run %s is gone; its %s studies count as failed", run, len(given))
             found += [replace(entry, state=FAILED) for entry in given]
             continue
-        found += _judged(task, dag_id, run, state, given)
+        found += _entries_after(task, dag_id, run, state, given)
     return found
 
 
-def _judged(task: BaseOperator, dag_id: str, run: str, state: str, given: list[Entry]) -> list[Entry]:
+def _entries_after(task: BaseOperator, dag_id: str, run: str, state: str, given: list[Entry]) -> list[Entry]:
     mapped = mapped_over(task)
     further = mapped_further(task, mapped)
     names = [] if task.get_dag() is None else [*mapped, *further] or sorted(task.get_flat_relative_ids(upstream=False))

@@ -146,7 +146,7 @@ class DicomWebStudySensor(RenderingMixin, BaseSensorOperator):  # type: ignore[m
             if studies := hand_out.repeat():
                 self.log.info("this run got %s studies before; they are handed out again", len(studies))
                 return studies
-            self._settle(context, hand_out)
+            self._record_outcomes(context, hand_out)
             self.log.info("waiting for studies of %s", self._query(context).dates or "any date")
             if self.deferrable:
                 self._defer(context, deadline=time.time() + self.timeout)
@@ -220,9 +220,9 @@ class DicomWebStudySensor(RenderingMixin, BaseSensorOperator):  # type: ignore[m
         self.log.info("%s complete studies are handed out%s", len(studies), later)
         return studies
 
-    def _settle(self, context: Context, hand_out: HandOut) -> None:
+    def _record_outcomes(self, context: Context, hand_out: HandOut) -> None:
         """Find out what became of what earlier runs got, and name what is given up."""
-        owed, given_up = hand_out.settle(self, context["ti"].dag_id)
+        owed, given_up = hand_out.record_outcomes(self, context["ti"].dag_id)
         if owed:
             self.log.warning("tasks of %s studies failed in earlier runs; these studies are handed out again", len(owed))
         if given_up:

@@ -36,7 +36,7 @@ def examine_executor() -> Iterator[Finding]:
         yield Finding(topic="executor", text=f"{executor}, tasks run on Celery workers")
     from airflow.providers.celery.executors.default_celery import get_default_celery_config
 
-    yield from judge_celery(get_default_celery_config(conf), publish_retries=conf.getint("celery", "task_publish_max_retries"))
+    yield from examine_celery(get_default_celery_config(conf), publish_retries=conf.getint("celery", "task_publish_max_retries"))
 
 
 def _shared_secret(conf: Any, file: str) -> Iterator[Finding]:
@@ -52,7 +52,7 @@ def _shared_secret(conf: Any, file: str) -> Iterator[Finding]:
         yield Finding(topic="api_auth", ok=False, blocks=True, text=text)
 
 
-def judge_celery(config: Mapping[str, Any], *, publish_retries: int) -> Iterator[Finding]:
+def examine_celery(config: Mapping[str, Any], *, publish_retries: int) -> Iterator[Finding]:
     """Judge Celery's settings, then ask broker and workers.
 
     Args:

@@ -23,7 +23,7 @@ _PASSING = (429, 502, 503, 504)
 UNFINISHED = ("queued", "running")
 
 
-class Refused(RuntimeError):
+class RequestProblem(RuntimeError):
     """The API answers with a problem; the message is its text. ``passing``: the same request may be taken later."""
 
     def __init__(self, answer: httpx.Response) -> None:
@@ -41,7 +41,7 @@ class PredictionsClient(AirflowClient):
         """Post one case, a file a channel; returns the prediction's id. Safe to repeat: a lost answer does not make two of it.
 
         Raises:
-            Refused: a problem. httpx.TransportError: no answer after all tries.
+            RequestProblem: a problem. httpx.TransportError: no answer after all tries.
         """
         fields = {"dataset": dataset} | ({"model": model} if model else {})
         key = key or secrets.token_hex(16)
@@ -61,7 +61,7 @@ class PredictionsClient(AirflowClient):
         """What is known about a prediction.
 
         Raises:
-            Refused: a problem.
+            RequestProblem: a problem.
         """
         return dict(self._good(self.send("GET", f"{_PATH}/{prediction}")).json())
 
@@ -71,7 +71,7 @@ class PredictionsClient(AirflowClient):
         """Ask until the prediction has ended; returns what is known about it then. An API server that restarts is waited for.
 
         Raises:
-            Refused: a problem that does not pass. TimeoutError: it has not ended in ``timeout_s`` seconds.
+            RequestProblem: a problem that does not pass. TimeoutError: it has not ended in ``timeout_s`` seconds.
         """
         end = time.monotonic() + timeout_s
         while True:
@@ -80,8 +80,8 @@ class PredictionsClient(AirflowClient):
                 progress(found["status"])
                 if found["status"] not in UNFINISHED:
                     return found
-            except (httpx.TransportError, Refused) as error:
-                if isinstance(error, Refused) and not error.passing:
+            except (httpx.TransportError, RequestProblem) as error:
+                if isinstance(error, RequestProblem) and not error.passing:
                     raise
             if time.monotonic() > end:
                 raise TimeoutError(f"{prediction} has not ended in {timeout_s:.0f} s; it goes on")
@@ -91,7 +91,7 @@ class PredictionsClient(AirflowClient):
         """Write the segmentation; the file is there whole or not at all.
 
         Raises:
-            Refused: a problem.
+            RequestProblem: a problem.
         """
         answer = self._good(self.send("GET", f"{_PATH}/{prediction}/result"))
         with replacing(path, mode=PRIVATE) as file:
@@ -100,5 +100,5 @@ class PredictionsClient(AirflowClient):
     @staticmethod
     def _good(answer: httpx.Response) -> httpx.Response:
         if answer.status_code >= 400:
-            raise Refused(answer)
+            raise RequestProblem(answer)
         return answer

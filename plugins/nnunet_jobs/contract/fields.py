@@ -51,13 +51,13 @@ def _check_of(hint: Any) -> Callable[[Any], bool]:
     return lambda value: isinstance(value, hint)
 
 
-def describe(hint: Any) -> str:
+def type_in_words(hint: Any) -> str:
     """An annotated type in the words of an error message."""
     names = {str: "text", int: "a whole number", float: "a number", bool: "true or false", type(None): "empty"}
     if isinstance(hint, types.UnionType):
-        return " or ".join(describe(part) for part in typing.get_args(hint))
+        return " or ".join(type_in_words(part) for part in typing.get_args(hint))
     if typing.get_origin(hint) is list:
-        return f"a list of {describe(typing.get_args(hint)[0])}"
+        return f"a list of {type_in_words(typing.get_args(hint)[0])}"
     if typing.get_origin(hint) is dict:
         return "a mapping"
     return names.get(hint, "any value")

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from nnunet_jobs.contract.failure import ConfigError
-from nnunet_jobs.contract.fields import describe, field_types, fits
+from nnunet_jobs.contract.fields import field_types, fits, type_in_words
 from nnunet_jobs.contract.files import content_hash
 from nnunet_jobs.contract.params import STEPS
 from nnunet_jobs.contract.step_params import StepParams
@@ -48,7 +48,7 @@ class Resources:
     def __post_init__(self) -> None:
         for name, hint in field_types(Resources).items():
             if not fits(getattr(self, name), hint):
-                raise ConfigError(field=name, value=getattr(self, name), problem=f"must be {describe(hint)}")
+                raise ConfigError(field=name, value=getattr(self, name), problem=f"must be {type_in_words(hint)}")
         if self.device not in DEVICES:
             raise ConfigError(field="device", value=self.device, problem=f"must be one of {', '.join(DEVICES)}")
         for name in ("gpus", "cpus"):

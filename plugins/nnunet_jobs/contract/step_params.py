@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar, Self
 
 from nnunet_jobs.contract.failure import ConfigError
-from nnunet_jobs.contract.fields import describe, field_types, fits
+from nnunet_jobs.contract.fields import field_types, fits, type_in_words
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,7 +22,7 @@ class StepParams:
         for item in fields(self):
             value = getattr(self, item.name)
             if not fits(value, hints[item.name]):
-                raise ConfigError(where=f"{self.step}:", field=item.name, value=value, problem=f"must be {describe(hints[item.name])}")
+                raise ConfigError(where=f"{self.step}:", field=item.name, value=value, problem=f"must be {type_in_words(hints[item.name])}")
         self._check()
 
     def _check(self) -> None:

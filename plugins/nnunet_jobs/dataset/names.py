@@ -22,7 +22,7 @@ _CASE = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,118}[A-Za-z0-9_-])?")  # no 
 _OF_LABELS = "_seg"  # nnU-Net names a case's preprocessed label so: case "a_seg" would never be trained, and could overwrite a's label
 
 
-class Refused(Exception):
+class UnusableName(Exception):
     """A path or name of the source must not be used; carries the fault."""
 
     def __init__(self, fault: Fault) -> None:
@@ -55,7 +55,7 @@ def below(root: Path, text: str, *, case: str | None = None) -> Path:
         case: Named in the fault.
 
     Raises:
-        Refused: it leaves the source, or could.
+        UnusableName: it leaves the source, or could.
     """
     reason = None
     if not text or not text.isprintable():
@@ -67,7 +67,9 @@ def below(root: Path, text: str, *, case: str | None = None) -> Path:
     elif "$" in text:
         reason = "has '$'; environment variables are not followed"
     if reason:
-        raise Refused(Fault(code=Code.PATH_OUTSIDE, case=case, file=text, message=f"path {reason}; name the file relative to the source"))
+        raise UnusableName(
+            Fault(code=Code.PATH_OUTSIDE, case=case, file=text, message=f"path {reason}; name the file relative to the source")
+        )
     path = root / text
     check_links(root, path, case=case)
     return path
@@ -79,7 +81,7 @@ def check_links(root: Path, path: Path, *, case: str | None = None) -> None:
     if not resolved.is_relative_to(root):
         name = os.path.relpath(path, root)
         fix = "copy the file into the source, or name a source folder that holds both"
-        raise Refused(Fault(code=Code.PATH_OUTSIDE, case=case, file=name, message=f"link leaves the source ({resolved}); {fix}"))
+        raise UnusableName(Fault(code=Code.PATH_OUTSIDE, case=case, file=name, message=f"link leaves the source ({resolved}); {fix}"))
 
 
 def broken_link(path: Path) -> bool:
@@ -97,7 +99,7 @@ def listing(root: Path, folder: Path, faults: list[Fault]) -> list[str]:
             if entry.is_symlink():
                 try:
                     check_links(root, Path(entry.path))
-                except Refused as refused:
+                except UnusableName as refused:
                     faults.append(refused.fault)
                     continue
             if not _is_folder(entry):

@@ -13,7 +13,7 @@ from nnunet_jobs.contract.failure import ConfigError, Fault
 from nnunet_jobs.contract.files import open_regular, read_json
 from nnunet_jobs.dataset.holdout import TRAIN
 from nnunet_jobs.dataset.layouts.base import Source
-from nnunet_jobs.dataset.names import Refused, check_links
+from nnunet_jobs.dataset.names import UnusableName, check_links
 from nnunet_jobs.dataset.splits import Splits, leaking_patients
 from nnunet_jobs.faults.codes import Code
 
@@ -42,7 +42,7 @@ def read_own_splits(source: Source, *, known: Collection[str] = ()) -> Splits | 
         with open_regular(path) as file:
             folds = json.loads(file.readall())
         _require_form(folds)
-    except Refused as refused:
+    except UnusableName as refused:
         source.faults.append(refused.fault)
         return None
     except (OSError, ValueError, RecursionError) as error:

@@ -15,7 +15,7 @@ from nnunet_jobs.contract.params import RegisterParams
 from nnunet_jobs.dataset.labels import Tables, channel_table, label_table
 from nnunet_jobs.dataset.layouts import LAYOUTS
 from nnunet_jobs.dataset.layouts.base import Layout, Source, SourceCase
-from nnunet_jobs.dataset.names import Refused, check_case_ids, check_links
+from nnunet_jobs.dataset.names import UnusableName, check_case_ids, check_links
 from nnunet_jobs.dataset.own_splits import read_own_splits
 from nnunet_jobs.dataset.readers.formats import nnunet_reader
 from nnunet_jobs.dataset.renaming import CaseNames
@@ -94,7 +94,7 @@ def _description(root: Path) -> dict[str, Any]:
             data = json.loads(file.readall(), object_pairs_hook=_without_repetition)
         if not isinstance(data, dict):
             raise ValueError("it is not a JSON object")
-    except Refused as refused:
+    except UnusableName as refused:
         raise data_error([refused.fault], what="dataset.json") from refused
     except (ValueError, OSError, RecursionError) as error:
         reason = error.strerror or error if isinstance(error, OSError) else error

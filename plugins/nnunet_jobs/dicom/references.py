@@ -18,7 +18,7 @@ class References:
     images: frozenset[str] = frozenset()
     frames: frozenset[str] = frozenset()
 
-    def describe(self, *, series: str, images: Collection[str], frame: str) -> bool:
+    def point_to(self, *, series: str, images: Collection[str], frame: str) -> bool:
         """Whether these are references to an image series.
 
         Args:

@@ -39,7 +39,7 @@ def read_rtstruct(path: Path, *, reference: Series, grid: Grid, source: str, thr
     dataset = read_file(path)
     names, contours = _structures(dataset, source, report), _contours(dataset)
     images = {instance.sop_uid for instance in reference.instances}
-    if not references_of(dataset).describe(series=reference.series_uid, images=images, frame=reference.frame_of_reference_uid):
+    if not references_of(dataset).point_to(series=reference.series_uid, images=images, frame=reference.frame_of_reference_uid):
         report.error(Code.LABEL_REFERENCE, f"{source}: describes another series; contour on this one, or choose the one it describes")
         return []
     inverse = np.asarray(np.linalg.inv(grid.affine), dtype=np.float64)

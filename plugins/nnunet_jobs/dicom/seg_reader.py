@@ -81,7 +81,7 @@ def _describes(seg: Any, reference: Series, grid: Grid, source: str, report: Rep
         report.error(Code.LABEL_REFERENCE, message)
         return False
     images = {instance.sop_uid for instance in reference.instances} | set(grid.sop_uids)
-    if not found.describe(series=reference.series_uid, images=images, frame=frame):
+    if not found.point_to(series=reference.series_uid, images=images, frame=frame):
         report.error(Code.LABEL_REFERENCE, f"{source}: describes another series; segment on this one, or choose the one it describes")
         return False
     return True

@@ -227,7 +227,9 @@ class Predictor:
             voxels = label_voxels(self._last.dataset_json, final)
             volumes = volumes_ml(voxels, properties, final.shape)
             record.update(status="predicted", file=name, files=files, volumes_ml=volumes)
-            record.update(self._review.judge(work.case.case, final, voxels=voxels, volumes_ml=volumes, properties=properties, odd=work.odd))
+            record.update(
+                self._review.assess(work.case.case, final, voxels=voxels, volumes_ml=volumes, properties=properties, odd=work.odd)
+            )
             if work.case.label is not None:
                 record["dice"], record["reference_labels"] = case_dice(self._last, work.case.label, output / name)
 

@@ -54,7 +54,7 @@ class Review:
         """All folds of a stage have been seen. They are compared when the case is judged, not in the network's thread."""
         self._seen.setdefault(case, _Seen()).agreements.append(agreement)
 
-    def judge(
+    def assess(
         self,
         case: str,
         segmentation: npt.NDArray[Any],

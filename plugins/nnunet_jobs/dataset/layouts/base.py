@@ -15,7 +15,7 @@ from nnunet_jobs.contract.params import RegisterParams
 from nnunet_jobs.dataset.labels import Tables
 from nnunet_jobs.dataset.names import (
     PICTURES,
-    Refused,
+    UnusableName,
     below,
     broken_link,
     check_links,
@@ -139,7 +139,7 @@ def add_named(source: Source, case: str, images: list[str], label: str | None, *
     try:
         paths = tuple(below(source.root, image, case=case) for image in images)
         label_path = below(source.root, label, case=case) if label is not None else None
-    except Refused as refused:
+    except UnusableName as refused:
         source.faults.append(refused.fault)
         return
     source.add(SourceCase(case=case, images=paths, label=label_path, labelled=labelled))
@@ -154,7 +154,7 @@ def names_in(source: Source, folder: str) -> list[str]:
         return []
     try:
         check_links(source.root, path)
-    except Refused as refused:
+    except UnusableName as refused:
         source.faults.append(refused.fault)
         return []
     return without_sidecars(listing(source.root, path, source.faults))

@@ -16,7 +16,7 @@ from nnunet_jobs.contract.params import RegisterParams
 from nnunet_jobs.dataset.layouts.base import Description, Layout, Source, SourceCase, in_order
 from nnunet_jobs.dataset.layouts.bids_names import CASE, Named, Rule, files, subfolders
 from nnunet_jobs.dataset.layouts.table import Table, read_table
-from nnunet_jobs.dataset.names import Refused, below, check_links, split_ending
+from nnunet_jobs.dataset.names import UnusableName, below, check_links, split_ending
 from nnunet_jobs.faults.codes import Code, data_error
 
 _DERIVATIVES = "derivatives"
@@ -29,7 +29,7 @@ def _pipelines(params: RegisterParams, root: Path, faults: list[Fault]) -> list[
     if params.labels != _ANY:
         try:
             folder = below(root, params.labels)
-        except Refused as refused:
+        except UnusableName as refused:
             raise ConfigError(where="register:", field="labels", value=params.labels, problem=refused.fault.message) from refused
         if not folder.is_dir():
             raise ConfigError(where="register:", field="labels", value=params.labels, problem=f"no such folder in {params.source}")
@@ -133,7 +133,7 @@ def _read_lookup(root: Path, path: Path) -> dict[str, int]:
     try:
         check_links(root, path)
         table = read_table(path, name, delimiters="\t")
-    except Refused as refused:
+    except UnusableName as refused:
         table.faults.append(refused.fault)
     if not table.faults and not {"index", "name"} <= set(table.columns):
         table.fault("needs the columns 'index' and 'name', separated by tabulators", line=1, code=Code.LABELS_INVALID)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nnunet_jobs.contract.failure import Fault
-from nnunet_jobs.dataset.names import Refused, broken_link, check_links, listing, split_ending
+from nnunet_jobs.dataset.names import UnusableName, broken_link, check_links, listing, split_ending
 from nnunet_jobs.faults.codes import Code
 
 CASE = ("sub", "ses", "run")  # entities that make a case; others tell images of one case apart
@@ -73,7 +73,7 @@ def subfolders(root: Path, folder: Path, faults: list[Fault], prefix: str = "") 
             continue
         try:
             check_links(root, path)
-        except Refused as refused:
+        except UnusableName as refused:
             faults.append(refused.fault)
             continue
         yield path

@@ -9,7 +9,7 @@ from nnunet_jobs.contract.failure import ConfigError
 from nnunet_jobs.contract.params import RegisterParams
 from nnunet_jobs.dataset.layouts.base import Description, Layout, Source, SourceCase
 from nnunet_jobs.dataset.layouts.table import Table, read_table
-from nnunet_jobs.dataset.names import Refused, below, split_ending
+from nnunet_jobs.dataset.names import UnusableName, below, split_ending
 from nnunet_jobs.faults.codes import Code
 
 _KNOWN = ("case", "image", "label", "group", "split")
@@ -24,7 +24,7 @@ def _read(params: RegisterParams, source: Source, description: Description) -> N
     name = params.mapping or ""
     try:
         path = below(source.root, name)
-    except Refused as refused:
+    except UnusableName as refused:
         raise ConfigError(where="register:", field="mapping", value=name, problem=refused.fault.message) from refused
     if not path.exists():
         raise ConfigError(where="register:", field="mapping", value=name, problem=f"no such file in {params.source}")
@@ -94,7 +94,7 @@ def _add_row(source: Source, table: Table, line: int, row: Mapping[str, str], co
             continue
         try:
             paths.append(below(source.root, text, case=case))
-        except Refused as refused:
+        except UnusableName as refused:
             table.fault(refused.fault.message, line=line, case=case, code=Code.PATH_OUTSIDE)
             continue
         if not split_ending(text)[1]:

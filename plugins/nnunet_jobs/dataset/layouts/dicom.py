@@ -7,7 +7,7 @@ from pathlib import Path
 from nnunet_jobs.contract.failure import Fault
 from nnunet_jobs.contract.params import RegisterParams
 from nnunet_jobs.dataset.layouts.base import Description, Layout, Source, SourceCase
-from nnunet_jobs.dataset.names import Refused, below
+from nnunet_jobs.dataset.names import UnusableName, below
 
 CASES = "dicom_cases"
 """Key of ``dataset.json`` that tells such a folder."""
@@ -23,7 +23,7 @@ def _read(params: RegisterParams, source: Source, description: Description) -> N
         try:
             paths = tuple(below(source.root, image, case=case) for image in entry["images"])
             label = below(source.root, entry["label"], case=case) if entry["label"] else None
-        except Refused as refused:
+        except UnusableName as refused:
             source.faults.append(refused.fault)
             continue
         source.add(SourceCase(case=case, images=paths, label=label, labelled=label is not None, group=entry["group"]))

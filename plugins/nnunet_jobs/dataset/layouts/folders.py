@@ -8,7 +8,7 @@ from pathlib import Path
 from nnunet_jobs.contract.failure import ConfigError, Fault
 from nnunet_jobs.contract.params import RegisterParams
 from nnunet_jobs.dataset.layouts.base import Description, Layout, Source, SourceCase, channel_files, in_order, names_in, without_image
-from nnunet_jobs.dataset.names import Refused, below, split_ending
+from nnunet_jobs.dataset.names import UnusableName, below, split_ending
 from nnunet_jobs.faults.codes import Code
 
 
@@ -20,7 +20,7 @@ def _read(params: RegisterParams, source: Source, description: Description) -> N
     for name in ("images", "labels"):
         try:
             folder = below(source.root, getattr(params, name))
-        except Refused as refused:
+        except UnusableName as refused:
             raise ConfigError(where="register:", field=name, value=getattr(params, name), problem=refused.fault.message) from refused
         if not folder.is_dir():
             raise ConfigError(where="register:", field=name, value=getattr(params, name), problem=f"no such folder in {params.source}")

@@ -9,7 +9,7 @@ from nnunet_jobs.contract.failure import Fault
 from nnunet_jobs.contract.params import RegisterParams
 from nnunet_jobs.dataset.layouts.base import Description, Layout, Source, SourceCase, in_order, names_in
 from nnunet_jobs.dataset.layouts.decathlon import describe, listed
-from nnunet_jobs.dataset.names import Refused, below, split_ending
+from nnunet_jobs.dataset.names import UnusableName, below, split_ending
 from nnunet_jobs.faults.codes import Code
 
 _LOOKED_AT = 50  # entries of 'training' that decide between the two layouts that share this form of dataset.json
@@ -31,7 +31,7 @@ def _recognise(params: RegisterParams, root: Path, description: Description) -> 
             if below(root, image).exists():
                 return False
             numbered |= below(root, f"{stem}_0000{ending}").exists()
-        except (Refused, OSError):
+        except (UnusableName, OSError):
             continue  # reading the list names it
     return numbered
 
@@ -42,7 +42,7 @@ def _read(params: RegisterParams, source: Source, description: Description) -> N
         try:
             image_path = below(source.root, image, case=case)
             label_path = below(source.root, label, case=case) if label is not None else None
-        except Refused as refused:
+        except UnusableName as refused:
             source.faults.append(refused.fault)
             continue
         folder = source.relative(image_path.parent)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from airflow_nnunet.doctor.executor import judge_celery
+from airflow_nnunet.doctor.executor import examine_celery
 from devtools.testbed.servers import running_redis
 from support.airflow import PROJECT, environment, run
 
@@ -44,7 +44,7 @@ def test_a_configuration_in_which_no_task_can_run_blocks(home: Path, secret: boo
 def test_what_would_cost_tries_or_tasks_is_named_with_its_mend() -> None:
     with running_redis() as redis:
         worse = {"worker_prefetch_multiplier": 4, "task_acks_late": False, "result_backend": redis.url}
-        found = {item.topic: item for item in judge_celery({**STOCK, **worse, "broker_url": redis.url}, publish_retries=3)}
+        found = {item.topic: item for item in examine_celery({**STOCK, **worse, "broker_url": redis.url}, publish_retries=3)}
     assert found["celery broker"].ok
     for topic in ("visibility_timeout", "publishing", "worker_prefetch_multiplier", "task_acks_late", "result_backend", "worker"):
         assert not found[f"celery {topic}"].ok, topic
