@@ -39,7 +39,7 @@ class JobStatus:
         """The step's result.
 
         Raises:
-            JobError: of the failure's class.
+            JobError: The job failed; the exception has the failure's class.
         """
         if self.failure is not None:
             raise self.failure.to_error()
@@ -51,8 +51,8 @@ class JobStatus:
 class Watch:
     """What one watcher remembers between two looks at a job: how long its heartbeat has not moved.
 
-    Only the watcher's own monotonic clock counts, and of the time between two looks at most a quarter of the limit, so that a
-    watcher that was stopped itself does not take its own sleep for the runner's death.
+    Only the watcher's own monotonic clock counts. Of the time between two looks, at most a quarter of the limit is counted, so
+    that a watcher that was stopped for a while does not conclude that the runner has ended.
     """
 
     def __init__(self, *, lost_after_s: float = DEFAULT_LOST_AFTER_S, clock: Callable[[], float] = time.monotonic) -> None:
@@ -63,7 +63,7 @@ class Watch:
         self._silent = 0.0
 
     def forgive(self) -> None:
-        """Begin to count anew: the storage was away, and the heartbeat could not be written or not be read."""
+        """Start counting again: the storage did not answer, so that the heartbeat could not be written or read."""
         self._last = self._clock()
         self._silent = 0.0
 
@@ -100,8 +100,8 @@ class Backend(ABC):
         that is being cancelled: whoever submits then wants a new attempt, not the old one's end.
 
         Raises:
-            NotMounted: the workspace's share is not mounted.
-            ConfigError: this user may not write where jobs live.
+            NotMounted: The workspace's share is not mounted.
+            ConfigError: This user may not write into the folder of jobs.
         """
         try:
             with workspace_umask(spec.workspace):
@@ -174,7 +174,7 @@ class Backend(ABC):
         job.request_cancel(reason)
 
     def examine(self, workspace: Workspace) -> Iterator[tuple[bool, str]]:
-        """For the doctor: what jobs need of the place where they would run, each with whether it is there, and else the fix."""
+        """Tell the doctor what jobs need where they would run: for each thing whether it is there, and the fix if it is not."""
         yield from ()
 
 

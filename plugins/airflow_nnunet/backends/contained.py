@@ -1,7 +1,7 @@
-"""Jobs in containers that another system runs: what a container adds to what the job's files say. Docker and Kubernetes share this.
+"""Jobs in containers that a container runtime runs. The Docker and Kubernetes backends share this.
 
-While a runner's heartbeat moves, nobody asks the other system: its outage costs no job. A container is looked at while its runner is
-still to come, when the heart stops, and at the end.
+While a runner's heartbeat moves, the runtime is not asked, so that its outage ends no job. A container is looked at before its runner
+is on record, when the heartbeat stops, and at the end.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class ContainedBackend(Backend):
         runtime: Where containers run.
         schedule_timeout_s: Seconds to wait until a host has room; 0 means forever.
         start_timeout_s: Seconds from then until the runner is on record.
-        keep: Leave ended containers for a look at them.
+        keep: Keep containers that have ended, so that a person can look at them.
     """
 
     runs_here = False
@@ -81,7 +81,7 @@ class ContainedBackend(Backend):
         return job
 
     def start(self, job: JobDir, spec: JobSpec, attempt: int) -> None:
-        """Create the container. It may wait for room for long, so nobody waits here: it is itself the record of the attempt."""
+        """Create the container, which is itself the record of the attempt. It may queue for long, so this does not wait for its runner."""
         try:
             self.runtime.remove_earlier(job, attempt)
             self._make_folders(job, spec)
@@ -98,7 +98,7 @@ class ContainedBackend(Backend):
         """See :meth:`Backend.alive`.
 
         Raises:
-            Lost: the runtime does not answer and the runner does not beat: nothing can be said now.
+            Lost: The runtime does not answer and the heartbeat does not move, so that nothing is known now.
         """
         state = job.state()
         if state.attempt == 0 or state.phase.final:
@@ -133,11 +133,11 @@ class ContainedBackend(Backend):
         return self._finish(job, status) if status.final else status
 
     def wants_a_look(self, job: JobDir, attempt: int) -> bool:
-        """Whether the runtime has something to do for an attempt although its heart beats."""
+        """Whether the runtime has something to do for an attempt although its heartbeat moves."""
         return False
 
     def cancel(self, job: JobDir, reason: str) -> None:
-        """Ask the runner to save and stop; an attempt that has none yet is taken back."""
+        """Ask the runner to save and stop; the container of an attempt without a runner is removed."""
         super().cancel(job, reason)
         try:
             self._take_back(job, job.state().attempt, reason)
@@ -146,7 +146,7 @@ class ContainedBackend(Backend):
 
     # --- private ------------------------------------------------------------------------------------------------
     def _check_container(self, job: JobDir, attempt: int, *, begun: bool, lost: bool, silent: float) -> None:
-        """Look at the container of an attempt that shows no sign of life; record the attempt's end if that is what it means."""
+        """Look at the container of an attempt whose heartbeat does not move; record the attempt's end if the container has ended."""
         container = self.runtime.look(job, attempt)
         reason = job.cancel_requested()
         name = self.runtime.name(job, attempt)
@@ -179,7 +179,7 @@ class ContainedBackend(Backend):
             self._end(job, attempt, container, f"no heartbeat of the runner for {silent:.0f} s in {name}, {trouble}")
 
     def _end(self, job: JobDir, attempt: int, container: ContainerStatus, message: str) -> None:
-        """Record an attempt's end as the container tells it, then let go of what the container still holds."""
+        """Record an attempt's end as the container reports it, then release what the container still holds."""
         details = {"container": dict(container.facts)}
         if self._declare(job, attempt, container.failure_class, message, exit_code=container.exit_code, details=details):
             self._finished.add((str(job.path), attempt))  # a host that is cut off may never say that it has ended
@@ -189,14 +189,14 @@ class ContainedBackend(Backend):
             self.runtime.remove(job, attempt)
 
     def _declare(self, job: JobDir, attempt: int, failure_class: FailureClass, message: str, **more: Any) -> bool:
-        """Record our verdict, unless a cancel explains the end. False when the runner had the last word."""
+        """Record the failure, unless a cancel explains the end. Returns False when the runner has written an outcome itself."""
         reason = job.cancel_requested()
         if reason is not None and failure_class is FailureClass.LOST:
             failure_class, message, more = FailureClass.INTERRUPTED, f"cancelled: {reason} ({message})", {**more, "cancelled": True}
         return job.declare_lost(attempt, Failure(failure_class=failure_class, message=message, attempt=attempt, **more))
 
     def _take_back(self, job: JobDir, attempt: int, reason: str) -> None:
-        """Have the container of a cancelled attempt stopped with time for saving; one without a runner has ended by that."""
+        """Stop the container of a cancelled attempt, with time to save. An attempt without a runner ends with this."""
         state = job.state()
         if attempt == 0 or state.phase.final:
             return
@@ -206,7 +206,7 @@ class ContainedBackend(Backend):
             self._declare(job, attempt, FailureClass.INTERRUPTED, f"cancelled: {reason}", cancelled=True)
 
     def _finish(self, job: JobDir, status: JobStatus) -> JobStatus:
-        """After the outcome: put the container's part on record and remove it. Until its exit code is known the job is not over."""
+        """After the outcome, record what the container reports and remove it. The job is not over until the exit code is known."""
         key = (str(job.path), status.attempt)
         if key in self._finished:
             return status
@@ -234,7 +234,7 @@ class ContainedBackend(Backend):
         return now - self._since.setdefault((str(job.path), attempt, what), now)
 
     def _make_folders(self, job: JobDir, spec: JobSpec) -> None:
-        """Folders that will be mounted: the other system would make missing ones as root's. Where we are root, they become the user's."""
+        """Make the folders to mount, because the runtime would make missing ones for root. If we are root, they are given to the user."""
         uid, gid = self.user(job)
         for mount in (*mounts_for(spec), *self.own_mounts(spec)):
             path = Path(mount.path)
@@ -254,10 +254,10 @@ class ContainedBackend(Backend):
 
 
 def job_user(wanted: str | None, job: JobDir) -> tuple[int, int]:
-    """(uid, gid) that a job runs as: the option ``user``, else the owner of the job's folder.
+    """User and group id that a job runs as: the option ``user``, else the owner of the job's folder.
 
     Raises:
-        ConfigError: that is root.
+        ConfigError: The user would be root.
     """
     if wanted:
         uid, gid = wanted.split(":")
@@ -299,7 +299,7 @@ def job_environment(*, gpus: bool, more: Mapping[str, str]) -> dict[str, str]:
 
 
 def at_most_one_slot(spec: JobSpec) -> JobSpec:
-    """For a container whose cores are its own, so that they are not shared out among the CPU slots of a host."""
+    """Specification for a container with cores of its own, which are not shared among the CPU slots of a host."""
     return replace(spec, workspace=replace(spec.workspace, cpu_slots=1))
 
 

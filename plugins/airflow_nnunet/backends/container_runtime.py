@@ -16,13 +16,13 @@ EXIT_NO_FOLDER = 5
 
 
 class Unreachable(Exception):
-    """The other system does not answer, or says that it cannot for now. Says nothing about any container."""
+    """The runtime does not answer, or cannot answer now. This says nothing about any container."""
 
 
 class RequestRejected(Exception):
-    """The other system will not do it.
+    """The runtime refuses the request.
 
-    ``transient``: for want of something that others' end frees. ``status``: its HTTP status, None without one.
+    ``transient`` is true when something is used up that becomes free when others end. ``status`` is the HTTP status, or None.
     """
 
     def __init__(self, message: str, *, transient: bool = False, status: int | None = None) -> None:
@@ -35,7 +35,7 @@ CANNOT_ASK = (Unreachable, RequestRejected, ConfigError)
 
 
 class ContainerStage(StrEnum):
-    """Where a container stands."""
+    """Stage in the life of a container."""
 
     UNSCHEDULED = "unscheduled"
     STARTING = "starting"
@@ -55,9 +55,9 @@ class ContainerStatus:
     """A container as seen at one moment.
 
     Attributes:
-        message: Why it waits, or how it ended.
-        where: The host it is on, as far as known.
-        leaving: It was told to stop already.
+        message: Why the container waits, or how it ended.
+        where: Host that the container is on, if it is known.
+        leaving: Whether the container was already asked to stop.
         failure_class: Failure class of an end without an outcome in the job's folder.
         exit_code: Exit code of the runner.
         facts: For the record: name, image, digest, exit code, out of memory.
@@ -73,10 +73,10 @@ class ContainerStatus:
 
 
 class ContainerRuntime(Protocol):
-    """The other system, as far as a backend needs it. All raise Unreachable, RequestRejected or ConfigError."""
+    """What a backend needs of a container runtime. All methods raise Unreachable, RequestRejected or ConfigError."""
 
     def name(self, job: JobDir, attempt: int) -> str:
-        """What the attempt's container is called."""
+        """Name of the attempt's container."""
 
     def create(self, job: JobDir, spec: JobSpec, attempt: int) -> None:
         """Create and start the attempt's container, or find that it is there."""
@@ -85,7 +85,7 @@ class ContainerRuntime(Protocol):
         """The attempt's container, None when there is none."""
 
     def stop(self, job: JobDir, attempt: int, *, grace_s: float) -> None:
-        """Ask the container to end, and see to it after the grace. Returns at once; called again while it lives."""
+        """Ask the container to end, and kill it after the grace period. Returns at once; called again while the container runs."""
 
     def remove(self, job: JobDir, attempt: int) -> None:
         """Remove the attempt's container, alive or not; done if there is none."""

@@ -21,16 +21,16 @@ _BEAT_S = 0.02
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FakeOutcome:
-    """What an attempt shall do.
+    """What an attempt does.
 
     Attributes:
         result: Result of the step; one that looks like the real step's when None.
         failure: Fail with this class instead.
         message: Message of the failure.
         records: Progress to report.
-        seconds: How long it takes; 0 ends within submit.
-        forever: Goes on until it is cancelled.
-        lost: Ends without a word.
+        seconds: Duration in seconds; with 0 the attempt ends within ``submit``.
+        forever: Whether the attempt goes on until it is cancelled.
+        lost: Whether the attempt ends without writing an outcome.
     """
 
     result: Mapping[str, Any] | None = None
@@ -49,9 +49,9 @@ class FakeBackend(Backend):
     """Runs scripted outcomes in this process.
 
     Args:
-        outcomes: For each step name, an outcome forevery attempt, or a list of them for one attempt after the other
+        outcomes: For each step name, an outcome for every attempt, or a list of them for one attempt after the other
             (the last one repeats).
-        script: For more: called with the specification and the attempt's number. Steps that neither names succeed.
+        script: Called with the specification and the attempt's number. Steps that neither names succeed.
 
     Outcomes that take no time end within ``submit``; the others run in a daemon thread and are lost when the process ends.
     """
@@ -82,7 +82,7 @@ class FakeBackend(Backend):
 
 
 def _play(job: JobDir, spec: JobSpec, attempt: int, outcome: FakeOutcome, ready: threading.Event) -> None:
-    """The runner's part, in short: lock, phase, heartbeat, progress, wishes, outcome."""
+    """Do what the runner does, in short: take the lock, record phase, heartbeat and progress, obey requests, write the outcome."""
     try:
         with locked(job.runner_lock, interval=0.005, poll=lambda: job.check_fence(attempt)):
             beats = job.beat() + 1

@@ -21,13 +21,13 @@ _PRIVATE = ("AIRFLOW", "_AIRFLOW", "__AIRFLOW")
 
 
 class LocalBackend(Backend):
-    """Starts the runner in a session of its own, its output in the job's log, nothing inherited that Airflow waits for.
+    """Starts the runner in a session of its own. Its output goes into the job's log, and it inherits nothing that Airflow waits for.
 
     Args:
         python: Interpreter that has nnU-Net installed; this one when empty.
-        module: Program that speaks the runner's command line; nnunet_jobs, or a site's own wrapper around it.
+        module: Program that takes the runner's command line: ``nnunet_jobs``, or a site's own wrapper around it.
         environment: Extra variables for the runner, such as ``TORCHINDUCTOR_CACHE_DIR``.
-        start_timeout_s: How long a runner may take until it is on record.
+        start_timeout_s: Seconds to wait until the runner is on record.
     """
 
     name = "local"
@@ -92,7 +92,7 @@ class LocalBackend(Backend):
             )
 
     def _read_word(self, fd: int) -> bytes:
-        """What the runner says once it is on record; empty when it died or takes too long."""
+        """What the runner prints once it is on record; empty when it has ended or takes too long."""
         word = b""
         deadline = time.monotonic() + self.start_timeout_s
         while (left := deadline - time.monotonic()) > 0 and select.select([fd], [], [], left)[0]:

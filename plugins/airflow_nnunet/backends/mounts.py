@@ -12,7 +12,7 @@ from nnunet_jobs.contract.spec import JobSpec
 
 
 class Mode(StrEnum):
-    """How a job sees a folder. ``HIDDEN``: as an empty one."""
+    """How a job sees a folder. With ``HIDDEN`` it sees an empty folder."""
 
     WRITABLE = "rw"
     READ_ONLY = "ro"
@@ -43,8 +43,8 @@ class Mount:
 def mounts_for(spec: JobSpec) -> tuple[Mount, ...]:
     """What a job sees, outer folders first: its own folder of the jobs, and what its step works with.
 
-    The lease ledger is not among them: where that is, is the backend's business. No folder appears twice; one that lies in another
-    appears where it is seen in another way. Folders of users that do not exist are left out.
+    The lease ledger is not among them, because each backend knows by itself where that is. No folder appears twice; a folder
+    inside another one appears only where the job sees it in another way. Folders of users that do not exist are left out.
     """
     wanted = [Mount(path=str(Path(spec.workspace.jobs) / spec.job_id), mode=_RW, field="jobs")]
     for field, mode in _FOLDERS[spec.step].items():

@@ -137,7 +137,7 @@ class RunSettings:
     Attributes:
         configurations: Configurations to train.
         folds: Folds to train.
-        train: The other fields of TrainFoldOperator, the same forevery fold.
+        train: The other fields of TrainFoldOperator, the same for every fold.
         promote: Promotion rule, as in the dataset file.
         predict: Cases to predict, as in the dataset file.
         force: Go through all steps although nothing is new.

@@ -29,7 +29,7 @@ class ServeSettings:
         allow_hosts: Names, without ports, by which clients may call the server beside ``localhost`` and loopback
             addresses, such as that of a proxy in front of it; web pages of these hosts may use it too. A Unix socket
             has no name of its own, so that there any name without a dot will do.
-        prediction: How to predict, the same forevery request.
+        prediction: How to predict, the same for every request.
         waiting: Requests that may be in the server at once; more are told to come back.
         timeout_s: Limit in seconds of one request.
         upload_mib: Limit in MiB of one request's body.

@@ -77,7 +77,7 @@ class Candidate:
         configurations: Its members.
         folder: Predictions of all cases, ``summary.json``, ``plans.json`` and ``dataset.json``.
         summary: As in memory, keys are labels and tuples. dice: mean foreground Dice over the labels that the
-            references have, the same ones forevery candidate; None where they have none.
+            references have, the same ones for every candidate; None where they have none.
     """
 
     name: str

@@ -29,7 +29,7 @@ _Result = TypeVar("_Result")
 
 
 class Engine:
-    """Containers of jobs on one engine. Cheap to make: it is asked at the first request."""
+    """Containers of jobs on one engine. It connects at the first request only."""
 
     def __init__(self, options: DockerOptions) -> None:
         self.options = options
@@ -96,7 +96,8 @@ class Engine:
         """The low-level client of the provider's hook.
 
         Raises:
-            ConfigError: the provider is not installed. Unreachable: the engine does not answer.
+            ConfigError: The provider is not installed.
+            Unreachable: The engine does not answer.
         """
         return self.ask(lambda: self._hook(None).api_client)
 
@@ -137,7 +138,7 @@ class Engine:
 
     # --- private ------------------------------------------------------------------------------------------------
     def _sweep(self, jobs: Path) -> None:
-        """Remove ended containers of jobs that are over, whose end nobody was there to see, such as after a cancel in the web page."""
+        """Remove containers of jobs that are over when no process saw the end, such as after a cancel in the web page."""
         for found in self.ask(self.client.containers, all=True, filters={"label": LABEL, "status": ["exited", "dead"]}):
             labels = found["Labels"]
             job = JobDir(jobs / labels[LABEL])
@@ -249,7 +250,7 @@ class Engine:
         return ContainerStatus(stage=ContainerStage.ENDED, message=message, failure_class=kind, exit_code=code, facts=facts)
 
     def _end(self, found: dict[str, Any], code: int) -> tuple[FailureClass, str]:
-        """Class and words of an end of which the job's folder knows nothing."""
+        """Failure class and message for an end that the job's folder does not record."""
         name, state = found["Name"].lstrip("/"), found["State"]
         if state.get("OOMKilled"):
             return FailureClass.HOST_OOM, f"the kernel killed container {name} for memory; give it more memory_mib"
@@ -288,7 +289,7 @@ class Engine:
 
 
 def _own_authority(paths: Mapping[str, str]) -> Any:
-    """TLS by these files alone: requests would let REQUESTS_CA_BUNDLE, which sites behind a proxy set, replace the engine's authority."""
+    """Use these files only for TLS: requests would let REQUESTS_CA_BUNDLE, which sites behind a proxy set, replace the engine's CA."""
     from docker.tls import TLSConfig
 
     class OwnAuthority(TLSConfig):  # type: ignore[misc]

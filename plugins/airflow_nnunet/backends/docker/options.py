@@ -1,4 +1,4 @@
-"""Options of the Docker backend, as in ``backend_options`` of section [nnunet]: JSON values only, for triggers carry them."""
+"""Options of the Docker backend, as in ``backend_options`` of section [nnunet]. All values are JSON, because triggers store them."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ class DockerOptions:
 
     Attributes:
         image: Image with ``nnunet_jobs`` and nnU-Net, preferably named by its digest.
-        docker_url: Docker URL of the engine: a Unix socket, or ``tcp://host:2376`` with ``tls``.
+        docker_url: URL of the engine: a Unix socket, or ``tcp://host:2376`` with ``tls``.
         tls: Paths ``ca_cert``, ``client_cert`` and ``client_key`` on every host that runs a worker or triggerer.
         docker_conn_id: Airflow connection of type ``docker`` with the login of a registry, for pulling.
         pull: ``missing`` (default), ``always`` or ``never``.
-        gpus: ``auto`` gives GPUs where the engine names an NVIDIA runtime, ``all`` in any case, ``none`` never.
+        gpus: ``auto`` gives GPUs where the engine names an NVIDIA runtime, ``all`` gives them in any case, ``none`` never.
         user: ``uid:gid`` of the jobs; the owner of the jobs folder when empty. Never root.
         network: ``none`` unless jobs need one.
         path_map: A folder of Airflow's to the same folder on the engine's host, where they differ.
         cache: Folder on the engine's host, writable for ``user``, that keeps compiled kernels from job to job.
         environment: Extra variables.
         python: Interpreter in the image.
-        module: Program that speaks the runner's command line.
+        module: Program that takes the runner's command line.
         tmp_mib: Size of /tmp in MiB.
         pids_limit: Limit of processes.
         nofile: Limit of open files.
         start_timeout_s: Seconds to wait until the runner is on record.
-        keep_containers: Leave ended containers for a look at them.
+        keep_containers: Keep containers that have ended, so that a person can look at them.
     """
 
     image: str
@@ -84,7 +84,7 @@ class DockerOptions:
         self._require(math.isfinite(timeout) and timeout >= 1, "start_timeout_s", "must be 1 second or more")
 
     def outside(self, path: str) -> str:
-        """A folder of Airflow's as the engine's host calls it; the longest folder of ``path_map`` that fits decides."""
+        """Path on the engine's host of a folder that Airflow names; the longest folder of ``path_map`` that fits decides."""
         fitting = [folder for folder in self.path_map if Path(path).is_relative_to(folder)]
         if not fitting:
             return path

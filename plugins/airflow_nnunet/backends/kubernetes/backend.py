@@ -17,7 +17,7 @@ class KubernetesBackend(ContainedBackend):
     """One pod for each attempt of a job.
 
     The cluster gives a pod its GPUs and queues those that wait for one; within the pod, the job leases what it sees from a ledger of
-    its own. What a pod is told to do is in its request alone: nothing in it can talk to the cluster.
+    its own. All that a pod has to do is in its request: nothing in the pod can talk to the cluster.
 
     Args:
         options: See :class:`PodOptions`.

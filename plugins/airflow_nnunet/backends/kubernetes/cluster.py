@@ -44,9 +44,9 @@ _LOADING = threading.Lock()
 
 
 class Cluster:
-    """Pods of jobs in one namespace. Cheap to make: connections and kubeconfigs are read at the first request.
+    """Pods of jobs in one namespace. Connections and kubeconfigs are read at the first request only.
 
-    So a triggerer may make it in its event loop, and asks for the connection from a thread, where Airflow answers.
+    So a triggerer can make the object in its event loop, and read the connection in a thread, where Airflow allows it.
     """
 
     def __init__(self, options: PodOptions) -> None:
@@ -128,7 +128,7 @@ class Cluster:
         self._delete(pod_name(job, attempt))
 
     def remove_earlier(self, job: JobDir, attempt: int) -> None:
-        """See :class:`ContainerRuntime`. By labels: nobody may know any more how many attempts there were."""
+        """See :class:`ContainerRuntime`. Pods are found by labels, because the number of attempts may be unknown by now."""
         for pod in self._list(job_labels(job)):
             if int(pod.metadata.labels.get(ATTEMPT_LABEL, "0")) < attempt and pod.metadata.deletion_timestamp is None:
                 self._delete(pod.metadata.name)
@@ -153,7 +153,7 @@ class Cluster:
 
     # --- private ------------------------------------------------------------------------------------------------
     def _sweep(self, jobs: Path) -> None:
-        """Remove ended pods of jobs that are over, where nobody was there to see the end, such as after a cancel from the web page."""
+        """Remove pods of jobs that are over when no process saw the end, such as after a cancel in the web page."""
         for pod in self._list({FOLDER_LABEL: folder_label(jobs)}, field_selector=_ENDED, limit=_SWEPT):
             job = JobDir(jobs / (pod.metadata.annotations or {}).get(JOB_ANNOTATION, ""))
             attempt = int(pod.metadata.labels.get(ATTEMPT_LABEL, "0"))
@@ -171,7 +171,7 @@ class Cluster:
         return list(found.items)
 
     def _create_once(self, pod: k8s.V1Pod) -> None:
-        """The provider's own retry takes a conflict for a passing trouble, so conflicts end here."""
+        """Create the pod once. Conflicts are handled here, because the provider's own retry would repeat them."""
         from kubernetes.client.rest import ApiException  # type: ignore[import-untyped]
 
         try:
@@ -185,7 +185,7 @@ class Cluster:
         self._ask(self.api.delete_namespaced_pod, name, self.namespace, **grace, _request_timeout=_LOOK_TIMEOUT_S, missing=None)
 
     def _ask(self, request: Any, *arguments: Any, missing: Any = RequestRejected, **named: Any) -> Any:
-        """Call the client; its errors as ours. ``missing``: the answer when there is no such object, where that is one.
+        """Call the client and translate its errors. ``missing`` is returned when there is no such object, if it is given.
 
         Raises:
             Unreachable, RequestRejected.
@@ -207,7 +207,7 @@ class Cluster:
 
 
 def _message(error: Any) -> str:
-    """The API server's own words, without headers and body."""
+    """The API server's message, without headers and body."""
     import json
 
     try:

@@ -1,4 +1,4 @@
-"""The doctor's questions to a cluster: does it answer, may we have pods there, do template and claims make a pod for every step?"""
+"""Checks a cluster for the doctor: does it answer, are we allowed to create pods, and can a pod be built for every step?"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Options of the Kubernetes backend, as in ``backend_options`` of section [nnunet]: JSON values only, for triggers carry them."""
+"""Options of the Kubernetes backend, as in ``backend_options`` of section [nnunet]. All values are JSON, because triggers store them."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ class PodOptions:
             where there is none.
         user: ``uid:gid`` of the jobs; the owner of the jobs folder when empty. Never root.
         python: Interpreter in the image.
-        module: Program that speaks the runner's command line.
+        module: Program that takes the runner's command line.
         environment: Extra variables.
         tmp_mib: Limit of /tmp in MiB.
         schedule_timeout_s: Seconds that a pod may wait for a node; 0 means forever.
         start_timeout_s: Seconds from a node until the runner is on record.
-        keep_pods: Leave ended pods for a look at them.
+        keep_pods: Keep pods that have ended, so that a person can look at them.
     """
 
     image: str

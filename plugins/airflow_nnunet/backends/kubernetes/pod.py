@@ -56,10 +56,11 @@ def grace_period_s(grace_s: float) -> int:
 
 
 def build_pod(options: PodOptions, job: JobDir, spec: JobSpec, attempt: int) -> k8s.V1Pod:
-    """The whole request, checked: what the site's template or pod mutation hook loosens is refused.
+    """Build and check the whole request; a template or pod mutation hook that loosens the pod's security is refused.
 
     Raises:
-        ConfigError: a folder that no claim holds, root as user, a GPU where the cluster is said to have none, a loose template.
+        ConfigError: A folder is on no claim, the user would be root, a GPU is wanted where the options say that there is none, or the
+            template is too permissive.
     """
     from airflow.providers.cncf.kubernetes.operators.pod import KubernetesPodOperator
     from airflow.providers.cncf.kubernetes.pod_generator import make_safe_label_value
@@ -202,7 +203,7 @@ def _holder(options: PodOptions, mount: Mount) -> tuple[str, str]:
 
 
 def _pod_security(user: tuple[int, int], groups: list[int], template: k8s.V1Pod | None) -> k8s.V1PodSecurityContext:
-    """As the owner of the data. No fsGroup of ours: kubelet would open everything on a volume to that group, the private folder too."""
+    """Run as the owner of the data. No fsGroup is set, because kubelet would open everything on a volume to it, the private folder too."""
     from kubernetes.client import models as k8s
 
     ours = k8s.V1PodSecurityContext(
@@ -231,13 +232,13 @@ def _container_security(template: k8s.V1Pod | None) -> k8s.V1SecurityContext:
 
 
 def _first_container(template: k8s.V1Pod | None) -> k8s.V1Container | None:
-    """The template's container that the job's is merged into."""
+    """The container of the template into which the job's container is merged."""
     containers = template.spec.containers if template is not None and template.spec is not None else None
     return containers[0] if containers else None
 
 
 def _merged(base: Any, ours: Any) -> Any:
-    """Ours, with what only the template says, such as SELinux options."""
+    """Our security context, with the options that only the template sets, such as SELinux options."""
     for name in ours.attribute_map if base is not None else ():
         if getattr(ours, name) is None:
             setattr(ours, name, getattr(base, name))

@@ -1,4 +1,4 @@
-"""What a pod of a job may never be, whatever a template or a site's pod mutation hook says: each finding names the field and the fix."""
+"""What no pod of a job may have, whatever a template or a site's pod mutation hook says. Each finding names the field and the fix."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def check_security(pod: k8s.V1Pod, container: str) -> None:
     """Judge the whole pod as it would be sent.
 
     Raises:
-        ConfigError: with everything that is too loose.
+        ConfigError: Something is too permissive; the message names all of it.
     """
     found = [*_pod(pod.spec), *_own(pod.spec, container)]
     for item in [*(pod.spec.init_containers or []), *pod.spec.containers]:
@@ -50,7 +50,7 @@ def _pod(spec: k8s.V1PodSpec) -> Iterator[str]:
 
 
 def _own(spec: k8s.V1PodSpec, name: str) -> Iterator[str]:
-    """What holds for the job's own container alone; a site's sidecars may write to their own file systems."""
+    """Checks of the job's own container only, because a site's sidecars may write to their own file systems."""
     own = next((item for item in spec.containers if item.name == name), None)
     if own is None:
         yield f"container {name!r} is gone"

@@ -1,4 +1,4 @@
-"""From a pod's status to what it means for the job: does it wait, run or end, and of which class is its failure."""
+"""Says what a pod's status means for the job: whether it waits, runs or has ended, and the class of its failure."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def status_of_pod(pod: k8s.V1Pod) -> ContainerStatus:
 
 
 def _end(pod: k8s.V1Pod, ended: k8s.V1ContainerStateTerminated | None) -> tuple[FailureClass, str]:
-    """Class and words of an end of which the job's folder knows nothing."""
+    """Failure class and message for an end that the job's folder does not record."""
     name, reason, message = pod.metadata.name, pod.status.reason or "", pod.status.message or ""
     if reason == "Evicted":
         return _evicted(message), f"pod {name} was evicted from {pod.spec.node_name}: {message}"
@@ -85,7 +85,7 @@ def _end(pod: k8s.V1Pod, ended: k8s.V1ContainerStateTerminated | None) -> tuple[
 
 
 def _evicted(message: str) -> FailureClass:
-    """kubelet names what the node, or the pod, ran out of."""
+    """Failure class of an evicted pod, by what kubelet says that the node or the pod ran out of."""
     text = message.lower()
     if "ephemeral" in text or "emptydir" in text or "disk" in text or "inodes" in text:
         return FailureClass.DISK_FULL
@@ -93,7 +93,7 @@ def _evicted(message: str) -> FailureClass:
 
 
 def _trouble(pod: k8s.V1Pod) -> str:
-    """What is known of a pod that is said to run and gives no sign of life."""
+    """What is known about a pod that is reported as running and whose heartbeat does not move."""
     ready = _condition(pod, "Ready", "False") or _condition(pod, "Ready", "Unknown")
     if pod.metadata.deletion_timestamp is not None:
         return "it is being deleted"
