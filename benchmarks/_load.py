@@ -47,7 +47,7 @@ def ask(uds: Path, path: str, body: bytes | None = None) -> bytes:
     """One request on a connection of its own, as a shell script's.
 
     Raises:
-        RuntimeError: any answer but 200.
+        RuntimeError: Any answer but 200.
     """
     connection = http.client.HTTPConnection("predictors", timeout=_TIMEOUT_S)
     connection.sock = socket.socket(socket.AF_UNIX)

@@ -49,7 +49,7 @@ def prepare(folder: Path, data: Path | None) -> Path:
     """Data and dataset file; returns the folder of dataset files.
 
     Raises:
-        DemoError: there is no Decathlon dataset at ``data``, or the phantom could not be made.
+        DemoError: There is no Decathlon dataset at ``data``, or the phantom could not be made.
     """
     if data is None:
         data = folder / "data" / "phantom"
@@ -75,7 +75,7 @@ def pool_slots() -> int:
     """How many jobs may compute at once: the GPUs of this machine, else one core each, which packs folds better than threads do.
 
     Raises:
-        DemoError: the machine could not be probed.
+        DemoError: The machine could not be probed.
     """
     done = subprocess.run(
         [sys.executable, "-m", "nnunet_jobs", "probe"], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
@@ -90,7 +90,7 @@ def run(stack: Stack, *, workspace: Path) -> dict[str, Any]:
     """Trigger the DAG, show its progress until it ends, and sum it up.
 
     Raises:
-        DemoError: the run failed; the message holds the end of each failed task's log.
+        DemoError: The run failed; the message holds the end of each failed task's log.
     """
     client = stack.client
     client.wait_for_dag(DAG_ID)
@@ -201,7 +201,8 @@ def start(folder: Path, chosen: argparse.Namespace) -> Stack:
     """Data, Airflow and its pools.
 
     Raises:
-        DemoError, StackError: as the message says; nothing runs then.
+        DemoError: As the message says; nothing runs then.
+        StackError: As the message says; nothing runs then.
     """
     began = time.monotonic()
     if chosen.keep_up:
@@ -225,7 +226,7 @@ def result(folder: Path, stack: Stack) -> str:
     """Run the demo's DAG; what came out, for people. ``summary.json`` has it for programs.
 
     Raises:
-        DemoError: the run failed.
+        DemoError: The run failed.
     """
     began = time.monotonic()
     summary = run(stack, workspace=folder / "work")

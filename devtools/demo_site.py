@@ -58,7 +58,7 @@ def require_free(port: int) -> None:
     """See that the UI's port is free.
 
     Raises:
-        StackError: another program listens there.
+        StackError: Another program listens there.
     """
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -206,7 +206,7 @@ class Stack:
         """Run one ``airflow`` command in this stack's environment; returns what it printed.
 
         Raises:
-            StackError: it failed.
+            StackError: It failed.
         """
         done = subprocess.run(
             [sys.executable, "-m", "airflow", *arguments],

@@ -94,7 +94,7 @@ class StepContext:
         """Write the records that an outage has kept from ``metrics.jsonl``.
 
         Raises:
-            OSError: the storage is still away.
+            OSError: The storage is still away.
         """
         fd = open_new(self.job.metrics, os.O_WRONLY | os.O_APPEND)
         try:

@@ -42,7 +42,7 @@ def dataset_history(workspace: Workspace, dataset: str) -> list[dict[str, Any]]:
     """Lines of a dataset's history, the oldest first, each with ``previous`` (content hash before), ``by``, counts and ``cases``.
 
     Raises:
-        ConfigError: no such dataset, or it was not registered by us.
+        ConfigError: No such dataset, or it was not registered by us.
     """
     lines: list[dict[str, Any]] = []
     previous = None
@@ -59,7 +59,7 @@ def find_dataset(workspace: Workspace, dataset: str) -> str:
     """Full name of a dataset given its id, its full name, or the name after the id where only one has it.
 
     Raises:
-        ConfigError: there is none; names those that there are.
+        ConfigError: There is none; names those that there are.
     """
     short = [name for name in workspace.datasets().values() if name.partition("_")[2] == dataset]
     return short[0] if len(short) == 1 else workspace.resolve_dataset(dataset)

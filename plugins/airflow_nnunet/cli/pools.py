@@ -56,7 +56,7 @@ def read_pools(path: Path) -> list[PoolSpec]:
     """Pools of a file in the form of ``airflow pools export``, where slots may also be ``auto``.
 
     Raises:
-        ConfigError: the file or an entry cannot be used; the message names it.
+        ConfigError: The file or an entry cannot be used; the message names it.
     """
     try:
         data = json.loads(path.read_text())
@@ -102,7 +102,7 @@ def run_jobs_command(python: str, *arguments: str, **options: Any) -> subprocess
         options: Options of :func:`subprocess.run`.
 
     Raises:
-        ConfigError: there is no such interpreter.
+        ConfigError: There is no such interpreter.
     """
     try:
         with packages.for_command(python, os.environ) as environment:
@@ -115,7 +115,7 @@ def probe_host(config: NnunetConfig) -> dict[str, Any]:
     """What the interpreter that runs the jobs sees on this host: GPUs, memory, versions.
 
     Raises:
-        ConfigError: the interpreter cannot run ``nnunet_jobs``.
+        ConfigError: The interpreter cannot run ``nnunet_jobs``.
     """
     try:
         done = run_jobs_command(config.python, "probe", capture_output=True, timeout=120, stdin=subprocess.DEVNULL)
@@ -137,7 +137,7 @@ def team_pools(path: Path) -> list[PoolSpec]:
     """The teams' own pools.
 
     Raises:
-        ConfigError: a team's file is wrong, or the pools file ``path`` has a pool of a team's name.
+        ConfigError: A team's file is wrong, or the pools file ``path`` has a pool of a team's name.
     """
     teams = load_teams()
     if teams.errors:

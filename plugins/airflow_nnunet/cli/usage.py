@@ -84,7 +84,7 @@ def moment(text: str, field: str) -> dt.datetime:
     """A day or time in ISO 8601; UTC where it names no zone.
 
     Raises:
-        ConfigError: it is neither.
+        ConfigError: It is neither.
     """
     try:
         found = dt.datetime.fromisoformat(text)

@@ -79,7 +79,7 @@ class Archive:
         signs that wildcards and spaces become in a URL, capitals count in some archives only, and others skip filters unasked.
 
         Raises:
-            ArchiveRefused: more than 10 000 match.
+            ArchiveRefused: More than 10 000 match.
         """
         found, ignored = self._studies(query)
         if ignored:
@@ -102,7 +102,8 @@ class Archive:
                 are compared where the archive ignored ``offset``.
 
         Raises:
-            ArchiveRefused, ArchiveUnavailable: the list is shorter than that number; see :meth:`instances`.
+            ArchiveRefused: The list is shorter than that number; see :meth:`instances`.
+            ArchiveUnavailable: The list is shorter than that number; see :meth:`instances`.
         """
         what = "a query for series"
         found, ignored = self._pages(
@@ -129,8 +130,8 @@ class Archive:
         """SOPInstanceUIDs of a series, all of them: as many as the archive itself counts.
 
         Raises:
-            ArchiveRefused: the archive cuts the list and ignores ``offset``, so that the rest cannot be asked for.
-            ArchiveUnavailable: it lists fewer than it counts, such as while the series arrives.
+            ArchiveRefused: The archive cuts the list and ignores ``offset``, so that the rest cannot be asked for.
+            ArchiveUnavailable: It lists fewer than it counts, such as while the series arrives.
         """
         what = "a query for instances"
         found, ignored = self._pages(
@@ -177,7 +178,7 @@ class Archive:
         answer for no dates at all that has other studies and not one more of them.
 
         Raises:
-            ArchiveRefused: the answer for a single day is cut, or there are no dates to divide.
+            ArchiveRefused: The answer for a single day is cut, or there are no dates to divide.
         """
         if len(found) < self._cap or not found:
             return found
@@ -267,7 +268,7 @@ class Archive:
         """The answer to a query.
 
         Raises:
-            ArchiveRefused: it is no DICOM JSON.
+            ArchiveRefused: It is no DICOM JSON.
         """
         try:
             items = self.transport.call(what, request)
@@ -283,8 +284,8 @@ class Archive:
         """One instance as a DICOM file, in the transfer syntax that the archive stores it in.
 
         Raises:
-            InstancesRejected: what came is not DICOM, or is another instance.
-            ArchiveUnavailable: also when the instance was withdrawn after it was listed; the next try lists again.
+            InstancesRejected: What came is not DICOM, or is another instance.
+            ArchiveUnavailable: Also when the instance was withdrawn after it was listed; the next try lists again.
         """
         try:
             dataset = self.transport.call("a retrieval", lambda client: _parsed(client, study, series, sop_uid))

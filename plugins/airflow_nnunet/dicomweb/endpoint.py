@@ -57,7 +57,7 @@ class Endpoint:
         """Read an Airflow connection.
 
         Raises:
-            ConfigError: a field is missing or wrong; the message names connection, field and fix, never a credential.
+            ConfigError: A field is missing or wrong; the message names connection, field and fix, never a credential.
         """
         conn_id = str(connection.conn_id)
         extra = _extra(conn_id, connection.extra)

@@ -125,7 +125,7 @@ def open_archive(connection: Any, *, tries: int | None = None) -> Archive:
     So no other type of connection is ever used, whatever its host is.
 
     Raises:
-        InvalidConfig: the connection cannot be used.
+        InvalidConfig: The connection cannot be used.
     """
     if connection.conn_type != DicomWebHook.conn_type:
         raise InvalidConfig(

@@ -67,7 +67,7 @@ class Entry:
         """Read a line; fields of later versions are left out.
 
         Raises:
-            TypeError: a field is missing.
+            TypeError: A field is missing.
         """
         known = {item.name for item in dataclasses.fields(cls)}
         return cls(**{name: value for name, value in data.items() if name in known})
@@ -88,8 +88,8 @@ class StudyLedger:
             memory: See :func:`open_workspace`.
 
         Raises:
-            NotMounted: the workspace's share is not mounted; an empty ledger there would make every study new.
-            ConfigError: this user may not write in the jobs folder.
+            NotMounted: The workspace's share is not mounted; an empty ledger there would make every study new.
+            ConfigError: This user may not write in the jobs folder.
         """
         ledger = cls(Path(workspace.jobs) / FOLDER / f"{content_hash(owner, length=24)}.jsonl")
         try:
@@ -147,7 +147,7 @@ def ledgers(jobs: str | Path) -> list[StudyLedger]:
     """All ledgers of a jobs folder.
 
     Raises:
-        PermissionError: this user may not look there.
+        PermissionError: This user may not look there.
     """
     folder = Path(jobs) / FOLDER
     try:

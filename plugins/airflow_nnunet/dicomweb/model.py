@@ -130,7 +130,7 @@ def checked_uid(uid: Any, *, field: str) -> str:
     """The UID, if it is one; it becomes a part of URLs.
 
     Raises:
-        ConfigError: it has anything but digits and dots.
+        ConfigError: It has anything but digits and dots.
     """
     text = str(uid).strip()
     if not _UID.fullmatch(text):

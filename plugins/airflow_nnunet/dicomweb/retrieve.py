@@ -75,7 +75,9 @@ def retrieve_study(archive: Archive, study: str, folder: Path, *, only: SeriesFi
         Counts; zero series when the archive has none that is meant.
 
     Raises:
-        ArchiveUnavailable, ArchiveRefused, InstancesRejected: see :class:`Archive`. What has arrived stays and is not asked for again.
+        ArchiveUnavailable: See :class:`Archive`. What has arrived stays and is not asked for again.
+        ArchiveRefused: See :class:`Archive`. What has arrived stays and is not asked for again.
+        InstancesRejected: See :class:`Archive`. What has arrived stays and is not asked for again.
     """
     name = study_name(study, only)
     notes = folder / RETRIEVED

@@ -66,7 +66,8 @@ def store_files(archive: Archive, paths: Sequence[Path], *, folder: Path, modali
         modalities: What may be sent; another file is a fault, so that no source image is sent back.
 
     Raises:
-        ArchiveUnavailable, ArchiveRefused: the archive does not answer at all; what was confirmed before stays on record.
+        ArchiveUnavailable: The archive does not answer at all; what was confirmed before stays on record.
+        ArchiveRefused: The archive does not answer at all; what was confirmed before stays on record.
     """
     notes = folder / STORED
     notes.mkdir(parents=True, exist_ok=True)

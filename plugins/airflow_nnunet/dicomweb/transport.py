@@ -73,8 +73,8 @@ class Transport:
             request: Gets the client. Must be safe to repeat.
 
         Raises:
-            ArchiveUnavailable: no answer, or an answer of the 500s, after all tries.
-            ArchiveRefused: credentials, address, certificate or rights are wrong.
+            ArchiveUnavailable: No answer, or an answer of the 500s, after all tries.
+            ArchiveRefused: Credentials, address, certificate or rights are wrong.
         """
         tries = Retrying(
             stop=stop_after_attempt(self.endpoint.tries),

@@ -48,7 +48,7 @@ class Outage:
         """Note that a look at the job failed.
 
         Raises:
-            JobFolderGone: the job's folder is missing, and not because the storage is away.
+            JobFolderGone: The job's folder is missing, and not because the storage is away.
         """
         now = self._clock()
         if self._since is None:
@@ -94,8 +94,9 @@ def patiently(look: Callable[[], T], *, log: Any, limit_s: float, job: JobDir | 
         job: Whose missing folder is an answer and no outage.
 
     Raises:
-        NotMounted, Lost: it lasted longer.
-        PermissionError: as ``look`` raised it; waiting does not help.
+        NotMounted: It lasted longer.
+        Lost: It lasted longer.
+        PermissionError: As ``look`` raised it; waiting does not help.
     """
     deadline = time.monotonic() + limit_s
     told = False

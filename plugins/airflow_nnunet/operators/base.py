@@ -81,7 +81,7 @@ class NnunetOperator(ResultMixin, RenderingMixin, WaitingOperator):
             also stores each field of the result as an XCom of its own, so that ``train.output["model"]`` works.
 
     Raises:
-        ConfigError: a field that is no template is wrong; shown as the DAG's import error.
+        ConfigError: A field that is no template is wrong; shown as the DAG's import error.
     """
 
     params_class: ClassVar[type[StepParams]]
@@ -179,7 +179,7 @@ class NnunetOperator(ResultMixin, RenderingMixin, WaitingOperator):
         """The step's parameters from the rendered fields.
 
         Raises:
-            ConfigError: a field is wrong.
+            ConfigError: A field is wrong.
         """
         return build_params(self.params_class, self._values())
 
@@ -272,7 +272,7 @@ class NnunetOperator(ResultMixin, RenderingMixin, WaitingOperator):
         """The job's status, waited for while its storage is away.
 
         Raises:
-            JobLost: it was away for longer than ``lost_after``, or the job's folder was removed.
+            JobLost: It was away for longer than ``lost_after``, or the job's folder was removed.
         """
         try:
             return patiently(lambda: read_status(job), log=self.log, limit_s=config.lost_after, job=job)

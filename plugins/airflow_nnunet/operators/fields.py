@@ -42,7 +42,7 @@ def coerce(value: Any, hint: Any, name: str) -> Any:
         name: The field, for the error message.
 
     Raises:
-        ConfigError: a text cannot be read as the type.
+        ConfigError: A text cannot be read as the type.
     """
     if isinstance(value, os.PathLike):
         value = os.fspath(value)
@@ -132,7 +132,7 @@ def build_params(params_class: type[StepParams], values: Mapping[str, Any]) -> S
     """The step's checked parameters from rendered fields.
 
     Raises:
-        ConfigError: a field has the wrong type or is out of range.
+        ConfigError: A field has the wrong type or is out of range.
     """
     hints = field_types(params_class)
     try:

@@ -50,7 +50,7 @@ def build_training_dag(config: TrainingConfig) -> DAG:
 
     Raises:
         DatasetConfigError: ``config.dag_id`` is empty.
-        ConfigError: there is no such team.
+        ConfigError: There is no such team.
     """
     return _build(config.of_team(load_teams()), auto_register=True)
 
@@ -142,7 +142,7 @@ def check_datasets(folder: Path) -> None:
     """Check every file of a folder, and every team's: the fields, and all that Airflow will check about the DAG that it makes.
 
     Raises:
-        DatasetConfigError: one or several are broken; the message has a line for each fault of each file.
+        DatasetConfigError: One or several are broken; the message has a line for each fault of each file.
     """
     errors = [*_build_folder(folder, thorough=True)[1].values(), *load_teams().errors.values()]
     if not folder.is_dir() and conf.get("nnunet", "datasets", fallback=""):

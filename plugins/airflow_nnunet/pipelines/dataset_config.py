@@ -158,7 +158,7 @@ class TrainingConfig(Section):
         """This configuration with its team's pool, queue and priority where it names none. Again makes no difference.
 
         Raises:
-            ConfigError: there is no such team, its file is wrong, or the pool is another team's.
+            ConfigError: There is no such team, its file is wrong, or the pool is another team's.
         """
         if self.team is None or "pool" in self.model_fields_set:
             teams.check_pool(self.pool, self.team)
@@ -214,7 +214,7 @@ def load_config(path: Path, teams: Teams | None = None) -> TrainingConfig:
     """Read and check one dataset file. What it leaves open is its team's: pool, queue, priority. ``teams`` are the site's when empty.
 
     Raises:
-        DatasetConfigError: it is not YAML, a field is unknown, missing or out of range, or there is no such team.
+        DatasetConfigError: It is not YAML, a field is unknown, missing or out of range, or there is no such team.
     """
     config = read_model(path, TrainingConfig, error=DatasetConfigError, hint="that begins with 'dataset:'; see include/datasets/README.md")
     try:

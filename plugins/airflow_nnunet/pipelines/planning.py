@@ -46,7 +46,7 @@ def require_champion(dataset: str | int | None) -> str:
         dataset: Number or full name.
 
     Raises:
-        InvalidConfig: the dataset is empty or not registered, or none of its models is promoted.
+        InvalidConfig: The dataset is empty or not registered, or none of its models is promoted.
     """
     workspace = resolve_config().workspace
     try:
@@ -84,7 +84,7 @@ def plan_training(
         ``recipe``, ``configurations``, ``folds`` (to select by), ``promote``, ``trainer``.
 
     Raises:
-        ConfigError: what is trained could not be used for predicting, see :func:`check_prediction`.
+        ConfigError: What is trained could not be used for predicting, see :func:`check_prediction`.
     """
     dataset = registered["dataset"]
     recipe = recipe_hash(config, settings, registered["training_hash"])
@@ -118,7 +118,7 @@ def prediction_output(config: TrainingConfig, settings: RunSettings, workspace: 
     """Folder for the predictions: the dataset file's, else one named after dataset and cases below the first output root.
 
     Raises:
-        ConfigError: no folder is given and there is no output root.
+        ConfigError: No folder is given and there is no output root.
     """
     if config.predict.output:
         return config.predict.output

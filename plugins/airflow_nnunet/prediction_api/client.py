@@ -41,7 +41,7 @@ class PredictionsClient(AirflowClient):
         """Post one case, a file a channel; returns the prediction's id. Safe to repeat: a lost answer does not make two of it.
 
         Raises:
-            RequestProblem: a problem. httpx.TransportError: no answer after all tries.
+            RequestProblem: A problem. httpx.TransportError: no answer after all tries.
         """
         fields = {"dataset": dataset} | ({"model": model} if model else {})
         key = key or secrets.token_hex(16)
@@ -61,7 +61,7 @@ class PredictionsClient(AirflowClient):
         """What is known about a prediction.
 
         Raises:
-            RequestProblem: a problem.
+            RequestProblem: A problem.
         """
         return dict(self._good(self.send("GET", f"{_PATH}/{prediction}")).json())
 
@@ -71,7 +71,8 @@ class PredictionsClient(AirflowClient):
         """Ask until the prediction has ended; returns what is known about it then. An API server that restarts is waited for.
 
         Raises:
-            RequestProblem: a problem that does not pass. TimeoutError: it has not ended in ``timeout_s`` seconds.
+            RequestProblem: A problem that does not pass.
+            TimeoutError: It has not ended in ``timeout_s`` seconds.
         """
         end = time.monotonic() + timeout_s
         while True:
@@ -91,7 +92,7 @@ class PredictionsClient(AirflowClient):
         """Write the segmentation; the file is there whole or not at all.
 
         Raises:
-            RequestProblem: a problem.
+            RequestProblem: A problem.
         """
         answer = self._good(self.send("GET", f"{_PATH}/{prediction}/result"))
         with replacing(path, mode=PRIVATE) as file:

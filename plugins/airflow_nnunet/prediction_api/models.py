@@ -24,7 +24,7 @@ def model_facts(workspace: Workspace, dataset: str | int, model: str | None) -> 
     """The named model of a dataset, or the promoted one.
 
     Raises:
-        ConfigError: no such dataset or model, or nothing is promoted. The message names folders of the server.
+        ConfigError: No such dataset or model, or nothing is promoted. The message names folders of the server.
     """
     name = workspace.resolve_dataset(dataset)
     chosen = model or workspace.champion(name)

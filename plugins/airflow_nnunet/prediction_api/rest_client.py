@@ -62,7 +62,7 @@ class AirflowClient:
         """One request below ``/api/v2``; returns the JSON answer.
 
         Raises:
-            RestError: an answer of 400 or more.
+            RestError: An answer of 400 or more.
         """
         for left in reversed(range(_LOCKED_TRIES)):
             answer = self.send(method, f"api/v2/{path}", json=json, params=params, headers={"Accept": "application/json"})

@@ -30,7 +30,7 @@ def remove_old(state_of: StateOf | None = None) -> dict[str, int]:
             empty.
 
     Raises:
-        SweepIncomplete: something could not be removed or judged. All the rest has been removed by then.
+        SweepIncomplete: Something could not be removed or judged. All the rest has been removed by then.
     """
     removed: dict[str, int] = {}
     kept: list[str] = []

@@ -39,7 +39,7 @@ def ask_servers(servers: Sequence[str], facts: ModelFacts, images: Sequence[Path
     """The first answer of a server that is up, has a place and serves this very model; None where no server does.
 
     Raises:
-        DataError: a server has read the case and says what is wrong with it.
+        DataError: A server has read the case and says what is wrong with it.
     """
     for address in servers:
         try:

@@ -67,7 +67,7 @@ def open_request(workspace: Workspace, request_id: str) -> StoredRequest:
     """The request of a run.
 
     Raises:
-        ConfigError: there is none of that id.
+        ConfigError: There is none of that id.
     """
     folder = requests_folder(workspace) / request_id
     try:
@@ -152,7 +152,7 @@ class Draft:
         """Give the folder its name; it survives a power cut from here on.
 
         Raises:
-            OSError: the name is taken.
+            OSError: The name is taken.
         """
         (self.folder / uploads.MARK).unlink(missing_ok=True)
         os.rename(self.folder, self._target)

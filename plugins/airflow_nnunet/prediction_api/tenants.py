@@ -68,7 +68,7 @@ def load_tenant(team: str | None) -> Tenant:
     """The tenant of a team, or the common one.
 
     Raises:
-        ConfigError: an option of section [nnunet] or the team's file is wrong.
+        ConfigError: An option of section [nnunet] or the team's file is wrong.
     """
     section = section_options()
     numbers = {name.removeprefix("predictions_"): _at_least_one(name, section[name]) for name in _NUMBERS}
@@ -86,7 +86,7 @@ def tenant_of(user: str) -> Tenant:
     """The tenant of a user's name.
 
     Raises:
-        ConfigError: a setting is wrong, or some team's file is, so that nobody can say whose member the user is.
+        ConfigError: A setting is wrong, or some team's file is, so that nobody can say whose member the user is.
     """
     teams = load_teams()
     for name, team in teams.configs.items():
@@ -104,7 +104,7 @@ def all_tenants(on_error: Callable[[str], object] | None = None) -> list[Tenant]
         on_error: Called with what is wrong with one tenant, which is then left out.
 
     Raises:
-        ConfigError: a setting is wrong, where nobody is told otherwise.
+        ConfigError: A setting is wrong, where nobody is told otherwise.
     """
     found = []
     for name in (None, *load_teams().configs):
@@ -121,7 +121,7 @@ def check_server(address: str) -> None:
     """Refuse an address that would send images over a network in the clear.
 
     Raises:
-        ConfigError: it is none of ``unix:/path``, http on loopback, or https.
+        ConfigError: It is none of ``unix:/path``, http on loopback, or https.
     """
     url = urlsplit(address)
     if url.scheme == "unix" and url.path.startswith("/"):

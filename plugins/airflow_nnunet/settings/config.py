@@ -124,7 +124,7 @@ def number(name: str, value: Any, kind: type[Any]) -> Any:
     """An option's text as a number.
 
     Raises:
-        ConfigError: it is none.
+        ConfigError: It is none.
     """
     try:
         return kind(value)

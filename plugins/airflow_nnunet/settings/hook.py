@@ -26,7 +26,7 @@ class NnunetHook(BaseHook):
         """Option names and values of the connection's extra.
 
         Raises:
-            ConfigError: the connection is of another type, or its extra is not a JSON object.
+            ConfigError: The connection is of another type, or its extra is not a JSON object.
         """
         connection = self.get_connection(self.nnunet_conn_id)
         if connection.conn_type != self.conn_type:

@@ -18,8 +18,8 @@ def resolve_config(conn_id: str | None = None, *, team: str | None = None) -> Nn
         team: Name of a file in ``include/teams``; none if empty.
 
     Raises:
-        ConfigError: an option has a value that cannot be used, the connection has an unknown one, there is no such team, or both
-            a connection and a team are named.
+        ConfigError: An option has a value that cannot be used, the connection has an unknown one, there is no such
+            team, or both a connection and a team are named.
     """
     if team:
         if conn_id:

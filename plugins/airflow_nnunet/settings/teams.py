@@ -139,7 +139,7 @@ class Teams:
         """One team.
 
         Raises:
-            ConfigError: there is none of that name, or its file is wrong.
+            ConfigError: There is none of that name, or its file is wrong.
         """
         if name in self.errors:
             raise ConfigError(field="team", value=name, problem=f"its file is wrong: {self.errors[name]}")
@@ -161,7 +161,7 @@ class Teams:
                 these.
 
         Raises:
-            ConfigError: no such team, another team's pool, or a connection beside the team.
+            ConfigError: No such team, another team's pool, or a connection beside the team.
         """
         config = self.get(team)
         if conn_id := given.get("nnunet_conn_id"):
@@ -180,7 +180,7 @@ class Teams:
         """Refuse another team's pool, and to a team also everybody's.
 
         Raises:
-            ConfigError: the pool is not one for jobs of ``team``.
+            ConfigError: The pool is not one for jobs of ``team``.
         """
         owner = next((name for name, config in self.configs.items() if config.pool_name == pool), None)
         if owner not in (None, team):
@@ -207,7 +207,7 @@ def load_teams(folder: Path | None = None) -> Teams:
     """Every team of the folder; of the site's own when empty. Files that have not changed are not read again.
 
     Raises:
-        ConfigError: this user may not read the folder.
+        ConfigError: This user may not read the folder.
     """
     folder = folder or teams_folder()
     seen = []

@@ -85,7 +85,7 @@ def read_workspace(source: str) -> Workspace:
         source: A file, or ``-`` for stdin.
 
     Raises:
-        ConfigError: it holds no workspace.
+        ConfigError: It holds no workspace.
     """
     data = sys.stdin.read() if source == "-" else Path(source).read_text()
     try:

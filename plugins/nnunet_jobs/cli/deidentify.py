@@ -56,7 +56,7 @@ def export(source: Path, out: Path, private: Path, *, threads: int = 1, beat: Ca
         beat: Called as a sign of life; may raise to stop.
 
     Raises:
-        ConfigError: a folder is missing, not empty, or inside the other one.
+        ConfigError: A folder is missing, not empty, or inside the other one.
     """
     source, out = Path(os.path.realpath(source)), Path(os.path.realpath(out))
     if not source.is_dir():

@@ -131,7 +131,7 @@ def _lease(settings: ServeSettings) -> gpu.Placement:
     """Wait for a GPU or a CPU slot, as a job does; SIGTERM gives up.
 
     Raises:
-        Interrupted: told to stop meanwhile.
+        Interrupted: Told to stop meanwhile.
     """
     told: list[int] = []
     before = {number: signal.signal(number, lambda signum, _frame: told.append(signum)) for number in (signal.SIGTERM, signal.SIGINT)}

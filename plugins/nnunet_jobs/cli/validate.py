@@ -209,7 +209,7 @@ def _existing(path: Path) -> Path:
     """The folder or archive that a path leads to.
 
     Raises:
-        ConfigError: it leads nowhere, or in a circle.
+        ConfigError: It leads nowhere, or in a circle.
     """
     try:
         root = Path(os.path.realpath(path))

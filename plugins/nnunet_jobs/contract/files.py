@@ -159,7 +159,8 @@ def append_lines(path: Path, lines: bytes, *, mode: int | None = None) -> None:
         mode: Mode of a new file, less the umask; :func:`open_to` its folder when empty.
 
     Raises:
-        OSError: there is no room for all of them. A line that was cut off is closed by the next append; readers skip it.
+        OSError: There is no room for all of them. A line that was cut off is closed by the next append; readers skip
+            it.
     """
     fd = open_new(path, os.O_RDWR | os.O_APPEND, mode=mode)
     try:

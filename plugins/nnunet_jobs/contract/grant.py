@@ -60,7 +60,7 @@ class Grant:
         """Read what :meth:`to_json` wrote.
 
         Raises:
-            ConfigError: a field is missing or does not fit.
+            ConfigError: A field is missing or does not fit.
         """
         try:
             known = {item.name: data[item.name] for item in fields(cls) if item.name in data}
@@ -84,7 +84,7 @@ def offer_grant(job: JobDir, grant: Grant) -> None:
     """Write ``grant.json``: from now on the attempt's own container may be started.
 
     Raises:
-        Fenced: a newer attempt owns the job.
+        Fenced: A newer attempt owns the job.
     """
     with job.owned_by(grant.attempt):
         write_record(_offered(job), grant.to_json())
@@ -94,7 +94,7 @@ def take_grant(job: JobDir, attempt: int) -> bool:
     """End the offer because this process has adopted it. False when it was taken back or another process was faster.
 
     Raises:
-        Fenced: a newer attempt owns the job.
+        Fenced: A newer attempt owns the job.
     """
     with job.owned_by(attempt):
         if read_grant(job, attempt) is None:
@@ -107,7 +107,7 @@ def withdraw_grant(job: JobDir, attempt: int) -> None:
     """Take the offer back, if it was not adopted.
 
     Raises:
-        Fenced: a newer attempt owns the job, and what is offered now is that one's.
+        Fenced: A newer attempt owns the job, and what is offered now is that one's.
     """
     with job.owned_by(attempt):
         if read_grant(job, attempt) is not None:

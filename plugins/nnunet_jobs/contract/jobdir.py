@@ -97,8 +97,8 @@ class JobDir:
         """Make the directory with its specification, or find the one that is there. Idempotent and atomic.
 
         Raises:
-            NotMounted: the workspace's share is not mounted; nothing is made.
-            ConfigError: a job of this id with another step is there already.
+            NotMounted: The workspace's share is not mounted; nothing is made.
+            ConfigError: A job of this id with another step is there already.
         """
         open_workspace(spec.workspace)
         job = cls(Path(spec.workspace.jobs) / spec.job_id)
@@ -141,7 +141,7 @@ class JobDir:
         """Record where this attempt stands.
 
         Raises:
-            Fenced: a newer attempt owns the job.
+            Fenced: A newer attempt owns the job.
         """
         with self.owned_by(attempt):
             self._write_state(
@@ -152,7 +152,7 @@ class JobDir:
         """Write ``result.json`` or ``failure.json`` by rename, then the final phase.
 
         Raises:
-            Fenced: a newer attempt owns the job; nothing is written.
+            Fenced: A newer attempt owns the job; nothing is written.
         """
         with self.owned_by(attempt):
             if isinstance(outcome, Failure):
@@ -202,7 +202,7 @@ class JobDir:
         """Hold the job's state still for a change that only the newest attempt may make.
 
         Raises:
-            Fenced: a newer attempt owns the job.
+            Fenced: A newer attempt owns the job.
         """
         with self._state_lock():
             self.check_fence(attempt)
@@ -331,7 +331,7 @@ def _is_free(lock: Path) -> bool:
     """Whether nobody holds this kernel lock.
 
     Raises:
-        FileNotFoundError: the job's folder is gone, so nothing can be said of its locks.
+        FileNotFoundError: The job's folder is gone, so nothing can be said of its locks.
     """
     for _ in range(2):  # the folder may have been away for a moment when the lock was not found
         try:

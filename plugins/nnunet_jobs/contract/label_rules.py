@@ -33,7 +33,7 @@ class LabelRules:
         """Read the field ``label_rules``.
 
         Raises:
-            ValueError: a rule is malformed; the message names it and the fix.
+            ValueError: A rule is malformed; the message names it and the fix.
         """
         rules = dict(rules or {})
         threshold = rules.pop(THRESHOLD, 0.5)
@@ -54,7 +54,7 @@ class LabelRules:
         """Rules must be about labels that exist.
 
         Raises:
-            ValueError: a rule names another label, or a label has the name of a rule.
+            ValueError: A rule names another label, or a label has the name of a rule.
         """
         clash = [name for name in _RESERVED if name in label_names]
         if clash:

@@ -54,7 +54,7 @@ def read_marker(root: str | Path) -> dict[str, Any] | None:
     """What a root's marker says, None where there is no marker.
 
     Raises:
-        OSError: the storage does not answer.
+        OSError: The storage does not answer.
     """
     try:
         data: dict[str, Any] = read_json(Path(root) / MARKER)
@@ -70,8 +70,8 @@ def open_workspace(workspace: Workspace, *, memory: Memory | None = None) -> Non
         memory: Asked and told only where ``jobs`` has no marker.
 
     Raises:
-        NotMounted: a root has lost its marker, or may have a share missing. Nothing is made.
-        OSError: the storage does not answer, or this user may not write there.
+        NotMounted: A root has lost its marker, or may have a share missing. Nothing is made.
+        OSError: The storage does not answer, or this user may not write there.
     """
     marker, reason = _look(workspace)
     if marker is None:
@@ -92,8 +92,8 @@ def require_mounted(workspace: Workspace) -> None:
     """See that no share of the workspace is known to be missing, for who writes to it without a job. Nothing is made or marked.
 
     Raises:
-        NotMounted: a root has lost its marker, or may have a share missing.
-        OSError: the storage does not answer.
+        NotMounted: A root has lost its marker, or may have a share missing.
+        OSError: The storage does not answer.
     """
     marker, reason = _look(workspace)
     if reason is not None:

@@ -359,7 +359,7 @@ def require_case_pattern(params: StepParams, pattern: str) -> None:
     """Judge the field ``case_pattern``.
 
     Raises:
-        ConfigError: it is no regular expression, or has no group ``case``.
+        ConfigError: It is no regular expression, or has no group ``case``.
     """
     params.require("case" in _compiled(params, "case_pattern", pattern).groupindex, "case_pattern", "needs a named group (?P<case>...)")
 

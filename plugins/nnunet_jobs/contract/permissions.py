@@ -64,7 +64,7 @@ def apply_permissions(workspace: Workspace) -> None:
     """The same for the rest of this process and its children, and make the roots of a group that are missing.
 
     Raises:
-        PermissionError: a root cannot be made.
+        PermissionError: A root cannot be made.
     """
     os.umask(SHARING[workspace.sharing])
     if has_group_access(workspace):

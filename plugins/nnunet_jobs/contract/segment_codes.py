@@ -34,7 +34,7 @@ def parse_segment_codes(field: Mapping[str, Any] | None) -> dict[str, SegmentCod
     """Read ``segment_codes``: label name to ``[value, scheme, meaning]`` (its type), or to ``{"category": [...], "type": [...]}``.
 
     Raises:
-        ValueError: an entry is malformed or too long for DICOM; the message names it and the fix.
+        ValueError: An entry is malformed or too long for DICOM; the message names it and the fix.
     """
     parsed = {}
     for label, entry in (field or {}).items():

@@ -60,7 +60,7 @@ class SeriesRule:
         """Read one channel's rule.
 
         Raises:
-            ValueError: it is malformed; the message names the key and the fix.
+            ValueError: It is malformed; the message names the key and the fix.
         """
         if not isinstance(rule, Mapping):
             raise ValueError(f'{rule!r} must be a mapping such as {{"modality": "MR", "description": "t1.*gd"}}')
@@ -101,7 +101,7 @@ def parse_rules(rules: Mapping[str, Any]) -> dict[str, SeriesRule]:
     """Read the field ``series``: channel name to rule, in order.
 
     Raises:
-        ValueError: a rule is malformed.
+        ValueError: A rule is malformed.
     """
     parsed = {}
     for channel, rule in rules.items():
@@ -120,7 +120,7 @@ def channel_rules(
     """Channel numbers to names, and names to rules in the order of the numbers, of the two fields together.
 
     Raises:
-        ValueError: they do not fit together, or a rule is malformed.
+        ValueError: They do not fit together, or a rule is malformed.
     """
     rules = parse_rules(series or {})
     if channel_names is None:

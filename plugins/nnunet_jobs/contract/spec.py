@@ -117,8 +117,8 @@ class JobSpec:
         """Read what :meth:`to_json` wrote, or a job's ``spec.json``.
 
         Raises:
-            ConfigError: a field is missing or out of range; or unknown, unless the data has ``schema``: then a job's folder holds it,
-                and a later version may have added fields that this one can do without.
+            ConfigError: A field is missing or out of range; or unknown, unless the data has ``schema``: then a job's
+                folder holds it, and a later version may have added fields that this one can do without.
         """
         unknown = sorted(set(data) - {item.name for item in fields(cls)})
         if unknown and "schema" not in unknown:

@@ -42,7 +42,7 @@ class StepParams:
         """Build from JSON.
 
         Raises:
-            ConfigError: unknown or missing field, wrong type, value out of range.
+            ConfigError: Unknown or missing field, wrong type, value out of range.
         """
         known = [item.name for item in fields(cls)]
         for name in data:

@@ -158,7 +158,7 @@ def read_usage(jobs: str | Path, *, since: dt.datetime) -> tuple[list[Usage], in
         jobs: The workspace's jobs folder.
 
     Raises:
-        PermissionError: this user may not look there.
+        PermissionError: This user may not look there.
     """
     found: dict[tuple[str, int, str], Usage] = {}
     damaged = 0

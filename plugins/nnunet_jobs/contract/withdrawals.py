@@ -60,7 +60,7 @@ class Tombstones:
     ``groups``: hash of the group to ``at``, ``by`` and ``reason``.
 
     Raises:
-        ConfigError: the file is there and cannot be read. Going on without it would bring withdrawn cases back.
+        ConfigError: The file is there and cannot be read. Going on without it would bring withdrawn cases back.
     """
 
     def __init__(self, workspace: Workspace, dataset: str) -> None:
@@ -125,7 +125,7 @@ def require_none_withdrawn(version_folder: Path) -> None:
     """Refuse to work on a version from which cases were withdrawn.
 
     Raises:
-        ConfigError: names version, cases and the fix.
+        ConfigError: Names version, cases and the fix.
     """
     withdrawn = withdrawn_from(version_folder)
     if withdrawn:

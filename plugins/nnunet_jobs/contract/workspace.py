@@ -33,7 +33,7 @@ def dataset_name(dataset_id: int, name: str) -> str:
     """nnU-Net's folder name of a dataset, ``Dataset004_Hippocampus`` for 4 and ``Hippocampus``.
 
     Raises:
-        ConfigError: the id is not 1 or more, or the name has characters that nnU-Net or file systems cannot carry.
+        ConfigError: The id is not 1 or more, or the name has characters that nnU-Net or file systems cannot carry.
     """
     if not 1 <= dataset_id <= 99_999:
         raise ConfigError(field="dataset_id", value=dataset_id, problem="must be between 1 and 99999")
@@ -130,7 +130,7 @@ class Workspace:
         """Full name of a registered dataset given its id (``4``, ``"4"``) or full name.
 
         Raises:
-            ConfigError: nothing of that id or name is registered.
+            ConfigError: Nothing of that id or name is registered.
         """
         text = str(dataset)
         known = self.datasets()
@@ -198,7 +198,7 @@ class Workspace:
         """Card of one model.
 
         Raises:
-            ConfigError: the model has no card, so it was never selected by FindBestConfigOperator.
+            ConfigError: The model has no card, so it was never selected by FindBestConfigOperator.
         """
         path = self.model_root(model) / name / MODEL_CARD
         if not path.is_file():
@@ -217,7 +217,7 @@ class Workspace:
         """Resolve a path that a user named for reading. Symbolic links and ``..`` are followed before judging.
 
         Raises:
-            ConfigError: it leaves ``input_roots``, ``output_roots`` and the workspace.
+            ConfigError: It leaves ``input_roots``, ``output_roots`` and the workspace.
         """
         own = (self.raw, self.results, *self.output_roots)
         return _confine(path, (*self.input_roots, *own), field=field, setting="input_roots")

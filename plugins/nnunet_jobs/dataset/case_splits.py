@@ -44,7 +44,7 @@ class CaseSplits:
 
         Raises:
             ConfigError: ``holdout_cases`` names no labelled case, or ``group_pattern`` joins training and hold-out.
-            DataError: nothing would train; see :meth:`groups` too.
+            DataError: Nothing would train; see :meth:`groups` too.
         """
         staying = sorted({*self.source.cases, *changes.kept})
         groups = self.groups(staying)
@@ -74,7 +74,7 @@ class CaseSplits:
         """Patient of each case: by ``group_pattern`` where it is given, else as the source says, else the case itself.
 
         Raises:
-            DataError: the pattern finds no patient in some case ids.
+            DataError: The pattern finds no patient in some case ids.
         """
         originals = {new: original for original, new in self.source.renamed.items()}
         found = holdout.groups_of([originals.get(case, case) for case in staying], self.params.group_pattern)

@@ -75,7 +75,7 @@ def check_dataset(
         progress: Called with cases done and to do.
 
     Raises:
-        ConfigError: no such folder, layout not recognised, or a field is wrong.
+        ConfigError: No such folder, layout not recognised, or a field is wrong.
     """
     begun = time.monotonic()
     try:

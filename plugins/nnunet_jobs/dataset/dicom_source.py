@@ -62,7 +62,7 @@ def converted(params: RegisterParams, root: Path, context: StepContext, *, datas
         dataset: Full name.
 
     Raises:
-        ConfigError: rules or tables are wrong, or there is no DICOM file.
+        ConfigError: Rules or tables are wrong, or there is no DICOM file.
     """
     channels, rules = _rules(params)
     folder = Path(context.workspace.raw) / ".state" / "dicom" / dataset

@@ -17,7 +17,7 @@ def groups_of(cases: Collection[str], pattern: str | None) -> dict[str, str]:
     """Patient of each case: what ``pattern`` captures in the case id, or the case itself without a pattern.
 
     Raises:
-        DataError: the pattern does not match some case ids; each is named.
+        DataError: The pattern does not match some case ids; each is named.
     """
     if not pattern:
         return {case: case for case in cases}
@@ -63,7 +63,7 @@ def choose(
         fraction: Share of patients.
 
     Raises:
-        ConfigError: an explicit hold-out case belongs to a patient who has been training data before.
+        ConfigError: An explicit hold-out case belongs to a patient who has been training data before.
     """
     named = {groups[case] for case in explicit if case in groups}
     late = sorted(group for group in named if known.get(group) == TRAIN)

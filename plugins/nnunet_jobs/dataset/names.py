@@ -55,7 +55,7 @@ def below(root: Path, text: str, *, case: str | None = None) -> Path:
         case: Named in the fault.
 
     Raises:
-        UnusableName: it leaves the source, or could.
+        UnusableName: It leaves the source, or could.
     """
     reason = None
     if not text or not text.isprintable():

@@ -101,7 +101,7 @@ def splits_by_hand(folder: Path, entries: Mapping[str, Mapping[str, Any]], *, wi
         withdrawn: Cases that were registered once.
 
     Raises:
-        ConfigError: names all that is wrong in every fold.
+        ConfigError: Names all that is wrong in every fold.
     """
     path = folder / OWN_SPLITS
     fix = "correct it, or remove it, so that splits are made"

@@ -50,7 +50,7 @@ class CaseNames:
             registered: Ids that are registered already.
 
         Raises:
-            ConfigError: the file is not what this class wrote.
+            ConfigError: The file is not what this class wrote.
         """
         self._path, self._registered = path, set(registered)
         self._ids: dict[str, str] = {}

@@ -46,8 +46,8 @@ def read_source(
         withdrawn: Ids of withdrawn cases.
 
     Raises:
-        ConfigError: no such folder, layout not recognised, or a field names something that is not there.
-        DataError: the description is unusable, or a folder cannot be read.
+        ConfigError: No such folder, layout not recognised, or a field names something that is not there.
+        DataError: The description is unusable, or a folder cannot be read.
     """
     try:
         return _read_source(params, root, known=known, names=names, withdrawn=withdrawn)

@@ -27,7 +27,7 @@ def first_splits(groups: Mapping[str, str], *, folds: int, seed: int) -> Splits:
         seed: Seed of the shuffle; nnU-Net's own is 12345.
 
     Raises:
-        ConfigError: fewer patients than folds.
+        ConfigError: Fewer patients than folds.
     """
     members: dict[str, list[str]] = {}
     for case in sorted(groups):
@@ -72,7 +72,7 @@ def extend_splits(old: Sequence[Mapping[str, Iterable[str]]], groups: Mapping[st
     so that the result depends on nothing but the old splits and the cases.
 
     Raises:
-        ConfigError: a fold is left without training or validation cases.
+        ConfigError: A fold is left without training or validation cases.
     """
     kept = [{part: {case for case in fold[part] if case in groups} for part in ("train", "val")} for fold in old]
     known = set().union(*(fold["train"] | fold["val"] for fold in kept)) if kept else set()

@@ -54,7 +54,7 @@ class Store:
         """Refuse files among the cases that the manifest does not know: nnU-Net would take them for cases.
 
         Raises:
-            ConfigError: names them.
+            ConfigError: Names them.
         """
         known = {name for case, entry in cases.items() for name in files_of(case, entry, ending)}
         present = {f"{sub}/{path.name}" for sub in _FOLDERS if (self.folder / sub).is_dir() for path in (self.folder / sub).iterdir()}

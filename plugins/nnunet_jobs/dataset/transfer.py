@@ -43,8 +43,8 @@ def place(source: Path, target: Path, *, sha256: str, method: str, beat: Callabl
         beat: Called for each MiB; it may raise to stop.
 
     Raises:
-        SourceChanged: the bytes are not what was validated.
-        OSError: the method does not work between the two places, no space left, and so on.
+        SourceChanged: The bytes are not what was validated.
+        OSError: The method does not work between the two places, no space left, and so on.
     """
     temporary = temporary_beside(target)
     try:
@@ -100,7 +100,7 @@ def recode(source: Path, target: Path, *, sha256: str, component: int | None, be
         beat: Called as a sign of life.
 
     Raises:
-        SourceChanged: the bytes are not what was validated.
+        SourceChanged: The bytes are not what was validated.
     """
     with open_regular(source) as reader:
         data = reader.readall()

@@ -51,7 +51,7 @@ def check_cases(
         done: Called with each case when it is checked.
 
     Raises:
-        Bug: no reading process can be started.
+        Bug: No reading process can be started.
     """
     if not cases:
         return []

@@ -38,7 +38,7 @@ def choose_kind(resources: Resources, inventory: Inventory) -> str:
     """``cuda`` or ``cpu`` for this host.
 
     Raises:
-        ConfigError: a GPU was asked for and there is none, or not enough of them.
+        ConfigError: A GPU was asked for and there is none, or not enough of them.
     """
     if resources.device == "cuda" and resources.gpus == 0:
         raise ConfigError("device='cuda' with gpus=0: ask for gpus=1, or device='auto'")

@@ -113,7 +113,7 @@ class Ledger:
     """The lease directory of one host.
 
     Raises:
-        ConfigError: the directory is on a network file system.
+        ConfigError: The directory is on a network file system.
     """
 
     def __init__(self, folder: str | Path) -> None:

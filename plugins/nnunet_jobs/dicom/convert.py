@@ -96,7 +96,7 @@ def write_nifti(series: Series, grid: Grid, target: Path, *, beat: Callable[[], 
         workers: Workers to convert with, one of its own when None.
 
     Raises:
-        SeriesRefused: pixels cannot be decoded, a file is no longer what was scanned, or decoding hangs or crashes.
+        SeriesRefused: Pixels cannot be decoded, a file is no longer what was scanned, or decoding hangs or crashes.
     """
     if workers is None:
         with dicom_workers(1) as own:

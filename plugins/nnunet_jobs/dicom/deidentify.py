@@ -57,7 +57,7 @@ def deidentify(path: Path, out: Path, identity: Identity) -> Path | None:
         Path below ``out``; None for files that are not DICOM.
 
     Raises:
-        NotExported: no image, burned-in text, not decided by the profile, or something identifying was still there.
+        NotExported: No image, burned-in text, not decided by the profile, or something identifying was still there.
     """
     if not is_dicom(path):
         if named_like(path.name) and path.name.upper() != "DICOMDIR":

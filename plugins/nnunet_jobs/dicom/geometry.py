@@ -42,7 +42,7 @@ def grid_of(series: Series) -> Grid:
     stacks are refused, not resampled: resampling would invent voxels, and predictions could not be written back onto the slices.
 
     Raises:
-        SeriesRefused: with a fault for each reason.
+        SeriesRefused: With a fault for each reason.
     """
     images = [_image(instance) for instance in series.instances]
     faults = [*_matrix_faults(images, [instance.number for instance in series.instances]), *_frame_faults(images)]

@@ -53,7 +53,7 @@ class Identity:
         folder: :attr:`Workspace.private <nnunet_jobs.contract.workspace.Workspace.private>`; made with mode 0700.
 
     Raises:
-        ConfigError: the folder or the key is open to others, or damaged.
+        ConfigError: The folder or the key is open to others, or damaged.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -98,7 +98,8 @@ class Identity:
         """Add to, or correct, the dataset's mapping ``<dataset>.jsonl``; other cases' lines stay. Returns its path.
 
         Raises:
-            ConfigError: two studies or patients share an id (as likely as one in a million with 20000 studies), or it is damaged.
+            ConfigError: Two studies or patients share an id (as likely as one in a million with 20000 studies), or it
+                is damaged.
         """
         path = self.folder / f"{dataset}.jsonl"
         with locked(self.folder / ".lock"):

@@ -51,7 +51,8 @@ def label_volume(
         Label values in the grid's (i, j, k) order, uint8, or uint16 for values above 255.
 
     Raises:
-        ConfigError: a rule or a label is malformed. DataError: with every fault of every object. The faults name no case, file or UID.
+        ConfigError: A rule or a label is malformed.
+        DataError: With every fault of every object. The faults name no case, file or UID.
     """
     parsed = _checked(rules, label_names)
     report = Report()

@@ -55,7 +55,7 @@ def read_file(file: str | os.PathLike[str] | IO[bytes], **options: Any) -> FileD
         The data set. Where the file names no transfer syntax, it is the uncompressed one that the file was read by.
 
     Raises:
-        ValueError: the file at a path does not begin as DICOM files do.
+        ValueError: The file at a path does not begin as DICOM files do.
     """
     _prepare()
     if isinstance(file, str | os.PathLike):

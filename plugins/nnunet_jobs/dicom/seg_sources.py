@@ -46,7 +46,7 @@ def source_headers(reference: Series, grid: Grid) -> list[Any]:
     What a SEG needs of them is there afterwards: the thickness of slices is the grid's where a header says none.
 
     Raises:
-        DataError: a header lacks what nothing can stand in for, or is not where the grid says.
+        DataError: A header lacks what nothing can stand in for, or is not where the grid says.
     """
     for fault in seg_faults(reference):
         raise DataError(f"no DICOM SEG: {fault.message}", faults=[fault])

@@ -89,7 +89,8 @@ def write_seg(
         The SOPInstanceUID.
 
     Raises:
-        DataError: the source is not where the grid says, or lacks what a SEG needs. ConfigError: segments overlap in a LABELMAP.
+        DataError: The source is not where the grid says, or lacks what a SEG needs.
+        ConfigError: Segments overlap in a LABELMAP.
     """
     if segmentation.shape != grid.shape:
         sizes = (" x ".join(map(str, shape)) for shape in (segmentation.shape, grid.shape))

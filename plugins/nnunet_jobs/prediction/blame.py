@@ -20,8 +20,9 @@ def require_of_the_case(error: Exception, case: Case, folders: Sequence[Path]) -
         folders: Folders of the job, in which the work reads and writes.
 
     Raises:
-        Bug: a file or a folder of the job is missing, or the operating system refuses an operation on one; a Bug is raised again.
-        Exception: the error itself, where it would meet the next case too.
+        Bug: A file or a folder of the job is missing, or the operating system refuses an operation on one; a Bug is
+            raised again.
+        Exception: The error itself, where it would meet the next case too.
     """
     if isinstance(error, Bug) or classify(error) not in _OF_THE_CASE:
         raise error

@@ -35,7 +35,7 @@ def checked_case_id(case: str, *, field: str) -> str:
     """The id, if it is safe as a file name.
 
     Raises:
-        ConfigError: it is empty, too long, hidden, or has separators or control characters.
+        ConfigError: It is empty, too long, hidden, or has separators or control characters.
     """
     fits = 0 < len(case.encode()) <= 180 and not case.startswith(".") and not re.search(r"[/\\\0]", case)
     if not fits or any(unicodedata.category(character).startswith("C") for character in case):
@@ -69,7 +69,7 @@ def check_images(
         What is odd and does not forbid the case, as registration warns of it.
 
     Raises:
-        DataError: with all faults of the case.
+        DataError: With all faults of the case.
     """
     if file_ending not in ENDINGS:
         return ()

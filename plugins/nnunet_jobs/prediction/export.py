@@ -88,7 +88,8 @@ def write_outputs(
         sha256 by file name, and the final segmentation array.
 
     Raises:
-        DiskFull: a file did not come out whole and the disk has no room. DataError: a file would be called as one of the folder's own.
+        DiskFull: A file did not come out whole and the disk has no room.
+        DataError: A file would be called as one of the folder's own.
     """
     ending, writer = network.file_ending, network.reader_writer()
     own = scratch / "written"

@@ -63,7 +63,7 @@ def require_extent(data: Any, spacing: Any, transpose: Any, target: Any) -> None
         target: The model's spacing in that order; of a 2D model without the first axis, which keeps its spacing.
 
     Raises:
-        DataError: with the spacing and the size.
+        DataError: With the spacing and the size.
     """
     own = [float(spacing[axis]) for axis in transpose]
     wanted = [*own[: len(own) - len(target)], *map(float, target)]

@@ -72,7 +72,8 @@ def collect_cases(
             own naming when empty.
 
     Raises:
-        ConfigError: a folder outside the allowed roots, a malformed list entry, an id used twice, a dataset without hold-out cases.
+        ConfigError: A folder outside the allowed roots, a malformed list entry, an id used twice, a dataset without
+            hold-out cases.
     """
     if isinstance(cases, list):
         found = _from_list(cases, workspace=workspace, file_ending=file_ending)

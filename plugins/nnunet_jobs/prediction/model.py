@@ -67,7 +67,7 @@ class SelectedModel:
         """Compare a file with the card.
 
         Raises:
-            DataError: it is missing, or its bytes are not those that were selected.
+            DataError: It is missing, or its bytes are not those that were selected.
         """
         name = path.relative_to(self.root).as_posix()
         expected = self.files.get(name)
@@ -82,7 +82,7 @@ class SelectedModel:
         """The same model restricted to some folds.
 
         Raises:
-            ConfigError: the model was selected without one of them.
+            ConfigError: The model was selected without one of them.
         """
         if folds is None:
             return self
@@ -109,7 +109,7 @@ def resolve_model(workspace: Workspace, dataset: str, model: str | None) -> Sele
     """The named model, or the champion: its link is read once, so a promotion meanwhile changes nothing.
 
     Raises:
-        ConfigError: nothing is promoted, or the model has no card.
+        ConfigError: Nothing is promoted, or the model has no card.
     """
     name = model or workspace.champion(dataset)
     if name is None:

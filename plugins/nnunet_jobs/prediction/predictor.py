@@ -45,7 +45,7 @@ class Predictor:
         review: What else is looked at and recorded; nothing when left out.
 
     Raises:
-        DataError: a file of the model is missing or damaged.
+        DataError: A file of the model is missing or damaged.
     """
 
     def __init__(

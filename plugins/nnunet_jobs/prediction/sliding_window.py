@@ -70,7 +70,7 @@ def predict_logits(
         Half-precision tensor (head, x, y, z) on the CPU, of ``data``'s spatial shape.
 
     Raises:
-        RuntimeError: the network gave infinite values.
+        RuntimeError: The network gave infinite values.
     """
     import torch
     from acvl_utils.cropping_and_padding.padding import pad_nd_image

@@ -144,7 +144,8 @@ def find_studies(
         as_seg: A DICOM SEG is wanted of each study.
 
     Raises:
-        DataError: not one study is there. ConfigError: the site's key is not as it must be.
+        DataError: Not one study is there.
+        ConfigError: The site's key is not as it must be.
     """
     identity = Identity(context.workspace.private)
     found = scan(folder, beat=beat_or_stop(context), threads=max(1, context.cpus), keywords=keywords(rules))
@@ -212,7 +213,7 @@ class SegWriter:
         description: The model's ``dataset.json``.
 
     Raises:
-        ConfigError: a code is of a label that the model does not have.
+        ConfigError: A code is of a label that the model does not have.
     """
 
     def __init__(self, model: SelectedModel, description: Mapping[str, Any], codes: Mapping[str, Any], studies: Studies) -> None:
@@ -260,7 +261,7 @@ def series_rules(series: Mapping[str, Any] | None, channel_names: Mapping[str, s
     """Rules of the model's channels, in its order.
 
     Raises:
-        ConfigError: a channel has no rule, or a rule is malformed.
+        ConfigError: A channel has no rule, or a rule is malformed.
     """
     try:
         return channel_rules(series, channel_names)[1]

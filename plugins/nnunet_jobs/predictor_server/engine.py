@@ -45,7 +45,7 @@ class Engine:
         """A place in the server and a folder, which is removed afterwards, whatever happens.
 
         Raises:
-            Busy: there is no place.
+            Busy: There is no place.
         """
         if self.inside >= self.limit:
             raise Busy(max(1, round(self._usual_s * self.inside)))

@@ -69,7 +69,7 @@ def _clear(uds: Path) -> None:
     """Remove the socket that a killed server left, or one that only finishes its last requests.
 
     Raises:
-        ConfigError: somebody listens there, or it is no socket.
+        ConfigError: Somebody listens there, or it is no socket.
     """
     if not uds.exists():
         return

@@ -64,8 +64,9 @@ class WarmModels:
         """The predictor of a named model, or of the promoted one as of the last :meth:`refresh`; loaded when it is not in memory.
 
         Raises:
-            ConfigError: no such dataset or model, or nothing is promoted. DataError: the model's files are damaged.
-            NoRoom: the named model is a guest and does not fit.
+            ConfigError: No such dataset or model, or nothing is promoted.
+            DataError: The model's files are damaged.
+            NoRoom: The named model is a guest and does not fit.
         """
         name = self.workspace.resolve_dataset(dataset)
         with self._lock:
@@ -151,7 +152,8 @@ class WarmModels:
         """Before a model is loaded: let others go where it would not fit beside them.
 
         Raises:
-            NoRoom: it is a guest. DataError: its files are damaged, which is known before another model leaves for it.
+            NoRoom: It is a guest.
+            DataError: Its files are damaged, which is known before another model leaves for it.
         """
         with self._lock:
             total = sum(predictor.memory_bytes for predictor in self._warm.values())
@@ -202,7 +204,7 @@ def expected_bytes(model: SelectedModel) -> int:
     """What a model's weights will take: of each stage all folds, and one more on the device.
 
     Raises:
-        DataError: a checkpoint is missing or cannot be read.
+        DataError: A checkpoint is missing or cannot be read.
     """
     total = 0
     for stage in model.stages():

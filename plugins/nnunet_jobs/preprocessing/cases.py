@@ -85,7 +85,7 @@ def training_cases(raw: Path, manifest: Mapping[str, Any]) -> list[Case]:
     """The manifest's training cases, sorted as nnU-Net sorts them.
 
     Raises:
-        DataError: there is none, or one has no label.
+        DataError: There is none, or one has no label.
     """
     ending = manifest["file_ending"]
     cases = []
@@ -193,7 +193,7 @@ def preprocess_case(
         File name to record of the three files.
 
     Raises:
-        DiskFull: the disk or its inodes ran out, whatever the library below called it.
+        DiskFull: The disk or its inodes ran out, whatever the library below called it.
     """
     target = folder / case.name
     preprocessor = configuration_manager.preprocessor_class(verbose=False)

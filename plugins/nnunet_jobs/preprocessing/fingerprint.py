@@ -103,7 +103,7 @@ def aggregate(cases: Sequence[CaseFingerprint], *, pool: Executor, beat: Callabl
         beat: Called as the work gets on.
 
     Raises:
-        DataError: no case has any foreground.
+        DataError: No case has any foreground.
     """
     draw = intensities_per_case(len(cases))
     drawing = [case for case in cases if case.foreground.shape[1]]

@@ -56,7 +56,7 @@ def make_plans(
         plans: Name, the planner's own when None.
 
     Raises:
-        ConfigError: there is no such planner.
+        ConfigError: There is no such planner.
     """
     import nnunetv2
     from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
@@ -105,8 +105,8 @@ def with_custom(plans: Mapping[str, Any], custom: Mapping[str, Any]) -> dict[str
     to the new number of stages. A configuration whose arrays differ from its parent's gets a data identifier of its own.
 
     Raises:
-        ConfigError: a name is the planner's own, a parent is unknown or circular, a field is unknown, or a data identifier
-            is shared by configurations with different arrays.
+        ConfigError: A name is the planner's own, a parent is unknown or circular, a field is unknown, or a data
+            identifier is shared by configurations with different arrays.
     """
     result = deepcopy(dict(plans))
     own = set(result["configurations"])
@@ -129,7 +129,7 @@ def resolve(plans: Mapping[str, Any], configuration: str) -> dict[str, Any]:
     """A configuration with everything it inherits, as nnU-Net's PlansManager resolves it.
 
     Raises:
-        ConfigError: the plans have no such configuration; the message names those they have.
+        ConfigError: The plans have no such configuration; the message names those they have.
     """
     known = plans["configurations"]
     if configuration not in known:
@@ -190,7 +190,7 @@ def with_previous_stages(plans: Mapping[str, Any], configurations: Sequence[str]
     """The configurations, each after the stages it needs (``3d_lowres`` for ``3d_cascade_fullres``), without repetitions.
 
     Raises:
-        ConfigError: one is not in the plans, or stages need each other in a circle.
+        ConfigError: One is not in the plans, or stages need each other in a circle.
     """
     result: list[str] = []
     for name in configurations:

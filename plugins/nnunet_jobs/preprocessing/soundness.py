@@ -26,8 +26,8 @@ def require_trainable(plans: Mapping[str, Any], configurations: Sequence[str], *
         custom: Those that the user described; the others are the planner's.
 
     Raises:
-        DataError: the planner had to make patches that are lines, or a network without a second stage, of these images.
-        ConfigError: a configuration of the user's own contradicts itself.
+        DataError: The planner had to make patches that are lines, or a network without a second stage, of these images.
+        ConfigError: A configuration of the user's own contradicts itself.
     """
     for name in configurations:
         entry = resolve(plans, name)
@@ -116,7 +116,7 @@ def _require_stages_agree(plans: Mapping[str, Any], configurations: Sequence[str
     """A cascade needs a first stage that leaves its predictions for it, or its training waits for them forever.
 
     Raises:
-        ConfigError: they do not name each other.
+        ConfigError: They do not name each other.
     """
     for name in configurations:
         previous = resolve(plans, name).get("previous_stage")

@@ -205,7 +205,7 @@ def check_link(workspace: Workspace, dataset: str) -> None:
     """Refuse to begin where a folder of nnU-Net's own preprocessing stands in the link's place.
 
     Raises:
-        ConfigError: it does; it may be somebody's data, so it is never removed.
+        ConfigError: It does; it may be somebody's data, so it is never removed.
     """
     link = workspace.preprocessed_link(dataset)
     if link.exists() and not link.is_symlink():

@@ -97,7 +97,9 @@ class Attempt:
         """Record where the attempt stands, waiting for storage that is away or full.
 
         Raises:
-            Fenced, Interrupted, Cancelled: see :meth:`Heartbeat.check`.
+            Fenced: See :meth:`Heartbeat.check`.
+            Interrupted: See :meth:`Heartbeat.check`.
+            Cancelled: See :meth:`Heartbeat.check`.
         """
         patiently(lambda: self.job.set_phase(self.number, phase, message), what="the job's state", meanwhile=self.heartbeat.check)
 

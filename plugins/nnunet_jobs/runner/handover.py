@@ -140,8 +140,9 @@ class Adoption:
         """Adopt the grant and keep it, at least to the block's end. What prevents it is raised by :meth:`placement`, to be recorded there.
 
         Raises:
-            NotThisRunner: nothing is offered to this attempt (any more).
-            Fenced, Interrupted: see :meth:`Heartbeat.check_owner`.
+            NotThisRunner: Nothing is offered to this attempt (any more).
+            Fenced: See :meth:`Heartbeat.check_owner`.
+            Interrupted: See :meth:`Heartbeat.check_owner`.
         """
         attempt = self.heartbeat.attempt
         with locked(self.job.adopter_lock, poll=self.heartbeat.check_owner, interval=_LOOK_S):
@@ -166,8 +167,8 @@ class Adoption:
         """The adopted devices.
 
         Raises:
-            Lost: the lease has died, and its devices are not free.
-            ConfigError: the lease directory is no good in this container.
+            Lost: The lease has died, and its devices are not free.
+            ConfigError: The lease directory is no good in this container.
         """
         if self._placement is None:
             raise self._error or RuntimeError("nothing was adopted")
@@ -196,7 +197,7 @@ def require_visible(gpus: tuple[str, ...]) -> None:
     """Refuse to compute where the granted GPUs are not to be seen.
 
     Raises:
-        GpuLost: with what NVML says instead.
+        GpuLost: With what NVML says instead.
     """
     if not gpus:
         return

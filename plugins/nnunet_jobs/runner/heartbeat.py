@@ -71,8 +71,8 @@ class Heartbeat:
         """Raise when this attempt must not go on.
 
         Raises:
-            Fenced: a newer attempt owns the job.
-            Interrupted: this process was told to end.
+            Fenced: A newer attempt owns the job.
+            Interrupted: This process was told to end.
         """
         self._ask(lambda: self.job.check_fence(self.attempt))
         if self._signal is not None:
@@ -82,8 +82,9 @@ class Heartbeat:
         """Beat, then raise when the job must stop.
 
         Raises:
-            Fenced, Interrupted: see :meth:`check_owner`.
-            Cancelled: a user's wish.
+            Fenced: See :meth:`check_owner`.
+            Interrupted: See :meth:`check_owner`.
+            Cancelled: A user's wish.
         """
         self.beat()
         self._ask(lambda: self.job.check_fence(self.attempt))

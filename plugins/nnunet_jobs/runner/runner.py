@@ -117,7 +117,7 @@ class Runner:
         """What the step reported, nothing if it could not.
 
         Raises:
-            OSError: the storage is away, so nothing is known.
+            OSError: The storage is away, so nothing is known.
         """
         try:
             report: dict[str, Any] = read_json(outcome_path(self.job, self.attempt.number))

@@ -83,7 +83,7 @@ class Memory:
         """Let ``size`` bytes more be used.
 
         Raises:
-            MemoryError: more than the budget.
+            MemoryError: More than the budget.
         """
         self._reserved += size
         if self._reserved > self.budget:

@@ -128,10 +128,10 @@ class Workers:
             heard: Called with each note of the task, and with None when the process has otherwise shown that it lives.
 
         Raises:
-            NotStarted: no process could be started.
-            Died: its process ended.
-            Broken: it took too long or too much memory, or raised.
-            OSError: no space is left where it writes.
+            NotStarted: No process could be started.
+            Died: Its process ended.
+            Broken: It took too long or too much memory, or raised.
+            OSError: No space is left where it writes.
         """
         request = {"task": task, "data": data, "timeout_s": timeout_s, "memory_mib": memory_mib}
         answer = self._ask(request, timeout_s=timeout_s, beat=beat, heard=heard)

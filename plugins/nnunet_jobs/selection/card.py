@@ -90,8 +90,8 @@ def promote(workspace: Workspace, dataset: str, model: str) -> None:
     """Make a model the champion of its dataset. The same call with an earlier model is the rollback.
 
     Raises:
-        ConfigError: the model has no card, or somebody's own folder is where the link should be.
-        DataError: a file is not the one that the card lists; names it.
+        ConfigError: The model has no card, or somebody's own folder is where the link should be.
+        DataError: A file is not the one that the card lists; names it.
     """
     with _promotion_lock(workspace, dataset):
         _promote(workspace, dataset, model)

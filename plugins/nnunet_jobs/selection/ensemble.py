@@ -21,7 +21,7 @@ def ensemble(trained: Trained, pair: tuple[str, str], reference: Reference, cont
     """Average two configurations' probabilities of all validation cases in ``ensembles/`` and compare the result.
 
     Raises:
-        ConfigError: the two were validated on different cases.
+        ConfigError: The two were validated on different cases.
     """
     from nnunetv2.ensembling.ensemble import merge_files
 

@@ -85,7 +85,7 @@ class Trained:
         """Validation folder by case over all folds.
 
         Raises:
-            ConfigError: two folds validate the same case.
+            ConfigError: Two folds validate the same case.
         """
         found: dict[str, Path] = {}
         for fold in self.folds:
@@ -161,7 +161,7 @@ def find_trained(params: FindBestParams, workspace: Workspace, dataset: str) -> 
     """The model that the parameters name, or the newest one of the dataset whose folds are complete.
 
     Raises:
-        ConfigError: there is no such model, or it has none of the configurations; names those that exist.
+        ConfigError: There is no such model, or it has none of the configurations; names those that exist.
     """
     models = [params.model] if params.model else _models(params, workspace, dataset)
     if not models:
@@ -192,7 +192,7 @@ def require_complete(trained: Trained, params: FindBestParams, context: StepCont
     """Every needed fold complete; with ``repair``, a validation that is missing is run from a verified final checkpoint.
 
     Raises:
-        ConfigError: lists configuration, fold and reason of each fold that is not complete.
+        ConfigError: Lists configuration, fold and reason of each fold that is not complete.
     """
     incomplete = list(trained.incomplete(ensembles=params.ensembles))
     refused = []

@@ -51,7 +51,7 @@ class Holdout:
         """Compare the files with the manifest.
 
         Raises:
-            DataError: names every file that is missing or differs.
+            DataError: Names every file that is missing or differs.
         """
         faults = []
         for case, entry in self.cases.items():
@@ -87,7 +87,7 @@ def evaluate(model: SelectedModel, holdout: Holdout, context: StepContext) -> di
         ``mean`` foreground Dice, ``per_label`` and number of ``cases`` as in summary.json; None without hold-out.
 
     Raises:
-        DataError: a case could not be predicted; names it.
+        DataError: A case could not be predicted; names it.
     """
     if not holdout.cases:
         return None

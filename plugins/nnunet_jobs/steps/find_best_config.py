@@ -33,10 +33,10 @@ def run(params: FindBestParams, context: StepContext) -> dict[str, Any]:
         moved the champion's link), ``is_champion`` (the link points to this model now), ``card`` (path), ``already_done``.
 
     Raises:
-        ConfigError: no such model; or folds are not complete and cannot be repaired: names configuration, fold and reason; or cases
-            that it was trained on were withdrawn.
-        DataError: a hold-out case differs from the manifest or cannot be predicted.
-        Interrupted: told to stop; the former card stays.
+        ConfigError: No such model; or folds are not complete and cannot be repaired: names configuration, fold and
+            reason; or cases that it was trained on were withdrawn.
+        DataError: A hold-out case differs from the manifest or cannot be predicted.
+        Interrupted: Told to stop; the former card stays.
     """
     workspace = context.workspace
     dataset = workspace.resolve_dataset(params.dataset)

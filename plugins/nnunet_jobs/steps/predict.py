@@ -46,10 +46,12 @@ def run(params: PredictParams, context: StepContext) -> dict[str, Any]:
         of all parts so far ``flagged`` (cases that look wrong) and ``dice`` (``mean``, ``per_label``) where labels are known.
 
     Raises:
-        ConfigError: no such dataset, model or folder, a path outside the allowed roots, or no case with ``on_empty="fail"``.
-        DataError: the model is damaged, more cases failed than ``max_failed``, or not one case of all parts could be predicted; every
-            fault is in the report.
-        Bug: a file or folder of the job's own is missing, or not one case of this part could be predicted, and none was at fault.
+        ConfigError: No such dataset, model or folder, a path outside the allowed roots, or no case with
+            ``on_empty="fail"``.
+        DataError: The model is damaged, more cases failed than ``max_failed``, or not one case of all parts could be
+            predicted; every fault is in the report.
+        Bug: A file or folder of the job's own is missing, or not one case of this part could be predicted, and none was
+            at fault.
     """
     workspace = context.workspace
     dataset = workspace.resolve_dataset(params.dataset)

@@ -32,9 +32,11 @@ def run(params: PreprocessParams, context: StepContext) -> dict[str, Any]:
         ``dataset``, ``version``, ``plans``, ``configurations``, ``folds`` of the first dataset, and ``datasets`` with one entry each.
 
     Raises:
-        ConfigError: unknown dataset, planner or configuration, impossible folds, or a foreign folder in the link's place.
-        DataError: a case changed since it was registered. DiskFull: no space; nothing half-written becomes visible.
-        Interrupted: told to stop; finished cases are taken over by the next attempt.
+        ConfigError: Unknown dataset, planner or configuration, impossible folds, or a foreign folder in the link's
+            place.
+        DataError: A case changed since it was registered.
+        DiskFull: No space; nothing half-written becomes visible.
+        Interrupted: Told to stop; finished cases are taken over by the next attempt.
     """
     os.environ.update(context.workspace.nnunet_environment())
     results = []

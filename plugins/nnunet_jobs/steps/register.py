@@ -48,7 +48,9 @@ def run(params: RegisterParams, context: StepContext) -> dict[str, Any]:
         is there after a DataError too.
 
     Raises:
-        DataError: faults of the source, all of them at once. ConfigError: a field is wrong, or the id is taken. DiskFull: no space left.
+        DataError: Faults of the source, all of them at once.
+        ConfigError: A field is wrong, or the id is taken.
+        DiskFull: No space left.
     """
     dataset = dataset_name(params.dataset_id, params.name)
     root = context.workspace.confine_input(params.source, field="source")

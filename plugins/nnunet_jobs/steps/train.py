@@ -44,9 +44,9 @@ def run(params: TrainParams, context: StepContext) -> dict[str, Any]:
         ``already_done``, ``seconds``.
 
     Raises:
-        ConfigError: dataset, version, plans, configuration, fold, trainer or pretrained weights do not exist; names those that do;
-            or cases were withdrawn from the version, before or while it was trained on.
-        Interrupted: told to stop; the last iteration is saved.
+        ConfigError: Dataset, version, plans, configuration, fold, trainer or pretrained weights do not exist; names
+            those that do; or cases were withdrawn from the version, before or while it was trained on.
+        Interrupted: Told to stop; the last iteration is saved.
     """
     begin = time.monotonic()
     workspace = context.workspace

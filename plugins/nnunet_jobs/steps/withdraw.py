@@ -42,7 +42,7 @@ def run(params: WithdrawParams, context: StepContext) -> dict[str, Any]:
         same images; ``demoted`` models; ``left``, what a person must still do.
 
     Raises:
-        ConfigError: the dataset, a case or a group is not known, or was not withdrawn (``restore``).
+        ConfigError: The dataset, a case or a group is not known, or was not withdrawn (``restore``).
     """
     dataset = context.workspace.resolve_dataset(params.dataset)
     return _Withdrawal(params=params, context=context, dataset=dataset).run()

@@ -52,7 +52,8 @@ def require_previous_stage(
         validation: Cases of the fold to be trained.
 
     Raises:
-        ConfigError: some are missing, or are not what a fold has verified; names the folds, which are not done as long as that is so.
+        ConfigError: Some are missing, or are not what a fold has verified; names the folds, which are not done as long
+            as that is so.
     """
     previous = entry.get("previous_stage")
     if not previous:

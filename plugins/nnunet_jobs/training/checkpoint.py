@@ -70,9 +70,9 @@ def load(path: Path, *, device: Any = "cpu", mapped: bool = False) -> dict[str, 
         mapped: Leave tensors in the file until they are used.
 
     Raises:
-        UnsafeCheckpoint: cut, damaged, not a torch archive, or with a payload beyond tensors and plain values.
-        UnreadableCheckpoint: every byte is as it was written, yet this host cannot read it now (memory, storage).
-        OSError: there is no such file, or it may not be opened.
+        UnsafeCheckpoint: Cut, damaged, not a torch archive, or with a payload beyond tensors and plain values.
+        UnreadableCheckpoint: Every byte is as it was written, yet this host cannot read it now (memory, storage).
+        OSError: There is no such file, or it may not be opened.
     """
     import pickle
 
@@ -99,7 +99,8 @@ def _check_bytes(file: BinaryIO, name: str) -> None:
     """Compare the CRC of every record. A flipped bit of a header can make zipfile raise nearly anything.
 
     Raises:
-        UnsafeCheckpoint: cut or damaged. UnreadableCheckpoint: the storage gives an error.
+        UnsafeCheckpoint: Cut or damaged.
+        UnreadableCheckpoint: The storage gives an error.
     """
     try:
         with zipfile.ZipFile(file) as archive:
@@ -149,8 +150,8 @@ def save(path: Path, write: Callable[[Path], None]) -> None:
     """Let ``write`` make a checkpoint beside ``path``, sync and verify it, and rename it onto ``path``.
 
     Raises:
-        DiskFull: no space or inodes; ``path`` is as it was.
-        UnsafeCheckpoint: what was written does not read back; ``path`` is as it was.
+        DiskFull: No space or inodes; ``path`` is as it was.
+        UnsafeCheckpoint: What was written does not read back; ``path`` is as it was.
     """
     temporary = temporary_beside(path)
     try:
@@ -190,8 +191,10 @@ def newest_verified(folder: Path, identity: Mapping[str, Any]) -> Found | None:
     Leftovers of a killed save are removed. Whatever is refused is named in the log with its reason.
 
     Raises:
-        UnreadableCheckpoint, OSError: none could be verified, and one of them only because it could not be read. A training
-            that began anew would throw away what may be whole.
+        UnreadableCheckpoint: None could be verified, and one of them only because it could not be read. A training that
+            began anew would throw away what may be whole.
+        OSError: None could be verified, and one of them only because it could not be read. A training that began anew
+            would throw away what may be whole.
     """
     for leftover in folder.glob(".checkpoint_*.tmp"):
         leftover.unlink(missing_ok=True)

@@ -36,7 +36,8 @@ def fit(plan: Plan, context: StepContext) -> int | None:
     """Train and validate. Returns the epoch that a resume began with, None for a fresh start.
 
     Raises:
-        Interrupted: told to stop; the last iteration is saved. Bug: diverged twice.
+        Interrupted: Told to stop; the last iteration is saved.
+        Bug: Diverged twice.
     """
     if len(context.gpus) > 1:
         return _fit_on_several(plan, context)
@@ -54,7 +55,7 @@ def validate_fold(params: TrainParams, context: StepContext, *, version: str, mo
         model: Model of this workspace.
 
     Raises:
-        ConfigError: the fold has no verified final checkpoint of this model. Interrupted: told to stop.
+        ConfigError: The fold has no verified final checkpoint of this model. Interrupted: told to stop.
     """
     workspace = context.workspace
     dataset = workspace.resolve_dataset(params.dataset)

@@ -70,7 +70,7 @@ def trainer_source(trainer: str, trainer_paths: Sequence[str]) -> Path | None:
     """File of a user's trainer class, None for one of nnU-Net's own (its version stands for those). Stock classes win, as in nnU-Net.
 
     Raises:
-        ConfigError: no class of that name in nnU-Net or below ``trainer_paths``.
+        ConfigError: No class of that name in nnU-Net or below ``trainer_paths``.
     """
     definition = re.compile(rf"^class {re.escape(trainer)}\b", re.MULTILINE)
     spec = importlib.util.find_spec("nnunetv2")
@@ -97,7 +97,7 @@ def fold_cases(dataset_folder: Path, data_identifier: str, fold: int | str) -> t
     """(training, validation) cases of a fold of a preprocessed dataset; for ``all`` both are all cases.
 
     Raises:
-        ConfigError: no such fold; names the available ones. nnU-Net itself would invent a random split.
+        ConfigError: No such fold; names the available ones. nnU-Net itself would invent a random split.
     """
     splits = read_json(dataset_folder / "splits_final.json")
     if fold == "all":
@@ -131,7 +131,7 @@ def configuration_entry(dataset_folder: Path, plans: str, configuration: str) ->
     """The plans' entry of a configuration, with what it inherits.
 
     Raises:
-        ConfigError: no such plans or configuration; names the available ones.
+        ConfigError: No such plans or configuration; names the available ones.
     """
     path = dataset_folder / f"{plans}.json"
     if not path.is_file():

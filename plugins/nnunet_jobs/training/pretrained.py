@@ -34,7 +34,8 @@ def find(params: TrainParams, workspace: Workspace) -> Pretrained | None:
     The same fold is taken, so that no validation case was trained on before; else ``fold_all``.
 
     Raises:
-        ConfigError: no such file or model, or the model has no such configuration and fold, or has seen withdrawn cases.
+        ConfigError: No such file or model, or the model has no such configuration and fold, or has seen withdrawn
+            cases.
     """
     if params.pretrained is None:
         return None
@@ -83,7 +84,8 @@ def load_into(trainer: Any, pretrained: Pretrained) -> None:
     segmentation layers would answer other questions, so they start fresh whatever their shape.
 
     Raises:
-        ConfigError: the checkpoint cannot be trusted, or none of its convolutions fits: norms and biases alone are no pretraining.
+        ConfigError: The checkpoint cannot be trusted, or none of its convolutions fits: norms and biases alone are no
+            pretraining.
     """
     try:
         data = checkpoint.load(pretrained.path, mapped=True)

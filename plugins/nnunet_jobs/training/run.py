@@ -53,7 +53,7 @@ def refused_by_name(trainer: str, configuration: str) -> Iterator[None]:
         configuration: Configuration that it was to train.
 
     Raises:
-        ConfigError: with what the class says.
+        ConfigError: With what the class says.
     """
     try:
         yield

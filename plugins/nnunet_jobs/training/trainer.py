@@ -89,7 +89,7 @@ class Layer:
         """The class's own.
 
         Raises:
-            ConfigError: the class cannot be set up for this configuration, or lacks a package.
+            ConfigError: The class cannot be set up for this configuration, or lacks a package.
         """
         with refused_by_name(type(self).__name__, self.configuration_name):
             super().initialize(*given, **named)  # type: ignore[misc]
@@ -140,8 +140,8 @@ class Layer:
         """nnU-Net's training; on divergence once back to the last verified checkpoint.
 
         Raises:
-            Interrupted: told to stop; everything up to the last iteration is saved.
-            Bug: diverged again, or before the first checkpoint.
+            Interrupted: Told to stop; everything up to the last iteration is saved.
+            Bug: Diverged again, or before the first checkpoint.
         """
         while True:
             try:
@@ -208,7 +208,7 @@ class Layer:
         """Checkpoint, metrics, early stop. A version that lost a case meanwhile ends the training.
 
         Raises:
-            ConfigError: a case was withdrawn from the version.
+            ConfigError: A case was withdrawn from the version.
         """
         run = self._run
         require_none_withdrawn(Path(self.preprocessed_dataset_folder_base))

@@ -41,7 +41,7 @@ def validate(trainer: Any, context: StepContext, *, npz: bool) -> None:
         npz: Also save probabilities, shape (classes, x, y, z).
 
     Raises:
-        Interrupted: told to stop; predicted cases stay and are not predicted again.
+        Interrupted: Told to stop; predicted cases stay and are not predicted again.
     """
     from nnunetv2.inference.sliding_window_prediction import compute_gaussian
 

@@ -22,7 +22,7 @@ _LABELS_OF_AIRFLOW = ("dag_id", "run_id", "task_id", "map_index", "team")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Role:
-    """What a container is for: ``run`` the attempt, or ``lease`` GPUs for it. ``gpus`` are the UUIDs that it gets: None means none, empty all."""
+    """What a container is for: ``run`` the attempt, or ``lease`` GPUs for it. ``gpus`` are the UUIDs it gets: None means none, empty all."""
 
     name: str
     arguments: tuple[str, ...] = ()
@@ -52,7 +52,7 @@ def container_arguments(options: DockerOptions, job: JobDir, spec: JobSpec, atte
     """Arguments of ``create_container`` of the low-level client.
 
     Raises:
-        ConfigError: an option does not fit the job.
+        ConfigError: An option does not fit the job.
     """
     uid, gid = job_user(options.user, job)
     told = {f"org.nnunet.{name}": str(spec.labels[name]) for name in _LABELS_OF_AIRFLOW if name in spec.labels}

@@ -200,7 +200,7 @@ class Engine:
         """Get the image where the options want it; the registry's login comes from the connection.
 
         Raises:
-            ConfigError: there is no such image.
+            ConfigError: There is no such image.
         """
         image, how = self.options.image, self.options.pull
         if how == "always" or (how == "missing" and self.image_facts() is None):

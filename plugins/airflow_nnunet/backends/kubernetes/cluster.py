@@ -58,7 +58,7 @@ class Cluster:
         """The provider's hook.
 
         Raises:
-            ConfigError: the provider is not installed, or there is no such connection or kubeconfig.
+            ConfigError: The provider is not installed, or there is no such connection or kubeconfig.
         """
         try:
             from airflow.providers.cncf.kubernetes.hooks.kubernetes import KubernetesHook

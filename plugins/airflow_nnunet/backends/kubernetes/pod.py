@@ -59,8 +59,8 @@ def build_pod(options: PodOptions, job: JobDir, spec: JobSpec, attempt: int) -> 
     """Build and check the whole request; a template or pod mutation hook that loosens the pod's security is refused.
 
     Raises:
-        ConfigError: A folder is on no claim, the user would be root, a GPU is wanted where the options say that there is none, or the
-            template is too permissive.
+        ConfigError: A folder is on no claim, the user would be root, a GPU is wanted where the options say that there
+            is none, or the template is too permissive.
     """
     from airflow.providers.cncf.kubernetes.operators.pod import KubernetesPodOperator
     from airflow.providers.cncf.kubernetes.pod_generator import make_safe_label_value

@@ -54,8 +54,8 @@ def unpack(archive: Path, folder: Path, *, context: StepContext, limits: Limits 
         The folder of the dataset, below ``folder``.
 
     Raises:
-        DataError: the archive is unsafe, damaged, encrypted or too large; all faults at once, each with its entry.
-        DiskFull: no room to unpack it. Interrupted: the job was told to stop.
+        DataError: The archive is unsafe, damaged, encrypted or too large; all faults at once, each with its entry.
+        DiskFull: No room to unpack it. Interrupted: the job was told to stop.
     """
     before = signature_of(archive)
     entries = Entries(limits=limits or Limits(), packed=before[2])

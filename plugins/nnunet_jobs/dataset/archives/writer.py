@@ -53,7 +53,7 @@ class Writer:
         """Write one admitted file of just ``size`` bytes.
 
         Raises:
-            Damaged: there are more or fewer.
+            Damaged: There are more or fewer.
         """
         path = self.folder / name
         path.parent.mkdir(parents=True, exist_ok=True)

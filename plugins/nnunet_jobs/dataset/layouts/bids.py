@@ -55,7 +55,7 @@ def _labels(params: RegisterParams, root: Path, faults: list[Fault]) -> tuple[Pa
     """The pipeline that has the labels, and its label files.
 
     Raises:
-        ConfigError: several pipelines have some, or none has.
+        ConfigError: Several pipelines have some, or none has.
     """
     found = {}
     for folder in _pipelines(params, root, faults):

@@ -54,7 +54,9 @@ def read_itk(reading: Reading) -> None:
     """Fill the volume from a ``.mha`` or ``.nrrd`` file.
 
     Raises:
-        Damaged, OSError, MemoryError: it cannot be read. Others: bad content that SimpleITK stumbles over.
+        Damaged: It cannot be read. Others: bad content that SimpleITK stumbles over.
+        OSError: It cannot be read. Others: bad content that SimpleITK stumbles over.
+        MemoryError: It cannot be read. Others: bad content that SimpleITK stumbles over.
     """
     data = read_bytes(reading)
     expected = _check_meta(reading, data) if reading.path.name.endswith(".mha") else _check_nrrd(reading, data)

@@ -32,7 +32,9 @@ def read_nifti(reading: Reading) -> None:
     """Fill the volume from a ``.nii`` or ``.nii.gz`` file.
 
     Raises:
-        Damaged, OSError, MemoryError: it cannot be read. Others: bad content that nibabel stumbles over.
+        Damaged: It cannot be read. Others: bad content that nibabel stumbles over.
+        OSError: It cannot be read. Others: bad content that nibabel stumbles over.
+        MemoryError: It cannot be read. Others: bad content that nibabel stumbles over.
     """
     data, reading.volume.sha256 = _read(reading)
     _parse(reading, data)
@@ -42,7 +44,7 @@ def promised_voxels(path: Path) -> int:
     """Voxels that a file's header promises, from its first bytes; 0 where there is no readable header.
 
     Raises:
-        OSError: it cannot be opened, or is no regular file.
+        OSError: It cannot be opened, or is no regular file.
     """
     with open_regular(path) as file:
         start = file.read(_FIRST)

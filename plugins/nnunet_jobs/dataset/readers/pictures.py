@@ -28,7 +28,9 @@ def read_picture(reading: Reading) -> None:
     """Fill the volume from a ``.png``, ``.bmp``, ``.tif`` or ``.tiff`` file.
 
     Raises:
-        Damaged, OSError, MemoryError: it cannot be read. Others: bad content that the library stumbles over.
+        Damaged: It cannot be read. Others: bad content that the library stumbles over.
+        OSError: It cannot be read. Others: bad content that the library stumbles over.
+        MemoryError: It cannot be read. Others: bad content that the library stumbles over.
     """
     data = bytes(read_bytes(reading))
     tiff = reading.path.name.endswith((".tif", ".tiff"))
@@ -80,7 +82,7 @@ def spacing_beside(tiff: Path, *, label: bool) -> tuple[tuple[float, ...], bool]
     """Spacing along x, y, z in mm of a 3D TIFF, and whether the JSON file says so that nnU-Net looks for.
 
     Raises:
-        Damaged: there is one, and it does not hold three numbers.
+        Damaged: There is one, and it does not hold three numbers.
     """
     stem = tiff.name.rsplit(".", 1)[0]
     path = tiff.with_name((stem if label else _CHANNEL.sub("", stem)) + ".json")

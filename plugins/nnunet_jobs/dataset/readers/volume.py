@@ -116,7 +116,7 @@ def read_bytes(reading: Reading) -> bytearray:
     """The file's bytes, whole; fills in the sha256.
 
     Raises:
-        Damaged: there are none.
+        Damaged: There are none.
     """
     digest, data = hashlib.sha256(), bytearray()
     with open_regular(reading.path) as file:
