@@ -22,7 +22,7 @@ _LABELS_OF_AIRFLOW = ("dag_id", "run_id", "task_id", "map_index", "team")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Role:
-    """What a container is for: ``run`` the attempt, or ``lease`` GPUs for it. ``gpus`` are the UUIDs it gets: None means none, empty all."""
+    """What a container is for: ``run`` the attempt, or ``lease`` GPUs for it. ``gpus`` are UUIDs; None means none, empty all."""
 
     name: str
     arguments: tuple[str, ...] = ()
