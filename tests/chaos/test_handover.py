@@ -503,8 +503,9 @@ def test_fault_23_hundreds_of_grantors_and_adopters_killed_at_any_moment_never_s
             if ended(course):
                 lost(job, attempt)
                 if (failure := job.failure()) is not None:
-                    assert failure.failure_class is FailureClass.LOST, (failure, job.log.read_text())
-                    adopted_twice += "asking for it again" in job.log.read_text()
+                    log = job.log.read_text() if job.log.exists() else ""  # a grantor may be killed before its first word
+                    assert failure.failure_class is FailureClass.LOST, (failure, log)
+                    adopted_twice += "asking for it again" in log
                     course.attempt = job.begin_attempt(expected=attempt) or 0
                     plan(course)
                 else:
