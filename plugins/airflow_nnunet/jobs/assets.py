@@ -33,7 +33,7 @@ def dataset_registered(context: Context, result: dict[str, Any]) -> None:
 
 
 def model_promoted(context: Context, result: dict[str, Any]) -> None:
-    """Send the model's event when this run moved the champion's link; a model that was promoted before is no news."""
+    """Send the model's event when this run moved the champion's link; nothing is sent for a model that was promoted before."""
     if not result["promoted"]:
         return
     extra = {"model": result["model"], "dice": result["holdout_dice"], "cv_dice": result["cv_dice"]}

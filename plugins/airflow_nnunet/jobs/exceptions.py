@@ -69,7 +69,7 @@ class HostOutOfMemory(NnunetJobError):
 
 
 class GpuLost(NnunetJobError):
-    """The GPU fell off the bus or is quarantined."""
+    """The GPU does not answer any more or is quarantined."""
 
     failure_class = FailureClass.GPU_LOST
 
@@ -81,7 +81,7 @@ class JobHung(NnunetJobError):
 
 
 class JobLost(NnunetJobError):
-    """The runner or its host vanished without a word."""
+    """The runner or its host ended without writing an outcome."""
 
     failure_class = FailureClass.LOST
 
@@ -119,9 +119,9 @@ class InstancesRejected(InvalidData):
 
 
 class ArchiveUnavailable(JobLost):
-    """An archive does not answer, or says that it cannot for now. Work that is done stays done; the next try goes on from there.
+    """An archive does not answer, or cannot answer now. Finished work is kept; the next try goes on from there.
 
-    ``retry_after_s``: seconds that the archive asks to be left alone.
+    ``retry_after_s``: Seconds that the archive asks to wait.
     """
 
     retry_after_s: float = 0.0
@@ -140,7 +140,7 @@ def to_airflow_error(failure: Failure, *, where: str = "") -> NnunetJobError:
 
     Args:
         failure: What the runner wrote.
-        where: The job's directory or log, named so that a person finds the rest.
+        where: The job's directory or log, where a person finds the details.
     """
     error_class = JobCancelled if failure.cancelled else _BY_CLASS[failure.failure_class]
     lines = [f"{failure.failure_class}: {failure.message}"]

@@ -24,7 +24,7 @@ def job_url(job_id: str, page: str) -> str:
 
 
 class JobLink(BaseOperatorLink):  # type: ignore[misc, unused-ignore]
-    """Base of the links to pages of a job. ``page`` is the page's place below the job."""
+    """Base of the links to pages of a job. ``page`` is the page's path below the job."""
 
     page: ClassVar[str]
 
@@ -36,7 +36,7 @@ class JobLink(BaseOperatorLink):  # type: ignore[misc, unused-ignore]
 
 @attrs.define()
 class JobLogLink(JobLink):
-    """The job's own log: runner, nnU-Net and all."""
+    """The job's own log, with the output of the runner and of nnU-Net."""
 
     name: str = "Job log"
     page: ClassVar[str] = "log"

@@ -1,8 +1,8 @@
-"""Hears in the API server that a user marked a task, and cancels its job even when no triggerer was there to see it.
+"""Notices in the API server that a user marked a task, and cancels its job even when no triggerer was running.
 
 The trigger's ``on_kill`` is the usual way. It is missed when the triggerer is down at that moment, or when the task was between
-submit and deferral. Airflow tells listeners of a manual mark with no previous state; a clear is not told and is handled by the
-next try, which stops what an earlier one left running.
+submit and deferral. Airflow calls listeners for a manual mark without a previous state. It does not call them for a clear;
+the next try then stops what an earlier one left running.
 """
 
 from __future__ import annotations

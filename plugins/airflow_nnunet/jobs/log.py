@@ -1,7 +1,7 @@
-"""A running job's own log as lines for the Airflow task log: with the job's levels, in pieces of bounded size, progress before the rest.
+"""Shows a running job's own log in the Airflow task log, with the job's levels, in pieces of bounded size, progress first.
 
-What nnU-Net and its libraries print has no level and is the most of a log. It is shown folded, once a minute at most, so that progress and
-warnings are found between it.
+Most lines of a log are printed by nnU-Net and its libraries and have no level. They are shown folded, once a minute at most, so that
+progress and warnings can be found between them.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Line:
 
 
 class LogLines:
-    """Reads ``log.txt`` from a byte on. A job that says more than 64 KiB between two looks has its earlier words counted, not shown.
+    """Reads ``log.txt`` from a byte on. Of more than 64 KiB between two looks, the earlier lines are counted and not shown.
 
     Args:
         job: The job's directory.
@@ -112,7 +112,7 @@ _PIECE_NOTE = "... {} bytes of the job's log are not shown here; the whole is in
 
 
 def new_lines(readers: Sequence[ProgressLines | LogLines], *, final: bool) -> list[Line]:
-    """What all readers have to say now, in their order; progress has no level of its own. Blocking file reads."""
+    """New lines of all readers, in their order; lines of progress have no level. Reads files and blocks."""
     found: list[Line] = []
     for reader in readers:
         found += [line if isinstance(line, Line) else Line(logging.INFO, line) for line in reader.poll(final=final)]

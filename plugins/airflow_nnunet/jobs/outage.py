@@ -19,18 +19,18 @@ _DELIVER_S = 3600.0
 
 
 class JobFolderGone(Lost):
-    """The storage answers, and the job's folder is not on it: somebody removed it."""
+    """The storage answers and the job's folder is missing, so it was removed."""
 
 
 class Outage:
     """What one watcher of a job remembers of storage that answers with errors.
 
-    The storage may be away as long as it likes. A job's folder that is missing while the jobs folder around it shows its marker is no
-    outage; after ``lost_after_s`` of that the job counts as lost.
+    There is no limit to an outage of the storage. If a job's folder is missing while the jobs folder has its marker, that is no
+    outage: after ``lost_after_s`` the job counts as lost.
 
     Args:
-        job: Whose files are watched.
-        log: Told of the beginning and the end of an outage, and of a long one every five minutes.
+        job: Job whose files are watched.
+        log: Logger for the beginning and the end of an outage, and every five minutes in a long one.
         lost_after_s: Seconds after which a missing folder is believed; network file systems show a folder late.
     """
 
@@ -91,7 +91,7 @@ def patiently(look: Callable[[], T], *, log: Any, limit_s: float, job: JobDir | 
 
     Args:
         limit_s: Seconds after which the last error is raised.
-        job: Whose missing folder is an answer and no outage.
+        job: Job whose missing folder is an answer and not an outage.
 
     Raises:
         NotMounted: It lasted longer.
@@ -123,7 +123,7 @@ def patiently(look: Callable[[], T], *, log: Any, limit_s: float, job: JobDir | 
 
 
 def deliver(cancel: Callable[[], None], get_log: Callable[[], Any]) -> None:
-    """Cancel a job now or, where its storage is away, as soon as that answers, for an hour: a wish to stop must not get lost."""
+    """Cancel a job now or, if its storage does not answer, as soon as it does, for up to an hour, so that the request is not lost."""
     try:
         cancel()
     except PermissionError:
@@ -135,7 +135,7 @@ def deliver(cancel: Callable[[], None], get_log: Callable[[], Any]) -> None:
 
 
 class _Wishes:
-    """Wishes to stop that wait for storage, and the one thread of this process that tries them again each second."""
+    """Requests to stop that wait for the storage, and the one thread of this process that tries them again each second."""
 
     def __init__(self) -> None:
         self._waiting: list[tuple[float, Callable[[], None], Any]] = []

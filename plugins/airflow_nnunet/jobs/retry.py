@@ -33,8 +33,8 @@ class NnunetRetryPolicy(RetryPolicy):
     Args:
         base: Seconds before the second try.
         cap: Longest delay in seconds.
-        gpu_oom_tries: Tries in all when CUDA runs out of memory: the second one may get another GPU or less to do, a
-            third would do the same again.
+        gpu_oom_tries: Number of tries when CUDA runs out of memory. The second one may get another GPU or less to do; a
+            third one would do the same again.
     """
 
     def __init__(self, *, base: float = 15.0, cap: float = 900.0, gpu_oom_tries: int = 2) -> None:
@@ -95,7 +95,7 @@ def failure_class_of(exception: BaseException) -> FailureClass:
 def of_the_dag(exception: BaseException) -> bool:
     """Whether a template, or a list that a task is mapped over, cannot be used as it is: an error that belongs to the DAG.
 
-    Airflow expands a mapped task before there is an operator that could say so itself, so the way that the error took is looked at.
+    Airflow expands a mapped task before there is an operator that could report the error, so the traceback is examined.
     """
     if not isinstance(exception, TEMPLATE_FAULTS):
         return False

@@ -1,4 +1,4 @@
-"""What Airflow's database says about a task instance or a run now: the only way to tell a user's act from a stopping worker."""
+"""Asks Airflow about a task instance or a run, which is the only way to tell a user's act from a stopping worker."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _ENDED = frozenset({None, "success", "failed", "skipped", "removed", "restarting
 
 
 def is_ended(state: str | None) -> bool:
-    """Whether a task in this state wants its job no more; False when a stopping process of it only makes way for another one."""
+    """Whether a task in this state no longer needs its job; False when its process stops only to be replaced by another one."""
     return state in _ENDED
 
 
@@ -48,7 +48,7 @@ def run_state(dag_id: str, run_id: str) -> str | None:
 
 
 def _status_of(error: Any) -> int | None:
-    """HTTP status of the execution API's refusal, never read from a message: those hold ids, and an id may hold any number."""
+    """HTTP status of the execution API's refusal. It is never read from a message, because ids in a message may hold any number."""
     if (response := getattr(error, "response", None)) is not None:  # of the client, in a process without a supervisor
         return int(response.status_code)
     status = (error.error.detail or {}).get("status_code")

@@ -20,8 +20,8 @@ from nnunet_jobs.contract.jobdir import JobDir, Phase
 class JobTrigger(BaseTrigger):
     """Waits until an attempt of a job is over, shows its progress in the task's log, cancels it when a user says so.
 
-    A triggerer that dies takes nothing with it: the job's directory is the truth, and the next triggerer looks at it again. While the
-    storage does not answer, the trigger waits for it: the job goes on.
+    Nothing is lost when a triggerer ends: all state is in the job's directory, and the next triggerer looks at it again. While the
+    storage does not answer, the trigger waits, and the job goes on.
 
     Args:
         job: Path of the job directory, on storage that this host sees.
@@ -31,8 +31,8 @@ class JobTrigger(BaseTrigger):
         lost_after: Seconds without a heartbeat after which the attempt counts as lost.
         metrics_offset: Byte of ``metrics.jsonl`` from which progress is new.
         log_offset: Byte of the job's log from which it streams to the task's log; None shows none of it.
-        hold_s: Seconds from its start before which it reports no end. Airflow's scheduler takes a task for failed that
-            comes back before the scheduler has heard of the deferral (apache/airflow 72716).
+        hold_s: Seconds after its start during which it reports no end. Airflow's scheduler marks a task as failed that
+            returns before the scheduler knows about the deferral (apache/airflow 72716).
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class JobTrigger(BaseTrigger):
         self.hold_s = hold_s
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
-        """Class path and arguments, all a triggerer needs to go on."""
+        """Class path and arguments, which are all that a triggerer needs to go on."""
         return (
             f"{type(self).__module__}.{type(self).__qualname__}",
             {
@@ -74,7 +74,7 @@ class JobTrigger(BaseTrigger):
         )
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
-        """One event, with the job's path and last phase, when the attempt is over, lost included, or its folder was removed."""
+        """Send one event with the job's path and last phase when the attempt is over or lost, or when its folder was removed."""
         job = JobDir(self.job)
         backend = get_backend(self.backend, **self.backend_options)
         watch = Watch(lost_after_s=self.lost_after)

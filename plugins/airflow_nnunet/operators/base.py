@@ -1,6 +1,6 @@
 """What all five operators share: build the job's specification, submit it, wait without a worker slot, return its result.
 
-The job outlives the task. A worker, triggerer, scheduler or API server that stops takes nothing with it: the retry computes the
+The job outlives the task. When a worker, triggerer, scheduler or API server stops, nothing is lost: the retry computes the
 same job id, finds the job and attaches to it again. Only a user's act (mark failed, mark success, clear) or an execution timeout
 cancels a job, and a cancelled training has saved a checkpoint.
 """
@@ -133,7 +133,7 @@ class NnunetOperator(ResultMixin, RenderingMixin, WaitingOperator):
 
     @classmethod
     def partial(cls, **kwargs: Any) -> OperatorPartial:
-        """As every operator's ``partial``; the operator's own pool is kept, which Airflow forgets for mapped tasks; so is its team's.
+        """Every operator's ``partial``. It keeps the pool of the operator or of its team, which Airflow forgets for mapped tasks.
 
         Raises:
             ConfigError: A field that is no template is wrong, here or in ``expand``; shown as the DAG's import error.
@@ -272,7 +272,7 @@ class NnunetOperator(ResultMixin, RenderingMixin, WaitingOperator):
         """The job's status, waited for while its storage is away.
 
         Raises:
-            JobLost: It was away for longer than ``lost_after``, or the job's folder was removed.
+            JobLost: The storage did not answer for longer than ``lost_after``, or the job's folder was removed.
         """
         try:
             return patiently(lambda: read_status(job), log=self.log, limit_s=config.lost_after, job=job)
@@ -288,7 +288,7 @@ class NnunetOperator(ResultMixin, RenderingMixin, WaitingOperator):
         return self._look(config, job)
 
     def _cancel_superseded(self, context: Context, spec: JobSpec, backend: Backend) -> None:
-        """Stop what runs from before a clear, in case nobody was there to see the clear."""
+        """Stop a job that runs since before a clear, in case no process noticed the clear."""
         ti = context["ti"]
         for clears in range(ti.max_tries):
             job = JobDir(f"{spec.workspace.jobs}/{self._job_id(ti, clears)}")
@@ -334,7 +334,7 @@ def _map_index(ti: Any) -> int:
 
 
 def as_list(value: Any) -> list[Any]:
-    """Outlets as a list, whatever the author gave."""
+    """Outlets as a list, for one asset or several."""
     if value is None:
         return []
     return list(value) if isinstance(value, Sequence) else [value]

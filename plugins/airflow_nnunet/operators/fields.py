@@ -1,4 +1,4 @@
-"""From what a template renders to what a step expects: texts become numbers, lists and mappings, or a clear error."""
+"""Converts what a template renders into what a step expects: strings become numbers, lists and mappings, or a clear error."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _EMPTY = ("", "none", "null")
 
 
 def is_template(value: Any) -> bool:
-    """True when a value is only known once the task runs: Jinja texts, XComs, and collections that hold them."""
+    """True when a value is only known once the task runs: Jinja strings, XComs, and collections that hold them."""
     if isinstance(value, str):
         return "{{" in value or "{%" in value
     if isinstance(value, Mapping):
@@ -37,12 +37,12 @@ def coerce(value: Any, hint: Any, name: str) -> Any:
     """Turn a rendered value into the annotated type where that is unambiguous; leave judging the rest to the dataclass.
 
     Args:
-        value: A text from Jinja, a native object, an XCom or a JSON value.
+        value: A string from Jinja, a native object, an XCom or a JSON value.
         hint: Annotation of the field, as in ``nnunet_jobs.contract.params``.
         name: The field, for the error message.
 
     Raises:
-        ConfigError: A text cannot be read as the type.
+        ConfigError: A string cannot be read as the type.
     """
     if isinstance(value, os.PathLike):
         value = os.fspath(value)

@@ -128,7 +128,7 @@ class BatchPredictOperator(NnunetOperator):
         return super().execute(context)
 
     def result_ready(self, context: Context, result: dict[str, Any]) -> None:
-        """Say where a person looks how many cases failed, or skip the task where there was no case."""
+        """Show how many cases failed where people look, or skip the task when there was no case."""
         if result.get("empty"):
             raise AirflowSkipException(f"cases={self.cases!r}: there is no case, so nothing is predicted (on_empty=skip)")
         failed, left_out = len(result["failed"]), len(result.get("not_predicted") or ())

@@ -24,7 +24,7 @@ class PreprocessOperator(NnunetOperator):
         gpu_memory_gb: The planner's GPU memory target in GB.
         plans: Name of the plans; the planner's own when empty.
         custom_configurations: Name to plans entry, such as ``{"2d_tiny": {"inherits_from": "2d", "batch_size": 16}}``.
-        replan: ``auto`` keeps plans while they are valid, ``always`` and ``never`` say so.
+        replan: ``auto`` keeps plans while they are valid, ``always`` plans anew, ``never`` keeps them in any case.
         folds: Number of cross-validation splits.
         seed: Seed of the splits.
         processes: Cases at once; 0 lets cores and memory decide.

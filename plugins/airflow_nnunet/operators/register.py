@@ -26,17 +26,17 @@ class RegisterDatasetOperator(NnunetOperator):
 
     Args:
         dataset_id: nnU-Net's number, 1 to 99999.
-        name: The rest of the folder name.
+        name: Rest of the folder name, such as ``Hippocampus``.
         source: Absolute folder to read, or a .zip, .tar, .tar.gz or .tgz of one, below ``input_roots``.
         layout: ``nnunet`` (raw v2), ``nnunet_v1`` (raw v1), ``decathlon`` (MSD), ``bids`` (labels in derivatives),
-            ``csv`` (a table), ``folders`` (images and labels), ``dicom`` (a tree of DICOM files); ``auto`` looks.
+            ``csv`` (a table), ``folders`` (images and labels), ``dicom`` (a tree of DICOM files); ``auto`` recognises it.
         images: For ``folders``, the sub-folder with the images.
         labels: For ``folders``, the sub-folder with the labels; for ``bids``, the pipeline's folder where several have
             labels.
         mapping: For ``csv``, the table below the source with the columns ``case``, ``image`` (or one for each channel),
             ``label``, and perhaps ``group`` and ``split``.
         bids_label: For ``bids``, which label file is meant, such as ``dseg`` or ``label-lesion_mask``.
-        rename: Give ids that file systems or nnU-Net cannot carry a safe one, instead of refusing them.
+        rename: Replace ids that file systems or nnU-Net cannot carry by safe ones, instead of refusing them.
         case_pattern: Regular expression on the image file name with the groups ``case`` and, for several channels,
             ``channel``.
         channel_names: Channel number to name; ``CT`` switches CT normalisation on; the source's own when empty.
@@ -47,7 +47,7 @@ class RegisterDatasetOperator(NnunetOperator):
             ``protocol`` (regular expressions), ``tags`` (DICOM keyword to expression or number), ``each`` (every
             matching series is a case).
         label_rules: For labels from DICOM SEG and RTSTRUCT: label name to names or regular expressions of segments,
-            which fuse; ``skip`` names segments to leave out, ``priority`` says which label wins where two overlap,
+            which are merged; ``skip`` names segments to leave out, ``priority`` says which label wins where two overlap,
             ``threshold`` is the share from which a fractional segment covers a voxel (0.5).
         group_pattern: Regular expression on the case id whose group is the patient.
         holdout_fraction: Share of patients never trained on.

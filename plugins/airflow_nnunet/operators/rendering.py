@@ -1,4 +1,4 @@
-"""Templates of a task that cannot be rendered: a fault of the DAG, which the next try would only repeat."""
+"""Errors of templates that cannot be rendered. They are faults of the DAG, which the next try would only repeat."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class RenderingMixin:
 
 
 def _shown(template: Any) -> str:
-    """A text as its author wrote it; an XCom of another task by its own name."""
+    """A string as its author wrote it; an XCom of another task by its own name."""
     return repr(template) if isinstance(template, str | list | tuple | dict) else str(template)
 
 

@@ -32,7 +32,7 @@ _COME_BACK_S = 20.0
 
 
 class WaitingOperator(BaseOperator):  # type: ignore[misc, unused-ignore]
-    """An operator that waits for a job. Which job, and what its end means, is the heir's part.
+    """An operator that waits for a job. Subclasses say which job it is and what its end means.
 
     Attributes:
         deferrable: True waits in the triggerer and holds no worker slot; False polls in the worker.
@@ -44,10 +44,10 @@ class WaitingOperator(BaseOperator):  # type: ignore[misc, unused-ignore]
     """Where this try's part of the job's log begins."""
 
     def on_kill(self) -> None:
-        """Note that the worker wants this process gone. The job is not touched here.
+        """Note that the worker wants to end this process. The job is not touched here.
 
         SIGTERM comes both from a user's act and from a worker that is being replaced, with SIGKILL a few seconds later: too short
-        for a checkpoint. The waiting loop asks Airflow which of the two it was; a deferred task's cancel is the trigger's work.
+        for a checkpoint. The waiting loop asks Airflow which of the two it was. The trigger cancels the job of a deferred task.
         """
         # A plain flag: this runs in a signal handler, where taking a lock could wait forever.
         self._stopping = True
@@ -87,7 +87,7 @@ class WaitingOperator(BaseOperator):  # type: ignore[misc, unused-ignore]
         )
 
     def _readers(self, config: NnunetConfig, job: JobDir) -> list[ProgressLines | LogLines]:
-        """Progress, and the job's own log if that is to be shown; of a job that is found again, the triggerer has shown the beginning."""
+        """Readers of progress and of the job's log if it is shown. The triggerer has shown the beginning of a job found again."""
         shown = job.metrics.stat().st_size if self.deferrable and job.metrics.exists() else 0
         readers: list[ProgressLines | LogLines] = [ProgressLines(job, offset=shown)]
         if config.task_log == "full":
@@ -103,7 +103,7 @@ class WaitingOperator(BaseOperator):  # type: ignore[misc, unused-ignore]
         *,
         for_s: float = _FOREVER,
     ) -> bool:
-        """Look at a job until it ends, for at most ``for_s`` seconds; whether it has ended."""
+        """Look at a job until it ends, for at most ``for_s`` seconds. Returns whether it has ended."""
         backend = config.make_backend()
         watch = Watch(lost_after_s=config.lost_after)
         give_up = time.monotonic() + for_s
