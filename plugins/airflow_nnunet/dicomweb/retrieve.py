@@ -138,7 +138,7 @@ def _fetch_all(archive: Archive, study: str, missing: list[_Wanted], target: Pat
 
 
 def _remove_others(target: Path, wanted: set[str]) -> int:
-    """Delete what this room wrote earlier and the archive has withdrawn since, temporary files of a killed try included."""
+    """Delete what was written earlier and the archive has withdrawn since, temporary files of a killed try included."""
     removed = 0
     for path in sorted(target.glob("*/*")) if target.is_dir() else ():
         if str(path.relative_to(target)) in wanted:

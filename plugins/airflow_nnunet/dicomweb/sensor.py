@@ -183,7 +183,7 @@ class DicomWebStudySensor(RenderingMixin, BaseSensorOperator):  # type: ignore[m
         return studies
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
-        """Entry point after a deferral. ``soft_fail`` excuses a timeout and nothing else: a wrong password must not look like peace."""
+        """Entry point after a deferral. ``soft_fail`` skips after a timeout only, so that a wrong password is not taken for no news."""
         try:
             return BaseOperator.resume_execution(self, next_method, next_kwargs, context)
         except TaskDeferralTimeout as error:

@@ -187,7 +187,7 @@ class Hang(JobError):
 
 
 class Lost(JobError):
-    """The runner or its host vanished without a word."""
+    """The runner or its host ended without writing an outcome."""
 
     failure_class = FailureClass.LOST
 

@@ -250,7 +250,7 @@ def locked(
 
 
 def try_lock(fd: int, *, shared: bool = False) -> bool:
-    """Take the lock on an open file now, or say False."""
+    """Take the lock on an open file now. Returns False if another process has it."""
     try:
         fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:

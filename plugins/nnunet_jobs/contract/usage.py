@@ -125,7 +125,7 @@ def record_ended_attempts(job: JobDir) -> None:
 
 
 def _ended(job: JobDir, usage: Usage, noted: float) -> Usage:
-    """The record of an attempt that may have ended without a word, by its last heartbeat. Both files' times are of one clock."""
+    """The record of an attempt that may have ended without an outcome, by its last heartbeat. Both file times are from one clock."""
     if usage.outcome != RUNNING:
         return usage
     last = max(noted, job.heartbeat.stat().st_mtime if job.heartbeat.exists() else noted)

@@ -160,7 +160,7 @@ class Workspace:
 
     @property
     def private(self) -> Path:
-        """What identifies patients, for its owner's eyes only: the site's key and who is behind which case id."""
+        """Folder of what identifies patients, readable for its owner only: the site's key, and which patient each case id is."""
         return Path(self.raw) / ".private"
 
     # --- preprocessed versions ----------------------------------------------------------------------------------

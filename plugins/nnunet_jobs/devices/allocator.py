@@ -33,7 +33,7 @@ class Request:
 
 
 class Allocator:
-    """Devices and what is taken of them, while one thinks about an allocation."""
+    """Devices and what is taken of them, for working out an allocation."""
 
     def __init__(self, devices: Iterable[Device]) -> None:
         self.devices = {device.uuid: device for device in devices}

@@ -16,7 +16,7 @@ _PAGE = 4096
 
 
 class Unreadable(Exception):
-    """A live holder's entry says nothing that can be read, so nobody knows what it holds."""
+    """The entry of a live holder cannot be read, so that it is unknown what it holds."""
 
 
 def live_entries(folder: Path) -> Iterator[tuple[Path, dict[str, Any] | None]]:

@@ -29,7 +29,7 @@ Outcome = Mapping[str, Any] | Failure
 
 
 class NotThisRunner(Exception):
-    """This process has no business in this attempt; it ends without writing."""
+    """This process is not the runner of this attempt; it ends without writing."""
 
 
 class Attempt:

@@ -1,4 +1,4 @@
-"""From how a step's process ended to a failure class."""
+"""Finds the failure class from the way in which a step's process ended."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Is the step getting on? Judged by counters on the watcher's own monotonic clock, never by wall-clock times."""
+"""Decides whether the step makes progress, by counters and the watcher's own monotonic clock, never by wall-clock times."""
 
 from __future__ import annotations
 

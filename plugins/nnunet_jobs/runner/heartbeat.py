@@ -28,7 +28,7 @@ class Cancelled(Interrupted):
 
 
 class Heartbeat:
-    """Beats for one attempt and hears what should end it. It works in the runner's one thread: if it is stuck, the heartbeat stops too."""
+    """Keeps the heartbeat of one attempt and notices what should end it. It works in the runner's one thread: if it is stuck, the heartbeat stops too."""
 
     def __init__(self, job: JobDir, attempt: int) -> None:
         self.job = job
