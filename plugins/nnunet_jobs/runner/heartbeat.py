@@ -28,7 +28,7 @@ class Cancelled(Interrupted):
 
 
 class Heartbeat:
-    """Keeps the heartbeat of one attempt and notices what should end it. It works in the runner's one thread: if it is stuck, the heartbeat stops too."""
+    """Keeps an attempt's heartbeat and notices what should end it. If the runner's one thread is stuck, the heartbeat stops too."""
 
     def __init__(self, job: JobDir, attempt: int) -> None:
         self.job = job
