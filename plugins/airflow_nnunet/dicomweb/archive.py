@@ -47,7 +47,7 @@ _LASTING = {0x0122: "SOP class not supported", 0x0124: "not authorised"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
+class BatchAnswer:
     """What an archive said about a batch: UIDs it has, and for each one it has not the reason and whether that may pass."""
 
     stored: frozenset[str]
@@ -302,7 +302,7 @@ class Archive:
         return buffer.getvalue()
 
     # --- STOW-RS ------------------------------------------------------------------------------------------------
-    def store(self, datasets: Mapping[str, Any]) -> Answer:
+    def store(self, datasets: Mapping[str, Any]) -> BatchAnswer:
         """Store datasets by their SOPInstanceUID. Storing one again leaves one: the archive knows it by its UID.
 
         An instance that the answer does not mention counts as stored only if a query finds it.
@@ -318,7 +318,7 @@ class Archive:
                 stored.add(uid)
             else:
                 failed[uid] = ("the archive took it but does not have it", True)
-        return Answer(stored=frozenset(stored), failed={uid: reason for uid, reason in failed.items() if uid in datasets})
+        return BatchAnswer(stored=frozenset(stored), failed={uid: reason for uid, reason in failed.items() if uid in datasets})
 
 
 def _parsed(client: Any, study: str, series: str, sop_uid: str) -> Any:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from airflow_nnunet.dicomweb.ledger import FAILED, OUT, Entry, StudyLedger, now
 from airflow_nnunet.dicomweb.outcomes import entries_with_outcome
-from airflow_nnunet.dicomweb.stability import Ready, Seen
+from airflow_nnunet.dicomweb.stability import KnownStudy, Ready
 
 if TYPE_CHECKING:
     from airflow.sdk import BaseOperator
@@ -37,13 +37,13 @@ class HandOut:
     max_offers: int
     most: int
 
-    def seen(self) -> dict[str, Seen]:
+    def seen(self) -> dict[str, KnownStudy]:
         """What a watch must know of earlier hand-outs."""
         found = {}
         for uid, entry in self.ledger.read().items():
             owed = entry.state == FAILED and entry.offers < self.max_offers
             again = owed or not self.only_new
-            found[uid] = Seen(instances=entry.instances, meant=entry.meant, at=entry.at, again=again, owed=owed)
+            found[uid] = KnownStudy(instances=entry.instances, meant=entry.meant, at=entry.at, again=again, owed=owed)
         return found
 
     def repeat(self) -> list[str]:

@@ -21,7 +21,7 @@ from typing import Any
 
 from nnunet_jobs.contract.failure import ConfigError
 from nnunet_jobs.contract.files import append_lines, content_hash, locked, write_atomic
-from nnunet_jobs.contract.marker import Memory, open_workspace
+from nnunet_jobs.contract.marker import MarkedWorkspaces, open_workspace
 from nnunet_jobs.contract.permissions import explain_permission_error, workspace_umask
 from nnunet_jobs.contract.workspace import Workspace
 
@@ -80,7 +80,7 @@ class StudyLedger:
         self.path = path
 
     @classmethod
-    def of(cls, workspace: Workspace, owner: Mapping[str, Any], *, memory: Memory | None = None) -> StudyLedger:
+    def of(cls, workspace: Workspace, owner: Mapping[str, Any], *, memory: MarkedWorkspaces | None = None) -> StudyLedger:
         """The ledger of a sensor, made when it is missing, readable for whom ``sharing`` says.
 
         Args:

@@ -9,7 +9,7 @@ from airflow_nnunet.dicomweb.model import Study
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Seen:
+class KnownStudy:
     """What is known of a study that was handed out before.
 
     Attributes:
@@ -75,7 +75,7 @@ class StudyWatch:
 
     stable_for: float
     hold_s: float
-    seen: dict[str, Seen]
+    seen: dict[str, KnownStudy]
     _counts: dict[str, _Count] = field(default_factory=dict)
     _ready_since: float | None = None
 
@@ -115,7 +115,7 @@ class StudyWatch:
                 ready.append(found)
             else:
                 grown.append(found)
-                self.seen[study.uid] = Seen(instances=instances, meant=known.meant, at=found.since)
+                self.seen[study.uid] = KnownStudy(instances=instances, meant=known.meant, at=found.since)
         for uid, item in self.seen.items():
             if item.owed and uid not in counts:
                 ready.append(Ready(uid=uid, instances=item.instances, meant=item.meant, since=item.at))

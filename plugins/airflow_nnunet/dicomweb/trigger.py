@@ -19,7 +19,7 @@ from airflow_nnunet.dicomweb.handout import HandOut
 from airflow_nnunet.dicomweb.hook import open_archive, unknown_connection
 from airflow_nnunet.dicomweb.ledger import StudyLedger
 from airflow_nnunet.dicomweb.model import StudyQuery
-from airflow_nnunet.dicomweb.stability import Look, Seen, StudyWatch
+from airflow_nnunet.dicomweb.stability import KnownStudy, Look, StudyWatch
 from airflow_nnunet.jobs.exceptions import ArchiveUnavailable, NnunetJobError
 
 log = logging.getLogger(__name__)
@@ -126,7 +126,7 @@ class DicomWebStudyTrigger(BaseTrigger):
                     pause = min(pause, max(look.due_s, _SHORTEST_PAUSE_S))
             await asyncio.sleep(pause)
 
-    async def _seen(self, hand_out: HandOut) -> dict[str, Seen]:
+    async def _seen(self, hand_out: HandOut) -> dict[str, KnownStudy]:
         """What was handed out before; asked for again while the storage is out, until the sensor's ``timeout``."""
         while True:
             try:

@@ -26,7 +26,7 @@ _TRACEBACK = "Traceback (most recent call last)"
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class LogLine:
     """One line for the task's log.
 
     Attributes:
@@ -56,7 +56,7 @@ class LogLines:
         self._fold_s = fold_s
         self._next_fold = time.monotonic() + fold_s
 
-    def poll(self, *, final: bool = False) -> list[Line]:
+    def poll(self, *, final: bool = False) -> list[LogLine]:
         """New whole lines since the last call. Blocking file reads: call it from a thread in a trigger.
 
         Args:
@@ -67,7 +67,7 @@ class LogLines:
         if pending > _PIECE:
             skipped = pending - _PIECE // 2
             self.offset += skipped
-            lines.append(Line(logging.INFO, f"{_PIECE_NOTE.format(skipped)}{self.job.log}"))
+            lines.append(LogLine(logging.INFO, f"{_PIECE_NOTE.format(skipped)}{self.job.log}"))
         data, _ = self.job.read_log(self.offset, _PIECE)
         end = len(data) if final or len(data) == _PIECE else data.rfind(b"\n") + 1
         self.offset += end
@@ -76,7 +76,7 @@ class LogLines:
         for text in filter(None, texts):
             shown = _PREFIX + (text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ...")
             if self._has_level(text):
-                lines.append(Line(self._level, shown))
+                lines.append(LogLine(self._level, shown))
             else:
                 self._folded.append(shown)
         if final or time.monotonic() >= self._next_fold:
@@ -99,27 +99,27 @@ class LogLines:
         self._level = logging.INFO
         return False
 
-    def _unfold(self) -> list[Line]:
+    def _unfold(self) -> list[LogLine]:
         self._next_fold = time.monotonic() + self._fold_s
         if not self._folded:
             return []
         texts = [f"::group::What nnU-Net printed ({len(self._folded)} lines)", *self._folded, "::endgroup::"]
         self._folded = []
-        return [Line(logging.INFO, text) for text in texts]
+        return [LogLine(logging.INFO, text) for text in texts]
 
 
 _PIECE_NOTE = "... {} bytes of the job's log are not shown here; the whole is in "
 
 
-def new_lines(readers: Sequence[ProgressLines | LogLines], *, final: bool) -> list[Line]:
+def new_lines(readers: Sequence[ProgressLines | LogLines], *, final: bool) -> list[LogLine]:
     """New lines of all readers, in their order; lines of progress have no level. Reads files and blocks."""
-    found: list[Line] = []
+    found: list[LogLine] = []
     for reader in readers:
-        found += [line if isinstance(line, Line) else Line(logging.INFO, line) for line in reader.poll(final=final)]
+        found += [line if isinstance(line, LogLine) else LogLine(logging.INFO, line) for line in reader.poll(final=final)]
     return found
 
 
-def write_lines(log: Any, lines: Sequence[Line]) -> None:
+def write_lines(log: Any, lines: Sequence[LogLine]) -> None:
     """Write lines to a task's log, each with its level."""
     for line in lines:
         log.log(line.level, "%s", line.text)

@@ -11,7 +11,7 @@ from typing import Any
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from airflow_nnunet.backends import Backend, JobStatus, Watch, get_backend
-from airflow_nnunet.jobs.log import Line, LogLines, new_lines, write_lines
+from airflow_nnunet.jobs.log import LogLine, LogLines, new_lines, write_lines
 from airflow_nnunet.jobs.outage import JobFolderGone, Outage, deliver
 from airflow_nnunet.jobs.progress import ProgressLines
 from nnunet_jobs.contract.jobdir import JobDir, Phase
@@ -131,7 +131,7 @@ class JobTrigger(BaseTrigger):
         return state == "deferred"
 
 
-def _look(backend: Backend, job: JobDir, watch: Watch, readers: Sequence[ProgressLines | LogLines]) -> tuple[JobStatus, list[Line]]:
+def _look(backend: Backend, job: JobDir, watch: Watch, readers: Sequence[ProgressLines | LogLines]) -> tuple[JobStatus, list[LogLine]]:
     """A job's status and its new lines: one look at the storage."""
     status = backend.status(job, watch)
     return status, new_lines(readers, final=status.final)

@@ -10,7 +10,7 @@ from airflow_nnunet.jobs.exceptions import from_job_error
 from airflow_nnunet.jobs.outage import patiently
 from airflow_nnunet.operators.predict import BatchPredictOperator
 from airflow_nnunet.prediction_api.models import ModelFacts, model_facts
-from airflow_nnunet.prediction_api.servers import Answer, ask_servers
+from airflow_nnunet.prediction_api.servers import ServerAnswer, ask_servers
 from airflow_nnunet.prediction_api.store import StoredRequest, open_request
 from airflow_nnunet.prediction_api.tenants import Tenant, load_tenant
 from airflow_nnunet.settings.pool_names import PREDICTION_POOL
@@ -101,7 +101,7 @@ class RequestPredictOperator(BatchPredictOperator):
         return _result(stored, dataset=facts.dataset, model=facts.model, already=False)
 
 
-def _keep_segmentation(stored: StoredRequest, facts: ModelFacts, answer: Answer) -> None:
+def _keep_segmentation(stored: StoredRequest, facts: ModelFacts, answer: ServerAnswer) -> None:
     name = f"{stored.id}{facts.file_ending}"
     stored.output.mkdir(exist_ok=True)
     with replacing(stored.output / name) as file:

@@ -26,7 +26,7 @@ _KEPT = ("model", "model_hash", "volumes_ml", "flags", "seconds")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
+class ServerAnswer:
     """A server's segmentation: the file's bytes, their sha256, and its part of the case's record."""
 
     server: str
@@ -35,7 +35,7 @@ class Answer:
     record: dict[str, Any]
 
 
-def ask_servers(servers: Sequence[str], facts: ModelFacts, images: Sequence[Path]) -> Answer | None:
+def ask_servers(servers: Sequence[str], facts: ModelFacts, images: Sequence[Path]) -> ServerAnswer | None:
     """The first answer of a server that is up, has a place and serves this very model; None where no server does.
 
     Raises:
@@ -63,14 +63,14 @@ def ask_servers(servers: Sequence[str], facts: ModelFacts, images: Sequence[Path
     return None
 
 
-def _checked(address: str, data: dict[str, Any], facts: ModelFacts) -> Answer | None:
+def _checked(address: str, data: dict[str, Any], facts: ModelFacts) -> ServerAnswer | None:
     """The answer, unless it is of another model or has been damaged on the way."""
     content = base64.b64decode(data["segmentation"])
     sha256 = hashlib.sha256(content).hexdigest()
     if (data["dataset"], data["model_hash"], data["sha256"]) != (facts.dataset, facts.hash, sha256):
         log.error("predictor server %s: its model or its file is not what its answer should be; it serves another workspace?", address)
         return None
-    return Answer(server=address, content=content, sha256=sha256, record={name: data[name] for name in _KEPT if name in data})
+    return ServerAnswer(server=address, content=content, sha256=sha256, record={name: data[name] for name in _KEPT if name in data})
 
 
 @contextlib.contextmanager

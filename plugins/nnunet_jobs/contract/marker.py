@@ -40,7 +40,7 @@ class NotMounted(Lost):
     """A root of the workspace is not there: its share is not mounted. Another try may find it."""
 
 
-class Memory(Protocol):
+class MarkedWorkspaces(Protocol):
     """Remembers outside the workspace which ones were marked, for a share that takes all of its roots along."""
 
     def recall(self, jobs: str) -> str | None:
@@ -63,7 +63,7 @@ def read_marker(root: str | Path) -> dict[str, Any] | None:
     return data
 
 
-def open_workspace(workspace: Workspace, *, memory: Memory | None = None) -> None:
+def open_workspace(workspace: Workspace, *, memory: MarkedWorkspaces | None = None) -> None:
     """See that all roots are there, and make and mark ``jobs`` if this is the workspace's first job.
 
     Args:
@@ -102,7 +102,7 @@ def require_mounted(workspace: Workspace) -> None:
         raise NotMounted(f"{name}: {path}: its marker {MARKER} is gone; {_FIX}")
 
 
-def mark_workspace(workspace: Workspace, *, memory: Memory | None = None) -> None:
+def mark_workspace(workspace: Workspace, *, memory: MarkedWorkspaces | None = None) -> None:
     """Make and mark ``jobs``, and mark what there is of the other roots, whatever was known of them before."""
     marker = {**_mark_jobs(workspace), "roots": {}}
     _mark_others(workspace, marker, [name for name in OTHER_ROOTS if os.path.isdir(getattr(workspace, name))])

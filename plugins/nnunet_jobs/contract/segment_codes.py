@@ -10,7 +10,7 @@ _LENGTHS = (("value", 16), ("scheme", 16), ("meaning", 64))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Code:
+class CodedConcept:
     """One coded concept, such as ``10200004``, ``SCT`` (SNOMED CT), ``Liver``."""
 
     value: str
@@ -19,15 +19,15 @@ class Code:
 
 
 # Category and type of a segment that nobody coded: true of everything that is segmented in a patient.
-TISSUE = Code(value="85756007", scheme="SCT", meaning="Tissue")
+TISSUE = CodedConcept(value="85756007", scheme="SCT", meaning="Tissue")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SegmentCodes:
     """DICOM's segmented property category (such as ``Anatomical Structure``) and type (such as ``Liver``) of one label."""
 
-    category: Code = TISSUE
-    kind: Code = TISSUE
+    category: CodedConcept = TISSUE
+    kind: CodedConcept = TISSUE
 
 
 def parse_segment_codes(field: Mapping[str, Any] | None) -> dict[str, SegmentCodes]:
@@ -47,11 +47,11 @@ def parse_segment_codes(field: Mapping[str, Any] | None) -> dict[str, SegmentCod
     return parsed
 
 
-def _code(where: str, raw: Any) -> Code:
+def _code(where: str, raw: Any) -> CodedConcept:
     if not isinstance(raw, list | tuple) or len(raw) != 3 or not all(isinstance(part, str) and part.strip() for part in raw):
         raise ValueError(f'{where}={raw!r} must be [value, scheme, meaning], such as ["10200004", "SCT", "Liver"]')
     for (name, length), part in zip(_LENGTHS, raw, strict=True):
         if len(part) > length or "\\" in part or not part.isprintable():
             raise ValueError(f"{where}: the {name} {part!r} must be at most {length} plain characters without a backslash")
     value, scheme, meaning = raw
-    return Code(value=value, scheme=scheme, meaning=meaning)
+    return CodedConcept(value=value, scheme=scheme, meaning=meaning)

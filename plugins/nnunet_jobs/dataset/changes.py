@@ -17,7 +17,7 @@ from nnunet_jobs.dataset.holdout import TEST
 from nnunet_jobs.dataset.labels import Tables
 from nnunet_jobs.dataset.manifest import HashCache, channels_of, signature_of
 from nnunet_jobs.dataset.readers.pictures import spacing_beside
-from nnunet_jobs.dataset.readers.volume import Damaged
+from nnunet_jobs.dataset.readers.volume import DamagedFile
 from nnunet_jobs.dataset.sources import Source, SourceCase
 from nnunet_jobs.dataset.staging import Store
 from nnunet_jobs.dataset.validate import CheckedCase
@@ -198,7 +198,7 @@ def _is_registered(case: SourceCase, source: Source, entry: Mapping[str, Any] | 
         if case.images[0].name.endswith((".tif", ".tiff")) and list(spacing_beside(case.images[0], label=False)[0]) != entry["spacing"]:
             return False  # the spacing of a 3D TIFF lies in another file
         return [cache.sha256(path, beat) for path in _files(case)] == known
-    except (OSError, Damaged):
+    except (OSError, DamagedFile):
         return False  # the check names the file and the reason
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from nnunet_jobs.contract.failure import Fault
 from nnunet_jobs.contract.series_rules import SeriesRule
-from nnunet_jobs.dataset.dicom_labels import Candidate, match, unclaimed
+from nnunet_jobs.dataset.dicom_labels import CandidateCase, match, unclaimed
 from nnunet_jobs.dicom.header import NUMBERS
 from nnunet_jobs.dicom.identity import Identity, Person
 from nnunet_jobs.dicom.model import Scan, Series
@@ -50,7 +50,7 @@ def cases_of(found: Scan, rules: Mapping[str, SeriesRule], identity: Identity) -
             images[series.study_uid].append(series)
     objects = [series for series in found.series if series.labels]
     choices = [choice for uid, series in images.items() for choice in _study(uid, series, rules)]
-    candidates = [Candidate(study=choice.study, channels=choice.channels) for choice in choices]
+    candidates = [CandidateCase(study=choice.study, channels=choice.channels) for choice in choices]
     matches = match(objects, [series for items in images.values() for series in items], candidates)
     cases = [_case(choice, matches.objects.get(place, ()), matches.faults.get(place, ()), identity) for place, choice in enumerate(choices)]
     known = {choice.study for choice in choices}

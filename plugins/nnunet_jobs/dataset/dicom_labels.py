@@ -12,7 +12,7 @@ from nnunet_jobs.faults.codes import Code
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Candidate:
+class CandidateCase:
     """A case that label objects may belong to: its study, and the series of its channels."""
 
     study: str
@@ -34,7 +34,7 @@ class Matches:
     unclaimed: dict[str, list[Series]] = field(default_factory=lambda: defaultdict(list))
 
 
-def match(objects: Sequence[Series], images: Sequence[Series], candidates: Sequence[Candidate]) -> Matches:
+def match(objects: Sequence[Series], images: Sequence[Series], candidates: Sequence[CandidateCase]) -> Matches:
     """Find the cases of all label objects.
 
     Args:
@@ -73,16 +73,16 @@ def match(objects: Sequence[Series], images: Sequence[Series], candidates: Seque
     return found
 
 
-def _channel(candidate: Candidate, named: set[str]) -> int | None:
+def _channel(candidate: CandidateCase, named: set[str]) -> int | None:
     return next((number for number, channel in enumerate(candidate.channels) if channel.series_uid in named), None)
 
 
-def _nearest(item: Series, places: list[int], candidates: Sequence[Candidate]) -> list[int]:
+def _nearest(item: Series, places: list[int], candidates: Sequence[CandidateCase]) -> list[int]:
     """Those of the object's own study where there are some: a frame of reference may be that of several studies."""
     return [place for place in places if candidates[place].study == item.study_uid] or places
 
 
-def _name_unclaimed(found: Matches, candidates: Sequence[Candidate]) -> None:
+def _name_unclaimed(found: Matches, candidates: Sequence[CandidateCase]) -> None:
     """Where an object of a study belongs to no case: a warning beside others that do, an error where it is all that the study has."""
     places: dict[str, list[int]] = defaultdict(list)
     for place, candidate in enumerate(candidates):

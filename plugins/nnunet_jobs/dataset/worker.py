@@ -17,7 +17,7 @@ from nnunet_jobs.faults.codes import Code
 from nnunet_jobs.sandbox import worker
 
 log = logging.getLogger("nnunet_jobs")
-_memory: list[worker.Memory] = []  # one for all cases: libraries stay in memory that were loaded for an earlier one
+_memory: list[worker.MemoryLimit] = []  # one for all cases: libraries stay in memory that were loaded for an earlier one
 
 
 def case_to_json(case: SourceCase) -> dict[str, Any]:
@@ -58,12 +58,12 @@ def check(data: dict[str, Any]) -> dict[str, Any]:
         faults=[Fault(**fault) for fault in data["faults"]],
     )
     if not _memory:
-        _memory.append(worker.Memory(data["budget"]))
+        _memory.append(worker.MemoryLimit(data["budget"]))
     _memory[0].begin()
     return _check(_case(data["case"]), source, data["tolerance"], _memory[0]).to_json()
 
 
-def _check(case: SourceCase, source: Source, tolerance: float, memory: worker.Memory) -> CheckedCase:
+def _check(case: SourceCase, source: Source, tolerance: float, memory: worker.MemoryLimit) -> CheckedCase:
     try:
         return check_case(
             case,

@@ -16,7 +16,7 @@ from nnunet_jobs.dicom.header import LABEL_CLASSES
 from nnunet_jobs.dicom.model import Grid, Series
 from nnunet_jobs.dicom.rtstruct import read_rtstruct
 from nnunet_jobs.dicom.seg_reader import read_seg
-from nnunet_jobs.dicom.segments import Report, Segment
+from nnunet_jobs.dicom.segments import LabelFaults, Segment
 from nnunet_jobs.faults.codes import Code, data_error
 
 log = logging.getLogger("nnunet_jobs")
@@ -55,7 +55,7 @@ def label_volume(
         DataError: With every fault of every object. The faults name no case, file or UID.
     """
     parsed = _checked(rules, label_names)
-    report = Report()
+    report = LabelFaults()
     described = [*((item, reference, grid) for item in objects), *others]
     if not described:
         report.error(Code.LABEL_MISSING, "no SEG or RTSTRUCT object describes this series; export it, or leave the series out")
@@ -88,7 +88,7 @@ def _checked(rules: Mapping[str, Any] | None, label_names: Mapping[str, int]) ->
     return parsed
 
 
-def _segments(described: Sequence[Described], rules: LabelRules, report: Report) -> list[Segment]:
+def _segments(described: Sequence[Described], rules: LabelRules, report: LabelFaults) -> list[Segment]:
     found: list[Segment] = []
     files = [(series, instance, reference, grid) for series, reference, grid in described for instance in series.instances]
     for number, (series, instance, reference, grid) in enumerate(files, start=1):
@@ -102,7 +102,9 @@ def _segments(described: Sequence[Described], rules: LabelRules, report: Report)
     return found
 
 
-def _assign(segments: Sequence[Segment], rules: LabelRules, label_names: Mapping[str, int], report: Report) -> dict[str, list[Segment]]:
+def _assign(
+    segments: Sequence[Segment], rules: LabelRules, label_names: Mapping[str, int], report: LabelFaults
+) -> dict[str, list[Segment]]:
     """Segments by label, in the order in which labels are painted."""
     by_label: dict[str, list[Segment]] = {}
     seen: dict[str, Segment] = {}
@@ -127,7 +129,7 @@ def _assign(segments: Sequence[Segment], rules: LabelRules, label_names: Mapping
 
 
 def _painted(
-    by_label: Mapping[str, Sequence[Segment]], grid: Grid, rules: LabelRules, label_names: Mapping[str, int], report: Report
+    by_label: Mapping[str, Sequence[Segment]], grid: Grid, rules: LabelRules, label_names: Mapping[str, int], report: LabelFaults
 ) -> npt.NDArray[np.unsignedinteger[Any]]:
     wide = max(label_names.values(), default=0) > 255
     volume: npt.NDArray[np.unsignedinteger[Any]] = np.zeros(grid.shape, dtype=np.uint16 if wide else np.uint8, order="F")
@@ -148,7 +150,7 @@ def _painted(
 
 
 @contextlib.contextmanager
-def _broken(what: str, report: Report) -> Iterator[None]:
+def _broken(what: str, report: LabelFaults) -> Iterator[None]:
     """Whatever a damaged file makes a library raise is a fault of that file; the library's words may quote it."""
     try:
         yield

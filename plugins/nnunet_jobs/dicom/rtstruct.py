@@ -15,7 +15,7 @@ import numpy.typing as npt
 from nnunet_jobs.dicom.model import Grid, Series
 from nnunet_jobs.dicom.reading import read_file
 from nnunet_jobs.dicom.references import items, references_of
-from nnunet_jobs.dicom.segments import Mask, Report, Segment, quiet_libraries, referenced, shown_name
+from nnunet_jobs.dicom.segments import LabelFaults, Mask, Segment, quiet_libraries, referenced, shown_name
 from nnunet_jobs.faults.codes import Code
 
 # How far a contour's points may lie from the centre of a slice, in slices.
@@ -26,7 +26,7 @@ _STEPS = 16
 _CLOSED, _XOR = "CLOSED_PLANAR", "CLOSEDPLANAR_XOR"
 
 
-def read_rtstruct(path: Path, *, reference: Series, grid: Grid, source: str, threshold: float, report: Report) -> list[Segment]:
+def read_rtstruct(path: Path, *, reference: Series, grid: Grid, source: str, threshold: float, report: LabelFaults) -> list[Segment]:
     """ROIs of one RTSTRUCT. What is wrong with the object is reported here, what is wrong with a contour when its ROI is painted.
 
     Args:
@@ -55,7 +55,7 @@ def read_rtstruct(path: Path, *, reference: Series, grid: Grid, source: str, thr
     return found
 
 
-def _structures(dataset: Any, source: str, report: Report) -> dict[int, Any]:
+def _structures(dataset: Any, source: str, report: LabelFaults) -> dict[int, Any]:
     """ROIs by number. A number that two names share is reported: nobody knows which of them its contours belong to."""
     found: dict[int, Any] = {}
     for item in items(dataset, "StructureSetROISequence"):
@@ -80,10 +80,10 @@ class _Roi:
     def __init__(self, where: str, frame_of_reference: str, contours: Sequence[Any], reference: Series) -> None:
         self._where, self._frame_of_reference, self._contours, self._reference = where, frame_of_reference, contours, reference
 
-    def painter(self, grid: Grid, inverse: npt.NDArray[np.float64]) -> Callable[[Mask, Report], None]:
+    def painter(self, grid: Grid, inverse: npt.NDArray[np.float64]) -> Callable[[Mask, LabelFaults], None]:
         """What sets the ROI's voxels in a mask."""
 
-        def paint(mask: Mask, report: Report) -> None:
+        def paint(mask: Mask, report: LabelFaults) -> None:
             ours = self._reference.frame_of_reference_uid
             if ours and self._frame_of_reference and ours != self._frame_of_reference:
                 message = f"{self._where}: is in another frame of reference than its series; register and resample it first"
@@ -99,7 +99,7 @@ class _Roi:
 
         return paint
 
-    def _by_slice(self, grid: Grid, inverse: Any, report: Report) -> dict[int, list[tuple[str, Any]]]:
+    def _by_slice(self, grid: Grid, inverse: Any, report: LabelFaults) -> dict[int, list[tuple[str, Any]]]:
         """Polygons of each slice as (kind, points in voxel indices i, j). A ROI with a contour that cannot be placed has none at all."""
         by_slice: dict[int, list[tuple[str, Any]]] = {}
         left_out: dict[str, int] = {}

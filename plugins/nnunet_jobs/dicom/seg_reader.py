@@ -12,7 +12,7 @@ import numpy.typing as npt
 from nnunet_jobs.dicom.model import Grid, Series
 from nnunet_jobs.dicom.reading import read_file
 from nnunet_jobs.dicom.references import items, references_of
-from nnunet_jobs.dicom.segments import Mask, Report, Segment, quiet_libraries, shown_name
+from nnunet_jobs.dicom.segments import LabelFaults, Mask, Segment, quiet_libraries, shown_name
 from nnunet_jobs.faults.codes import Code
 
 # How far a frame's corner may lie from the centre of the grid's voxel, in voxels: decimal strings round, other grids are off by more.
@@ -34,7 +34,7 @@ class _Frame:
     slices: frozenset[int] | None
 
 
-def read_seg(path: Path, *, reference: Series, grid: Grid, source: str, threshold: float, report: Report) -> list[Segment]:
+def read_seg(path: Path, *, reference: Series, grid: Grid, source: str, threshold: float, report: LabelFaults) -> list[Segment]:
     """Segments of one SEG object. What is wrong with the object as a whole is reported here, what is wrong with a frame when it is painted.
 
     Args:
@@ -70,7 +70,7 @@ def read_seg(path: Path, *, reference: Series, grid: Grid, source: str, threshol
         return []
 
 
-def _describes(seg: Any, reference: Series, grid: Grid, source: str, report: Report) -> bool:
+def _describes(seg: Any, reference: Series, grid: Grid, source: str, report: LabelFaults) -> bool:
     frame, same_frame = reference.frame_of_reference_uid, _same_frame(seg, reference)
     if not same_frame and seg.get("FrameOfReferenceUID") and frame:
         report.error(Code.LABEL_REFERENCE, f"{source}: is in another frame of reference than its series; register and resample it first")
@@ -182,7 +182,7 @@ class _Reader:
     def painter(self, segment: int, frames: list[_Frame]) -> Any:
         """What sets a segment's voxels in a mask."""
 
-        def paint(mask: Mask, report: Report) -> None:
+        def paint(mask: Mask, report: LabelFaults) -> None:
             for frame in frames:
                 pixels = self._covered(segment, frame.number, report)
                 rows, columns = np.nonzero(pixels)
@@ -191,7 +191,7 @@ class _Reader:
 
         return paint
 
-    def _covered(self, segment: int, frame: int, report: Report) -> Any:
+    def _covered(self, segment: int, frame: int, report: LabelFaults) -> Any:
         if self._type == "LABELMAP":
             if frame not in self._decoded:
                 self._decoded[frame] = self._seg.get_stored_frame(frame)
@@ -206,7 +206,7 @@ class _Reader:
             return pixels >= self._threshold * float(self._seg.MaximumFractionalValue)
         return pixels != 0
 
-    def _paint_frame(self, mask: Mask, frame: _Frame, rows: Any, columns: Any, report: Report) -> bool:
+    def _paint_frame(self, mask: Mask, frame: _Frame, rows: Any, columns: Any, report: LabelFaults) -> bool:
         where = f"{self._source}: frame {frame.number}"
         if frame.origin is None:
             fix = "resample it to the series' grid, or segment on the series itself"

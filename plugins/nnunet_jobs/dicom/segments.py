@@ -20,7 +20,7 @@ _IDENTIFYING = ("PatientName", "PatientID", "OtherPatientIDs", "PatientBirthDate
 
 
 @dataclass(slots=True)
-class Report:
+class LabelFaults:
     """Faults of one case's label objects, collected so that all of them are named at once."""
 
     faults: list[Fault] = field(default_factory=list)
@@ -49,7 +49,7 @@ class Segment:
     name: str
     shown: str
     source: str
-    paint: Callable[[Mask, Report], None]
+    paint: Callable[[Mask, LabelFaults], None]
 
     def __str__(self) -> str:
         return f"segment {self.shown!r} of {self.source}"

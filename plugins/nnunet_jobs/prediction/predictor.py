@@ -21,10 +21,10 @@ from nnunet_jobs.prediction.cases import Case
 from nnunet_jobs.prediction.export import average, case_dice, fresh_folder, label_voxels, to_segmentation, volumes_ml, write_outputs
 from nnunet_jobs.prediction.model import SelectedModel
 from nnunet_jobs.prediction.network import StageNetwork
-from nnunet_jobs.prediction.reading import ReadHere, Reading
+from nnunet_jobs.prediction.reading import ImageReading, ReadHere
 from nnunet_jobs.prediction.review import Review
 from nnunet_jobs.prediction.settings import Settings
-from nnunet_jobs.prediction.work import Abandoned, Record, Work
+from nnunet_jobs.prediction.work import Abandoned, CaseWork, Record
 
 log = logging.getLogger("nnunet_jobs")
 
@@ -54,7 +54,7 @@ class Predictor:
         context: StepContext,
         settings: Settings | None = None,
         *,
-        reading: Reading | None = None,
+        reading: ImageReading | None = None,
         review: Review | None = None,
     ) -> None:
         import torch
@@ -140,16 +140,16 @@ class Predictor:
         return sum(network.memory_bytes for network in self._networks.values())
 
     # --- the three threads' work --------------------------------------------------------------------------------
-    def _read_ahead(self, cases: Sequence[Case], reader: ThreadPoolExecutor) -> Iterator[Work]:
-        ahead: deque[Future[Work]] = deque()
+    def _read_ahead(self, cases: Sequence[Case], reader: ThreadPoolExecutor) -> Iterator[CaseWork]:
+        ahead: deque[Future[CaseWork]] = deque()
         for case in cases:
-            ahead.append(reader.submit(self.read, Work(case=case, problem=case.problem)))
+            ahead.append(reader.submit(self.read, CaseWork(case=case, problem=case.problem)))
             if len(ahead) > _AHEAD:
                 yield self._wait(ahead.popleft())
         while ahead:
             yield self._wait(ahead.popleft())
 
-    def read(self, work: Work) -> Work:
+    def read(self, work: CaseWork) -> CaseWork:
         """First part, in any thread: check a case's images and preprocess them for every stage that needs no other's segmentation."""
         case = work.case
 
@@ -167,12 +167,12 @@ class Predictor:
         self._guarded(work, prepare)
         return work
 
-    def infer(self, work: Work, scratch: Path) -> Work:
+    def infer(self, work: CaseWork, scratch: Path) -> CaseWork:
         """Second part, in one thread at a time: the networks. ``scratch``: folder for a cascade's first segmentation."""
         self._guarded(work, partial(self._run_networks, work, scratch), folders=(scratch,))
         return work
 
-    def _run_networks(self, work: Work, scratch: Path) -> None:
+    def _run_networks(self, work: CaseWork, scratch: Path) -> None:
         for stage in self.model.stages():
             network = self._networks[stage]
             if stage.previous is not None:
@@ -200,7 +200,7 @@ class Predictor:
             if agreement:
                 self._review.folds_done(work.case.case, agreement)
 
-    def finish(self, work: Work, output: Path, scratch: Path) -> Record:
+    def finish(self, work: CaseWork, output: Path, scratch: Path) -> Record:
         """Third part, in any thread: turn logits into files and a record."""
         record: Record = {"model": self.model.model, "model_hash": self.model.hash}
 
@@ -240,7 +240,7 @@ class Predictor:
         return record
 
     # --- private ------------------------------------------------------------------------------------------------
-    def _guarded(self, work: Work, act: Callable[[], None], *, folders: Sequence[Path] = ()) -> None:
+    def _guarded(self, work: CaseWork, act: Callable[[], None], *, folders: Sequence[Path] = ()) -> None:
         """Do a part of a case's work unless it has failed already; keep what is the case's fault with the case.
 
         Args:
@@ -297,7 +297,7 @@ class Predictor:
             linear="resampling" in self.settings.fast,
         )
 
-    def _on_tile(self, work: Work) -> None:
+    def _on_tile(self, work: CaseWork) -> None:
         if work.abandoned.is_set():
             raise Abandoned(work.case.case)
         self._context.check_stop()

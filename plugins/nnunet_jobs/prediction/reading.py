@@ -32,7 +32,7 @@ Odd = tuple[Fault, ...]
 """What is odd about a case's images and does not forbid it: registration's warnings."""
 
 
-class Reading(Protocol):
+class ImageReading(Protocol):
     """How a predictor's images are checked, and what surrounds nnU-Net's own reading of them."""
 
     def check(self, case: Case, *, file_ending: str, channels: int, reader: str, beat: Beat) -> Odd:
@@ -46,11 +46,11 @@ class ReadHere:
     """In the calling thread."""
 
     def check(self, case: Case, *, file_ending: str, channels: int, reader: str, beat: Beat) -> Odd:
-        """See :class:`Reading`."""
+        """See :class:`ImageReading`."""
         return check_images(case, file_ending=file_ending, channels=channels, reader=reader, beat=beat)
 
     def reading(self, case: Case) -> contextlib.AbstractContextManager[None]:
-        """See :class:`Reading`."""
+        """See :class:`ImageReading`."""
         return contextlib.nullcontext()
 
 
@@ -119,14 +119,14 @@ class ReadUploads(_Beside):
         self._image_mib, self._setting = image_mib, setting
 
     def check(self, case: Case, *, file_ending: str, channels: int, reader: str, beat: Beat) -> Odd:
-        """See :class:`Reading`; MemoryError for an image that needs more memory than it may."""
+        """See :class:`ImageReading`; MemoryError for an image that needs more memory than it may."""
         needs, odd = self._check(case, file_ending=file_ending, channels=channels, reader=reader, try_reader=True, beat=beat)
         if needs is not None:
             raise MemoryError(f"it needs {needs >> 20} MiB, {self._image_mib} are allowed ({self._setting})")
         return odd
 
     def reading(self, case: Case) -> contextlib.AbstractContextManager[None]:
-        """See :class:`Reading`."""
+        """See :class:`ImageReading`."""
         return contextlib.nullcontext()
 
 
@@ -156,7 +156,7 @@ class ReadBeside(_Beside):
         return [turn for turn in (others, *([case] for case in cases if case.case in self._deaths)) if turn]
 
     def check(self, case: Case, *, file_ending: str, channels: int, reader: str, beat: Beat) -> Odd:
-        """See :class:`Reading`."""
+        """See :class:`ImageReading`."""
         deaths = self._deaths.get(case.case, 0)
         try:
             if deaths >= _MOST_DEATHS:
@@ -169,7 +169,7 @@ class ReadBeside(_Beside):
 
     @contextlib.contextmanager
     def reading(self, case: Case) -> Iterator[None]:
-        """See :class:`Reading`. Whatever Python lives to tell removes the marker."""
+        """See :class:`ImageReading`. Whatever Python lives to tell removes the marker."""
         marker = self._markers / case.case
         marker.write_text(str(self._deaths.get(case.case, 0) + 1))
         try:

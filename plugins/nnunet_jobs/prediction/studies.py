@@ -43,7 +43,7 @@ _CONVERT_S = 1800.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Study:
+class CaseSeries:
     """One case's channels, as series with their grids, in the model's order."""
 
     case: str
@@ -79,7 +79,7 @@ class Studies:
     units: Mapping[str, str] = field(default_factory=dict)
     files: dict[int, Path] = field(default_factory=dict)
     incoming: Incoming = field(default_factory=Incoming)
-    by_case: dict[str, Study] = field(default_factory=dict)
+    by_case: dict[str, CaseSeries] = field(default_factory=dict)
 
     def add(self, found: DicomCase, errors: Sequence[Fault], images: Path) -> None:
         """Take up a case of the scan, with what is wrong with it."""
@@ -105,7 +105,7 @@ class Studies:
                 self.files |= {instance.number: instance.path for instance in series.instances}
             self.incoming.cases.append(Case(case=case, images=(), problem=problem))
             return
-        self.by_case[case] = Study(case=case, channels=found.channels, grids=tuple(grids))
+        self.by_case[case] = CaseSeries(case=case, channels=found.channels, grids=tuple(grids))
         names = (f"{case}_{channel:04d}.nii.gz" for channel in range(len(found.channels)))
         written = tuple(images / name for name in names)
         self.incoming.cases.append(Case(case=case, images=written, converted=True, warnings=tuple(odd)))
@@ -189,7 +189,7 @@ def find_studies(
     return studies
 
 
-def _converted(case: Case, study: Study, workers: Workers, context: StepContext) -> Case:
+def _converted(case: Case, study: CaseSeries, workers: Workers, context: StepContext) -> Case:
     for series, grid, target in zip(study.channels, study.grids, case.images, strict=True):
         memory = convert.memory_mib(series, grid)
         try:

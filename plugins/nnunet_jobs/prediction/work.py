@@ -20,7 +20,7 @@ class Abandoned(Exception):
 
 
 @dataclass(slots=True, kw_only=True)
-class Work:
+class CaseWork:
     """A case on its way: preprocessed arrays by stage, then logits by stage, or why it failed (``ours``: an error nobody foresaw).
     ``odd``: what is unusual about its images.
 

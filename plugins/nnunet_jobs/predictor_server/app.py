@@ -22,9 +22,9 @@ from nnunet_jobs.contract.problems import Problem, documented, in_words
 from nnunet_jobs.contract.uploads import FIELD, FILES, documented_segmentation, media_type
 from nnunet_jobs.prediction.export import label_values
 from nnunet_jobs.prediction.predictor import Predictor
-from nnunet_jobs.prediction.work import Record, Work
+from nnunet_jobs.prediction.work import CaseWork, Record
 from nnunet_jobs.predictor_server.duties import Duty
-from nnunet_jobs.predictor_server.engine import Busy, Engine
+from nnunet_jobs.predictor_server.engine import Busy, InferenceEngine
 from nnunet_jobs.predictor_server.metrics import Metrics
 from nnunet_jobs.predictor_server.models import NoRoom, WarmModels, served_datasets
 from nnunet_jobs.predictor_server.problems import respond
@@ -63,7 +63,7 @@ class Server:
         self.settings = settings
         self.models = models
         self.metrics = Metrics()
-        self.engine = Engine(limit=settings.waiting, metrics=self.metrics)
+        self.engine = InferenceEngine(limit=settings.waiting, metrics=self.metrics)
         self.draining = False
         self.duties = (
             Duty("load the models", self._load, every_s=_REFRESH_S, once=True),
@@ -115,7 +115,7 @@ class Server:
                     channels=predictor.channels,
                     limit_mib=self.settings.upload_mib,
                 )
-                work = Work(case=case)
+                work = CaseWork(case=case)
                 record = await _unless_gone(request, self.engine.predict(work, predictor, admission))
             if record["status"] != "predicted":
                 of_data = record["failure_class"] == FailureClass.DATA

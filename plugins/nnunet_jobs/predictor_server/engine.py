@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_jobs.prediction.predictor import Predictor
-from nnunet_jobs.prediction.work import Record, Work
+from nnunet_jobs.prediction.work import CaseWork, Record
 from nnunet_jobs.predictor_server.metrics import Metrics
 
 _FIRST_GUESS_S = 5.0
@@ -30,7 +30,7 @@ class Busy(Exception):
         self.retry_after_s = retry_after_s
 
 
-class Engine:
+class InferenceEngine:
     """The threads of a server. ``limit``: requests in it at once, waiting ones included."""
 
     def __init__(self, *, limit: int, metrics: Metrics) -> None:
@@ -58,7 +58,7 @@ class Engine:
         finally:
             admission.when_idle(lambda: self._leave(folder))
 
-    async def predict(self, work: Work, predictor: Predictor, admission: Admission) -> Record:
+    async def predict(self, work: CaseWork, predictor: Predictor, admission: Admission) -> Record:
         """Read, infer and write one case into ``output`` of the admission's folder.
 
         Raises:

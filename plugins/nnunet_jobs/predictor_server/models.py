@@ -13,7 +13,7 @@ from nnunet_jobs.contract.workspace import Workspace
 from nnunet_jobs.prediction.model import SelectedModel, resolve_model
 from nnunet_jobs.prediction.predictor import Predictor
 from nnunet_jobs.prediction.quality import Expected
-from nnunet_jobs.prediction.reading import Reading
+from nnunet_jobs.prediction.reading import ImageReading
 from nnunet_jobs.prediction.review import Review
 from nnunet_jobs.prediction.settings import Settings
 from nnunet_jobs.training import checkpoint as checkpoints
@@ -46,7 +46,7 @@ class WarmModels:
         settings: Settings,
         *,
         limit_mib: int,
-        reading: Reading,
+        reading: ImageReading,
         served: Sequence[tuple[str, str]] = (),
     ) -> None:
         self.workspace = workspace

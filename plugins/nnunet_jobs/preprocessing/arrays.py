@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from nnunet_jobs.context import StepContext
 from nnunet_jobs.contract.failure import DataError
 from nnunet_jobs.preprocessing import planning
-from nnunet_jobs.preprocessing.cases import Case, MemoryGate, ReadCache, preprocess_case, run_all
+from nnunet_jobs.preprocessing.cases import MemoryGate, ReadCache, TrainingCase, preprocess_case, run_all
 from nnunet_jobs.preprocessing.version import CASE_SUFFIXES, Staging, Version, file_matches, record_file
 
 Name = TypeVar("Name")
@@ -38,7 +38,7 @@ class Inputs:
     raw: Path
     manifest: Mapping[str, Any]
     dataset_json: Mapping[str, Any]
-    cases: list[Case]
+    cases: list[TrainingCase]
     published: list[Version]
     request: Mapping[str, Any]
 
@@ -52,7 +52,7 @@ class _Source:
     prefix: str
 
 
-class Work:
+class BuildPart:
     """What all parts of a build share: inputs, threads, memory, signs of life. The base of the classes that do the parts."""
 
     def __init__(
@@ -80,7 +80,7 @@ class Work:
             self.context.progress(phase, done, total)
 
 
-class Arrays(Work):
+class Arrays(BuildPart):
     """Arrays and ground truth of one version."""
 
     def link_or_compute(self, plans: dict[str, Any], wanted: list[str]) -> tuple[dict[str, dict[str, str]], int, int]:
@@ -97,12 +97,12 @@ class Arrays(Work):
             (self.staging.root / identifier).mkdir()
         sources = self._sources()
 
-        def link(identifier: str, case: Case) -> bool:
+        def link(identifier: str, case: TrainingCase) -> bool:
             key = keys[identifier][case.name]
             return any(self._link(source, identifier, case, key) for source in sources.get(key, ()))
 
         linking = [named((identifier, case), partial(link, identifier, case)) for identifier in owners for case in self.inputs.cases]
-        todo: dict[Case, list[str]] = {}
+        todo: dict[TrainingCase, list[str]] = {}
         linked = 0
         for (identifier, case), done in run_all(self.pool, linking, between=self.between):
             linked += done
@@ -124,7 +124,7 @@ class Arrays(Work):
                     sources.setdefault(key, []).append(_Source(version=version, hashed=hashed, prefix=f"{identifier}/{case}"))
         return sources
 
-    def _link(self, source: _Source, identifier: str, case: Case, key: str) -> bool:
+    def _link(self, source: _Source, identifier: str, case: TrainingCase, key: str) -> bool:
         version = source.version
         paths = {suffix: f"{source.prefix}{suffix}" for suffix in CASE_SUFFIXES}
         whole = all(
@@ -139,7 +139,11 @@ class Arrays(Work):
         return whole
 
     def _compute(
-        self, plans: dict[str, Any], owners: Mapping[str, str], keys: Mapping[str, Mapping[str, str]], todo: Mapping[Case, list[str]]
+        self,
+        plans: dict[str, Any],
+        owners: Mapping[str, str],
+        keys: Mapping[str, Mapping[str, str]],
+        todo: Mapping[TrainingCase, list[str]],
     ) -> int:
         self.preprocessors.result()
         from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
@@ -148,7 +152,7 @@ class Arrays(Work):
         managers = {identifier: manager.get_configuration(owner) for identifier, owner in owners.items()}
         dataset_json = dict(self.inputs.dataset_json)
 
-        def compute(case: Case, identifiers: list[str]) -> int:
+        def compute(case: TrainingCase, identifiers: list[str]) -> int:
             size = max(case.working_bytes(managers[identifier].spacing) for identifier in identifiers)
             with self.gate.room(size):
                 held = self.reads.read(case, keep=False)

@@ -18,8 +18,8 @@ from nnunet_jobs.contract.withdrawals import Tombstones
 from nnunet_jobs.dataset.own_splits import splits_by_hand
 from nnunet_jobs.dataset.splits import Splits, extend_splits, make_splits
 from nnunet_jobs.preprocessing import planning
-from nnunet_jobs.preprocessing.arrays import Arrays, Inputs, Work, named
-from nnunet_jobs.preprocessing.cases import READ_CACHE_SHARE, Case, MemoryGate, ReadCache, run_all
+from nnunet_jobs.preprocessing.arrays import Arrays, BuildPart, Inputs, named
+from nnunet_jobs.preprocessing.cases import READ_CACHE_SHARE, MemoryGate, ReadCache, TrainingCase, run_all
 from nnunet_jobs.preprocessing.fingerprint import CaseFingerprint, FingerprintCache, aggregate, analyse, intensities_per_case
 from nnunet_jobs.preprocessing.soundness import require_trainable
 from nnunet_jobs.preprocessing.version import SCHEMA, Staging, Version, record_file
@@ -49,7 +49,7 @@ class Built:
     already_done: bool
 
 
-class Build(Work):
+class Build(BuildPart):
     """One build, under the dataset's lock. Imports nnU-Net."""
 
     def __init__(
@@ -132,7 +132,7 @@ class Build(Work):
         return Built(version=version, plan=plan, computed=computed, linked=linked, already_done=False)
 
     # --- fingerprint and plans --------------------------------------------------------------------------------------
-    def _fingerprint_key(self, case: Case) -> str:
+    def _fingerprint_key(self, case: TrainingCase) -> str:
         return case.key("fingerprint", self.reader_name, planning.nnunet_version())
 
     def _fingerprint(self, *, exact: bool) -> dict[str, Any]:
@@ -140,7 +140,7 @@ class Build(Work):
         cases = self.inputs.cases
         draw = intensities_per_case(len(cases))
 
-        def look(case: Case) -> CaseFingerprint:
+        def look(case: TrainingCase) -> CaseFingerprint:
             key = self._fingerprint_key(case)
             known = self.remembered.load(key)
             if known is not None and (known.usable(draw) or not exact):

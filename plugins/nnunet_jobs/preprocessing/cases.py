@@ -35,7 +35,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Case:
+class TrainingCase:
     """One registered training case.
 
     Attributes:
@@ -81,7 +81,7 @@ class Case:
         return BYTES_PER_VOXEL * (len(self.images) + 1) * max(voxels, grown)
 
 
-def training_cases(raw: Path, manifest: Mapping[str, Any]) -> list[Case]:
+def training_cases(raw: Path, manifest: Mapping[str, Any]) -> list[TrainingCase]:
     """The manifest's training cases, sorted as nnU-Net sorts them.
 
     Raises:
@@ -95,7 +95,7 @@ def training_cases(raw: Path, manifest: Mapping[str, Any]) -> list[Case]:
         if not entry["label"]:
             raise DataError(f"case {name} is registered for training without a label; run RegisterDatasetOperator again")
         cases.append(
-            Case(
+            TrainingCase(
                 name=name,
                 images=tuple(raw / "imagesTr" / f"{name}_{channel:04d}{ending}" for channel in range(len(entry["images"]))),
                 label=raw / "labelsTr" / f"{name}{ending}",
@@ -120,7 +120,7 @@ class ReadCache:
         self._bytes = 0
         self._lock = threading.Lock()
 
-    def read(self, case: Case, *, keep: bool) -> tuple[Any, Any, dict[str, Any]]:
+    def read(self, case: TrainingCase, *, keep: bool) -> tuple[Any, Any, dict[str, Any]]:
         """Images, label and the reader's properties, checked against the manifest. Kept for :meth:`forget` if there is room."""
         with self._lock:
             held = self._held.get(case.name)
@@ -143,7 +143,7 @@ class ReadCache:
                 self._bytes += size
         return held
 
-    def forget(self, case: Case) -> None:
+    def forget(self, case: TrainingCase) -> None:
         """The case is not needed again."""
         with self._lock:
             held = self._held.pop(case.name, None)
@@ -151,7 +151,7 @@ class ReadCache:
                 self._bytes -= held[0].nbytes + held[1].nbytes
 
 
-def _refused(case: Case, reader: str, error: Exception) -> DataError:
+def _refused(case: TrainingCase, reader: str, error: Exception) -> DataError:
     """nnU-Net's readers raise empty errors; what is wrong with the files is found as registration finds it."""
     faults = errors_of(case.images, case.label, case=case.name, reader=reader)
     if not faults:
@@ -185,7 +185,13 @@ class _PlansOfOneCase:
 
 
 def preprocess_case(
-    case: Case, held: tuple[Any, Any, dict[str, Any]], *, plans_manager: Any, configuration_manager: Any, dataset_json: Any, folder: Path
+    case: TrainingCase,
+    held: tuple[Any, Any, dict[str, Any]],
+    *,
+    plans_manager: Any,
+    configuration_manager: Any,
+    dataset_json: Any,
+    folder: Path,
 ) -> dict[str, FileRecord]:
     """Run nnU-Net's preprocessor for one case and configuration into ``folder`` and prove that the result opens.
 

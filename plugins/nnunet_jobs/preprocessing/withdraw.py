@@ -18,7 +18,7 @@ from pathlib import Path
 from nnunet_jobs.contract.files import write_atomic, write_json
 from nnunet_jobs.contract.workspace import VERSIONS, Workspace
 from nnunet_jobs.preprocessing import planning
-from nnunet_jobs.preprocessing.cases import Case, training_cases
+from nnunet_jobs.preprocessing.cases import TrainingCase, training_cases
 from nnunet_jobs.preprocessing.fingerprint import FingerprintCache
 from nnunet_jobs.preprocessing.version import JOURNAL, RECORD, Version, published
 
@@ -135,7 +135,7 @@ def _forget_fingerprints(workspace: Workspace, dataset: str) -> None:
         return
     manifest = workspace.manifest(dataset)
     trained = any(entry["split"] == "train" for entry in manifest["cases"].values())
-    cases: list[Case] = training_cases(workspace.raw_dataset(dataset), manifest) if trained else []
+    cases: list[TrainingCase] = training_cases(workspace.raw_dataset(dataset), manifest) if trained else []
     readers = {str(version.plans()["image_reader_writer"]) for version in published(workspace, dataset)}
     keys = {f"{case.name} {reader}": case.key("fingerprint", reader, planning.nnunet_version()) for case in cases for reader in readers}
     FingerprintCache(folder).keep_only(keys)

@@ -14,7 +14,7 @@ _DRAWN = 2  # intensities are drawn so many usual ranges to each side
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Line:
+class RangeLine:
     """One quantity.
 
     Attributes:
@@ -41,41 +41,41 @@ class Line:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Tables:
+class RangeTables:
     """Geometry, intensities of each channel, and sizes of each label."""
 
-    geometry: Sequence[Line]
-    channels: Sequence[Line]
-    labels: Sequence[Line]
+    geometry: Sequence[RangeLine]
+    channels: Sequence[RangeLine]
+    labels: Sequence[RangeLine]
 
 
 def range_tables(
     tables: Mapping[str, Any], cases: Mapping[str, Summary], labels: Sequence[LabelValue], colours: Mapping[str, str], channels: int
-) -> Tables:
+) -> RangeTables:
     """The lines of the three tables."""
     names = tables.get("channel_names") or {}
-    return Tables(
+    return RangeTables(
         geometry=_geometry(cases),
         channels=[_channel(str(names.get(str(place), f"channel {place}")), cases, place) for place in range(min(channels, _OPENED))],
         labels=_labels(cases, labels[:_OPENED], colours),
     )
 
 
-def _geometry(cases: Mapping[str, Summary]) -> list[Line]:
+def _geometry(cases: Mapping[str, Summary]) -> list[RangeLine]:
     pictures = flat(cases)
     axes = [axis for axis in range(3) if not pictures or max(along(cases, "shape", axis).values(), default=0) > 1]
     quantities = (("shape", "Pixels" if pictures else "Voxels"), ("spacing", "Spacing (mm)"))
     return [_line(f"{name} along {'xyz'[axis]}", _range(along(cases, key, axis))) for key, name in quantities for axis in axes]
 
 
-def _channel(name: str, cases: Mapping[str, Summary], channel: int) -> Line:
+def _channel(name: str, cases: Mapping[str, Summary], channel: int) -> RangeLine:
     known = intensities(cases, channel)
     lows, middles, highs = (_range({case: entry["percentiles"][place] for case, entry in known.items()}) for place in (0, 2, -1))
     # One case in other units would leave a single bar: the picture ends where the usual cases do.
     reach = _DRAWN * (highs.median - lows.median)
     low, high = max(lows.low, lows.median - reach), min(highs.high, highs.median + reach)
     cut = [f"below {number(low)}"] * (low > lows.low) + [f"above {number(high)}"] * (high < highs.high)
-    return Line(
+    return RangeLine(
         name=name,
         note=f"not drawn: {' and '.join(cut)}" if cut else "",
         median=number(middles.median),
@@ -85,7 +85,7 @@ def _channel(name: str, cases: Mapping[str, Summary], channel: int) -> Line:
     )
 
 
-def _labels(cases: Mapping[str, Summary], labels: Sequence[LabelValue], colours: Mapping[str, str]) -> list[Line]:
+def _labels(cases: Mapping[str, Summary], labels: Sequence[LabelValue], colours: Mapping[str, str]) -> list[RangeLine]:
     labelled = sum(summary.get("labels") is not None for summary in cases.values())
     lines = []
     for label in labels:
@@ -99,6 +99,6 @@ def _range(values: Mapping[str, float]) -> Range:
     return Range(values=tuple(values.values()))
 
 
-def _line(name: str, values: Range, *, fill: str | None = None, **more: Any) -> Line:
+def _line(name: str, values: Range, *, fill: str | None = None, **more: Any) -> RangeLine:
     figure = histogram(values, fill=fill)
-    return Line(name=name, median=number(values.median), low=number(values.low), high=number(values.high), figure=figure, **more)
+    return RangeLine(name=name, median=number(values.median), low=number(values.low), high=number(values.high), figure=figure, **more)

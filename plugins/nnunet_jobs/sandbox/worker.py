@@ -60,7 +60,7 @@ def note(message: dict[str, Any]) -> None:
     _say({"note": message})
 
 
-class Memory:
+class MemoryLimit:
     """The limit of this process's address space, raised before voxels are read and never above the budget.
 
     Address space is what the kernel can refuse before anything is used; resident memory can only be noticed after.

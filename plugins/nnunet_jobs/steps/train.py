@@ -81,12 +81,12 @@ def run(params: TrainParams, context: StepContext) -> dict[str, Any]:
             if not settings.is_file():
                 settings.parent.mkdir(parents=True, exist_ok=True)
                 write_record(settings, {**model_settings(params, version, **hashes), "torch": installed_version("torch")})
-            from nnunet_jobs.training.fit import Plan, fit
+            from nnunet_jobs.training.fit import TrainingSetup, fit
 
             try:
                 with only_consented(version_root / dataset):
                     identity = fold_identity(model, version_root / dataset, params)
-                    resumed = fit(Plan(params=params, dataset=dataset, identity=identity, pretrained=weights), context)
+                    resumed = fit(TrainingSetup(params=params, dataset=dataset, identity=identity, pretrained=weights), context)
                     record_fold(folder, version_root / dataset, params)
                     now = state()
             finally:

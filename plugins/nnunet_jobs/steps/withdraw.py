@@ -219,7 +219,7 @@ def text(result: Mapping[str, Any]) -> str:
     lines += [f"  {item['folder']}: predictions of {', '.join(item['cases'])} {_fate(item, dry)}" for item in result["predictions"]]
     lines.append(f"  {result['model_files']} predictions in model folders")
     lines.append(f"Models trained on them: {len(result['models']) or 'none'}")
-    lines += [f"  {models.Seen(**item)}" for item in result["models"]]
+    lines += [f"  {models.AffectedModel(**item)}" for item in result["models"]]
     lines += [f"  {model} was demoted" for model in result["demoted"]]
     lines += [f"WARNING: {item['case']} of {item['dataset']} has the same image; withdraw it too?" for item in result["copies"]]
     lines += [f"STILL TO DO: {item}" for item in result["left"]]

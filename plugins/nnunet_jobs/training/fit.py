@@ -23,7 +23,7 @@ log = logging.getLogger("nnunet_jobs.training")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
+class TrainingSetup:
     """What to train; picklable, so that each GPU's process gets the same."""
 
     params: TrainParams
@@ -32,7 +32,7 @@ class Plan:
     pretrained: Pretrained | None = None
 
 
-def fit(plan: Plan, context: StepContext) -> int | None:
+def fit(plan: TrainingSetup, context: StepContext) -> int | None:
     """Train and validate. Returns the epoch that a resume began with, None for a fresh start.
 
     Raises:
@@ -95,7 +95,7 @@ def _device(context: StepContext) -> Any:
     return device
 
 
-def _fit(plan: Plan, context: StepContext, device: Any) -> int | None:
+def _fit(plan: TrainingSetup, context: StepContext, device: Any) -> int | None:
     params = plan.params
     if device.type == "cuda":
         from torch.backends import cudnn
@@ -133,7 +133,7 @@ def _seed(seed: int) -> None:
 
 
 # --- several GPUs: nnU-Net's DDP, one process each -----------------------------------------------------------------------
-def _fit_on_several(plan: Plan, context: StepContext) -> int | None:
+def _fit_on_several(plan: TrainingSetup, context: StepContext) -> int | None:
     from torch import multiprocessing
     from torch.distributed.elastic.utils.distributed import get_free_port
 
@@ -156,7 +156,7 @@ def _fit_on_several(plan: Plan, context: StepContext) -> int | None:
     return resumed
 
 
-def _rank(rank: int, plan: Plan, surroundings: dict[str, Any], world: int) -> None:
+def _rank(rank: int, plan: TrainingSetup, surroundings: dict[str, Any], world: int) -> None:
     """One GPU's process."""
     import torch
     from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA

@@ -21,7 +21,7 @@ Lost = Mapping[str, Mapping[str, Mapping[str, list[int]]]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Seen:
+class AffectedModel:
     """One model that has seen withdrawn cases.
 
     Attributes:
@@ -47,16 +47,16 @@ class Seen:
         return f"model {self.model} of {self.dataset}{' (promoted)' if self.promoted else ''}: {how}"
 
 
-def models_that_saw(workspace: Workspace, dataset: str, lost: Lost) -> list[Seen]:
+def models_that_saw(workspace: Workspace, dataset: str, lost: Lost) -> list[AffectedModel]:
     """Models trained on a version that has lost cases, and those fine-tuned from them, in any dataset of the workspace."""
     settings = _settings(workspace)
-    found: dict[tuple[str, str], Seen] = {}
+    found: dict[tuple[str, str], AffectedModel] = {}
     for (name, model), values in settings.items():
         cases = lost.get(str(values["version"]), {})
         if name == dataset and cases:
             folder = workspace.model_root(model) / name
             trained = _trained_folds(folder, cases)
-            found[name, model] = Seen(
+            found[name, model] = AffectedModel(
                 dataset=name,
                 model=model,
                 cases=tuple(sorted(cases)),
@@ -71,7 +71,7 @@ def models_that_saw(workspace: Workspace, dataset: str, lost: Lost) -> list[Seen
         for name, model in derived:
             origin = weights[settings[name, model]["pretrained_sha256"]]
             champion = workspace.champion(name) == model
-            found[name, model] = Seen(dataset=name, model=model, cases=origin.cases, through=origin.model, promoted=champion)
+            found[name, model] = AffectedModel(dataset=name, model=model, cases=origin.cases, through=origin.model, promoted=champion)
         grown = bool(derived)
     return [found[key] for key in sorted(found)]
 
@@ -92,7 +92,7 @@ def _trained_folds(folder: Path, cases: Mapping[str, Mapping[str, list[int]]]) -
     return found
 
 
-def _weights(workspace: Workspace, seen: Seen) -> Iterator[str]:
+def _weights(workspace: Workspace, seen: AffectedModel) -> Iterator[str]:
     """What another model's settings say when it began from this one: the model's name, or a final checkpoint's hash."""
     yield seen.model
     for path in (workspace.model_root(seen.model) / seen.dataset).glob(f"*/fold_*/{FOLD_RECORD}"):
@@ -116,7 +116,7 @@ def remove_files(folder: Path, cases: Collection[str]) -> int:
     return len(doomed)
 
 
-def mark(workspace: Workspace, seen: Seen, *, at: str) -> None:
+def mark(workspace: Workspace, seen: AffectedModel, *, at: str) -> None:
     """Write beside the model's card that it has seen withdrawn cases."""
     folder = workspace.model_root(seen.model) / seen.dataset
     known = trained_on_withdrawn(folder)

@@ -8,7 +8,7 @@ from typing import Any
 from airflow_nnunet.backends.contained import ContainedBackend, job_user
 from airflow_nnunet.backends.container_runtime import RequestRejected, Unreachable
 from airflow_nnunet.backends.docker.container import lease_mount
-from airflow_nnunet.backends.docker.engine import Engine
+from airflow_nnunet.backends.docker.engine import DockerEngine
 from airflow_nnunet.backends.docker.options import DockerOptions
 from airflow_nnunet.backends.mounts import Mount
 from nnunet_jobs.contract.failure import ConfigError, FailureClass
@@ -30,12 +30,12 @@ class DockerBackend(ContainedBackend):
     """
 
     name = "docker"
-    runtime: Engine
+    runtime: DockerEngine
 
     def __init__(self, **options: Any) -> None:
         super().__init__()
         self.options = DockerOptions(**options)
-        self.runtime = Engine(self.options)
+        self.runtime = DockerEngine(self.options)
         self.start_timeout_s = self.options.start_timeout_s
         self.keep = self.options.keep_containers
 

@@ -28,7 +28,7 @@ _MIB = 1 << 20
 _Result = TypeVar("_Result")
 
 
-class Engine:
+class DockerEngine:
     """Containers of jobs on one engine. It connects at the first request only."""
 
     def __init__(self, options: DockerOptions) -> None:

@@ -17,7 +17,7 @@ from nnunet_jobs.context import StepContext
 from nnunet_jobs.contract.failure import DiskFull, Fault
 from nnunet_jobs.contract.files import open_regular
 from nnunet_jobs.dataset.archives.entries import Entries, Limits, kind_of_mode
-from nnunet_jobs.dataset.archives.writer import LOOK_AT_DISK, Damaged, Writer, as_damage, guarded
+from nnunet_jobs.dataset.archives.writer import LOOK_AT_DISK, DamagedArchive, Writer, as_damage, guarded
 from nnunet_jobs.dataset.manifest import signature_of
 from nnunet_jobs.dicom.mark import HEAD, like_dicom
 from nnunet_jobs.faults.codes import Code, data_error
@@ -75,7 +75,7 @@ def unpack(archive: Path, folder: Path, *, context: StepContext, limits: Limits 
                 writer.need(entries.packed)
                 _untar(file, entries, writer)
         _link(folder, entries)
-    except Damaged as damaged:
+    except DamagedArchive as damaged:
         entries.faults.append(Fault(code=damaged.code, file=damaged.entry, message=str(damaged)))
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -143,7 +143,7 @@ def _unzip(file: IO[bytes], entries: Entries, writer: Writer) -> None:
 def _look_for_dicom(archive: zipfile.ZipFile, infos: list[zipfile.ZipInfo], entries: Entries) -> None:
     """Nothing is unpacked of an archive with faults, and whether they may name its entries depends on what these are."""
     for info in infos[:_LOOKED_AT]:
-        with contextlib.suppress(Damaged), as_damage(), archive.open(info) as reader:
+        with contextlib.suppress(DamagedArchive), as_damage(), archive.open(info) as reader:
             entries.dicom |= like_dicom(reader.read(HEAD))
         if entries.dicom:
             return
@@ -160,7 +160,7 @@ class _Forward:
 
     def read(self, size: int = -1) -> bytes:
         if not 0 <= size <= _MAX_HEADER:
-            raise Damaged("has a header of more than 1 MiB; pack the dataset again", code=Code.ARCHIVE_UNSAFE)
+            raise DamagedArchive("has a header of more than 1 MiB; pack the dataset again", code=Code.ARCHIVE_UNSAFE)
         pieces = []
         while size > 0 and (piece := self._stream.read(size)):
             pieces.append(piece)
@@ -169,7 +169,7 @@ class _Forward:
         self._at += len(self.last)
         if self._at > self._limit:
             message = f"unpacks to more than {self._limit} bytes; unpack it by hand if it is sound"
-            raise Damaged(message, code=Code.ARCHIVE_TOO_LARGE)
+            raise DamagedArchive(message, code=Code.ARCHIVE_TOO_LARGE)
         return self.last
 
     def tell(self) -> int:
@@ -177,7 +177,7 @@ class _Forward:
 
     def seek(self, position: int, whence: int = 0) -> int:
         if whence or position < self._at:
-            raise Damaged("has headers that point back; copy the archive again")
+            raise DamagedArchive("has headers that point back; copy the archive again")
         while self._at < position:
             self._writer.beat()
             if not self.read(min(_MAX_HEADER, position - self._at)):
@@ -208,14 +208,14 @@ def _untar(stream: _Readable, entries: Entries, writer: Writer) -> _Forward:
             return forward
     if len(forward.last) < _BLOCK or forward.last.strip(b"\0"):
         # tarfile takes a damaged header, or the end of the file, for the end of the archive
-        raise Damaged("ends early or is damaged after this entry; copy the archive again", entry=last)
+        raise DamagedArchive("ends early or is damaged after this entry; copy the archive again", entry=last)
     return forward
 
 
 def _take(archive: tarfile.TarFile, member: tarfile.TarInfo, entries: Entries, writer: Writer) -> None:
     name = member.name
     if member.size < 0:
-        raise Damaged("has a negative size; copy the archive again", entry=name)
+        raise DamagedArchive("has a negative size; copy the archive again", entry=name)
     if member.isdir():
         entries.folder(name + "/")
     elif member.issym() or member.islnk():

@@ -19,7 +19,7 @@ LOOK_AT_DISK = 64 << 20  # bytes written between two looks
 _REPORT_S = 0.5
 
 
-class Damaged(Exception):
+class DamagedArchive(Exception):
     """The archive's data are not what they should be; becomes a fault with its code and entry."""
 
     def __init__(self, message: str, *, entry: str | None = None, code: Code = Code.ARCHIVE_DAMAGED) -> None:
@@ -53,7 +53,7 @@ class Writer:
         """Write one admitted file of just ``size`` bytes.
 
         Raises:
-            Damaged: There are more or fewer.
+            DamagedArchive: There are more or fewer.
         """
         path = self.folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -67,7 +67,9 @@ class Writer:
                 file.write(piece)
                 self._count(len(piece))
         if written != size:
-            raise Damaged(f"holds {'more' if written > size else 'fewer'} bytes than its header says; copy the archive again", entry=name)
+            raise DamagedArchive(
+                f"holds {'more' if written > size else 'fewer'} bytes than its header says; copy the archive again", entry=name
+            )
         read_only(path)
 
     def _count(self, size: int) -> None:
@@ -102,6 +104,6 @@ class as_damage:  # noqa: N801  a context manager used as a statement
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         if isinstance(error, EOFError):
-            raise Damaged("ends early; copy the archive again", entry=self.entry) from error
-        if isinstance(error, Exception) and not isinstance(error, Damaged | JobError | MemoryError):
-            raise Damaged(f"cannot be read ({error}); copy the archive again", entry=self.entry) from error
+            raise DamagedArchive("ends early; copy the archive again", entry=self.entry) from error
+        if isinstance(error, Exception) and not isinstance(error, DamagedArchive | JobError | MemoryError):
+            raise DamagedArchive(f"cannot be read ({error}); copy the archive again", entry=self.entry) from error

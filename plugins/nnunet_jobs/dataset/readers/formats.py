@@ -10,7 +10,7 @@ from nnunet_jobs.dataset.names import split_ending
 from nnunet_jobs.dataset.readers.itk import read_itk
 from nnunet_jobs.dataset.readers.nifti import read_nifti
 from nnunet_jobs.dataset.readers.pictures import read_picture
-from nnunet_jobs.dataset.readers.volume import Beat, Damaged, Reading, Reserve, Volume
+from nnunet_jobs.dataset.readers.volume import Beat, DamagedFile, Reading, Reserve, Volume
 from nnunet_jobs.dataset.readers.words import library_says
 from nnunet_jobs.faults.codes import Code
 
@@ -65,9 +65,9 @@ def read_volume(
     reading = Reading(volume=volume, path=path, case=case, name=name, label=label, beat=beat, reserve=reserve, reader=reader)
     try:
         if not ending:
-            raise Damaged(Code.ENDING_UNSUPPORTED, "has an ending that nnU-Net does not read; convert it to .nii.gz")
+            raise DamagedFile(Code.ENDING_UNSUPPORTED, "has an ending that nnU-Net does not read; convert it to .nii.gz")
         _READERS[ending](reading)
-    except Damaged as damaged:
+    except DamagedFile as damaged:
         reading.fault(damaged.code, str(damaged))
     except OSError as error:
         # Pillow raises OSErrors without a number for bad content; the system's have one.

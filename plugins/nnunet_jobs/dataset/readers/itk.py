@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from nnunet_jobs.dataset.readers.volume import CHUNK, Damaged, Reading, check_extent, read_bytes, shown_mm, take_geometry, take_values
+from nnunet_jobs.dataset.readers.volume import CHUNK, DamagedFile, Reading, check_extent, read_bytes, shown_mm, take_geometry, take_values
 from nnunet_jobs.dataset.readers.words import library_says
 from nnunet_jobs.faults.codes import Code
 
@@ -72,7 +72,7 @@ def read_itk(reading: Reading) -> None:
     except RuntimeError as error:
         if "alloc" in str(error).lower():
             raise MemoryError("ITK could not get the memory for the image") from error
-        raise Damaged(Code.NOT_READABLE, f"not a readable image ({library_says(error)})") from error
+        raise DamagedFile(Code.NOT_READABLE, f"not a readable image ({library_says(error)})") from error
     reading.beat()
     size, components = tuple(int(n) for n in image.GetSize()), int(image.GetNumberOfComponentsPerPixel())
     if components != 1 or "complex" in image.GetPixelIDTypeAsString():
@@ -121,27 +121,27 @@ def _check_meta(reading: Reading, data: bytearray) -> int:
     while True:
         end = data.find(b"\n", start, _LONGEST_HEADER)
         if end < 0:
-            raise Damaged(Code.NOT_READABLE, "not a MetaImage file: its header has no ElementDataFile")
+            raise DamagedFile(Code.NOT_READABLE, "not a MetaImage file: its header has no ElementDataFile")
         key, separator, value = data[start:end].decode("latin-1").partition("=")
         start = end + 1
         if not separator:
-            raise Damaged(Code.NOT_READABLE, "not a MetaImage file: a line of its header is not 'key = value'")
+            raise DamagedFile(Code.NOT_READABLE, "not a MetaImage file: a line of its header is not 'key = value'")
         if key.strip() in fields:
-            raise Damaged(Code.NOT_READABLE, f"not a MetaImage file: its header has {key.strip()[:40]!r} twice")
+            raise DamagedFile(Code.NOT_READABLE, f"not a MetaImage file: its header has {key.strip()[:40]!r} twice")
         fields[key.strip()] = value.strip()
         if key.strip() == "ElementDataFile":
             break
     if fields["ElementDataFile"].upper() != "LOCAL":
-        raise Damaged(Code.PATH_OUTSIDE, "its header names another file for the voxels; write header and voxels into one file")
+        raise DamagedFile(Code.PATH_OUTSIDE, "its header names another file for the voxels; write header and voxels into one file")
     if fields.get("BinaryData", "True").lower() not in ("true", "1"):
-        raise Damaged(Code.NOT_READABLE, "holds its voxels as text; write the file again in binary form")
+        raise DamagedFile(Code.NOT_READABLE, "holds its voxels as text; write the file again in binary form")
     _require_axes(fields)
     spacing = fields.get("ElementSpacing", fields.get("ElementSize", "1"))
     _refuse_bad_spacing(reading, spacing.split())
     _note_contradictions(reading, fields)
     item = _META_TYPES.get(fields.get("ElementType", "").removeprefix("MET_").removesuffix("_ARRAY"))
     if item is None:
-        raise Damaged(Code.DTYPE, f"holds {fields.get('ElementType', 'voxels of no type')!r}; store integers or floating-point numbers")
+        raise DamagedFile(Code.DTYPE, f"holds {fields.get('ElementType', 'voxels of no type')!r}; store integers or floating-point numbers")
     expected = _count(fields.get("DimSize", "").split()) * item * int(fields.get("ElementNumberOfChannels", "1"))
     if fields.get("CompressedData", "False").lower() in ("true", "1"):
         _check_deflated(reading, data, start, expected, wbits=47)
@@ -177,7 +177,7 @@ def _require_axes(fields: Mapping[str, str]) -> None:
     """ITK writes beyond its arrays when a header promises more axes than they hold."""
     promised, sizes = fields.get("NDims", ""), fields.get("DimSize", "").split()
     if promised != str(len(sizes)) or len(sizes) > _META_AXES:
-        raise Damaged(
+        raise DamagedFile(
             Code.NOT_READABLE, f"its header promises {promised[:40] or 'no'} axes and has {len(sizes)} sizes; write the file again"
         )
 
@@ -186,10 +186,10 @@ def _require_axes(fields: Mapping[str, str]) -> None:
 def _check_nrrd(reading: Reading, data: bytearray) -> int:
     """Hold an NRRD header against the file. Returns the bytes of the voxels."""
     if data[:4] != b"NRRD":
-        raise Damaged(Code.NOT_READABLE, "not an NRRD file")
+        raise DamagedFile(Code.NOT_READABLE, "not an NRRD file")
     ends = [(place, len(mark)) for mark in (b"\n\n", b"\r\n\r\n") if (place := data.find(mark, 0, _LONGEST_HEADER)) >= 0]
     if not ends:
-        raise Damaged(Code.NOT_READABLE, "the NRRD header does not end, or names another file for the voxels")
+        raise DamagedFile(Code.NOT_READABLE, "the NRRD header does not end, or names another file for the voxels")
     place, length = min(ends)
     fields: dict[str, str] = {}
     for line in data[:place].decode("latin-1").splitlines()[1:]:
@@ -197,20 +197,20 @@ def _check_nrrd(reading: Reading, data: bytearray) -> int:
         if separator and not line.startswith("#") and not value.startswith("="):
             fields[key.strip().lower()] = value.strip()
     if "data file" in fields or "datafile" in fields:
-        raise Damaged(Code.PATH_OUTSIDE, "its header names another file for the voxels; write header and voxels into one file")
+        raise DamagedFile(Code.PATH_OUTSIDE, "its header names another file for the voxels; write header and voxels into one file")
     if any(fields.get(key, "0") not in ("", "0") for key in ("line skip", "lineskip", "byte skip", "byteskip")):
-        raise Damaged(Code.NOT_READABLE, "skips lines or bytes before its voxels; write the file again without")
+        raise DamagedFile(Code.NOT_READABLE, "skips lines or bytes before its voxels; write the file again without")
     _refuse_bad_spacing(reading, [value for value in fields.get("spacings", "").split() if value.lower() != "nan"])
     item = _NRRD_TYPES.get(fields.get("type", "").lower())
     if item is None:
-        raise Damaged(Code.DTYPE, f"holds {fields.get('type', 'voxels of no type')!r}; store integers or floating-point numbers")
+        raise DamagedFile(Code.DTYPE, f"holds {fields.get('type', 'voxels of no type')!r}; store integers or floating-point numbers")
     expected, encoding = _count(fields.get("sizes", "").split()) * item, fields.get("encoding", "").lower()
     if encoding in ("gzip", "gz"):
         _check_deflated(reading, data, place + length, expected, wbits=31)
     elif encoding == "raw":
         _check_size(len(data) - place - length, expected)
     else:
-        raise Damaged(Code.NOT_READABLE, f"has the encoding {encoding!r}; write the file again with raw or gzip encoding")
+        raise DamagedFile(Code.NOT_READABLE, f"has the encoding {encoding!r}; write the file again with raw or gzip encoding")
     return expected
 
 
@@ -218,19 +218,19 @@ def _check_nrrd(reading: Reading, data: bytearray) -> int:
 def _refuse_bad_spacing(reading: Reading, values: list[str]) -> None:
     numbers = [float(value) for value in values]
     if not all(math.isfinite(number) and number > 0 for number in numbers):
-        raise Damaged(Code.SPACING_INVALID, f"has the spacing {shown_mm(numbers)}; each must be more than 0")
+        raise DamagedFile(Code.SPACING_INVALID, f"has the spacing {shown_mm(numbers)}; each must be more than 0")
 
 
 def _count(sizes: list[str]) -> int:
     numbers = [int(size) for size in sizes]
     if not numbers or min(numbers) < 1:
-        raise Damaged(Code.NOT_3D, f"has the shape {tuple(numbers)}; must be three-dimensional")
+        raise DamagedFile(Code.NOT_3D, f"has the shape {tuple(numbers)}; must be three-dimensional")
     return math.prod(numbers)
 
 
 def _check_size(held: int, expected: int) -> None:
     if held < expected:
-        raise Damaged(Code.TRUNCATED, f"holds {held} bytes of voxels where its header promises {expected}; copy the file again")
+        raise DamagedFile(Code.TRUNCATED, f"holds {held} bytes of voxels where its header promises {expected}; copy the file again")
 
 
 def _check_deflated(reading: Reading, data: bytearray, start: int, expected: int, *, wbits: int) -> None:
@@ -243,9 +243,9 @@ def _check_deflated(reading: Reading, data: bytearray, start: int, expected: int
             place += len(chunk) - len(inflate.unconsumed_tail)
             reading.beat()
             if held > expected:
-                raise Damaged(Code.NOT_READABLE, "holds more data than its header says")
+                raise DamagedFile(Code.NOT_READABLE, "holds more data than its header says")
     except zlib.error as error:
-        raise Damaged(Code.GZIP_DAMAGED, f"compressed data is damaged ({library_says(error)}); copy the file again") from error
+        raise DamagedFile(Code.GZIP_DAMAGED, f"compressed data is damaged ({library_says(error)}); copy the file again") from error
     if not inflate.eof:
-        raise Damaged(Code.TRUNCATED, f"compressed data ends early, after {len(data)} bytes; copy the file again")
+        raise DamagedFile(Code.TRUNCATED, f"compressed data ends early, after {len(data)} bytes; copy the file again")
     _check_size(held, expected)

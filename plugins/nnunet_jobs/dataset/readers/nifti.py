@@ -15,7 +15,7 @@ import numpy as np
 
 from nnunet_jobs.contract.files import open_regular
 from nnunet_jobs.dataset.readers.nifti_geometry import take_nifti_geometry
-from nnunet_jobs.dataset.readers.volume import CHUNK, Damaged, Reading, check_extent, take_values
+from nnunet_jobs.dataset.readers.volume import CHUNK, DamagedFile, Reading, check_extent, take_values
 from nnunet_jobs.dataset.readers.words import library_says
 from nnunet_jobs.faults.codes import Code
 
@@ -78,7 +78,7 @@ def _read(reading: Reading) -> tuple[bytearray, str]:
                 out += chunk
                 continue
             if first and chunk[:2] != b"\x1f\x8b":
-                raise Damaged(Code.NOT_GZIP, "the name ends in .gz but the file is not compressed; rename or compress it")
+                raise DamagedFile(Code.NOT_GZIP, "the name ends in .gz but the file is not compressed; rename or compress it")
             first = False
             while chunk:
                 if inflate.eof:  # gzip files may be several streams in a row, padded with zeros
@@ -89,21 +89,21 @@ def _read(reading: Reading) -> tuple[bytearray, str]:
                 try:
                     out += inflate.decompress(chunk, CHUNK * 16)
                 except zlib.error as error:
-                    raise Damaged(Code.GZIP_DAMAGED, f"gzip data is damaged ({library_says(error)}); copy the file again") from error
+                    raise DamagedFile(Code.GZIP_DAMAGED, f"gzip data is damaged ({library_says(error)}); copy the file again") from error
                 reading.beat()
                 chunk = inflate.unconsumed_tail or (inflate.unused_data if inflate.eof else b"")
                 if limit is None and len(out) >= _HEADER:
                     limit = _expected_size(out)
                     if limit is None:
-                        raise Damaged(Code.NOT_NIFTI, "not a readable NIfTI file")
+                        raise DamagedFile(Code.NOT_NIFTI, "not a readable NIfTI file")
                     reading.reserve(2 * min(limit, on_disk * _DEFLATE))
                 if limit is not None and len(out) > limit + _AFTER_DATA:
-                    raise Damaged(Code.NOT_NIFTI, "holds far more data than its header says")
+                    raise DamagedFile(Code.NOT_NIFTI, "holds far more data than its header says")
         size = file.tell()
     if not size:
-        raise Damaged(Code.EMPTY_FILE, "has no bytes; copy the file again")
+        raise DamagedFile(Code.EMPTY_FILE, "has no bytes; copy the file again")
     if compressed and not inflate.eof:
-        raise Damaged(Code.TRUNCATED, f"gzip data ends early, after {size} bytes; copy the file again")
+        raise DamagedFile(Code.TRUNCATED, f"gzip data ends early, after {size} bytes; copy the file again")
     return out, digest.hexdigest()
 
 
@@ -133,7 +133,7 @@ def _header(data: bytearray) -> Any:
 def _parse(reading: Reading, data: bytearray) -> None:
     expected = _expected_size(data)
     if expected is not None and len(data) < expected:
-        raise Damaged(Code.TRUNCATED, f"holds {len(data)} bytes where its header promises {expected}; copy the file again")
+        raise DamagedFile(Code.TRUNCATED, f"holds {len(data)} bytes where its header promises {expected}; copy the file again")
     try:
         header = _header(data)
         shape, dtype = tuple(int(n) for n in header.get_data_shape()), header.get_data_dtype()
@@ -141,7 +141,7 @@ def _parse(reading: Reading, data: bytearray) -> None:
         start = int(header["vox_offset"])
         header.copy().check_fix(logger=_QUIET, error_level=_SERIOUS)
     except Exception as error:  # nibabel raises many types for bad headers
-        raise Damaged(Code.NOT_NIFTI, f"not a readable NIfTI file ({library_says(error)})") from error
+        raise DamagedFile(Code.NOT_NIFTI, f"not a readable NIfTI file ({library_says(error)})") from error
     if dtype.kind not in "iufb" or dtype.itemsize > 8:
         what = "complex numbers" if dtype.kind == "c" else "colours" if dtype.fields else str(dtype)
         return reading.fault(Code.DTYPE, f"holds {what}; store integers or floating-point numbers of at most 64 bits")

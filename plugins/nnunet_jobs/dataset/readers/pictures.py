@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from nnunet_jobs.contract.files import open_regular
-from nnunet_jobs.dataset.readers.volume import Array, Damaged, Reading, check_extent, read_bytes, take_geometry, take_values
+from nnunet_jobs.dataset.readers.volume import Array, DamagedFile, Reading, check_extent, read_bytes, take_geometry, take_values
 from nnunet_jobs.dataset.readers.words import library_says
 from nnunet_jobs.faults.codes import Code
 
@@ -94,9 +94,9 @@ def spacing_beside(tiff: Path, *, label: bool) -> tuple[tuple[float, ...], bool]
         return (1.0, 1.0, 1.0), False
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = "" if isinstance(error, KeyError | TypeError) else f" ({library_says(error)})"
-        raise Damaged(Code.SPACING_INVALID, f'{path.name} beside it must hold {{"spacing": [z, y, x]}} in mm{reason}') from error
+        raise DamagedFile(Code.SPACING_INVALID, f'{path.name} beside it must hold {{"spacing": [z, y, x]}} in mm{reason}') from error
     if len(spacing) != 3:
-        raise Damaged(Code.SPACING_INVALID, f"{path.name} beside it has {len(spacing)} spacings; it needs three, z, y, x in mm")
+        raise DamagedFile(Code.SPACING_INVALID, f"{path.name} beside it has {len(spacing)} spacings; it needs three, z, y, x in mm")
     return spacing, True
 
 
@@ -121,14 +121,14 @@ def _pillow(reading: Reading, data: bytes) -> Array | None:
             image.load()
         except OSError as error:
             code = Code.TRUNCATED if "truncated" in str(error) else Code.NOT_READABLE
-            raise Damaged(code, f"cannot be decoded ({library_says(error)}); copy the file again") from error
+            raise DamagedFile(code, f"cannot be decoded ({library_says(error)}); copy the file again") from error
         return np.asarray(image)
 
 
 def _check_chunks(data: bytes) -> None:
     """Walk through a PNG file's chunks: Pillow does not look at the checksums of the pixels."""
     if not data.startswith(_PNG):
-        raise Damaged(Code.NOT_READABLE, "not a PNG file")
+        raise DamagedFile(Code.NOT_READABLE, "not a PNG file")
     place = len(_PNG)
     while place + 12 <= len(data):
         length = int.from_bytes(data[place : place + 4], "big")
@@ -136,11 +136,11 @@ def _check_chunks(data: bytes) -> None:
         if end > len(data):
             break
         if zlib.crc32(data[place + 4 : end - 4]) != int.from_bytes(data[end - 4 : end], "big"):
-            raise Damaged(Code.CHECKSUM_WRONG, f"the checksum of its {kind.decode('latin-1')!r} part is wrong; copy the file again")
+            raise DamagedFile(Code.CHECKSUM_WRONG, f"the checksum of its {kind.decode('latin-1')!r} part is wrong; copy the file again")
         if kind == b"IEND":
             return
         place = end
-    raise Damaged(Code.TRUNCATED, f"ends early, after {len(data)} bytes; copy the file again")
+    raise DamagedFile(Code.TRUNCATED, f"ends early, after {len(data)} bytes; copy the file again")
 
 
 # --- tiff -----------------------------------------------------------------------------------------------------------
@@ -159,7 +159,7 @@ def _tiff(reading: Reading, data: bytes) -> Array | None:
                 reading.beat()
                 needed += _check_page(page, len(data))
             if said:
-                raise Damaged(
+                raise DamagedFile(
                     Code.TRUNCATED if "offset" in said[0] else Code.NOT_READABLE,
                     f"is damaged ({library_says(said[0])}); copy the file again",
                 )
@@ -169,7 +169,7 @@ def _tiff(reading: Reading, data: bytes) -> Array | None:
             reading.reserve(4 * needed)
             array: Array = file.asarray(maxworkers=1)
         if said:
-            raise Damaged(Code.NOT_READABLE, f"is damaged ({library_says(said[0])}); copy the file again")
+            raise DamagedFile(Code.NOT_READABLE, f"is damaged ({library_says(said[0])}); copy the file again")
         return array
     finally:
         logger.removeHandler(handler)
@@ -181,10 +181,10 @@ def _check_page(page: Any, size: int) -> int:
     page = page.aspage()
     for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True):
         if offset + count > size:
-            raise Damaged(Code.TRUNCATED, f"holds {size} bytes where its tables promise {offset + count}; copy the file again")
+            raise DamagedFile(Code.TRUNCATED, f"holds {size} bytes where its tables promise {offset + count}; copy the file again")
     pixels = math.prod(page.shape) * page.dtype.itemsize if page.dtype is not None else 0
     if page.compression == 1 and sum(page.databytecounts) < pixels * page.bitspersample // (8 * page.dtype.itemsize):
-        raise Damaged(Code.TRUNCATED, f"holds fewer pixels than its shape {page.shape} needs; copy the file again")
+        raise DamagedFile(Code.TRUNCATED, f"holds fewer pixels than its shape {page.shape} needs; copy the file again")
     return int(pixels)
 
 

@@ -94,7 +94,7 @@ class Reading:
         self.volume.faults.append(Fault(code=code, severity=severity, case=self.case, file=self.name, message=message))
 
 
-class Damaged(Exception):
+class DamagedFile(Exception):
     """The file cannot be read further."""
 
     def __init__(self, code: Code, message: str) -> None:
@@ -126,7 +126,7 @@ def read_bytes(reading: Reading) -> bytearray:
             digest.update(chunk)
             data += chunk
     if not data:
-        raise Damaged(Code.EMPTY_FILE, "has no bytes; copy the file again")
+        raise DamagedFile(Code.EMPTY_FILE, "has no bytes; copy the file again")
     reading.volume.sha256 = digest.hexdigest()
     return data
 

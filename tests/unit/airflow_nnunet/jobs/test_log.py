@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from airflow_nnunet.jobs.log import Line, LogLines, new_lines, write_lines
+from airflow_nnunet.jobs.log import LogLine, LogLines, new_lines, write_lines
 from airflow_nnunet.jobs.progress import ProgressLines
 from devtools.testbed.data import decathlon
 from nnunet_jobs.contract.jobdir import JobDir
@@ -28,7 +28,7 @@ def say(job: JobDir, text: str) -> None:
 TIME = "2026-01-31 18:00:00,000"
 
 
-def texts(lines: list[Line]) -> list[str]:
+def texts(lines: list[LogLine]) -> list[str]:
     """What is shown, without the fold around what has no level."""
     return [line.text for line in lines if not line.text.startswith("::")]
 

@@ -133,7 +133,7 @@ def test_preprocessing_says_why_nnunets_reader_refused(tmp_path):
     from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 
     from nnunet_jobs.contract.files import sha256_file
-    from nnunet_jobs.preprocessing.cases import Case, ReadCache
+    from nnunet_jobs.preprocessing.cases import ReadCache, TrainingCase
 
     source = raw(tmp_path / "s", ["a", "b"], channels=2)
     near, skewed = source / "imagesTr" / "a_0001.nii.gz", source / "imagesTr" / "b_0001.nii.gz"
@@ -143,7 +143,7 @@ def test_preprocessing_says_why_nnunets_reader_refused(tmp_path):
         images = tuple(source / "imagesTr" / f"{name}_{channel:04d}.nii.gz" for channel in range(2))
         label = source / "labelsTr" / f"{name}.nii.gz"
         hashes = tuple(map(sha256_file, (*images, label)))
-        case = Case(name=name, images=images, label=label, hashes=hashes, group=name, shape=SHAPE, spacing=(1.0, 1.0, 1.0))
+        case = TrainingCase(name=name, images=images, label=label, hashes=hashes, group=name, shape=SHAPE, spacing=(1.0, 1.0, 1.0))
         with pytest.raises(DataError) as caught:
             ReadCache(SimpleITKIO, 0).read(case, keep=False)
         assert said in str(caught.value)
