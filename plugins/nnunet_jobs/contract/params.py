@@ -221,7 +221,7 @@ class TrainParams(StepParams):
         for name in ("epochs", "iterations", "val_iterations", "checkpoint_every", "early_stop"):
             value = getattr(self, name)
             self.require(value is None or value >= 1, name, "must be 1 or more")
-        self.require(bool(_NAME.fullmatch(self.trainer)), "trainer", "must be the name of a Python class, which begins with a letter")
+        self.require(bool(_NAME.fullmatch(self.trainer)), "trainer", "must be a Python class name that begins with a letter")
         self.require(bool(_NAME.fullmatch(self.plans)), "plans", "must be a plain name")
         path_fits = self.pretrained is None or "/" not in self.pretrained or self.pretrained.startswith("/")
         self.require(path_fits, "pretrained", "must be a model id or an absolute path")

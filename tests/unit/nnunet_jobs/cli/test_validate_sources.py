@@ -69,7 +69,8 @@ def test_a_damaged_archive_is_a_report_too(tmp_path: Path, scratch: Path) -> Non
 
 
 def test_nothing_is_left_by_one_that_is_told_to_stop(tmp_path: Path, scratch: Path) -> None:
-    archive = pack(tmp_path / "s.tar", decathlon(tmp_path / "s", [f"c{number}" for number in range(20)]))
+    cases = [f"c{number}" for number in range(200)]  # more than are checked before the signal comes
+    archive = pack(tmp_path / "s.tar", decathlon(tmp_path / "s", cases))
     running = subprocess.Popen(command(archive, "--processes", 1), env=environment(scratch), stderr=subprocess.PIPE)
     while not list(scratch.rglob("dataset.json")) and running.poll() is None:
         time.sleep(0.005)
