@@ -10,7 +10,7 @@ import pytest
 
 from airflow_nnunet.dicomweb.hook import DicomWebHook
 from airflow_nnunet.jobs.exceptions import ArchiveRefused
-from airflow_nnunet.retry import NnunetRetryPolicy
+from airflow_nnunet.jobs.retry import NnunetRetryPolicy
 from support.stub_archive import StubArchive
 
 STUDIES = {f"1.2.{number}": 3 for number in range(1, 8)}
