@@ -15,6 +15,7 @@ import subprocess
 import tarfile
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -73,14 +74,26 @@ class Engine:
         self._clean()
 
     def start(self) -> None:
-        """Start the daemon, again after :meth:`kill`, and wait until it answers."""
+        """Start the daemon, again after :meth:`kill`, and wait until it answers.
+
+        One that ends by itself is started again, as a service manager does: dockerd gives up where it finds a dying containerd.
+        """
+        for tries_left in (2, 1, 0):
+            process = self._process = self._start()
+            wait_for(partial(self._decided, process), timeout_s=60, what=f"dockerd; its log is {self.root / 'dockerd.log'}")
+            if process.poll() is None:
+                return
+            assert tries_left, (self.root / "dockerd.log").read_text()[-4000:]
+            (self._sockets / "docker.pid").unlink(missing_ok=True)
+
+    def _start(self) -> subprocess.Popen[bytes]:
         config = self.root / "daemon.json"
         config.write_text(json.dumps({"live-restore": self.live_restore}))
         environment = dict(os.environ)
         if self.path:
             environment["PATH"] = f"{self.path}:{environment['PATH']}"
         with open(self.root / "dockerd.log", "ab") as log:
-            self._process = subprocess.Popen(
+            return subprocess.Popen(
                 [
                     "dockerd",
                     f"--config-file={config}",
@@ -99,7 +112,6 @@ class Engine:
                 env=environment,
                 start_new_session=True,
             )
-        wait_for(self._answers, timeout_s=60, what=f"dockerd; its log is {self.root / 'dockerd.log'}")
 
     def kill(self) -> None:
         """SIGKILL to the daemon alone; its containerd and the containers stay."""
@@ -150,9 +162,10 @@ class Engine:
         return JOBS
 
     # --- private ------------------------------------------------------------------------------------------------
-    def _answers(self) -> bool:
-        assert self._process is not None
-        assert self._process.poll() is None, (self.root / "dockerd.log").read_text()[-4000:]
+    def _decided(self, process: subprocess.Popen[bytes]) -> bool:
+        """Whether the daemon answers or has ended."""
+        if process.poll() is not None:
+            return True
         with contextlib.suppress(AssertionError):
             self.docker("version")
             return True
