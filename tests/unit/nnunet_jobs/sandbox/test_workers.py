@@ -32,7 +32,7 @@ def talk(data):
     return {"done": True}
 
 def greedy(data):
-    memory = worker.Memory(data["budget"])
+    memory = worker.MemoryLimit(data["budget"])
     memory.begin()
     memory.reserve(data["size"])
     return {}
