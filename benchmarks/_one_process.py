@@ -30,8 +30,8 @@ def stock(order: dict[str, Any]) -> dict[str, Any]:
 def ours(order: dict[str, Any]) -> dict[str, Any]:
     """Predictor.predict with all cases at once."""
     from nnunet_jobs.context import StepContext
-    from nnunet_jobs.contract.jobdir import JobDir
-    from nnunet_jobs.contract.workspace import Workspace
+    from nnunet_jobs.contract.job.folder import JobDir
+    from nnunet_jobs.contract.storage.workspace import Workspace
     from nnunet_jobs.prediction.cases import Case
     from nnunet_jobs.prediction.model import resolve_model
     from nnunet_jobs.prediction.predictor import Predictor

@@ -23,9 +23,10 @@ PROJECT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(PROJECT / "plugins")]
 
 from airflow_nnunet.backends import Backend, Watch, get_backend  # noqa: E402
-from nnunet_jobs.contract.jobdir import JobDir, Phase  # noqa: E402
-from nnunet_jobs.contract.spec import JobSpec, Resources, make_job_id  # noqa: E402
-from nnunet_jobs.contract.workspace import Workspace  # noqa: E402
+from nnunet_jobs.contract.job.folder import JobDir  # noqa: E402
+from nnunet_jobs.contract.job.spec import JobSpec, Resources, make_job_id  # noqa: E402
+from nnunet_jobs.contract.job.state import Phase  # noqa: E402
+from nnunet_jobs.contract.storage.workspace import Workspace  # noqa: E402
 from nnunet_jobs.dataset.phantom import write_phantom  # noqa: E402
 
 USER = 12345

@@ -25,8 +25,8 @@ sys.path[:0] = [str(PROJECT / "plugins")]
 from devtools.testbed.data import context  # noqa: E402
 from devtools.testbed.data import write_nifti as write_label  # noqa: E402
 from nnunet_jobs.contract.failure import ConfigError  # noqa: E402
-from nnunet_jobs.contract.params import RegisterParams  # noqa: E402
-from nnunet_jobs.contract.workspace import Workspace  # noqa: E402
+from nnunet_jobs.contract.steps.params import RegisterParams  # noqa: E402
+from nnunet_jobs.contract.storage.workspace import Workspace  # noqa: E402
 from nnunet_jobs.dicom.convert import write_nifti  # noqa: E402
 from nnunet_jobs.dicom.geometry import grid_of  # noqa: E402
 from nnunet_jobs.dicom.series import scan  # noqa: E402

@@ -30,7 +30,7 @@ from benchmarks.training import CORES, ITERATIONS, RATE, TINY  # noqa: E402
 from devtools.testbed.prediction import job_dir, write_card  # noqa: E402
 from devtools.testbed.preprocessing import DATASET, register, result_of, start  # noqa: E402
 from nnunet_jobs.context import StepContext  # noqa: E402
-from nnunet_jobs.contract.workspace import Workspace  # noqa: E402
+from nnunet_jobs.contract.storage.workspace import Workspace  # noqa: E402
 from nnunet_jobs.runner.attempt_limits import environment  # noqa: E402
 
 TINY_3D = {

@@ -25,8 +25,8 @@ sys.path[:0] = [str(PROJECT / "plugins")]
 from benchmarks._load import below_me, sampled_memory  # noqa: E402
 from devtools.testbed.prediction import PLANS, TRAINER, job_dir  # noqa: E402
 from devtools.testbed.stages import DATASET, LOW, save_stage  # noqa: E402
-from nnunet_jobs.contract.files import read_json, repoint, sha256_file, write_json  # noqa: E402
-from nnunet_jobs.contract.workspace import Workspace  # noqa: E402
+from nnunet_jobs.contract.storage.files import read_json, repoint, sha256_file, write_json  # noqa: E402
+from nnunet_jobs.contract.storage.workspace import Workspace  # noqa: E402
 from nnunet_jobs.prediction.model import selection_hash  # noqa: E402
 
 IMAGE_MM, NETWORK_MM, PATCH = (0.78, 0.78, 1.0), [1.25, 1.0, 1.0], [128, 128, 128]
@@ -117,7 +117,7 @@ def difference(stock: Path, ours: Path) -> str:
 def step(request: str) -> None:
     """What our process does."""
     from nnunet_jobs.context import StepContext
-    from nnunet_jobs.contract.params import PredictParams
+    from nnunet_jobs.contract.steps.params import PredictParams
     from nnunet_jobs.steps.predict import run
 
     workspace, params = json.loads(request)

@@ -26,9 +26,9 @@ PROJECT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(PROJECT / "plugins")]
 
 from airflow_nnunet.backends import Watch, get_backend  # noqa: E402
-from nnunet_jobs.contract.files import read_json, write_json  # noqa: E402
-from nnunet_jobs.contract.spec import JobSpec, Resources, make_job_id  # noqa: E402
-from nnunet_jobs.contract.workspace import Workspace  # noqa: E402
+from nnunet_jobs.contract.job.spec import JobSpec, Resources, make_job_id  # noqa: E402
+from nnunet_jobs.contract.storage.files import read_json, write_json  # noqa: E402
+from nnunet_jobs.contract.storage.workspace import Workspace  # noqa: E402
 
 ARCHITECTURE = {"features_per_stage": [16, 32, 64, 128], "n_conv_per_stage": [1] * 4, "n_conv_per_stage_decoder": [1] * 3}
 TINY = {"inherits_from": "2d", "batch_size": 16, "architecture": {"arch_kwargs": ARCHITECTURE}}

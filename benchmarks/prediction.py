@@ -27,9 +27,9 @@ from airflow_nnunet.backends.base import Watch  # noqa: E402
 from devtools.testbed.prediction import job_dir, save_random_folds, write_card  # noqa: E402
 from devtools.testbed.preprocessing import DATASET, register, result_of, start  # noqa: E402
 from nnunet_jobs.context import StepContext  # noqa: E402
-from nnunet_jobs.contract.params import PredictParams  # noqa: E402
-from nnunet_jobs.contract.spec import JobSpec, Resources  # noqa: E402
-from nnunet_jobs.contract.workspace import Workspace  # noqa: E402
+from nnunet_jobs.contract.job.spec import JobSpec, Resources  # noqa: E402
+from nnunet_jobs.contract.steps.params import PredictParams  # noqa: E402
+from nnunet_jobs.contract.storage.workspace import Workspace  # noqa: E402
 
 RECIPE = {"features_per_stage": [16, 32, 64, 128], "n_conv_per_stage": [1] * 4, "n_conv_per_stage_decoder": [1] * 3}
 TINY = {"2d_tiny": {"inherits_from": "2d", "batch_size": 16, "architecture": {"arch_kwargs": RECIPE}}}

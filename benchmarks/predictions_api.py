@@ -28,7 +28,7 @@ from airflow_nnunet.prediction_api import DAG_ID, TASK_ID, client  # noqa: E402
 from devtools.stack import Stack  # noqa: E402
 from devtools.testbed.serving import ServerProcess, make_image, make_workspace  # noqa: E402
 from devtools.testbed.stages import DATASET  # noqa: E402
-from nnunet_jobs.contract.workspace import Workspace  # noqa: E402
+from nnunet_jobs.contract.storage.workspace import Workspace  # noqa: E402
 
 LOOK_S = 0.05
 ASKED, ANSWERED = "asking ", "predictor server "

@@ -21,7 +21,7 @@ PROJECT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(PROJECT / "plugins")]
 
 from devtools.testbed.preprocessing import DATASET, differences, register, result_of, start, stock  # noqa: E402
-from nnunet_jobs.contract.workspace import Workspace  # noqa: E402
+from nnunet_jobs.contract.storage.workspace import Workspace  # noqa: E402
 
 CONFIGURATIONS = ["2d", "3d_fullres"]
 STOCK = ("-c", *CONFIGURATIONS, "--verify_dataset_integrity")

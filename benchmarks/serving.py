@@ -31,7 +31,7 @@ from devtools.testbed.nginx import lay_out, missing, running
 from devtools.testbed.prediction import PLANS, TRAINER, write_card
 from devtools.testbed.preprocessing import DATASET
 from devtools.testbed.serving import ServerProcess, Service
-from nnunet_jobs.contract.workspace import Workspace
+from nnunet_jobs.contract.storage.workspace import Workspace
 from nnunet_jobs.runner import attempt_limits
 
 CORES = os.cpu_count() or 1

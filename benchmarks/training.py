@@ -26,9 +26,9 @@ PROJECT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(PROJECT / "plugins")]
 
 from devtools.testbed.preprocessing import DATASET, register, result_of, start  # noqa: E402
-from nnunet_jobs.contract.files import read_json  # noqa: E402
-from nnunet_jobs.contract.jobdir import JobDir  # noqa: E402
-from nnunet_jobs.contract.workspace import Workspace  # noqa: E402
+from nnunet_jobs.contract.job.folder import JobDir  # noqa: E402
+from nnunet_jobs.contract.storage.files import read_json  # noqa: E402
+from nnunet_jobs.contract.storage.workspace import Workspace  # noqa: E402
 from nnunet_jobs.runner.attempt_limits import environment  # noqa: E402
 
 ITERATIONS, RATE = 50, 3e-3
@@ -127,7 +127,7 @@ def ours(workspace: Workspace, version: str, number: int, epochs: int) -> tuple[
 def step(request: str) -> None:
     """What the child process does."""
     from nnunet_jobs.context import StepContext
-    from nnunet_jobs.contract.params import TrainParams
+    from nnunet_jobs.contract.steps.params import TrainParams
     from nnunet_jobs.steps.train import run
 
     workspace, folder, params = json.loads(request)

@@ -25,10 +25,11 @@ PROJECT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT / "plugins"))
 
 from airflow_nnunet.jobs.trigger import JobTrigger  # noqa: E402
-from nnunet_jobs.contract.jobdir import JobDir, Phase  # noqa: E402
-from nnunet_jobs.contract.liveness import write_counter  # noqa: E402
-from nnunet_jobs.contract.spec import JobSpec, make_job_id  # noqa: E402
-from nnunet_jobs.contract.workspace import Workspace  # noqa: E402
+from nnunet_jobs.contract.job.folder import JobDir  # noqa: E402
+from nnunet_jobs.contract.job.liveness import write_counter  # noqa: E402
+from nnunet_jobs.contract.job.spec import JobSpec, make_job_id  # noqa: E402
+from nnunet_jobs.contract.job.state import Phase  # noqa: E402
+from nnunet_jobs.contract.storage.workspace import Workspace  # noqa: E402
 
 LIMIT_S = 10.0
 _PARAMS = {"dataset": 1, "configuration": "2d", "fold": 0}

@@ -24,8 +24,8 @@ from airflow_nnunet.prediction_api.rest_client import RestError
 from devtools.demo_site import login, make_stack, require_free, write_env
 from devtools.progress_view import ProgressView
 from devtools.stack import PROJECT, Stack, StackError
-from nnunet_jobs.contract.files import read_json
-from nnunet_jobs.contract.workspace import MODEL_CARD
+from nnunet_jobs.contract.storage.files import read_json
+from nnunet_jobs.contract.storage.workspace import MODEL_CARD
 
 DAG_ID = "nnunet_demo"
 PHANTOM_CASES = 20

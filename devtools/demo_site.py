@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from devtools.stack import PROJECT, Stack, StackError
-from nnunet_jobs.contract.files import write_private
+from nnunet_jobs.contract.storage.files import write_private
 
 _DAG_FILE = '''"""The demo's dataset file as a DAG."""
 

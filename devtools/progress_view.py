@@ -8,7 +8,7 @@ from typing import Any
 
 from airflow_nnunet.jobs.progress import ProgressLines
 from airflow_nnunet.prediction_api.rest_client import AirflowClient
-from nnunet_jobs.contract.jobdir import JobDir
+from nnunet_jobs.contract.job.folder import JobDir
 
 _QUIET = frozenset({None, "scheduled", "queued", "none", "removed"})
 _LOG_LINES = 25

@@ -17,7 +17,7 @@ from airflow_nnunet.provider_info import DICOMWEB_FIELDS, NNUNET_FIELDS, OPTIONS
 from devtools import faults_docs, schema_docs
 from nnunet_jobs.__main__ import _parser as jobs_parser
 from nnunet_jobs.contract.exit_codes import Exit
-from nnunet_jobs.contract.workspace import Workspace
+from nnunet_jobs.contract.storage.workspace import Workspace
 from nnunet_jobs.predictor_server.app import Server
 from nnunet_jobs.predictor_server.app import create_app as create_server
 from nnunet_jobs.predictor_server.settings import ServeSettings

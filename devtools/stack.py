@@ -23,7 +23,7 @@ import psutil
 from airflow_nnunet.prediction_api.rest_client import AirflowClient, wait_until
 from devtools.stack_components import CORE, Component
 from devtools.stack_config import USER, password_file, read_config, write_config
-from nnunet_jobs.contract.files import write_private
+from nnunet_jobs.contract.storage.files import write_private
 
 PROJECT = Path(__file__).resolve().parents[1]
 _START_S = 180.0

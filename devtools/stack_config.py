@@ -12,7 +12,7 @@ import socket
 from collections.abc import Mapping
 from pathlib import Path
 
-from nnunet_jobs.contract.files import write_private
+from nnunet_jobs.contract.storage.files import write_private
 
 USER = "admin"
 

@@ -23,7 +23,7 @@ import httpx
 
 from airflow_nnunet.prediction_api.rest_client import FINISHED_RUN, RestError, wait_until
 from nnunet_jobs.contract.failure import Failure, FailureClass
-from nnunet_jobs.contract.jobdir import JobDir
+from nnunet_jobs.contract.job.folder import JobDir
 from nnunet_jobs.devices.leases import Ledger
 from soak.faults import Faults
 from soak.site import EPOCHS, Site

@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 
 from devtools.stack_components import CORE
-from nnunet_jobs.contract.jobdir import Phase
+from nnunet_jobs.contract.job.state import Phase
 from soak.site import Site
 
 _OUTAGE_S = (20.0, 60.0)

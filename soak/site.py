@@ -14,8 +14,8 @@ import psutil
 import yaml
 
 from devtools.stack import PROJECT, Stack
-from nnunet_jobs.contract.jobdir import JobDir
-from nnunet_jobs.contract.workspace import Workspace
+from nnunet_jobs.contract.job.folder import JobDir
+from nnunet_jobs.contract.storage.workspace import Workspace
 
 CASES = 6
 EPOCHS = 4

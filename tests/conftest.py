@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from nnunet_jobs.contract.workspace import Workspace
+from nnunet_jobs.contract.storage.workspace import Workspace
 from support.containers import make_engine
 from support.engine import Engine
 

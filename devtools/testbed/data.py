@@ -11,9 +11,9 @@ import nibabel  # noqa: TID253  the rule is for what Airflow imports
 import numpy as np
 
 from nnunet_jobs.context import StepContext
-from nnunet_jobs.contract.jobdir import JobDir
-from nnunet_jobs.contract.params import RegisterParams
-from nnunet_jobs.contract.workspace import Workspace
+from nnunet_jobs.contract.job.folder import JobDir
+from nnunet_jobs.contract.steps.params import RegisterParams
+from nnunet_jobs.contract.storage.workspace import Workspace
 from nnunet_jobs.steps import register
 
 SHAPE = (16, 18, 6)

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from devtools.testbed.preprocessing import DATASET, register, result_of, start
-from nnunet_jobs.contract.files import repoint, sha256_file, write_json
-from nnunet_jobs.contract.jobdir import JobDir
-from nnunet_jobs.contract.workspace import Workspace
+from nnunet_jobs.contract.job.folder import JobDir
+from nnunet_jobs.contract.storage.files import repoint, sha256_file, write_json
+from nnunet_jobs.contract.storage.workspace import Workspace
 from nnunet_jobs.prediction.model import selection_hash
 
 TRAINER, PLANS = "nnUNetTrainer", "nnUNetPlans"

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_jobs.context import StepContext
-from nnunet_jobs.contract.files import content_hash, sha256_file, write_json
-from nnunet_jobs.contract.jobdir import JobDir
-from nnunet_jobs.contract.params import PreprocessParams
-from nnunet_jobs.contract.workspace import Workspace
+from nnunet_jobs.contract.job.folder import JobDir
+from nnunet_jobs.contract.steps.params import PreprocessParams
+from nnunet_jobs.contract.storage.files import content_hash, sha256_file, write_json
+from nnunet_jobs.contract.storage.workspace import Workspace
 
 DATASET = "Dataset004_Test"
 PROJECT = Path(__file__).resolve().parent.parent.parent

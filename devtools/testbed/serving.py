@@ -17,8 +17,8 @@ import httpx
 from airflow_nnunet.prediction_api.rest_client import wait_until
 from devtools.testbed.prediction import PLANS, TRAINER
 from devtools.testbed.stages import DATASET, FULL, LOW, save_stage
-from nnunet_jobs.contract.files import repoint, write_json
-from nnunet_jobs.contract.workspace import Workspace
+from nnunet_jobs.contract.storage.files import repoint, write_json
+from nnunet_jobs.contract.storage.workspace import Workspace
 from nnunet_jobs.dataset.phantom import phantom_case
 from nnunet_jobs.prediction.model import selection_hash
 

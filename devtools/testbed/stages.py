@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from devtools.testbed.prediction import PLANS, TRAINER
-from nnunet_jobs.contract.files import sha256_file, write_json
+from nnunet_jobs.contract.storage.files import sha256_file, write_json
 
 DATASET = "Dataset007_Cascade"
 DESCRIPTION = {"channel_names": {"0": "MRI"}, "labels": {"background": 0, "head": 1, "tail": 2}, "numTraining": 4, "file_ending": ".nii.gz"}

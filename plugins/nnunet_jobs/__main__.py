@@ -14,8 +14,8 @@ from nnunet_jobs.cli import commands, serve, validate
 from nnunet_jobs.cli.commands import in_sentences
 from nnunet_jobs.contract.exit_codes import Exit
 from nnunet_jobs.contract.failure import ConfigError
-from nnunet_jobs.contract.files import open_new
-from nnunet_jobs.contract.jobdir import JobDir
+from nnunet_jobs.contract.job.folder import JobDir
+from nnunet_jobs.contract.storage.files import open_new
 
 
 def main(argv: Sequence[str] | None = None, *, module: str = "nnunet_jobs", steps: Callable[..., object] | None = None) -> int:

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_jobs.contract.failure import ConfigError, Interrupted
-from nnunet_jobs.contract.files import locked, open_new
-from nnunet_jobs.contract.jobdir import JobDir
-from nnunet_jobs.contract.liveness import write_counter
-from nnunet_jobs.contract.workspace import Workspace
+from nnunet_jobs.contract.job.folder import JobDir
+from nnunet_jobs.contract.job.liveness import write_counter
+from nnunet_jobs.contract.storage.files import locked, open_new
+from nnunet_jobs.contract.storage.workspace import Workspace
 from nnunet_jobs.patience import Spells
 
 log = logging.getLogger("nnunet_jobs")

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from nnunet_jobs.contract.packages import for_this_interpreter
+from nnunet_jobs.contract.job.packages import for_this_interpreter
 
 INITIAL_PID_NAMESPACE = 0xEFFFFFFC  # linux/proc_ns.h: the host's own, outside all containers
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h

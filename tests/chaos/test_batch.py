@@ -17,8 +17,8 @@ import pytest
 from devtools.testbed.serving import PROJECT, make_image, make_workspace
 from nnunet_jobs import processes
 from nnunet_jobs.contract.failure import Bug, DataError
-from nnunet_jobs.contract.files import read_json
-from nnunet_jobs.contract.workspace import Workspace
+from nnunet_jobs.contract.storage.files import read_json
+from nnunet_jobs.contract.storage.workspace import Workspace
 from support.batches import ABORT_CHECK, ABORT_ITK, ABORT_JOB, ABORT_ONCE, finish_job, make_small_cases, poison, predict, reasons, start_job
 from support.jobs import wait_for
 

@@ -12,9 +12,9 @@ import pytest
 from pydicom.dataset import Dataset
 
 from airflow_nnunet.backends import LocalBackend
-from nnunet_jobs.contract.jobdir import JobDir
-from nnunet_jobs.contract.spec import JobSpec, Resources, make_job_id
-from nnunet_jobs.contract.workspace import Workspace
+from nnunet_jobs.contract.job.folder import JobDir
+from nnunet_jobs.contract.job.spec import JobSpec, Resources, make_job_id
+from nnunet_jobs.contract.storage.workspace import Workspace
 from support.dicom import save, slices, uid
 from support.dicom_labels import write_seg_object
 from support.jobs import no_runner_left, wait_final

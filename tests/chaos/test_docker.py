@@ -14,10 +14,11 @@ import pytest
 
 from airflow_nnunet.backends import DockerBackend, JobStatus, Watch
 from nnunet_jobs.contract.failure import FailureClass
-from nnunet_jobs.contract.files import write_json
-from nnunet_jobs.contract.jobdir import JobDir, Phase
-from nnunet_jobs.contract.spec import Resources
-from nnunet_jobs.contract.workspace import Workspace
+from nnunet_jobs.contract.job.folder import JobDir
+from nnunet_jobs.contract.job.spec import Resources
+from nnunet_jobs.contract.job.state import Phase
+from nnunet_jobs.contract.storage.files import write_json
+from nnunet_jobs.contract.storage.workspace import Workspace
 from nnunet_jobs.devices.leases import Ledger
 from support.certificates import make_certificates
 from support.containers import UID, container_of, docker_backend, give_workspace, remove_containers
@@ -28,8 +29,8 @@ TESTS = Path(__file__).resolve().parents[1]
 SUBMITTER = """
 import sys, time
 from pathlib import Path
-from nnunet_jobs.contract.spec import JobSpec
-from nnunet_jobs.contract.files import read_json
+from nnunet_jobs.contract.job.spec import JobSpec
+from nnunet_jobs.contract.storage.files import read_json
 from support.containers import docker_backend
 class engine: url = sys.argv[1]
 job = docker_backend(engine).submit(JobSpec.from_json(read_json(Path(sys.argv[2]))))

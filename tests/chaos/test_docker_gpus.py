@@ -18,10 +18,11 @@ import pytest
 from airflow_nnunet.backends import DockerBackend, JobStatus, Watch
 from airflow_nnunet.backends.docker.container import LEASE, RUN, Role, container_name
 from nnunet_jobs.contract.failure import Failure, FailureClass
-from nnunet_jobs.contract.grant import read_grant
-from nnunet_jobs.contract.jobdir import JobDir, Phase
-from nnunet_jobs.contract.spec import JobSpec, Resources, make_job_id
-from nnunet_jobs.contract.workspace import Workspace
+from nnunet_jobs.contract.job.folder import JobDir
+from nnunet_jobs.contract.job.grant import read_grant
+from nnunet_jobs.contract.job.spec import JobSpec, Resources, make_job_id
+from nnunet_jobs.contract.job.state import Phase
+from nnunet_jobs.contract.storage.workspace import Workspace
 from nnunet_jobs.devices.leases import Ledger
 from support.containers import UID, docker_backend, give_workspace, remove_containers
 from support.engine import JOBS, Engine, require_engine

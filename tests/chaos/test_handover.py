@@ -19,12 +19,13 @@ from pathlib import Path
 import pytest
 
 from nnunet_jobs.contract.failure import Failure, FailureClass
-from nnunet_jobs.contract.files import read_json, try_lock
-from nnunet_jobs.contract.grant import Grant, offer_grant, read_grant
-from nnunet_jobs.contract.jobdir import JobDir, Phase
-from nnunet_jobs.contract.spec import JobSpec, Resources, make_job_id
-from nnunet_jobs.contract.usage import read_usage
-from nnunet_jobs.contract.workspace import Workspace
+from nnunet_jobs.contract.job.folder import JobDir
+from nnunet_jobs.contract.job.grant import Grant, offer_grant, read_grant
+from nnunet_jobs.contract.job.spec import JobSpec, Resources, make_job_id
+from nnunet_jobs.contract.job.state import Phase
+from nnunet_jobs.contract.job.usage import read_usage
+from nnunet_jobs.contract.storage.files import read_json, try_lock
+from nnunet_jobs.contract.storage.workspace import Workspace
 from nnunet_jobs.devices.leases import Holder, Ledger
 from support.handover import TESTS, Forge, kill_container
 from support.jobs import compile_library, is_alive, no_runner_left, wait_final, wait_for, wait_gone

@@ -24,8 +24,8 @@ from airflow_nnunet.doctor.backend import examine_backend, runs_here
 from airflow_nnunet.jobs.trigger import JobTrigger
 from airflow_nnunet.settings.config import NnunetConfig
 from nnunet_jobs.contract.failure import FailureClass
-from nnunet_jobs.contract.spec import Resources
-from nnunet_jobs.contract.workspace import Workspace
+from nnunet_jobs.contract.job.spec import Resources
+from nnunet_jobs.contract.storage.workspace import Workspace
 from support.cluster import Refusal
 from support.jobs import TESTS, compile_library, make_spec, wait_for
 from support.pods import NO_ROOM, PodSite, pod_options, pod_site
@@ -169,7 +169,7 @@ def test_fault_01_another_worker_finds_the_pod_again(site: PodSite, tmp_path: Pa
     job = site.begun(site.submit("again", until=str(go), note=str(note)))
     options = pod_options(tmp_path, config_file=site.backend.options.config_file)
     code = (
-        "import json, sys; from airflow_nnunet.backends import get_backend; from nnunet_jobs.contract.spec import JobSpec\n"
+        "import json, sys; from airflow_nnunet.backends import get_backend; from nnunet_jobs.contract.job.spec import JobSpec\n"
         "spec, options = map(json.loads, sys.argv[1:])\n"
         "print(get_backend('kubernetes', **options).submit(JobSpec.from_json(spec)).state().attempt)"
     )

@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 
 from nnunet_jobs.contract.failure import FailureClass
-from nnunet_jobs.contract.jobdir import Phase
-from nnunet_jobs.contract.spec import Resources
-from nnunet_jobs.contract.workspace import Workspace
+from nnunet_jobs.contract.job.spec import Resources
+from nnunet_jobs.contract.job.state import Phase
+from nnunet_jobs.contract.storage.workspace import Workspace
 from nnunet_jobs.devices import leases
 from nnunet_jobs.devices.allocator import Device, Request
 from nnunet_jobs.devices.leases import MAX_OVERTAKEN, Ledger

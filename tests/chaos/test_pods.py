@@ -19,8 +19,8 @@ pytest.importorskip("kubernetes", reason="the extra kubernetes is not installed"
 
 from airflow_nnunet.backends import Watch
 from nnunet_jobs.contract.failure import FailureClass
-from nnunet_jobs.contract.jobdir import Phase
-from nnunet_jobs.contract.workspace import Workspace
+from nnunet_jobs.contract.job.state import Phase
+from nnunet_jobs.contract.storage.workspace import Workspace
 from support.cluster import DIGEST
 from support.jobs import wait_for
 from support.pods import NAMESPACE, NO_ROOM, SCHEDULED, PodSite, condition, container, pod_site

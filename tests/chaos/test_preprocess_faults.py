@@ -15,9 +15,9 @@ import pytest
 
 from devtools.testbed.preprocessing import DATASET, context, preprocess, register, result_of, start
 from nnunet_jobs.contract.failure import FailureClass, Interrupted, classify
-from nnunet_jobs.contract.files import sha256_file
-from nnunet_jobs.contract.params import PreprocessParams
-from nnunet_jobs.contract.workspace import Workspace
+from nnunet_jobs.contract.steps.params import PreprocessParams
+from nnunet_jobs.contract.storage.files import sha256_file
+from nnunet_jobs.contract.storage.workspace import Workspace
 from nnunet_jobs.dataset.phantom import write_phantom
 from nnunet_jobs.preprocessing.version import JOURNAL
 

@@ -21,8 +21,8 @@ import pytest
 
 from devtools.testbed.data import SHAPE, context, decathlon, describe_decathlon, image_array, raw, register_dataset, tree, write_nifti
 from nnunet_jobs.contract.failure import ConfigError, DataError, DiskFull, FailureClass
-from nnunet_jobs.contract.params import RegisterParams
-from nnunet_jobs.contract.workspace import Workspace
+from nnunet_jobs.contract.steps.params import RegisterParams
+from nnunet_jobs.contract.storage.workspace import Workspace
 from nnunet_jobs.steps import register
 
 PROGRAM = """
@@ -30,9 +30,9 @@ import json, sys
 from pathlib import Path
 from nnunet_jobs.context import StepContext
 from nnunet_jobs.contract.failure import JobError
-from nnunet_jobs.contract.jobdir import JobDir
-from nnunet_jobs.contract.params import RegisterParams
-from nnunet_jobs.contract.workspace import Workspace
+from nnunet_jobs.contract.job.folder import JobDir
+from nnunet_jobs.contract.steps.params import RegisterParams
+from nnunet_jobs.contract.storage.workspace import Workspace
 from nnunet_jobs.steps import register
 
 asked = json.loads(sys.argv[1])

@@ -16,10 +16,11 @@ import pytest
 
 from airflow_nnunet.backends import Watch, read_status
 from nnunet_jobs.contract.failure import Failure, FailureClass
-from nnunet_jobs.contract.files import read_json
-from nnunet_jobs.contract.jobdir import JobDir, Phase
-from nnunet_jobs.contract.spec import Resources
-from nnunet_jobs.contract.workspace import Workspace
+from nnunet_jobs.contract.job.folder import JobDir
+from nnunet_jobs.contract.job.spec import Resources
+from nnunet_jobs.contract.job.state import Phase
+from nnunet_jobs.contract.storage.files import read_json
+from nnunet_jobs.contract.storage.workspace import Workspace
 from nnunet_jobs.devices.leases import Ledger
 from support.jobs import TESTS, backend, child_of, compile_library, is_alive, make_spec, no_runner_left, wait_final, wait_for, wait_gone
 
@@ -111,7 +112,7 @@ def test_sigterm_to_the_runner_is_an_interruption_that_may_be_retried(workspace:
 
 def test_the_submitter_can_be_killed_and_has_no_zombies(workspace: Workspace, tmp_path: Path) -> None:
     code = (
-        "import sys, time\nfrom support.jobs import *\nfrom nnunet_jobs.contract.workspace import Workspace\n"
+        "import sys, time\nfrom support.jobs import *\nfrom nnunet_jobs.contract.storage.workspace import Workspace\n"
         "backend().submit(make_spec(Workspace.below(sys.argv[1]), 'detached', until=sys.argv[2]))\n"
         "print('submitted', flush=True); time.sleep(600)"
     )
@@ -170,7 +171,7 @@ def test_fault_18_a_memory_error_is_host_oom(workspace: Workspace) -> None:
 
 
 SUBMIT = (
-    "import json, sys\nfrom support.jobs import *\nfrom nnunet_jobs.contract.workspace import Workspace\n"
+    "import json, sys\nfrom support.jobs import *\nfrom nnunet_jobs.contract.storage.workspace import Workspace\n"
     "backend().submit(make_spec(Workspace.below(sys.argv[1]), **json.loads(sys.argv[2])))\n"
 )
 

@@ -21,13 +21,14 @@ from airflow_nnunet.backends import FakeBackend, FakeOutcome, JobStatus, Watch
 from airflow_nnunet.jobs.trigger import JobTrigger
 from airflow_nnunet.operators import TrainFoldOperator
 from airflow_nnunet.settings.config import NnunetConfig
-from nnunet_jobs.contract import marker
 from nnunet_jobs.contract.failure import Failure, FailureClass
-from nnunet_jobs.contract.files import read_json, write_json
-from nnunet_jobs.contract.jobdir import JobDir, Phase
-from nnunet_jobs.contract.marker import MARKER, NotMounted, mark_workspace
-from nnunet_jobs.contract.spec import Resources
-from nnunet_jobs.contract.workspace import Workspace
+from nnunet_jobs.contract.job.folder import JobDir
+from nnunet_jobs.contract.job.spec import Resources
+from nnunet_jobs.contract.job.state import Phase
+from nnunet_jobs.contract.storage import marker
+from nnunet_jobs.contract.storage.files import read_json, write_json
+from nnunet_jobs.contract.storage.marker import MARKER, NotMounted, mark_workspace
+from nnunet_jobs.contract.storage.workspace import Workspace
 from nnunet_jobs.devices.allocator import Device, Request
 from nnunet_jobs.devices.leases import Ledger
 from support.airflow import context

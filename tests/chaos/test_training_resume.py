@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from nnunet_jobs.contract.failure import FailureClass
-from nnunet_jobs.contract.workspace import Workspace
+from nnunet_jobs.contract.storage.workspace import Workspace
 from nnunet_jobs.training import checkpoint
 from nnunet_jobs.training.checkpoint import FINAL, LATEST, PREVIOUS
 from support.training import Training, Warm, phantom_workspace

@@ -17,7 +17,7 @@ import pytest
 from devtools.testbed.data import LABELS, context, image_array, label_array, raw, write_nifti
 from nnunet_jobs import processes
 from nnunet_jobs.contract.failure import Bug, DataError, Interrupted
-from nnunet_jobs.contract.params import RegisterParams
+from nnunet_jobs.contract.steps.params import RegisterParams
 from nnunet_jobs.dataset.check import Report, check_dataset
 from nnunet_jobs.dataset.sources import read_source
 from nnunet_jobs.dataset.workers import check_cases

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from devtools.testbed.data import decathlon, register_dataset
-from nnunet_jobs.contract.withdrawals import Tombstones
-from nnunet_jobs.contract.workspace import Workspace
+from nnunet_jobs.contract.storage.withdrawals import Tombstones
+from nnunet_jobs.contract.storage.workspace import Workspace
 from nnunet_jobs.dataset.phantom import write_phantom
 from nnunet_jobs.preprocessing import fingerprint
 from support.withdraw import DATASET, content, fill, take_out
@@ -76,7 +76,7 @@ def _die_at_operation(moment: int) -> None:
 
 REGISTER = """
 import json, sys
-from nnunet_jobs.contract.workspace import Workspace
+from nnunet_jobs.contract.storage.workspace import Workspace
 from devtools.testbed.data import register_dataset
 asked = json.loads(sys.argv[1])
 print(json.dumps(register_dataset(Workspace.from_json(asked["workspace"]), asked["source"], holdout_fraction=0.0)))

@@ -15,10 +15,11 @@ import pytest
 
 from airflow_nnunet.backends import Backend, FakeBackend, FakeOutcome, JobStatus, Watch, get_backend
 from nnunet_jobs.contract.failure import ConfigError, DataError, FailureClass
-from nnunet_jobs.contract.files import read_json, write_json
-from nnunet_jobs.contract.jobdir import JobDir, Phase
-from nnunet_jobs.contract.spec import JobSpec, Resources
-from nnunet_jobs.contract.workspace import Workspace
+from nnunet_jobs.contract.job.folder import JobDir
+from nnunet_jobs.contract.job.spec import JobSpec, Resources
+from nnunet_jobs.contract.job.state import Phase
+from nnunet_jobs.contract.storage.files import read_json, write_json
+from nnunet_jobs.contract.storage.workspace import Workspace
 from support.containers import docker_backend, give_workspace, pretend_container, remove_containers
 from support.jobs import backend as local_backend
 from support.jobs import make_spec, no_runner_left, wait_for

@@ -32,8 +32,8 @@ from airflow_nnunet.pipelines.dataset_sections import (
 )
 from airflow_nnunet.pipelines.run_form import _fields
 from nnunet_jobs.contract.failure import ConfigError
-from nnunet_jobs.contract.params import FindBestParams, PredictParams, PreprocessParams, RegisterParams, TrainParams
-from nnunet_jobs.contract.spec import Resources
+from nnunet_jobs.contract.job.spec import Resources
+from nnunet_jobs.contract.steps.params import FindBestParams, PredictParams, PreprocessParams, RegisterParams, TrainParams
 
 NONE_GIVEN = object()
 DECLARED: list[tuple[Any, Any, Any]] = [

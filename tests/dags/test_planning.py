@@ -12,8 +12,8 @@ from airflow_nnunet.pipelines.dataset_config import TrainingConfig
 from airflow_nnunet.pipelines.planning import plan_folds, plan_predictions, plan_training
 from airflow_nnunet.pipelines.run_form import RunSettings
 from nnunet_jobs.contract.failure import ConfigError
-from nnunet_jobs.contract.files import repoint, write_json
-from nnunet_jobs.contract.workspace import Workspace
+from nnunet_jobs.contract.storage.files import repoint, write_json
+from nnunet_jobs.contract.storage.workspace import Workspace
 from nnunet_jobs.prediction.kept import Kept
 from nnunet_jobs.prediction.settings import Settings
 

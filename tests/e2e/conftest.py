@@ -12,8 +12,8 @@ import pytest
 
 from airflow_nnunet.prediction_api.rest_client import AirflowClient
 from devtools.testbed.serving import DATASET, ServerProcess, make_image, make_model
-from nnunet_jobs.contract.files import write_json
-from nnunet_jobs.contract.workspace import Workspace
+from nnunet_jobs.contract.storage.files import write_json
+from nnunet_jobs.contract.storage.workspace import Workspace
 from support.predictions_api import DAG, LATE_DAG
 from support.stack import Site
 

@@ -13,7 +13,7 @@ import pytest
 
 from airflow_nnunet.prediction_api.rest_client import FINISHED_TASK, RestError, wait_until
 from devtools.testbed.servers import Server, running_postgres, running_redis
-from nnunet_jobs.contract.jobdir import JobDir
+from nnunet_jobs.contract.job.folder import JobDir
 from support.celery_cluster import EPOCHS, QUEUED_S, WORKERS, Cluster
 from support.stack import epochs_reported, job_processes
 

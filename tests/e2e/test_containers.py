@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from airflow_nnunet.prediction_api.rest_client import wait_until
-from nnunet_jobs.contract.jobdir import JobDir, Phase
-from nnunet_jobs.contract.workspace import Workspace
+from nnunet_jobs.contract.job.folder import JobDir
+from nnunet_jobs.contract.job.state import Phase
+from nnunet_jobs.contract.storage.workspace import Workspace
 from nnunet_jobs.devices.leases import Ledger
 from support.containers import UID, container_of, give_workspace
 from support.images import Image

@@ -14,8 +14,9 @@ import pytest
 
 from airflow_nnunet.prediction_api.rest_client import wait_until
 from airflow_nnunet.settings.workspace_memory import variable_of
-from nnunet_jobs.contract.jobdir import JobDir, Phase
-from nnunet_jobs.contract.marker import read_marker
+from nnunet_jobs.contract.job.folder import JobDir
+from nnunet_jobs.contract.job.state import Phase
+from nnunet_jobs.contract.storage.marker import read_marker
 from nnunet_jobs.devices.leases import Ledger
 from support.stack import DATASET, EPOCHS, WAITING, Site, epochs_done, epochs_reported, job_processes, kill
 

@@ -12,7 +12,8 @@ import pytest
 
 pytest.importorskip("kubernetes", reason="the extra kubernetes is not installed")
 
-from nnunet_jobs.contract.jobdir import JobDir, Phase
+from nnunet_jobs.contract.job.folder import JobDir
+from nnunet_jobs.contract.job.state import Phase
 from support.cluster import DIGEST, Cluster, running_cluster
 from support.jobs import no_runner_left, wait_for
 from support.pods import NO_ROOM, pod_options

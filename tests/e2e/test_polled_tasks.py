@@ -18,7 +18,8 @@ import psutil
 import pytest
 
 from devtools.stack import Stack
-from nnunet_jobs.contract.jobdir import JobDir, Phase
+from nnunet_jobs.contract.job.folder import JobDir
+from nnunet_jobs.contract.job.state import Phase
 from support.jobs import TESTS, wait_for
 from support.stack import Site
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from devtools.testbed.serving import DATASET
-from nnunet_jobs.contract.files import read_json
+from nnunet_jobs.contract.storage.files import read_json
 from support.batches import make_small_cases
 from support.stack import Site
 

@@ -10,8 +10,8 @@ import pytest
 
 from airflow_nnunet.prediction_api.rest_client import RestError, wait_until
 from airflow_nnunet.settings.teams import load_teams
-from nnunet_jobs.contract.jobdir import JobDir
-from nnunet_jobs.contract.usage import Usage, read_usage
+from nnunet_jobs.contract.job.folder import JobDir
+from nnunet_jobs.contract.job.usage import Usage, read_usage
 from nnunet_jobs.devices.leases import Ledger
 from support.stack import Site, job_processes
 from support.teams import FLOOD_SLOTS, LATE

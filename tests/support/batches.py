@@ -15,8 +15,8 @@ from devtools.testbed.prediction import job_dir
 from devtools.testbed.serving import PROJECT
 from devtools.testbed.stages import DATASET
 from nnunet_jobs.context import StepContext
-from nnunet_jobs.contract.params import PredictParams
-from nnunet_jobs.contract.workspace import Workspace
+from nnunet_jobs.contract.steps.params import PredictParams
+from nnunet_jobs.contract.storage.workspace import Workspace
 from nnunet_jobs.steps.predict import run
 
 ABORT_CHECK, ABORT_ONCE, ABORT_ITK, ABORT_JOB = b"PLEASE-ABORT", b"ABORT-ONCE", b"ABORT-ITK", b"ABORT-JOB"
@@ -29,8 +29,8 @@ SUPPORT = Path(__file__).resolve().parent
 _JOB = """
 import json, sys
 from nnunet_jobs.context import StepContext
-from nnunet_jobs.contract.params import PredictParams
-from nnunet_jobs.contract.workspace import Workspace
+from nnunet_jobs.contract.steps.params import PredictParams
+from nnunet_jobs.contract.storage.workspace import Workspace
 from nnunet_jobs.steps.predict import run
 from devtools.testbed.prediction import job_dir
 request = json.loads(sys.argv[1])

@@ -10,8 +10,8 @@ from airflow_nnunet.prediction_api.rest_client import wait_until
 from devtools.stack import PROJECT, Stack
 from devtools.stack_components import CeleryWorker
 from devtools.testbed.servers import Postgres, Redis
-from nnunet_jobs.contract.jobdir import JobDir
-from nnunet_jobs.contract.workspace import Workspace
+from nnunet_jobs.contract.job.folder import JobDir
+from nnunet_jobs.contract.storage.workspace import Workspace
 from support.jobs import TESTS
 from support.stack import DATASET, FAST, TINY, Site, epochs_done
 

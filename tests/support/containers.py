@@ -11,8 +11,8 @@ import pytest
 
 from airflow_nnunet.backends import DockerBackend
 from airflow_nnunet.backends.docker.container import LABEL, container_name, job_labels
-from nnunet_jobs.contract.jobdir import JobDir
-from nnunet_jobs.contract.workspace import Workspace
+from nnunet_jobs.contract.job.folder import JobDir
+from nnunet_jobs.contract.storage.workspace import Workspace
 from support.engine import JOBS, Engine, require_engine
 
 UID = 12345

@@ -22,7 +22,7 @@ from typing import Any
 import psutil
 import pytest
 
-from nnunet_jobs.contract.files import locked
+from nnunet_jobs.contract.storage.files import locked
 from support.jobs import wait_for
 
 PROJECT = Path(__file__).resolve().parents[2]

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_jobs.context import StepContext
-from nnunet_jobs.contract.jobdir import JobDir
-from nnunet_jobs.contract.params import RegisterParams
+from nnunet_jobs.contract.job.folder import JobDir
+from nnunet_jobs.contract.steps.params import RegisterParams
 from nnunet_jobs.devices.nvml import read_inventory
 from nnunet_jobs.processes import descendants
 

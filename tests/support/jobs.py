@@ -23,10 +23,10 @@ from typing import Any
 from airflow_nnunet.backends import JobStatus, LocalBackend, Watch, read_status
 from nnunet_jobs.context import StepContext
 from nnunet_jobs.contract.failure import Failure, FailureClass
-from nnunet_jobs.contract.jobdir import JobDir
-from nnunet_jobs.contract.params import RegisterParams
-from nnunet_jobs.contract.spec import JobSpec, Resources, make_job_id
-from nnunet_jobs.contract.workspace import Workspace
+from nnunet_jobs.contract.job.folder import JobDir
+from nnunet_jobs.contract.job.spec import JobSpec, Resources, make_job_id
+from nnunet_jobs.contract.steps.params import RegisterParams
+from nnunet_jobs.contract.storage.workspace import Workspace
 
 TESTS = Path(__file__).resolve().parents[1]
 

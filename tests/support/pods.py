@@ -10,9 +10,10 @@ from typing import Any
 
 from airflow_nnunet.backends import JobStatus, KubernetesBackend, Watch
 from airflow_nnunet.backends.kubernetes.pod import build_pod, pod_name
-from nnunet_jobs.contract.jobdir import JobDir, Phase
-from nnunet_jobs.contract.spec import Resources
-from nnunet_jobs.contract.workspace import Workspace
+from nnunet_jobs.contract.job.folder import JobDir
+from nnunet_jobs.contract.job.spec import Resources
+from nnunet_jobs.contract.job.state import Phase
+from nnunet_jobs.contract.storage.workspace import Workspace
 from support.cluster import Cluster, running_cluster
 from support.jobs import TESTS, make_spec, no_runner_left, wait_for
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import stat
 from pathlib import Path
 
-from nnunet_jobs.contract.workspace import Workspace
+from nnunet_jobs.contract.storage.workspace import Workspace
 
 
 def open_to_others(*roots: Path) -> list[str]:

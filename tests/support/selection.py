@@ -13,11 +13,11 @@ from typing import Any
 
 from nnunet_jobs.context import StepContext
 from nnunet_jobs.contract.failure import JobError
-from nnunet_jobs.contract.files import read_json, write_json
-from nnunet_jobs.contract.jobdir import JobDir
-from nnunet_jobs.contract.params import STEPS
-from nnunet_jobs.contract.permissions import workspace_umask
-from nnunet_jobs.contract.workspace import Workspace
+from nnunet_jobs.contract.job.folder import JobDir
+from nnunet_jobs.contract.steps.params import STEPS
+from nnunet_jobs.contract.storage.files import read_json, write_json
+from nnunet_jobs.contract.storage.permissions import workspace_umask
+from nnunet_jobs.contract.storage.workspace import Workspace
 
 PROJECT = Path(__file__).resolve().parent.parent.parent
 DATASET = "Dataset005_Phantom"

@@ -16,8 +16,8 @@ import psutil
 from airflow_nnunet.prediction_api.rest_client import AirflowClient, RestError, wait_until
 from devtools.stack import Stack
 from devtools.stack_config import password_file
-from nnunet_jobs.contract.jobdir import JobDir
-from nnunet_jobs.contract.workspace import Workspace
+from nnunet_jobs.contract.job.folder import JobDir
+from nnunet_jobs.contract.storage.workspace import Workspace
 from support.jobs import TESTS
 from support.teams import write_teams
 

@@ -20,10 +20,10 @@ from typing import Any
 
 from nnunet_jobs.context import StepContext
 from nnunet_jobs.contract.failure import Failure, classify
-from nnunet_jobs.contract.files import read_json, write_json
-from nnunet_jobs.contract.jobdir import JobDir
-from nnunet_jobs.contract.params import PreprocessParams, TrainParams
-from nnunet_jobs.contract.workspace import Workspace
+from nnunet_jobs.contract.job.folder import JobDir
+from nnunet_jobs.contract.steps.params import PreprocessParams, TrainParams
+from nnunet_jobs.contract.storage.files import read_json, write_json
+from nnunet_jobs.contract.storage.workspace import Workspace
 
 PROJECT = Path(__file__).resolve().parents[2]
 DATASET = "Dataset005_Phantom"

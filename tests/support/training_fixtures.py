@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from nnunet_jobs.contract.workspace import Workspace
+from nnunet_jobs.contract.storage.workspace import Workspace
 from support.training import Warm, warm_process, without_models
 
 

@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 from nnunet_jobs.contract.failure import JobError, classify
-from nnunet_jobs.contract.permissions import explain_permission_error, permission_error
+from nnunet_jobs.contract.storage.permissions import explain_permission_error, permission_error
 
 
 @dataclass(frozen=True, kw_only=True)

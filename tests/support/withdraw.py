@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from devtools.testbed.data import context, register_dataset
-from nnunet_jobs.contract.files import read_json, repoint, write_json
-from nnunet_jobs.contract.params import PreprocessParams
-from nnunet_jobs.contract.withdrawals import WithdrawParams
-from nnunet_jobs.contract.workspace import Workspace
+from nnunet_jobs.contract.steps.params import PreprocessParams
+from nnunet_jobs.contract.storage.files import read_json, repoint, write_json
+from nnunet_jobs.contract.storage.withdrawals import WithdrawParams
+from nnunet_jobs.contract.storage.workspace import Workspace
 from nnunet_jobs.steps import withdraw
 
 DATASET = "Dataset004_Small"

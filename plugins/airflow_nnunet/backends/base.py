@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from nnunet_jobs.contract.failure import ConfigError, Failure, FailureClass, Lost
-from nnunet_jobs.contract.files import locked
-from nnunet_jobs.contract.jobdir import JobDir, Phase
-from nnunet_jobs.contract.permissions import explain_permission_error, workspace_umask
-from nnunet_jobs.contract.spec import JobSpec
-from nnunet_jobs.contract.usage import record_ended_attempts
-from nnunet_jobs.contract.workspace import Workspace
+from nnunet_jobs.contract.job.folder import JobDir
+from nnunet_jobs.contract.job.spec import JobSpec
+from nnunet_jobs.contract.job.state import Phase
+from nnunet_jobs.contract.job.usage import record_ended_attempts
+from nnunet_jobs.contract.storage.files import locked
+from nnunet_jobs.contract.storage.permissions import explain_permission_error, workspace_umask
+from nnunet_jobs.contract.storage.workspace import Workspace
 
 DEFAULT_LOST_AFTER_S = 120.0
 _GONE = "the runner ended without a word (killed, or the host restarted)"

@@ -26,11 +26,12 @@ from airflow_nnunet.backends.container_runtime import (
 )
 from airflow_nnunet.backends.mounts import Mode, Mount, mounts_for
 from nnunet_jobs.contract.failure import ConfigError, Failure, FailureClass, Lost
-from nnunet_jobs.contract.files import PRIVATE
-from nnunet_jobs.contract.jobdir import JobDir, Phase
-from nnunet_jobs.contract.permissions import has_group_access, make_root
-from nnunet_jobs.contract.spec import JobSpec
-from nnunet_jobs.contract.usage import record_ended_attempts
+from nnunet_jobs.contract.job.folder import JobDir
+from nnunet_jobs.contract.job.spec import JobSpec
+from nnunet_jobs.contract.job.state import Phase
+from nnunet_jobs.contract.job.usage import record_ended_attempts
+from nnunet_jobs.contract.storage.files import PRIVATE
+from nnunet_jobs.contract.storage.permissions import has_group_access, make_root
 
 log = logging.getLogger(__name__)
 

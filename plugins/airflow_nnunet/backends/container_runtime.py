@@ -8,8 +8,8 @@ from enum import StrEnum
 from typing import Any, Protocol
 
 from nnunet_jobs.contract.failure import ConfigError, FailureClass
-from nnunet_jobs.contract.jobdir import JobDir
-from nnunet_jobs.contract.spec import JobSpec
+from nnunet_jobs.contract.job.folder import JobDir
+from nnunet_jobs.contract.job.spec import JobSpec
 
 EXIT_NO_FOLDER = 5
 """Of a runner that does not see its job's folder; nnunet_jobs.runner.attempt."""

@@ -11,10 +11,11 @@ from typing import Any
 
 from airflow_nnunet.backends.base import Backend
 from nnunet_jobs.contract.failure import Failure, FailureClass
-from nnunet_jobs.contract.files import content_hash, locked
-from nnunet_jobs.contract.jobdir import Fenced, JobDir, Phase
-from nnunet_jobs.contract.liveness import write_counter
-from nnunet_jobs.contract.spec import JobSpec
+from nnunet_jobs.contract.job.folder import JobDir
+from nnunet_jobs.contract.job.liveness import write_counter
+from nnunet_jobs.contract.job.spec import JobSpec
+from nnunet_jobs.contract.job.state import Fenced, Phase
+from nnunet_jobs.contract.storage.files import content_hash, locked
 
 _BEAT_S = 0.02
 

@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from airflow_nnunet.backends.base import Backend
-from nnunet_jobs.contract import packages
 from nnunet_jobs.contract.failure import ConfigError, Failure, FailureClass
-from nnunet_jobs.contract.jobdir import JobDir
-from nnunet_jobs.contract.spec import JobSpec
+from nnunet_jobs.contract.job import packages
+from nnunet_jobs.contract.job.folder import JobDir
+from nnunet_jobs.contract.job.spec import JobSpec
 
 # The runner needs no secret of Airflow's (database, Fernet key, task token), so it gets none.
 _PRIVATE = ("AIRFLOW", "_AIRFLOW", "__AIRFLOW")

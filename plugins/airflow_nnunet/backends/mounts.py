@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from nnunet_jobs.contract.spec import JobSpec
+from nnunet_jobs.contract.job.spec import JobSpec
 
 
 class Mode(StrEnum):

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from nnunet_jobs.contract.exit_codes import Exit
 from nnunet_jobs.contract.failure import JobError
-from nnunet_jobs.contract.permissions import explain_permission_error
+from nnunet_jobs.contract.storage.permissions import explain_permission_error
 
 Command = Callable[[argparse.Namespace], int]
 

@@ -13,8 +13,8 @@ from airflow_nnunet.cli.pools import run_jobs_command
 from airflow_nnunet.settings.resolver import resolve_config
 from nnunet_jobs.contract.exit_codes import Exit
 from nnunet_jobs.contract.failure import ConfigError
-from nnunet_jobs.contract.withdrawals import Tombstones
-from nnunet_jobs.contract.workspace import Workspace
+from nnunet_jobs.contract.storage.withdrawals import Tombstones
+from nnunet_jobs.contract.storage.workspace import Workspace
 
 _KINDS = ("added", "changed", "moved", "removed", "withdrawn")
 _SHOWN = 8

@@ -15,9 +15,9 @@ from airflow_nnunet.settings.config import NnunetConfig
 from airflow_nnunet.settings.project_files import project_files
 from airflow_nnunet.settings.resolver import resolve_config
 from airflow_nnunet.settings.teams import load_teams
-from nnunet_jobs.contract import packages
 from nnunet_jobs.contract.exit_codes import Exit
 from nnunet_jobs.contract.failure import ConfigError
+from nnunet_jobs.contract.job import packages
 
 AUTO = "auto"
 _FIELDS = ("slots", "description", "include_deferred")

@@ -15,9 +15,9 @@ from airflow_nnunet.cli.command import command
 from airflow_nnunet.settings.resolver import job_roots, resolve_config
 from nnunet_jobs.contract.exit_codes import Exit
 from nnunet_jobs.contract.failure import ConfigError
-from nnunet_jobs.contract.marker import MARKER
-from nnunet_jobs.contract.permissions import explain_permission_error
-from nnunet_jobs.contract.usage import DONE, FOLDER, Usage, read_usage
+from nnunet_jobs.contract.job.usage import DONE, FOLDER, Usage, read_usage
+from nnunet_jobs.contract.storage.marker import MARKER
+from nnunet_jobs.contract.storage.permissions import explain_permission_error
 
 
 @dataclass(slots=True, kw_only=True)

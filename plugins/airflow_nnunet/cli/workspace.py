@@ -9,7 +9,7 @@ from airflow_nnunet.cli.command import command
 from airflow_nnunet.settings.resolver import resolve_config
 from airflow_nnunet.settings.workspace_memory import DatabaseMemory
 from nnunet_jobs.contract.exit_codes import Exit
-from nnunet_jobs.contract.marker import mark_workspace, read_marker
+from nnunet_jobs.contract.storage.marker import mark_workspace, read_marker
 
 
 @command

@@ -14,8 +14,8 @@ from urllib.parse import urlsplit
 
 from airflow_nnunet.provider_info import DICOMWEB_FIELDS
 from nnunet_jobs.contract.failure import ConfigError
-from nnunet_jobs.contract.files import content_hash
-from nnunet_jobs.contract.loopback import is_loopback
+from nnunet_jobs.contract.http.loopback import is_loopback
+from nnunet_jobs.contract.storage.files import content_hash
 
 _HOST = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?")
 _PATH = re.compile(r"[A-Za-z0-9._~%-]+(?:/[A-Za-z0-9._~%-]+)*")

@@ -15,7 +15,7 @@ from airflow_nnunet.dicomweb.endpoint import Endpoint
 from airflow_nnunet.dicomweb.model import SeriesFilter, Study, StudyQuery, checked_uid
 from airflow_nnunet.jobs.exceptions import ArchiveUnavailable, InvalidConfig, NnunetJobError, from_job_error
 from nnunet_jobs.contract.failure import JobError
-from nnunet_jobs.contract.permissions import umask_for
+from nnunet_jobs.contract.storage.permissions import umask_for
 
 if TYPE_CHECKING:
     from airflow_nnunet.dicomweb.archive import Archive

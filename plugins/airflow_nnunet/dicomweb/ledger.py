@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_jobs.contract.failure import ConfigError
-from nnunet_jobs.contract.files import append_lines, content_hash, locked, write_atomic
-from nnunet_jobs.contract.marker import MarkedWorkspaces, open_workspace
-from nnunet_jobs.contract.permissions import explain_permission_error, workspace_umask
-from nnunet_jobs.contract.workspace import Workspace
+from nnunet_jobs.contract.storage.files import append_lines, content_hash, locked, write_atomic
+from nnunet_jobs.contract.storage.marker import MarkedWorkspaces, open_workspace
+from nnunet_jobs.contract.storage.permissions import explain_permission_error, workspace_umask
+from nnunet_jobs.contract.storage.workspace import Workspace
 
 FOLDER = ".studies"
 OUT, DONE, FAILED = "out", "done", "failed"

@@ -10,7 +10,7 @@ from datetime import date, datetime
 from typing import Any, Self
 
 from nnunet_jobs.contract.failure import ConfigError
-from nnunet_jobs.contract.files import content_hash
+from nnunet_jobs.contract.storage.files import content_hash
 
 _UID = re.compile(r"[0-9][0-9.]{0,63}")
 _MODALITY = re.compile(r"[A-Z0-9_]{1,16}")

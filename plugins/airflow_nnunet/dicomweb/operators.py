@@ -19,7 +19,7 @@ from airflow_nnunet.operators.results import ResultMixin
 from airflow_nnunet.settings.config import NnunetConfig
 from airflow_nnunet.settings.resolver import resolve_config
 from nnunet_jobs.contract.failure import ConfigError, DataError, Failure, FailureClass, JobError
-from nnunet_jobs.contract.permissions import make_root, workspace_umask
+from nnunet_jobs.contract.storage.permissions import make_root, workspace_umask
 
 if TYPE_CHECKING:
     from airflow.sdk import Context, XComArg

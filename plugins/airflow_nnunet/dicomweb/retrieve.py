@@ -19,7 +19,7 @@ from typing import Any
 
 from airflow_nnunet.dicomweb.archive import Archive
 from airflow_nnunet.dicomweb.model import SeriesFilter
-from nnunet_jobs.contract.files import content_hash, locked, read_json, sha256_file, write_atomic, write_record
+from nnunet_jobs.contract.storage.files import content_hash, locked, read_json, sha256_file, write_atomic, write_record
 
 log = logging.getLogger(__name__)
 RETRIEVED = ".retrieved"

@@ -11,8 +11,8 @@ from typing import Any
 from airflow_nnunet.dicomweb.archive import Archive
 from airflow_nnunet.dicomweb.transport import pydicom
 from nnunet_jobs.contract.failure import Fault
-from nnunet_jobs.contract.files import locked, read_json, sha256_file, write_record
-from nnunet_jobs.contract.predictions import is_of_an_earlier_model
+from nnunet_jobs.contract.storage.files import locked, read_json, sha256_file, write_record
+from nnunet_jobs.contract.storage.predictions import is_of_an_earlier_model
 
 log = logging.getLogger(__name__)
 STORED = ".stored"

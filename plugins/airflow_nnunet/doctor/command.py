@@ -26,10 +26,16 @@ from airflow_nnunet.settings.resolver import resolve_config
 from airflow_nnunet.settings.teams import load_teams
 from nnunet_jobs.contract.exit_codes import Exit
 from nnunet_jobs.contract.failure import ConfigError
-from nnunet_jobs.contract.file_systems import network_file_system
-from nnunet_jobs.contract.permissions import blocking_path, describe_permissions, explain_permission_error, permission_problem, whoami
-from nnunet_jobs.contract.withdrawals import Tombstones
-from nnunet_jobs.contract.workspace import ROOTS
+from nnunet_jobs.contract.storage.file_systems import network_file_system
+from nnunet_jobs.contract.storage.permissions import (
+    blocking_path,
+    describe_permissions,
+    explain_permission_error,
+    permission_problem,
+    whoami,
+)
+from nnunet_jobs.contract.storage.withdrawals import Tombstones
+from nnunet_jobs.contract.storage.workspace import ROOTS
 
 # A preprocessed dataset of a few hundred volumes takes tens of GB; less than this is trouble soon.
 _LOW_DISK_GIB = 20

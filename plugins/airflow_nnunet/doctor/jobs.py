@@ -12,7 +12,7 @@ from airflow_nnunet.doctor.finding import Finding
 from airflow_nnunet.jobs.task_state import JOB_XCOM
 from airflow_nnunet.settings.config import NnunetConfig
 from airflow_nnunet.settings.resolver import job_roots
-from nnunet_jobs.contract.permissions import explain_permission_error
+from nnunet_jobs.contract.storage.permissions import explain_permission_error
 
 # Newest jobs of Airflow's database that are looked for.
 _LOOKED_FOR = 200

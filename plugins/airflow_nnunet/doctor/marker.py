@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from airflow_nnunet.doctor.finding import Finding
 from airflow_nnunet.settings.config import NnunetConfig
 from airflow_nnunet.settings.workspace_memory import DatabaseMemory
-from nnunet_jobs.contract.marker import MARKER, lost_roots, missing_share, read_marker, unmounted_point
-from nnunet_jobs.contract.workspace import SHARED_ROOTS
+from nnunet_jobs.contract.storage.marker import MARKER, lost_roots, missing_share, read_marker, unmounted_point
+from nnunet_jobs.contract.storage.workspace import SHARED_ROOTS
 
 _TOPIC = "workspace"
 _MARK = "airflow nnunet mark-workspace"

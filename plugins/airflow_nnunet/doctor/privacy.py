@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from airflow_nnunet.doctor.finding import Finding
-from nnunet_jobs.contract.workspace import WRITTEN_ROOTS, Workspace
+from nnunet_jobs.contract.storage.workspace import WRITTEN_ROOTS, Workspace
 
 # Folders and files looked at in each root: a warning needs one, and the doctor must answer in seconds.
 _MOST_LOOKED_AT = 200_000

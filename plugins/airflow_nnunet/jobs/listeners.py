@@ -50,7 +50,7 @@ def cancel_job_at(path: str, task_instance: Any, reason: str) -> None:
     """
     from airflow_nnunet.jobs.outage import deliver
     from nnunet_jobs.contract.failure import ConfigError
-    from nnunet_jobs.contract.jobdir import JobDir
+    from nnunet_jobs.contract.job.folder import JobDir
 
     job = JobDir(path)
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from airflow_nnunet.jobs.progress import ProgressLines
-from nnunet_jobs.contract.jobdir import JobDir
+from nnunet_jobs.contract.job.folder import JobDir
 
 _PIECE = 64 * 1024
 _LONGEST = 1000  # characters of a line that are shown

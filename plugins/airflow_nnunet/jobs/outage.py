@@ -8,8 +8,8 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from nnunet_jobs.contract.failure import Lost
-from nnunet_jobs.contract.jobdir import JobDir
-from nnunet_jobs.contract.marker import NotMounted, read_marker
+from nnunet_jobs.contract.job.folder import JobDir
+from nnunet_jobs.contract.storage.marker import NotMounted, read_marker
 
 T = TypeVar("T")
 

@@ -6,7 +6,8 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from nnunet_jobs.contract.jobdir import JobDir, JobState
+from nnunet_jobs.contract.job.folder import JobDir
+from nnunet_jobs.contract.job.state import JobState
 
 # One line at most each 5 s at first; a job that runs for days ends at one a minute, about 1,500 lines a day.
 _SHORTEST_GAP_S = 5.0

@@ -14,7 +14,8 @@ from airflow_nnunet.backends import Backend, JobStatus, Watch, get_backend
 from airflow_nnunet.jobs.log import LogLine, LogLines, new_lines, write_lines
 from airflow_nnunet.jobs.outage import JobFolderGone, Outage, deliver
 from airflow_nnunet.jobs.progress import ProgressLines
-from nnunet_jobs.contract.jobdir import JobDir, Phase
+from nnunet_jobs.contract.job.folder import JobDir
+from nnunet_jobs.contract.job.state import Phase
 
 
 class JobTrigger(BaseTrigger):

@@ -33,12 +33,12 @@ from airflow_nnunet.settings.resolver import resolve_config
 from airflow_nnunet.settings.teams import load_teams
 from airflow_nnunet.settings.workspace_memory import TaskMemory
 from nnunet_jobs.contract.failure import ConfigError, JobError
-from nnunet_jobs.contract.jobdir import JobDir
-from nnunet_jobs.contract.marker import open_workspace
-from nnunet_jobs.contract.params import HELD_OUT
-from nnunet_jobs.contract.permissions import explain_permission_error
-from nnunet_jobs.contract.spec import JobSpec, Resources, make_job_id
-from nnunet_jobs.contract.step_params import StepParams
+from nnunet_jobs.contract.job.folder import JobDir
+from nnunet_jobs.contract.job.spec import JobSpec, Resources, make_job_id
+from nnunet_jobs.contract.steps.base import StepParams
+from nnunet_jobs.contract.steps.params import HELD_OUT
+from nnunet_jobs.contract.storage.marker import open_workspace
+from nnunet_jobs.contract.storage.permissions import explain_permission_error
 
 if TYPE_CHECKING:
     from airflow.sdk import Context, XComArg

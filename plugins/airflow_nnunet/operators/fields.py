@@ -12,9 +12,9 @@ from dataclasses import MISSING, Field, fields
 from typing import Any
 
 from nnunet_jobs.contract.failure import ConfigError
-from nnunet_jobs.contract.fields import field_types
-from nnunet_jobs.contract.spec import Resources
-from nnunet_jobs.contract.step_params import StepParams
+from nnunet_jobs.contract.job.spec import Resources
+from nnunet_jobs.contract.steps.base import StepParams
+from nnunet_jobs.contract.steps.fields import field_types
 
 _TRUE = ("true", "yes", "on", "1")
 _FALSE = ("false", "no", "off", "0")
@@ -38,7 +38,7 @@ def coerce(value: Any, hint: Any, name: str) -> Any:
 
     Args:
         value: A string from Jinja, a native object, an XCom or a JSON value.
-        hint: Annotation of the field, as in ``nnunet_jobs.contract.params``.
+        hint: Annotation of the field, as in ``nnunet_jobs.contract.steps.params``.
         name: The field, for the error message.
 
     Raises:
@@ -164,7 +164,7 @@ def check_constants(params_class: type[StepParams], values: Mapping[str, Any], *
 
 
 def check_resources(values: Mapping[str, Any]) -> None:
-    """The same for the fields of :class:`~nnunet_jobs.contract.spec.Resources`, by an operator's names for them.
+    """The same for the fields of :class:`~nnunet_jobs.contract.job.spec.Resources`, by an operator's names for them.
 
     Raises:
         ConfigError: A constant is wrong.

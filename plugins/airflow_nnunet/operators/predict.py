@@ -10,7 +10,7 @@ from airflow.sdk.exceptions import AirflowSkipException
 
 from airflow_nnunet.operators.base import NnunetOperator, templated
 from airflow_nnunet.settings.pool_names import GPU_POOL
-from nnunet_jobs.contract.params import PredictParams
+from nnunet_jobs.contract.steps.params import PredictParams
 
 if TYPE_CHECKING:
     from airflow.sdk import Context, XComArg

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from airflow_nnunet.operators.base import NnunetOperator, templated
-from nnunet_jobs.contract.params import PreprocessParams
+from nnunet_jobs.contract.steps.params import PreprocessParams
 
 if TYPE_CHECKING:
     from airflow.sdk import XComArg

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from airflow_nnunet.jobs.assets import REGISTERED, dataset_registered
 from airflow_nnunet.jobs.links import DatasetReportLink
 from airflow_nnunet.operators.base import NnunetOperator, as_list, templated
-from nnunet_jobs.contract.params import RegisterParams
+from nnunet_jobs.contract.steps.params import RegisterParams
 
 if TYPE_CHECKING:
     from airflow.sdk import Context, XComArg

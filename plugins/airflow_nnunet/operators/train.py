@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_nnunet.operators.base import NnunetOperator, templated
 from airflow_nnunet.settings.pool_names import GPU_POOL
-from nnunet_jobs.contract.params import TrainParams
+from nnunet_jobs.contract.steps.params import TrainParams
 
 if TYPE_CHECKING:
     from airflow.sdk import XComArg

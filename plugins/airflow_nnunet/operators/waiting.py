@@ -19,7 +19,7 @@ from airflow_nnunet.jobs.progress import ProgressLines
 from airflow_nnunet.jobs.task_state import is_ended, task_state
 from airflow_nnunet.jobs.trigger import JobTrigger
 from airflow_nnunet.settings.config import NnunetConfig
-from nnunet_jobs.contract.jobdir import JobDir
+from nnunet_jobs.contract.job.folder import JobDir
 
 if TYPE_CHECKING:
     from airflow.sdk import Context

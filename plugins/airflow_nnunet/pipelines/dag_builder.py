@@ -35,7 +35,7 @@ from airflow_nnunet.settings.project_files import comes_with_the_package
 from airflow_nnunet.settings.resolver import resolve_config
 from airflow_nnunet.settings.teams import load_teams
 from nnunet_jobs.contract.failure import ConfigError
-from nnunet_jobs.contract.workspace import Workspace
+from nnunet_jobs.contract.storage.workspace import Workspace
 
 log = logging.getLogger(__name__)
 

@@ -34,9 +34,9 @@ from airflow_nnunet.settings.python_classes import check_class
 from airflow_nnunet.settings.teams import Teams, load_teams
 from airflow_nnunet.settings.yaml_files import Section, WrongField, line_of, location_of, read_model, yaml_files
 from nnunet_jobs.contract.failure import ConfigError
-from nnunet_jobs.contract.params import HELD_OUT, FindBestParams, PredictParams, PreprocessParams, RegisterParams, TrainParams
-from nnunet_jobs.contract.spec import Resources
-from nnunet_jobs.contract.workspace import dataset_name
+from nnunet_jobs.contract.job.spec import Resources
+from nnunet_jobs.contract.steps.params import HELD_OUT, FindBestParams, PredictParams, PreprocessParams, RegisterParams, TrainParams
+from nnunet_jobs.contract.storage.workspace import dataset_name
 
 __all__ = [
     "CASCADE",

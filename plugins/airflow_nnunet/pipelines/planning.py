@@ -13,9 +13,9 @@ from airflow_nnunet.pipelines.dataset_config import CASCADE, TrainingConfig
 from airflow_nnunet.pipelines.run_form import RunSettings
 from airflow_nnunet.settings.resolver import resolve_config
 from nnunet_jobs.contract.failure import ConfigError
-from nnunet_jobs.contract.files import content_hash
-from nnunet_jobs.contract.predictions import model_folder, newest_folder, read_predictions
-from nnunet_jobs.contract.workspace import Workspace
+from nnunet_jobs.contract.storage.files import content_hash
+from nnunet_jobs.contract.storage.predictions import model_folder, newest_folder, read_predictions
+from nnunet_jobs.contract.storage.workspace import Workspace
 
 _SPLITS = {"holdout": ("holdout",), "imagesTs": ("holdout", "test")}
 

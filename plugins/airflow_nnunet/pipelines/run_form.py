@@ -12,8 +12,8 @@ from airflow_nnunet.operators.fields import coerce, is_template
 from airflow_nnunet.pipelines.dataset_config import CASCADE, LOW_RESOLUTION, TrainingConfig
 from airflow_nnunet.settings.python_classes import check_class, known_classes
 from nnunet_jobs.contract.failure import ConfigError
-from nnunet_jobs.contract.fields import field_types
-from nnunet_jobs.contract.params import HELD_OUT, FindBestParams, TrainParams
+from nnunet_jobs.contract.steps.fields import field_types
+from nnunet_jobs.contract.steps.params import HELD_OUT, FindBestParams, TrainParams
 
 _WHAT, _TRAINING, _RESULT, _RUN = "What to train", "How to train", "Selection and prediction", "This run"
 _CLASS_NAME = r"^[A-Za-z][A-Za-z0-9_]{0,63}$"

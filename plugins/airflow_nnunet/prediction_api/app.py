@@ -28,10 +28,10 @@ from airflow_nnunet.prediction_api.queue import COME_BACK_S, largest, require_pl
 from airflow_nnunet.prediction_api.store import REQUEST_ID, Draft, new_id, remove
 from airflow_nnunet.prediction_api.tenants import Tenant, load_tenant, tenant_of
 from nnunet_jobs.contract.failure import ConfigError, FailureClass, classify
-from nnunet_jobs.contract.files import open_new, try_lock
-from nnunet_jobs.contract.permissions import make_folder
-from nnunet_jobs.contract.problems import MEDIA_TYPE, Problem, documented, in_words
-from nnunet_jobs.contract.uploads import FIELD, FILES, documented_segmentation, media_type
+from nnunet_jobs.contract.http.problems import MEDIA_TYPE, Problem, documented, in_words
+from nnunet_jobs.contract.http.uploads import FIELD, FILES, documented_segmentation, media_type
+from nnunet_jobs.contract.storage.files import open_new, try_lock
+from nnunet_jobs.contract.storage.permissions import make_folder
 
 log = logging.getLogger(__name__)
 

@@ -13,9 +13,9 @@ import httpx
 
 from airflow_nnunet.prediction_api import URL_PREFIX
 from airflow_nnunet.prediction_api.rest_client import AirflowClient
-from nnunet_jobs.contract.files import PRIVATE, replacing
-from nnunet_jobs.contract.problems import MEDIA_TYPE
-from nnunet_jobs.contract.uploads import FIELD
+from nnunet_jobs.contract.http.problems import MEDIA_TYPE
+from nnunet_jobs.contract.http.uploads import FIELD
+from nnunet_jobs.contract.storage.files import PRIVATE, replacing
 
 _TRIES = 3
 _PATH = f"{URL_PREFIX.strip('/')}/predictions"

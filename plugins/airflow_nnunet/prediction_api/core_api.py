@@ -15,7 +15,7 @@ import httpx
 from starlette.requests import Request
 
 from airflow_nnunet.prediction_api import ID_PREFIX, TASK_ID
-from nnunet_jobs.contract.problems import Problem
+from nnunet_jobs.contract.http.problems import Problem
 
 _COME_BACK_S = 5
 

@@ -13,8 +13,8 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import Request
 
-from nnunet_jobs.contract.problems import Problem
-from nnunet_jobs.contract.uploads import FIELD, MOST_FILES
+from nnunet_jobs.contract.http.problems import Problem
+from nnunet_jobs.contract.http.uploads import FIELD, MOST_FILES
 
 _TEXT_BYTES = 1024  # of one field, and more than any field needs
 _FIELDS = 8

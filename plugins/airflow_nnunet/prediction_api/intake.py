@@ -18,10 +18,10 @@ from airflow_nnunet.prediction_api.models import ModelFacts, model_facts
 from airflow_nnunet.prediction_api.store import Draft
 from airflow_nnunet.prediction_api.tenants import Tenant
 from nnunet_jobs.contract.failure import ConfigError
-from nnunet_jobs.contract.files import open_new
-from nnunet_jobs.contract.problems import Problem, in_words
-from nnunet_jobs.contract.uploads import FIELD, MIB, LimitedBody, require_kind
-from nnunet_jobs.contract.workspace import Workspace
+from nnunet_jobs.contract.http.problems import Problem, in_words
+from nnunet_jobs.contract.http.uploads import FIELD, MIB, LimitedBody, require_kind
+from nnunet_jobs.contract.storage.files import open_new
+from nnunet_jobs.contract.storage.workspace import Workspace
 
 _JSON_MIB = 1
 _SETTING = "predictions_upload_mib in section [nnunet]"

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from nnunet_jobs.contract.failure import ConfigError
-from nnunet_jobs.contract.files import read_json
-from nnunet_jobs.contract.workspace import Workspace
+from nnunet_jobs.contract.storage.files import read_json
+from nnunet_jobs.contract.storage.workspace import Workspace
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

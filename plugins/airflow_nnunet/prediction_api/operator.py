@@ -17,11 +17,11 @@ from airflow_nnunet.settings.pool_names import PREDICTION_POOL
 from airflow_nnunet.settings.resolver import resolve_config
 from airflow_nnunet.settings.workspace_memory import TaskMemory
 from nnunet_jobs.contract.failure import DataError, FailureClass, JobError
-from nnunet_jobs.contract.files import read_json, replacing, sha256_file, write_json
-from nnunet_jobs.contract.jobdir import JobDir
-from nnunet_jobs.contract.marker import open_workspace
-from nnunet_jobs.contract.permissions import workspace_umask
-from nnunet_jobs.contract.predictions import PREDICTIONS, RECORDS, entry, read_predictions, records_of
+from nnunet_jobs.contract.job.folder import JobDir
+from nnunet_jobs.contract.storage.files import read_json, replacing, sha256_file, write_json
+from nnunet_jobs.contract.storage.marker import open_workspace
+from nnunet_jobs.contract.storage.permissions import workspace_umask
+from nnunet_jobs.contract.storage.predictions import PREDICTIONS, RECORDS, entry, read_predictions, records_of
 
 if TYPE_CHECKING:
     from airflow.sdk import Context

@@ -8,9 +8,9 @@ from typing import Any
 
 from airflow_nnunet.prediction_api.tenants import Tenant
 from nnunet_jobs.contract.failure import ConfigError
-from nnunet_jobs.contract.jobdir import JobDir
-from nnunet_jobs.contract.predictions import read_predictions
-from nnunet_jobs.contract.spec import JOB_ID
+from nnunet_jobs.contract.job.folder import JobDir
+from nnunet_jobs.contract.job.spec import JOB_ID
+from nnunet_jobs.contract.storage.predictions import read_predictions
 
 CANCELLED = "cancelled through the prediction API"
 _STATES = {"queued": "queued", "running": "running", "success": "succeeded", "failed": "failed"}

@@ -9,8 +9,8 @@ from starlette.requests import Request
 from airflow_nnunet.prediction_api import DAG_ID
 from airflow_nnunet.prediction_api.tenants import Tenant, all_tenants
 from airflow_nnunet.prediction_api.uploads import in_progress, require_room
-from nnunet_jobs.contract.problems import Problem
-from nnunet_jobs.contract.uploads import MIB
+from nnunet_jobs.contract.http.problems import Problem
+from nnunet_jobs.contract.http.uploads import MIB
 
 log = logging.getLogger(__name__)
 COME_BACK_S = 10

@@ -8,7 +8,7 @@ from typing import Any
 
 import httpx
 
-from nnunet_jobs.contract.loopback import is_loopback
+from nnunet_jobs.contract.http.loopback import is_loopback
 
 # Airflow's answer when SQLite, which the demo and the tests use, was locked for too long. Nothing was written then.
 _LOCKED, _LOCKED_TRIES, _LOCKED_WAIT_S = '"reason":"Database error"', 4, 0.5

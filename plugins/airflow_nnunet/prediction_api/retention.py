@@ -9,7 +9,7 @@ from pathlib import Path
 from airflow_nnunet.jobs.task_state import run_state
 from airflow_nnunet.prediction_api.store import REQUEST_ID, remove, stored_ids
 from airflow_nnunet.prediction_api.tenants import Tenant, all_tenants
-from nnunet_jobs.contract.permissions import explain_permission_error
+from nnunet_jobs.contract.storage.permissions import explain_permission_error
 
 log = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ import httpx
 
 from airflow_nnunet.prediction_api.models import ModelFacts
 from nnunet_jobs.contract.failure import DataError
-from nnunet_jobs.contract.uploads import FIELD
+from nnunet_jobs.contract.http.uploads import FIELD
 
 log = logging.getLogger(__name__)
 

@@ -22,10 +22,10 @@ from pathlib import Path
 from airflow_nnunet.prediction_api import ID_PREFIX, uploads
 from airflow_nnunet.prediction_api.tenants import Tenant, requests_folder
 from nnunet_jobs.contract.failure import ConfigError
-from nnunet_jobs.contract.files import content_hash, read_json, sha256_file, sync_directory, sync_file, write_json
-from nnunet_jobs.contract.marker import NotMounted, require_mounted
-from nnunet_jobs.contract.permissions import file_mode, make_folder
-from nnunet_jobs.contract.workspace import Workspace
+from nnunet_jobs.contract.storage.files import content_hash, read_json, sha256_file, sync_directory, sync_file, write_json
+from nnunet_jobs.contract.storage.marker import NotMounted, require_mounted
+from nnunet_jobs.contract.storage.permissions import file_mode, make_folder
+from nnunet_jobs.contract.storage.workspace import Workspace
 
 REQUEST_ID = re.compile(rf"{ID_PREFIX}[0-9a-f]{{32}}")
 

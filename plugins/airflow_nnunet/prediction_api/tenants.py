@@ -15,8 +15,8 @@ from airflow_nnunet.settings.config import number, path_list, section_options
 from airflow_nnunet.settings.resolver import resolve_config
 from airflow_nnunet.settings.teams import load_teams
 from nnunet_jobs.contract.failure import ConfigError
-from nnunet_jobs.contract.loopback import is_loopback
-from nnunet_jobs.contract.workspace import Workspace
+from nnunet_jobs.contract.http.loopback import is_loopback
+from nnunet_jobs.contract.storage.workspace import Workspace
 
 _NUMBERS = ("predictions_quota", "predictions_limit", "predictions_keep_days", "predictions_upload_mib", "predictions_free_mib")
 

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from airflow_nnunet.prediction_api.tenants import Tenant
-from nnunet_jobs.contract.files import try_lock
-from nnunet_jobs.contract.problems import Problem
-from nnunet_jobs.contract.uploads import MIB
+from nnunet_jobs.contract.http.problems import Problem
+from nnunet_jobs.contract.http.uploads import MIB
+from nnunet_jobs.contract.storage.files import try_lock
 
 PARTIAL = ".partial-"
 MARK = ".uploading"

@@ -15,7 +15,7 @@ from typing import Any
 from airflow_nnunet.backends import Backend, get_backend
 from airflow_nnunet.provider_info import OPTIONS
 from nnunet_jobs.contract.failure import ConfigError
-from nnunet_jobs.contract.workspace import ROOTS, Workspace
+from nnunet_jobs.contract.storage.workspace import ROOTS, Workspace
 
 SECTION = "nnunet"
 _PATH_LISTS = ("input_roots", "output_roots", "trainer_paths")

@@ -23,9 +23,9 @@ from airflow_nnunet.settings.airflow_names import Priority, QueueName
 from airflow_nnunet.settings.pool_names import COMMON_POOLS
 from airflow_nnunet.settings.yaml_files import Section, WrongField, line_of, read_model, yaml_files
 from nnunet_jobs.contract.failure import ConfigError
-from nnunet_jobs.contract.permissions import explain_permission_error
-from nnunet_jobs.contract.spec import TEAM
-from nnunet_jobs.contract.workspace import WRITTEN_ROOTS, Workspace
+from nnunet_jobs.contract.job.spec import TEAM
+from nnunet_jobs.contract.storage.permissions import explain_permission_error
+from nnunet_jobs.contract.storage.workspace import WRITTEN_ROOTS, Workspace
 
 ROOTS = ("workspace", *WRITTEN_ROOTS, "input_roots", "output_roots")
 """Options that a team never inherits from section [nnunet]: what it does not name is below its own workspace, or nowhere."""

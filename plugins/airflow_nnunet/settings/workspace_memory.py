@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from nnunet_jobs.contract.files import content_hash
+from nnunet_jobs.contract.storage.files import content_hash
 
 PREFIX = "nnunet_workspace_"
 _DESCRIPTION = "The nnU-Net workspace with this jobs folder is in use. Where its marker is missing, its share is not mounted."
@@ -26,14 +26,14 @@ class TaskMemory:
         return TaskMemory() if runner is not None and hasattr(runner, "SUPERVISOR_COMMS") else None
 
     def recall(self, jobs: str) -> str | None:
-        """See :class:`nnunet_jobs.contract.marker.Memory`."""
+        """See :class:`nnunet_jobs.contract.storage.marker.Memory`."""
         from airflow.sdk import Variable
 
         found = Variable.get(variable_of(jobs), default=None)
         return None if found is None else str(found)
 
     def remember(self, jobs: str, workspace: str) -> None:
-        """See :class:`nnunet_jobs.contract.marker.Memory`."""
+        """See :class:`nnunet_jobs.contract.storage.marker.Memory`."""
         from airflow.sdk import Variable
 
         Variable.set(variable_of(jobs), workspace, description=f"{_DESCRIPTION} {jobs}")
@@ -43,7 +43,7 @@ class DatabaseMemory:
     """The memory as a command reaches it: in Airflow's database."""
 
     def recall(self, jobs: str) -> str | None:
-        """See :class:`nnunet_jobs.contract.marker.Memory`."""
+        """See :class:`nnunet_jobs.contract.storage.marker.Memory`."""
         from airflow.models.variable import Variable
         from airflow.utils.session import create_session
         from sqlalchemy import select
@@ -53,7 +53,7 @@ class DatabaseMemory:
             return None if row is None else str(row.val)
 
     def remember(self, jobs: str, workspace: str) -> None:
-        """See :class:`nnunet_jobs.contract.marker.Memory`."""
+        """See :class:`nnunet_jobs.contract.storage.marker.Memory`."""
         from airflow.models.variable import Variable
         from airflow.utils.session import create_session
 

@@ -27,8 +27,8 @@ from airflow_nnunet.jobs.links import URL_PREFIX
 from airflow_nnunet.settings.resolver import owned_job_roots
 from airflow_nnunet.settings.teams import load_teams
 from nnunet_jobs.contract.failure import ConfigError
-from nnunet_jobs.contract.jobdir import JobDir
-from nnunet_jobs.contract.spec import JOB_ID
+from nnunet_jobs.contract.job.folder import JobDir
+from nnunet_jobs.contract.job.spec import JOB_ID
 
 _TAIL_BYTES = 256 * 1024
 _SHOWN_BYTES = 1024 * 1024

@@ -13,9 +13,9 @@ from typing import Any
 from nnunet_jobs.context import StepContext
 from nnunet_jobs.contract.exit_codes import Exit
 from nnunet_jobs.contract.failure import ConfigError, JobError
-from nnunet_jobs.contract.jobdir import JobDir
-from nnunet_jobs.contract.permissions import apply_permissions, explain_permission_error
-from nnunet_jobs.contract.workspace import Workspace
+from nnunet_jobs.contract.job.folder import JobDir
+from nnunet_jobs.contract.storage.permissions import apply_permissions, explain_permission_error
+from nnunet_jobs.contract.storage.workspace import Workspace
 from nnunet_jobs.devices import host
 
 
@@ -41,7 +41,7 @@ def add_withdraw(commands: Any) -> None:
 
 def withdraw(arguments: argparse.Namespace) -> int:
     """Run ``withdraw``. Returns the exit code: 0, or 3 when it was refused, with the reason on stderr."""
-    from nnunet_jobs.contract.withdrawals import WithdrawParams
+    from nnunet_jobs.contract.storage.withdrawals import WithdrawParams
     from nnunet_jobs.steps.withdraw import run, text
 
     workspace = read_workspace(arguments.workspace_json)

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from nnunet_jobs.contract.exit_codes import Exit
 from nnunet_jobs.contract.failure import ConfigError
-from nnunet_jobs.contract.files import write_private
-from nnunet_jobs.contract.permissions import umask_for
+from nnunet_jobs.contract.storage.files import write_private
+from nnunet_jobs.contract.storage.permissions import umask_for
 from nnunet_jobs.devices import host
 from nnunet_jobs.dicom.identity import Identity
 from nnunet_jobs.dicom.model import Scan, size_of
@@ -51,7 +51,7 @@ def export(source: Path, out: Path, private: Path, *, threads: int = 1, beat: Ca
         source: Folder with DICOM files.
         out: New or empty folder.
         private: Folder with the site's key, which makes ids and UIDs; :attr:`Workspace.private
-            <nnunet_jobs.contract.workspace.Workspace.private>` gives the ids of registered cases.
+            <nnunet_jobs.contract.storage.workspace.Workspace.private>` gives the ids of registered cases.
         threads: Files at once.
         beat: Called as a sign of life; may raise to stop.
 

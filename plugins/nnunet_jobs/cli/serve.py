@@ -18,11 +18,11 @@ from nnunet_jobs.cli.commands import read_workspace
 from nnunet_jobs.context import StepContext
 from nnunet_jobs.contract.exit_codes import Exit
 from nnunet_jobs.contract.failure import ConfigError, Interrupted, JobError
-from nnunet_jobs.contract.jobdir import JobDir
-from nnunet_jobs.contract.params import FAST
-from nnunet_jobs.contract.permissions import apply_permissions
-from nnunet_jobs.contract.spec import DEVICES, Resources
-from nnunet_jobs.contract.workspace import Workspace
+from nnunet_jobs.contract.job.folder import JobDir
+from nnunet_jobs.contract.job.spec import DEVICES, Resources
+from nnunet_jobs.contract.steps.params import FAST
+from nnunet_jobs.contract.storage.permissions import apply_permissions
+from nnunet_jobs.contract.storage.workspace import Workspace
 from nnunet_jobs.devices import gpu, host
 from nnunet_jobs.prediction.settings import Settings
 from nnunet_jobs.predictor_server.settings import ServeSettings

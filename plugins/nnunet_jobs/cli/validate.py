@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nnunet_jobs.contract.failure import ConfigError, DataError, DiskFull, Fault, classify
-from nnunet_jobs.contract.params import RegisterParams
+from nnunet_jobs.contract.steps.params import RegisterParams
 from nnunet_jobs.faults.codes import Code
 from nnunet_jobs.faults.fixes import FAULT_INFO
 
@@ -108,7 +108,7 @@ def _terminated(number: int, _frame: object) -> None:
 
 
 def _write_page(target: Path, source: Path, report: Report) -> bool:
-    from nnunet_jobs.contract.files import write_private
+    from nnunet_jobs.contract.storage.files import write_private
     from nnunet_jobs.report.page import render_report
 
     tables = report.tables or {"channel_names": {}, "labels": {}}
@@ -167,8 +167,8 @@ def _where(fault: Fault) -> str:
 
 def _check(arguments: argparse.Namespace) -> Report:
     from nnunet_jobs.context import StepContext
-    from nnunet_jobs.contract.jobdir import JobDir
-    from nnunet_jobs.contract.workspace import Workspace
+    from nnunet_jobs.contract.job.folder import JobDir
+    from nnunet_jobs.contract.storage.workspace import Workspace
     from nnunet_jobs.dataset.check import Report, check_dataset
     from nnunet_jobs.dataset.materialise import plain_source
     from nnunet_jobs.dataset.whole import ordered

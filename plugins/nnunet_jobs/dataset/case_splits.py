@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nnunet_jobs.contract.failure import ConfigError, DataError, Fault
-from nnunet_jobs.contract.params import RegisterParams
+from nnunet_jobs.contract.steps.params import RegisterParams
 from nnunet_jobs.dataset import holdout
 from nnunet_jobs.dataset.changes import Changes
 from nnunet_jobs.dataset.manifest import files_of

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from nnunet_jobs.context import StepContext
 from nnunet_jobs.contract.failure import Fault
-from nnunet_jobs.contract.params import RegisterParams
+from nnunet_jobs.contract.steps.params import RegisterParams
 from nnunet_jobs.dataset.holdout import TEST
 from nnunet_jobs.dataset.labels import Tables
 from nnunet_jobs.dataset.manifest import HashCache, channels_of, signature_of

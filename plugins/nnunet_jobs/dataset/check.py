@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_jobs.contract.failure import DataError, Fault
-from nnunet_jobs.contract.params import RegisterParams
+from nnunet_jobs.contract.steps.params import RegisterParams
 from nnunet_jobs.dataset.case_splits import check_places
 from nnunet_jobs.dataset.sources import read_source
 from nnunet_jobs.dataset.validate import CheckedCase

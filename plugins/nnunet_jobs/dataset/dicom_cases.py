@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from nnunet_jobs.contract.failure import Fault
-from nnunet_jobs.contract.series_rules import SeriesRule
+from nnunet_jobs.contract.steps.series_rules import SeriesRule
 from nnunet_jobs.dataset.dicom_labels import CandidateCase, match, unclaimed
 from nnunet_jobs.dicom.header import NUMBERS
 from nnunet_jobs.dicom.identity import Identity, Person

@@ -13,10 +13,10 @@ from typing import Any
 
 from nnunet_jobs.context import StepContext
 from nnunet_jobs.contract.failure import ConfigError, Fault
-from nnunet_jobs.contract.files import temporary_beside, write_json
-from nnunet_jobs.contract.params import RegisterParams
-from nnunet_jobs.contract.series_rules import SeriesRule, channel_rules
-from nnunet_jobs.contract.withdrawals import Tombstones
+from nnunet_jobs.contract.steps.params import RegisterParams
+from nnunet_jobs.contract.steps.series_rules import SeriesRule, channel_rules
+from nnunet_jobs.contract.storage.files import temporary_beside, write_json
+from nnunet_jobs.contract.storage.withdrawals import Tombstones
 from nnunet_jobs.dataset.changes import beat_or_stop, parallel
 from nnunet_jobs.dataset.dicom_cases import DicomCase, cases_of, faults_of, keywords
 from nnunet_jobs.dataset.layouts.dicom import CASES

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from nnunet_jobs.contract.files import content_hash, read_json, write_json
+from nnunet_jobs.contract.storage.files import content_hash, read_json, write_json
 from nnunet_jobs.dataset.holdout import HOLDOUT, TEST, TRAIN
 from nnunet_jobs.dataset.labels import Tables
 from nnunet_jobs.dataset.readers.volume import hash_file

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from nnunet_jobs.context import StepContext
 from nnunet_jobs.contract.failure import ConfigError
-from nnunet_jobs.contract.params import RegisterParams
+from nnunet_jobs.contract.steps.params import RegisterParams
 from nnunet_jobs.dataset.archives import unpack as archives
 from nnunet_jobs.dataset.own_splits import carry_own_splits
 from nnunet_jobs.dataset.sources import recognised

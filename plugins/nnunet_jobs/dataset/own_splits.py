@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_jobs.contract.failure import ConfigError, Fault
-from nnunet_jobs.contract.files import open_regular, read_json
+from nnunet_jobs.contract.storage.files import open_regular, read_json
 from nnunet_jobs.dataset.holdout import TRAIN
 from nnunet_jobs.dataset.layouts.base import Source
 from nnunet_jobs.dataset.names import UnusableName, check_links

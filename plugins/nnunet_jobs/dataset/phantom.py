@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nnunet_jobs.contract.failure import ConfigError
-from nnunet_jobs.contract.files import temporary_beside, write_json
+from nnunet_jobs.contract.storage.files import temporary_beside, write_json
 
 Array = npt.NDArray[np.float64]
 LABELS = {"background": 0, "anterior": 1, "posterior": 2}

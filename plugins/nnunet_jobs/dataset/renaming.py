@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from nnunet_jobs.contract.failure import ConfigError, Fault
-from nnunet_jobs.contract.files import write_private
+from nnunet_jobs.contract.storage.files import write_private
 from nnunet_jobs.dataset.layouts.base import Source
 from nnunet_jobs.dataset.names import folded, usable
 from nnunet_jobs.faults.codes import Code

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_jobs.contract.failure import Fault
-from nnunet_jobs.contract.files import SCHEMA, content_hash, read_json, write_atomic
+from nnunet_jobs.contract.storage.files import SCHEMA, content_hash, read_json, write_atomic
 from nnunet_jobs.dataset.validate import CheckedCase
 from nnunet_jobs.report.page import render_report
 from nnunet_jobs.report.summary import VERSION

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_jobs.contract.failure import ConfigError, DataError, Fault
-from nnunet_jobs.contract.files import open_regular
-from nnunet_jobs.contract.params import RegisterParams
+from nnunet_jobs.contract.steps.params import RegisterParams
+from nnunet_jobs.contract.storage.files import open_regular
 from nnunet_jobs.dataset.labels import Tables, channel_table, label_table
 from nnunet_jobs.dataset.layouts import LAYOUTS
 from nnunet_jobs.dataset.layouts.base import Layout, Source, SourceCase

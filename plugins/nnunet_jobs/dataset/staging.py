@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_jobs.contract.failure import ConfigError, Fault
-from nnunet_jobs.contract.files import write_atomic, write_json
-from nnunet_jobs.contract.workspace import MANIFEST
+from nnunet_jobs.contract.storage.files import write_atomic, write_json
+from nnunet_jobs.contract.storage.workspace import MANIFEST
 from nnunet_jobs.dataset.manifest import HashCache, files_of, folders_of, sidecars_of
 from nnunet_jobs.dataset.names import split_ending
 from nnunet_jobs.dataset.own_splits import OWN_SPLITS

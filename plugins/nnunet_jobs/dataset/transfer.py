@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nnunet_jobs.contract.files import open_regular, sync_directory, sync_file, temporary_beside
+from nnunet_jobs.contract.storage.files import open_regular, sync_directory, sync_file, temporary_beside
 from nnunet_jobs.dataset.readers.volume import hash_file
 
 _FICLONE = 0x40049409  # linux/fs.h

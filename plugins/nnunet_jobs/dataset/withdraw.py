@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_jobs.contract.failure import Fault
-from nnunet_jobs.contract.files import locked, read_json, sha256_file, temporary_beside
-from nnunet_jobs.contract.permissions import explain_permission_error
-from nnunet_jobs.contract.withdrawals import Tombstones
-from nnunet_jobs.contract.workspace import Workspace, dataset_name
+from nnunet_jobs.contract.storage.files import locked, read_json, sha256_file, temporary_beside
+from nnunet_jobs.contract.storage.permissions import explain_permission_error
+from nnunet_jobs.contract.storage.withdrawals import Tombstones
+from nnunet_jobs.contract.storage.workspace import Workspace, dataset_name
 from nnunet_jobs.dataset.changes import Changes
 from nnunet_jobs.dataset.holdout import TRAIN
 from nnunet_jobs.dataset.labels import Tables

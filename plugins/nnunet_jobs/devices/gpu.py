@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from nnunet_jobs.contract.failure import ConfigError, GpuLost
-from nnunet_jobs.contract.spec import Resources
-from nnunet_jobs.contract.workspace import Workspace
+from nnunet_jobs.contract.job.spec import Resources
+from nnunet_jobs.contract.storage.workspace import Workspace
 from nnunet_jobs.devices.allocator import Device, Request
 from nnunet_jobs.devices.leases import Holder, Lease, Ledger
 from nnunet_jobs.devices.nvml import Gpu, GpuProcess, Inventory, read_inventory, torch_is_cpu_only

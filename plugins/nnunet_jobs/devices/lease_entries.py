@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from nnunet_jobs.contract.files import open_new, try_lock
+from nnunet_jobs.contract.storage.files import open_new, try_lock
 
 _PAGE = 4096
 

@@ -23,9 +23,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from nnunet_jobs.contract.file_systems import require_local
-from nnunet_jobs.contract.files import locked, read_json, write_record
-from nnunet_jobs.contract.liveness import boot_id, read_counter, write_counter
+from nnunet_jobs.contract.job.liveness import boot_id, read_counter, write_counter
+from nnunet_jobs.contract.storage.file_systems import require_local
+from nnunet_jobs.contract.storage.files import locked, read_json, write_record
 from nnunet_jobs.devices.allocator import Allocator, Device, Request
 from nnunet_jobs.devices.lease_entries import Unreadable, change, content, is_full, live_entries, new_entry, rewrite
 from nnunet_jobs.devices.queue_order import QueueEntry, order_of_service

@@ -24,7 +24,7 @@ from pydicom.uid import (
 )
 
 from nnunet_jobs.contract.failure import Fault
-from nnunet_jobs.contract.files import read_only, sync_directory, temporary_beside
+from nnunet_jobs.contract.storage.files import read_only, sync_directory, temporary_beside
 from nnunet_jobs.dicom.geometry import SeriesRefused
 from nnunet_jobs.dicom.model import Grid, Series, files_named, size_of
 from nnunet_jobs.dicom.reading import read_file, uid_name

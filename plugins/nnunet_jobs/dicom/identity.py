@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_jobs.contract.failure import ConfigError
-from nnunet_jobs.contract.files import SCHEMA, locked, write_private
+from nnunet_jobs.contract.storage.files import SCHEMA, locked, write_private
 
 _KEY = "site.key"
 _DIGITS = 12
@@ -50,7 +50,7 @@ class Identity:
     anybody without the key. The key is made once per workspace; whoever loses it gets new ids for all studies.
 
     Args:
-        folder: :attr:`Workspace.private <nnunet_jobs.contract.workspace.Workspace.private>`; made with mode 0700.
+        folder: :attr:`Workspace.private <nnunet_jobs.contract.storage.workspace.Workspace.private>`; made with mode 0700.
 
     Raises:
         ConfigError: The folder or the key is open to others, or damaged.

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from nnunet_jobs.contract.failure import ConfigError, DataError, Fault
-from nnunet_jobs.contract.files import sha256_file
+from nnunet_jobs.contract.storage.files import sha256_file
 from nnunet_jobs.dicom.convert import write_volume
 from nnunet_jobs.dicom.labels import Described, label_volume
 from nnunet_jobs.dicom.model import Grid, Instance, Series, size_of

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nnunet_jobs.contract.failure import ConfigError, Fault
-from nnunet_jobs.contract.label_rules import LabelRules
+from nnunet_jobs.contract.steps.label_rules import LabelRules
 from nnunet_jobs.dicom.header import LABEL_CLASSES
 from nnunet_jobs.dicom.model import Grid, Series
 from nnunet_jobs.dicom.rtstruct import read_rtstruct
@@ -41,7 +41,7 @@ def label_volume(
     Args:
         objects: Series of modality SEG or RTSTRUCT that describe ``reference``.
         grid: The reference's voxels.
-        rules: Field ``label_rules``, see :class:`~nnunet_jobs.contract.label_rules.LabelRules`.
+        rules: Field ``label_rules``, see :class:`~nnunet_jobs.contract.steps.label_rules.LabelRules`.
         label_names: Label name to value; ``background`` is 0.
         others: Objects that describe other channels of the case, each with its channel, whose voxels lie where the
             reference's lie.

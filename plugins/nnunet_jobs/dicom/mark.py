@@ -8,7 +8,7 @@ import struct
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-from nnunet_jobs.contract.files import open_regular
+from nnunet_jobs.contract.storage.files import open_regular
 
 HEAD = 512
 """Bytes of a file that :func:`marked` and :func:`begins_data_set` want."""

@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from nnunet_jobs.contract.failure import ConfigError, DataError, Fault
-from nnunet_jobs.contract.files import PRIVATE, content_hash, replacing
-from nnunet_jobs.contract.segment_codes import SegmentCodes
+from nnunet_jobs.contract.steps.segment_codes import SegmentCodes
+from nnunet_jobs.contract.storage.files import PRIVATE, content_hash, replacing
 from nnunet_jobs.dicom.model import Grid, Series
 from nnunet_jobs.dicom.seg_sources import source_headers
 from nnunet_jobs.dicom.segments import quiet_libraries

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nnunet_jobs.contract.files import read_json, write_atomic
-from nnunet_jobs.contract.predictions import SHEET
+from nnunet_jobs.contract.storage.files import read_json, write_atomic
+from nnunet_jobs.contract.storage.predictions import SHEET
 from nnunet_jobs.report.facts import label_values
 from nnunet_jobs.report.figures import colour, slice_picture
 from nnunet_jobs.report.html import render

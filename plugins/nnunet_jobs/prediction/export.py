@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from nnunet_jobs.contract.failure import Bug, DataError, DiskFull
-from nnunet_jobs.contract.files import sha256_file, sync_directory, sync_file
-from nnunet_jobs.contract.predictions import PREDICTIONS, SHEET, TABLE
+from nnunet_jobs.contract.storage.files import sha256_file, sync_directory, sync_file
+from nnunet_jobs.contract.storage.predictions import PREDICTIONS, SHEET, TABLE
 from nnunet_jobs.prediction.labelling import can_separate, label_by_class
 from nnunet_jobs.prediction.network import StageNetwork
 

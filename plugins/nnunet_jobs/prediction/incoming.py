@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_jobs.contract.failure import ConfigError
-from nnunet_jobs.contract.workspace import Workspace
+from nnunet_jobs.contract.storage.workspace import Workspace
 from nnunet_jobs.dataset.names import ENDINGS, PICTURES, split_ending
 from nnunet_jobs.dicom.mark import named_like
 from nnunet_jobs.prediction.cases import Case, checked_case_id

@@ -1,6 +1,6 @@
 """Predictions of several models in one output folder: each model's in its own folder, and links that show the newest run's.
 
-See :mod:`nnunet_jobs.contract.predictions` for the layout.
+See :mod:`nnunet_jobs.contract.storage.predictions` for the layout.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from nnunet_jobs.contract.files import content_hash, locked, read_object, repoint, temporary_beside, write_json, write_record
-from nnunet_jobs.contract.predictions import (
+from nnunet_jobs.contract.storage.files import content_hash, locked, read_object, repoint, temporary_beside, write_json, write_record
+from nnunet_jobs.contract.storage.predictions import (
     MODELS,
     NEWEST,
     PREDICTIONS,

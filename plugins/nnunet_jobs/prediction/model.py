@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_jobs.contract.failure import ConfigError, DataError
-from nnunet_jobs.contract.files import content_hash, sha256_file
-from nnunet_jobs.contract.withdrawals import listed, trained_on_withdrawn
-from nnunet_jobs.contract.workspace import FINAL_CHECKPOINT, Workspace
+from nnunet_jobs.contract.storage.files import content_hash, sha256_file
+from nnunet_jobs.contract.storage.withdrawals import listed, trained_on_withdrawn
+from nnunet_jobs.contract.storage.workspace import FINAL_CHECKPOINT, Workspace
 
 log = logging.getLogger("nnunet_jobs")
 

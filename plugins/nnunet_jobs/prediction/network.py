@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_jobs.contract.failure import DataError
-from nnunet_jobs.contract.files import read_json
+from nnunet_jobs.contract.storage.files import read_json
 from nnunet_jobs.prediction.foreign import run_case
 from nnunet_jobs.prediction.model import SelectedModel, Stage
 from nnunet_jobs.prediction.sliding_window import predict_logits

@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nnunet_jobs.contract.files import content_hash, locked, read_json, try_lock, write_json
+from nnunet_jobs.contract.storage.files import content_hash, locked, read_json, try_lock, write_json
 from nnunet_jobs.dataset.readers.nifti import promised_voxels
 from nnunet_jobs.prediction.cases import Case
 

@@ -28,7 +28,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nnunet_jobs.contract.failure import Fault
-from nnunet_jobs.contract.files import read_object
+from nnunet_jobs.contract.storage.files import read_object
 from nnunet_jobs.prediction.model import SelectedModel
 from nnunet_jobs.prediction.preview import Preview
 

@@ -9,8 +9,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from nnunet_jobs.contract.files import content_hash, locked, read_json, sha256_file, write_json, write_record
-from nnunet_jobs.contract.predictions import PREDICTIONS, RECORDS, entry
+from nnunet_jobs.contract.storage.files import content_hash, locked, read_json, sha256_file, write_json, write_record
+from nnunet_jobs.contract.storage.predictions import PREDICTIONS, RECORDS, entry
 from nnunet_jobs.prediction.contact_sheet import write_sheet
 from nnunet_jobs.prediction.model import SelectedModel
 from nnunet_jobs.prediction.parts import PartPlans

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from nnunet_jobs.contract.files import content_hash
+from nnunet_jobs.contract.storage.files import content_hash
 from nnunet_jobs.prediction.model import SelectedModel
 
 
@@ -13,7 +13,7 @@ from nnunet_jobs.prediction.model import SelectedModel
 class Settings:
     """How to predict, as far as it changes the result. ``probabilities`` only adds files.
 
-    ``fast``: names from :data:`~nnunet_jobs.contract.params.FAST`; without any, the bytes are stock nnU-Net's.
+    ``fast``: names from :data:`~nnunet_jobs.contract.steps.params.FAST`; without any, the bytes are stock nnU-Net's.
     """
 
     mirroring: bool = True

@@ -14,10 +14,10 @@ import numpy as np
 
 from nnunet_jobs.context import StepContext
 from nnunet_jobs.contract.failure import ConfigError, DataError, FailureClass, Fault, classify
-from nnunet_jobs.contract.files import content_hash, sha256_file
-from nnunet_jobs.contract.segment_codes import parse_segment_codes
-from nnunet_jobs.contract.series_rules import SeriesRule, channel_rules
-from nnunet_jobs.contract.workspace import Workspace
+from nnunet_jobs.contract.steps.segment_codes import parse_segment_codes
+from nnunet_jobs.contract.steps.series_rules import SeriesRule, channel_rules
+from nnunet_jobs.contract.storage.files import content_hash, sha256_file
+from nnunet_jobs.contract.storage.workspace import Workspace
 from nnunet_jobs.dataset.changes import beat_or_stop, parallel
 from nnunet_jobs.dataset.dicom_cases import DicomCase, cases_of, keywords
 from nnunet_jobs.dicom import convert

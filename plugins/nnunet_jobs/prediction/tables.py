@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nnunet_jobs.contract.files import write_atomic
-from nnunet_jobs.contract.predictions import TABLE
+from nnunet_jobs.contract.storage.files import write_atomic
+from nnunet_jobs.contract.storage.predictions import TABLE
 
 _COLUMNS = ("case", "status", "reason", "seconds", "flags", "model", "file")
 _MEASURES = {"volumes_ml": "ml", "dice": "dice"}

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nnunet_jobs.contract.files import locked, read_json, write_json, write_record
-from nnunet_jobs.contract.predictions import MODELS, PREDICTIONS, RECORDS, SHEET
-from nnunet_jobs.contract.workspace import Workspace
+from nnunet_jobs.contract.storage.files import locked, read_json, write_json, write_record
+from nnunet_jobs.contract.storage.predictions import MODELS, PREDICTIONS, RECORDS, SHEET
+from nnunet_jobs.contract.storage.workspace import Workspace
 from nnunet_jobs.prediction.contact_sheet import write_sheet
 from nnunet_jobs.prediction.kept import forget_dead_links, unrecorded
 from nnunet_jobs.prediction.parts import forget_cases

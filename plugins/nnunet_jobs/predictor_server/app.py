@@ -18,8 +18,8 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from nnunet_jobs.contract.failure import ConfigError, DataError, FailureClass, JobError, classify
-from nnunet_jobs.contract.problems import Problem, documented, in_words
-from nnunet_jobs.contract.uploads import FIELD, FILES, documented_segmentation, media_type
+from nnunet_jobs.contract.http.problems import Problem, documented, in_words
+from nnunet_jobs.contract.http.uploads import FIELD, FILES, documented_segmentation, media_type
 from nnunet_jobs.prediction.export import label_values
 from nnunet_jobs.prediction.predictor import Predictor
 from nnunet_jobs.prediction.work import CaseWork, Record

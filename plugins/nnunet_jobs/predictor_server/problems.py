@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from starlette.responses import JSONResponse
 
-from nnunet_jobs.contract.problems import MEDIA_TYPE, Problem
+from nnunet_jobs.contract.http.problems import MEDIA_TYPE, Problem
 
 
 def respond(problem: Problem) -> JSONResponse:

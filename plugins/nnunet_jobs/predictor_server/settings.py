@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from nnunet_jobs.contract.failure import ConfigError
-from nnunet_jobs.contract.loopback import is_loopback
-from nnunet_jobs.contract.workspace import Workspace
+from nnunet_jobs.contract.http.loopback import is_loopback
+from nnunet_jobs.contract.storage.workspace import Workspace
 from nnunet_jobs.prediction.settings import Settings
 
 _HOST = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,251}[A-Za-z0-9])?|[0-9A-Fa-f:]{2,39}")

@@ -11,8 +11,8 @@ from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
-from nnunet_jobs.contract.problems import Problem
-from nnunet_jobs.contract.uploads import FIELD, MOST_FILES, LimitedBody, require_kind
+from nnunet_jobs.contract.http.problems import Problem
+from nnunet_jobs.contract.http.uploads import FIELD, MOST_FILES, LimitedBody, require_kind
 from nnunet_jobs.prediction.cases import Case
 
 _NAME = "case"  # of the images, in messages too: a client's own file names may say who the patient is

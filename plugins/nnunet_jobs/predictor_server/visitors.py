@@ -13,8 +13,8 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from nnunet_jobs.contract.loopback import is_loopback
-from nnunet_jobs.contract.problems import Problem
+from nnunet_jobs.contract.http.loopback import is_loopback
+from nnunet_jobs.contract.http.problems import Problem
 from nnunet_jobs.predictor_server.problems import respond
 
 log = logging.getLogger("nnunet_jobs")

@@ -12,9 +12,9 @@ from typing import Any
 
 from nnunet_jobs.context import StepContext
 from nnunet_jobs.contract.failure import ConfigError
-from nnunet_jobs.contract.files import content_hash
-from nnunet_jobs.contract.params import PreprocessParams
-from nnunet_jobs.contract.withdrawals import Tombstones
+from nnunet_jobs.contract.steps.params import PreprocessParams
+from nnunet_jobs.contract.storage.files import content_hash
+from nnunet_jobs.contract.storage.withdrawals import Tombstones
 from nnunet_jobs.dataset.own_splits import splits_by_hand
 from nnunet_jobs.dataset.splits import Splits, extend_splits, make_splits
 from nnunet_jobs.preprocessing import planning

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from nnunet_jobs.contract.failure import DataError, DiskFull, Fault, JobError
-from nnunet_jobs.contract.files import content_hash, sha256_file
+from nnunet_jobs.contract.storage.files import content_hash, sha256_file
 from nnunet_jobs.dataset.readers.verdict import errors_of
 from nnunet_jobs.dataset.readers.words import library_says
 from nnunet_jobs.faults.codes import Code, data_error

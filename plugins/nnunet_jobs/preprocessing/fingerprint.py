@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nnunet_jobs.contract.failure import DataError
-from nnunet_jobs.contract.files import temporary_beside
+from nnunet_jobs.contract.storage.files import temporary_beside
 
 log = logging.getLogger(__name__)
 

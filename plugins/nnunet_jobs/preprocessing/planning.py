@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from nnunet_jobs.contract.configurations import DATA_FIELDS, check_custom
 from nnunet_jobs.contract.failure import ConfigError
-from nnunet_jobs.contract.files import content_hash
+from nnunet_jobs.contract.steps.configurations import DATA_FIELDS, check_custom
+from nnunet_jobs.contract.storage.files import content_hash
 
 # Plans are kept while the data stays this close to what they were made from.
 SPACING_TOLERANCE = 0.05  # relative move of the median spacing of an axis: beyond, resampling would blur or bloat most cases

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_jobs.contract.failure import ConfigError
-from nnunet_jobs.contract.files import read_json, repoint, sha256_file, sync_directory, sync_file, write_json
-from nnunet_jobs.contract.workspace import VERSIONS, Workspace
+from nnunet_jobs.contract.storage.files import read_json, repoint, sha256_file, sync_directory, sync_file, write_json
+from nnunet_jobs.contract.storage.workspace import VERSIONS, Workspace
 
 log = logging.getLogger(__name__)
 

@@ -15,8 +15,8 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from nnunet_jobs.contract.files import write_atomic, write_json
-from nnunet_jobs.contract.workspace import VERSIONS, Workspace
+from nnunet_jobs.contract.storage.files import write_atomic, write_json
+from nnunet_jobs.contract.storage.workspace import VERSIONS, Workspace
 from nnunet_jobs.preprocessing import planning
 from nnunet_jobs.preprocessing.cases import TrainingCase, training_cases
 from nnunet_jobs.preprocessing.fingerprint import FingerprintCache

@@ -12,9 +12,10 @@ from typing import Any
 
 from nnunet_jobs import processes
 from nnunet_jobs.contract.failure import Failure, FailureClass, Interrupted
-from nnunet_jobs.contract.files import locked
-from nnunet_jobs.contract.jobdir import Fenced, JobDir, Phase
-from nnunet_jobs.contract.usage import LOST
+from nnunet_jobs.contract.job.folder import JobDir
+from nnunet_jobs.contract.job.state import Fenced, Phase
+from nnunet_jobs.contract.job.usage import LOST
+from nnunet_jobs.contract.storage.files import locked
 from nnunet_jobs.patience import patiently
 from nnunet_jobs.runner.child import failure_from
 from nnunet_jobs.runner.heartbeat import Cancelled, Heartbeat

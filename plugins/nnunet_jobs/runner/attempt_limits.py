@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from nnunet_jobs.contract.failure import Failure, FailureClass
-from nnunet_jobs.contract.packages import for_this_interpreter
-from nnunet_jobs.contract.spec import Resources
+from nnunet_jobs.contract.job.packages import for_this_interpreter
+from nnunet_jobs.contract.job.spec import Resources
 from nnunet_jobs.devices import host
 
 _THREAD_VARIABLES = (

@@ -20,10 +20,10 @@ from typing import Any
 
 from nnunet_jobs.context import StepContext
 from nnunet_jobs.contract.failure import ConfigError, Failure, FailureClass, JobError, classify
-from nnunet_jobs.contract.files import write_json
-from nnunet_jobs.contract.jobdir import JobDir
-from nnunet_jobs.contract.permissions import apply_permissions, explain_permission_error, permission_error
-from nnunet_jobs.contract.step_params import StepParams
+from nnunet_jobs.contract.job.folder import JobDir
+from nnunet_jobs.contract.steps.base import StepParams
+from nnunet_jobs.contract.storage.files import write_json
+from nnunet_jobs.contract.storage.permissions import apply_permissions, explain_permission_error, permission_error
 from nnunet_jobs.patience import patiently
 from nnunet_jobs.processes import die_with_parent, end_forks_with_us
 

@@ -20,11 +20,12 @@ import time
 from collections.abc import Iterator
 
 from nnunet_jobs.contract.failure import ConfigError, GpuLost, Interrupted, Lost
-from nnunet_jobs.contract.files import locked
-from nnunet_jobs.contract.grant import Grant, offer_grant, read_grant, take_grant, was_granted, withdraw_grant
-from nnunet_jobs.contract.jobdir import Fenced, JobDir
-from nnunet_jobs.contract.permissions import apply_permissions
-from nnunet_jobs.contract.workspace import Workspace
+from nnunet_jobs.contract.job.folder import JobDir
+from nnunet_jobs.contract.job.grant import Grant, offer_grant, read_grant, take_grant, was_granted, withdraw_grant
+from nnunet_jobs.contract.job.state import Fenced
+from nnunet_jobs.contract.storage.files import locked
+from nnunet_jobs.contract.storage.permissions import apply_permissions
+from nnunet_jobs.contract.storage.workspace import Workspace
 from nnunet_jobs.devices import gpu
 from nnunet_jobs.devices.gpu import Placement
 from nnunet_jobs.devices.leases import Lease, Ledger

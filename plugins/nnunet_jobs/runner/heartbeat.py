@@ -12,8 +12,8 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from nnunet_jobs.contract.failure import Interrupted
-from nnunet_jobs.contract.jobdir import JobDir
-from nnunet_jobs.contract.liveness import write_counter
+from nnunet_jobs.contract.job.folder import JobDir
+from nnunet_jobs.contract.job.liveness import write_counter
 from nnunet_jobs.patience import Spells
 
 log = logging.getLogger("nnunet_jobs")

@@ -9,10 +9,11 @@ from dataclasses import replace
 from typing import Any
 
 from nnunet_jobs.contract.failure import Failure, FailureClass
-from nnunet_jobs.contract.files import read_json
-from nnunet_jobs.contract.jobdir import JobDir, Phase
-from nnunet_jobs.contract.permissions import apply_permissions
-from nnunet_jobs.contract.spec import JobSpec
+from nnunet_jobs.contract.job.folder import JobDir
+from nnunet_jobs.contract.job.spec import JobSpec
+from nnunet_jobs.contract.job.state import Phase
+from nnunet_jobs.contract.storage.files import read_json
+from nnunet_jobs.contract.storage.permissions import apply_permissions
 from nnunet_jobs.devices import gpu, host
 from nnunet_jobs.devices.gpu import Placement
 from nnunet_jobs.devices.leases import Ledger

@@ -15,9 +15,10 @@ from dataclasses import dataclass
 
 from nnunet_jobs import processes
 from nnunet_jobs.contract.failure import FailureClass, Interrupted
-from nnunet_jobs.contract.jobdir import Fenced, JobDir
-from nnunet_jobs.contract.liveness import read_counter
-from nnunet_jobs.contract.spec import JobSpec
+from nnunet_jobs.contract.job.folder import JobDir
+from nnunet_jobs.contract.job.liveness import read_counter
+from nnunet_jobs.contract.job.spec import JobSpec
+from nnunet_jobs.contract.job.state import Fenced
 from nnunet_jobs.devices.gpu import Placement
 from nnunet_jobs.devices.leases import Ledger
 from nnunet_jobs.patience import Spells, patiently

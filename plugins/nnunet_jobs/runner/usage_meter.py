@@ -9,10 +9,10 @@ from dataclasses import replace
 from typing import Any
 
 from nnunet_jobs.contract.failure import ConfigError, Failure
-from nnunet_jobs.contract.jobdir import JobDir
-from nnunet_jobs.contract.spec import JobSpec
-from nnunet_jobs.contract.usage import Usage, append_usage, outcome_of, read_attempt_usage, utc, write_attempt_usage
-from nnunet_jobs.contract.workspace import dataset_name
+from nnunet_jobs.contract.job.folder import JobDir
+from nnunet_jobs.contract.job.spec import JobSpec
+from nnunet_jobs.contract.job.usage import Usage, append_usage, outcome_of, read_attempt_usage, utc, write_attempt_usage
+from nnunet_jobs.contract.storage.workspace import dataset_name
 from nnunet_jobs.devices.gpu import Placement
 
 log = logging.getLogger("nnunet_jobs")

@@ -7,8 +7,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from nnunet_jobs.contract.files import read_json
-from nnunet_jobs.contract.workspace import MODEL_CARD, Workspace
+from nnunet_jobs.contract.storage.files import read_json
+from nnunet_jobs.contract.storage.workspace import MODEL_CARD, Workspace
 
 log = logging.getLogger("nnunet_jobs")
 

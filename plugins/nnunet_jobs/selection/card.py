@@ -14,9 +14,9 @@ from typing import Any
 
 from nnunet_jobs.context import StepContext
 from nnunet_jobs.contract.failure import ConfigError, DataError
-from nnunet_jobs.contract.files import locked, read_json, repoint, sha256_file, write_json, write_record
-from nnunet_jobs.contract.withdrawals import listed, trained_on_withdrawn
-from nnunet_jobs.contract.workspace import FINAL_CHECKPOINT, MODEL_CARD, Workspace
+from nnunet_jobs.contract.storage.files import locked, read_json, repoint, sha256_file, write_json, write_record
+from nnunet_jobs.contract.storage.withdrawals import listed, trained_on_withdrawn
+from nnunet_jobs.contract.storage.workspace import FINAL_CHECKPOINT, MODEL_CARD, Workspace
 from nnunet_jobs.prediction.model import SelectedModel, model_from_card, selection_hash
 from nnunet_jobs.selection.better import better
 from nnunet_jobs.selection.commands import PLACEHOLDERS, commands, stages

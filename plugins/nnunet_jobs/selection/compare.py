@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_jobs.context import StepContext
-from nnunet_jobs.contract.files import read_json
+from nnunet_jobs.contract.storage.files import read_json
 from nnunet_jobs.metrics.evaluation import finite, summarise
 from nnunet_jobs.prediction.export import copy_segmentation, fresh_folder
 from nnunet_jobs.selection.folds import Trained

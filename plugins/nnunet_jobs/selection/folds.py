@@ -10,10 +10,10 @@ from typing import Any
 
 from nnunet_jobs.context import StepContext
 from nnunet_jobs.contract.failure import ConfigError
-from nnunet_jobs.contract.files import content_hash, read_json
-from nnunet_jobs.contract.params import FindBestParams, TrainParams
-from nnunet_jobs.contract.withdrawals import listed, require_none_withdrawn, trained_on_withdrawn
-from nnunet_jobs.contract.workspace import FINAL_CHECKPOINT, VERSIONS, Workspace
+from nnunet_jobs.contract.steps.params import FindBestParams, TrainParams
+from nnunet_jobs.contract.storage.files import content_hash, read_json
+from nnunet_jobs.contract.storage.withdrawals import listed, require_none_withdrawn, trained_on_withdrawn
+from nnunet_jobs.contract.storage.workspace import FINAL_CHECKPOINT, VERSIONS, Workspace
 from nnunet_jobs.training.fold import (
     FOLD_RECORD,
     SETTINGS,

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_jobs.context import StepContext
-from nnunet_jobs.contract.files import write_atomic
+from nnunet_jobs.contract.storage.files import write_atomic
 from nnunet_jobs.prediction.export import copy_segmentation, fresh_folder
 from nnunet_jobs.selection.compare import Candidate, Reference
 

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from nnunet_jobs.context import StepContext
-from nnunet_jobs.contract.files import read_json, write_json
+from nnunet_jobs.contract.storage.files import read_json, write_json
 from nnunet_jobs.dataset.readers.agreement import voxel_order
 from nnunet_jobs.metrics.evaluation import finite
 from nnunet_jobs.prediction.preview import voxel_affine

@@ -7,11 +7,11 @@ import shutil
 from typing import Any
 
 from nnunet_jobs.context import StepContext
-from nnunet_jobs.contract.files import content_hash, write_json
-from nnunet_jobs.contract.params import FindBestParams
-from nnunet_jobs.contract.permissions import with_workspace_umask
-from nnunet_jobs.contract.withdrawals import only_consented
-from nnunet_jobs.contract.workspace import MODEL_CARD
+from nnunet_jobs.contract.steps.params import FindBestParams
+from nnunet_jobs.contract.storage.files import content_hash, write_json
+from nnunet_jobs.contract.storage.permissions import with_workspace_umask
+from nnunet_jobs.contract.storage.withdrawals import only_consented
+from nnunet_jobs.contract.storage.workspace import MODEL_CARD
 from nnunet_jobs.prediction.quality import REFERENCE
 from nnunet_jobs.selection import card as cards
 from nnunet_jobs.selection import holdout

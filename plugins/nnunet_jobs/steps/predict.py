@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from nnunet_jobs.context import StepContext, acting
 from nnunet_jobs.contract.failure import Bug, ConfigError, DataError, FailureClass, Fault
-from nnunet_jobs.contract.files import read_json
-from nnunet_jobs.contract.params import PredictParams
-from nnunet_jobs.contract.permissions import with_workspace_umask
-from nnunet_jobs.contract.predictions import model_folder
+from nnunet_jobs.contract.steps.params import PredictParams
+from nnunet_jobs.contract.storage.files import read_json
+from nnunet_jobs.contract.storage.permissions import with_workspace_umask
+from nnunet_jobs.contract.storage.predictions import model_folder
 from nnunet_jobs.dataset.changes import beat_or_stop
 from nnunet_jobs.dataset.readers.volume import hash_file
 from nnunet_jobs.dicom.mark import holds_dicom

@@ -10,10 +10,10 @@ from typing import Any
 
 from nnunet_jobs.context import StepContext
 from nnunet_jobs.contract.failure import FailureClass, classify
-from nnunet_jobs.contract.files import content_hash, read_json, sha256_file
-from nnunet_jobs.contract.params import PreprocessParams
-from nnunet_jobs.contract.permissions import with_workspace_umask
-from nnunet_jobs.contract.withdrawals import Tombstones
+from nnunet_jobs.contract.steps.params import PreprocessParams
+from nnunet_jobs.contract.storage.files import content_hash, read_json, sha256_file
+from nnunet_jobs.contract.storage.permissions import with_workspace_umask
+from nnunet_jobs.contract.storage.withdrawals import Tombstones
 from nnunet_jobs.dataset.withdraw import warn_of_incomplete
 from nnunet_jobs.preprocessing import planning
 from nnunet_jobs.preprocessing.arrays import Inputs

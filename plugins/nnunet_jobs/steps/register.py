@@ -12,11 +12,11 @@ from typing import Any
 
 from nnunet_jobs.context import StepContext, acting
 from nnunet_jobs.contract.failure import ConfigError, DataError, DiskFull, Fault, Interrupted
-from nnunet_jobs.contract.files import content_hash, read_json
-from nnunet_jobs.contract.params import RegisterParams
-from nnunet_jobs.contract.permissions import with_workspace_umask
-from nnunet_jobs.contract.withdrawals import Tombstones, images_withdrawn_elsewhere
-from nnunet_jobs.contract.workspace import DATASET_NAME, MANIFEST, dataset_name
+from nnunet_jobs.contract.steps.params import RegisterParams
+from nnunet_jobs.contract.storage.files import content_hash, read_json
+from nnunet_jobs.contract.storage.permissions import with_workspace_umask
+from nnunet_jobs.contract.storage.withdrawals import Tombstones, images_withdrawn_elsewhere
+from nnunet_jobs.contract.storage.workspace import DATASET_NAME, MANIFEST, dataset_name
 from nnunet_jobs.dataset import holdout
 from nnunet_jobs.dataset.case_splits import CaseSplits, expected_files
 from nnunet_jobs.dataset.changes import Changes, beat_or_stop, compare, parallel, read_cases

@@ -10,11 +10,11 @@ from typing import Any
 
 from nnunet_jobs.context import StepContext
 from nnunet_jobs.contract.failure import ConfigError
-from nnunet_jobs.contract.files import sha256_file, write_record
-from nnunet_jobs.contract.params import TrainParams
-from nnunet_jobs.contract.permissions import with_workspace_umask
-from nnunet_jobs.contract.withdrawals import only_consented, require_none_withdrawn, withdrawn_from
-from nnunet_jobs.contract.workspace import VERSIONS, Workspace
+from nnunet_jobs.contract.steps.params import TrainParams
+from nnunet_jobs.contract.storage.files import sha256_file, write_record
+from nnunet_jobs.contract.storage.permissions import with_workspace_umask
+from nnunet_jobs.contract.storage.withdrawals import only_consented, require_none_withdrawn, withdrawn_from
+from nnunet_jobs.contract.storage.workspace import VERSIONS, Workspace
 from nnunet_jobs.training import pretrained
 from nnunet_jobs.training.cascade import require_previous_stage
 from nnunet_jobs.training.fold import (

@@ -17,9 +17,9 @@ from typing import Any
 
 from nnunet_jobs.context import StepContext, acting
 from nnunet_jobs.contract.failure import ConfigError
-from nnunet_jobs.contract.permissions import with_workspace_umask
-from nnunet_jobs.contract.withdrawals import Tombstones, WithdrawParams
-from nnunet_jobs.contract.workspace import DATASET_NAME
+from nnunet_jobs.contract.storage.permissions import with_workspace_umask
+from nnunet_jobs.contract.storage.withdrawals import Tombstones, WithdrawParams
+from nnunet_jobs.contract.storage.workspace import DATASET_NAME
 from nnunet_jobs.dataset import withdraw as raw
 from nnunet_jobs.dataset.changes import beat_or_stop
 from nnunet_jobs.dataset.staging import Store

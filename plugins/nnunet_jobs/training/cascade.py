@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_jobs.contract.failure import ConfigError
-from nnunet_jobs.contract.files import read_json
-from nnunet_jobs.contract.params import TrainParams
+from nnunet_jobs.contract.steps.params import TrainParams
+from nnunet_jobs.contract.storage.files import read_json
 from nnunet_jobs.training.fold import (
     FOLD_RECORD,
     NEXT_STAGE,

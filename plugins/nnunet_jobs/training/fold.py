@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_jobs.contract.failure import ConfigError
-from nnunet_jobs.contract.files import content_hash, read_json, sha256_file, write_json
-from nnunet_jobs.contract.params import TrainParams
-from nnunet_jobs.contract.workspace import FINAL_CHECKPOINT
+from nnunet_jobs.contract.steps.params import TrainParams
+from nnunet_jobs.contract.storage.files import content_hash, read_json, sha256_file, write_json
+from nnunet_jobs.contract.storage.workspace import FINAL_CHECKPOINT
 
 FOLD_RECORD = "fold.json"
 SETTINGS_RECORD = "settings.json"

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_jobs.contract.failure import ConfigError
-from nnunet_jobs.contract.files import sha256_file
-from nnunet_jobs.contract.params import TrainParams
-from nnunet_jobs.contract.withdrawals import listed, trained_on_withdrawn
-from nnunet_jobs.contract.workspace import Workspace
+from nnunet_jobs.contract.steps.params import TrainParams
+from nnunet_jobs.contract.storage.files import sha256_file
+from nnunet_jobs.contract.storage.withdrawals import listed, trained_on_withdrawn
+from nnunet_jobs.contract.storage.workspace import Workspace
 from nnunet_jobs.training import checkpoint
 
 log = logging.getLogger("nnunet_jobs.training")

@@ -11,7 +11,7 @@ from typing import Any
 
 from nnunet_jobs.context import StepContext
 from nnunet_jobs.contract.failure import ConfigError, FailureClass, classify
-from nnunet_jobs.contract.params import TrainParams
+from nnunet_jobs.contract.steps.params import TrainParams
 
 
 class Diverged(Exception):

@@ -19,8 +19,8 @@ import numpy as np
 
 from nnunet_jobs.context import StepContext
 from nnunet_jobs.contract.failure import Bug, ConfigError, Interrupted
-from nnunet_jobs.contract.params import TrainParams
-from nnunet_jobs.contract.withdrawals import require_none_withdrawn
+from nnunet_jobs.contract.steps.params import TrainParams
+from nnunet_jobs.contract.storage.withdrawals import require_none_withdrawn
 from nnunet_jobs.training import checkpoint
 from nnunet_jobs.training.checkpoint import BEST, IDENTITY, LATEST, PREVIOUS, Found
 from nnunet_jobs.training.run import Diverged, Run, epochs_without_better, make_optimizer, refused_by_name, report, smoothed
@@ -327,7 +327,7 @@ def layered(trainer: str) -> Any:
 
 def build(params: TrainParams, context: StepContext, *, dataset: str, identity: dict[str, Any], device: Any) -> Any:
     """A layered trainer of one fold, not yet initialized. nnU-Net's environment variables must be set."""
-    from nnunet_jobs.contract.files import read_json
+    from nnunet_jobs.contract.storage.files import read_json
 
     folder = Path(os.environ["nnUNet_preprocessed"]) / dataset  # noqa: SIM112 - nnU-Net's spelling
     plans = read_json(folder / f"{params.plans}.json")

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from nnunet_jobs.context import StepContext
-from nnunet_jobs.contract.files import sha256_file, sync_directory, sync_file, write_record
+from nnunet_jobs.contract.storage.files import sha256_file, sync_directory, sync_file, write_record
 from nnunet_jobs.metrics.evaluation import summarise
 from nnunet_jobs.training.cascade import verified_elsewhere
 from nnunet_jobs.training.checkpoint import FINAL

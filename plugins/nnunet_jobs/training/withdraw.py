@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nnunet_jobs.contract.files import write_json
-from nnunet_jobs.contract.withdrawals import MARK, SCHEMA, trained_on_withdrawn
-from nnunet_jobs.contract.workspace import FINAL_CHECKPOINT, VERSIONS, Workspace
+from nnunet_jobs.contract.storage.files import write_json
+from nnunet_jobs.contract.storage.withdrawals import MARK, SCHEMA, trained_on_withdrawn
+from nnunet_jobs.contract.storage.workspace import FINAL_CHECKPOINT, VERSIONS, Workspace
 from nnunet_jobs.training.fold import FOLD_RECORD, SETTINGS_RECORD, read_json_or_empty
 
 # Predictions, probabilities and a cascade's input; the image endings that nnU-Net writes stand for whatever a dataset has.

@@ -19,7 +19,7 @@ from devtools import demo
 from devtools.demo_site import make_stack, write_env
 from devtools.stack import PROJECT, Stack
 from devtools.stack_config import read_config, write_config
-from nnunet_jobs.contract.workspace import Workspace
+from nnunet_jobs.contract.storage.workspace import Workspace
 from support.jobs import make_spec
 
 

@@ -12,10 +12,10 @@ from airflow_nnunet.backends.docker.engine import DockerEngine
 from airflow_nnunet.backends.docker.options import DockerOptions
 from airflow_nnunet.backends.mounts import Mount
 from nnunet_jobs.contract.failure import ConfigError, FailureClass
-from nnunet_jobs.contract.grant import read_grant
-from nnunet_jobs.contract.jobdir import JobDir
-from nnunet_jobs.contract.spec import JobSpec
-from nnunet_jobs.contract.workspace import Workspace
+from nnunet_jobs.contract.job.folder import JobDir
+from nnunet_jobs.contract.job.grant import read_grant
+from nnunet_jobs.contract.job.spec import JobSpec
+from nnunet_jobs.contract.storage.workspace import Workspace
 
 
 class DockerBackend(ContainedBackend):

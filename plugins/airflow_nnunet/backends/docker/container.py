@@ -9,9 +9,9 @@ from typing import Any
 from airflow_nnunet.backends.contained import groups_of, job_environment, job_user
 from airflow_nnunet.backends.docker.options import DockerOptions
 from airflow_nnunet.backends.mounts import Mode, Mount, mounts_for
-from nnunet_jobs.contract.files import content_hash
-from nnunet_jobs.contract.jobdir import JobDir
-from nnunet_jobs.contract.spec import JobSpec
+from nnunet_jobs.contract.job.folder import JobDir
+from nnunet_jobs.contract.job.spec import JobSpec
+from nnunet_jobs.contract.storage.files import content_hash
 
 LABEL = "org.nnunet.job"
 _CACHE = "/var/cache/nnunet"

@@ -14,9 +14,9 @@ from airflow_nnunet.backends.container_runtime import EXIT_NO_FOLDER, ContainerS
 from airflow_nnunet.backends.docker.container import LABEL, LEASE, RUN, Role, container_arguments, container_name, granted, job_labels
 from airflow_nnunet.backends.docker.options import DockerOptions
 from nnunet_jobs.contract.failure import ConfigError, FailureClass
-from nnunet_jobs.contract.grant import Grant
-from nnunet_jobs.contract.jobdir import JobDir
-from nnunet_jobs.contract.spec import JobSpec
+from nnunet_jobs.contract.job.folder import JobDir
+from nnunet_jobs.contract.job.grant import Grant
+from nnunet_jobs.contract.job.spec import JobSpec
 
 log = logging.getLogger(__name__)
 

@@ -8,9 +8,9 @@ from typing import Any
 from airflow_nnunet.backends.contained import ContainedBackend, at_most_one_slot, job_user
 from airflow_nnunet.backends.kubernetes.cluster import Cluster
 from airflow_nnunet.backends.kubernetes.options import PodOptions
-from nnunet_jobs.contract.jobdir import JobDir
-from nnunet_jobs.contract.spec import JobSpec
-from nnunet_jobs.contract.workspace import Workspace
+from nnunet_jobs.contract.job.folder import JobDir
+from nnunet_jobs.contract.job.spec import JobSpec
+from nnunet_jobs.contract.storage.workspace import Workspace
 
 
 class KubernetesBackend(ContainedBackend):

@@ -23,8 +23,8 @@ from airflow_nnunet.backends.kubernetes.pod import (
 )
 from airflow_nnunet.backends.kubernetes.pod_status import status_of_pod
 from nnunet_jobs.contract.failure import ConfigError
-from nnunet_jobs.contract.jobdir import JobDir
-from nnunet_jobs.contract.spec import JobSpec
+from nnunet_jobs.contract.job.folder import JobDir
+from nnunet_jobs.contract.job.spec import JobSpec
 
 if TYPE_CHECKING:
     from airflow.providers.cncf.kubernetes.hooks.kubernetes import KubernetesHook

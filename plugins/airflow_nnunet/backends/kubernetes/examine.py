@@ -12,9 +12,9 @@ from airflow_nnunet.backends.kubernetes.cluster import Cluster
 from airflow_nnunet.backends.kubernetes.options import PodOptions
 from airflow_nnunet.backends.kubernetes.pod import build_pod
 from nnunet_jobs.contract.failure import ConfigError
-from nnunet_jobs.contract.jobdir import JobDir
-from nnunet_jobs.contract.spec import JobSpec, Resources
-from nnunet_jobs.contract.workspace import Workspace
+from nnunet_jobs.contract.job.folder import JobDir
+from nnunet_jobs.contract.job.spec import JobSpec, Resources
+from nnunet_jobs.contract.storage.workspace import Workspace
 
 VERBS = ("create", "get", "list", "delete")
 _SAMPLES: dict[str, dict[str, Any]] = {

@@ -12,9 +12,9 @@ from airflow_nnunet.backends.kubernetes.options import PodOptions
 from airflow_nnunet.backends.kubernetes.pod_security import check_security
 from airflow_nnunet.backends.mounts import Mode, Mount, mounts_for
 from nnunet_jobs.contract.failure import ConfigError
-from nnunet_jobs.contract.files import content_hash
-from nnunet_jobs.contract.jobdir import JobDir
-from nnunet_jobs.contract.spec import JobSpec
+from nnunet_jobs.contract.job.folder import JobDir
+from nnunet_jobs.contract.job.spec import JobSpec
+from nnunet_jobs.contract.storage.files import content_hash
 
 if TYPE_CHECKING:
     from kubernetes.client import models as k8s  # type: ignore[import-untyped]

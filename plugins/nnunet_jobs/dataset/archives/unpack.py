@@ -15,7 +15,7 @@ from typing import IO, Protocol
 
 from nnunet_jobs.context import StepContext
 from nnunet_jobs.contract.failure import DiskFull, Fault
-from nnunet_jobs.contract.files import open_regular
+from nnunet_jobs.contract.storage.files import open_regular
 from nnunet_jobs.dataset.archives.entries import Entries, Limits, kind_of_mode
 from nnunet_jobs.dataset.archives.writer import LOOK_AT_DISK, DamagedArchive, Writer, as_damage, guarded
 from nnunet_jobs.dataset.manifest import signature_of

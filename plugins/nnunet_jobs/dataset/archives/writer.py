@@ -9,7 +9,7 @@ from pathlib import Path
 
 from nnunet_jobs.context import StepContext
 from nnunet_jobs.contract.failure import DiskFull, JobError
-from nnunet_jobs.contract.files import read_only
+from nnunet_jobs.contract.storage.files import read_only
 from nnunet_jobs.dataset.archives.entries import Entries
 from nnunet_jobs.dicom.mark import like_dicom
 from nnunet_jobs.faults.codes import Code

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_jobs.contract.failure import Fault
-from nnunet_jobs.contract.params import RegisterParams
+from nnunet_jobs.contract.steps.params import RegisterParams
 from nnunet_jobs.dataset.labels import Tables
 from nnunet_jobs.dataset.names import (
     PICTURES,

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_jobs.contract.failure import ConfigError, Fault
-from nnunet_jobs.contract.params import RegisterParams
+from nnunet_jobs.contract.steps.params import RegisterParams
 from nnunet_jobs.dataset.layouts.base import Description, Layout, Source, SourceCase, in_order
 from nnunet_jobs.dataset.layouts.bids_names import CASE, Named, Rule, files, subfolders
 from nnunet_jobs.dataset.layouts.table import Table, read_table

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from nnunet_jobs.contract.failure import ConfigError
-from nnunet_jobs.contract.params import RegisterParams
+from nnunet_jobs.contract.steps.params import RegisterParams
 from nnunet_jobs.dataset.layouts.base import Description, Layout, Source, SourceCase
 from nnunet_jobs.dataset.layouts.table import Table, read_table
 from nnunet_jobs.dataset.names import UnusableName, below, split_ending

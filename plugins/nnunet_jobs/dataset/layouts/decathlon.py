@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from nnunet_jobs.contract.failure import Fault
-from nnunet_jobs.contract.params import RegisterParams
+from nnunet_jobs.contract.steps.params import RegisterParams
 from nnunet_jobs.dataset.labels import decathlon_labels
 from nnunet_jobs.dataset.layouts.base import Description, Layout, Source, add_named
 from nnunet_jobs.dataset.names import split_ending

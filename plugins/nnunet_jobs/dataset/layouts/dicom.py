@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from nnunet_jobs.contract.failure import Fault
-from nnunet_jobs.contract.params import RegisterParams
+from nnunet_jobs.contract.steps.params import RegisterParams
 from nnunet_jobs.dataset.layouts.base import Description, Layout, Source, SourceCase
 from nnunet_jobs.dataset.names import UnusableName, below
 

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from nnunet_jobs.contract.failure import ConfigError, Fault
-from nnunet_jobs.contract.params import RegisterParams
+from nnunet_jobs.contract.steps.params import RegisterParams
 from nnunet_jobs.dataset.layouts.base import Description, Layout, Source, SourceCase, channel_files, in_order, names_in, without_image
 from nnunet_jobs.dataset.names import UnusableName, below, split_ending
 from nnunet_jobs.faults.codes import Code

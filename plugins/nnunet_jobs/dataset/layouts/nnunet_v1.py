@@ -6,7 +6,7 @@ import re
 from pathlib import Path, PurePosixPath
 
 from nnunet_jobs.contract.failure import Fault
-from nnunet_jobs.contract.params import RegisterParams
+from nnunet_jobs.contract.steps.params import RegisterParams
 from nnunet_jobs.dataset.layouts.base import Description, Layout, Source, SourceCase, in_order, names_in
 from nnunet_jobs.dataset.layouts.decathlon import describe, listed
 from nnunet_jobs.dataset.names import UnusableName, below, split_ending

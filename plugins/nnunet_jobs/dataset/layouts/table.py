@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_jobs.contract.failure import Fault
-from nnunet_jobs.contract.files import open_regular
+from nnunet_jobs.contract.storage.files import open_regular
 from nnunet_jobs.faults.codes import Code
 
 _MAX_BYTES = 64 << 20

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from nnunet_jobs.contract.files import open_regular
+from nnunet_jobs.contract.storage.files import open_regular
 from nnunet_jobs.dataset.readers.nifti_geometry import take_nifti_geometry
 from nnunet_jobs.dataset.readers.volume import CHUNK, DamagedFile, Reading, check_extent, take_values
 from nnunet_jobs.dataset.readers.words import library_says

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from nnunet_jobs.contract.files import open_regular
+from nnunet_jobs.contract.storage.files import open_regular
 from nnunet_jobs.dataset.readers.volume import Array, DamagedFile, Reading, check_extent, read_bytes, take_geometry, take_values
 from nnunet_jobs.dataset.readers.words import library_says
 from nnunet_jobs.faults.codes import Code

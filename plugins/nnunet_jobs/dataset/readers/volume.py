@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nnunet_jobs.contract.failure import Fault
-from nnunet_jobs.contract.files import open_regular
+from nnunet_jobs.contract.storage.files import open_regular
 from nnunet_jobs.faults.codes import Code
 from nnunet_jobs.faults.fixes import FAULT_INFO
 

@@ -21,10 +21,10 @@ from airflow_nnunet.backends.kubernetes import PodOptions
 from airflow_nnunet.backends.kubernetes.pod import build_pod
 from airflow_nnunet.jobs.trigger import JobTrigger
 from nnunet_jobs.contract.failure import ConfigError
-from nnunet_jobs.contract.jobdir import JobDir
-from nnunet_jobs.contract.params import STEPS
-from nnunet_jobs.contract.spec import JobSpec, Resources, make_job_id
-from nnunet_jobs.contract.workspace import Workspace
+from nnunet_jobs.contract.job.folder import JobDir
+from nnunet_jobs.contract.job.spec import JobSpec, Resources, make_job_id
+from nnunet_jobs.contract.steps.params import STEPS
+from nnunet_jobs.contract.storage.workspace import Workspace
 from support.airflow import PROJECT
 from support.pods import TEMPLATE, pod_options
 

@@ -12,8 +12,8 @@ import pytest
 
 from airflow_nnunet.backends import LocalBackend
 from nnunet_jobs.contract.failure import ConfigError
-from nnunet_jobs.contract.jobdir import JobDir
-from nnunet_jobs.contract.workspace import Workspace
+from nnunet_jobs.contract.job.folder import JobDir
+from nnunet_jobs.contract.storage.workspace import Workspace
 from support.jobs import TESTS, backend, make_spec, no_runner_left, wait_final
 
 
@@ -37,8 +37,8 @@ def test_another_interpreter_sees_our_package_and_not_our_site_packages(workspac
     other.symlink_to(os.path.realpath(sys.executable))  # without this environment's packages: the runner needs none
     code = (
         "import sys; sys.path.insert(0, sys.argv[3]); from airflow_nnunet.backends import LocalBackend\n"
-        "from nnunet_jobs.contract.workspace import Workspace\n"
-        "from nnunet_jobs.contract.spec import JobSpec, Resources\n"
+        "from nnunet_jobs.contract.storage.workspace import Workspace\n"
+        "from nnunet_jobs.contract.job.spec import JobSpec, Resources\n"
         "spec = JobSpec(job_id='other-python', step='register', workspace=Workspace.below(sys.argv[1]),\n"
         "               params={'dataset_id': 1, 'name': 'X', 'source': '/'}, resources=Resources(device='cuda', gpus=1))\n"
         "LocalBackend(python=sys.argv[2]).submit(spec)"

@@ -15,8 +15,8 @@ from airflow_nnunet.doctor.backend import examine_backend
 from airflow_nnunet.jobs.trigger import JobTrigger
 from airflow_nnunet.settings.config import NnunetConfig
 from nnunet_jobs.contract.failure import ConfigError
-from nnunet_jobs.contract.spec import JobSpec
-from nnunet_jobs.contract.workspace import Workspace
+from nnunet_jobs.contract.job.spec import JobSpec
+from nnunet_jobs.contract.storage.workspace import Workspace
 from support.installed import uv
 
 CODE = """

@@ -12,11 +12,11 @@ import pytest
 from airflow_nnunet.cli.datasets import dataset_history, dataset_rows, find_dataset, history_text
 from devtools.testbed.data import context, decathlon, describe_decathlon, register_dataset
 from nnunet_jobs.contract.failure import ConfigError
-from nnunet_jobs.contract.files import read_json, write_json
-from nnunet_jobs.contract.params import RegisterParams
-from nnunet_jobs.contract.spec import JobSpec
-from nnunet_jobs.contract.withdrawals import Tombstones
-from nnunet_jobs.contract.workspace import Workspace
+from nnunet_jobs.contract.job.spec import JobSpec
+from nnunet_jobs.contract.steps.params import RegisterParams
+from nnunet_jobs.contract.storage.files import read_json, write_json
+from nnunet_jobs.contract.storage.withdrawals import Tombstones
+from nnunet_jobs.contract.storage.workspace import Workspace
 from nnunet_jobs.steps import register
 from support import airflow
 from support.airflow import environment, run

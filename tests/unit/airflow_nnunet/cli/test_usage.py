@@ -19,8 +19,8 @@ import yaml
 from airflow_nnunet.cli.usage import Row, moment, summed, usage_command
 from airflow_nnunet.settings.resolver import resolve_config
 from nnunet_jobs.contract.failure import ConfigError
-from nnunet_jobs.contract.jobdir import JobDir
-from nnunet_jobs.contract.usage import Usage, append_usage
+from nnunet_jobs.contract.job.folder import JobDir
+from nnunet_jobs.contract.job.usage import Usage, append_usage
 from support.jobs import make_spec
 
 DAY = dt.timedelta(days=1)

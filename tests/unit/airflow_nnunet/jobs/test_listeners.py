@@ -9,9 +9,9 @@ import pytest
 
 from airflow_nnunet.backends import FakeBackend, FakeOutcome, read_status
 from airflow_nnunet.jobs import listeners
-from nnunet_jobs.contract.jobdir import JobDir
-from nnunet_jobs.contract.spec import JobSpec, make_job_id
-from nnunet_jobs.contract.workspace import Workspace
+from nnunet_jobs.contract.job.folder import JobDir
+from nnunet_jobs.contract.job.spec import JobSpec, make_job_id
+from nnunet_jobs.contract.storage.workspace import Workspace
 from support.jobs import wait_for
 
 

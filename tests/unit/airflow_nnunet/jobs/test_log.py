@@ -11,7 +11,7 @@ import pytest
 from airflow_nnunet.jobs.log import LogLine, LogLines, new_lines, write_lines
 from airflow_nnunet.jobs.progress import ProgressLines
 from devtools.testbed.data import decathlon
-from nnunet_jobs.contract.jobdir import JobDir
+from nnunet_jobs.contract.job.folder import JobDir
 from support.airflow import environment, run
 
 

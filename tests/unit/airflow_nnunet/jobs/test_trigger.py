@@ -14,9 +14,10 @@ from airflow_nnunet.backends import FakeBackend, FakeOutcome
 from airflow_nnunet.jobs.progress import ProgressLines, duration, format_record
 from airflow_nnunet.jobs.trigger import JobTrigger
 from nnunet_jobs.contract.failure import FailureClass
-from nnunet_jobs.contract.jobdir import JobDir, Phase
-from nnunet_jobs.contract.spec import JobSpec, make_job_id
-from nnunet_jobs.contract.workspace import Workspace
+from nnunet_jobs.contract.job.folder import JobDir
+from nnunet_jobs.contract.job.spec import JobSpec, make_job_id
+from nnunet_jobs.contract.job.state import Phase
+from nnunet_jobs.contract.storage.workspace import Workspace
 
 
 def submit(workspace: Workspace, outcome: FakeOutcome) -> JobDir:

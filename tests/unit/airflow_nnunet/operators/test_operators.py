@@ -19,8 +19,8 @@ from airflow_nnunet.operators import FindBestConfigOperator, RegisterDatasetOper
 from airflow_nnunet.operators.base import NnunetOperator
 from airflow_nnunet.settings.resolver import resolve_config
 from nnunet_jobs.contract.failure import FailureClass
-from nnunet_jobs.contract.files import read_json
-from nnunet_jobs.contract.jobdir import JobDir
+from nnunet_jobs.contract.job.folder import JobDir
+from nnunet_jobs.contract.storage.files import read_json
 from support.airflow import context
 
 TIMEOUT = {"error": "Trigger timeout"}

@@ -20,7 +20,7 @@ from airflow_nnunet.operators import TrainFoldOperator
 from airflow_nnunet.settings.config import NnunetConfig
 from airflow_nnunet.settings.resolver import resolve_config
 from nnunet_jobs.contract.failure import ConfigError
-from nnunet_jobs.contract.workspace import Workspace
+from nnunet_jobs.contract.storage.workspace import Workspace
 from support.airflow import context
 from support.users import ALICE, BOB, GROUP, MALLORY, as_user, open_folder
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from starlette.requests import Request
 
 from airflow_nnunet.prediction_api.form import read_form
-from nnunet_jobs.contract.problems import Problem
+from nnunet_jobs.contract.http.problems import Problem
 
 HEAD = b'--b\r\nContent-Disposition: form-data; name="images"; filename="x"\r\n\r\n'
 GOOD = HEAD + b"12345\r\n" + b'--b\r\nContent-Disposition: form-data; name="dataset"\r\n\r\n7\r\n--b--\r\n'

@@ -18,9 +18,9 @@ from airflow_nnunet.prediction_api.store import REQUEST_ID, Draft, StoredRequest
 from airflow_nnunet.prediction_api.tenants import Tenant, check_server, load_tenant, tenant_of
 from devtools.testbed.serving import DATASET, ServerProcess, make_image, make_model, make_workspace
 from nnunet_jobs.contract.failure import ConfigError
-from nnunet_jobs.contract.files import read_json, sha256_file
-from nnunet_jobs.contract.predictions import read_predictions
-from nnunet_jobs.contract.workspace import Workspace
+from nnunet_jobs.contract.storage.files import read_json, sha256_file
+from nnunet_jobs.contract.storage.predictions import read_predictions
+from nnunet_jobs.contract.storage.workspace import Workspace
 from support.airflow import context
 from support.jobs import wait_for
 

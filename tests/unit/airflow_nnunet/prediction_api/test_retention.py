@@ -16,7 +16,7 @@ from airflow_nnunet.prediction_api import queue, retention
 from airflow_nnunet.prediction_api.store import Draft, new_id
 from airflow_nnunet.prediction_api.tenants import Tenant, load_tenant
 from airflow_nnunet.prediction_api.uploads import MARK, in_progress, require_room
-from nnunet_jobs.contract.problems import Problem
+from nnunet_jobs.contract.http.problems import Problem
 from support.auth import api_server
 from support.supervisor import Supervisor
 

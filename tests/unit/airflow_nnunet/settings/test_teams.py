@@ -20,7 +20,7 @@ from airflow_nnunet.settings.resolver import resolve_config
 from airflow_nnunet.settings.teams import load_teams
 from devtools.schema_docs import team_reference
 from nnunet_jobs.contract.failure import ConfigError
-from nnunet_jobs.contract.jobdir import JobDir
+from nnunet_jobs.contract.job.folder import JobDir
 from support.airflow import PROJECT, context, environment, run
 
 DATASET = "dataset: {id: 4, name: Hippocampus, source: /data/radiology/incoming}\nteam: radiology\n"

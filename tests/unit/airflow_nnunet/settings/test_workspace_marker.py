@@ -17,9 +17,9 @@ from airflow_nnunet.prediction_api.tenants import load_tenant
 from airflow_nnunet.settings.config import NnunetConfig
 from airflow_nnunet.settings.resolver import resolve_config
 from airflow_nnunet.settings.workspace_memory import variable_of
-from nnunet_jobs.contract.marker import MARKER, mark_workspace
-from nnunet_jobs.contract.spec import JobSpec, make_job_id
-from nnunet_jobs.contract.workspace import Workspace
+from nnunet_jobs.contract.job.spec import JobSpec, make_job_id
+from nnunet_jobs.contract.storage.marker import MARKER, mark_workspace
+from nnunet_jobs.contract.storage.workspace import Workspace
 from support.airflow import context, environment, run
 from support.users import BOB, as_user, open_folder
 

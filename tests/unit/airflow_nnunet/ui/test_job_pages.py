@@ -15,9 +15,9 @@ from fastapi import HTTPException
 
 from airflow_nnunet.backends import FakeBackend
 from airflow_nnunet.ui.job_pages import find_job
-from nnunet_jobs.contract.jobdir import JobDir
-from nnunet_jobs.contract.spec import JobSpec, make_job_id
-from nnunet_jobs.contract.workspace import Workspace
+from nnunet_jobs.contract.job.folder import JobDir
+from nnunet_jobs.contract.job.spec import JobSpec, make_job_id
+from nnunet_jobs.contract.storage.workspace import Workspace
 from support.auth import api_server, token
 from support.users import BOB, as_user, open_folder
 

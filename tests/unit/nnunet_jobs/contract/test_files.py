@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from nnunet_jobs.contract.files import content_hash, locked, read_json, try_lock, write_atomic, write_json
+from nnunet_jobs.contract.storage.files import content_hash, locked, read_json, try_lock, write_atomic, write_json
 
 WRITER = """
 import sys
 from pathlib import Path
-from nnunet_jobs.contract.files import write_atomic
+from nnunet_jobs.contract.storage.files import write_atomic
 print("ready", flush=True)
 n = 0
 while True:
@@ -59,7 +59,7 @@ def test_content_hash_ignores_key_order_only() -> None:
 def test_a_lock_ends_with_its_holder(tmp_path: Path) -> None:
     lock = tmp_path / "lock"
     code = (
-        "import sys, time; from pathlib import Path; from nnunet_jobs.contract.files import locked\n"
+        "import sys, time; from pathlib import Path; from nnunet_jobs.contract.storage.files import locked\n"
         "with locked(Path(sys.argv[1])):\n    print('held', flush=True); time.sleep(600)"
     )
     holder = subprocess.Popen([sys.executable, "-c", code, str(lock)], stdout=subprocess.PIPE, text=True)

@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 
 from nnunet_jobs.contract.failure import ConfigError, DataError, Failure, FailureClass, Fault, HostOutOfMemory, classify
-from nnunet_jobs.contract.jobdir import Fenced, JobDir, Phase
-from nnunet_jobs.contract.liveness import read_counter, write_counter
-from nnunet_jobs.contract.marker import MARKER
-from nnunet_jobs.contract.spec import JobSpec, Resources, make_job_id
-from nnunet_jobs.contract.workspace import Workspace
+from nnunet_jobs.contract.job.folder import JobDir
+from nnunet_jobs.contract.job.liveness import read_counter, write_counter
+from nnunet_jobs.contract.job.spec import JobSpec, Resources, make_job_id
+from nnunet_jobs.contract.job.state import Fenced, Phase
+from nnunet_jobs.contract.storage.marker import MARKER
+from nnunet_jobs.contract.storage.workspace import Workspace
 from support.jobs import make_spec
 
 

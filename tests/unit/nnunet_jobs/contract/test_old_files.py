@@ -16,12 +16,13 @@ from airflow_nnunet.backends import get_backend
 from airflow_nnunet.backends.base import Watch
 from airflow_nnunet.dicomweb import ledger, retrieve, store
 from nnunet_jobs.contract.failure import ConfigError
-from nnunet_jobs.contract.files import SCHEMA, content_hash, read_json, sha256_file
-from nnunet_jobs.contract.jobdir import JobDir, Phase
-from nnunet_jobs.contract.marker import open_workspace, read_marker
-from nnunet_jobs.contract.predictions import read_predictions
-from nnunet_jobs.contract.usage import read_attempt_usage, read_usage
-from nnunet_jobs.contract.workspace import Workspace
+from nnunet_jobs.contract.job.folder import JobDir
+from nnunet_jobs.contract.job.state import Phase
+from nnunet_jobs.contract.job.usage import read_attempt_usage, read_usage
+from nnunet_jobs.contract.storage.files import SCHEMA, content_hash, read_json, sha256_file
+from nnunet_jobs.contract.storage.marker import open_workspace, read_marker
+from nnunet_jobs.contract.storage.predictions import read_predictions
+from nnunet_jobs.contract.storage.workspace import Workspace
 from nnunet_jobs.dataset.manifest import HashCache
 from nnunet_jobs.dicom.identity import Identity, Person
 from nnunet_jobs.prediction.records import Records, read_left_out

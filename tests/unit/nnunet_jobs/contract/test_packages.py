@@ -21,7 +21,7 @@ import argparse
 from airflow_nnunet.cli.pools import run_jobs_command
 from nnunet_jobs.runner import attempt_limits
 from nnunet_jobs import processes
-from nnunet_jobs.contract import packages
+from nnunet_jobs.contract.job import packages
 assert packages.home() == packages.Path(sys.argv[1]), packages.home()
 
 def argparse_of(python, environment):

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from nnunet_jobs.contract.failure import ConfigError
-from nnunet_jobs.contract.params import STEPS, PredictParams, PreprocessParams, RegisterParams, TrainParams
-from nnunet_jobs.contract.step_params import StepParams
+from nnunet_jobs.contract.steps.base import StepParams
+from nnunet_jobs.contract.steps.params import STEPS, PredictParams, PreprocessParams, RegisterParams, TrainParams
 
 GOOD: dict[type[StepParams], dict[str, Any]] = {
     RegisterParams: {"dataset_id": 4, "name": "Hippocampus", "source": "/data"},

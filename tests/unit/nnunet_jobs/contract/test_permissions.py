@@ -17,10 +17,11 @@ import pytest
 from devtools.testbed.data import decathlon, describe_decathlon, image_array, register_dataset, tree, write_nifti
 from nnunet_jobs.context import StepContext
 from nnunet_jobs.contract.failure import ConfigError, DataError, FailureClass, classify
-from nnunet_jobs.contract.files import read_json, write_json
-from nnunet_jobs.contract.jobdir import JobDir
-from nnunet_jobs.contract.params import RegisterParams
-from nnunet_jobs.contract.permissions import (
+from nnunet_jobs.contract.job.folder import JobDir
+from nnunet_jobs.contract.job.spec import JobSpec
+from nnunet_jobs.contract.steps.params import RegisterParams
+from nnunet_jobs.contract.storage.files import read_json, write_json
+from nnunet_jobs.contract.storage.permissions import (
     apply_permissions,
     blocking_path,
     explain_permission_error,
@@ -28,9 +29,8 @@ from nnunet_jobs.contract.permissions import (
     permission_problem,
     workspace_umask,
 )
-from nnunet_jobs.contract.spec import JobSpec
-from nnunet_jobs.contract.withdrawals import Tombstones, WithdrawParams
-from nnunet_jobs.contract.workspace import Workspace
+from nnunet_jobs.contract.storage.withdrawals import Tombstones, WithdrawParams
+from nnunet_jobs.contract.storage.workspace import Workspace
 from nnunet_jobs.runner import child
 from nnunet_jobs.steps import register, withdraw
 from support.users import ALICE, BOB, GROUP, MALLORY, as_user, open_folder, root_name

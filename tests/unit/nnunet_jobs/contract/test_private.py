@@ -14,14 +14,14 @@ from airflow_nnunet.doctor.privacy import examine_privacy
 from devtools.testbed.data import decathlon, register_dataset
 from nnunet_jobs.cli import validate
 from nnunet_jobs.contract.failure import Failure, FailureClass
-from nnunet_jobs.contract.files import locked, read_only, write_json
-from nnunet_jobs.contract.jobdir import JobDir
-from nnunet_jobs.contract.marker import MARKER
-from nnunet_jobs.contract.params import RegisterParams
-from nnunet_jobs.contract.permissions import make_folder, workspace_umask
-from nnunet_jobs.contract.spec import JobSpec
-from nnunet_jobs.contract.usage import Usage, append_usage
-from nnunet_jobs.contract.workspace import Workspace
+from nnunet_jobs.contract.job.folder import JobDir
+from nnunet_jobs.contract.job.spec import JobSpec
+from nnunet_jobs.contract.job.usage import Usage, append_usage
+from nnunet_jobs.contract.steps.params import RegisterParams
+from nnunet_jobs.contract.storage.files import locked, read_only, write_json
+from nnunet_jobs.contract.storage.marker import MARKER
+from nnunet_jobs.contract.storage.permissions import make_folder, workspace_umask
+from nnunet_jobs.contract.storage.workspace import Workspace
 from nnunet_jobs.dataset.transfer import link_or_copy
 from support.private import data_roots, open_to_others
 from support.users import MALLORY, as_user, open_folder

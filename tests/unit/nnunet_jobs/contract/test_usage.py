@@ -15,10 +15,11 @@ from typing import Any
 
 import pytest
 
-from nnunet_jobs.contract.jobdir import JobDir, Phase
-from nnunet_jobs.contract.spec import JobSpec, Resources
-from nnunet_jobs.contract.usage import Usage, append_usage, read_usage, record_ended_attempts, write_attempt_usage
-from nnunet_jobs.contract.workspace import Workspace
+from nnunet_jobs.contract.job.folder import JobDir
+from nnunet_jobs.contract.job.spec import JobSpec, Resources
+from nnunet_jobs.contract.job.state import Phase
+from nnunet_jobs.contract.job.usage import Usage, append_usage, read_usage, record_ended_attempts, write_attempt_usage
+from nnunet_jobs.contract.storage.workspace import Workspace
 from support.jobs import Watch, backend, child_of, make_spec, no_runner_left, wait_final, wait_for, wait_gone
 
 LONG_AGO = dt.datetime(2000, 1, 1, tzinfo=dt.UTC)

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from nnunet_jobs.contract.failure import ConfigError
-from nnunet_jobs.contract.files import repoint
-from nnunet_jobs.contract.workspace import Workspace, dataset_name
+from nnunet_jobs.contract.storage.files import repoint
+from nnunet_jobs.contract.storage.workspace import Workspace, dataset_name
 
 
 def test_fault_36_ids_100_and_1000_each_resolve_to_themselves(workspace: Workspace) -> None:

@@ -20,7 +20,7 @@ import pytest
 
 from devtools.testbed.data import LABELS, context, decathlon, image_array, raw, register_dataset, tree, write_nifti
 from nnunet_jobs.contract.failure import ConfigError, DataError, DiskFull, Interrupted
-from nnunet_jobs.contract.params import RegisterParams
+from nnunet_jobs.contract.steps.params import RegisterParams
 from nnunet_jobs.dataset.archives import unpack as archives
 from nnunet_jobs.dataset.archives.entries import Limits
 from nnunet_jobs.steps import register

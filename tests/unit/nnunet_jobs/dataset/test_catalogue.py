@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from devtools.testbed.data import LABELS, SHAPE, decathlon, image_array, label_array, raw, write_nifti
-from nnunet_jobs.contract.params import RegisterParams
+from nnunet_jobs.contract.steps.params import RegisterParams
 from nnunet_jobs.dataset.check import Report, check_dataset
 
 Build = Callable[[Path], None]

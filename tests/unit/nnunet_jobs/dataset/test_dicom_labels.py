@@ -18,7 +18,7 @@ from pydicom.filewriter import write_sequence
 
 from devtools.testbed.data import register_dataset, write_nifti
 from nnunet_jobs.contract.failure import DataError
-from nnunet_jobs.contract.workspace import Workspace
+from nnunet_jobs.contract.storage.workspace import Workspace
 from nnunet_jobs.dicom import label_task
 from nnunet_jobs.dicom import series as scan_of_series
 from nnunet_jobs.dicom.geometry import grid_of

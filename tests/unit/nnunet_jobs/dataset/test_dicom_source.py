@@ -14,9 +14,9 @@ import pytest
 
 from devtools.testbed.data import context, register_dataset, write_nifti
 from nnunet_jobs.contract.failure import ConfigError, DataError
-from nnunet_jobs.contract.params import RegisterParams
-from nnunet_jobs.contract.withdrawals import WithdrawParams
-from nnunet_jobs.contract.workspace import Workspace
+from nnunet_jobs.contract.steps.params import RegisterParams
+from nnunet_jobs.contract.storage.withdrawals import WithdrawParams
+from nnunet_jobs.contract.storage.workspace import Workspace
 from nnunet_jobs.dataset.splits import make_splits
 from nnunet_jobs.dicom.geometry import grid_of
 from nnunet_jobs.dicom.identity import Identity

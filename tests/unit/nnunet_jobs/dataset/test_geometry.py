@@ -12,7 +12,7 @@ import SimpleITK  # noqa: TID253  the rule is for what Airflow imports
 
 from devtools.testbed.data import SHAPE, image_array, label_array, raw, register_dataset, write_nifti
 from nnunet_jobs.contract.failure import DataError, Fault
-from nnunet_jobs.contract.params import RegisterParams
+from nnunet_jobs.contract.steps.params import RegisterParams
 from nnunet_jobs.dataset.check import check_dataset
 from nnunet_jobs.dataset.foreseen_plans import unet_stages
 from nnunet_jobs.dataset.readers.agreement import Member, disagreements, voxel_order
@@ -132,7 +132,7 @@ def test_the_named_reader_decides(tmp_path):
 def test_preprocessing_says_why_nnunets_reader_refused(tmp_path):
     from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 
-    from nnunet_jobs.contract.files import sha256_file
+    from nnunet_jobs.contract.storage.files import sha256_file
     from nnunet_jobs.preprocessing.cases import ReadCache, TrainingCase
 
     source = raw(tmp_path / "s", ["a", "b"], channels=2)

@@ -10,7 +10,7 @@ import pytest
 
 from devtools.testbed.data import context, decathlon, raw, register_dataset
 from nnunet_jobs.contract.failure import DataError
-from nnunet_jobs.contract.withdrawals import WithdrawParams
+from nnunet_jobs.contract.storage.withdrawals import WithdrawParams
 from nnunet_jobs.steps import withdraw
 from support.layouts import pack
 from support.validating import report_of

@@ -11,8 +11,8 @@ import pytest
 
 from devtools.testbed.data import context, decathlon, describe_decathlon, image_array, label_array, raw, register_dataset, tree, write_nifti
 from nnunet_jobs.contract.failure import ConfigError, DataError, Interrupted
-from nnunet_jobs.contract.files import sha256_file
-from nnunet_jobs.contract.params import RegisterParams
+from nnunet_jobs.contract.steps.params import RegisterParams
+from nnunet_jobs.contract.storage.files import sha256_file
 from nnunet_jobs.steps import register
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from devtools.testbed.data import LABELS, SHAPE, decathlon, image_array, label_array, raw, register_dataset, tree, write_nifti
 from nnunet_jobs.contract.failure import ConfigError, DataError
-from nnunet_jobs.contract.files import sha256_file
+from nnunet_jobs.contract.storage.files import sha256_file
 
 
 def names(path: str | Path, folder: str) -> list[str]:

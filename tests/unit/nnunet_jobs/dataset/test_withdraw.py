@@ -12,8 +12,8 @@ import pytest
 
 from devtools.testbed.data import context, decathlon, describe_decathlon, label_array, raw, register_dataset, tree, write_nifti
 from nnunet_jobs.contract.failure import ConfigError, DataError
-from nnunet_jobs.contract.files import write_json
-from nnunet_jobs.contract.withdrawals import Tombstones, WithdrawParams
+from nnunet_jobs.contract.storage.files import write_json
+from nnunet_jobs.contract.storage.withdrawals import Tombstones, WithdrawParams
 from nnunet_jobs.steps import withdraw
 
 NAME = "Dataset004_Small"

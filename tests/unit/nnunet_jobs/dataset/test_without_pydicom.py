@@ -16,8 +16,8 @@ for name in ("pydicom", "highdicom", "dicomweb_client"):
     sys.modules[name] = None
 from pathlib import Path
 from nnunet_jobs.contract.failure import ConfigError
-from nnunet_jobs.contract.params import PredictParams
-from nnunet_jobs.contract.workspace import Workspace
+from nnunet_jobs.contract.steps.params import PredictParams
+from nnunet_jobs.contract.storage.workspace import Workspace
 from nnunet_jobs.steps import predict, register
 from devtools.testbed.data import context, register_dataset
 root = Path(sys.argv[1])

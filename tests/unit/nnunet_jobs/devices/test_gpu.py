@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from nnunet_jobs.contract.failure import ConfigError
-from nnunet_jobs.contract.spec import Resources
+from nnunet_jobs.contract.job.spec import Resources
 from nnunet_jobs.devices import gpu
 from nnunet_jobs.devices.allocator import Device, Request
 from nnunet_jobs.devices.leases import Holder, Ledger

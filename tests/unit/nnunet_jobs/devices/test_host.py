@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from nnunet_jobs.contract.workspace import Workspace
+from nnunet_jobs.contract.storage.workspace import Workspace
 from nnunet_jobs.devices import host
 from support.jobs import TESTS
 
@@ -102,7 +102,7 @@ def test_a_wrong_command_line_is_refused(command: list[str]) -> None:
 
 
 def test_an_attempt_that_was_never_begun_is_refused(workspace: Workspace) -> None:
-    from nnunet_jobs.contract.jobdir import JobDir
+    from nnunet_jobs.contract.job.folder import JobDir
     from support.jobs import make_spec
 
     job = JobDir.create(make_spec(workspace, "unbegun"))

@@ -11,7 +11,7 @@ import pytest
 
 from devtools.testbed.data import register_dataset
 from nnunet_jobs.contract.failure import DataError
-from nnunet_jobs.contract.workspace import Workspace
+from nnunet_jobs.contract.storage.workspace import Workspace
 from nnunet_jobs.dicom.identity import Identity
 from nnunet_jobs.dicom.labels import label_volume
 from support.dicom_labels import contours_of, series_of, write_rtstruct, write_seg_object, write_series

@@ -13,7 +13,7 @@ import pydicom
 import pytest
 
 from nnunet_jobs.contract.failure import ConfigError, DataError
-from nnunet_jobs.contract.segment_codes import SegmentCodes, parse_segment_codes
+from nnunet_jobs.contract.steps.segment_codes import SegmentCodes, parse_segment_codes
 from nnunet_jobs.dicom.labels import label_volume
 from nnunet_jobs.dicom.model import Grid, Series
 from nnunet_jobs.dicom.seg_writer import output_segments, write_seg

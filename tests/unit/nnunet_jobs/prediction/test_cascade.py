@@ -12,9 +12,9 @@ import pytest
 from devtools.testbed.prediction import PLANS, TRAINER, job_dir
 from devtools.testbed.stages import DATASET, FULL, LOW, save_stage
 from nnunet_jobs.context import StepContext
-from nnunet_jobs.contract.files import write_json
-from nnunet_jobs.contract.params import PredictParams
-from nnunet_jobs.contract.workspace import Workspace
+from nnunet_jobs.contract.steps.params import PredictParams
+from nnunet_jobs.contract.storage.files import write_json
+from nnunet_jobs.contract.storage.workspace import Workspace
 from nnunet_jobs.prediction.model import selection_hash
 from nnunet_jobs.selection.commands import commands
 from nnunet_jobs.steps.predict import run

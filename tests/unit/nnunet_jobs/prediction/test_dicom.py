@@ -16,9 +16,9 @@ from devtools.testbed.prediction import PLANS, TRAINER, job_dir
 from devtools.testbed.stages import DATASET, LOW, save_stage
 from nnunet_jobs.context import StepContext
 from nnunet_jobs.contract.failure import ConfigError, DataError
-from nnunet_jobs.contract.files import read_json, write_json
-from nnunet_jobs.contract.params import PredictParams
-from nnunet_jobs.contract.workspace import Workspace
+from nnunet_jobs.contract.steps.params import PredictParams
+from nnunet_jobs.contract.storage.files import read_json, write_json
+from nnunet_jobs.contract.storage.workspace import Workspace
 from nnunet_jobs.dicom.geometry import grid_of
 from nnunet_jobs.dicom.identity import Identity
 from nnunet_jobs.dicom.labels import label_volume

@@ -16,8 +16,8 @@ import pytest
 from devtools.testbed.prediction import CONFIGURATIONS, PLANS, TRAINER, job_dir, preprocessed, segmentations, write_card
 from devtools.testbed.preprocessing import DATASET, PROJECT
 from nnunet_jobs.context import StepContext
-from nnunet_jobs.contract.params import PredictParams
-from nnunet_jobs.contract.workspace import Workspace
+from nnunet_jobs.contract.steps.params import PredictParams
+from nnunet_jobs.contract.storage.workspace import Workspace
 from nnunet_jobs.steps.predict import run
 
 pytestmark = [

@@ -10,8 +10,8 @@ import pytest
 
 from devtools.testbed.serving import make_workspace
 from devtools.testbed.stages import DATASET, save_stage
-from nnunet_jobs.contract.files import read_json, sha256_file, write_json
-from nnunet_jobs.contract.workspace import Workspace
+from nnunet_jobs.contract.storage.files import read_json, sha256_file, write_json
+from nnunet_jobs.contract.storage.workspace import Workspace
 from nnunet_jobs.prediction import network as network_module
 from nnunet_jobs.prediction.model import resolve_model, selection_hash
 from nnunet_jobs.prediction.network import StageNetwork

@@ -10,8 +10,8 @@ import pytest
 from devtools.testbed.serving import make_image, make_workspace
 from devtools.testbed.stages import DATASET
 from nnunet_jobs.contract.failure import ConfigError
-from nnunet_jobs.contract.files import read_json
-from nnunet_jobs.contract.workspace import Workspace
+from nnunet_jobs.contract.storage.files import read_json
+from nnunet_jobs.contract.storage.workspace import Workspace
 from nnunet_jobs.prediction.incoming import Incoming, collect_cases
 from support.batches import predict
 

@@ -11,11 +11,11 @@ from airflow_nnunet.dicomweb.store import find_files
 from devtools.testbed.serving import make_model, make_workspace
 from devtools.testbed.stages import DATASET
 from nnunet_jobs.context import StepContext
-from nnunet_jobs.contract.files import read_json, repoint, write_json
-from nnunet_jobs.contract.jobdir import JobDir
-from nnunet_jobs.contract.params import PredictParams
-from nnunet_jobs.contract.spec import JobSpec, Resources
-from nnunet_jobs.contract.workspace import Workspace
+from nnunet_jobs.contract.job.folder import JobDir
+from nnunet_jobs.contract.job.spec import JobSpec, Resources
+from nnunet_jobs.contract.steps.params import PredictParams
+from nnunet_jobs.contract.storage.files import read_json, repoint, write_json
+from nnunet_jobs.contract.storage.workspace import Workspace
 from nnunet_jobs.prediction.kept import Kept
 from nnunet_jobs.prediction.withdraw import predictions_of, remove
 from nnunet_jobs.steps.predict import run

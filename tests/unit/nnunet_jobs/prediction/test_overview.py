@@ -14,8 +14,8 @@ import pytest
 
 from devtools.testbed.serving import make_image, make_workspace
 from devtools.testbed.stages import DATASET
-from nnunet_jobs.contract.files import read_json
-from nnunet_jobs.contract.workspace import Workspace
+from nnunet_jobs.contract.storage.files import read_json
+from nnunet_jobs.contract.storage.workspace import Workspace
 from nnunet_jobs.prediction.contact_sheet import write_sheet
 from nnunet_jobs.prediction.preview import Preview
 from nnunet_jobs.prediction.tables import write_table

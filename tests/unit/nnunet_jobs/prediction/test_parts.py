@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nnunet_jobs.contract.files import locked
+from nnunet_jobs.contract.storage.files import locked
 from nnunet_jobs.prediction.cases import Case
 from nnunet_jobs.prediction.parts import PartPlans, balance, case_voxels
 from nnunet_jobs.prediction.reading import ReadBeside

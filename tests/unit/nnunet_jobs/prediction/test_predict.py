@@ -20,9 +20,9 @@ from devtools.testbed.prediction import PLANS, TRAINER, job_dir, preprocessed, s
 from devtools.testbed.preprocessing import DATASET, PROJECT
 from nnunet_jobs.context import StepContext
 from nnunet_jobs.contract.failure import ConfigError, DataError, Interrupted
-from nnunet_jobs.contract.files import read_json, write_json
-from nnunet_jobs.contract.params import PredictParams
-from nnunet_jobs.contract.workspace import Workspace
+from nnunet_jobs.contract.steps.params import PredictParams
+from nnunet_jobs.contract.storage.files import read_json, write_json
+from nnunet_jobs.contract.storage.workspace import Workspace
 from nnunet_jobs.dataset.phantom import write_phantom
 from nnunet_jobs.steps.predict import run
 
@@ -197,8 +197,8 @@ def test_parts_write_into_one_folder_at_once(home: Workspace, root: Path, tmp_pa
 KILLED = """
 import json, sys
 from nnunet_jobs.context import StepContext
-from nnunet_jobs.contract.params import PredictParams
-from nnunet_jobs.contract.workspace import Workspace
+from nnunet_jobs.contract.steps.params import PredictParams
+from nnunet_jobs.contract.storage.workspace import Workspace
 from nnunet_jobs.steps.predict import run
 from devtools.testbed.prediction import job_dir
 request = json.loads(sys.argv[1])

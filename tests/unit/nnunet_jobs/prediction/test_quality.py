@@ -14,8 +14,8 @@ from devtools.testbed.prediction import job_dir
 from devtools.testbed.serving import make_image, make_workspace
 from devtools.testbed.stages import DATASET, LOW, save_stage
 from nnunet_jobs.context import StepContext
-from nnunet_jobs.contract.files import read_json, sha256_file, write_json
-from nnunet_jobs.contract.workspace import Workspace
+from nnunet_jobs.contract.storage.files import read_json, sha256_file, write_json
+from nnunet_jobs.contract.storage.workspace import Workspace
 from nnunet_jobs.prediction.agreement import FoldAgreement
 from nnunet_jobs.prediction.model import resolve_model, selection_hash
 from nnunet_jobs.prediction.preview import Preview

@@ -12,8 +12,8 @@ import pytest
 
 from devtools.testbed.prediction import job_dir
 from nnunet_jobs.context import StepContext
-from nnunet_jobs.contract.files import write_json
-from nnunet_jobs.contract.workspace import Workspace
+from nnunet_jobs.contract.storage.files import write_json
+from nnunet_jobs.contract.storage.workspace import Workspace
 from nnunet_jobs.dicom.mark import holds_dicom
 from nnunet_jobs.prediction.studies import find_studies, series_rules
 from support.dicom import save, slices

@@ -12,8 +12,8 @@ import pytest
 
 from devtools.testbed.serving import make_workspace
 from devtools.testbed.stages import DATASET, DESCRIPTION, LOW, plans
-from nnunet_jobs.contract.files import read_json, sha256_file, write_json
-from nnunet_jobs.contract.workspace import Workspace
+from nnunet_jobs.contract.storage.files import read_json, sha256_file, write_json
+from nnunet_jobs.contract.storage.workspace import Workspace
 from nnunet_jobs.prediction.model import selection_hash
 from nnunet_jobs.training import validation
 from support.batches import predict, reasons

@@ -11,8 +11,8 @@ from devtools.testbed.serving import make_model, make_workspace
 from devtools.testbed.stages import DATASET
 from nnunet_jobs.context import StepContext
 from nnunet_jobs.contract.failure import DataError
-from nnunet_jobs.contract.files import read_json, repoint, write_json
-from nnunet_jobs.contract.workspace import Workspace
+from nnunet_jobs.contract.storage.files import read_json, repoint, write_json
+from nnunet_jobs.contract.storage.workspace import Workspace
 from nnunet_jobs.prediction.model import resolve_model
 from nnunet_jobs.prediction.reading import ReadHere
 from nnunet_jobs.prediction.settings import Settings

@@ -21,9 +21,9 @@ from devtools.testbed.prediction import job_dir
 from devtools.testbed.serving import DATASET, FULL, ServerProcess, make_image, make_model, make_workspace
 from nnunet_jobs import processes
 from nnunet_jobs.context import StepContext
-from nnunet_jobs.contract.files import read_json, repoint, sha256_file, write_json
-from nnunet_jobs.contract.params import PredictParams
-from nnunet_jobs.contract.workspace import Workspace
+from nnunet_jobs.contract.steps.params import PredictParams
+from nnunet_jobs.contract.storage.files import read_json, repoint, sha256_file, write_json
+from nnunet_jobs.contract.storage.workspace import Workspace
 from nnunet_jobs.devices.leases import Ledger
 from nnunet_jobs.steps.predict import run
 from support.batches import ABORT_ITK, SUPPORT, poison

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from devtools.testbed.preprocessing import DATASET, preprocess, register
-from nnunet_jobs.contract.files import sha256_file
-from nnunet_jobs.contract.workspace import Workspace
+from nnunet_jobs.contract.storage.files import sha256_file
+from nnunet_jobs.contract.storage.workspace import Workspace
 from nnunet_jobs.dataset import transfer
 from nnunet_jobs.dataset.phantom import write_phantom
 from nnunet_jobs.preprocessing.version import Staging

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from devtools.testbed.data import describe_decathlon
-from nnunet_jobs.contract.workspace import Workspace
+from nnunet_jobs.contract.storage.workspace import Workspace
 from nnunet_jobs.dataset.phantom import write_phantom
 from support.users import ALICE, BOB, GROUP, User, open_folder, reachable_python
 
@@ -20,8 +20,8 @@ PROGRAM = """
 import encodings.cp437
 import json, os, sys
 from pathlib import Path
-from nnunet_jobs.contract.permissions import apply_permissions
-from nnunet_jobs.contract.workspace import Workspace
+from nnunet_jobs.contract.storage.permissions import apply_permissions
+from nnunet_jobs.contract.storage.workspace import Workspace
 from nnunet_jobs.preprocessing import fingerprint
 from devtools.testbed.data import register_dataset
 from support.users import User, become

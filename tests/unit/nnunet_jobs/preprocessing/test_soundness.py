@@ -11,7 +11,7 @@ import pytest
 
 from devtools.testbed.preprocessing import DATASET, preprocess, write_manifest
 from nnunet_jobs.contract.failure import ConfigError, DataError
-from nnunet_jobs.contract.workspace import Workspace
+from nnunet_jobs.contract.storage.workspace import Workspace
 from nnunet_jobs.preprocessing.planning import with_custom, with_previous_stages
 from nnunet_jobs.preprocessing.soundness import require_trainable
 

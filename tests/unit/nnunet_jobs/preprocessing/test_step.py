@@ -12,8 +12,8 @@ import pytest
 
 from devtools.testbed.preprocessing import DATASET, TINY, differences, preprocess, register, result_of, start, stock, write_manifest
 from nnunet_jobs.contract.failure import ConfigError, DataError
-from nnunet_jobs.contract.files import sha256_file
-from nnunet_jobs.contract.workspace import Workspace
+from nnunet_jobs.contract.storage.files import sha256_file
+from nnunet_jobs.contract.storage.workspace import Workspace
 from nnunet_jobs.dataset.phantom import write_phantom
 from nnunet_jobs.preprocessing import fingerprint
 

@@ -10,10 +10,10 @@ import pytest
 
 from devtools.testbed.data import context, register_dataset
 from nnunet_jobs.contract.failure import ConfigError
-from nnunet_jobs.contract.files import read_json
-from nnunet_jobs.contract.params import PreprocessParams, TrainParams
-from nnunet_jobs.contract.withdrawals import WithdrawParams
-from nnunet_jobs.contract.workspace import Workspace
+from nnunet_jobs.contract.steps.params import PreprocessParams, TrainParams
+from nnunet_jobs.contract.storage.files import read_json
+from nnunet_jobs.contract.storage.withdrawals import WithdrawParams
+from nnunet_jobs.contract.storage.workspace import Workspace
 from nnunet_jobs.dataset.phantom import write_phantom
 from nnunet_jobs.preprocessing import fingerprint
 from nnunet_jobs.preprocessing.version import published

@@ -8,7 +8,7 @@ import pytest
 
 from devtools.testbed.data import context, decathlon, describe_decathlon, label_array, register_dataset, write_nifti
 from nnunet_jobs.contract.failure import DataError
-from nnunet_jobs.contract.params import RegisterParams
+from nnunet_jobs.contract.steps.params import RegisterParams
 from nnunet_jobs.steps import register
 
 

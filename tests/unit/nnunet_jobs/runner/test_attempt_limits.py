@@ -7,7 +7,7 @@ import os
 import pytest
 
 from nnunet_jobs.contract.failure import Failure, FailureClass
-from nnunet_jobs.contract.spec import Resources
+from nnunet_jobs.contract.job.spec import Resources
 from nnunet_jobs.devices import host
 from nnunet_jobs.runner import attempt_limits
 

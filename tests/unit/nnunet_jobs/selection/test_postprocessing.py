@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from nnunet_jobs.contract.files import write_json
-from nnunet_jobs.contract.workspace import Workspace
+from nnunet_jobs.contract.storage.files import write_json
+from nnunet_jobs.contract.storage.workspace import Workspace
 from nnunet_jobs.prediction.model import model_from_card, selection_hash
 from nnunet_jobs.selection.commands import commands, member, stages
 from nnunet_jobs.selection.folds import Trained

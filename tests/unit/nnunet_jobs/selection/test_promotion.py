@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from nnunet_jobs.contract.files import sha256_file, write_json
-from nnunet_jobs.contract.workspace import Workspace
+from nnunet_jobs.contract.storage.files import sha256_file, write_json
+from nnunet_jobs.contract.storage.workspace import Workspace
 from nnunet_jobs.selection import card as cards
 from nnunet_jobs.selection.card import Promotion, promote_by_policy
 

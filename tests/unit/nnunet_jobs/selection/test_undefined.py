@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nnunet_jobs.contract.files import read_json, write_json
-from nnunet_jobs.contract.workspace import MODEL_CARD, Workspace
+from nnunet_jobs.contract.storage.files import read_json, write_json
+from nnunet_jobs.contract.storage.workspace import MODEL_CARD, Workspace
 from nnunet_jobs.prediction.records import mean_dice
 from nnunet_jobs.selection.better import better
 from nnunet_jobs.training.fold import summary_dice

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from nnunet_jobs.contract.failure import ConfigError
-from nnunet_jobs.contract.files import write_json
-from nnunet_jobs.contract.params import TrainParams
+from nnunet_jobs.contract.steps.params import TrainParams
+from nnunet_jobs.contract.storage.files import write_json
 from nnunet_jobs.training import fold as folds
 from support.training import environment
 

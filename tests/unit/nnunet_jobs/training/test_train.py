@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from nnunet_jobs.contract.failure import FailureClass
-from nnunet_jobs.contract.files import read_json
-from nnunet_jobs.contract.workspace import Workspace
+from nnunet_jobs.contract.storage.files import read_json
+from nnunet_jobs.contract.storage.workspace import Workspace
 from support.training import DATASET, Warm, environment
 
 pytestmark = pytest.mark.training

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from nnunet_jobs.contract.failure import FailureClass
-from nnunet_jobs.contract.liveness import read_counter
-from nnunet_jobs.contract.workspace import Workspace
+from nnunet_jobs.contract.job.liveness import read_counter
+from nnunet_jobs.contract.storage.workspace import Workspace
 from support.training import Warm, wait_for
 
 pytestmark = pytest.mark.training

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from nnunet_jobs.contract.failure import FailureClass
-from nnunet_jobs.contract.files import read_json
-from nnunet_jobs.contract.workspace import Workspace
+from nnunet_jobs.contract.storage.files import read_json
+from nnunet_jobs.contract.storage.workspace import Workspace
 from nnunet_jobs.training.fold import inspect_fold
 from support.training import DATASET, Warm, environment
 

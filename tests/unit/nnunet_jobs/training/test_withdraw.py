@@ -9,10 +9,10 @@ import pytest
 
 from devtools.testbed.data import context
 from nnunet_jobs.contract.failure import ConfigError, FailureClass
-from nnunet_jobs.contract.files import read_json
-from nnunet_jobs.contract.params import FindBestParams, TrainParams
-from nnunet_jobs.contract.withdrawals import WithdrawParams, trained_on_withdrawn
-from nnunet_jobs.contract.workspace import Workspace
+from nnunet_jobs.contract.steps.params import FindBestParams, TrainParams
+from nnunet_jobs.contract.storage.files import read_json
+from nnunet_jobs.contract.storage.withdrawals import WithdrawParams, trained_on_withdrawn
+from nnunet_jobs.contract.storage.workspace import Workspace
 from nnunet_jobs.dataset.phantom import write_phantom
 from nnunet_jobs.preprocessing import fingerprint
 from nnunet_jobs.selection.card import promote

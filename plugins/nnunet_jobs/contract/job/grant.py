@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_jobs.contract.failure import ConfigError
-from nnunet_jobs.contract.files import read_json, write_record
-from nnunet_jobs.contract.jobdir import JobDir
+from nnunet_jobs.contract.job.folder import JobDir
+from nnunet_jobs.contract.storage.files import read_json, write_record
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

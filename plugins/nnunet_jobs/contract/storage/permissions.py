@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from nnunet_jobs.contract.failure import JobError
-from nnunet_jobs.contract.workspace import ROOTS, SHARING, Workspace
+from nnunet_jobs.contract.storage.workspace import ROOTS, SHARING, Workspace
 
 
 def workspace_umask(workspace: Workspace) -> contextlib.AbstractContextManager[None]:

@@ -8,11 +8,11 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from nnunet_jobs.contract.failure import ConfigError
-from nnunet_jobs.contract.fields import field_types, fits, type_in_words
-from nnunet_jobs.contract.files import content_hash
-from nnunet_jobs.contract.params import STEPS
-from nnunet_jobs.contract.step_params import StepParams
-from nnunet_jobs.contract.workspace import Workspace
+from nnunet_jobs.contract.steps.base import StepParams
+from nnunet_jobs.contract.steps.fields import field_types, fits, type_in_words
+from nnunet_jobs.contract.steps.params import STEPS
+from nnunet_jobs.contract.storage.files import content_hash
+from nnunet_jobs.contract.storage.workspace import Workspace
 
 JOB_ID = re.compile(r"[a-z][a-z0-9-]{7,79}")
 TEAM = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")

@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from nnunet_jobs.contract.failure import Lost
-from nnunet_jobs.contract.files import read_json, write_record
-from nnunet_jobs.contract.permissions import make_root, workspace_umask
-from nnunet_jobs.contract.workspace import SHARED_ROOTS, Workspace
+from nnunet_jobs.contract.storage.files import read_json, write_record
+from nnunet_jobs.contract.storage.permissions import make_root, workspace_umask
+from nnunet_jobs.contract.storage.workspace import SHARED_ROOTS, Workspace
 
 log = logging.getLogger("nnunet_jobs")
 

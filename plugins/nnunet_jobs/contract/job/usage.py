@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_jobs.contract.failure import Failure
-from nnunet_jobs.contract.files import SCHEMA, append_lines, locked, read_json, write_record
-from nnunet_jobs.contract.jobdir import JobDir
+from nnunet_jobs.contract.job.folder import JobDir
+from nnunet_jobs.contract.storage.files import SCHEMA, append_lines, locked, read_json, write_record
 
 log = logging.getLogger("nnunet_jobs")
 

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from pathlib import Path
 from typing import Any
 
-from nnunet_jobs.contract.problems import Problem
+from nnunet_jobs.contract.http.problems import Problem
 
 FIELD = "images"
 MOST_FILES = 64

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from nnunet_jobs.contract.files import read_json
+from nnunet_jobs.contract.storage.files import read_json
 
 MODELS, NEWEST = "models", "newest"
 RECORDS = ".cases"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from nnunet_jobs.contract.files import open_new
+from nnunet_jobs.contract.storage.files import open_new
 
 
 def read_counter(path: Path) -> int:

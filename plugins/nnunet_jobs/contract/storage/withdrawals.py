@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from nnunet_jobs.contract.failure import ConfigError, Interrupted
-from nnunet_jobs.contract.files import content_hash, read_json, write_json
-from nnunet_jobs.contract.step_params import StepParams
-from nnunet_jobs.contract.workspace import DATASET_NAME, Workspace
+from nnunet_jobs.contract.steps.base import StepParams
+from nnunet_jobs.contract.storage.files import content_hash, read_json, write_json
+from nnunet_jobs.contract.storage.workspace import DATASET_NAME, Workspace
 
 SCHEMA = 1
 MARK = "withdrawn.json"

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from nnunet_jobs.contract.files import content_hash, repoint
+from nnunet_jobs.contract.storage.files import content_hash, repoint
 
 _NAMES = ("site-packages", "dist-packages")
 _OURS = "airflow_provider_nnunet-"
@@ -21,7 +21,7 @@ _OURS = "airflow_provider_nnunet-"
 
 def home() -> Path:
     """The folder that holds this package, as it was found: a link to it is not followed."""
-    return Path(os.path.abspath(__file__)).parents[2]
+    return Path(os.path.abspath(__file__)).parents[3]
 
 
 def is_shared(folder: Path) -> bool:

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar, Self
 
 from nnunet_jobs.contract.failure import ConfigError
-from nnunet_jobs.contract.fields import field_types, fits, type_in_words
+from nnunet_jobs.contract.steps.fields import field_types, fits, type_in_words
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,319 @@
+"""A job's directory is the truth about the job: who writes which file, and how others read it safely.
+
+    spec.json       written once by submit
+    state.json      attempt number, phase, runner's host and pid; changed under the state lock
+    heartbeat       counter, raised by the runner every second
+    progress        counter, raised by the step whenever it gets on
+    log.txt         stdout and stderr of runner and step
+    metrics.jsonl   one JSON object a line, appended by the step
+    result.json     success; or failure.json; both by rename, last of all
+    usage.<n>.json  what attempt n uses or used; see usage.py
+    cancel          a user's wish to stop; the runner obeys it on whatever host it is
+    grant.json      devices leased for an attempt whose own runner is still to come; adopted.json once it came (see grant.py)
+
+Fencing: each attempt has a number in ``state.json``. Whoever finds a higher number than its own stops and writes nothing more.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import socket
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+from nnunet_jobs.contract.failure import ConfigError, Failure
+from nnunet_jobs.contract.job.liveness import boot_id, read_counter
+from nnunet_jobs.contract.job.spec import JobSpec
+from nnunet_jobs.contract.job.state import Fenced, JobState, Phase
+from nnunet_jobs.contract.storage.files import locked, read_json, temporary_beside, try_lock, write_record
+from nnunet_jobs.contract.storage.marker import open_workspace
+
+_ABANDONED_S = 3600.0  # a folder that is made takes less than a second
+
+
+class JobDir:
+    """One job's directory. Cheap to make; holds no state of its own."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.log = self.path / "log.txt"
+        self.metrics = self.path / "metrics.jsonl"
+        self.heartbeat = self.path / "heartbeat"
+        self.progress = self.path / "progress"
+        self.result_path = self.path / "result.json"
+        self.failure_path = self.path / "failure.json"
+        self.cancel_path = self.path / "cancel"
+        self.runner_lock = self.path / "runner.lock"
+        self.adopter_lock = self.path / "adopter.lock"
+
+    def __repr__(self) -> str:
+        return f"JobDir({str(self.path)!r})"
+
+    @property
+    def job_id(self) -> str:
+        """Name of the job, which is the name of its directory."""
+        return self.path.name
+
+    # --- submit -------------------------------------------------------------------------------------------------
+    @classmethod
+    def create(cls, spec: JobSpec) -> JobDir:
+        """Make the directory with its specification, or find the one that is there. Idempotent and atomic.
+
+        Raises:
+            NotMounted: The workspace's share is not mounted; nothing is made.
+            ConfigError: A job of this id with another step is there already.
+        """
+        open_workspace(spec.workspace)
+        job = cls(Path(spec.workspace.jobs) / spec.job_id)
+        if not job.path.exists():
+            _sweep_staging(job.path)
+            staging = temporary_beside(job.path)
+            try:
+                staging.mkdir()
+                write_record(staging / "spec.json", spec.to_json())
+                write_record(staging / "state.json", {"attempt": 0, "phase": Phase.SUBMITTED})
+                os.rename(staging, job.path)
+            except BaseException as error:
+                shutil.rmtree(staging, ignore_errors=True)
+                # Somebody may have been faster; theirs is complete, since a rename made it.
+                if not (isinstance(error, OSError) and job.path.exists()):
+                    raise
+        if job.spec().step != spec.step:
+            raise ConfigError(
+                field="job_id", value=spec.job_id, problem=f"{job.path} holds a {job.spec().step} job", fix="remove it or choose another id"
+            )
+        return job
+
+    def begin_attempt(self, *, expected: int) -> int | None:
+        """Claim the next attempt. Returns its number, or None when another caller has moved on from ``expected``.
+
+        The previous attempt's failure is kept as ``failure.<n>.json``; a cancel wish of an earlier attempt is forgotten.
+        """
+        with self._state_lock():
+            state = self.state()
+            if state.attempt != expected:
+                return None
+            if self.failure_path.exists():
+                os.replace(self.failure_path, self.path / f"failure.{state.attempt}.json")
+            self.cancel_path.unlink(missing_ok=True)
+            self._write_state(JobState(attempt=expected + 1, phase=Phase.SUBMITTED))
+            return expected + 1
+
+    # --- the runner's side --------------------------------------------------------------------------------------
+    def set_phase(self, attempt: int, phase: Phase, message: str = "") -> None:
+        """Record where this attempt stands.
+
+        Raises:
+            Fenced: A newer attempt owns the job.
+        """
+        with self.owned_by(attempt):
+            self._write_state(
+                JobState(attempt=attempt, phase=phase, message=message, host=socket.gethostname(), pid=os.getpid(), boot_id=boot_id())
+            )
+
+    def finish(self, attempt: int, outcome: Mapping[str, Any] | Failure) -> None:
+        """Write ``result.json`` or ``failure.json`` by rename, then the final phase.
+
+        Raises:
+            Fenced: A newer attempt owns the job; nothing is written.
+        """
+        with self.owned_by(attempt):
+            if isinstance(outcome, Failure):
+                write_record(self.failure_path, outcome.to_json())
+                phase, message = Phase.FAILED, f"{outcome.failure_class}: {outcome.message}"
+            else:
+                write_record(self.result_path, outcome)
+                phase, message = Phase.DONE, ""
+            self._write_state(
+                JobState(attempt=attempt, phase=phase, message=message, host=socket.gethostname(), pid=os.getpid(), boot_id=boot_id())
+            )
+
+    def declare_lost(self, attempt: int, failure: Failure) -> bool:
+        """Record a watcher's or submitter's verdict on an attempt whose runner is gone; False when it is over or no longer the newest.
+
+        A runner that was only unreachable may still finish: its result counts, until the next attempt fences it off.
+        """
+        with self._state_lock():
+            state = self.state()
+            if state.attempt != attempt or state.phase.final:
+                return False
+            written = self.failure()
+            if written is not None and written.attempt == attempt:
+                failure = written  # the runner died between its failure and its last phase: it knew better
+            else:
+                write_record(self.failure_path, failure.to_json())
+            self._write_state(
+                JobState(
+                    attempt=attempt,
+                    phase=Phase.FAILED,
+                    message=f"{failure.failure_class}: {failure.message}",
+                    host=state.host,
+                    pid=state.pid,
+                    boot_id=state.boot_id,
+                )
+            )
+            return True
+
+    def check_fence(self, attempt: int) -> None:
+        """Raise :class:`Fenced` when a newer attempt owns the job."""
+        newest = self.state().attempt
+        if newest > attempt:
+            raise Fenced(f"attempt {newest} owns {self.job_id}; attempt {attempt} stops")
+
+    @contextlib.contextmanager
+    def owned_by(self, attempt: int) -> Iterator[None]:
+        """Hold the job's state still for a change that only the newest attempt may make.
+
+        Raises:
+            Fenced: A newer attempt owns the job.
+        """
+        with self._state_lock():
+            self.check_fence(attempt)
+            yield
+
+    # --- the backend's side -------------------------------------------------------------------------------------
+    def say(self, attempt: int, message: str) -> None:
+        """Record what an attempt waits for that has no runner yet. Nothing once there is one: it speaks for itself."""
+        with self._state_lock():
+            state = self.state()
+            if state.attempt == attempt and not state.pid and not state.phase.final and state.message != message:
+                self._write_state(replace(state, message=message))
+
+    def note_container(self, attempt: int, facts: Mapping[str, Any]) -> None:
+        """Add to an outcome what is known only after the runner's end, such as its exit code. The first note stays."""
+        with self._state_lock():
+            result, failure = self.result(), self.failure()
+            if result is not None and result.get("attempt") == attempt and "container" not in result:
+                write_record(self.result_path, {**result, "container": dict(facts)})
+            elif failure is not None and failure.attempt == attempt and "container" not in failure.details:
+                write_record(self.failure_path, replace(failure, details={**failure.details, "container": dict(facts)}).to_json())
+
+    # --- everybody's side ---------------------------------------------------------------------------------------
+    def spec(self) -> JobSpec:
+        """The specification, as submitted."""
+        return JobSpec.from_json(read_json(self.path / "spec.json"))
+
+    def state(self) -> JobState:
+        """The newest state."""
+        data = read_json(self.path / "state.json")
+        known = {item.name: data[item.name] for item in fields(JobState) if item.name in data}
+        return JobState(**{**known, "phase": Phase(data["phase"])})
+
+    def result(self) -> dict[str, Any] | None:
+        """The step's result once it succeeded, else None."""
+        try:
+            data: dict[str, Any] = read_json(self.result_path)
+        except FileNotFoundError:
+            return None
+        data.pop("schema", None)  # of the file, not of the result
+        return data
+
+    def failure(self) -> Failure | None:
+        """The newest attempt's failure, else None."""
+        try:
+            return Failure.from_json(read_json(self.failure_path))
+        except FileNotFoundError:
+            return None
+
+    def earlier_failures(self) -> list[Failure]:
+        """Failures of earlier attempts, oldest first."""
+        numbered = sorted((int(path.name.split(".")[1]), path) for path in self.path.glob("failure.[0-9]*.json"))
+        return [Failure.from_json(read_json(path)) for _, path in numbered]
+
+    def request_cancel(self, reason: str) -> None:
+        """Ask the runner, wherever it is, to stop the job and save its work."""
+        write_record(self.cancel_path, {"reason": reason, "time": time.time()})
+
+    def cancel_requested(self) -> str | None:
+        """Reason of a cancel wish, else None."""
+        try:
+            return str(read_json(self.cancel_path)["reason"])
+        except FileNotFoundError:
+            return None
+
+    def beat(self) -> int:
+        """Value of the heartbeat counter; a watcher judges liveness by its change, on its own monotonic clock."""
+        return read_counter(self.heartbeat)
+
+    def runner_gone(self) -> bool:
+        """True when the runner of the current attempt ran on this host and has certainly ended.
+
+        The runner holds ``runner.lock``; the kernel releases it at its death. One that adopts a lease holds ``adopter.lock`` too, from
+        before its predecessor lets go of ``runner.lock`` until its own end. Says False for runners on other hosts.
+        """
+        state = self.state()
+        if not state.pid or state.host != socket.gethostname():
+            return False
+        if state.boot_id != boot_id():
+            return True
+        return _is_free(self.runner_lock) and _is_free(self.adopter_lock)  # in this order, which the handover follows too
+
+    def read_log(self, offset: int, limit: int = 64 * 1024) -> tuple[bytes, int]:
+        """Up to ``limit`` bytes of the log from ``offset``, and the offset to go on from."""
+        try:
+            with open(self.log, "rb") as file:
+                file.seek(offset)
+                data = file.read(limit)
+        except FileNotFoundError:
+            return b"", offset
+        return data, offset + len(data)
+
+    def read_metrics(self, offset: int = 0, limit: int = 1 << 20) -> tuple[list[dict[str, Any]], int]:
+        """Complete metrics lines from byte ``offset``, and the offset to go on from. A line still being written waits.
+
+        A line of which a full disk took only the beginning is left out; its writer writes it again.
+        """
+        try:
+            with open(self.metrics, "rb") as file:
+                file.seek(offset)
+                data = file.read(limit)
+        except FileNotFoundError:
+            return [], offset
+        complete = data[: data.rfind(b"\n") + 1]
+        records = []
+        for line in complete.splitlines():
+            with contextlib.suppress(ValueError):
+                records.append(json.loads(line))
+        return records, offset + len(complete)
+
+    # --- private ------------------------------------------------------------------------------------------------
+    @contextlib.contextmanager
+    def _state_lock(self) -> Iterator[None]:
+        # Never its parents too: where the share is not mounted, that would begin another job's folder in the empty mount point.
+        with locked(self.path / "state.lock", interval=0.02, parents=False):
+            yield
+
+    def _write_state(self, state: JobState) -> None:
+        write_record(
+            self.path / "state.json",
+            {name: getattr(state, name) for name in ("attempt", "phase", "message", "host", "pid", "boot_id")},
+        )
+
+
+def _is_free(lock: Path) -> bool:
+    """Whether nobody holds this kernel lock.
+
+    Raises:
+        FileNotFoundError: The job's folder is gone, so nothing can be said of its locks.
+    """
+    for _ in range(2):  # the folder may have been away for a moment when the lock was not found
+        try:
+            with open(lock, "rb") as file:
+                return try_lock(file.fileno(), shared=True)
+        except FileNotFoundError:
+            os.stat(lock.parent / "state.json")
+    return True
+
+
+def _sweep_staging(path: Path) -> None:
+    """Remove what submitters of this job left that were killed long ago, before their folder got its name."""
+    for left in path.parent.glob(f".{path.name}.*.tmp"):
+        with contextlib.suppress(OSError):
+            if time.time() - left.stat().st_mtime > _ABANDONED_S:
+                shutil.rmtree(left)
