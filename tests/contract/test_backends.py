@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from airflow_nnunet.backends import Backend, FakeBackend, FakeOutcome, JobStatus, Watch, get_backend
-from nnunet_jobs.contract.failure import ConfigError, DataError, FailureClass
+from nnunet_jobs.contract.failure import ConfigError, DataError, FailureClass, JobError, Lost
 from nnunet_jobs.contract.job.folder import JobDir
 from nnunet_jobs.contract.job.spec import JobSpec, Resources
 from nnunet_jobs.contract.job.state import Phase
@@ -244,6 +244,21 @@ def test_fault_10_death_between_submit_and_first_record_is_healed(bench: Bench) 
     again = bench.backend.submit(spec)
     assert again.path == job.path
     assert bench.end(again).unwrap()["attempt"] == 2
+
+
+@pytest.mark.parametrize("error", [ConfigError(field="queue", value="night", problem="there is none"), Lost("the queue is full")])
+def test_an_attempt_that_cannot_be_started_fails_with_the_reason(workspace: Workspace, error: JobError) -> None:
+    class Refused(Backend):
+        name = "refused"
+
+        def start(self, job: JobDir, spec: JobSpec, attempt: int) -> None:
+            raise error
+
+    job = Refused().submit(make_spec(workspace, "refused"))
+    failure = Refused().status(job, Watch()).failure
+    assert failure is not None
+    assert (failure.failure_class, failure.message, failure.attempt) == (error.failure_class, str(error), 1)
+    assert Refused().submit(make_spec(workspace, "refused")).state().attempt == 2
 
 
 def test_backends_are_found_by_name() -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from nnunet_jobs.contract.failure import ConfigError, Failure, FailureClass, Lost
+from nnunet_jobs.contract.failure import ConfigError, Failure, FailureClass, JobError, Lost
 from nnunet_jobs.contract.job.folder import JobDir
 from nnunet_jobs.contract.job.spec import JobSpec
 from nnunet_jobs.contract.job.state import Phase
@@ -106,7 +106,10 @@ class Backend(ABC):
         """
         try:
             with workspace_umask(spec.workspace):
-                return self._submit(spec)
+                job = self._submit(self._adapted(spec))
+                if job.result() is not None:
+                    self._finish(job, read_status(job))
+                return job
         except PermissionError as error:
             raise ConfigError(where="[nnunet]", field="jobs", problem=explain_permission_error(error)) from error
 
@@ -129,18 +132,26 @@ class Backend(ABC):
             state = job.state()
             if state.attempt > 0 and not state.phase.final:
                 message = _GONE if state.pid else "the submitter died before the runner was on record"
-                job.declare_lost(state.attempt, Failure(failure_class=FailureClass.LOST, message=message, attempt=state.attempt))
+                self._declare(job, state.attempt, FailureClass.LOST, message)
                 record_ended_attempts(job)
                 if job.result() is not None:
                     return job
             attempt = job.begin_attempt(expected=state.attempt)
             if attempt is not None:
-                self.start(job, spec, attempt)
+                try:
+                    self.start(job, spec, attempt)
+                except JobError as error:
+                    self._declare(job, attempt, error.failure_class, str(error))
         return job
 
     @abstractmethod
     def start(self, job: JobDir, spec: JobSpec, attempt: int) -> None:
-        """Start the runner of an attempt; return once it is on record where :meth:`alive` looks, or declare the attempt lost."""
+        """Start the runner of an attempt; return once it is on record where :meth:`alive` looks.
+
+        Raises:
+            JobError: No runner was started, such as :class:`ConfigError` or :class:`Lost`. The error becomes the attempt's failure, so
+                its class says whether another attempt may help.
+        """
 
     def alive(self, job: JobDir) -> bool:
         """Whether the newest attempt is on its way, so that a submit attaches to it.
@@ -153,22 +164,11 @@ class Backend(ABC):
     def status(self, job: JobDir, watch: Watch) -> JobStatus:
         """Look at a job. A lost attempt is recorded as its failure, so that the next submit begins a new one."""
         status = read_status(job)
-        if status.final:
-            record_ended_attempts(job)
-        if status.final or status.attempt == 0:
+        if status.attempt == 0:
             return status
-        reason = None
-        if job.runner_gone():
-            reason = _GONE
-        else:
-            silent = watch.silent_s(job, status.attempt)
-            if silent >= watch.lost_after_s:
-                reason = f"no heartbeat of the runner for {silent:.0f} s (limit {watch.lost_after_s:.0f} s)"
-        if reason is not None:
-            job.declare_lost(status.attempt, Failure(failure_class=FailureClass.LOST, message=reason, attempt=status.attempt))
-            record_ended_attempts(job)
-            return read_status(job)  # which may be the outcome that the runner wrote a moment ago
-        return status
+        if not status.final and self._check_attempt(job, status.attempt, watch):
+            status = read_status(job)  # which may be the outcome that the runner wrote a moment ago
+        return self._finish(job, status) if status.final else status
 
     def cancel(self, job: JobDir, reason: str) -> None:
         """Ask the runner, on whatever host it is, to save and stop. Returns at once; :meth:`status` tells when it did."""
@@ -177,6 +177,32 @@ class Backend(ABC):
     def examine(self, workspace: Workspace) -> Iterator[tuple[bool, str]]:
         """Tell the doctor what jobs need where they would run: for each thing whether it is there, and the fix if it is not."""
         yield from ()
+
+    # --- for the backends of this package -----------------------------------------------------------------------
+    def _adapted(self, spec: JobSpec) -> JobSpec:
+        """The specification that a submit records, if this backend needs another one than it was given."""
+        return spec
+
+    def _check_attempt(self, job: JobDir, attempt: int, watch: Watch) -> bool:
+        """Look at an attempt that is not over, and declare it lost if it is. Returns True if its status is to be read again."""
+        if job.runner_gone():
+            reason = _GONE
+        else:
+            silent = watch.silent_s(job, attempt)
+            if silent < watch.lost_after_s:
+                return False
+            reason = f"no heartbeat of the runner for {silent:.0f} s (limit {watch.lost_after_s:.0f} s)"
+        self._declare(job, attempt, FailureClass.LOST, reason)
+        return True
+
+    def _declare(self, job: JobDir, attempt: int, failure_class: FailureClass, message: str, **more: Any) -> bool:
+        """Record the failure of an attempt whose runner does not. Returns False if the attempt is over or no longer the newest."""
+        return job.declare_lost(attempt, Failure(failure_class=failure_class, message=message, attempt=attempt, **more))
+
+    def _finish(self, job: JobDir, status: JobStatus) -> JobStatus:
+        """Do what is left to do after an attempt's end, at each look at it. Returns the status, which may not be final yet."""
+        record_ended_attempts(job)
+        return status
 
 
 def read_status(job: JobDir) -> JobStatus:

@@ -11,7 +11,6 @@ import os
 import time
 from abc import abstractmethod
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from airflow_nnunet.backends.container_runtime import (
     Unreachable,
 )
 from airflow_nnunet.backends.mounts import Mode, Mount, mounts_for
-from nnunet_jobs.contract.failure import ConfigError, Failure, FailureClass, Lost
+from nnunet_jobs.contract.failure import ConfigError, FailureClass, Lost
 from nnunet_jobs.contract.job.folder import JobDir
 from nnunet_jobs.contract.job.spec import JobSpec
 from nnunet_jobs.contract.job.state import Phase
@@ -74,26 +73,17 @@ class ContainedBackend(Backend):
         """Folders that containers of this runtime see beside those of their step."""
         return ()
 
-    def submit(self, spec: JobSpec) -> JobDir:
-        """See :meth:`Backend.submit`."""
-        job = super().submit(spec)
-        if job.result() is not None:
-            self._finish(job, read_status(job))
-        return job
-
     def start(self, job: JobDir, spec: JobSpec, attempt: int) -> None:
         """Create the container, which is itself the record of the attempt. It may queue for long, so this does not wait for its runner."""
         try:
             self.runtime.remove_earlier(job, attempt)
             self._make_folders(job, spec)
             self.runtime.create(job, spec, attempt)
-        except ConfigError as error:
-            self._declare(job, attempt, FailureClass.CONFIG, str(error))
         except RequestRejected as error:
-            kind = FailureClass.LOST if error.transient else FailureClass.CONFIG
-            self._declare(job, attempt, kind, f"no container was started: {error}")
+            message = f"no container was started: {error}"
+            raise (Lost(message) if error.transient else ConfigError(message)) from error
         except Unreachable as error:
-            self._declare(job, attempt, FailureClass.LOST, f"whether a container was started is not known: {error}")
+            raise Lost(f"whether a container was started is not known: {error}") from error
 
     def alive(self, job: JobDir) -> bool:
         """See :meth:`Backend.alive`.
@@ -112,27 +102,6 @@ class ContainedBackend(Backend):
             raise Lost(f"{self.runtime.name(job, state.attempt)}: {error}") from error
         return container is not None and container.stage.alive
 
-    def status(self, job: JobDir, watch: Watch) -> JobStatus:
-        """See :meth:`Backend.status`."""
-        status = read_status(job)
-        if status.attempt == 0:
-            return status
-        if status.final:
-            return self._finish(job, status)
-        begun = job.state().pid > 0
-        silent = watch.silent_s(job, status.attempt)
-        if begun and silent == 0 and not self.wants_a_look(job, status.attempt):
-            return status
-        try:
-            self._check_container(job, status.attempt, begun=begun, lost=silent >= watch.lost_after_s, silent=silent)
-        except CANNOT_ASK as error:
-            job.say(status.attempt, f"{self.name} cannot be asked: {error}")
-            if begun and silent >= watch.lost_after_s:
-                message = f"no heartbeat of the runner for {silent:.0f} s, and {self.name} cannot be asked: {error}"
-                self._declare(job, status.attempt, FailureClass.LOST, message)
-        status = read_status(job)  # which may be the outcome that the runner wrote a moment ago
-        return self._finish(job, status) if status.final else status
-
     def wants_a_look(self, job: JobDir, attempt: int) -> bool:
         """Whether the runtime has something to do for an attempt although its heartbeat moves."""
         return False
@@ -146,6 +115,20 @@ class ContainedBackend(Backend):
             log.warning("%s is not stopped, but its runner will see the wish: %s", self.runtime.name(job, job.state().attempt), error)
 
     # --- private ------------------------------------------------------------------------------------------------
+    def _check_attempt(self, job: JobDir, attempt: int, watch: Watch) -> bool:
+        begun = job.state().pid > 0
+        silent = watch.silent_s(job, attempt)
+        if begun and silent == 0 and not self.wants_a_look(job, attempt):
+            return False
+        try:
+            self._check_container(job, attempt, begun=begun, lost=silent >= watch.lost_after_s, silent=silent)
+        except CANNOT_ASK as error:
+            job.say(attempt, f"{self.name} cannot be asked: {error}")
+            if begun and silent >= watch.lost_after_s:
+                message = f"no heartbeat of the runner for {silent:.0f} s, and {self.name} cannot be asked: {error}"
+                self._declare(job, attempt, FailureClass.LOST, message)
+        return True
+
     def _check_container(self, job: JobDir, attempt: int, *, begun: bool, lost: bool, silent: float) -> None:
         """Look at the container of an attempt whose heartbeat does not move; record the attempt's end if the container has ended."""
         container = self.runtime.look(job, attempt)
@@ -190,11 +173,11 @@ class ContainedBackend(Backend):
             self.runtime.remove(job, attempt)
 
     def _declare(self, job: JobDir, attempt: int, failure_class: FailureClass, message: str, **more: Any) -> bool:
-        """Record the failure, unless a cancel explains the end. Returns False when the runner has written an outcome itself."""
+        """See :meth:`Backend`. A cancel explains an end without an outcome."""
         reason = job.cancel_requested()
         if reason is not None and failure_class is FailureClass.LOST:
             failure_class, message, more = FailureClass.INTERRUPTED, f"cancelled: {reason} ({message})", {**more, "cancelled": True}
-        return job.declare_lost(attempt, Failure(failure_class=failure_class, message=message, attempt=attempt, **more))
+        return super()._declare(job, attempt, failure_class, message, **more)
 
     def _take_back(self, job: JobDir, attempt: int, reason: str) -> None:
         """Stop the container of a cancelled attempt, with time to save. An attempt without a runner ends with this."""
@@ -297,11 +280,6 @@ def job_environment(*, gpus: bool, more: Mapping[str, str]) -> dict[str, str]:
         # CUDA images ask for all GPUs by themselves, and some hosts give them to containers that requested none.
         found["NVIDIA_VISIBLE_DEVICES"] = "void"
     return {**found, **more}
-
-
-def at_most_one_slot(spec: JobSpec) -> JobSpec:
-    """Specification for a container with cores of its own, which are not shared among the CPU slots of a host."""
-    return replace(spec, workspace=replace(spec.workspace, cpu_slots=1))
 
 
 def _give(path: Path, uid: int, gid: int) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from airflow_nnunet.backends.base import Backend
-from nnunet_jobs.contract.failure import ConfigError, Failure, FailureClass
+from nnunet_jobs.contract.failure import ConfigError, Lost
 from nnunet_jobs.contract.job import packages
 from nnunet_jobs.contract.job.folder import JobDir
 from nnunet_jobs.contract.job.spec import JobSpec
@@ -87,9 +87,7 @@ class LocalBackend(Backend):
         if word != b"ready" and job.state().attempt == attempt and not job.state().phase.final and not job.state().pid:
             last = _tail(job)
             message = f"the runner did not start (exit code {code}, python={self.python!r}); the log ends with: {last}"
-            job.declare_lost(
-                attempt, Failure(failure_class=FailureClass.CONFIG if code else FailureClass.LOST, message=message, attempt=attempt)
-            )
+            raise ConfigError(message) if code else Lost(message)
 
     def _read_word(self, fd: int) -> bytes:
         """What the runner prints once it is on record; empty when it has ended or takes too long."""

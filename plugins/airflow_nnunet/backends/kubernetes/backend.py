@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
-from airflow_nnunet.backends.contained import ContainedBackend, at_most_one_slot, job_user
+from airflow_nnunet.backends.contained import ContainedBackend, job_user
 from airflow_nnunet.backends.kubernetes.cluster import Cluster
 from airflow_nnunet.backends.kubernetes.options import PodOptions
 from nnunet_jobs.contract.job.folder import JobDir
@@ -34,10 +35,6 @@ class KubernetesBackend(ContainedBackend):
         self.start_timeout_s = self.options.start_timeout_s
         self.keep = self.options.keep_pods
 
-    def submit(self, spec: JobSpec) -> JobDir:
-        """See :meth:`Backend.submit`. A pod's cores are its own."""
-        return super().submit(at_most_one_slot(spec))
-
     def user(self, job: JobDir) -> tuple[int, int]:
         """See :class:`ContainedBackend`."""
         return job_user(self.options.user, job)
@@ -47,3 +44,7 @@ class KubernetesBackend(ContainedBackend):
         from airflow_nnunet.backends.kubernetes.examine import examine
 
         return examine(self.options, self.runtime, workspace)
+
+    def _adapted(self, spec: JobSpec) -> JobSpec:
+        """A pod has cores of its own, which are not shared among the CPU slots of a host."""
+        return replace(spec, workspace=replace(spec.workspace, cpu_slots=1))
