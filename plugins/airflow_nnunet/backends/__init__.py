@@ -42,7 +42,7 @@ def get_backend(name: str, **options: Any) -> Backend:
     """
     chosen = third_party.load(name, _BACKENDS) or _BACKENDS.get(name)
     if chosen is None:
-        known = sorted({*_BACKENDS, *third_party.found()})
+        known = sorted({*_BACKENDS, *third_party.names()})
         raise ConfigError(field="backend", value=name, problem=f"must be one of {', '.join(known)}")
     try:
         return chosen(**options)
@@ -52,10 +52,10 @@ def get_backend(name: str, **options: Any) -> Backend:
 
 def examine_third_party() -> Iterator[tuple[bool, str]]:
     """Each backend of another distribution: whether it can be used, and where it comes from or what to do."""
-    for name, points in third_party.found().items():
+    for name in third_party.names():
         try:
             third_party.load(name, _BACKENDS)
         except ConfigError as error:
             yield False, str(error)
         else:
-            yield True, f"{name}, {points[0].value} of {third_party.source(points[0])}"
+            yield True, f"{name}, {third_party.origin(name)}"

@@ -6,24 +6,14 @@ slurm = "nnunet_slurm:SlurmBackend"
 
 from __future__ import annotations
 
-import functools
 import inspect
 from collections.abc import Collection
-from importlib.metadata import EntryPoint, entry_points
 
 from airflow_nnunet.backends.base import Backend
+from nnunet_jobs.contract import third_party
 from nnunet_jobs.contract.failure import ConfigError
 
 GROUP = "airflow_nnunet.backends"
-
-
-@functools.cache
-def found() -> dict[str, list[EntryPoint]]:
-    """The entry points by name, read once a process: installing a package takes effect at Airflow's next start, as with providers."""
-    points: dict[str, list[EntryPoint]] = {}
-    for point in sorted(entry_points(group=GROUP), key=lambda point: (point.name, source(point))):
-        points.setdefault(point.name, []).append(point)
-    return points
 
 
 def load(name: str, ours: Collection[str]) -> type[Backend] | None:
@@ -36,24 +26,10 @@ def load(name: str, ours: Collection[str]) -> type[Backend] | None:
     Raises:
         ConfigError: Two distributions use the name, the entry point cannot be loaded, or it is not a backend.
     """
-    points = found().get(name, [])
-    if points and name in ours:
-        raise _error(
-            name,
-            f"is a backend of airflow-provider-nnunet, and {_sources(points)} has one of that name too",
-            "uninstall that package, or rename its entry point",
-        )
-    if len(points) > 1:
-        raise _error(name, f"{_sources(points)} have a backend of this name", "uninstall all of them but one")
-    if not points:
+    found = third_party.load(GROUP, name, field="backend", ours=ours)
+    if found is None:
         return None
-    (point,) = points
-    where = f"{point.value} of {source(point)}"
-    try:
-        loaded = point.load()
-    except Exception as error:  # whatever the import of a foreign module raises
-        problem = f"{where} cannot be loaded ({type(error).__name__}: {error})"
-        raise _error(name, problem, "repair or uninstall that package") from error
+    loaded, where = found
     if not (isinstance(loaded, type) and issubclass(loaded, Backend)) or inspect.isabstract(loaded):
         raise _error(name, f"{where} is not a complete class derived from airflow_nnunet.Backend", "correct the entry point or the class")
     if loaded.name != name:
@@ -62,14 +38,16 @@ def load(name: str, ours: Collection[str]) -> type[Backend] | None:
     return loaded
 
 
+def names() -> list[str]:
+    """Names of the entry points, sorted."""
+    return sorted(third_party.found(GROUP))
+
+
+def origin(name: str) -> str:
+    """Where the backend of a name comes from: the entry point's value, with name and version of its distribution."""
+    point = third_party.found(GROUP)[name][0]
+    return f"{point.value} of {third_party.source(point)}"
+
+
 def _error(name: str, problem: str, fix: str) -> ConfigError:
     return ConfigError(field="backend", value=name, problem=problem, fix=fix)
-
-
-def source(point: EntryPoint) -> str:
-    """Name and version of the distribution that an entry point belongs to."""
-    return f"{point.dist.name} {point.dist.version}" if point.dist else "an unknown distribution"
-
-
-def _sources(points: list[EntryPoint]) -> str:
-    return " and ".join(source(point) for point in points)

@@ -29,7 +29,8 @@ class RegisterDatasetOperator(NnunetOperator):
         name: Rest of the folder name, such as ``Hippocampus``.
         source: Absolute folder to read, or a .zip, .tar, .tar.gz or .tgz of one, below ``input_roots``.
         layout: ``nnunet`` (raw v2), ``nnunet_v1`` (raw v1), ``decathlon`` (MSD), ``bids`` (labels in derivatives),
-            ``csv`` (a table), ``folders`` (images and labels), ``dicom`` (a tree of DICOM files); ``auto`` recognises it.
+            ``csv`` (a table), ``folders`` (images and labels), ``dicom`` (a tree of DICOM files), or one that
+            another distribution adds; ``auto`` recognises it.
         images: For ``folders``, the sub-folder with the images.
         labels: For ``folders``, the sub-folder with the labels; for ``bids``, the pipeline's folder where several have
             labels.

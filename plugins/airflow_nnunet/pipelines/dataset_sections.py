@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from airflow_nnunet.settings.yaml_files import Section
+from nnunet_jobs.contract.steps.params import LAYOUTS
 
 Fold = Annotated[int, Field(ge=0)] | Literal["all"]
 
@@ -19,8 +20,9 @@ class DatasetSection(Section):
     source: str = Field(
         description="Absolute folder to read, or a .zip, .tar, .tar.gz or .tgz of one, below `input_roots`. A Jinja template is allowed."
     )
-    layout: Literal["auto", "nnunet", "nnunet_v1", "decathlon", "bids", "csv", "folders", "dicom"] = Field(
+    layout: str = Field(
         default="auto",
+        json_schema_extra={"enum": list(LAYOUTS)},  # for the page; the contract checks it, and knows what other distributions add
         description="`nnunet` (raw v2), `nnunet_v1` (raw v1, `TaskXXX`), `decathlon` (MSD), `bids` (labels in derivatives), "
         "`csv` (a table), `folders` (images and labels), `dicom` (a tree of DICOM files); `auto` looks.",
     )

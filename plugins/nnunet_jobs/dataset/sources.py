@@ -13,7 +13,7 @@ from nnunet_jobs.contract.failure import ConfigError, DataError, Fault
 from nnunet_jobs.contract.steps.params import RegisterParams
 from nnunet_jobs.contract.storage.files import open_regular
 from nnunet_jobs.dataset.labels import Tables, channel_table, label_table
-from nnunet_jobs.dataset.layouts import LAYOUTS
+from nnunet_jobs.dataset.layouts import get_layout, layouts
 from nnunet_jobs.dataset.layouts.base import Layout, Source, SourceCase
 from nnunet_jobs.dataset.names import UnusableName, check_case_ids, check_links
 from nnunet_jobs.dataset.own_splits import read_own_splits
@@ -63,7 +63,7 @@ def _read_source(
     if not os.path.isdir(root):
         raise ConfigError(field="source", value=params.source, problem="no such folder")
     description = _description(root)
-    layout = LAYOUTS[params.layout] if params.layout != "auto" else _detect(params, root, description)
+    layout = get_layout(params.layout) if params.layout != "auto" else _detect(params, root, description)
     description = layout.describe(params, root, description)
     tables, faults = _tables(params, layout, description)
     source = Source(root=root, layout=layout.name, tables=tables, splits_4d=layout.splits_4d, faults=faults)
@@ -124,11 +124,11 @@ def recognised(params: RegisterParams, root: Path) -> bool:
         description = _description(root)
     except DataError:  # a dataset.json that cannot be read is named by whoever reads the source
         return True
-    return any(layout.recognise(params, root, description) for layout in LAYOUTS.values())
+    return any(layout.recognise(params, root, description) for layout in layouts())
 
 
 def _detect(params: RegisterParams, root: Path, description: dict[str, Any]) -> Layout:
-    for layout in LAYOUTS.values():
+    for layout in layouts():
         if layout.recognise(params, root, description):
             return layout
     names = sorted(entry.name + ("/" if entry.is_dir() else "") for entry in root.iterdir() if not entry.name.startswith("."))
@@ -137,7 +137,7 @@ def _detect(params: RegisterParams, root: Path, description: dict[str, Any]) -> 
         folders = sum(name.endswith("/") for name in names)
         shown = f"{folders} folders and {len(names) - folders} files, not named here since there are DICOM files (layout dicom reads them)"
         names = []
-    lines = [f"  {layout.name}: {layout.expects}" for layout in LAYOUTS.values()]
+    lines = [f"  {layout.name}: {layout.expects}" for layout in layouts()]
     if (root / "dataset.json").is_file():
         shown += "; its dataset.json has " + (", ".join(map(repr, list(description)[:12])) or "no entries")
     inner = [name for name in names[:_LOOKED_INTO] if name.endswith("/") and _has_layout(params, root / name)]
@@ -156,7 +156,7 @@ def _has_layout(params: RegisterParams, folder: Path) -> bool:
         description = _description(folder)
     except DataError:
         return False
-    return any(layout.recognise(params, folder, description) for layout in LAYOUTS.values())
+    return any(layout.recognise(params, folder, description) for layout in layouts())
 
 
 def _tables(params: RegisterParams, layout: Layout, description: dict[str, Any]) -> tuple[Tables, list[Fault]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from nnunet_jobs.contract import third_party
 from nnunet_jobs.contract.failure import ConfigError
 from nnunet_jobs.contract.steps.base import StepParams
 from nnunet_jobs.contract.steps.label_rules import LabelRules
@@ -12,6 +13,8 @@ from nnunet_jobs.contract.steps.patterns import compile_pattern, require_case_pa
 from nnunet_jobs.contract.steps.series_rules import channel_rules
 
 LAYOUTS = ("auto", "nnunet", "nnunet_v1", "decathlon", "bids", "csv", "folders", "dicom")
+"""Layouts of this distribution; entry points of the group :data:`LAYOUTS_GROUP` add others."""
+LAYOUTS_GROUP = "nnunet_jobs.layouts"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,7 +27,7 @@ class RegisterParams(StepParams):
         source: Folder to read, or a .zip, .tar, .tar.gz or .tgz of one, below ``input_roots``.
         layout: ``nnunet`` (raw v2), ``nnunet_v1`` (raw v1, ``TaskXXX``), ``decathlon`` (MSD), ``bids`` (labels in
             derivatives), ``csv`` (a table, see ``mapping``), ``folders`` (images and labels), ``dicom`` (a tree of
-            DICOM files), ``auto`` looks.
+            DICOM files), ``auto`` looks; or a layout that another distribution adds.
         images: For ``folders``, the sub-folder with the images.
         labels: For ``folders``, the sub-folder with the labels; for ``bids``, the pipeline's folder where several have
             labels.
@@ -88,7 +91,9 @@ class RegisterParams(StepParams):
 
     def _check(self) -> None:
         self.require(1 <= self.dataset_id <= 99_999, "dataset_id", "must be between 1 and 99999")
-        self.require(self.layout in LAYOUTS, "layout", f"must be {', '.join(LAYOUTS[:-1])} or {LAYOUTS[-1]}")
+        if self.layout not in LAYOUTS:  # entry points are looked for only then: it takes some milliseconds
+            known = (*LAYOUTS, *third_party.found(LAYOUTS_GROUP))
+            self.require(self.layout in known, "layout", f"must be {', '.join(known[:-1])} or {known[-1]}")
         self.require(self.mapping is None or self.layout in ("auto", "csv"), "mapping", "is for layout csv; remove it or set layout to csv")
         self.require(self.layout != "csv" or bool(self.mapping), "mapping", "must name the CSV file below the source, for layout csv")
         self.require(self.bids_label is None or self.layout in ("auto", "bids"), "bids_label", "is for layout bids; remove it")

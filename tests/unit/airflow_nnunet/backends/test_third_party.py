@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from airflow_nnunet.backends import FakeBackend, Watch, get_backend, third_party
+from airflow_nnunet.backends import FakeBackend, Watch, get_backend
 from airflow_nnunet.doctor.backend import examine_backend
 from airflow_nnunet.jobs.trigger import JobTrigger
 from airflow_nnunet.settings.config import NnunetConfig
+from nnunet_jobs.contract import third_party
 from nnunet_jobs.contract.failure import ConfigError
 from nnunet_jobs.contract.job.spec import JobSpec
 from nnunet_jobs.contract.storage.workspace import Workspace
