@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_jobs.contract.failure import ConfigError
+from nnunet_jobs.contract.steps.params import HELD_OUT
 from nnunet_jobs.contract.storage.workspace import Workspace
 from nnunet_jobs.dataset.names import ENDINGS, PICTURES, split_ending
 from nnunet_jobs.dicom.mark import named_like
@@ -60,35 +61,46 @@ class Incoming:
             self.cases.append(Case(case=known, images=(), problem=reason))
 
 
+def named_folder(cases: str | list[Any], *, workspace: Workspace) -> Path | None:
+    """The folder that PredictParams.cases names, resolved; None for a list and for the dataset's own cases.
+
+    Raises:
+        ConfigError: It is outside the allowed roots, or no folder.
+    """
+    if isinstance(cases, list) or cases in HELD_OUT:
+        return None
+    folder = workspace.confine_input(cases, field="cases")
+    if not folder.is_dir():
+        raise ConfigError(
+            field="cases", value=cases, problem="not a folder", fix="use holdout, imagesTs, an existing folder or a list of images"
+        )
+    return folder
+
+
 def collect_cases(
-    cases: str | list[Any], *, workspace: Workspace, dataset: str, file_ending: str, channels: int, case_pattern: str | None = None
+    cases: str | list[Any] | Path, *, workspace: Workspace, dataset: str, file_ending: str, channels: int, case_pattern: str | None = None
 ) -> Incoming:
     """Find the cases that PredictParams.cases names.
 
     Args:
-        cases: ``holdout``, ``imagesTs``, a folder, or a list of ``{"case", "images"}`` or single paths.
+        cases: ``holdout``, ``imagesTs``, a folder of :func:`named_folder`, or a list of ``{"case", "images"}`` or
+            single paths.
         channels: Images that a case must have.
         case_pattern: Case pattern of a folder's file names, with the groups ``case`` and perhaps ``channel``; nnU-Net's
             own naming when empty.
 
     Raises:
-        ConfigError: A folder outside the allowed roots, a malformed list entry, an id used twice, a dataset without
-            hold-out cases.
+        ConfigError: A malformed list entry, an id used twice, a dataset without hold-out cases.
     """
     if isinstance(cases, list):
         found = _from_list(cases, workspace=workspace, file_ending=file_ending)
+    elif isinstance(cases, Path):
+        found = _from_folder(cases, workspace=workspace, file_ending=file_ending, case_pattern=case_pattern)
     elif cases == "holdout":
         found = _from_holdout(workspace=workspace, dataset=dataset, file_ending=file_ending)
-    elif cases == "imagesTs":
+    else:
         root = workspace.raw_dataset(dataset)
         found = _from_folder(root / "imagesTs", workspace=None, file_ending=file_ending, labels=root / "labelsTs")
-    else:
-        folder = workspace.confine_input(cases, field="cases")
-        if not folder.is_dir():
-            raise ConfigError(
-                field="cases", value=cases, problem="not a folder", fix="use holdout, imagesTs, an existing folder or a list of images"
-            )
-        found = _from_folder(folder, workspace=workspace, file_ending=file_ending, case_pattern=case_pattern)
     repeated = [case for case, count in Counter(item.case for item in found.cases).items() if count > 1]
     if repeated:
         raise ConfigError(

@@ -20,7 +20,7 @@ from nnunet_jobs.dataset.readers.volume import hash_file
 from nnunet_jobs.dicom.mark import holds_dicom
 from nnunet_jobs.prediction.batch import Batch
 from nnunet_jobs.prediction.cases import Case
-from nnunet_jobs.prediction.incoming import Incoming, collect_cases
+from nnunet_jobs.prediction.incoming import Incoming, collect_cases, named_folder
 from nnunet_jobs.prediction.kept import Kept, model_of_run
 from nnunet_jobs.prediction.model import SelectedModel, resolve_model
 from nnunet_jobs.prediction.parts import case_voxels
@@ -70,8 +70,9 @@ def run(params: PredictParams, context: StepContext) -> dict[str, Any]:
     )
     description = read_json(model.members[0].folder / "dataset.json")
     scratch = scratch_folder(model_folder(output, model.model, model.hash), params.part, params.parts)
-    studies = _studies(params, context, dataset, description, images=converted_folder(scratch))
-    found = studies.incoming if studies else _cases(params, context, dataset, description)
+    folder = named_folder(params.cases, workspace=workspace)
+    studies = _studies(folder, params, context, dataset, description, images=converted_folder(scratch)) if folder else None
+    found = studies.incoming if studies else _cases(folder, params, context, dataset, description)
     if found.empty:
         return _nothing(params, dataset, model)
     segs = studies.seg_writer(model, description, params.segment_codes) if studies and params.dicom_seg else None
@@ -175,7 +176,7 @@ def _of_run(context: StepContext) -> dict[str, str]:
     return {name: labels[name] for name in ("dag_id", "run_id") if "run_id" in labels and name in labels}
 
 
-def _cases(params: PredictParams, context: StepContext, dataset: str, description: Mapping[str, Any]) -> Incoming:
+def _cases(folder: Path | None, params: PredictParams, context: StepContext, dataset: str, description: Mapping[str, Any]) -> Incoming:
     if params.dicom_seg:
         raise ConfigError(
             field="dicom_seg",
@@ -184,7 +185,7 @@ def _cases(params: PredictParams, context: StepContext, dataset: str, descriptio
             fix="name a folder that holds their DICOM files",
         )
     return collect_cases(
-        params.cases,
+        folder or params.cases,
         workspace=context.workspace,
         dataset=dataset,
         file_ending=description["file_ending"],
@@ -193,12 +194,11 @@ def _cases(params: PredictParams, context: StepContext, dataset: str, descriptio
     )
 
 
-def _studies(params: PredictParams, context: StepContext, dataset: str, description: Mapping[str, Any], *, images: Path) -> Studies | None:
-    """The studies of a folder of DICOM files; None when ``cases`` is anything else."""
-    if not isinstance(params.cases, str) or params.cases in ("holdout", "imagesTs"):
-        return None
-    folder = context.workspace.confine_input(params.cases, field="cases")
-    if not folder.is_dir() or not holds_dicom(folder):
+def _studies(
+    folder: Path, params: PredictParams, context: StepContext, dataset: str, description: Mapping[str, Any], *, images: Path
+) -> Studies | None:
+    """The studies of a folder of DICOM files; None for a folder of anything else."""
+    if not holds_dicom(folder):
         return None
     if description["file_ending"] != ".nii.gz":
         raise ConfigError(

@@ -35,7 +35,8 @@ def folder(home: Workspace, tmp_path: Path) -> Path:
 
 
 def collect(home: Workspace, folder: Path, *, ending: str = ".nii.gz", channels: int = 1, case_pattern: str | None = None) -> Incoming:
-    return collect_cases(str(folder), workspace=home, dataset=DATASET, file_ending=ending, channels=channels, case_pattern=case_pattern)
+    folder = folder.resolve()
+    return collect_cases(folder, workspace=home, dataset=DATASET, file_ending=ending, channels=channels, case_pattern=case_pattern)
 
 
 def said(found: Incoming) -> dict[str, str]:
