@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -62,7 +63,12 @@ class Bench:
         return job
 
 
-@pytest.fixture(params=["local", "fake", "docker", "kubernetes"])
+# A backend of another distribution, with its options as JSON; CONTRIBUTING.md says how to set them.
+OTHER = os.environ.get("NNUNET_TEST_BACKEND")
+OTHER_OPTIONS = json.loads(os.environ.get("NNUNET_TEST_BACKEND_OPTIONS", "{}"))
+
+
+@pytest.fixture(params=["local", "fake", "docker", "kubernetes", *filter(None, [OTHER])])
 def bench(request: pytest.FixtureRequest, workspace: Workspace, tmp_path: Path) -> Iterator[Bench]:
     with no_runner_left(workspace), contextlib.ExitStack() as stack:
         bench = Bench(FakeBackend(script=fake_script), workspace, scratch=tmp_path)
@@ -79,6 +85,8 @@ def bench(request: pytest.FixtureRequest, workspace: Workspace, tmp_path: Path) 
             from support.pods import kubernetes_bench
 
             bench.backend, bench.elsewhere = stack.enter_context(kubernetes_bench(tmp_path, workspace))
+        elif request.param == OTHER:
+            bench.backend = get_backend(OTHER, **OTHER_OPTIONS)
         yield bench
         for path in Path(workspace.jobs).glob("[a-z]*"):
             JobDir(path).request_cancel("the test is over")

@@ -22,7 +22,7 @@ from support.snippets import PROJECT, Snippet, said_in_passing, snippets, words
 
 CONSOLE = [snippet for snippet in snippets() if snippet.language == "console"]
 # Programs that are not ours; what they are given (files of ours) is looked at.
-FOREIGN = ("docker", "kubectl", "nvidia-smi", "curl", "export", "pip", "python3")
+FOREIGN = ("docker", "kubectl", "nvidia-smi", "curl", "export", "pip", "python3", "source", "uv")
 
 
 def accepted(line: str) -> None:
@@ -34,6 +34,10 @@ def accepted(line: str) -> None:
         build_parser().parse_args(found[2:])
     elif found[:3] == ["python", "-m", "airflow_nnunet"]:
         build_parser().parse_args(found[3:])
+    elif found[:3] == ["python", "-m", "pytest"]:
+        assert (PROJECT / found[3]).exists(), line
+    elif found[:2] == ["python", "-m"] and found[2].startswith("devtools."):
+        assert (PROJECT / f"{found[2].replace('.', '/')}.py").is_file(), line
     else:
         assert found[:3] == ["python", "-m", "nnunet_jobs"], line
         jobs_parser().parse_args(found[3:])
