@@ -56,14 +56,14 @@ BROKEN = {
     "bomb.yaml": (
         "predict:\n  series:\n    a: &a [x, x, x, x, x, x, x, x, x, x]\n"
         + "".join(f"    {b}: &{b} [{', '.join([f'*{a}'] * 10)}]\n" for a, b in zip("abcdef", "bcdefg", strict=True)),
-        "holds more than 100000 values",
+        "has more than 100000 values",
     ),
     "deep.yaml": ("predict: {series: {a: " + "[" * 5000 + "]" * 5000 + "}}", "deep.yaml"),
     "nofolds.yaml": ("train: {folds: []}", "nofolds.yaml:2: train.folds=[]: List should have at least 1 item"),
     "nomodel.yaml": ('train: {pretrained: ""}', "nomodel.yaml:2: train.pretrained='': String should have at least 1 character"),
     "form.yaml": ('train: {pretrained: "/a\\nb"}', "form.yaml: Airflow refuses its DAG 'nnunet_form': ParamValidationError"),
-    "twice.yaml": ("retries: 1\nowner: me\nretries: 2", "twice.yaml:4: retries: stands here and in line 2, and only the last would count"),
-    "nested.yaml": ("train:\n  epochs: 1\n  epochs: 2", "nested.yaml:4: epochs: stands here and in line 3"),
+    "twice.yaml": ("retries: 1\nowner: me\nretries: 2", "twice.yaml:4: retries: is set here and in line 2, and only the last would count"),
+    "nested.yaml": ("train:\n  epochs: 1\n  epochs: 2", "nested.yaml:4: epochs: is set here and in line 3"),
     "octal.yaml": ("retries: 010", "octal.yaml:2: 010: YAML reads a number with a leading 0 in base 8"),
     "sixty.yaml": ("priority: 1:30", "sixty.yaml:2: 1:30: YAML reads a number"),
     "text.yaml": ("- 1", "text.yaml: not valid YAML"),

@@ -1,1 +1,1 @@
-"""What a site and its teams have set: section [nnunet], connections, team files, folders of trainers."""
+"""Reads what a site and its teams have set: section [nnunet], connections, team files and folders of trainers."""

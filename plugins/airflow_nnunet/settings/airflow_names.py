@@ -1,6 +1,6 @@
-"""Names and numbers that Airflow stores: what fits its tables, checked before a DAG is built.
+"""Checks names and numbers that Airflow stores against the limits of its tables, before a DAG is built.
 
-A value that does not fit is an error of the DAG processor or of the database, which ends the parsing of every DAG in the same file.
+A value that does not fit fails in the DAG processor or in the database, and takes every DAG of the same file with it.
 """
 
 from __future__ import annotations
@@ -12,21 +12,21 @@ from pydantic import AfterValidator, Field
 from pydantic_core import PydanticCustomError
 
 MOST_TAG = 100
-"""Characters of a tag, as the SDK and the table ``dag_tag`` allow."""
+"""Most characters of a tag that the SDK and the table ``dag_tag`` allow."""
 _MOST_NAME = 256
-"""Characters of a pool's and of a queue's name, as the table ``task_instance`` allows."""
+"""Most characters of the name of a pool or queue that the table ``task_instance`` allows."""
 _MOST_OWNER = 500
-"""Characters of an owner; the table ``dag`` keeps the owners of all tasks in 2,000."""
+"""Most characters of an owner; the table ``dag`` keeps the owners of all tasks in 2,000 characters."""
 _INT32 = 2**31
 
 
 def text_problem(value: str, *, most: int, comma: bool = True) -> str | None:
-    """Why a name does not fit Airflow, None where it does.
+    """Return why a name does not fit Airflow, or None if it does.
 
     Args:
         value: The name.
-        most: How many characters fit.
-        comma: Whether a comma is part of a name, and does not separate two.
+        most: Number of characters that fit.
+        comma: Whether a name may contain a comma.
     """
     if not value.strip():
         return "must not be empty; name one, or remove it"
@@ -59,5 +59,5 @@ Retries = Annotated[int, Field(ge=0, le=1000)]
 
 
 def fitting_tag(text: str) -> str:
-    """A tag of at most so many characters as Airflow takes."""
+    """Return a tag, cut to the length that Airflow accepts."""
     return text if len(text) <= MOST_TAG else f"{text[: MOST_TAG - 3]}..."

@@ -1,4 +1,4 @@
-"""Settings of section [nnunet]: where the workspace is, which backend runs jobs, how often they are looked at."""
+"""Reads section [nnunet]: where the workspace is, which backend runs jobs, and how often they are checked."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ _PATH_LISTS = ("input_roots", "output_roots", "trainer_paths")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NnunetConfig:
-    """Everything an operator needs to know about its surroundings.
+    """Holds the settings that an operator needs.
 
     Attributes:
         workspace: The roots of the team's data and jobs.
         backend: Name of the backend that runs jobs.
-        backend_options: More of its options.
+        backend_options: Options of that backend.
         python: Interpreter that has nnU-Net and ``nnunet_jobs``.
-        poll_interval: Seconds between two looks at a running job.
+        poll_interval: Seconds between two checks of a running job.
         lost_after: Seconds without a heartbeat after which a job counts as lost.
-        defer_after: Seconds that a task waits for its job in the worker before it defers, and then stays deferred at
-            least.
-        task_log: ``full`` streams a job's own log to its task's, ``progress`` shows its progress alone.
+        defer_after: Seconds that a task waits for its job in the worker before it defers. It then stays deferred
+            for at least as long.
+        task_log: ``full`` shows the job's whole log in the task's log, ``progress`` shows its progress only.
     """
 
     workspace: Workspace
@@ -56,7 +56,7 @@ class NnunetConfig:
             raise ConfigError(where=f"[{SECTION}]", field="task_log", value=self.task_log, problem="must be full or progress")
 
     def make_backend(self) -> Backend:
-        """The backend that submits jobs."""
+        """Return the backend that submits jobs."""
         options = dict(self.backend_options)
         if self.backend == "local":
             options.setdefault("python", self.python)
@@ -64,7 +64,7 @@ class NnunetConfig:
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any]) -> NnunetConfig:
-        """Build from option names and values, texts as in airflow.cfg or JSON values as in a connection's extra."""
+        """Build from options, given as strings as in airflow.cfg or as JSON values as in a connection's extra."""
         unknown = sorted(set(options) - set(OPTIONS))
         if unknown:
             raise ConfigError(where=f"[{SECTION}]", field=unknown[0], problem="unknown option", fix=f"known: {', '.join(OPTIONS)}")
@@ -93,18 +93,18 @@ class NnunetConfig:
 
 
 def airflow_home() -> Path:
-    """$AIRFLOW_HOME, as Airflow itself finds it."""
+    """Return the folder $AIRFLOW_HOME, found as Airflow itself finds it."""
     return Path(os.environ.get("AIRFLOW_HOME", "~/airflow")).expanduser().absolute()
 
 
 def path_list(value: Any, *, separators: str = f",{os.pathsep}") -> tuple[str, ...]:
-    """Folders from a text separated by ':' or ',', or from a list."""
+    """Return folders given as a list, or as a string separated by ':' or ','."""
     parts = re.split(f"[{re.escape(separators)}]", value) if isinstance(value, str) else list(value)
     return tuple(text for part in parts if (text := str(part).strip()))
 
 
 def section_options() -> dict[str, str]:
-    """Section [nnunet] as texts, defaults where it says nothing."""
+    """Return the options of section [nnunet] as strings, with defaults for those that are not set."""
     from airflow.sdk.configuration import conf
 
     return {name: conf.get(SECTION, name, fallback=option["default"]) for name, option in OPTIONS.items()}
@@ -121,13 +121,13 @@ def _json_object(name: str, value: Any) -> dict[str, Any]:
 
 
 def number(name: str, value: Any, kind: type[Any]) -> Any:
-    """An option's text as a number.
+    """Convert an option's value to a number.
 
     Raises:
-        ConfigError: It is none.
+        ConfigError: The value is not a number.
     """
     try:
         return kind(value)
     except (TypeError, ValueError) as error:
-        what = "a whole number" if kind is int else "a number"
+        what = "an integer" if kind is int else "a number"
         raise ConfigError(where=f"[{SECTION}]", field=name, value=value, problem=f"must be {what}") from error

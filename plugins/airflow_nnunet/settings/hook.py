@@ -1,4 +1,4 @@
-"""Connection type ``nnunet``: one team's workspace, kept where Airflow keeps connections."""
+"""Connection type ``nnunet``, which holds the workspace of one team."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from nnunet_jobs.contract.failure import ConfigError
 
 
 class NnunetHook(BaseHook):
-    """Reads the options of section [nnunet] that a connection's extra overrides, such as ``{"workspace": "/data/radiology"}``."""
+    """Reads a connection's extra, which overrides options of section [nnunet]: ``{"workspace": "/data/radiology"}``."""
 
     conn_name_attr: ClassVar[str] = "nnunet_conn_id"
     default_conn_name: ClassVar[str] = "nnunet_default"
@@ -23,7 +23,7 @@ class NnunetHook(BaseHook):
         self.nnunet_conn_id = nnunet_conn_id
 
     def overrides(self) -> dict[str, Any]:
-        """Option names and values of the connection's extra.
+        """Return the option names and values of the connection's extra.
 
         Raises:
             ConfigError: The connection is of another type, or its extra is not a JSON object.
@@ -40,17 +40,17 @@ class NnunetHook(BaseHook):
             raise ConfigError(f"connection {self.nnunet_conn_id!r}: extra must be a JSON object of [nnunet] options") from error
         if not isinstance(options, dict):
             raise ConfigError(f"connection {self.nnunet_conn_id!r}: extra must be a JSON object of [nnunet] options")
-        # What the connection's form left empty is there as null, and does not override the section.
+        # A field left empty in the connection's form is stored as null and does not override the section.
         return {name: value for name, value in options.items() if value is not None and value != ""}
 
     def get_conn(self) -> Any:
-        """The connection's :class:`~airflow_nnunet.settings.config.NnunetConfig`."""
+        """Return the connection's :class:`~airflow_nnunet.settings.config.NnunetConfig`."""
         from airflow_nnunet.settings.config import NnunetConfig, section_options
 
         return NnunetConfig.from_options({**section_options(), **self.overrides()})
 
     def test_connection(self) -> tuple[bool, str]:
-        """What the UI's test button says: whether the roots can be read from the connection."""
+        """Return for the UI's test button whether the roots can be read from the connection, and a message."""
         try:
             config = self.get_conn()
         except ConfigError as error:

@@ -1,6 +1,6 @@
-"""Data that come with the package: pools, DAG files, examples, ``airflow.cfg.template``; and what of it a site makes its own.
+"""Finds the data files of the package (pools, DAG files, examples, ``airflow.cfg.template``) and copies them to a site.
 
-In the wheel they are inside this package; in the project's folder and in an editable install they are the project's own.
+In the wheel these files are inside this package. In an editable install they are in the project's folder.
 """
 
 from __future__ import annotations
@@ -12,29 +12,29 @@ from pathlib import Path
 from nnunet_jobs.contract.failure import ConfigError
 
 _PACKAGE = Path(__file__).resolve().parents[1]
-# Examples of datasets become DAGs where they are found, so a site gets them under a name that makes none.
+# Airflow makes a DAG of every dataset file, so a site gets the examples under a name that is ignored.
 _EXAMPLES = ("include/datasets/hippocampus.yaml", "include/datasets/phantom_tiny.yaml")
 _NOT_A_SITES = ("dags/hospital_etl_example.py",)
 
 
 def project_files() -> Path:
-    """The folder that holds ``include``, ``dags`` and ``airflow.cfg.template``."""
+    """Return the folder that holds ``include``, ``dags`` and ``airflow.cfg.template``."""
     inside = _PACKAGE / "project_files"
     return inside if inside.is_dir() else _PACKAGE.parent.parent
 
 
 def comes_with_the_package(path: Path) -> bool:
-    """True if a path lies in the wheel's data, which nobody edits."""
+    """Return whether a path is in the wheel's data, which must not be edited."""
     return path.resolve().is_relative_to(_PACKAGE / "project_files")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Written:
-    """One file of a site.
+    """Describes one file of a site.
 
     Attributes:
-        path: Relative to the site's folder.
-        kept: It was there already and stays as it is.
+        path: Path relative to the site's folder.
+        kept: Whether the file existed and was left unchanged.
     """
 
     path: str
@@ -42,11 +42,12 @@ class Written:
 
 
 def write_site(folder: Path, *, dags: bool = True) -> Iterator[Written]:
-    """Write what a site edits into a folder; what is there already is never touched.
+    """Write the files that a site edits into a folder. Existing files are left unchanged.
 
     Args:
-        folder: Folder of the project, such as AIRFLOW_HOME; made when it is missing.
-        dags: The DAG files too; without them, use :class:`~airflow_nnunet.dag_bundle.NnunetDagBundle`.
+        folder: Folder of the project, such as AIRFLOW_HOME; created if it is missing.
+        dags: Whether to write the DAG files; without them, use
+            :class:`~airflow_nnunet.dag_bundle.NnunetDagBundle`.
 
     Raises:
         ConfigError: ``folder`` is not a folder.

@@ -1,6 +1,6 @@
-"""Trainers and planners by name, found in files without importing any: nnU-Net's own, and those below ``trainer_paths``.
+"""Finds trainers and planners by name, in nnU-Net's files and below ``trainer_paths``, without importing any of them.
 
-A name that no file has is refused when it is entered, and not hours later by every fold.
+This way a wrong name is refused when it is entered, and not hours later in every fold.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from airflow_nnunet.settings.teams import load_teams
 from nnunet_jobs.contract.failure import ConfigError
 
 _FOLDERS = {"trainer": ("training", "nnUNetTrainer"), "planner": ("experiment_planning",)}
-"""Where nnU-Net looks for each kind of class, below its package."""
+"""Folder, below its package, in which nnU-Net looks for each kind of class."""
 _ALWAYS_THERE = ("nnUNetTrainer", "ExperimentPlanner")
 _NEEDED = ("backend", "python", "trainer_paths")
 _CLASS = re.compile(r"^class +(\w+)", re.MULTILINE)
@@ -32,11 +32,11 @@ _CLASS = re.compile(r"^class +(\w+)", re.MULTILINE)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Classes:
-    """Python classes of one kind.
+    """Holds the Python classes of one kind.
 
     Attributes:
-        names: Those that are defined by a ``class`` statement and are not private.
-        text: All files in one, where a name that is made in another way stands too.
+        names: Public classes that are defined by a ``class`` statement.
+        text: Source of all files, which also has the names of classes that are defined in another way.
     """
 
     names: tuple[str, ...]
@@ -47,25 +47,25 @@ class Classes:
 
 
 def known_classes(kind: str, *, team: str | None = None, conn_id: str | None = None) -> Classes | None:
-    """Classes that jobs will find.
+    """Return the classes that jobs will find.
 
     Args:
         kind: ``trainer`` or ``planner``.
-        team: Whose settings hold; those of section [nnunet] if None.
+        team: Team whose settings are used; the settings of section [nnunet] if None.
         conn_id: Connection with other settings; connections are not read while DAGs are parsed.
 
     Returns:
-        None where that cannot be known here: jobs run in containers or pods, with an interpreter that is not on this host, or with the
-        settings of a connection.
+        None if this is not known here, because jobs run in containers or pods, with an interpreter that is not on
+        this host, or with the settings of a connection.
     """
     if conn_id is not None:
         return None
-    # These three alone, since a hundred DAGs ask for them several times each.
+    # Only these three options are read, because a hundred DAGs ask for them several times each.
     options: dict[str, Any] = {name: conf.get("nnunet", name, fallback=OPTIONS[name]["default"]) for name in _NEEDED}
     try:
         options |= load_teams().get(team).options() if team else {}
     except ConfigError:
-        return None  # reported where the team's file is checked
+        return None  # this is reported when the team's file is checked
     if options["backend"] != "local":
         return None
     package = _package(str(options["python"] or sys.executable))
@@ -79,7 +79,7 @@ def check_class(kind: str, name: str, *, team: str | None = None, conn_id: str |
     """Refuse the name of a class that no file has.
 
     Raises:
-        ConfigError: The message begins with ``kind``.
+        ConfigError: No file has such a class; the message begins with ``kind``.
     """
     if name in _ALWAYS_THERE:
         return
@@ -94,12 +94,12 @@ def check_class(kind: str, name: str, *, team: str | None = None, conn_id: str |
 
 @functools.lru_cache(maxsize=8)
 def _package(python: str) -> Path | None:
-    """Folder of the package ``nnunetv2`` of an interpreter; nothing is imported or run."""
+    """Return the folder of an interpreter's package ``nnunetv2``, without importing or running anything."""
     if python == sys.executable:
         spec = importlib.util.find_spec("nnunetv2")
         places = list(spec.submodule_search_locations or ()) if spec else []
     else:
-        # Not resolved: the interpreter of a virtual environment is a link to another one.
+        # The path is not resolved, because the interpreter of a virtual environment is a link to another one.
         places = [str(path) for path in Path(python).parent.parent.glob("lib/python3.*/site-packages/nnunetv2")]
     return Path(places[0]) if places else None
 
@@ -112,7 +112,7 @@ def _scan(folder: str, more: tuple[str, ...]) -> Classes:
 
 
 def _modules(folder: str) -> Iterator[Path]:
-    """Python files as nnU-Net walks them: of a folder, and of packages below it."""
+    """Yield the Python files that nnU-Net searches: those of a folder and of the packages below it."""
     for place, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if os.path.isfile(os.path.join(place, name, "__init__.py"))]
         yield from (Path(place, name) for name in sorted(files) if name.endswith(".py"))

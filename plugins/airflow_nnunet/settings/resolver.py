@@ -1,4 +1,4 @@
-"""Which settings hold for a task: those of section [nnunet], those of a connection over them, or those of a team."""
+"""Finds the settings of a task: those of section [nnunet], overridden by a connection, or those of a team."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from nnunet_jobs.contract.failure import ConfigError
 
 
 def resolve_config(conn_id: str | None = None, *, team: str | None = None) -> NnunetConfig:
-    """Read section [nnunet], then let a connection of type ``nnunet`` override single options, or take a team's roots.
+    """Read section [nnunet]; a connection of type ``nnunet`` overrides single options, a team replaces the roots.
 
     Args:
-        conn_id: Connection of type ``nnunet``; none if empty.
-        team: Name of a file in ``include/teams``; none if empty.
+        conn_id: Connection of type ``nnunet``; not used if empty.
+        team: Name of a file in ``include/teams``; not used if empty.
 
     Raises:
-        ConfigError: An option has a value that cannot be used, the connection has an unknown one, there is no such
-            team, or both a connection and a team are named.
+        ConfigError: An option's value cannot be used, the connection has an unknown option, the team does not exist,
+            or both a connection and a team are named.
     """
     if team:
         if conn_id:
@@ -36,12 +36,12 @@ def resolve_config(conn_id: str | None = None, *, team: str | None = None) -> Nn
 
 
 def job_roots() -> list[str]:
-    """Where job folders are: of section [nnunet], then of every team."""
+    """Return the folders of jobs: the one of section [nnunet], then the one of every team."""
     return list(owned_job_roots())
 
 
 def owned_job_roots() -> dict[str, str | None]:
-    """Where job folders are, with the team whose they are; None for those of section [nnunet]."""
+    """Return the folders of jobs, each with its team, or None for the one of section [nnunet]."""
     found: dict[str, str | None] = {resolve_config().workspace.jobs: None}
     for name, team in load_teams().configs.items():
         found[team.nnunet.roots().jobs] = name
@@ -49,7 +49,7 @@ def owned_job_roots() -> dict[str, str | None]:
 
 
 def _of_team(team: str) -> NnunetConfig:
-    """The section without its roots, the team's options over it, and the host's one lease ledger: all teams share its GPUs."""
+    """Return a team's settings. All teams share the GPUs of a host, so they also share its lease ledger."""
     section = section_options()
     options = load_teams().get(team).options()
     inherited = {name: value for name, value in section.items() if name not in ROOTS}

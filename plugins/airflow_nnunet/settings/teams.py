@@ -1,11 +1,12 @@
-"""``include/teams/*.yaml``: one file describes one team: its pool, its queue, its priority, and the roots it may not leave.
+"""Reads ``include/teams/*.yaml``. Each file describes a team: its pool, queue, priority and roots.
 
-The file stands beside the DAGs, not in a connection: who may change it is who may change DAGs, and every worker reads the same one.
+These are files beside the DAGs and not connections, so that only people who may change DAGs can change them, and every
+worker reads the same ones.
 
 Exceptions::
 
     ConfigError
-    └── TeamConfigError    a team's file is wrong; the message names file, line, field, value and fix
+    └── TeamConfigError    a team's file is wrong
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from nnunet_jobs.contract.storage.permissions import explain_permission_error
 from nnunet_jobs.contract.storage.workspace import WRITTEN_ROOTS, Workspace
 
 ROOTS = ("workspace", *WRITTEN_ROOTS, "input_roots", "output_roots")
-"""Options that a team never inherits from section [nnunet]: what it does not name is below its own workspace, or nowhere."""
+"""Options that a team never inherits from section [nnunet]. Those it does not name are below its own workspace."""
 
 
 class TeamConfigError(ConfigError):
@@ -36,39 +37,39 @@ class TeamConfigError(ConfigError):
 
 
 class PoolSection(Section):
-    """The team's own Airflow pool: how many of its trainings and predictions are in flight at once, over all hosts."""
+    """The team's own Airflow pool, which limits how many of its trainings and predictions run at once."""
 
     name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9_.\-]{1,100}$", description="The team's name when empty.")
     slots: int | Literal["auto"] = Field(
-        description="A number, or `auto`: as many as `sync-pools` sees GPUs, else `cpu_slots`. All teams' slots together may be more than "
-        "there are GPUs: then jobs wait on the host, where teams take turns."
+        description="A number, or `auto`: one for each GPU that `sync-pools` sees, or `cpu_slots` without GPUs. All teams together "
+        "may have more slots than there are GPUs. Jobs then wait on the host, where teams take turns."
     )
 
     @model_validator(mode="after")
     def _check(self) -> PoolSection:
         if isinstance(self.slots, int) and self.slots < 1:
-            raise WrongField(field="pool.slots", value=self.slots, problem="must be 1 or more, or nothing of the team ever runs")
+            raise WrongField(field="pool.slots", value=self.slots, problem="must be 1 or more, or none of the team's jobs ever run")
         if self.name in COMMON_POOLS:
-            raise WrongField(field="pool.name", value=self.name, problem="is everybody's", fix="choose another name, or leave it empty")
+            raise WrongField(field="pool.name", value=self.name, problem="is shared by all teams", fix="choose another, or leave it empty")
         return self
 
 
 class OptionsSection(Section):
-    """Options of section `[nnunet]` that are the team's own. Roots that are not named here are below the team's `workspace`; nothing
-    of the section's roots is inherited. The lease ledger and `cpu_slots` are the host's and cannot be named: all teams share its GPUs."""
+    """The team's own options of section `[nnunet]`. Roots that are not named here are below the team's `workspace`;
+    the section's are not used. All teams share a host's GPUs, so the lease ledger and `cpu_slots` cannot be set."""
 
     workspace: str = Field(description="Folder of the team's nnUNet_raw, nnUNet_preprocessed, nnUNet_results, jobs and predictions.")
     raw: str | None = Field(default=None, description="nnUNet_raw, when it is not in the workspace folder.")
     preprocessed: str | None = Field(default=None, description="nnUNet_preprocessed, when it is not in the workspace folder.")
     results: str | None = Field(default=None, description="nnUNet_results, when it is not in the workspace folder.")
     jobs: str | None = Field(default=None, description="Job folders, when they are not in the workspace folder.")
-    input_roots: list[str] = Field(default=[], description="The team may name input only below these and its own workspace.")
+    input_roots: list[str] = Field(default=[], description="Folders, beside its own workspace, below which the team may name input.")
     output_roots: list[str] = Field(
-        default=[], description="The team may name output only below these; the folder predictions of its workspace when empty."
+        default=[], description="Folders below which the team may name output; the folder predictions of its workspace when empty."
     )
     trainer_paths: list[str] | None = Field(default=None, description="Folders with trainer classes, instead of the section's.")
     sharing: Literal["private", "group", "group_others_read"] | None = Field(
-        default=None, description="Who may work with what the team's jobs make, instead of the section's."
+        default=None, description="Who may use the files that the team's jobs write, instead of the section's."
     )
     backend: str | None = Field(default=None, description="Where the team's jobs run, instead of the section's.")
     backend_options: dict[str, Any] | None = Field(default=None, description="The backend's options, instead of the section's.")
@@ -84,30 +85,32 @@ class OptionsSection(Section):
         return self
 
     def roots(self) -> Workspace:
-        """The team's roots alone; the leases in it mean nothing."""
+        """Return the team's roots. The folder of leases in the result is not used."""
         return Workspace.below(self.workspace, **{name: getattr(self, name) for name in ROOTS if name != "workspace"})
 
 
 class PredictionsSection(Section):
-    """The prediction API, `/nnunet-api`: who posts as this team, and how much at once. A user of no team belongs to the common space."""
+    """Who uses the prediction API, `/nnunet-api`, as this team, and how much. Users without a team share one space."""
 
     members: list[str] = Field(
         default=[],
-        description="User names whose requests are the team's; each sees all of the team's requests and job pages, and nobody else does.",
+        description="User names whose requests belong to the team. Only they see the team's requests and job pages, all of them.",
     )
-    quota: int | None = Field(default=None, ge=1, description="Unfinished requests at once, instead of option `predictions_quota`.")
+    quota: int | None = Field(default=None, ge=1, description="Most unfinished requests at once, instead of option `predictions_quota`.")
     servers: list[str] = Field(
-        default=[], description="Addresses of predictor servers of the team's workspace; those of section `[nnunet]` serve another one."
+        default=[],
+        description="Addresses of predictor servers of the team's workspace; the section's servers serve another one.",
     )
 
 
 class TeamConfig(Section):
-    """One file of ``include/teams``. The file's name is the team's."""
+    """One file of ``include/teams``. The file's name is the team's name."""
 
     description: str | None = Field(default=None, description="One line for the pool list.")
     pool: PoolSection
     queue: QueueName | None = Field(
-        default=None, description="Queue of trainings and predictions, for workers that listen to some (Celery); Airflow's own when empty."
+        default=None,
+        description="Queue of trainings and predictions, for Celery workers that listen to some; Airflow's own when empty.",
     )
     priority: Priority = Field(default=1, description="Airflow priority weight of the team's trainings and predictions.")
     nnunet: OptionsSection
@@ -115,31 +118,31 @@ class TeamConfig(Section):
 
     @property
     def pool_name(self) -> str:
-        """Name of the team's pool."""
-        return str(self.pool.name)  # load_teams gives every pool one
+        """Return the name of the team's pool."""
+        return str(self.pool.name)  # load_teams gives every pool a name
 
     def dataset_defaults(self) -> dict[str, Any]:
-        """What dataset files of the team take where they say nothing."""
+        """Return the values of the fields that a dataset file of the team leaves out."""
         return {"pool": self.pool_name, "queue": self.queue, "priority": self.priority}
 
     def options(self) -> dict[str, Any]:
-        """The options of section [nnunet] that the team names."""
+        """Return the options of section [nnunet] that the team names."""
         return self.nnunet.model_dump(exclude_none=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Teams:
-    """All teams of a folder: the good ones by name, and one message for each broken file."""
+    """Holds all teams of a folder by name, and one message for each file that is wrong."""
 
     folder: Path
     configs: Mapping[str, TeamConfig]
     errors: Mapping[str, str]
 
     def get(self, name: str) -> TeamConfig:
-        """One team.
+        """Return the team of that name.
 
         Raises:
-            ConfigError: There is none of that name, or its file is wrong.
+            ConfigError: There is no such team, or its file is wrong.
         """
         if name in self.errors:
             raise ConfigError(field="team", value=name, problem=f"its file is wrong: {self.errors[name]}")
@@ -154,14 +157,13 @@ class Teams:
         return self.configs[name]
 
     def task_fields(self, team: str, given: Mapping[str, Any], *, common_pool: str | None) -> dict[str, Any]:
-        """A task's pool, queue and priority from its team, where ``given`` (with default arguments) names none.
+        """Return the team's pool, queue and priority for a task, as far as ``given`` (with default arguments) has none.
 
         Args:
-            common_pool: Where such tasks go without a team; None for steps that take no GPU and have nothing to do with
-                these.
+            common_pool: Pool of such tasks without a team; None for steps that use no GPU and get none of these fields.
 
         Raises:
-            ConfigError: No such team, another team's pool, or a connection beside the team.
+            ConfigError: The team does not exist, the pool belongs to another team, or a connection is named too.
         """
         config = self.get(team)
         if conn_id := given.get("nnunet_conn_id"):
@@ -177,10 +179,10 @@ class Teams:
         return fields if given.get("pool", common_pool) != common_pool else {**fields, "pool": config.pool_name}
 
     def check_pool(self, pool: str, team: str | None) -> None:
-        """Refuse another team's pool, and to a team also everybody's.
+        """Refuse another team's pool; a team is also refused the common pools.
 
         Raises:
-            ConfigError: The pool is not one for jobs of ``team``.
+            ConfigError: Jobs of ``team`` may not use the pool.
         """
         owner = next((name for name, config in self.configs.items() if config.pool_name == pool), None)
         if owner not in (None, team):
@@ -190,13 +192,13 @@ class Teams:
             raise ConfigError(
                 field="pool",
                 value=pool,
-                problem="is everybody's, where the team's slots do not count",
-                fix="remove this field, the team has a pool",
+                problem="is shared by all teams, so the team's slots do not count there",
+                fix="remove this field; the team has a pool",
             )
 
 
 def teams_folder() -> Path:
-    """Where the teams' files are: option ``teams`` of section [nnunet], else ``include/teams`` beside the DAGs folder."""
+    """Return the folder of team files: option ``teams`` of [nnunet], or ``include/teams`` beside the DAGs folder."""
     from airflow.sdk.configuration import conf
 
     chosen = conf.get("nnunet", "teams", fallback="")
@@ -204,7 +206,7 @@ def teams_folder() -> Path:
 
 
 def load_teams(folder: Path | None = None) -> Teams:
-    """Every team of the folder; of the site's own when empty. Files that have not changed are not read again.
+    """Read every team of the folder, or of the site's folder if None. Unchanged files are not read again.
 
     Raises:
         ConfigError: This user may not read the folder.
@@ -216,7 +218,7 @@ def load_teams(folder: Path | None = None) -> Teams:
             status = path.stat()
             seen.append((path, status.st_mtime_ns, status.st_size))
     except FileNotFoundError:
-        pass  # no folder, no teams
+        pass  # without the folder there are no teams
     except PermissionError as error:
         raise ConfigError(where="[nnunet]", field="teams", problem=explain_permission_error(error)) from error
     return _load(folder, tuple(seen))
@@ -229,7 +231,7 @@ def _load(folder: Path, files: tuple[tuple[Path, int, int], ...]) -> Teams:
     for path, _, _ in files:
         try:
             if path.stem in configs or path.stem in errors:
-                raise TeamConfigError(f"{path}: team {path.stem} has another file, with another ending; remove one of them")
+                raise TeamConfigError(f"{path}: team {path.stem} has two files with different endings; remove one of them")
             configs[path.stem] = _load_team(path, configs)
         except TeamConfigError as error:
             errors[path.stem] = str(error)
@@ -238,13 +240,13 @@ def _load(folder: Path, files: tuple[tuple[Path, int, int], ...]) -> Teams:
 
 def _load_team(path: Path, others: Mapping[str, TeamConfig]) -> TeamConfig:
     if not TEAM.fullmatch(path.stem):
-        raise TeamConfigError(f"{path}: a team's name is its file's: use 1 to 64 of a-z, 0-9, '_' and '-', starting with a letter or digit")
+        raise TeamConfigError(f"{path}: a team is named after its file: use 1 to 64 of a-z, 0-9, '_', '-', starting with a letter or digit")
     team = read_model(path, TeamConfig, error=TeamConfigError, hint="with 'pool:' and 'nnunet:'; see include/teams/README.md")
     name = team.pool.name or path.stem
     for other, config in others.items():
         if config.pool_name == name:
             raise TeamConfigError(
-                f"{path}:{line_of(path, 'pool', 'name')}: pool.name={name!r}: team {other} has it already; choose another"
+                f"{path}:{line_of(path, 'pool', 'name')}: pool.name={name!r}: team {other} has it already; choose another name"
             )
         for member in sorted(set(team.predictions.members) & set(config.predictions.members)):
             where = f"{path}:{line_of(path, 'predictions', 'members')}: predictions.members={member!r}"
@@ -255,16 +257,16 @@ def _load_team(path: Path, others: Mapping[str, TeamConfig]) -> TeamConfig:
 
 
 def _overlaps(mine: Workspace, theirs: Workspace, other: str) -> Iterator[tuple[str, str]]:
-    """Where a team would write into another team's folders, or read more of them than the results that it is given."""
+    """Yield the roots with which a team could write into another team's folders, or read more than it is given."""
     for field in (*WRITTEN_ROOTS, "output_roots", "input_roots"):
         for path in _paths(mine, field):
             fields = WRITTEN_ROOTS if field == "input_roots" else (*WRITTEN_ROOTS, "output_roots", "input_roots")
             for foreign in fields:
                 for their in _paths(theirs, foreign):
-                    # An input root may be another team's output root: that is how one team gives to another.
+                    # An input root may be another team's output root, which is how one team passes results to another.
                     given = field == "output_roots" and foreign == "input_roots"
                     if not given and (_below(path, their) or _below(their, path)):
-                        yield field, f"{path!r}: meets {their} ({foreign} of team {other}); choose a folder of the team's own"
+                        yield field, f"{path!r}: overlaps {their} ({foreign} of team {other}); choose a folder of the team's own"
 
 
 def _paths(workspace: Workspace, field: str) -> tuple[str, ...]:

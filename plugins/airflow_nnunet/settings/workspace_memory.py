@@ -1,4 +1,4 @@
-"""Airflow remembers which workspaces were marked: a Variable, which all workers see and no missing share takes along."""
+"""Remembers marked workspaces in an Airflow Variable, which all workers see even when a share is not mounted."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from typing import Any
 from nnunet_jobs.contract.storage.files import content_hash
 
 PREFIX = "nnunet_workspace_"
-_DESCRIPTION = "The nnU-Net workspace with this jobs folder is in use. Where its marker is missing, its share is not mounted."
+_DESCRIPTION = "The nnU-Net workspace with this jobs folder is in use. If its marker is missing, its share is not mounted."
 
 
 def variable_of(jobs: str) -> str:
-    """Name of the Variable that remembers the workspace of a jobs folder."""
+    """Return the name of the Variable that remembers the workspace of a jobs folder."""
     return PREFIX + content_hash(jobs, length=12)
 
 
 class TaskMemory:
-    """The memory as a task reaches it: through its supervisor and the API server."""
+    """Reads and writes the memory in a task, through its supervisor and the API server."""
 
     @staticmethod
     def of_this_process() -> TaskMemory | None:
-        """None outside of a running task, such as in ``dag.test()`` without a supervisor."""
+        """Return the memory, or None outside a running task, such as in ``dag.test()`` without a supervisor."""
         runner: Any = sys.modules.get("airflow.sdk.execution_time.task_runner")
         return TaskMemory() if runner is not None and hasattr(runner, "SUPERVISOR_COMMS") else None
 
@@ -40,7 +40,7 @@ class TaskMemory:
 
 
 class DatabaseMemory:
-    """The memory as a command reaches it: in Airflow's database."""
+    """Reads and writes the memory in a command, in Airflow's database."""
 
     def recall(self, jobs: str) -> str | None:
         """See :class:`nnunet_jobs.contract.storage.marker.Memory`."""

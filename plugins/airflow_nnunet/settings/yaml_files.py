@@ -1,4 +1,4 @@
-"""YAML files that a person writes, checked whole against a pydantic model: every fault with file, line, field, value and fix."""
+"""Checks YAML files against pydantic models and reports every fault with file, line, field, value and fix."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from airflow_nnunet.settings.yaml_tree import load, loader, unfit_values
 from nnunet_jobs.contract.failure import ConfigError
 
 ENDINGS = (".yaml", ".yml")
-"""Of files that are read; in any mixture of capitals."""
+"""Endings of the files that are read; upper and lower case are the same."""
 
 
 class Section(BaseModel):
-    """Base: unknown fields are refused, values are of the type they should be, and nothing changes afterwards."""
+    """Base class that refuses unknown fields and values of another type, and whose objects cannot be changed."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class WrongField(ValueError):
-    """An error about a field of a section, which pydantic collects because it is a ValueError.
+    """An error in a field of a section. It is a ValueError so that pydantic collects it.
 
     Args:
-        error: What is wrong; made of ``parts`` if None.
-        parts: Of a :class:`~nnunet_jobs.contract.failure.ConfigError`, whose field is the path in the file, such as
-            ``pool.name``.
+        error: The error; made of ``parts`` if None.
+        parts: Arguments of a :class:`~nnunet_jobs.contract.failure.ConfigError`. Its field is the path in the file,
+            such as ``pool.name``.
     """
 
     def __init__(self, error: ConfigError | None = None, **parts: Any) -> None:
@@ -45,12 +45,12 @@ def read_model(path: Path, model: type[Model], *, error: type[Exception], hint: 
     """Read and check one file.
 
     Args:
-        error: What to raise.
-        hint: What the file must begin with, and where its fields are explained.
+        error: Class of the exception to raise.
+        hint: Text that says what the file must begin with and where its fields are explained.
 
     Raises:
-        error: the file is not YAML, a key stands twice in one mapping, or a field is unknown, missing or out of range;
-            one line for each fault.
+        error: The file is not YAML, a mapping has a key twice, or a field is unknown, missing or out of range. The
+            message has one line for each fault.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -73,22 +73,22 @@ def read_model(path: Path, model: type[Model], *, error: type[Exception], hint: 
 
 
 def location_of(error: ConfigError) -> tuple[str, ...]:
-    """Where in a file the field of an error is, without what follows the name of a mapping or list."""
+    """Return the path of an error's field in its file, without the key or index of a mapping or list."""
     return tuple((error.field or "").partition("[")[0].split("."))
 
 
 def line_of(path: Path, *location: str) -> int:
-    """Line of a field in a file that :func:`read_model` has read; the line above it where the file does not name the field."""
+    """Return the line of a field in a file that :func:`read_model` has read, or of its section if it is left out."""
     return _line(path.read_text(encoding="utf-8"), location)
 
 
 def yaml_files(names: Iterable[Path]) -> list[Path]:
-    """Those of some paths that are YAML files by their ending and not hidden, in the order of their names."""
+    """Return the paths that have a YAML ending and are not hidden, sorted by name."""
     return sorted(path for path in names if path.suffix.lower() in ENDINGS and not path.name.startswith("."))
 
 
 def _explain(path: Path, text: str, model: type[Section], error: ValidationError) -> Iterator[str]:
-    """One line a fault: ``file:line: field=value: what is wrong and the fix``."""
+    """Yield one line for each fault: ``file:line: field=value: problem and fix``."""
     for fault in error.errors(include_url=False):
         location = tuple(
             part for part in fault["loc"] if isinstance(part, int) or not str(part).startswith(("int", "literal", "constrained"))
@@ -108,7 +108,7 @@ def _explain(path: Path, text: str, model: type[Section], error: ValidationError
 
 
 def _suggest(model: type[Section], location: tuple[int | str, ...]) -> str:
-    """The nearest known field of the section that ``location`` points into, else all of them."""
+    """Suggest the known field that is most like the one at ``location``, or list all fields of its section."""
     section: Any = model
     for part in location[:-1]:
         annotation = section.model_fields[str(part)].annotation if hasattr(section, "model_fields") else None
@@ -119,7 +119,7 @@ def _suggest(model: type[Section], location: tuple[int | str, ...]) -> str:
 
 
 def _line(text: str, location: tuple[int | str, ...]) -> int:
-    """Line of the deepest part of ``location`` that the file has."""
+    """Return the line of the deepest part of ``location`` that the file has."""
     node = yaml.compose(text, Loader=loader())
     line = 1
     for part in location:

@@ -1,4 +1,4 @@
-"""What a YAML document holds before its fields are looked at: keys that stand twice, and values that Airflow cannot store."""
+"""Checks a YAML document before its fields: refuses repeated keys, and values that Airflow cannot store."""
 
 from __future__ import annotations
 
@@ -22,16 +22,18 @@ _KEPT_CONTROLS = "\n\t"
 
 @functools.cache
 def loader() -> Any:
-    """The quicker of the two safe loaders."""
+    """Return the faster of the two safe loaders."""
     return getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def load(text: str) -> tuple[Any, list[tuple[int, str]]]:
-    """The document, and a line number with a message for each key that stands twice in one mapping, which YAML forbids, and for each
-    number that YAML takes for another than people do.
+    """Return the document, and a list of line numbers with messages.
+
+    There is one for each key that a mapping has twice, which YAML forbids, and for each number that YAML reads in
+    another base than people expect.
 
     Raises:
-        yaml.YAMLError: It is not one YAML document.
+        yaml.YAMLError: The text is not a single YAML document.
     """
     reader = loader()(text)
     try:
@@ -50,7 +52,7 @@ def _repeated(node: Any, seen: set[int]) -> Iterator[tuple[int, str]]:
         return
     seen.add(id(node))
     if isinstance(node, yaml.ScalarNode) and node.tag in _NUMBERS and not node.style and _MISREAD.fullmatch(node.value):
-        message = "YAML reads a number with a leading 0 in base 8, and one with a colon in base 60; write it without, or quote it"
+        message = "YAML reads a number with a leading 0 in base 8, and one with a colon in base 60; remove it, or quote the value"
         yield node.start_mark.line + 1, f"{node.value}: {message}"
     elif isinstance(node, yaml.SequenceNode):
         for item in node.value:
@@ -62,14 +64,14 @@ def _repeated(node: Any, seen: set[int]) -> Iterator[tuple[int, str]]:
                 other = first.setdefault((key.tag, key.value), key)
                 if other is not key:
                     lines = f"here and in line {other.start_mark.line + 1}"
-                    yield key.start_mark.line + 1, f"{key.value}: stands {lines}, and only the last would count; remove one"
+                    yield key.start_mark.line + 1, f"{key.value}: is set {lines}, and only the last would count; remove one"
             yield from _repeated(value, seen)
 
 
 def unfit_values(data: Any) -> Iterator[tuple[Location, str]]:
-    """Values that JSON, Airflow's messages between processes or its database cannot carry, each with its place and what is wrong.
+    """Yield values that JSON, Airflow's messages between processes or its database cannot hold, with path and problem.
 
-    One of them in one DAG is an error for every DAG of the same DAG file.
+    One such value in one DAG breaks every DAG of the same DAG file.
     """
     counted = 0
     stack: list[tuple[Location, Any]] = [((), data)]
@@ -77,7 +79,7 @@ def unfit_values(data: Any) -> Iterator[tuple[Location, str]]:
         location, value = stack.pop()
         counted += 1
         if counted > _MOST_VALUES:
-            yield (), f"holds more than {_MOST_VALUES} values; are there aliases that repeat each other?"
+            yield (), f"has more than {_MOST_VALUES} values; are there aliases that repeat each other?"
             return
         if len(location) > _MOST_DEPTH:
             yield location[:1], f"is nested more than {_MOST_DEPTH} levels deep, or contains itself"

@@ -37,7 +37,7 @@ def test_single_roots_and_lists_override_the_folder() -> None:
 @pytest.mark.parametrize(
     ("option", "value", "words"),
     [
-        ("cpu_slots", "two", "whole number"),
+        ("cpu_slots", "two", "integer"),
         ("cpu_slots", "0", "1 or more"),
         ("poll_interval", "-1", "more than 0"),
         ("lost_after", "nan", "more than 0"),

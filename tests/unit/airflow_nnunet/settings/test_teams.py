@@ -159,7 +159,7 @@ def test_a_team_is_no_template_and_comes_without_a_connection(teams: Path) -> No
     [
         (["team: radiologie"], r"a\.yaml:3: team='radiologie': .*radiologie\.yaml is missing; .*there: cardiology, radiology"),
         (["pool: cardiology"], r"a\.yaml:3: pool='cardiology': belongs to team cardiology; name another pool"),
-        (["pool: gpu"], r"a\.yaml:3: pool='gpu': is everybody's.*remove this field"),
+        (["pool: gpu"], r"a\.yaml:3: pool='gpu': is shared by all teams.*remove this field"),
         (["nnunet_conn_id: other"], r"a\.yaml:3: nnunet_conn_id='other': the workspace of team radiology is in its own file; remove"),
         (["queue: 3"], r"a\.yaml:3: queue=3: Input should be a valid string"),
     ],
@@ -184,15 +184,15 @@ def test_a_dataset_without_a_team_cannot_take_a_teams_slots(teams: Path, tmp_pat
     [
         ("pool: {slots: 0}\nnnunet: {workspace: /d}\n", r"b\.yaml:1: pool\.slots=0: must be 1 or more"),
         ("pool: {slots: some}\nnnunet: {workspace: /d}\n", r"b\.yaml:1: pool\.slots='some'"),
-        ("pool: {name: gpu, slots: 1}\nnnunet: {workspace: /d}\n", r"b\.yaml:1: pool\.name='gpu': is everybody's"),
+        ("pool: {name: gpu, slots: 1}\nnnunet: {workspace: /d}\n", r"b\.yaml:1: pool\.name='gpu': is shared by all teams"),
         ("pool: {name: radiology, slots: 1}\nnnunet: {workspace: /d}\n", r"b\.yaml:1: pool\.name='radiology': team a has it already"),
         ("pool: {slots: 1}\n", r"b\.yaml:1: nnunet: is missing; add it"),
         ("pool: {slots: 1}\nnnunet: {workspace: d}\n", r"b\.yaml:2: nnunet\.workspace='d': must be an absolute path"),
         ("pool: {slots: 1}\nnnunet:\n  workspace: /d\n  leases: /l\n", r"b\.yaml:4: nnunet\.leases: unknown field; remove it; known here"),
         ("pool: {slots: 1}\nnnunet:\n  workspace: /d\n  cpu_slots: 9\n", r"b\.yaml:4: nnunet\.cpu_slots: unknown field"),
-        ("pool: {slots: 1}\nnnunet: {workspace: /data/a}\n", r"b\.yaml:2: nnunet\.raw='/data/a/nnUNet_raw': meets /data/a/nnUNet_raw"),
-        ("pool: {slots: 1}\nnnunet:\n  workspace: /d\n  input_roots: [/data]\n", r"b\.yaml:4: nnunet\.input_roots='/data': meets /data/a"),
-        ("pool: {slots: 1}\nnnunet:\n  workspace: /in/a/w\n", r"b\.yaml:2: nnunet\.raw=.*meets /in/a \(input_roots of team a\)"),
+        ("pool: {slots: 1}\nnnunet: {workspace: /data/a}\n", r"b\.yaml:2: nnunet\.raw='/data/a/nnUNet_raw': overlaps /data/a/nnUNet_raw"),
+        ("pool: {slots: 1}\nnnunet:\n  workspace: /d\n  input_roots: [/data]\n", r"b\.yaml:4: nnunet\.input_roots='/data': overlaps /data/a"),
+        ("pool: {slots: 1}\nnnunet:\n  workspace: /in/a/w\n", r"b\.yaml:2: nnunet\.raw=.*overlaps /in/a \(input_roots of team a\)"),
         ("pool: {slots: 1}\nnnunet:\n  workspace: /d\n  output_roots: [/data/a/predictions]\n", r"b\.yaml:4: nnunet\.output_roots="),
         ("- 1\n", r"b\.yaml: must be a mapping with 'pool:' and 'nnunet:'"),
         ("a: [\n", r"b\.yaml: not valid YAML"),
@@ -220,7 +220,7 @@ def test_one_team_may_read_what_another_gives_out(tmp_path: Path) -> None:
 
 def test_a_teams_name_is_its_files(tmp_path: Path) -> None:
     (tmp_path / "MRI Team.yaml").write_text(team_file("mri"))
-    assert "a team's name is its file's" in load_teams(tmp_path).errors["MRI Team"]
+    assert "a team is named after its file" in load_teams(tmp_path).errors["MRI Team"]
 
 
 def test_a_changed_file_is_seen_and_a_broken_team_takes_only_its_own_datasets(teams: Path, tmp_path: Path) -> None:
@@ -240,7 +240,7 @@ def test_a_team_file_is_read_whatever_its_ending_and_two_of_one_team_are_named(t
     (teams / "surgery.yml").write_text("pool: {slots: 2}\nnnunet: {workspace: /data/surgery}\n")
     assert load_teams().get("surgery").pool.slots == 2
     (teams / "surgery.yaml").write_text("pool: {slots: 3}\nnnunet: {workspace: /data/surgery}\n")
-    assert "team surgery has another file, with another ending" in load_teams().errors["surgery"]
+    assert "team surgery has two files with different endings" in load_teams().errors["surgery"]
     with pytest.raises(ConfigError, match="its file is wrong"):
         load_teams().get("surgery")
 
@@ -250,7 +250,7 @@ def test_a_team_file_is_read_whatever_its_ending_and_two_of_one_team_are_named(t
     [
         ('queue: "gpu,cpu"', r"surgery\.yaml:3: queue='gpu,cpu': has a comma"),
         ("priority: 99999999999", r"surgery\.yaml:3: priority=99999999999"),
-        ("pool: {slots: 3}", r"surgery\.yaml:3: pool: stands here and in line 1"),
+        ("pool: {slots: 3}", r"surgery\.yaml:3: pool: is set here and in line 1"),
     ],
 )
 def test_what_airflow_would_refuse_is_said_of_the_teams_file(teams: Path, line: str, words: str) -> None:
