@@ -1,8 +1,9 @@
-"""The archive: find complete studies (QIDO-RS), fetch them (WADO-RS), store results back (STOW-RS), over DICOMweb.
+"""Finds complete studies in an archive (QIDO-RS), fetches them (WADO-RS) and stores results back (STOW-RS), over
+DICOMweb.
 
-Network steps that run in the Airflow worker: minutes of input and output, no computing, and every one goes on where it stopped.
-Credentials live in a connection of type ``dicomweb`` and never reach a job. Names, logs and XComs hold hashes, counts and study
-UIDs, never what a patient could be told by.
+These are network steps that run in the Airflow worker. They compute nothing, and each one continues where it stopped.
+Credentials are kept in a connection of type ``dicomweb`` and never reach a job. Names, logs and XComs contain only
+hashes, counts and study UIDs, and nothing that identifies a patient.
 """
 
 from __future__ import annotations

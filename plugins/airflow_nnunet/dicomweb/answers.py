@@ -1,4 +1,4 @@
-"""DICOM JSON as archives answer with it: tags, and how their values are read."""
+"""Reads the DICOM JSON of an archive's answers: tags and their values."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ FAILED, REFERENCED, REFERENCED_UID, REASON = "00081198", "00081199", "00081155",
 
 
 def matches(query: StudyQuery, item: Mapping[str, Any]) -> bool:
-    """Whether a query means a study of an answer."""
+    """Return whether a study of an answer matches a query."""
     modalities = [str(value) for value in values(item, MODALITIES)]
     return query.matches(text_of(item, STUDY_DATE), modalities, text_of(item, STUDY_DESCRIPTION))
 
 
 def well_formed(answer: object) -> bool:
-    """Whether an answer to a query is what DICOM JSON has there: a list of objects, each with a list of values for a tag.
+    """Return whether an answer to a query is valid DICOM JSON: a list of objects with a list of values for each tag.
 
-    Of anything else no part is believed: half-read, it would look like an answer with nothing in it.
+    Any other answer is refused as a whole, because a part of it could look like an empty answer.
     """
     return isinstance(answer, list) and all(isinstance(item, Mapping) and all(map(_is_element, item.values())) for item in answer)
 
@@ -35,12 +35,12 @@ def _is_element(element: object) -> bool:
 
 
 def study_of(item: Mapping[str, Any]) -> Study:
-    """A study of an answer."""
+    """Return the study that an item of an answer describes."""
     return Study(uid=answered_uid(item, STUDY_UID), series=number_of(item, STUDY_SERIES), instances=number_of(item, STUDY_INSTANCES))
 
 
 def answered_uid(item: Mapping[str, Any], tag: str) -> str:
-    """A UID of an answer. It becomes a part of URLs, so it is checked like a user's."""
+    """Return a UID of an answer. It becomes part of URLs, so it is checked like a UID from a user."""
     try:
         return checked_uid(text_of(item, tag), field=f"({tag[:4]},{tag[4:]})")
     except ConfigError as error:
@@ -48,22 +48,22 @@ def answered_uid(item: Mapping[str, Any], tag: str) -> str:
 
 
 def values(item: Mapping[str, Any], tag: str) -> list[Any]:
-    """All values of a tag."""
+    """Return all values of a tag."""
     return list(item.get(tag, {}).get("Value") or ())
 
 
 def items_of(item: Mapping[str, Any], tag: str) -> list[Mapping[str, Any]]:
-    """Items of a sequence."""
+    """Return the items of a sequence."""
     return [value for value in values(item, tag) if isinstance(value, Mapping)]
 
 
 def text_of(item: Mapping[str, Any], tag: str) -> str:
-    """The first value of a tag; empty without one."""
+    """Return the first value of a tag, or an empty string."""
     found = values(item, tag)
     return str(found[0]).strip() if found else ""
 
 
 def number_of(item: Mapping[str, Any], tag: str) -> int | None:
-    """The first value of a tag as a number; None without one."""
+    """Return the first value of a tag as an integer, or None."""
     text = text_of(item, tag)
     return int(text) if text.isascii() and text.isdigit() else None

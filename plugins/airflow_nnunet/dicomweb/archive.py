@@ -1,4 +1,4 @@
-"""The three services of an archive: queries that page, retrieval of one instance, storage of a batch. Blocking; safe in threads."""
+"""Uses the three services of an archive: paged queries, retrieval of one instance, storage of a batch. Calls block."""
 
 from __future__ import annotations
 
@@ -34,30 +34,30 @@ from airflow_nnunet.dicomweb.transport import Transport, pydicom
 from airflow_nnunet.jobs.exceptions import ArchiveRefused, ArchiveUnavailable, InstancesRejected
 
 _PAGE = 500
-# A query that matches more than this is a mistake, such as a forgotten date; asking on would load the archive for hours.
+# A query that matches more is a mistake, such as a forgotten date. Reading it all would load the archive for hours.
 MOST_STUDIES = 10_000
 _MOST_INSTANCES = 200_000
-# What some archives answer when they are asked for items after the last one; most answer with none.
+# Some archives answer with these codes when asked for items after the last one; most answer with an empty list.
 _PAST_THE_END = (404, 416)
 _STUDY_FIELDS = ("StudyDescription", "ModalitiesInStudy", "NumberOfStudyRelatedSeries", "NumberOfStudyRelatedInstances")
 _SERIES_FIELDS = ("Modality", "SeriesDescription", "NumberOfSeriesRelatedInstances")
 
-# PS3.18 table I.2-2: failures of storage that the same instance meets again tomorrow; the rest is the archive's own trouble.
+# PS3.18 table I.2-2: storage failures that the same instance will cause again. Others may pass.
 _LASTING = {0x0122: "SOP class not supported", 0x0124: "not authorised"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchAnswer:
-    """What an archive said about a batch: UIDs it has, and for each one it has not the reason and whether that may pass."""
+    """Holds the answer to a batch: UIDs that were stored, and for each other UID the reason and whether it may pass."""
 
     stored: frozenset[str]
     failed: Mapping[str, tuple[str, bool]]
 
 
 class Archive:
-    """One archive behind one connection.
+    """Represents the archive of one connection. Its methods block and may be called from several threads.
 
-    UIDs that it is given must be checked ones (:func:`~airflow_nnunet.dicomweb.model.checked_uid`). All methods raise
+    UIDs must have been checked before (:func:`~airflow_nnunet.dicomweb.model.checked_uid`). All methods raise
     :class:`~airflow_nnunet.jobs.exceptions.ArchiveUnavailable` when it does not answer after several tries and
     :class:`~airflow_nnunet.jobs.exceptions.ArchiveRefused` when credentials, address or rights are wrong.
     """
@@ -65,21 +65,21 @@ class Archive:
     def __init__(self, endpoint: Endpoint) -> None:
         self.endpoint = endpoint
         self.transport = Transport(endpoint)
-        self._cap = 0  # studies in the longest answer that turned out to be cut
+        self._cap = 0  # number of studies in the longest answer that was found to be cut
 
     # --- QIDO-RS ------------------------------------------------------------------------------------------------
     def ping(self) -> None:
-        """Ask for one study and look at nothing in the answer."""
+        """Ask for one study and ignore the content of the answer."""
         self.transport.call("a query", lambda client: client.search_for_studies(limit=1, fuzzymatching=False))
 
     def find_studies(self, query: StudyQuery) -> list[Study]:
-        """Studies that match, in the order of the archive.
+        """Return the studies that match, in the order of the archive.
 
-        Date and modality are the archive's to judge, descriptions are compared here: Orthanc's plugin does not decode the percent
-        signs that wildcards and spaces become in a URL, capitals count in some archives only, and others skip filters unasked.
+        The archive filters by date and modality. Descriptions are compared here, because Orthanc's plugin does not
+        decode percent signs in a URL, some archives compare upper and lower case, and others ignore filters.
 
         Raises:
-            ArchiveRefused: More than 10 000 match.
+            ArchiveRefused: More than 10,000 studies match.
         """
         found, ignored = self._studies(query)
         if ignored:
@@ -87,7 +87,7 @@ class Archive:
         return [study_of(item) for item in found if matches(query, item)]
 
     def study(self, uid: str) -> Study:
-        """Counts of one study; zero when the archive has no such study."""
+        """Return the counts of one study; they are zero when the archive has no such study."""
         study = self._told_of(uid)
         if study.series is not None and study.instances is not None:
             return study
@@ -95,11 +95,11 @@ class Archive:
         return Study(uid=uid, series=len(series), instances=sum(self.count(uid, item) for item in series))
 
     def series(self, study: str, only: SeriesFilter | None, *, counted: bool = False) -> list[Series]:
-        """Series of a study that ``only`` means; all of them for None.
+        """Return the series of a study that match ``only``, or all of them if it is None.
 
         Args:
-            counted: Compare with the archive's own number of series in any case, which costs a query. Without it they
-                are compared where the archive ignored ``offset``.
+            counted: Always compare with the archive's own number of series, which costs a query. Otherwise the numbers
+                are compared only if the archive ignored ``offset``.
 
         Raises:
             ArchiveRefused: The list is shorter than that number; see :meth:`instances`.
@@ -127,11 +127,11 @@ class Archive:
         ]
 
     def instances(self, study: str, series: Series) -> list[str]:
-        """SOPInstanceUIDs of a series, all of them: as many as the archive itself counts.
+        """Return the SOPInstanceUIDs of a series, which must be as many as the archive itself counts.
 
         Raises:
-            ArchiveRefused: The archive cuts the list and ignores ``offset``, so that the rest cannot be asked for.
-            ArchiveUnavailable: It lists fewer than it counts, such as while the series arrives.
+            ArchiveRefused: The archive cuts the list and ignores ``offset``, so that the rest cannot be requested.
+            ArchiveUnavailable: It lists fewer than it counts, for instance while the series arrives.
         """
         what = "a query for instances"
         found, ignored = self._pages(
@@ -141,18 +141,18 @@ class Archive:
             most=_MOST_INSTANCES,
         )
         told = series.instances
-        if told is None and ignored:  # the list may be cut; the metadata know no pages
+        if told is None and ignored:  # the list may be cut; metadata have no pages
             told = len(self.transport.call("metadata of a series", lambda client: client.retrieve_series_metadata(study, series.uid)))
         if told is not None and told > len(found):
             raise self._cut(what, len(found), told) if ignored else self._fewer(what, len(found), told, "series")
         return [answered_uid(item, SOP_UID) for item in found]
 
     def count(self, study: str, series: Series) -> int:
-        """Instances of a series: as the archive counts them, else counted here."""
+        """Return the number of instances of a series, counted by the archive or else here."""
         return series.instances if series.instances is not None else len(self.instances(study, series))
 
     def has(self, study: str, sop_uid: str) -> bool:
-        """Whether the archive has an instance."""
+        """Return whether the archive has an instance."""
         found = self._asked(
             "a query for one instance",
             lambda client: client.search_for_instances(study, fuzzymatching=False, search_filters={"SOPInstanceUID": sop_uid}),
@@ -171,11 +171,12 @@ class Archive:
         )
 
     def _whole(self, query: StudyQuery, found: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """All studies of a query whose answer may be cut, because the archive ignored ``offset``.
+        """Return all studies of a query whose answer may be cut, because the archive ignored ``offset``.
 
-        QIDO tells no number of studies, but an answer that is cut is known by its halves: together they have more. Then the dates are
-        divided until each answer is shorter than the longest one that was cut. Where there is nothing to divide, it is known by an
-        answer for no dates at all that has other studies and not one more of them.
+        QIDO gives no total number of studies. An answer is cut if the answers for the two halves of its dates have more
+        studies together. The dates are then divided until each answer is shorter than the longest one that was cut. A
+        query without dates to divide is cut if a query without any filter returns as many studies, and not the same
+        ones.
 
         Raises:
             ArchiveRefused: The answer for a single day is cut, or there are no dates to divide.
@@ -191,14 +192,14 @@ class Archive:
         halves = [replace(query, date_to=middle), replace(query, date_from=middle + timedelta(days=1))]
         parts = [self._studies(half)[0] for half in halves]
         if {text_of(item, STUDY_UID) for part in parts for item in part} <= {text_of(item, STUDY_UID) for item in found}:
-            # Two halves that add up to the whole are each shorter than it, so neither is cut. One that has all of it proves nothing.
+            # If both halves are shorter than the whole, neither is cut. A half that has all studies proves nothing.
             full = [(half, part) for half, part in zip(halves, parts, strict=True) if len(part) == len(found)]
             return self._whole(*full[0]) if full else found
         self._cap = max(self._cap, len(found))
         return [item for half, part in zip(halves, parts, strict=True) for item in self._whole(half, part)]
 
     def _answers_no_more(self, found: list[dict[str, Any]]) -> bool:
-        """Whether the archive cuts answers at this length: asked for one more of any study, it gives as many and not the same."""
+        """Return whether the archive cuts answers at this length: asked for one more, it gives as many, but others."""
         most = len(found)
         try:
             items = self._asked("a query for studies", lambda client: client.search_for_studies(limit=most + 1, fuzzymatching=False))
@@ -207,7 +208,7 @@ class Archive:
         return len(items) == most and not {text_of(item, STUDY_UID) for item in items} <= {text_of(item, STUDY_UID) for item in found}
 
     def _told_of(self, study: str) -> Study:
-        """What the archive itself counts of a study: None where it does not tell, zero where it has no such study."""
+        """Return the archive's own counts of a study: None if it does not give them, zero if it has no such study."""
         found, _ = self._pages(
             "a query for one study",
             STUDY_UID,
@@ -222,7 +223,7 @@ class Archive:
         where = f"connection {self.endpoint.conn_id!r}: {what}"
         listed = f"{found} of the {told} that it counts" if told is not None else f"no more than {found} at once"
         fix = f"raise the archive's limit of results to {told or 'more'}, or have it honour offset"
-        return ArchiveRefused(f"config: {where}: the archive lists {listed} and ignores offset, so the rest cannot be asked for; {fix}")
+        return ArchiveRefused(f"config: {where}: the archive lists {listed} and ignores offset, so the rest cannot be requested; {fix}")
 
     def _fewer(self, what: str, found: int, told: int, of: str) -> ArchiveUnavailable:
         where = f"connection {self.endpoint.conn_id!r}: {what}"
@@ -238,11 +239,11 @@ class Archive:
         fields: Sequence[str] = (),
         filters: Mapping[str, str] | None = None,
     ) -> tuple[list[dict[str, Any]], bool]:
-        """All pages of a query, each item once, and whether the archive ignored ``offset``.
+        """Return all pages of a query, each item once, and whether the archive ignored ``offset``.
 
-        Archives cap a page where they like, and some ignore the offset; so neither a short page ends the query nor a full one
-        proves that there is more: it ends with a page that has nothing new. Where that page is not empty, the offset was ignored, and
-        nobody can say from the pages alone whether there is more.
+        Archives limit pages as they like, and some ignore the offset. So a short page does not end the query, and a
+        full one does not prove that there is more. The query ends with a page that has nothing new. If that page is not
+        empty, the offset was ignored, and the pages do not show whether there is more.
         """
         found: dict[str, dict[str, Any]] = {}
         seen = 0
@@ -265,14 +266,14 @@ class Archive:
                 raise ArchiveRefused(f"config: {where} matches more than {most}; narrow it by date, modality or description")
 
     def _asked(self, what: str, request: Callable[[Any], list[dict[str, Any]]]) -> list[dict[str, Any]]:
-        """The answer to a query.
+        """Return the answer to a query.
 
         Raises:
-            ArchiveRefused: It is no DICOM JSON.
+            ArchiveRefused: The answer is not DICOM JSON.
         """
         try:
             items = self.transport.call(what, request)
-        except (TypeError, AttributeError, RecursionError):  # dicomweb-client's and json's own, over an answer of another form
+        except (TypeError, AttributeError, RecursionError):  # of dicomweb-client and json, for other answers
             items = None
         if not well_formed(items):
             where = f"connection {self.endpoint.conn_id!r}: {what}"
@@ -281,11 +282,12 @@ class Archive:
 
     # --- WADO-RS ------------------------------------------------------------------------------------------------
     def fetch(self, study: str, series: str, sop_uid: str) -> bytes:
-        """One instance as a DICOM file, in the transfer syntax that the archive stores it in.
+        """Return one instance as a DICOM file, in the transfer syntax in which the archive stores it.
 
         Raises:
-            InstancesRejected: What came is not DICOM, or is another instance.
-            ArchiveUnavailable: Also when the instance was withdrawn after it was listed; the next try lists again.
+            InstancesRejected: The answer is not DICOM, or is another instance.
+            ArchiveUnavailable: The archive does not answer, or the instance was withdrawn after it was listed. The next
+                try lists the instances again.
         """
         try:
             dataset = self.transport.call("a retrieval", lambda client: _parsed(client, study, series, sop_uid))
@@ -303,7 +305,8 @@ class Archive:
 
     # --- STOW-RS ------------------------------------------------------------------------------------------------
     def store(self, datasets: Mapping[str, Any]) -> BatchAnswer:
-        """Store datasets by their SOPInstanceUID. Storing one again leaves one: the archive knows it by its UID.
+        """Store datasets by their SOPInstanceUID. Storing one again makes no copy, as the archive identifies it by its
+        UID.
 
         An instance that the answer does not mention counts as stored only if a query finds it.
         """
@@ -317,12 +320,12 @@ class Archive:
             if self.has(str(dataset.StudyInstanceUID), uid):
                 stored.add(uid)
             else:
-                failed[uid] = ("the archive took it but does not have it", True)
+                failed[uid] = ("the archive accepted it but does not have it", True)
         return BatchAnswer(stored=frozenset(stored), failed={uid: reason for uid, reason in failed.items() if uid in datasets})
 
 
 def _parsed(client: Any, study: str, series: str, sop_uid: str) -> Any:
-    """The instance, or None when what came cannot be parsed. The parser's own words may quote the file, so they go nowhere."""
+    """Return the instance, or None if it cannot be parsed. The parser's message is dropped, as it may quote the file."""
     import requests
 
     unreadable = (ValueError, LookupError, EOFError, AttributeError, TypeError, struct.error, pydicom().errors.InvalidDicomError)
@@ -335,7 +338,7 @@ def _parsed(client: Any, study: str, series: str, sop_uid: str) -> Any:
 
 
 def _store(client: Any, batch: Sequence[Any]) -> dict[str, Any]:
-    """The answer's DICOM JSON; an archive that failed them all says so with status 409 or 400 and the same form of answer."""
+    """Return the answer's DICOM JSON. If an archive stores none of a batch, this comes with status 409 or 400."""
     import requests
 
     try:
@@ -351,13 +354,13 @@ def _store(client: Any, batch: Sequence[Any]) -> dict[str, Any]:
 
 
 def _reason(code: int | None) -> tuple[str, bool]:
-    """Words for a FailureReason, and whether it may pass."""
+    """Return a message for a FailureReason, and whether it may pass."""
     if code is None:
         return "the archive gives no reason", True
     if code in _LASTING:
         return f"{_LASTING[code]} ({code:04X}H)", False
     if code & 0xF000 == 0xC000 or code & 0xFF00 == 0xA900:
-        return f"the archive cannot read it as what it says it is ({code:04X}H)", False
+        return f"the archive cannot read it as an instance of its SOP class ({code:04X}H)", False
     if code & 0xFF00 == 0xA700:
         return f"the archive is out of resources ({code:04X}H)", True
     return f"failure {code:04X}H", True

@@ -1,4 +1,4 @@
-"""What a connection of type ``dicomweb`` says: address, paths, credentials and trust, checked before anything is sent."""
+"""Reads a connection of type ``dicomweb`` and checks address, paths, credentials and trust before anything is sent."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ _PATH = re.compile(r"[A-Za-z0-9._~%-]+(?:/[A-Za-z0-9._~%-]+)*")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Endpoint:
-    """Where an archive is and how it is spoken to. Credentials are not part of its printed form.
+    """Describes how to reach an archive. Its printed form has no credentials.
 
     Attributes:
-        conn_id: The connection, named in every error.
-        url: Base address without a slash at its end, such as ``https://pacs.example/dicom-web``.
+        conn_id: Id of the connection, which every error names.
+        url: Base address without a trailing slash, such as ``https://pacs.example/dicom-web``.
         qido_prefix: Path of the query service below ``base_path``, where the archive has one.
         wado_prefix: Path of the retrieval service below ``base_path``, where the archive has one.
         stow_prefix: Path of the storage service below ``base_path``, where the archive has one.
         login: User name for HTTP basic authentication.
         password: Password for HTTP basic authentication.
-        token: Bearer token to use instead of both.
-        verify: True checks the server's certificate against the system's authorities; a path names a CA bundle to use
-            instead.
+        token: Bearer token to use instead of user name and password.
+        verify: True checks the server's certificate with the system's certificate authorities; a path names another CA
+            bundle.
         timeout_s: Seconds to wait for a connection, and for the next bytes of an answer.
-        tries: Requests in all before giving up.
+        tries: Number of requests before giving up.
     """
 
     conn_id: str
@@ -73,12 +73,12 @@ class Endpoint:
 
     @property
     def key(self) -> str:
-        """Short name of the archive for files that remember what it was sent. Holds no credential."""
+        """Return a short name of the archive for files that record what it was sent. It contains no credential."""
         return content_hash([self.url, self.stow_prefix])
 
     @property
     def in_the_clear(self) -> bool:
-        """True when credentials would cross a network unencrypted."""
+        """Return whether credentials would cross a network unencrypted."""
         url = urlsplit(self.url)
         return url.scheme == "http" and bool(self.password or self.token) and not is_loopback(url.hostname or "")
 
@@ -87,7 +87,7 @@ def _extra(conn_id: str, text: str | None) -> dict[str, Any]:
     try:
         data = json.loads(text) if text else {}
     except ValueError:
-        data = None  # the text may hold a token, so it is not shown
+        data = None  # the text may contain a token, so it is not shown
     if not isinstance(data, dict):
         raise ConfigError(
             where=f"connection {conn_id!r}:",
@@ -95,7 +95,7 @@ def _extra(conn_id: str, text: str | None) -> dict[str, Any]:
             problem="must be a JSON object",
             fix=f"known fields: {', '.join(DICOMWEB_FIELDS)}",
         )
-    values = {name: value for name, value in data.items() if value is not None and value != ""}  # the UI's form leaves blanks
+    values = {name: value for name, value in data.items() if value is not None and value != ""}  # blank fields of the form
     for name in values:
         if name not in DICOMWEB_FIELDS:
             near = difflib.get_close_matches(name, DICOMWEB_FIELDS, n=1)
@@ -115,7 +115,7 @@ def _url(conn_id: str, connection: Any, base_path: Any) -> str:
             field="host",
             value=host,
             problem="must be a bare host name such as pacs.example",
-            fix="http or https goes to schema, the path to base_path",
+            fix="put http or https into schema and the path into base_path",
         )
     port = f":{int(connection.port)}" if connection.port else ""
     path = _path(conn_id, "base_path", "dicom-web" if base_path is None else base_path, empty=True)
@@ -133,14 +133,14 @@ def _path(conn_id: str, name: str, value: Any, *, empty: bool = False) -> str | 
 
 def _credentials(conn_id: str, connection: Any, token: Any) -> Mapping[str, Any]:
     if token is not None and (not isinstance(token, str) or not token.isprintable() or not token.isascii()):
-        raise ConfigError(where=f"connection {conn_id!r}:", field="token", problem="must be printable ASCII text")
+        raise ConfigError(where=f"connection {conn_id!r}:", field="token", problem="must be a printable ASCII string")
     if token and connection.login:
         raise ConfigError(f"connection {conn_id!r}: has a login and a token; keep the one that the archive expects")
     return {"login": connection.login or None, "password": connection.password or None, "token": token}
 
 
 def _verify(conn_id: str, value: Any) -> bool | str:
-    """Certificates are always checked: a switch that turns this off is found in every leaked configuration."""
+    """Return what certificates are checked with. They are always checked, because an option to skip this stays set."""
     if value is None or value is True or (isinstance(value, str) and value.lower() == "true"):
         return True
     if isinstance(value, str) and os.path.isabs(value):

@@ -1,4 +1,4 @@
-"""What one run of a sensor does with its ledger: settles what earlier runs got, then puts on record what it hands out itself."""
+"""Records for one run of a sensor how the studies of earlier runs ended, and which studies it hands out itself."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from airflow_nnunet.dicomweb.stability import KnownStudy, Ready
 if TYPE_CHECKING:
     from airflow.sdk import BaseOperator
 
-# So long after its last hand-out a failed study is judged again, in case a person has cleared its tasks since.
+# For this long after its last hand-out a failed study is checked again, in case a person has cleared its tasks.
 _JUDGED_AGAIN = dt.timedelta(days=30)
 _SHOWN = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HandOut:
-    """One run's hand-out of studies.
+    """Hands out studies to one run.
 
     Attributes:
         ledger: Ledger of the sensor.
         run: Id of the DAG run.
-        only_new: False hands out studies that were handed out before.
-        max_offers: Runs that get a study whose tasks fail.
-        most: Studies that can be handed out at once.
+        only_new: False also hands out studies that were handed out before.
+        max_offers: Number of runs that get a study whose tasks fail.
+        most: Largest number of studies to hand out at once.
     """
 
     ledger: StudyLedger
@@ -38,7 +38,7 @@ class HandOut:
     most: int
 
     def seen(self) -> dict[str, KnownStudy]:
-        """What a watch must know of earlier hand-outs."""
+        """Return what a watch needs to know about earlier hand-outs."""
         found = {}
         for uid, entry in self.ledger.read().items():
             owed = entry.state == FAILED and entry.offers < self.max_offers
@@ -47,23 +47,23 @@ class HandOut:
         return found
 
     def repeat(self) -> list[str]:
-        """Hand out once more what this run got before it was retried or cleared, in the same order; empty when it got nothing."""
+        """Hand out again the studies that this run got before it was retried or cleared, in the same order."""
         with self.ledger.turn():
             own = [entry for entry in self.ledger.read().values() if entry.run == self.run]
             return self._record(sorted(own, key=lambda entry: entry.index)[: self.most])
 
     def give(self, ready: Sequence[Ready]) -> list[str]:
-        """Put on record as this run's, and return, the studies that no other run has got since they were looked at."""
+        """Record for this run, and return, the studies that no other run has taken in the meantime."""
         with self.ledger.turn():
             entries, seen = self.ledger.read(), self.seen()
             free = [item for item in ready if (known := seen.get(item.uid)) is None or known.again or known.meant != item.meant]
             return self._record([self._entry(item, entries.get(item.uid)) for item in free[: self.most]])
 
     def record_outcomes(self, task: BaseOperator, dag_id: str) -> tuple[list[Entry], list[Entry]]:
-        """Put on record what became of what earlier runs got.
+        """Record how the studies of earlier runs ended.
 
         Returns:
-            Failed studies that are handed out again, and those that are given up.
+            The failed studies that are handed out again, and those that are given up.
         """
         known = self.ledger.read().values()
         changed = entries_with_outcome(
@@ -92,10 +92,10 @@ class HandOut:
 
 
 def given_up_text(entries: Sequence[Entry]) -> str:
-    """Which studies are given up, and what to do about them."""
+    """Return a message with the studies that are given up, and what to do about them."""
     shown = ", ".join(f"{entry.study} (run {entry.run})" for entry in entries[:_SHOWN])
     more = f" and {len(entries) - _SHOWN} more" if len(entries) > _SHOWN else ""
-    fix = "see why their tasks failed, then clear those tasks, or trigger a run with only_new off"
+    fix = "find out why their tasks failed, then clear those tasks, or trigger a run with only_new off"
     return f"{len(entries)} studies failed in every run that got them and are not handed out again: {shown}{more}; {fix}"
 
 

@@ -1,4 +1,4 @@
-"""Connection type ``dicomweb``: an archive, kept where Airflow keeps connections."""
+"""Connection type ``dicomweb``, which describes an archive."""
 
 from __future__ import annotations
 
@@ -26,13 +26,14 @@ DEFAULT_CONN_ID = "dicomweb_default"
 
 
 class DicomWebHook(BaseHook):
-    """An archive by its connection: host, schema (https unless it says http), port, login and password.
+    """Gives access to the archive of a connection, which has host, schema (https by default), port, login and password.
 
-    The connection's extra may hold ``base_path``, ``qido_prefix``, ``wado_prefix``, ``stow_prefix``, ``verify`` (true, or the path
-    of a CA bundle), ``timeout_s``, ``tries`` and ``token`` (a bearer token instead of login and password).
+    The connection's extra may have ``base_path``, ``qido_prefix``, ``wado_prefix``, ``stow_prefix``, ``verify`` (true,
+    or the path of a CA bundle), ``timeout_s``, ``tries`` and ``token`` (a bearer token instead of login and password).
 
-    All methods block and raise by class (:mod:`airflow_nnunet.jobs.exceptions`): ``ArchiveUnavailable`` when the archive does not
-    answer, ``ArchiveRefused`` when credentials, address or rights are wrong, ``InvalidConfig`` for a wrong connection or argument.
+    All methods block. They raise exceptions of :mod:`airflow_nnunet.jobs.exceptions`: ``ArchiveUnavailable`` if the
+    archive does not answer, ``ArchiveRefused`` if credentials, address or rights are wrong, ``InvalidConfig`` for a
+    wrong connection or argument.
     """
 
     conn_name_attr: ClassVar[str] = "dicomweb_conn_id"
@@ -46,13 +47,13 @@ class DicomWebHook(BaseHook):
         self._archive: Archive | None = None
 
     def get_conn(self) -> Archive:
-        """The archive; the same object for the hook's life, usable in threads."""
+        """Return the archive. It is always the same object, which threads may share."""
         if self._archive is None:
             self._archive = open_archive(self._connection())
         return self._archive
 
     def test_connection(self) -> tuple[bool, str]:
-        """What the UI's test button says: whether a query is answered."""
+        """Return for the UI's test button whether the archive answers a query, and a message."""
         try:
             archive = open_archive(self._connection(), tries=1)
             archive.ping()
@@ -68,13 +69,13 @@ class DicomWebHook(BaseHook):
         modality: str | None = None,
         description: str | None = None,
     ) -> list[Study]:
-        """Studies by date (both ends included), a modality that they must have, and a pattern for their description."""
+        """Return studies by date (both ends included), modality, and a pattern for the description."""
         return self.get_conn().find_studies(
             _checked(StudyQuery, date_from=date_from, date_to=date_to, modality=modality, description=description)
         )
 
     def study_state(self, study: str) -> Study:
-        """How many series and instances the archive has of a study; zero of an unknown one."""
+        """Return how many series and instances of a study the archive has; zero for an unknown study."""
         return self.get_conn().study(_checked(checked_uid, study, field="study"))
 
     def retrieve_study(
@@ -87,10 +88,10 @@ class DicomWebHook(BaseHook):
         workers: int = 4,
         sharing: str = "private",
     ) -> Retrieved:
-        """Bring a study below a folder, or the rest of it after an interruption; see :mod:`airflow_nnunet.dicomweb.retrieve`.
+        """Fetch a study into a folder, or what is missing of it; see :mod:`airflow_nnunet.dicomweb.retrieve`.
 
         Args:
-            sharing: Who may read what arrives, as in section [nnunet]; by default this process's user alone.
+            sharing: Who may read the files, as in section [nnunet]; by default only this process's user.
         """
         from airflow_nnunet.dicomweb.retrieve import retrieve_study
 
@@ -100,7 +101,7 @@ class DicomWebHook(BaseHook):
             return retrieve_study(self.get_conn(), uid, folder, only=only, workers=workers)
 
     def store(self, paths: Sequence[Path], *, folder: Path, modalities: Sequence[str] = ("SEG",)) -> StoreReport:
-        """Store files of a folder, each one once; see :mod:`airflow_nnunet.dicomweb.store`."""
+        """Store each file of a folder once; see :mod:`airflow_nnunet.dicomweb.store`."""
         from airflow_nnunet.dicomweb.store import store_files
 
         return store_files(self.get_conn(), paths, folder=folder, modalities=modalities)
@@ -113,16 +114,16 @@ class DicomWebHook(BaseHook):
 
 
 def unknown_connection(conn_id: str) -> ArchiveUnavailable:
-    """The error of a connection that Airflow does not find: worth another try, as Airflow says so too when its API fails for a moment."""
+    """Return the error for an unknown connection. It is retried, as Airflow reports the same when its API fails."""
     fix = "add one of type dicomweb, see include/connections.example.json"
     return ArchiveUnavailable(f"lost: connection {conn_id!r}: does not exist, or Airflow's API does not answer; {fix}")
 
 
 def open_archive(connection: Any, *, tries: int | None = None) -> Archive:
-    """The archive of a connection. ``tries`` instead of the connection's own.
+    """Return the archive of a connection. ``tries`` overrides the connection's own number.
 
-    Whoever triggers a DAG may name a connection in its form, and its password goes to the connection's own host with the first request.
-    So no other type of connection is ever used, whatever its host is.
+    A person who triggers a DAG may name any connection in the form, and the first request sends its password to its
+    host. So connections of other types are never used.
 
     Raises:
         InvalidConfig: The connection cannot be used.

@@ -1,10 +1,11 @@
-"""What a sensor has handed out, and what became of it: a file of the workspace that only grows and is kept for years.
+"""Records in a file of the workspace which studies a sensor has handed out and how they ended.
 
-    jobs/.studies/<hash>.jsonl    one line for each hand-out and each outcome; the last line of a study counts
-    jobs/.studies/<hash>.lock     kernel lock of those who write
+    jobs/.studies/<hash>.jsonl    one line for each hand-out and each outcome; a study's last line is valid
+    jobs/.studies/<hash>.lock     kernel lock for writers
 
-An XCom or Airflow's state store would not do: both are deleted after a while (`airflow db clean`, 30 days), and the state store holds
-65,535 bytes a value. A study takes about 200 bytes here. The first line says whose file it is. Names of patients are never in it.
+The file is kept for years. XComs and Airflow's state store are deleted after a while (`airflow db clean`, 30 days), and
+the state store takes 65,535 bytes a value; a study takes about 200 bytes here. The first line names the sensor and its
+query. The file never contains names of patients.
 """
 
 from __future__ import annotations
@@ -27,13 +28,13 @@ from nnunet_jobs.contract.storage.workspace import Workspace
 
 FOLDER = ".studies"
 OUT, DONE, FAILED = "out", "done", "failed"
-# A file with more than this many lines that no longer count is written anew.
+# A file with more than this many outdated lines is rewritten.
 _STALE_LINES = 5000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """One study that was handed out.
+    """Records one study that was handed out.
 
     Attributes:
         study: StudyInstanceUID.
@@ -41,10 +42,10 @@ class Entry:
         meant: Number of instances in the series that were waited for.
         run: DAG run that got the study.
         index: Position of the study in that run's list, from 0.
-        offers: Runs that got it since it last had new images.
-        max_offers: ``max_offers`` of the sensor, when it got it.
+        offers: Number of runs that got the study since it last had new images.
+        max_offers: The sensor's ``max_offers`` at that time.
         state: ``out`` until that run has ended, then ``done`` or ``failed``.
-        at: UTC, ISO 8601, of the hand-out.
+        at: Time of the hand-out, as UTC in ISO 8601.
     """
 
     study: str
@@ -59,12 +60,12 @@ class Entry:
 
     @property
     def given_up(self) -> bool:
-        """Whether its tasks failed in all the runs that it gets."""
+        """Return whether the study's tasks failed in ``max_offers`` runs, so that no run gets it again."""
         return self.state == FAILED and self.offers >= self.max_offers
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Entry:
-        """Read a line; fields of later versions are left out.
+        """Read a line, without fields of later versions.
 
         Raises:
             TypeError: A field is missing.
@@ -74,22 +75,22 @@ class Entry:
 
 
 class StudyLedger:
-    """The file of one sensor. Readers need no lock; hold :meth:`turn` from a read to the append that follows from it."""
+    """Reads and writes the file of one sensor. Hold :meth:`turn` for a read and an append that depends on it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     @classmethod
     def of(cls, workspace: Workspace, owner: Mapping[str, Any], *, memory: MarkedWorkspaces | None = None) -> StudyLedger:
-        """The ledger of a sensor, made when it is missing, readable for whom ``sharing`` says.
+        """Return the ledger of a sensor. It is created if missing, with the permissions that ``sharing`` sets.
 
         Args:
-            owner: What makes the sensor and its query this one; see the file's first line.
+            owner: Identifies the sensor and its query, and is written to the file's first line.
             memory: See :func:`open_workspace`.
 
         Raises:
             NotMounted: The workspace's share is not mounted; an empty ledger there would make every study new.
-            ConfigError: This user may not write in the jobs folder.
+            ConfigError: This user may not write into the jobs folder.
         """
         ledger = cls(Path(workspace.jobs) / FOLDER / f"{content_hash(owner, length=24)}.jsonl")
         try:
@@ -106,21 +107,21 @@ class StudyLedger:
 
     @contextlib.contextmanager
     def turn(self) -> Iterator[None]:
-        """Read and append as the only one."""
+        """Hold the lock, so that no other process appends between a read and an append."""
         with locked(self.path.with_suffix(".lock"), interval=0.02, parents=False):
             yield
 
     def owner(self) -> dict[str, Any]:
-        """Whose ledger it is: DAG, task and query."""
+        """Return the DAG, task and query that the ledger belongs to."""
         with open(self.path, errors="replace") as file:
             first = _parsed(file.readline())
         return {name: value for name, value in first.items() if name != "schema"}
 
     def read(self) -> dict[str, Entry]:
-        """Studies by UID. A line that a kill or a full disk cut off is skipped: its study is new again, never lost."""
+        """Return the studies by UID. A line that a kill cut off is skipped, and its study is new again."""
         found: dict[str, Entry] = {}
         for line in self.path.read_text(errors="replace").splitlines():
-            with contextlib.suppress(TypeError):  # the first line, and what is damaged
+            with contextlib.suppress(TypeError):  # the first line and damaged lines
                 entry = Entry.from_json(_parsed(line))
                 found[entry.study] = entry
         return found
@@ -133,7 +134,7 @@ class StudyLedger:
             self._shorten()
 
     def _shorten(self) -> None:
-        """Leave out the lines that no longer count where they are many."""
+        """Rewrite the file without outdated lines when there are many."""
         entries = self.read()
         with open(self.path, "rb") as file:
             first = file.readline()
@@ -144,10 +145,10 @@ class StudyLedger:
 
 
 def ledgers(jobs: str | Path) -> list[StudyLedger]:
-    """All ledgers of a jobs folder.
+    """Return all ledgers of a jobs folder.
 
     Raises:
-        PermissionError: This user may not look there.
+        PermissionError: This user may not read the folder.
     """
     folder = Path(jobs) / FOLDER
     try:
@@ -158,7 +159,7 @@ def ledgers(jobs: str | Path) -> list[StudyLedger]:
 
 
 def now() -> str:
-    """This moment as ledgers note it."""
+    """Return the current time in the form that ledgers use."""
     return dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
 
 

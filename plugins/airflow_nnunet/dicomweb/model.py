@@ -1,4 +1,4 @@
-"""What an archive is asked for and what it answers, reduced to what identifies no patient."""
+"""Describes queries to an archive and their answers, without anything that identifies a patient."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from nnunet_jobs.contract.storage.files import content_hash
 
 _UID = re.compile(r"[0-9][0-9.]{0,63}")
 _MODALITY = re.compile(r"[A-Z0-9_]{1,16}")
-# What is derived from images, and what this package itself stores back: never taken for a study's images.
+# Objects that are derived from images, such as those that this package stores back, do not count as images.
 DERIVED = ("SEG", "RTSTRUCT", "SR", "PR", "KO", "REG")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Study:
-    """One study of an answer. Counts are None where the archive does not tell them."""
+    """Describes one study of an answer. Counts are None if the archive does not give them."""
 
     uid: str
     series: int | None = None
@@ -29,7 +29,7 @@ class Study:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Series:
-    """One series of a study."""
+    """Describes one series of a study."""
 
     uid: str
     modality: str
@@ -38,12 +38,12 @@ class Series:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SeriesFilter:
-    """Which series of a study are meant.
+    """Selects series of a study.
 
     Attributes:
-        modality: Modality, such as ``MR``; None means every series of images, so no segmentations, structure sets and
-            reports.
-        description: Pattern with ``*`` and ``?`` for the series description, capitals ignored.
+        modality: Modality, such as ``MR``; None selects every series of images, but no segmentations, structure sets
+            and reports.
+        description: Pattern with ``*`` and ``?`` for the series description; upper and lower case are the same.
     """
 
     modality: str | None = None
@@ -54,21 +54,21 @@ class SeriesFilter:
         checked_pattern("series_description", self.description)
 
     def matches(self, modality: str, description: str) -> bool:
-        """Whether a series with these values is meant."""
+        """Return whether a series with these values is selected."""
         fits = modality == self.modality if self.modality else modality not in DERIVED
         return fits and matches_pattern(description, self.description)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StudyQuery:
-    """Which studies are meant.
+    """Selects studies of an archive.
 
     Attributes:
         date_from: First study date, included; no limit if None.
         date_to: Last study date, included; no limit if None.
         modality: Modality that the study must have.
         description: Pattern with ``*`` and ``?`` for the study description.
-        series_description: Pattern that a series of it must match.
+        series_description: Pattern that a series of the study must match.
     """
 
     date_from: date | None = None
@@ -88,25 +88,25 @@ class StudyQuery:
 
     @property
     def series_filter(self) -> SeriesFilter:
-        """The series that count when a study is judged complete."""
+        """Return the filter for the series whose instances are counted when a study is complete."""
         return SeriesFilter(modality=self.modality, description=self.series_description)
 
     @property
     def dates(self) -> str | None:
-        """DICOM's range, such as ``20240101-20240131``."""
+        """Return the dates as a DICOM range, such as ``20240101-20240131``."""
         if not (self.date_from or self.date_to):
             return None
         first, last = (f"{day:%Y%m%d}" if day else "" for day in (self.date_from, self.date_to))
         return first if first == last else f"{first}-{last}"
 
     def key(self, conn_id: str) -> str:
-        """Short name of the query without its dates: what successive runs of a sensor have in common."""
+        """Return a short name of the query without its dates, which is the same for all runs of a sensor."""
         return content_hash([conn_id, self.modality, self.description, self.series_description])
 
     def matches(self, study_date: str, modalities: list[str], description: str) -> bool:
-        """Judge an answer: some archives ignore filters that they do not know and return everything.
+        """Check an answer, because some archives ignore filters that they do not know and return everything.
 
-        A date or modalities that the answer lacks cannot be checked again and pass; a missing description is an empty one.
+        Dates and modalities that the answer lacks are taken as matching; a missing description counts as empty.
         """
         if study_date and self.date_from and study_date < f"{self.date_from:%Y%m%d}":
             return False
@@ -117,7 +117,7 @@ class StudyQuery:
         return matches_pattern(description, self.description)
 
     def to_json(self) -> dict[str, Any]:
-        """JSON object, inverse of :meth:`from_json`."""
+        """Return a JSON object, the inverse of :meth:`from_json`."""
         return {name: value.isoformat() if isinstance(value, date) else value for name, value in asdict(self).items()}
 
     @classmethod
@@ -127,10 +127,10 @@ class StudyQuery:
 
 
 def checked_uid(uid: Any, *, field: str) -> str:
-    """The UID, if it is one; it becomes a part of URLs.
+    """Return the UID after a check, because it becomes part of URLs.
 
     Raises:
-        ConfigError: It has anything but digits and dots.
+        ConfigError: It has other characters than digits and dots.
     """
     text = str(uid).strip()
     if not _UID.fullmatch(text):
@@ -139,13 +139,13 @@ def checked_uid(uid: Any, *, field: str) -> str:
 
 
 def checked_modality(modality: str | None) -> None:
-    """Refuse what is no DICOM code string."""
+    """Refuse a modality that is not a DICOM code string."""
     if modality is not None and not _MODALITY.fullmatch(modality):
         raise ConfigError(field="modality", value=modality, problem="must be a DICOM modality such as MR or CT, in capitals")
 
 
 def checked_pattern(field: str, pattern: str | None) -> None:
-    """Refuse what QIDO would not take for one value of DICOM's LO."""
+    """Refuse a pattern that QIDO does not accept as one value of DICOM type LO."""
     if pattern is not None and (not pattern.strip() or len(pattern) > 64 or not pattern.isprintable() or "\\" in pattern):
         raise ConfigError(
             field=field, value=pattern, problem="must be 1 to 64 printable characters without a backslash", fix="* and ? are wildcards"
@@ -153,14 +153,14 @@ def checked_pattern(field: str, pattern: str | None) -> None:
 
 
 def matches_pattern(text: str, pattern: str | None) -> bool:
-    """DICOM wildcard matching, capitals ignored. ``[`` is an ordinary character in DICOM."""
+    """Return whether a string matches a DICOM pattern, ignoring case. ``[`` is an ordinary character in DICOM."""
     if pattern is None:
         return True
     return fnmatch.fnmatchcase(text.strip().casefold(), pattern.strip().casefold().replace("[", "[[]"))
 
 
 def blank(value: Any) -> Any:
-    """None for what a form or a template leaves blank, else the value."""
+    """Return None for a value that a form or template left blank, else the value."""
     return None if value is None or (isinstance(value, str) and value.strip() in ("", "None")) else value
 
 

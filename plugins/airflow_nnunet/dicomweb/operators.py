@@ -1,4 +1,4 @@
-"""Operators that move files between the archive and the workspace: network steps, run in the worker, resumed by the next try."""
+"""Operators that move files between the archive and the workspace, run in the worker, and resume in the next try."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _MOST_WORKERS = 16
 
 
 class _ArchiveOperator(ResultMixin, RenderingMixin, BaseOperator):  # type: ignore[misc, unused-ignore]
-    """What both have: the archive, the workspace, and retries by failure class."""
+    """Base of both operators, with the archive, the workspace, and retries by failure class."""
 
     ui_color = "#fdf1e3"
 
@@ -50,18 +50,18 @@ class _ArchiveOperator(ResultMixin, RenderingMixin, BaseOperator):  # type: igno
             raise ConfigError(field="on_empty", value=on_empty, problem="must be fail or skip")
         self.dicomweb_conn_id: Any = dicomweb_conn_id
         self.nnunet_conn_id: Any = nnunet_conn_id
-        self.team = team  # no template, as in NnunetOperator
+        self.team = team  # not a template, as in NnunetOperator
         self.on_empty = on_empty
 
     def execute(self, context: Context) -> dict[str, Any]:
-        """Do the work, or what is left of it."""
+        """Do the work, or what an earlier try has left to do."""
         try:
             return self.transfer(resolve_config(self.nnunet_conn_id, team=self.team), DicomWebHook(self.dicomweb_conn_id))
         except JobError as error:
             raise from_job_error(error) from error
 
     def transfer(self, config: NnunetConfig, hook: DicomWebHook) -> dict[str, Any]:
-        """The operator's own part. Overridden by each."""
+        """Do the operator's own work. Subclasses override this."""
         raise NotImplementedError
 
     def _empty(self, message: str) -> None:
@@ -71,20 +71,22 @@ class _ArchiveOperator(ResultMixin, RenderingMixin, BaseOperator):  # type: igno
 
 
 class DicomWebRetrieveOperator(_ArchiveOperator):
-    """Bring one study of an archive below ``input_roots``. Map it over the UIDs that :class:`DicomWebStudySensor` returns.
+    """Fetch one study of an archive into ``input_roots``. Map it over the UIDs that :class:`DicomWebStudySensor`
+    returns.
 
-    Instances arrive in parallel, each under a temporary name until it is whole; a retry fetches only what is missing, and a study
-    that is there already costs a few queries. Folder and file names are hashes of UIDs. Returns ``name`` and ``folder`` of the
-    study, ``series``, ``instances``, how many of these were ``fetched`` now, and files ``removed`` because the archive withdrew them.
+    Instances are fetched in parallel, each under a temporary name until it is complete. A retry fetches only what is
+    missing, and a study that is already there costs a few queries. Folder and file names are hashes of UIDs. Returns
+    ``name`` and ``folder`` of the study, ``series``, ``instances``, how many of these were ``fetched`` now, and how
+    many files were ``removed`` because the archive withdrew them.
 
     Args:
         study: StudyInstanceUID.
         folder: Absolute folder below ``input_roots``, with a sub-folder for each study.
-        modality: Only series of this modality, such as ``MR``; empty means all images, without segmentations, structure
+        modality: Only series of this modality, such as ``MR``; if empty, all images, but no segmentations, structure
             sets and reports.
         series_description: Only series that match this pattern with ``*`` and ``?``.
-        workers: Number of requests at once, 1 to 16; the pool of the task limits how many studies do this together.
-        on_empty: ``fail`` or ``skip`` when no series is meant.
+        workers: Number of requests at once, 1 to 16; the task's pool limits how many studies are fetched at once.
+        on_empty: ``fail`` or ``skip`` when no series matches.
         dicomweb_conn_id: Connection of type ``dicomweb``.
         nnunet_conn_id: Connection with another workspace.
         team: Team whose roots are used; see NnunetOperator.
@@ -115,7 +117,7 @@ class DicomWebRetrieveOperator(_ArchiveOperator):
             self._workers()
 
     def transfer(self, config: NnunetConfig, hook: DicomWebHook) -> dict[str, Any]:
-        """Fetch what is missing."""
+        """Fetch the instances that are missing."""
         folder = config.workspace.confine_incoming(self.folder, field="folder")
         only = self._series()
         with workspace_umask(config.workspace):
@@ -145,12 +147,13 @@ class DicomWebRetrieveOperator(_ArchiveOperator):
 class DicomWebStoreOperator(_ArchiveOperator):
     """Store the DICOM results of a predictions folder in an archive, each file once.
 
-    What the archive has confirmed is noted in the folder by content and archive, so a retry sends only the rest. All files are
-    tried; then those that failed fail the task, each named with its reason. Returns ``stored`` and ``already_stored``.
+    The folder records by content and archive what was confirmed, so that a retry sends only the rest. All files are
+    tried before the task fails with the name and reason of each failed one. Returns ``stored`` and ``already_stored``.
 
     Args:
-        folder: Absolute folder below ``output_roots``; its ``.dcm`` files and those of its sub-folders are meant.
-        modalities: What may be sent; another file is a failure, so that no source image is sent back by mistake.
+        folder: Absolute folder below ``output_roots``, whose ``.dcm`` files are stored, also those of its sub-folders.
+        modalities: Modalities that may be sent. Another one is a failure, so that no source image is sent back by
+            mistake.
         on_empty: ``fail`` or ``skip`` when the folder has no such file.
         dicomweb_conn_id: Connection of type ``dicomweb``.
         nnunet_conn_id: Connection with another workspace.
@@ -168,7 +171,7 @@ class DicomWebStoreOperator(_ArchiveOperator):
             self._modalities()
 
     def transfer(self, config: NnunetConfig, hook: DicomWebHook) -> dict[str, Any]:
-        """Send what is not confirmed yet."""
+        """Send the files that are not confirmed yet."""
         from airflow_nnunet.dicomweb.store import find_files
 
         folder = Path(config.workspace.confine_output(self.folder, field="folder"))
@@ -176,7 +179,7 @@ class DicomWebStoreOperator(_ArchiveOperator):
             raise ConfigError(field="folder", value=self.folder, problem="no such folder", fix="name the output_folder of the prediction")
         files = find_files(folder)
         if not files:
-            self._empty(f"folder={self.folder!r}: holds no .dcm file; predict with dicom_seg=True")
+            self._empty(f"folder={self.folder!r}: has no .dcm file; predict with dicom_seg=True")
         with workspace_umask(config.workspace):
             report = hook.store(files, folder=folder, modalities=self._modalities())
         if report.faults:

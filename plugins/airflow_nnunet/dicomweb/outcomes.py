@@ -1,4 +1,4 @@
-"""What became of studies that were handed out: read from the states of the tasks that an earlier run mapped over them."""
+"""Finds out how studies that were handed out ended, from the states of the tasks that a run mapped over them."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _GOOD = ("success", "skipped")
 
 
 def entries_with_outcome(task: BaseOperator, dag_id: str, entries: Iterable[Entry]) -> list[Entry]:
-    """The entries whose runs have ended, with what became of them; those of runs that go on are left out.
+    """Return the entries whose runs have ended, with their outcomes.
 
-    A study has failed when one of the tasks that were mapped over it did, or over what those return, or when none of them ran. Where the
-    tasks cannot be told apart by study, because the list is changed before it is mapped or some of them return nothing to map over, all
-    studies of a run in which such a task failed have failed: they are handed out again, and what is done already is found done. So are
-    those of a run that was deleted.
+    A study has failed if none of the tasks mapped over it ran, or if one of them failed, or one mapped over their
+    results. Tasks cannot be assigned to studies if the list is changed before it is mapped, or if some tasks return
+    nothing to map over. Then all studies of a run in which such a task failed count as failed. They are handed out
+    again, and finished work is not repeated. The studies of a deleted run also count as failed.
 
     Args:
         task: The sensor, in its DAG.
@@ -41,7 +41,7 @@ def entries_with_outcome(task: BaseOperator, dag_id: str, entries: Iterable[Entr
         if state in _UNFINISHED:
             continue
         if state is None:
-            log.warning("run %s is gone; its %s studies count as failed", run, len(given))
+            log.warning("run %s was deleted; its %s studies count as failed", run, len(given))
             found += [replace(entry, state=FAILED) for entry in given]
             continue
         found += _entries_after(task, dag_id, run, state, given)
@@ -54,7 +54,7 @@ def _entries_after(task: BaseOperator, dag_id: str, run: str, state: str, given:
     names = [] if task.get_dag() is None else [*mapped, *further] or sorted(task.get_flat_relative_ids(upstream=False))
     states = _task_states(dag_id, run, names) if names else {}
     if mapped:
-        # A task that the run does not know was added to the DAG later.
+        # A task that the run does not have was added to the DAG later.
         known = [name for name in mapped if name in states or any(f"{name}_{entry.index}" in states for entry in given)]
         handed_out = max(len(_of(states, name)) for name in mapped)
         return [
@@ -68,26 +68,26 @@ def _entries_after(task: BaseOperator, dag_id: str, run: str, state: str, given:
 
 
 def _by_study(states: Mapping[str, str | None], known: list[str], index: int) -> str:
-    # A task that was skipped as a whole, such as by a branch, was never expanded.
+    # A task that was skipped as a whole, for instance by a branch, was never expanded.
     found = [states.get(f"{name}_{index}", states.get(name)) for name in known]
     return DONE if found and all(value in _GOOD for value in found) else FAILED
 
 
 def _fails_later(states: Mapping[str, str | None], further: list[str], index: int, handed_out: int) -> bool:
-    """Whether a task that was mapped over results failed for a study, or for one that cannot be told."""
+    """Return whether a task that was mapped over results failed for this study or for an unknown one."""
     for name in further:
-        if states.get(name, "success") not in _GOOD:  # it was never expanded, so it ran for no study
+        if states.get(name, "success") not in _GOOD:  # never expanded, so it ran for no study
             return True
         own = _of(states, name)
         failed = {number for number, value in own.items() if value not in (*_GOOD, "removed")}
-        # As many of them as studies: each stands where its study stands. Results that are missing move those behind them.
+        # If there are as many as studies, each has its study's index. A missing result shifts the indexes after it.
         if failed and (index in failed or len(own) != handed_out):
             return True
     return False
 
 
 def _of(states: Mapping[str, str | None], name: str) -> dict[int, str | None]:
-    """States of a task's instances by their map index."""
+    """Return the states of a task's instances by map index."""
     ends = ((key.removeprefix(f"{name}_"), value) for key, value in states.items() if key.startswith(f"{name}_"))
     return {int(end): value for end, value in ends if end.isdecimal()}
 
@@ -100,7 +100,7 @@ def _task_states(dag_id: str, run: str, names: list[str]) -> dict[str, str | Non
 
 
 def mapped_over(task: BaseOperator) -> list[str]:
-    """Tasks that are mapped over this task's list and nothing else, so that their map index is a study's place in the list."""
+    """Return tasks mapped over this task's list and nothing else, so that a map index is a study's index in the list."""
     from airflow.sdk.definitions.taskgroup import MappedTaskGroup
 
     if task.get_dag() is None:
@@ -118,7 +118,7 @@ def mapped_over(task: BaseOperator) -> list[str]:
 
 
 def mapped_further(task: BaseOperator, mapped: list[str]) -> list[str]:
-    """Tasks that are mapped over what those tasks return, or over what these return in turn."""
+    """Return tasks that are mapped over the results of those tasks, directly or through others."""
     dag = task.get_dag()
     found: list[str] = []
     waiting = list(mapped) if dag is not None else []

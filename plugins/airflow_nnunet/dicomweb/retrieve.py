@@ -1,9 +1,9 @@
-"""A study from the archive to a folder: in parallel, instance by instance, and after any interruption from where it stopped.
+"""Fetches a study from the archive into a folder, in parallel, and continues after an interruption.
 
-FOLDER/<study>/<series>/<instance>.dcm      hashes of the UIDs; each file whole, by temporary name and rename
-FOLDER/.retrieved/<study>.json              written last: every file with its sha256
-FOLDER/.retrieved/<study>.jsonl             the same, line by line, while the study is not complete
-FOLDER/.retrieved/<study>.lock              kernel lock: two tasks that want one study become a worker and a waiter
+FOLDER/<study>/<series>/<instance>.dcm      named by hashes of the UIDs; renamed from a temporary file when complete
+FOLDER/.retrieved/<study>.json              every file with its sha256, written last
+FOLDER/.retrieved/<study>.jsonl             the same in lines, while the study is not complete
+FOLDER/.retrieved/<study>.lock              kernel lock: of two tasks with the same study, one waits for the other
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ _PROGRESS_EVERY = 100
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Retrieved:
-    """One study on disk.
+    """Describes one study on disk.
 
     Attributes:
-        name: Name of its folder.
-        folder: Absolute path.
+        name: Name of the study's folder.
+        folder: Absolute path of that folder.
         series: Number of series in the folder now.
         instances: Number of instances in the folder now.
-        fetched: Instances that came over the network this time; the others were there.
-        removed: Files that the archive no longer has.
+        fetched: Number of instances that were fetched now; the others were already there.
+        removed: Number of files removed because the archive no longer has them.
     """
 
     name: str
@@ -47,7 +47,7 @@ class Retrieved:
     removed: int
 
     def to_json(self) -> dict[str, Any]:
-        """JSON object of counts and paths."""
+        """Return a JSON object of counts and paths."""
         return asdict(self)
 
 
@@ -59,25 +59,25 @@ class _Wanted:
 
 
 def study_name(study: str, only: SeriesFilter) -> str:
-    """Folder of a study: a hash of its UID, and of the filter, so that two rules about one study never mix their series."""
+    """Return the name of a study's folder: a hash of UID and filter, so that two filters never mix their series."""
     return content_hash([study, only.modality, only.description], length=24)
 
 
 def retrieve_study(archive: Archive, study: str, folder: Path, *, only: SeriesFilter, workers: int = 4) -> Retrieved:
-    """Bring a study's series below ``folder`` and make the copy equal to what the archive has now.
+    """Fetch a study's series into ``folder`` and make the copy equal to what the archive has now.
 
     Args:
-        study: StudyInstanceUID, checked.
-        only: Series that are meant.
+        study: StudyInstanceUID, already checked.
+        only: Series to fetch.
         workers: Number of requests at once.
 
     Returns:
-        Counts; zero series when the archive has none that is meant.
+        The counts; zero series if the archive has none that match.
 
     Raises:
-        ArchiveUnavailable: See :class:`Archive`. What has arrived stays and is not asked for again.
-        ArchiveRefused: See :class:`Archive`. What has arrived stays and is not asked for again.
-        InstancesRejected: See :class:`Archive`. What has arrived stays and is not asked for again.
+        ArchiveUnavailable: See :class:`Archive`. Fetched instances are kept and not fetched again.
+        ArchiveRefused: See :class:`Archive`. Fetched instances are kept and not fetched again.
+        InstancesRejected: See :class:`Archive`. Fetched instances are kept and not fetched again.
     """
     name = study_name(study, only)
     notes = folder / RETRIEVED
@@ -88,7 +88,7 @@ def retrieve_study(archive: Archive, study: str, folder: Path, *, only: SeriesFi
         journal = _Journal(notes / name)
         whole = {item.file for item in wanted if journal.is_whole(target, item.file)}
         missing = [item for item in wanted if item.file not in whole]
-        log.info("study %s: %s instances, %s of them here already", name, len(wanted), len(whole))
+        log.info("study %s has %s instances, of which %s are already here", name, len(wanted), len(whole))
         _fetch_all(archive, study, missing, target, journal, workers)
         removed = _remove_others(target, {item.file for item in wanted})
         journal.complete({item.file for item in wanted})
@@ -133,12 +133,12 @@ def _fetch_all(archive: Archive, study: str, missing: list[_Wanted], target: Pat
         for future in finished:
             future.result()
     finally:
-        # After a failure nothing new is begun; what is under way ends and is kept.
+        # After a failure no new request is started; requests that are running end, and their results are kept.
         executor.shutdown(wait=True, cancel_futures=True)
 
 
 def _remove_others(target: Path, wanted: set[str]) -> int:
-    """Delete what was written earlier and the archive has withdrawn since, temporary files of a killed try included."""
+    """Delete files that the archive has withdrawn, and temporary files of a killed try."""
     removed = 0
     for path in sorted(target.glob("*/*")) if target.is_dir() else ():
         if str(path.relative_to(target)) in wanted:
@@ -156,7 +156,7 @@ def _hash(uid: str) -> str:
 
 
 class _Journal:
-    """sha256 of every instance that has arrived, known again after a kill."""
+    """Records the sha256 of every fetched instance, so that it is still known after a kill."""
 
     def __init__(self, base: Path) -> None:
         self._manifest = base.with_suffix(".json")
@@ -170,12 +170,12 @@ class _Journal:
                 self._known.update(_parsed(line))
 
     def is_whole(self, target: Path, file: str) -> bool:
-        """Whether a file is there with the content that arrived."""
+        """Return whether a file exists with the content that was fetched."""
         path = target / file
         return file in self._known and path.is_file() and sha256_file(path) == self._known[file]
 
     def add(self, file: str, digest: str) -> None:
-        """Note an arrival. A power cut may lose the line; the instance is then fetched again."""
+        """Record a fetched instance. If a power cut loses the line, the instance is fetched again."""
         with self._lock:
             self._known[file] = digest
             with open(self._lines, "a") as lines:
@@ -188,7 +188,7 @@ class _Journal:
 
 
 def _parsed(line: str) -> Mapping[str, str]:
-    """One line of the journal. A line that a kill cut off says nothing, so its instance, and the one after it, are fetched again."""
+    """Parse one line of the journal. An incomplete line is empty, so that its instance and the next are fetched again."""
     try:
         entry = json.loads(line)
     except ValueError:

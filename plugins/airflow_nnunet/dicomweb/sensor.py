@@ -31,41 +31,42 @@ if TYPE_CHECKING:
 
 DEFAULT_OFFERS = 5
 GIVEN_UP = "given_up"
-"""XCom with the UIDs of studies that are not handed out again."""
+"""Key of the XCom with the UIDs of studies that are not handed out again."""
 _SHORTEST_POKE_S = 0.5
 
 
 class DicomWebStudySensor(RenderingMixin, BaseSensorOperator):  # type: ignore[misc, unused-ignore]
     """Wait until an archive has studies that are complete and new, and return their UIDs, ready to be mapped over.
 
-    Complete: the number of instances has not changed for ``stable_for`` seconds. New: not handed out by an earlier run of this
-    task with the same filters, or grown since by images (a segmentation that was stored back does not count), or handed out to a run
-    in which a task mapped over it failed. Such a study is handed out again ``max_offers`` times in all, also when it is older than the
-    dates by then; after that it is given up, and its UID is named in the log, in the XCom ``given_up`` and by the doctor.
+    A study is complete when its number of instances has not changed for ``stable_for`` seconds. It is new in three
+    cases: no earlier run of this task with the same filters got it, it has more images since then (stored segmentations
+    do not count), or a task mapped over it failed. A failed study is handed out to ``max_offers`` runs in all, even if
+    it is older than the dates by then. After that it is given up, and the log, the XCom ``given_up`` and the doctor
+    name its UID.
 
-    At most ``core.max_map_length`` studies are handed out at once, as Airflow maps over no longer list; the next run gets the rest.
-    What was handed out is on record in the workspace before it is returned (:mod:`airflow_nnunet.dicomweb.ledger`), so a study is
-    handed out at least once whatever is killed, and a cleared or retried task returns what its run got before. Two runs at once never
-    get the same study.
+    At most ``core.max_map_length`` studies are handed out at once, because Airflow maps over no longer list; the next
+    run gets the rest. The workspace records them before they are returned (:mod:`airflow_nnunet.dicomweb.ledger`), so
+    that each study is handed out at least once even if processes are killed, and a cleared or retried task returns what
+    its run got before. Two runs at once never get the same study.
 
-    ``timeout`` and ``soft_fail`` are every sensor's; ``soft_fail`` skips a run that finds nothing new, while an archive that turns
-    the query down always fails. All fields below but ``team`` are templates.
+    ``timeout`` and ``soft_fail`` work as in every sensor. ``soft_fail`` skips a run that finds nothing new, but an
+    archive that refuses the query always fails the task. All fields below except ``team`` are templates.
 
     Args:
         dicomweb_conn_id: Connection of type ``dicomweb``.
         modality: Modality that the study must have, such as ``MR``.
         description: Pattern with ``*`` and ``?`` for the study description.
         series_description: Pattern that a series must match; with ``modality``, the series whose images count.
-        date_from: First study date, included; ``lookback_days`` before the run's date when empty.
-        date_to: Last study date, included; the day after the run's date when empty.
-        lookback_days: Number of days after its date within which a study that arrives late is still found.
+        date_from: First study date, included; if empty, ``lookback_days`` before the run's date.
+        date_to: Last study date, included; if empty, the day after the run's date.
+        lookback_days: Number of days before the run's date that the query covers, so that late studies are found.
         stable_for: Seconds without a change after which a study counts as complete.
         hold_s: Seconds that complete studies wait for others that are still arriving.
-        only_new: False hands out every complete study of the dates, those first that were not handed out yet or longest
-            ago.
-        max_offers: Runs that get a study whose tasks fail before it is given up, 1 or more.
-        deferrable: True waits in the triggerer; False holds a worker slot. Mode ``reschedule`` is refused: it forgets
-            between looks.
+        only_new: False hands out every complete study of the dates, beginning with those that were never handed out or
+            the longest time ago.
+        max_offers: Number of runs that get a study whose tasks fail before it is given up, 1 or more.
+        deferrable: True waits in the triggerer; False holds a worker slot. Mode ``reschedule`` is refused, because it
+            keeps no counts between two queries.
         nnunet_conn_id: Connection with another workspace.
         team: Team whose workspace is used; see NnunetOperator.
         kwargs: Everything that any sensor takes.
@@ -111,15 +112,13 @@ class DicomWebStudySensor(RenderingMixin, BaseSensorOperator):  # type: ignore[m
     ) -> None:
         super().__init__(retries=retries, retry_policy=retry_policy or NnunetRetryPolicy(), retry_delay=retry_delay, **kwargs)
         if self.mode != "poke":
-            raise ConfigError(
-                field="mode", value=self.mode, problem="a study is judged by looks that follow each other", fix="use deferrable=True"
-            )
+            raise ConfigError(field="mode", value=self.mode, problem="counts must be kept between two queries", fix="use deferrable=True")
         if self.poke_interval < _SHORTEST_POKE_S:
             raise ConfigError(
                 field="poke_interval",
                 value=self.poke_interval,
                 problem=f"must be {_SHORTEST_POKE_S} s or more",
-                fix="archives serve patients first",
+                fix="set a longer interval, as archives serve patients first",
             )
         self.dicomweb_conn_id: Any = dicomweb_conn_id
         self.modality: Any = modality
@@ -133,13 +132,13 @@ class DicomWebStudySensor(RenderingMixin, BaseSensorOperator):  # type: ignore[m
         self.only_new: Any = only_new
         self.max_offers = max_offers
         self.nnunet_conn_id = nnunet_conn_id
-        self.team = team  # no template, as in NnunetOperator
+        self.team = team  # not a template, as in NnunetOperator
         self.deferrable = deferrable
         self._watch: StudyWatch | None = None
         self._check_constants()
 
     def execute(self, context: Context) -> Any:
-        """Return what this run got before, else settle what earlier runs got, then defer or look from here."""
+        """Return what this run got before; otherwise record outcomes of earlier runs, then defer or wait here."""
         try:
             hand_out = self._hand_out(context)
             self._watch = self._make_watch(hand_out)
@@ -156,7 +155,7 @@ class DicomWebStudySensor(RenderingMixin, BaseSensorOperator):  # type: ignore[m
             raise from_job_error(error) from error
 
     def poke(self, context: Context) -> PokeReturnValue:
-        """One look from the worker."""
+        """Query the archive once from the worker."""
         hand_out = self._hand_out(context)
         if self._watch is None:
             self._watch = self._make_watch(hand_out)
@@ -183,7 +182,7 @@ class DicomWebStudySensor(RenderingMixin, BaseSensorOperator):  # type: ignore[m
         return studies
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
-        """Entry point after a deferral. ``soft_fail`` skips after a timeout only, so that a wrong password is not taken for no news."""
+        """Resume after a deferral. ``soft_fail`` skips only after a timeout, so that a wrong password still fails."""
         try:
             return BaseOperator.resume_execution(self, next_method, next_kwargs, context)
         except TaskDeferralTimeout as error:
@@ -213,7 +212,7 @@ class DicomWebStudySensor(RenderingMixin, BaseSensorOperator):  # type: ignore[m
     def _give(self, hand_out: HandOut, ready: Sequence[Ready], complete: int) -> list[str]:
         studies = hand_out.give(ready)
         if not studies:
-            self.log.info("another run got these studies meanwhile")
+            self.log.info("another run got these studies in the meantime")
             return []
         rest = complete - len(studies)
         later = f"; {rest} more are left to the next run: core.max_map_length is {hand_out.most}" if rest else ""
@@ -221,7 +220,7 @@ class DicomWebStudySensor(RenderingMixin, BaseSensorOperator):  # type: ignore[m
         return studies
 
     def _record_outcomes(self, context: Context, hand_out: HandOut) -> None:
-        """Find out what became of what earlier runs got, and name what is given up."""
+        """Record how the studies of earlier runs ended, and report those that are given up."""
         owed, given_up = hand_out.record_outcomes(self, context["ti"].dag_id)
         if owed:
             self.log.warning("tasks of %s studies failed in earlier runs; these studies are handed out again", len(owed))
@@ -240,7 +239,7 @@ class DicomWebStudySensor(RenderingMixin, BaseSensorOperator):  # type: ignore[m
             run=ti.run_id,
             only_new=bool(coerce(self.only_new, bool, "only_new")),
             max_offers=self._offers(),
-            # Airflow maps over no longer list: the task would fail after its studies are on record.
+            # Airflow maps over no longer list. The task would fail after its studies are recorded.
             most=conf.getint("core", "max_map_length", fallback=1024),
         )
 
@@ -260,7 +259,7 @@ class DicomWebStudySensor(RenderingMixin, BaseSensorOperator):  # type: ignore[m
             days = coerce(self.lookback_days, int, "lookback_days")
             if days < 0:
                 raise ConfigError(field="lookback_days", value=days, problem="must be 0 or more")
-            # Study dates are local dates; a day more at the end covers every time zone.
+            # Study dates are local dates. One more day at the end covers every time zone.
             anchor = context.get("data_interval_end") or context["dag_run"].run_after
             first, last = anchor.date() - timedelta(days=days), anchor.date() + timedelta(days=1)
         return StudyQuery(
@@ -272,7 +271,7 @@ class DicomWebStudySensor(RenderingMixin, BaseSensorOperator):  # type: ignore[m
         )
 
     def _check_constants(self) -> None:
-        """Judge what is known at parse time."""
+        """Check the values that are known when the DAG is parsed."""
         names = ("modality", "description", "series_description", "date_from", "date_to")
         StudyQuery(**{name: blank(getattr(self, name)) for name in names if not is_template(getattr(self, name))})
         for name in ("stable_for", "hold_s"):

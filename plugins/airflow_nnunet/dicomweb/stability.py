@@ -1,4 +1,4 @@
-"""When is a study complete? When its number of instances has not changed for a while, by the watcher's own clock."""
+"""Decides that a study is complete when its number of instances has not changed for a while."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from airflow_nnunet.dicomweb.model import Study
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KnownStudy:
-    """What is known of a study that was handed out before.
+    """Holds what is known about a study that was handed out before.
 
     Attributes:
         instances: Number of instances of the study.
         meant: Number of instances in the series that were waited for.
-        at: When it was handed out last.
-        again: Hand it out again when the query finds it.
-        owed: Also when the query's dates have passed it.
+        at: Time at which it was last handed out.
+        again: Whether to hand it out again when the query finds it.
+        owed: Whether to hand it out again even if it is older than the query's dates.
     """
 
     instances: int
@@ -29,7 +29,7 @@ class KnownStudy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ready:
-    """A study that is complete, with the counts that made it so. ``since``: when it was handed out last; empty for a new one."""
+    """Describes a complete study with its counts. ``since`` is when it was last handed out, empty for a new one."""
 
     uid: str
     instances: int
@@ -39,14 +39,14 @@ class Ready:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Look:
-    """What one look found.
+    """Holds the result of one query.
 
     Attributes:
-        ready: Studies that are complete and to be handed out; those that have waited longest come first.
-        changing: Studies that are new and still arriving.
+        ready: Complete studies to hand out, beginning with those that have waited longest.
+        changing: Number of new studies that are still arriving.
         fire: Whether to hand out ``ready`` now.
-        grown: Studies that are known and have grown only by what was stored back.
-        due_s: Seconds until the first of those that are still arriving may be complete; None when there is none.
+        grown: Known studies that have grown only by files that were stored back.
+        due_s: Seconds until the first of the arriving studies may be complete; None if there is none.
     """
 
     ready: tuple[Ready, ...]
@@ -65,12 +65,12 @@ class _Count:
 
 @dataclass(slots=True)
 class StudyWatch:
-    """Judges study counts over time. Knows nothing of archives and wall clocks.
+    """Compares study counts over time, without access to archives and clocks.
 
     Attributes:
         stable_for: Seconds without a change after which a study is complete.
         hold_s: Seconds that complete studies wait for others that are still arriving.
-        seen: What was handed out before, by study UID.
+        seen: Studies that were handed out before, by UID.
     """
 
     stable_for: float
@@ -80,14 +80,14 @@ class StudyWatch:
     _ready_since: float | None = None
 
     def look(self, studies: Iterable[Study], *, now: float, count: Callable[[Study], int], meant: Callable[[str], int]) -> Look:
-        """Judge an answer of the archive.
+        """Evaluate an answer of the archive.
 
         Args:
-            studies: All that match.
-            now: Monotonic seconds.
-            count: Instances of a study whose answer lacks the number.
-            meant: Instances in the series that the sensor waits for; asked once a study and change. A study that has
-                grown only by what was stored back, such as segmentations, is not new.
+            studies: All studies that match the query.
+            now: Time in seconds of a monotonic clock.
+            count: Returns the number of instances of a study whose answer lacks it.
+            meant: Returns the number of instances in the series that the sensor waits for; called once for each change
+                of a study. A study that has grown only by stored files, such as segmentations, is not new.
         """
         ready: list[Ready] = []
         grown: list[Ready] = []

@@ -1,4 +1,4 @@
-"""Result files to the archive: in batches, each file once, every failure named after all have been tried."""
+"""Stores result files in the archive: in batches, each file once. Failures are reported after all files were tried."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from nnunet_jobs.contract.storage.predictions import is_of_an_earlier_model
 
 log = logging.getLogger(__name__)
 STORED = ".stored"
-# One request holds a batch in memory two or three times over.
+# A request keeps two or three copies of a batch in memory.
 _BATCH_FILES = 16
 _BATCH_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoreReport:
-    """What became of a folder's files.
+    """Reports how storing a folder's files ended.
 
     Attributes:
-        stored: Sent now and confirmed.
-        already_stored: Sent by an earlier try, unchanged since.
+        stored: Number of files sent now and confirmed.
+        already_stored: Number of files sent by an earlier try and unchanged since.
         faults: One for each file that the archive does not have.
-        may_pass: Whether another try may fix one of them.
+        may_pass: Whether another try may succeed for one of them.
     """
 
     stored: int
@@ -46,9 +46,9 @@ class _File:
 
 
 def find_files(folder: Path) -> list[Path]:
-    """DICOM files of a folder and its sub-folders, without what is hidden (notes, scratch, half-written files).
+    """Return the DICOM files of a folder and its sub-folders, without hidden ones (records, scratch, incomplete files).
 
-    In an output folder of predictions the newest run's model is meant; what earlier models predicted is left out.
+    In an output folder of predictions, files that earlier models predicted are left out.
     """
     found = sorted(
         path
@@ -59,15 +59,15 @@ def find_files(folder: Path) -> list[Path]:
 
 
 def store_files(archive: Archive, paths: Sequence[Path], *, folder: Path, modalities: Sequence[str] = ("SEG",)) -> StoreReport:
-    """Store files and remember in ``folder`` what this archive has confirmed, so that the next try sends only the rest.
+    """Store files and record in ``folder`` what this archive has confirmed, so that the next try sends only the rest.
 
     Args:
         paths: Files in ``folder``.
-        modalities: What may be sent; another file is a fault, so that no source image is sent back.
+        modalities: Modalities that may be sent. A file of another one is a fault, so that no source image is sent back.
 
     Raises:
-        ArchiveUnavailable: The archive does not answer at all; what was confirmed before stays on record.
-        ArchiveRefused: The archive does not answer at all; what was confirmed before stays on record.
+        ArchiveUnavailable: The archive does not answer; what was confirmed before stays recorded.
+        ArchiveRefused: The archive refuses all requests; what was confirmed before stays recorded.
     """
     notes = folder / STORED
     notes.mkdir(parents=True, exist_ok=True)
@@ -103,7 +103,7 @@ def store_files(archive: Archive, paths: Sequence[Path], *, folder: Path, modali
 
 
 def _confirmed(record: Path) -> dict[str, str]:
-    """sha256 by name of the files that the archive has confirmed. Version 0.1 wrote them without a schema around them."""
+    """Return the sha256 by name of the files that the archive has confirmed. Version 0.1 wrote no schema around them."""
     data: dict[str, Any] = read_json(record) if record.is_file() else {}
     return dict(data["files"] if "schema" in data else data)
 
@@ -123,7 +123,7 @@ def _batches(files: Sequence[_File]) -> Iterator[list[_File]]:
 
 
 def _read(path: Path) -> Any:
-    """The dataset, or None for what is no DICOM file. The parser's words may quote the file, so they go nowhere."""
+    """Return the dataset, or None if it is not DICOM. The parser's message is dropped, as it may quote the file."""
     module = pydicom()
     try:
         return module.dcmread(path)
@@ -133,10 +133,12 @@ def _read(path: Path) -> Any:
 
 def _refused(file: _File, dataset: Any, modalities: Sequence[str], names: dict[str, _File]) -> Fault | None:
     if dataset is None or not dataset.get("SOPInstanceUID") or not dataset.get("StudyInstanceUID"):
-        return Fault(code="unreadable", message="is no DICOM file with a SOPInstanceUID and a StudyInstanceUID", file=file.name)
+        return Fault(code="unreadable", message="is not a DICOM file with a SOPInstanceUID and a StudyInstanceUID", file=file.name)
     modality = str(dataset.get("Modality", ""))
     if modality not in modalities:
-        message = f"is of modality {modality or 'none'}; only {', '.join(modalities)} is stored back, add it to modalities if it is meant"
+        message = (
+            f"is of modality {modality or 'none'}; only {', '.join(modalities)} is stored back; add it to modalities if you want it stored"
+        )
         return Fault(code="wrong_modality", message=message, file=file.name)
     other = names.get(str(dataset.SOPInstanceUID))
     if other is not None:

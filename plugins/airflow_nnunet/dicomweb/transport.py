@@ -1,6 +1,7 @@
-"""How an archive is spoken to: one authenticated session a thread, bounded retries, and errors sorted by what a retry may hope for.
+"""Sends requests to an archive: one authenticated session a thread, limited retries, and errors by whether a retry may
+help.
 
-Imported when the first request is made: it brings dicomweb-client, pydicom and NumPy.
+This module is imported with the first request, because it needs dicomweb-client, pydicom and NumPy.
 """
 
 from __future__ import annotations
@@ -22,14 +23,14 @@ from airflow_nnunet.jobs.exceptions import ArchiveRefused, ArchiveUnavailable, I
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
-# The codes that say "not now"; all other errors of the 400s say "never like this".
+# These codes mean "not now". With all other 4xx codes the same request will never succeed.
 _PASSING = (408, 425, 429)
 _LONGEST_WAIT_S = 30.0
 _BACKOFF = wait_exponential(multiplier=0.5, max=_LONGEST_WAIT_S) + wait_random(0, 1)
 
 
 class _Bearer(AuthBase):
-    """A token as the session's own authentication: a plain header would give way to an entry in ~/.netrc."""
+    """Sends a token as the session's authentication, because an entry in ~/.netrc would override a plain header."""
 
     def __init__(self, token: str) -> None:
         self._token = token
@@ -40,7 +41,7 @@ class _Bearer(AuthBase):
 
 
 class _Session(requests.Session):
-    """Keeps to the connection's CA bundle; requests would let $REQUESTS_CA_BUNDLE override it."""
+    """Uses the connection's CA bundle, because requests would let $REQUESTS_CA_BUNDLE override it."""
 
     def merge_environment_settings(self, url: Any, proxies: Any, stream: Any, verify: Any, cert: Any) -> Any:
         settings = dict(super().merge_environment_settings(url, proxies, stream, verify, cert))
@@ -50,7 +51,7 @@ class _Session(requests.Session):
 
 
 class Transport:
-    """Runs requests against one archive, in any number of threads."""
+    """Sends requests to one archive from any number of threads."""
 
     def __init__(self, endpoint: Endpoint) -> None:
         self.endpoint = endpoint
@@ -60,27 +61,29 @@ class Transport:
 
     @property
     def client(self) -> Any:
-        """This thread's DICOMwebClient: a requests session is not safe to share."""
+        """Return this thread's DICOMwebClient, because a session of requests must not be shared."""
         if not hasattr(self._local, "client"):
             self._local.client = self._make_client()
         return self._local.client
 
     def call(self, what: str, request: Callable[[Any], T]) -> T:
-        """Run a request, again after a wait where that may help.
+        """Send a request, and repeat it after a wait if that may help.
 
         Args:
-            what: What the request is for, in words that name no patient.
-            request: Gets the client. Must be safe to repeat.
+            what: Purpose of the request, without anything that identifies a patient.
+            request: Function that gets the client. It must be safe to repeat.
 
         Raises:
-            ArchiveUnavailable: No answer, or an answer of the 500s, after all tries.
+            ArchiveUnavailable: All tries end without an answer or with a 5xx code.
             ArchiveRefused: Credentials, address, certificate or rights are wrong.
         """
         tries = Retrying(
             stop=stop_after_attempt(self.endpoint.tries),
             wait=_wait,
             retry=retry_if_exception_type(ArchiveUnavailable),
-            before_sleep=lambda state: log.info("%s: try %s failed, going on in %.1f s", what, state.attempt_number, state.upcoming_sleep),
+            before_sleep=lambda state: log.info(
+                "%s: try %s failed, trying again in %.1f s", what, state.attempt_number, state.upcoming_sleep
+            ),
             reraise=True,
         )
         result: T = tries(self._once, what, request)
@@ -89,7 +92,7 @@ class Transport:
     def _once(self, what: str, request: Callable[[Any], T]) -> T:
         try:
             return request(self.client)
-        # The cause is cut off: its text holds URLs, and for a broken file whatever the file held.
+        # The cause is dropped, because its text contains URLs and may quote a broken file.
         except requests.RequestException as error:
             raise self._explain(error, what) from None
 
@@ -101,13 +104,15 @@ class Transport:
         if _comes_from(error, ssl.SSLCertVerificationError):
             return ArchiveRefused(
                 f"config: {where}: the server's certificate is not trusted; set verify in the connection's extra to a CA bundle that "
-                "holds its authority"
+                "contains its authority"
             )
         passing = (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError)
         if isinstance(error, passing) and not isinstance(error, requests.exceptions.InvalidURL):
             return ArchiveUnavailable(f"lost: {where}: no answer from {self.endpoint.url} ({type(error).__name__}); is the archive up?")
         if isinstance(error, requests.exceptions.JSONDecodeError):
-            return ArchiveRefused(f"config: {where}: the answer is not DICOM JSON; check base_path, {self.endpoint.url} is no QIDO service")
+            return ArchiveRefused(
+                f"config: {where}: the answer is not DICOM JSON; check base_path, {self.endpoint.url} is not a QIDO service"
+            )
         return ArchiveRefused(f"config: {where}: {type(error).__name__}; check host, port and base_path")
 
     def _explain_status(self, response: requests.Response, where: str) -> ArchiveRefused | ArchiveUnavailable:
@@ -118,12 +123,12 @@ class Transport:
             return unavailable
         fix = {
             401: "it does not accept the credentials; check login and password, or token",
-            403: "the user has no right to do this; have it granted in the archive",
-            404: f"there is no such thing below {self.endpoint.url}; check base_path and the prefixes",
-            413: "it matches more than the archive answers; narrow it by date, modality or description"
+            403: "the user may not do this; have the right granted in the archive",
+            404: f"it is not found below {self.endpoint.url}; check base_path and the prefixes",
+            413: "it matches more than the archive returns; narrow it by date, modality or description"
             if response.request.method == "GET"
             else "the request is too large for the archive; raise its limit or send smaller files",
-        }.get(code, "the archive does not take this request; check base_path and the prefixes")
+        }.get(code, "the archive does not accept this request; check base_path and the prefixes")
         refused = ArchiveRefused(f"config: {where}: the archive answers {code}: {fix}")
         refused.status = code
         return refused
@@ -149,15 +154,16 @@ class Transport:
             wado_url_prefix=endpoint.wado_prefix,
             stow_url_prefix=endpoint.stow_prefix,
             callback=_whole,
-            permissive_uid=True,  # hospitals have UIDs with leading zeros; what goes into URLs is checked before
+            permissive_uid=True,  # some hospitals have UIDs with leading zeros; UIDs are checked before they go into URLs
             timeout=endpoint.timeout_s,
         )
-        client.set_http_retry_params(retry=False)  # its waits have no jitter and no ceiling, and a lost connection is not retried
+        # The client's own retries have no jitter and no longest wait, and do not cover lost connections.
+        client.set_http_retry_params(retry=False)
         return client
 
 
 def _comes_from(error: BaseException, kind: type[BaseException]) -> bool:
-    """Whether an error of that kind is behind another one. requests and urllib3 wrap each other's."""
+    """Return whether an error of that class is among an error's causes, as requests and urllib3 wrap errors."""
     seen: BaseException | None = error
     while seen is not None and not isinstance(seen, kind):
         seen = seen.__cause__ or seen.__context__
@@ -165,7 +171,7 @@ def _comes_from(error: BaseException, kind: type[BaseException]) -> bool:
 
 
 def _whole(response: requests.Response, *args: Any, **kwargs: Any) -> None:
-    """Refuse a multipart answer that ends before its closing boundary: a proxy may cut one without any error."""
+    """Refuse a multipart answer that ends before its closing boundary: a proxy may cut it off without an error."""
     multipart = response.ok and response.headers.get("Content-Type", "").lower().startswith("multipart/related")
     if multipart and not response.content.rstrip(b"\r\n").endswith(b"--"):
         raise requests.exceptions.ChunkedEncodingError("the answer ends early", response=response)
@@ -182,9 +188,10 @@ def _seconds(text: str | None) -> float:
 
 
 def pydicom() -> Any:
-    """pydicom, which dicomweb-client brings. Only this room has it; by name, so that the wing's static contract stays exact.
+    """Import pydicom, which dicomweb-client needs. It is imported by name, because import-linter bans it in this
+    package.
 
-    What it and dicomweb-client print stays out of task logs: request lines hold UIDs, warnings about odd values quote the values.
+    Messages of both libraries are kept out of task logs, because request lines contain UIDs and warnings quote values.
     """
     module = importlib.import_module("pydicom")
     for name in ("dicomweb_client", "pydicom"):

@@ -1,4 +1,4 @@
-"""The trigger that asks the archive while the sensor is deferred and holds no worker slot."""
+"""The trigger that queries the archive while the sensor is deferred and holds no worker slot."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ _SHORTEST_PAUSE_S = 0.5
 
 
 class DicomWebStudyTrigger(BaseTrigger):
-    """One event when studies are complete, or when the archive turns the query down for good.
+    """Sends one event when studies are complete, or when the archive refuses the query.
 
-    A triggerer that starts again begins the count of stable seconds anew: late rather than early. An archive that is down is asked
-    again at the next poke, until the sensor's ``timeout``. The event holds study UIDs and counts, nothing else from the archive.
+    A triggerer that starts again counts the stable seconds from 0, so that no study is handed out too early. If the
+    archive does not answer, it is asked again until the sensor's ``timeout``. The event has only study UIDs and counts.
 
     Args:
-        dicomweb_conn_id: The archive.
-        query: :meth:`StudyQuery.to_json`.
+        dicomweb_conn_id: Connection of the archive.
+        query: Result of :meth:`StudyQuery.to_json`.
         stable_for: See :class:`StudyWatch`, in seconds.
         hold_s: See :class:`StudyWatch`, in seconds.
-        poke_interval: Seconds between two queries, give or take ten percent; less when a study may be complete sooner.
-        ledger: Path of the file with what was handed out.
+        poke_interval: Seconds between two queries, with ten percent of jitter; less if a study may be complete sooner.
+        ledger: Path of the file that records what was handed out.
         only_new: See :class:`HandOut`.
         max_offers: See :class:`HandOut`.
-        most: Studies in the event; the rest is counted.
+        most: Largest number of studies in the event; the others are only counted.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class DicomWebStudyTrigger(BaseTrigger):
         self.most = most
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
-        """Class path and arguments, all a triggerer needs to go on."""
+        """Return the class path and the arguments, which are all that a triggerer needs."""
         return (
             f"{type(self).__module__}.{type(self).__qualname__}",
             {
@@ -87,7 +87,7 @@ class DicomWebStudyTrigger(BaseTrigger):
         )
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
-        """Look, sleep, look again."""
+        """Query the archive at intervals until studies are complete."""
         try:
             look = await self._until_complete()
         except NnunetJobError as error:
@@ -104,7 +104,7 @@ class DicomWebStudyTrigger(BaseTrigger):
             connection = await BaseHook.aget_connection(self.dicomweb_conn_id)
         except AirflowNotFoundException as error:
             raise unknown_connection(self.dicomweb_conn_id) from error
-        # One try a poke: a thread that sleeps between tries is one that other triggers wait for.
+        # One try a query: other triggers would have to wait for a thread that sleeps between tries.
         archive = await asyncio.to_thread(open_archive, connection, tries=1)
         ledger = StudyLedger(Path(self.ledger))
         hand_out = HandOut(ledger=ledger, run="", only_new=self.only_new, max_offers=self.max_offers, most=self.most)
@@ -127,19 +127,20 @@ class DicomWebStudyTrigger(BaseTrigger):
             await asyncio.sleep(pause)
 
     async def _seen(self, hand_out: HandOut) -> dict[str, KnownStudy]:
-        """What was handed out before; asked for again while the storage is out, until the sensor's ``timeout``."""
+        """Read what was handed out before. This is repeated while the storage does not answer, until the ``timeout``."""
         while True:
             try:
                 return await asyncio.to_thread(hand_out.seen)
             except OSError as error:
-                self.log.warning("%s: cannot be read now (%s); looking again", hand_out.ledger.path, error)
+                self.log.warning("%s: cannot be read now (%s); trying again", hand_out.ledger.path, error)
                 await asyncio.sleep(self.poke_interval)
 
 
 def poke(archive: Any, query: StudyQuery, watch: StudyWatch, ledger: StudyLedger) -> Look:
-    """One look at the archive: a query, and one more for each study that has just become complete.
+    """Query the archive once, and once more for each study that has just become complete.
 
-    Studies that have grown only by what was stored back are noted, or every run would ask about each of them again.
+    Studies that have grown only by stored files are recorded, because every run would otherwise query each of them
+    again.
     """
     studies = archive.find_studies(query)
 
@@ -152,6 +153,6 @@ def poke(archive: Any, query: StudyQuery, watch: StudyWatch, ledger: StudyLedger
             with ledger.turn():
                 entries = ledger.read()
                 ledger.append(replace(entries[item.uid], instances=item.instances) for item in look.grown if item.uid in entries)
-        except OSError as error:  # it costs the next run some queries
+        except OSError as error:  # this costs the next run only some queries
             log.warning("%s: cannot be written now (%s)", ledger.path, error)
     return look

@@ -359,6 +359,6 @@ def test_only_connections_of_their_own_type_are_used(cut: StubArchive, monkeypat
 
 
 def test_a_query_that_the_archive_finds_too_large_is_to_be_narrowed(orthanc: Orthanc, monkeypatch: pytest.MonkeyPatch) -> None:
-    words = "answers 413: it matches more than the archive answers; narrow it by date"
+    words = "answers 413: it matches more than the archive returns; narrow it by date"
     with Proxy(orthanc.url, lambda path, number: Act(status=413)) as proxy, pytest.raises(ArchiveRefused, match=words):
         through(monkeypatch, orthanc, proxy).find_studies()

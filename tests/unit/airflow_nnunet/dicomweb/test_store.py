@@ -175,7 +175,7 @@ def test_a_wrong_password_fails_before_anything_is_marked(
 
 
 def test_an_empty_folder_fails_or_skips_as_told(orthanc: Orthanc, predictions: Path) -> None:
-    with pytest.raises(InvalidData, match=r"holds no \.dcm file"):
+    with pytest.raises(InvalidData, match=r"has no \.dcm file"):
         store(predictions)
     with pytest.raises(AirflowSkipException):
         store(predictions, on_empty="skip")
