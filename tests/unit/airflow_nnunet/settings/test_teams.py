@@ -191,7 +191,10 @@ def test_a_dataset_without_a_team_cannot_take_a_teams_slots(teams: Path, tmp_pat
         ("pool: {slots: 1}\nnnunet:\n  workspace: /d\n  leases: /l\n", r"b\.yaml:4: nnunet\.leases: unknown field; remove it; known here"),
         ("pool: {slots: 1}\nnnunet:\n  workspace: /d\n  cpu_slots: 9\n", r"b\.yaml:4: nnunet\.cpu_slots: unknown field"),
         ("pool: {slots: 1}\nnnunet: {workspace: /data/a}\n", r"b\.yaml:2: nnunet\.raw='/data/a/nnUNet_raw': overlaps /data/a/nnUNet_raw"),
-        ("pool: {slots: 1}\nnnunet:\n  workspace: /d\n  input_roots: [/data]\n", r"b\.yaml:4: nnunet\.input_roots='/data': overlaps /data/a"),
+        (
+            "pool: {slots: 1}\nnnunet:\n  workspace: /d\n  input_roots: [/data]\n",
+            r"b\.yaml:4: nnunet\.input_roots='/data': overlaps /data/a",
+        ),
         ("pool: {slots: 1}\nnnunet:\n  workspace: /in/a/w\n", r"b\.yaml:2: nnunet\.raw=.*overlaps /in/a \(input_roots of team a\)"),
         ("pool: {slots: 1}\nnnunet:\n  workspace: /d\n  output_roots: [/data/a/predictions]\n", r"b\.yaml:4: nnunet\.output_roots="),
         ("- 1\n", r"b\.yaml: must be a mapping with 'pool:' and 'nnunet:'"),
