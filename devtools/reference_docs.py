@@ -15,7 +15,8 @@ from airflow_nnunet.__main__ import build_parser
 from airflow_nnunet.prediction_api.app import create_app as create_predictions
 from airflow_nnunet.provider_info import DICOMWEB_FIELDS, NNUNET_FIELDS, OPTIONS
 from devtools import faults_docs, schema_docs
-from nnunet_jobs.__main__ import _parser as jobs_parser
+from nnunet_jobs.__main__ import COMMANDS
+from nnunet_jobs.__main__ import build_parser as jobs_parser
 from nnunet_jobs.contract.exit_codes import Exit
 from nnunet_jobs.contract.storage.workspace import Workspace
 from nnunet_jobs.predictor_server.app import Server
@@ -24,8 +25,7 @@ from nnunet_jobs.predictor_server.settings import ServeSettings
 
 PROJECT = Path(__file__).resolve().parents[1]
 _MADE = "This page is made from the code by `python -m devtools.reference_docs`."
-# Started by the backends and by the runner, never by people.
-_OF_PROGRAMS = ("run", "lease", "step")
+_OF_PROGRAMS = [command.name for command in COMMANDS if not command.typed]
 _EXIT_WORDS = {
     Exit.DONE: "done",
     Exit.FAILED: "a check failed, or the work did",

@@ -16,7 +16,7 @@ import yaml
 
 from airflow_nnunet.__main__ import build_parser
 from devtools.testbed.serving import DATASET, make_model, make_workspace
-from nnunet_jobs.__main__ import _parser as jobs_parser
+from nnunet_jobs.__main__ import build_parser as jobs_parser
 from nnunet_jobs.contract.storage.workspace import Workspace
 from support.snippets import PROJECT, Snippet, said_in_passing, snippets, words
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import json
 import os
@@ -21,7 +20,7 @@ from typing import Any
 import pytest
 import yaml
 
-from nnunet_jobs.cli.serve import add_serve
+from nnunet_jobs.__main__ import build_parser
 
 DOCKER = Path(__file__).resolve().parents[2] / "docker"
 DOCS = DOCKER.parent / "docs" / "how-to" / "celery.md"
@@ -134,19 +133,13 @@ def test_predictors_have_no_network_and_change_no_model(configs: dict[str, dict[
             listening = command[command.index("--uds") + 1]
             assert f"server unix:{listening} " in (DOCKER / "nginx" / "predictors.conf").read_text()
             assert listening in services[server]["healthcheck"]["test"]
-            parsed = parser().parse_args(command[command.index("serve") :])
+            parsed = build_parser().parse_args(command[command.index("serve") :])
             grace = re.fullmatch(r"1m30s|90s", services[server]["stop_grace_period"])
             assert grace, services[server]["stop_grace_period"]
             assert parsed.drain_s < 90
             gpus = services[server].get("deploy", {}).get("resources", {}).get("reservations", {}).get("devices")
             assert bool(gpus) is (name == "predictors on GPUs")
         assert "/run/nnunet/predictors" in {mount(volume)[0] for volume in services["cpu-worker"]["volumes"]}
-
-
-def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser()
-    add_serve(made.add_subparsers())
-    return made
 
 
 def mount(volume: str | dict[str, Any]) -> tuple[str, bool]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import os
@@ -13,7 +12,9 @@ from typing import Any
 
 import pytest
 
-from nnunet_jobs.cli import validate as validator
+from nnunet_jobs.__main__ import build_parser
+from nnunet_jobs.cli.validate import VALIDATE
+from nnunet_jobs.contract.exit_codes import Exit
 
 
 def command(*arguments: object) -> list[str]:
@@ -31,16 +32,14 @@ def validate(*arguments: object, scratch: Path | None = None) -> subprocess.Comp
 
 def report_of(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, dict[str, Any]]:
     """Exit code and the report of ``validate --json``, in this process: what stdout holds must be that report and nothing else."""
-    parser = argparse.ArgumentParser()
-    validator.add_arguments(parser)
     capsys.readouterr()
     logger = logging.getLogger("nnunet_jobs")
     level = logger.level
     try:
-        status = validator.run(parser.parse_args([*map(str, arguments), "--json", "--processes", "1"]))
+        status = VALIDATE.run(build_parser().parse_args(["validate", *map(str, arguments), "--json", "--processes", "1"]))
     finally:
         logger.setLevel(level)  # the command sets it for its process
     report: dict[str, Any] = json.loads(capsys.readouterr().out)
     assert set(report) == {"ok", "cases", "faults"}
-    assert report["ok"] == (status == validator.USABLE)
+    assert report["ok"] == (status == Exit.DONE)
     return status, report

@@ -24,6 +24,7 @@ from airflow_nnunet.backends.container_runtime import (
     Unreachable,
 )
 from airflow_nnunet.backends.mounts import Mode, Mount, mounts_for
+from nnunet_jobs.contract.exit_codes import RunnerExit
 from nnunet_jobs.contract.failure import ConfigError, FailureClass, Lost
 from nnunet_jobs.contract.job.folder import JobDir
 from nnunet_jobs.contract.job.spec import JobSpec
@@ -39,7 +40,7 @@ _FINISH_S = 20.0
 # Shared storage shows a file on another host after a while; so long an end without an outcome is not believed.
 _FILES_S = 20.0
 _BEAT_S = 3.0  # a living runner beats in that time
-_OUTCOME_WRITTEN = (0, 1)  # the runner's exit codes
+_OUTCOME_WRITTEN = (RunnerExit.DONE, RunnerExit.FAILED)
 
 
 class ContainedBackend(Backend):

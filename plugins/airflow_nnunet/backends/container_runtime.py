@@ -11,9 +11,6 @@ from nnunet_jobs.contract.failure import ConfigError, FailureClass
 from nnunet_jobs.contract.job.folder import JobDir
 from nnunet_jobs.contract.job.spec import JobSpec
 
-EXIT_NO_FOLDER = 5
-"""Of a runner that does not see its job's folder; nnunet_jobs.runner.attempt."""
-
 
 class Unreachable(Exception):
     """The runtime does not answer, or cannot answer now. This says nothing about any container."""

@@ -1,114 +1,48 @@
-"""``python -m nnunet_jobs deidentify IN OUT``: a tree of DICOM images, each de-identified under guard, for others to have."""
+"""``python -m nnunet_jobs deidentify IN OUT``: DICOM images for others to have."""
 
 from __future__ import annotations
 
-import concurrent.futures
-import json
+import argparse
 import logging
 import os
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 
+from nnunet_jobs.cli.command import Command
 from nnunet_jobs.contract.exit_codes import Exit
 from nnunet_jobs.contract.failure import ConfigError
-from nnunet_jobs.contract.storage.files import write_private
 from nnunet_jobs.contract.storage.permissions import umask_for
 from nnunet_jobs.devices import host
-from nnunet_jobs.dicom.identity import Identity
-from nnunet_jobs.dicom.model import Scan, size_of
-from nnunet_jobs.dicom.series import walk
-from nnunet_jobs.dicom.workers import dicom_workers
-from nnunet_jobs.sandbox.workers import Broken
 
 log = logging.getLogger("nnunet_jobs")
 
-_FILE_S = 300.0
-_FILE_MIB, _MIB_A_MIB = 4096, 8  # for any file, and for each MiB of it
-NOTE = "deidentified.files.json"
-"""In the private folder: which file is behind each number of the last export's refusals."""
+
+def _declare(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", metavar="IN", type=Path, help="folder with DICOM files")
+    parser.add_argument("out", metavar="OUT", type=Path, help="new or empty folder")
+    parser.add_argument("--private", type=Path, help="folder with the site's key (default: .private in nnUNet_raw)")
 
 
-@dataclass(slots=True, kw_only=True)
-class Export:
-    """What became of a tree's files.
+def _run(arguments: argparse.Namespace) -> int:
+    """Ends as done when every image was written."""
+    from nnunet_jobs.dicom.export import NOTE, export
 
-    Attributes:
-        written: Images.
-        other: Files that are not DICOM.
-        refused: Number of a file to the reason why it stays here.
-    """
-
-    written: int = 0
-    other: int = 0
-    refused: dict[int, str] = field(default_factory=dict)
-
-
-def export(source: Path, out: Path, private: Path, *, threads: int = 1, beat: Callable[[], None] = lambda: None) -> Export:
-    """De-identify every image below a folder; see :func:`nnunet_jobs.dicom.deidentify.deidentify` for what becomes of it.
-
-    Args:
-        source: Folder with DICOM files.
-        out: New or empty folder.
-        private: Folder with the site's key, which makes ids and UIDs; :attr:`Workspace.private
-            <nnunet_jobs.contract.storage.workspace.Workspace.private>` gives the ids of registered cases.
-        threads: Files at once.
-        beat: Called as a sign of life; may raise to stop.
-
-    Raises:
-        ConfigError: A folder is missing, not empty, or inside the other one.
-    """
-    source, out = Path(os.path.realpath(source)), Path(os.path.realpath(out))
-    if not source.is_dir():
-        raise ConfigError(field="IN", problem="no such folder")
-    if out.is_relative_to(source) or source.is_relative_to(out):
-        raise ConfigError(field="OUT", problem="must not be inside IN, nor around it")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError(field="OUT", problem="must be a new or an empty folder, so that nothing in it was there before")
-    identity = Identity(private)
-    out.mkdir(parents=True, exist_ok=True)
-    found, done = Scan(), Export()
-    files = list(enumerate(walk(source, found, beat), 1))
-    done.refused.update(dict.fromkeys(found.files, "is, or comes after, a folder or link that cannot be followed"))
-
-    def one(item: tuple[int, Path]) -> dict[str, str | None]:
-        data = {"path": os.path.realpath(item[1]), "out": str(out), "private": str(private)}
-        try:
-            mib = size_of(item[1]) >> 20
-            memory_mib = _FILE_MIB + mib * _MIB_A_MIB
-            return workers.call("deidentify", data, timeout_s=_FILE_S + mib, memory_mib=memory_mib, beat=beat)
-        except Broken as broken:
-            return {"refused": f"cannot be read: {broken}"}
-
-    with dicom_workers(threads) as workers, concurrent.futures.ThreadPoolExecutor(max_workers=threads) as pool:
-        for (number, path), answer in zip(files, pool.map(one, files), strict=True):
-            if reason := answer.get("refused"):
-                done.refused[number] = reason
-                found.files[number] = path
-            elif answer["written"]:
-                done.written += 1
-            else:
-                done.other += 1
-    names = {str(number): str(path) for number, path in sorted(found.files.items())}
-    write_private(identity.folder / NOTE, (json.dumps(names, indent=1) + "\n").encode())
-    return done
-
-
-def main(source: Path, out: Path, private: Path | None) -> int:
-    """The command; it ends as done when every image was written."""
     raw = os.environ.get("nnUNet_raw")  # noqa: SIM112  nnU-Net's own name
-    folder = private or (Path(raw) / ".private" if raw else None)
-    try:
-        if folder is None:
-            raise ConfigError(field="--private", problem="name the folder of the site's key, or set nnUNet_raw to use its .private")
-        with umask_for("private"):  # images of patients still, though nameless: their owner decides who else may see them
-            done = export(source, out, folder.absolute(), threads=max(1, min(int(host.cores()), 16)))
-    except ConfigError as error:
-        log.error("%s", error)
-        return Exit.REFUSED
+    folder = arguments.private or (Path(raw) / ".private" if raw else None)
+    if folder is None:
+        raise ConfigError(field="--private", problem="name the folder of the site's key, or set nnUNet_raw to use its .private")
+    with umask_for("private"):  # images of patients still, though nameless: their owner decides who else may see them
+        done = export(arguments.source, arguments.out, folder.absolute(), threads=max(1, min(int(host.cores()), 16)))
     for number, reason in sorted(done.refused.items()):
         log.warning("file %d %s", number, reason)
     log.info("%d images written, %d files refused, %d files are not DICOM", done.written, len(done.refused), done.other)
     if done.refused:
         log.info("the paths of refused files are in %s", folder / NOTE)
     return Exit.REFUSED if done.refused or not done.written else Exit.DONE
+
+
+DEIDENTIFY = Command(
+    name="deidentify",
+    help="copy DICOM images without what identifies patients (the standard's basic profile)",
+    declare=_declare,
+    run=_run,
+)

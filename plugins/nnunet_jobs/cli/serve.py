@@ -12,12 +12,11 @@ import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from nnunet_jobs.cli.commands import read_workspace
+from nnunet_jobs.cli.command import Command, read_workspace
 from nnunet_jobs.context import StepContext
 from nnunet_jobs.contract.exit_codes import Exit
-from nnunet_jobs.contract.failure import ConfigError, Interrupted, JobError
+from nnunet_jobs.contract.failure import ConfigError, Interrupted
 from nnunet_jobs.contract.job.folder import JobDir
 from nnunet_jobs.contract.job.spec import DEVICES, Resources
 from nnunet_jobs.contract.steps.params import FAST
@@ -31,9 +30,7 @@ from nnunet_jobs.runner import attempt_limits
 log = logging.getLogger("nnunet_jobs")
 
 
-def add_serve(commands: Any) -> None:
-    """The parser of ``serve``."""
-    parser = commands.add_parser("serve", help="answer requests for predictions over HTTP, with the models in memory")
+def _declare(parser: argparse.ArgumentParser) -> None:
     where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument("--workspace", type=Path, help="folder of nnUNet_raw, nnUNet_results, ...")
     where.add_argument("--workspace-json", help="file with the workspace as JSON; '-' reads it from stdin")
@@ -73,23 +70,22 @@ def add_serve(commands: Any) -> None:
     parser.add_argument("--drain-s", type=float, default=60.0, help="for requests under way at SIGTERM")
 
 
-def serve(arguments: argparse.Namespace) -> int:
-    """Run ``serve`` until SIGTERM. Returns the exit code: 0, or 3 when it was refused, with the reason on stderr."""
+def _run(arguments: argparse.Namespace) -> int:
+    """Serve until SIGTERM."""
     scratch = Path(tempfile.mkdtemp(prefix="nnunet-serve-"))
     try:
         settings = _settings(arguments, scratch)
         apply_permissions(settings.workspace)
         _require_packages()
-        _run(settings)
-    except JobError as error:
+        _serve(settings)
+    except Interrupted as error:
         print(error, file=sys.stderr)
-        return Exit.DONE if isinstance(error, Interrupted) else Exit.REFUSED
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return Exit.DONE
 
 
-def _run(settings: ServeSettings) -> None:
+def _serve(settings: ServeSettings) -> None:
     placement = _lease(settings)
     try:
         cpus = cores_of(settings.cpus, slots=placement.slots)
@@ -190,3 +186,6 @@ def _require_packages() -> None:
         import uvicorn  # noqa: F401
     except ImportError as error:
         raise ConfigError(f"serve needs {error.name}; install airflow-provider-nnunet[serve]") from error
+
+
+SERVE = Command(name="serve", help="answer requests for predictions over HTTP, with the models in memory", declare=_declare, run=_run)

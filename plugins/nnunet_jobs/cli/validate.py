@@ -16,6 +16,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nnunet_jobs.cli.command import Command
+from nnunet_jobs.contract.exit_codes import Exit
 from nnunet_jobs.contract.failure import ConfigError, DataError, DiskFull, Fault, classify
 from nnunet_jobs.contract.steps.params import RegisterParams
 from nnunet_jobs.faults.codes import Code
@@ -24,13 +26,12 @@ from nnunet_jobs.faults.fixes import FAULT_INFO
 if TYPE_CHECKING:
     from nnunet_jobs.dataset.check import Report
 
-USABLE, FAILED, USAGE, FAULTS = 0, 1, 2, 3
 _JSON_OBJECTS, _JSON_VALUES = ("series", "label_rules"), ("channel_names", "label_names", "regions_class_order", "holdout_cases")
 _SHOWN_S = 0.5  # seconds between two states of the progress line
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the command's arguments; those of a source are the fields of registration."""
+def _declare(parser: argparse.ArgumentParser) -> None:
+    """The arguments of a source are the fields of registration."""
     parser.description = (
         "Exit code 0: usable (warnings may be there); 3: faults; 2: wrong usage or configuration; 1: the check itself failed. "
         "With --json there is a report for each of them."
@@ -63,36 +64,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--time-limit", type=float, help="seconds for one case, plus one for each MiB (default 60)")
 
 
-def run(arguments: argparse.Namespace) -> int:
-    """Check, print, and return the exit code."""
+def _run(arguments: argparse.Namespace) -> int:
     # without --private, what the log says of the private folder is gone before anybody can look
     logging.getLogger("nnunet_jobs").setLevel(logging.WARNING if arguments.private else logging.ERROR)
     before = signal.signal(signal.SIGTERM, _terminated)
     try:
         report = _check(arguments)
     except (ConfigError, DiskFull) as error:
-        return _refused(arguments, error.failure_class, str(error), USAGE)
+        return _refused(arguments, error.failure_class, str(error), Exit.USAGE)
     except Exception as error:
         if not arguments.json:
             raise
         logging.getLogger("nnunet_jobs").exception("the check failed")
-        return _refused(arguments, classify(error), f"the check failed: {error}", FAILED)
+        return _refused(arguments, classify(error), f"the check failed: {error}", Exit.FAILED)
     finally:
         signal.signal(signal.SIGTERM, before)
     if report.layout == "dicom" and arguments.private is None:
         print("ids of cases are made up for this run; --private gives those of registration, and a list of who is who", file=sys.stderr)
     if arguments.html is not None and not _write_page(arguments.html, arguments.path, report):
-        return USAGE
+        return Exit.USAGE
     if arguments.json:
         print(json.dumps(report.to_json(), indent=1))
     elif arguments.fix_plan:
         print("\n".join(fix_plan(report.faults)))
     else:
         print("\n".join(text(report)))
-    return USABLE if report.ok else FAULTS
+    return Exit.DONE if report.ok else Exit.REFUSED
 
 
-def _refused(arguments: argparse.Namespace, code: str, reason: str, status: int) -> int:
+def _refused(arguments: argparse.Namespace, code: str, reason: str, status: Exit) -> Exit:
     """Say why there is no report, with ``--json`` as a report too. Returns the exit code."""
     from nnunet_jobs.dataset.check import Report
 
@@ -253,3 +253,6 @@ def _json(field: str, value: str) -> Any:
         return json.loads(value)
     except (ValueError, RecursionError) as error:
         raise ConfigError(field=field, value=value, problem=f"not JSON: {error}") from error
+
+
+VALIDATE = Command(name="validate", help="check a dataset: every fault of every case, nothing is written", declare=_declare, run=_run)

@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from nnunet_jobs import processes
+from nnunet_jobs.contract.exit_codes import RunnerExit
 from nnunet_jobs.contract.failure import Failure, FailureClass, Interrupted
 from nnunet_jobs.contract.job.folder import JobDir
 from nnunet_jobs.contract.job.state import Fenced, Phase
@@ -23,7 +24,6 @@ from nnunet_jobs.runner.usage_meter import UsageMeter
 
 log = logging.getLogger("nnunet_jobs")
 
-EXIT_DONE, EXIT_FAILED, EXIT_FENCED, EXIT_REFUSED, EXIT_NO_FOLDER = 0, 1, 3, 4, 5
 _LOCK_S = 0.05  # between two tries to get the lock of a runner that is about to end
 
 Outcome = Mapping[str, Any] | Failure
@@ -73,18 +73,18 @@ class Attempt:
                 started = time.monotonic()
                 outcome = self._outcome(work)
                 if outcome is None:
-                    return EXIT_DONE
+                    return RunnerExit.DONE
                 self.details["seconds"] = round(time.monotonic() - started, 3)
                 return self._commit(outcome)
         except Fenced as error:
             log.warning("%s", error)
-            return EXIT_FENCED
+            return RunnerExit.FENCED
         except NotThisRunner as error:
             log.error("%s", error)
-            return EXIT_REFUSED
+            return RunnerExit.REFUSED
         except Interrupted as error:  # while an earlier runner was still there
             log.warning("%s", error)
-            return EXIT_REFUSED
+            return RunnerExit.REFUSED
 
     def waiting(self, message: str) -> None:
         """Say why the attempt waits."""
@@ -130,7 +130,7 @@ class Attempt:
             final = {"attempt": self.number, **outcome, **self.details}
         patiently(lambda: self.job.finish(self.number, final), what="the outcome", meanwhile=self.heartbeat.beat)
         log.info("attempt %d %s", self.number, f"failed: {outcome.failure_class}" if isinstance(outcome, Failure) else "is done")
-        return EXIT_FAILED if isinstance(outcome, Failure) else EXIT_DONE
+        return RunnerExit.FAILED if isinstance(outcome, Failure) else RunnerExit.DONE
 
     def _tell_ready(self) -> None:
         if self._ready_fd is not None:

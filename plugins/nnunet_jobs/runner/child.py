@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_jobs.context import StepContext
+from nnunet_jobs.contract.exit_codes import STEP_EXITS
 from nnunet_jobs.contract.failure import ConfigError, Failure, FailureClass, JobError, classify
 from nnunet_jobs.contract.job.folder import JobDir
 from nnunet_jobs.contract.steps.base import StepParams
@@ -31,9 +32,6 @@ log = logging.getLogger("nnunet_jobs")
 
 GRANT_VARIABLE = "NNUNET_JOB_GRANT"
 """Environment variable from runner to child: JSON of device, gpus, cpus, memory_mib, grace_s and the runner's pid."""
-
-EXIT_CODES = {failure_class: 64 + number for number, failure_class in enumerate(FailureClass)}
-"""The class once more as exit code, for when not even the outcome could be written."""
 
 Step = Callable[[StepParams, StepContext], dict[str, Any]]
 _LONGEST_MESSAGE = 4000
@@ -92,7 +90,7 @@ def main(job: JobDir, attempt: int, *, steps: Callable[[str], Step] = load_step)
             patiently(report, what="the step's report", limit_s=_REPORT_S)
         except OSError as unwritable:
             log.error("the report cannot be written (%s); the exit code tells the class", unwritable)
-        return EXIT_CODES[failure.failure_class]
+        return STEP_EXITS[failure.failure_class]
     finally:
         sys.stdout.flush()
     return 0

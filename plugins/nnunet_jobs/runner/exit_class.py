@@ -7,9 +7,9 @@ import signal
 from dataclasses import replace
 from pathlib import Path
 
+from nnunet_jobs.contract.exit_codes import STEP_EXITS
 from nnunet_jobs.contract.failure import Failure, FailureClass
 from nnunet_jobs.devices import host
-from nnunet_jobs.runner.child import EXIT_CODES
 
 _FULL_MIB = 16  # less than one batch fits
 
@@ -39,7 +39,7 @@ def classify_exit(code: int, reported: Failure | None, *, attempt: int, oom_befo
 
 def _by_exit(code: int, *, own_kill: bool, host_kill: bool, folder: Path) -> tuple[FailureClass, str]:
     if code >= 0:
-        for failure_class, number in EXIT_CODES.items():
+        for failure_class, number in STEP_EXITS.items():
             if code == number:
                 return failure_class, "the step could not write its report; the log has the message"
         return FailureClass.BUG, f"the step ended with exit code {code} and no report; the log has its last words"

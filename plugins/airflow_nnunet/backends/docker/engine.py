@@ -10,9 +10,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-from airflow_nnunet.backends.container_runtime import EXIT_NO_FOLDER, ContainerStage, ContainerStatus, RequestRejected, Unreachable
+from airflow_nnunet.backends.container_runtime import ContainerStage, ContainerStatus, RequestRejected, Unreachable
 from airflow_nnunet.backends.docker.container import LABEL, LEASE, RUN, Role, container_arguments, container_name, granted, job_labels
 from airflow_nnunet.backends.docker.options import DockerOptions
+from nnunet_jobs.contract.exit_codes import RunnerExit
 from nnunet_jobs.contract.failure import ConfigError, FailureClass
 from nnunet_jobs.contract.job.folder import JobDir
 from nnunet_jobs.contract.job.grant import Grant
@@ -259,7 +260,7 @@ class DockerEngine:
         text = f"container {name} ended with exit code {code} and no outcome" + (f": {last}" if last else "")
         if code in (126, 127):
             return FailureClass.CONFIG, f"{text}; does the image have the interpreter {self.options.python!r}?"
-        if code == EXIT_NO_FOLDER:
+        if code == RunnerExit.NO_FOLDER:
             return FailureClass.CONFIG, f"{text}; check path_map and user in backend_options"
         if "No module named" in last:
             return FailureClass.CONFIG, f"{text}; use an image that has {self.options.module}"

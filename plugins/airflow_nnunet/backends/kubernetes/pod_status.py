@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from airflow_nnunet.backends.container_runtime import EXIT_NO_FOLDER, ContainerStage, ContainerStatus
+from airflow_nnunet.backends.container_runtime import ContainerStage, ContainerStatus
 from airflow_nnunet.backends.kubernetes.pod import CONTAINER
+from nnunet_jobs.contract.exit_codes import RunnerExit
 from nnunet_jobs.contract.failure import FailureClass
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def _end(pod: k8s.V1Pod, ended: k8s.V1ContainerStateTerminated | None) -> tuple[
     text = f"pod {name} ended with exit code {ended.exit_code} ({ended.reason or 'no reason given'}) and no outcome"
     if ended.reason in _NOT_STARTED or ended.exit_code in (126, 127):
         return FailureClass.CONFIG, f"{text}: {last}; does the image have this interpreter?"
-    if ended.exit_code == EXIT_NO_FOLDER:
+    if ended.exit_code == RunnerExit.NO_FOLDER:
         return FailureClass.CONFIG, f"{text}: {last}; check volumes in backend_options, and the user"
     if "No module named" in last:
         return FailureClass.CONFIG, f"{text}: {last}; use an image that has nnunet_jobs"

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -82,6 +85,19 @@ def test_a_command_of_the_jobs_refuses_in_a_sentence(
     code = nnunet_jobs.__main__.main([word.format(file=file) for word in line.split()])
     assert code == Exit.REFUSED
     assert says.format(file=file) in capfd.readouterr().err + caplog.text
+
+
+@pytest.mark.parametrize("line", ["nnunet_jobs probe", "nnunet_jobs validate {folder}"])
+def test_a_reader_that_has_seen_enough_is_no_fault(tmp_path: Path, line: str) -> None:
+    """As with ``| head -1``: the reader leaves before the command writes."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    words = [sys.executable, "-m", *line.format(folder=tmp_path).split()]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(words, stdout=writer, stderr=subprocess.PIPE, text=True, env=environment, timeout=60, check=False)
+    os.close(writer)
+    assert "Traceback" not in done.stderr
+    assert "Broken pipe" not in done.stderr
 
 
 def test_brackets_of_a_help_text_are_shown(capsys: pytest.CaptureFixture[str]) -> None:

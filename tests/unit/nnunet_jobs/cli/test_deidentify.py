@@ -11,7 +11,7 @@ import pytest
 from pydicom.dataset import Dataset
 
 from nnunet_jobs.__main__ import main
-from nnunet_jobs.cli.deidentify import export
+from nnunet_jobs.dicom.export import export
 from nnunet_jobs.dicom.geometry import grid_of
 from nnunet_jobs.dicom.identity import Identity
 from support.dicom import multiframe, save, scanned, slices, uid, voxels

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import stat
 from collections.abc import Iterator
@@ -12,7 +11,9 @@ import pytest
 
 from airflow_nnunet.doctor.privacy import examine_privacy
 from devtools.testbed.data import decathlon, register_dataset
-from nnunet_jobs.cli import validate
+from nnunet_jobs.__main__ import build_parser
+from nnunet_jobs.cli.validate import VALIDATE
+from nnunet_jobs.contract.exit_codes import Exit
 from nnunet_jobs.contract.failure import Failure, FailureClass
 from nnunet_jobs.contract.job.folder import JobDir
 from nnunet_jobs.contract.job.spec import JobSpec
@@ -120,10 +121,8 @@ def test_folders_of_a_server_with_threads_get_their_modes_one_by_one(tmp_path: P
 
 def test_a_page_of_pictures_written_by_hand_is_its_owners(tmp_path: Path) -> None:
     source = decathlon(tmp_path / "source", ["a", "b"])
-    parser = argparse.ArgumentParser()
-    validate.add_arguments(parser)
     page = tmp_path / "report.html"
-    assert validate.run(parser.parse_args([str(source), "--html", str(page)])) == validate.USABLE
+    assert VALIDATE.run(build_parser().parse_args(["validate", str(source), "--html", str(page)])) == Exit.DONE
     assert mode(page) == "-rw-------"
 
 

@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 
 from devtools.testbed.data import LABELS, decathlon, image_array, raw, register_dataset, write_nifti
-from nnunet_jobs.cli.validate import FAULTS, USABLE, USAGE
+from nnunet_jobs.contract.exit_codes import Exit
 from nnunet_jobs.contract.failure import FailureClass, JobError
 from support.layouts import bids, nnunet_v1, scans
 from support.validating import report_of, validate
 
 IMAGE, LABEL = "imagesTr/a_0000.nii.gz", "labelsTr/a.nii.gz"
-VERDICTS = {None: USABLE, FailureClass.DATA: FAULTS, FailureClass.CONFIG: USAGE}
+VERDICTS = {None: Exit.DONE, FailureClass.DATA: Exit.REFUSED, FailureClass.CONFIG: Exit.USAGE}
 
 
 def circle(path: Path) -> None:
@@ -152,7 +152,7 @@ def test_a_path_that_is_no_source_has_a_report_too(tmp_path, workspace, capsys, 
 )
 def test_fields_of_registration_are_judged_by_both(tmp_path, workspace, capsys, params, expected):
     if "series" in params:  # registration's own form refuses what is no object
-        assert report_of(capsys, raw(tmp_path / "s", ["a", "b"]), *options(params))[0] == USAGE
+        assert report_of(capsys, raw(tmp_path / "s", ["a", "b"]), *options(params))[0] == Exit.USAGE
         return
     assert verdict(capsys, workspace, raw(tmp_path / "s", ["a", "b"]), **params)[0] == expected
 
@@ -189,7 +189,7 @@ def test_the_command_itself_prints_json_for_what_is_no_dataset(tmp_path):
     circle(tmp_path / "circle")
     for arguments in ([tmp_path / "circle"], [tmp_path], [raw(tmp_path / "s", ["a", "b"]), "--label-names", "{"]):
         done = validate(*arguments, "--json")
-        assert done.returncode == USAGE
+        assert done.returncode == Exit.USAGE
         report = json.loads(done.stdout)
         assert (report["ok"], [fault["code"] for fault in report["faults"]]) == (False, ["config"])
         assert report["faults"][0]["message"] in done.stderr
