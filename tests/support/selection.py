@@ -126,7 +126,9 @@ def run_here(request: dict[str, Any]) -> list[dict[str, Any]]:
     for number, (step, fields) in enumerate(request["steps"]):
         module = importlib.import_module(f"nnunet_jobs.steps.{step}")
         try:
-            results.append(module.run(STEPS[step].from_json(fields), context(workspace, f"{step}-{number:08d}")))
+            surroundings = context(workspace, f"{step}-{number:08d}")
+            results.append(module.run(STEPS[step].from_json(fields), surroundings))
+            write_json(surroundings.job.result_path, {"result": results[-1]})
         except JobError as error:
             if request["check"]:
                 raise

@@ -8,6 +8,7 @@ from typing import Any
 
 from devtools.testbed.data import context, register_dataset
 from nnunet_jobs.contract.steps.params import PreprocessParams
+from nnunet_jobs.contract.steps.withdrawal import WithdrawResult
 from nnunet_jobs.contract.storage.files import read_json, repoint, write_json
 from nnunet_jobs.contract.storage.withdrawals import WithdrawParams
 from nnunet_jobs.contract.storage.workspace import Workspace
@@ -18,7 +19,9 @@ DATASET = "Dataset004_Small"
 
 def take_out(workspace: Workspace, *cases: str, **params: Any) -> dict[str, Any]:
     """Withdraw cases in this process."""
-    return withdraw.run(WithdrawParams(dataset=DATASET, cases=list(cases), **params), context(workspace, "withdraw"))
+    result = withdraw.run(WithdrawParams(dataset=DATASET, cases=list(cases), **params), context(workspace, "withdraw"))
+    assert WithdrawResult.from_json(result).to_json() == result
+    return result
 
 
 def prepare(workspace: Workspace) -> dict[str, Any]:

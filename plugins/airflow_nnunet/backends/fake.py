@@ -15,9 +15,22 @@ from nnunet_jobs.contract.job.folder import JobDir
 from nnunet_jobs.contract.job.liveness import write_counter
 from nnunet_jobs.contract.job.spec import JobSpec
 from nnunet_jobs.contract.job.state import Fenced, Phase
+from nnunet_jobs.contract.steps.base import StepParams, StepResult
+from nnunet_jobs.contract.steps.params import FindBestParams, PredictParams, PreprocessParams, RegisterParams, TrainParams
+from nnunet_jobs.contract.steps.results import (
+    FindBestResult,
+    PredictResult,
+    PreprocessedDataset,
+    PreprocessResult,
+    RegisterResult,
+    TrainResult,
+)
 from nnunet_jobs.contract.storage.files import content_hash, locked
+from nnunet_jobs.contract.storage.predictions import PREDICTIONS
+from nnunet_jobs.contract.storage.workspace import MODEL_CARD, dataset_name
 
 _BEAT_S = 0.02
+_PLANS = "nnUNetPlans"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,7 +38,8 @@ class FakeOutcome:
     """What an attempt does.
 
     Attributes:
-        result: Result of the step; one that looks like the real step's when None.
+        result: Result of the step as a JSON object, with all keys that its class in
+            :mod:`nnunet_jobs.contract.steps.results` needs; :func:`plausible_result` when None.
         failure: Fail with this class instead.
         message: Message of the failure.
         records: Progress to report.
@@ -121,42 +135,144 @@ def _play(job: JobDir, spec: JobSpec, attempt: int, outcome: FakeOutcome, ready:
 
 
 def plausible_result(spec: JobSpec) -> dict[str, Any]:
-    """A result with the keys of the real step's, so that tasks downstream find what they template on."""
-    params: dict[str, Any] = spec.step_params().to_json()
-    named = params.get("dataset") or next(iter(params.get("datasets") or [1]), 1)
-    dataset = f"Dataset{named:03d}_Fake" if isinstance(named, int) else str(named)
-    version = content_hash(["version", dataset])
-    model = params.get("model") or content_hash(["model", dataset])
-    if spec.step == "register":
-        dataset = f"Dataset{params['dataset_id']:03d}_{params['name']}"
-        return {
-            "dataset": dataset, "dataset_id": params["dataset_id"], "hash": content_hash(dataset), "training_hash": content_hash([dataset]),
-            "train": 9, "holdout": 1, "test": 0, "added": 10, "changed": 0, "removed": 0, "already_done": False,
-            "path": str(spec.workspace.raw_dataset(dataset)),
-        }  # fmt: skip
-    if spec.step == "preprocess":
-        one = {
-            "dataset": dataset, "version": version, "path": str(spec.workspace.preprocessed_root(version)),
-            "plans": params["plans"] or "nnUNetPlans",
-            "configurations": params["configurations"], "folds": params["folds"], "cases": 9, "computed": 9, "linked": 0,
-            "replanned": True, "reason": "first plans", "already_done": False,
-        }  # fmt: skip
-        return {**{key: one[key] for key in ("dataset", "version", "plans", "configurations", "folds")}, "datasets": [one]}
-    if spec.step == "train":
-        return {
-            "dataset": dataset, "version": params["version"] or version, "model": model, "trainer": params["trainer"],
-            "plans": params["plans"], "configuration": params["configuration"], "fold": params["fold"],
-            "path": str(spec.workspace.model_root(model)), "dice": 0.8,
-            "dice_per_label": {"1": 0.8}, "epochs": params["epochs"] or 1000, "resumed_from": None, "already_done": False, "seconds": 0.0,
-        }  # fmt: skip
-    if spec.step == "find_best_config":
-        return {
-            "dataset": dataset, "model": model, "choice": {"configurations": params["configurations"] or ["2d"]}, "cv_dice": 0.8,
-            "cv_dice_postprocessed": 0.8, "holdout_dice": 0.8, "holdout_dice_per_label": {"1": 0.8},
-            "promoted": params["promote"] != "never", "is_champion": params["promote"] != "never",
-            "card": str(spec.workspace.model_root(model) / dataset / "model.json"), "already_done": False,
-        }  # fmt: skip
-    return {
-        "dataset": dataset, "model": model, "output": params["output"], "predictions": f"{params['output']}/predictions.json",
-        "predicted": 1, "already_done": 0, "failed": [], "flagged": 0, "part": params["part"], "parts": params["parts"],
-    }  # fmt: skip
+    """A result of the form of the real step's, so that tasks downstream find what they template on."""
+    return _result(spec, spec.step_params()).to_json()
+
+
+def _result(spec: JobSpec, params: StepParams) -> StepResult:
+    match params:
+        case RegisterParams():
+            return _registered(spec, params)
+        case PreprocessParams():
+            return _preprocessed(spec, params)
+        case TrainParams():
+            return _trained(spec, params)
+        case FindBestParams():
+            return _selected(spec, params)
+        case PredictParams():
+            return _predicted(params)
+    raise ValueError(f"step {spec.step!r} has no plausible result; give FakeOutcome(result=...)")
+
+
+def _registered(spec: JobSpec, params: RegisterParams) -> RegisterResult:
+    dataset = dataset_name(params.dataset_id, params.name)
+    return RegisterResult(
+        dataset=dataset,
+        dataset_id=params.dataset_id,
+        hash=content_hash(dataset),
+        training_hash=content_hash([dataset]),
+        train=9,
+        holdout=1,
+        test=0,
+        added=10,
+        changed=0,
+        removed=0,
+        withdrawn=0,
+        already_done=False,
+        path=str(spec.workspace.raw_dataset(dataset)),
+        report=None,
+    )
+
+
+def _preprocessed(spec: JobSpec, params: PreprocessParams) -> PreprocessResult:
+    datasets = [_preprocessed_dataset(spec, params, dataset) for dataset in dict.fromkeys(map(_full_name, params.datasets))]
+    first = datasets[0]
+    return PreprocessResult(
+        dataset=first.dataset,
+        version=first.version,
+        plans=first.plans,
+        configurations=first.configurations,
+        folds=first.folds,
+        datasets=datasets,
+    )
+
+
+def _preprocessed_dataset(spec: JobSpec, params: PreprocessParams, dataset: str) -> PreprocessedDataset:
+    version = _version(dataset)
+    return PreprocessedDataset(
+        dataset=dataset,
+        version=version,
+        path=str(spec.workspace.preprocessed_root(version)),
+        plans=params.plans or _PLANS,
+        configurations=params.configurations,
+        folds=params.folds,
+        cases=9,
+        computed=9 * len(params.configurations),
+        linked=0,
+        replanned=False,
+        reason="first plans",
+        already_done=False,
+    )
+
+
+def _trained(spec: JobSpec, params: TrainParams) -> TrainResult:
+    dataset = _full_name(params.dataset)
+    model = _model(dataset)
+    honest = params.fold != "all"
+    return TrainResult(
+        dataset=dataset,
+        version=params.version or _version(dataset),
+        model=model,
+        trainer=params.trainer,
+        plans=params.plans,
+        configuration=params.configuration,
+        fold=params.fold,
+        path=str(spec.workspace.model_root(model)),
+        dice=0.8 if honest else None,
+        dice_per_label={"1": 0.8} if honest else None,
+        dice_on_training_cases=None if honest else 0.9,
+        epochs=params.epochs or 1000,
+        resumed_from=None,
+        already_done=False,
+        seconds=0.0,
+    )
+
+
+def _selected(spec: JobSpec, params: FindBestParams) -> FindBestResult:
+    dataset = _full_name(params.dataset)
+    model = params.model or _model(dataset)
+    configuration = next(iter(params.configurations), "2d")
+    return FindBestResult(
+        dataset=dataset,
+        model=model,
+        choice=f"{params.trainer}__{params.plans}__{configuration}",
+        cv_dice=0.8,
+        cv_dice_postprocessed=0.8,
+        holdout_dice=0.8,
+        holdout_dice_per_label={"1": 0.8},
+        promoted=params.promote != "never",
+        is_champion=params.promote != "never",
+        card=str(spec.workspace.model_root(model) / dataset / MODEL_CARD),
+        already_done=False,
+    )
+
+
+def _predicted(params: PredictParams) -> PredictResult:
+    dataset = _full_name(params.dataset)
+    return PredictResult(
+        dataset=dataset,
+        model=params.model or _model(dataset),
+        output=params.output,
+        predictions=f"{params.output}/{PREDICTIONS}",
+        predicted=1,
+        already_done=0,
+        failed=[],
+        not_predicted=[],
+        empty=False,
+        flagged=0,
+        dice=None,
+        part=params.part,
+        parts=params.parts,
+    )
+
+
+def _full_name(dataset: str | int) -> str:
+    return f"Dataset{int(dataset):03d}_Fake" if str(dataset).isdigit() else str(dataset)
+
+
+def _version(dataset: str) -> str:
+    return content_hash(["version", dataset])
+
+
+def _model(dataset: str) -> str:
+    return content_hash(["model", dataset])

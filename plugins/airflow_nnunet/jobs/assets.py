@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from airflow.sdk import Asset, AssetAlias
 
+from nnunet_jobs.contract.steps.results import FindBestResult, RegisterResult
+
 if TYPE_CHECKING:
     from airflow.sdk import Context
+    from pydantic import JsonValue
 
 # The dataset's full name is only known when the job has ended; an alias stands for it until then.
 REGISTERED = AssetAlias(name="nnunet_registered_datasets", group="nnunet")
@@ -24,17 +27,24 @@ def model_asset(dataset: str) -> Asset:
     return Asset(name=f"nnunet model {dataset}", uri=f"nnunet://model/{dataset}", group="nnunet")
 
 
-def dataset_registered(context: Context, result: dict[str, Any]) -> None:
+def dataset_registered(context: Context, result: RegisterResult) -> None:
     """Send the dataset's event unless the run found nothing new."""
-    if result["already_done"]:
+    if result.already_done:
         return
-    extra = {name: result[name] for name in ("hash", "train", "holdout", "added", "changed", "removed")}
-    context["outlet_events"][REGISTERED].add(dataset_asset(result["dataset"]), extra=extra)
+    extra: dict[str, JsonValue] = {
+        "hash": result.hash,
+        "train": result.train,
+        "holdout": result.holdout,
+        "added": result.added,
+        "changed": result.changed,
+        "removed": result.removed,
+    }
+    context["outlet_events"][REGISTERED].add(dataset_asset(result.dataset), extra=extra)
 
 
-def model_promoted(context: Context, result: dict[str, Any]) -> None:
+def model_promoted(context: Context, result: FindBestResult) -> None:
     """Send the model's event when this run moved the champion's link; nothing is sent for a model that was promoted before."""
-    if not result["promoted"]:
+    if not result.promoted:
         return
-    extra = {"model": result["model"], "dice": result["holdout_dice"], "cv_dice": result["cv_dice"]}
-    context["outlet_events"][PROMOTED].add(model_asset(result["dataset"]), extra=extra)
+    extra: dict[str, JsonValue] = {"model": result.model, "dice": result.holdout_dice, "cv_dice": result.cv_dice}
+    context["outlet_events"][PROMOTED].add(model_asset(result.dataset), extra=extra)

@@ -254,7 +254,12 @@ class NnunetOperator(ResultMixin, RenderingMixin, WaitingOperator):
             raise
 
     def result_ready(self, context: Context, result: dict[str, Any]) -> None:
-        """What an operator does with a good result before it becomes the XCom, such as asset events. Overridden where needed."""
+        """What an operator does with a good result before it becomes the XCom, such as asset events. Overridden where needed.
+
+        Args:
+            context: Of the task.
+            result: JSON object of the step's result, as the class in :mod:`nnunet_jobs.contract.steps.results` reads it.
+        """
 
     # --- private ------------------------------------------------------------------------------------------------
     def _submit(self, context: Context, config: NnunetConfig, spec: JobSpec, backend: Backend) -> JobDir:
@@ -309,7 +314,10 @@ class NnunetOperator(ResultMixin, RenderingMixin, WaitingOperator):
                 self._show_log_tail(job)
             raise to_airflow_error(status.failure, where=str(job.path))
         result = status.unwrap()
-        self.result_ready(context, result)
+        try:
+            self.result_ready(context, result)
+        except ConfigError as error:  # a result that lacks a key lacks it at the next try too
+            raise from_job_error(error) from error
         return result
 
     def _show_log_tail(self, job: JobDir) -> None:

@@ -8,6 +8,7 @@ from airflow_nnunet.jobs.assets import PROMOTED, model_promoted
 from airflow_nnunet.operators.base import NnunetOperator, as_list, templated
 from airflow_nnunet.settings.pool_names import GPU_POOL
 from nnunet_jobs.contract.steps.params import FindBestParams
+from nnunet_jobs.contract.steps.results import FindBestResult
 
 if TYPE_CHECKING:
     from airflow.sdk import Context, XComArg
@@ -76,4 +77,4 @@ class FindBestConfigOperator(NnunetOperator):
 
     def result_ready(self, context: Context, result: dict[str, Any]) -> None:
         """Tell waiting DAGs when the model was promoted."""
-        model_promoted(context, result)
+        model_promoted(context, FindBestResult.from_json(result))

@@ -11,6 +11,7 @@ from airflow.sdk.exceptions import AirflowSkipException
 from airflow_nnunet.operators.base import NnunetOperator, templated
 from airflow_nnunet.settings.pool_names import GPU_POOL
 from nnunet_jobs.contract.steps.params import PredictParams
+from nnunet_jobs.contract.steps.results import PredictResult
 
 if TYPE_CHECKING:
     from airflow.sdk import Context, XComArg
@@ -129,22 +130,23 @@ class BatchPredictOperator(NnunetOperator):
 
     def result_ready(self, context: Context, result: dict[str, Any]) -> None:
         """Show how many cases failed where people look, or skip the task when there was no case."""
-        if result.get("empty"):
+        found = PredictResult.from_json(result)
+        if found.empty:
             raise AirflowSkipException(f"cases={self.cases!r}: there is no case, so nothing is predicted (on_empty=skip)")
-        failed, left_out = len(result["failed"]), len(result.get("not_predicted") or ())
+        failed, left_out = len(found.failed), len(found.not_predicted)
         if not failed and not left_out:
             return
-        done = result["predicted"] + result["already_done"]
+        done = found.predicted + found.already_done
         words = f"{failed} of {done + failed} cases failed" if failed else f"{done} cases predicted"
         words += f", {left_out} files or folders are not predicted" if left_out else ""
-        if result.get("part", 0) and not failed:
+        if found.part and not failed:
             return  # the first part speaks of what all parts see
         _set_task_state(context, words)
         if failed:
             _name_mapped_task(context, f"{failed} failed")
-            self.log.error("%s; their reasons are in %s", words, result["predictions"])
+            self.log.error("%s; their reasons are in %s", words, found.predictions)
         else:
-            self.log.warning("%s; their reasons are in %s", words, result["predictions"])
+            self.log.warning("%s; their reasons are in %s", words, found.predictions)
 
 
 def _is_empty_list(cases: Any) -> bool:

@@ -9,6 +9,7 @@ from airflow_nnunet.jobs.assets import REGISTERED, dataset_registered
 from airflow_nnunet.jobs.links import DatasetReportLink
 from airflow_nnunet.operators.base import NnunetOperator, as_list, templated
 from nnunet_jobs.contract.steps.params import RegisterParams
+from nnunet_jobs.contract.steps.results import RegisterResult
 
 if TYPE_CHECKING:
     from airflow.sdk import Context, XComArg
@@ -123,4 +124,4 @@ class RegisterDatasetOperator(NnunetOperator):
 
     def result_ready(self, context: Context, result: dict[str, Any]) -> None:
         """Tell waiting DAGs when the dataset's content changed."""
-        dataset_registered(context, result)
+        dataset_registered(context, RegisterResult.from_json(result))

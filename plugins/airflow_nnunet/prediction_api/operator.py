@@ -18,6 +18,7 @@ from airflow_nnunet.settings.resolver import resolve_config
 from airflow_nnunet.settings.workspace_memory import TaskMemory
 from nnunet_jobs.contract.failure import DataError, FailureClass, JobError
 from nnunet_jobs.contract.job.folder import JobDir
+from nnunet_jobs.contract.steps.results import PredictResult
 from nnunet_jobs.contract.storage.files import read_json, replacing, sha256_file, write_json
 from nnunet_jobs.contract.storage.marker import open_workspace
 from nnunet_jobs.contract.storage.permissions import workspace_umask
@@ -80,7 +81,7 @@ class RequestPredictOperator(BatchPredictOperator):
         recorded = {_recorded_sha256(record, case["file"]) for record in records_of(stored.output, stored.id)}
         if not path.is_file() or sha256_file(path) not in recorded:
             return None
-        return _result(stored, dataset=found["dataset"], model=case["model"], already=True)
+        return _result(stored, dataset=found["dataset"], model=case["model"], already=True, flagged=bool(case.get("flags")))
 
     def _asked(self, tenant: Tenant, stored: StoredRequest) -> dict[str, Any] | None:
         """A server's answer, kept in the form of a batch's results; None where no server has one."""
@@ -98,7 +99,7 @@ class RequestPredictOperator(BatchPredictOperator):
             return None
         self.log.info("predictor server %s has answered", answer.server)
         _keep_segmentation(stored, facts, answer)
-        return _result(stored, dataset=facts.dataset, model=facts.model, already=False)
+        return _result(stored, dataset=facts.dataset, model=facts.model, already=False, flagged=bool(answer.record.get("flags")))
 
 
 def _keep_segmentation(stored: StoredRequest, facts: ModelFacts, answer: ServerAnswer) -> None:
@@ -134,20 +135,23 @@ def _keep(stored: StoredRequest, facts: ModelFacts, record: dict[str, Any]) -> N
     )
 
 
-def _result(stored: StoredRequest, *, dataset: str, model: str, already: bool) -> dict[str, Any]:
+def _result(stored: StoredRequest, *, dataset: str, model: str, already: bool, flagged: bool) -> dict[str, Any]:
     """The task's result, of the form that the step ``predict`` has."""
-    return {
-        "dataset": dataset,
-        "model": model,
-        "output": str(stored.output),
-        "predictions": str(stored.output / PREDICTIONS),
-        "predicted": int(not already),
-        "already_done": int(already),
-        "failed": [],
-        "dice": None,
-        "part": 0,
-        "parts": 1,
-    }
+    return PredictResult(
+        dataset=dataset,
+        model=model,
+        output=str(stored.output),
+        predictions=str(stored.output / PREDICTIONS),
+        predicted=int(not already),
+        already_done=int(already),
+        failed=[],
+        not_predicted=[],
+        empty=False,
+        flagged=int(flagged),
+        dice=None,
+        part=0,
+        parts=1,
+    ).to_json()
 
 
 def _recorded_sha256(record: Path, name: str) -> str | None:

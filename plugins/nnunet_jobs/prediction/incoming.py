@@ -12,6 +12,7 @@ from typing import Any
 
 from nnunet_jobs.contract.failure import ConfigError
 from nnunet_jobs.contract.steps.params import HELD_OUT
+from nnunet_jobs.contract.steps.results import NotPredicted
 from nnunet_jobs.contract.storage.workspace import Workspace
 from nnunet_jobs.dataset.names import ENDINGS, PICTURES, split_ending
 from nnunet_jobs.dicom.mark import named_like
@@ -21,14 +22,6 @@ _NUMBERED = r"(?P<case>.+)_(?P<channel>\d{4})"
 _COUNTED = 1000  # files of a sub-folder that are looked at to say how many images it holds
 _OTHER_IMAGES = (*ENDINGS, ".mhd", ".nhdr", ".mgz", ".mgh", ".hdr", ".img", ".jpg", ".jpeg")
 _TIFFS = (".tif", ".tiff")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NotPredicted:
-    """Something among the cases that is no case: its name, safe to print, and why it is not predicted."""
-
-    name: str
-    reason: str
 
 
 @dataclass(slots=True, kw_only=True)

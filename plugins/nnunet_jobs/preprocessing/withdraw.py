@@ -12,9 +12,9 @@ import json
 import logging
 import os
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
+from nnunet_jobs.contract.steps.withdrawal import VersionLoss
 from nnunet_jobs.contract.storage.files import write_atomic, write_json
 from nnunet_jobs.contract.storage.workspace import VERSIONS, Workspace
 from nnunet_jobs.preprocessing import planning
@@ -28,26 +28,17 @@ _SPLITS = "splits_final.json"
 _SUFFIXES = (".b2nd", "_seg.b2nd", ".pkl", ".npz", ".npy", "_seg.npy")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Lost:
-    """What a version loses. ``cases``: id to ``train`` and ``val``, the folds in which the case was; ``files``: number of files."""
-
-    version: str
-    cases: dict[str, dict[str, list[int]]]
-    files: int
-
-
-def look(workspace: Workspace, dataset: str, cases: Collection[str]) -> list[Lost]:
+def look(workspace: Workspace, dataset: str, cases: Collection[str]) -> list[VersionLoss]:
     """What each version would lose or has lost already, of these cases."""
     found = []
     for version in published(workspace, dataset):
         folds = _folds(version, cases)
         if folds:
-            found.append(Lost(version=version.name, cases=folds, files=len(list(_files_of(version.root, cases, _ending(version))))))
+            found.append(VersionLoss(version=version.name, cases=folds, files=len(list(_files_of(version.root, cases, _ending(version))))))
     return found
 
 
-def take_out(workspace: Workspace, dataset: str, cases: Collection[str], *, at: str) -> list[Lost]:
+def take_out(workspace: Workspace, dataset: str, cases: Collection[str], *, at: str) -> list[VersionLoss]:
     """Remove the cases from all versions, from what killed attempts left, and from the fingerprints. The caller holds the lock.
 
     Each version's record is rewritten first and its files go afterwards: whoever looks in between sees a version that lost cases.

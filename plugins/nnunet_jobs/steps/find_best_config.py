@@ -8,6 +8,7 @@ from typing import Any
 
 from nnunet_jobs.context import StepContext
 from nnunet_jobs.contract.steps.params import FindBestParams
+from nnunet_jobs.contract.steps.results import FindBestResult
 from nnunet_jobs.contract.storage.files import content_hash, write_json
 from nnunet_jobs.contract.storage.permissions import with_workspace_umask
 from nnunet_jobs.contract.storage.withdrawals import only_consented
@@ -28,9 +29,7 @@ def run(params: FindBestParams, context: StepContext) -> dict[str, Any]:
     """Choose the best of a model's configurations and pairs of them, or find it chosen.
 
     Returns:
-        ``dataset``, ``model``, ``choice`` (stock nnU-Net's name of the configuration or ensemble), ``cv_dice``,
-        ``cv_dice_postprocessed``, ``holdout_dice``, ``holdout_dice_per_label`` (None where Dice is undefined), ``promoted`` (this run
-        moved the champion's link), ``is_champion`` (the link points to this model now), ``card`` (path), ``already_done``.
+        :class:`~nnunet_jobs.contract.steps.results.FindBestResult` as a JSON object.
 
     Raises:
         ConfigError: No such model; or folds are not complete and cannot be repaired: names configuration, fold and
@@ -62,19 +61,19 @@ def run(params: FindBestParams, context: StepContext) -> dict[str, Any]:
     context.check_stop()
     promotion = cards.promote_by_policy(workspace, dataset, trained.model, params.promote, record=context.job.path / "promotion.json")
     metrics = card["metrics"]
-    return {
-        "dataset": dataset,
-        "model": trained.model,
-        "choice": metrics["choice"],
-        "cv_dice": metrics["cv_dice"],
-        "cv_dice_postprocessed": metrics["cv_dice_postprocessed"],
-        "holdout_dice": metrics["holdout_dice"],
-        "holdout_dice_per_label": metrics["holdout_per_label"],
-        "promoted": promotion.promoted,
-        "is_champion": promotion.is_champion,
-        "card": str(trained.root / MODEL_CARD),
-        "already_done": already_done,
-    }
+    return FindBestResult(
+        dataset=dataset,
+        model=trained.model,
+        choice=metrics["choice"],
+        cv_dice=metrics["cv_dice"],
+        cv_dice_postprocessed=metrics["cv_dice_postprocessed"],
+        holdout_dice=metrics["holdout_dice"],
+        holdout_dice_per_label=metrics["holdout_per_label"],
+        promoted=promotion.promoted,
+        is_champion=promotion.is_champion,
+        card=str(trained.root / MODEL_CARD),
+        already_done=already_done,
+    ).to_json()
 
 
 def _inputs(trained: Trained, params: FindBestParams, held: holdout.Holdout) -> str:

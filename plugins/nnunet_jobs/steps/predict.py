@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nnunet_jobs.context import StepContext, acting
 from nnunet_jobs.contract.failure import Bug, ConfigError, DataError, FailureClass, Fault
 from nnunet_jobs.contract.steps.params import PredictParams
+from nnunet_jobs.contract.steps.results import FailedCase, MeanDice, PredictResult
 from nnunet_jobs.contract.storage.files import read_json
 from nnunet_jobs.contract.storage.permissions import with_workspace_umask
 from nnunet_jobs.contract.storage.predictions import model_folder
@@ -41,9 +41,7 @@ def run(params: PredictParams, context: StepContext) -> dict[str, Any]:
     """Predict this part's cases into the model's folder below ``params.output`` and merge its ``predictions.json``.
 
     Returns:
-        ``dataset``, ``model``, ``output`` (the model's folder), ``predictions``, ``predicted``, ``already_done``, ``failed``, ``part``,
-        ``parts``; ``not_predicted``: ``name`` and ``reason`` of what lay among the cases and is none; ``empty``: nothing lay there at all;
-        of all parts so far ``flagged`` (cases that look wrong) and ``dice`` (``mean``, ``per_label``) where labels are known.
+        :class:`~nnunet_jobs.contract.steps.results.PredictResult` as a JSON object.
 
     Raises:
         ConfigError: No such dataset, model or folder, a path outside the allowed roots, or no case with
@@ -98,28 +96,28 @@ def run(params: PredictParams, context: StepContext) -> dict[str, Any]:
         done = {} if params.overwrite else batch.done(cases, probabilities=params.probabilities)
         batch.complete(done)
         batch.predict([case for case in cases if case.case not in done], scratch=scratch)
-        records.leave_out(params.cases, [asdict(item) for item in found.not_predicted])
+        records.leave_out(params.cases, [item.to_json() for item in found.not_predicted])
         predictions = records.merge(model, settings, expected, labels=description["labels"], contact_sheet=params.contact_sheet)
         kept.show_all()
     summary = read_json(predictions)
     failed = batch.failed
     _report(cases, found, failed)
     _require_enough(params, cases, found, failed, summary["cases"])
-    return {
-        "dataset": dataset,
-        "model": model.model,
-        "output": str(kept.folder),
-        "predictions": str(predictions),
-        "predicted": len(cases) - len(done) - len({item["case"] for item in failed} - set(done)),
-        "already_done": len(set(done) - {item["case"] for item in failed}),
-        "failed": [{"case": item["case"], "reason": item["reason"]} for item in failed],
-        "not_predicted": [asdict(item) for item in found.not_predicted],
-        "empty": False,
-        "flagged": summary["flagged"],
-        "dice": summary["dice"],
-        "part": params.part,
-        "parts": params.parts,
-    }
+    return PredictResult(
+        dataset=dataset,
+        model=model.model,
+        output=str(kept.folder),
+        predictions=str(predictions),
+        predicted=len(cases) - len(done) - len({item["case"] for item in failed} - set(done)),
+        already_done=len(set(done) - {item["case"] for item in failed}),
+        failed=[FailedCase(case=item["case"], reason=item["reason"]) for item in failed],
+        not_predicted=found.not_predicted,
+        empty=False,
+        flagged=summary["flagged"],
+        dice=None if summary["dice"] is None else MeanDice.from_json(summary["dice"]),
+        part=params.part,
+        parts=params.parts,
+    ).to_json()
 
 
 def _nothing(params: PredictParams, dataset: str, model: SelectedModel) -> dict[str, Any]:
@@ -130,9 +128,21 @@ def _nothing(params: PredictParams, dataset: str, model: SelectedModel) -> dict[
             field="cases", value=params.cases, problem=what, fix="look whether the cases have arrived, or set on_empty to skip"
         )
     log.warning("cases=%r: there is no case, so nothing is predicted (on_empty=skip)", params.cases)
-    counted = {"predicted": 0, "already_done": 0, "failed": [], "not_predicted": [], "flagged": 0, "dice": None}
-    where = {"output": params.output, "predictions": None, "part": params.part, "parts": params.parts}
-    return {"dataset": dataset, "model": model.model, "empty": True, **counted, **where}
+    return PredictResult(
+        dataset=dataset,
+        model=model.model,
+        output=params.output,
+        predictions=None,
+        predicted=0,
+        already_done=0,
+        failed=[],
+        not_predicted=[],
+        empty=True,
+        flagged=0,
+        dice=None,
+        part=params.part,
+        parts=params.parts,
+    ).to_json()
 
 
 def _report(cases: Sequence[Case], found: Incoming, failed: Sequence[Mapping[str, str]]) -> None:

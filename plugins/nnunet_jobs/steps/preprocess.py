@@ -11,6 +11,7 @@ from typing import Any
 from nnunet_jobs.context import StepContext
 from nnunet_jobs.contract.failure import FailureClass, classify
 from nnunet_jobs.contract.steps.params import PreprocessParams
+from nnunet_jobs.contract.steps.results import PreprocessedDataset, PreprocessResult
 from nnunet_jobs.contract.storage.files import content_hash, read_json, sha256_file
 from nnunet_jobs.contract.storage.permissions import with_workspace_umask
 from nnunet_jobs.contract.storage.withdrawals import Tombstones
@@ -29,7 +30,7 @@ def run(params: PreprocessParams, context: StepContext) -> dict[str, Any]:
     """Bring every dataset to a published version that has what ``params`` ask for, computing only what is new.
 
     Returns:
-        ``dataset``, ``version``, ``plans``, ``configurations``, ``folds`` of the first dataset, and ``datasets`` with one entry each.
+        :class:`~nnunet_jobs.contract.steps.results.PreprocessResult` as a JSON object.
 
     Raises:
         ConfigError: Unknown dataset, planner or configuration, impossible folds, or a foreign folder in the link's
@@ -47,10 +48,17 @@ def run(params: PreprocessParams, context: StepContext) -> dict[str, Any]:
             warn_of_incomplete(Tombstones(context.workspace, dataset))
             results.append(_preprocess(dataset, params, context))
     first = results[0]
-    return {key: first[key] for key in ("dataset", "version", "plans", "configurations", "folds")} | {"datasets": results}
+    return PreprocessResult(
+        dataset=first.dataset,
+        version=first.version,
+        plans=first.plans,
+        configurations=first.configurations,
+        folds=first.folds,
+        datasets=results,
+    ).to_json()
 
 
-def _preprocess(dataset: str, params: PreprocessParams, context: StepContext) -> dict[str, Any]:
+def _preprocess(dataset: str, params: PreprocessParams, context: StepContext) -> PreprocessedDataset:
     workspace = context.workspace
     raw, manifest = workspace.raw_dataset(dataset), workspace.manifest(dataset)
     dataset_json = read_json(raw / "dataset.json")
@@ -92,16 +100,16 @@ def _preprocess(dataset: str, params: PreprocessParams, context: StepContext) ->
         }
     make_current(workspace, dataset, version)
     record = version.record
-    return {
-        "dataset": dataset,
-        "version": version.name,
-        "path": str(version.root),
-        "plans": record["plans"],
-        "configurations": list(record["configurations"]),
-        "folds": record["folds"],
-        "cases": len(cases),
+    return PreprocessedDataset(
+        dataset=dataset,
+        version=version.name,
+        path=str(version.root),
+        plans=record["plans"],
+        configurations=list(record["configurations"]),
+        folds=record["folds"],
+        cases=len(cases),
         **outcome,
-    }
+    )
 
 
 def _find_done(inputs: Inputs, params: PreprocessParams, context: StepContext) -> Version | None:

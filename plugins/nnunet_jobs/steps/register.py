@@ -13,6 +13,7 @@ from typing import Any
 from nnunet_jobs.context import StepContext, acting
 from nnunet_jobs.contract.failure import ConfigError, DataError, DiskFull, Fault, Interrupted
 from nnunet_jobs.contract.steps.params import RegisterParams
+from nnunet_jobs.contract.steps.results import RegisterResult
 from nnunet_jobs.contract.storage.files import content_hash, read_json
 from nnunet_jobs.contract.storage.permissions import with_workspace_umask
 from nnunet_jobs.contract.storage.withdrawals import Tombstones, images_withdrawn_elsewhere
@@ -42,10 +43,8 @@ def run(params: RegisterParams, context: StepContext) -> dict[str, Any]:
     """Bring ``nnUNet_raw/DatasetXXX_Name`` to what the source holds. Nothing is written when something is wrong, or nothing is new.
 
     Returns:
-        ``dataset``, ``dataset_id``, ``hash``, ``training_hash``; cases now there: ``train``, ``holdout``, ``test``; cases of this run:
-        ``added``, ``changed``, ``removed``; ``withdrawn``, cases of the source that stay out because consent was withdrawn;
-        ``already_done`` when nothing had to be written; ``path`` of the folder; ``report``: name of the page in the job folder, which
-        is there after a DataError too.
+        :class:`~nnunet_jobs.contract.steps.results.RegisterResult` as a JSON object. The report's page is in the job's folder after
+        a DataError too.
 
     Raises:
         DataError: Faults of the source, all of them at once.
@@ -266,15 +265,22 @@ class _Registration:
 
     def _result(self, manifest: Mapping[str, Any], counts: Mapping[str, int], *, already_done: bool) -> dict[str, Any]:
         splits = [entry["split"] for entry in manifest["cases"].values()]
-        return {
-            **{key: manifest[key] for key in ("dataset", "dataset_id", "hash", "training_hash")},
-            **{split: splits.count(split) for split in (holdout.TRAIN, holdout.HOLDOUT, holdout.TEST)},
-            **counts,
-            "withdrawn": len(self.left_out),
-            "already_done": already_done,
-            "path": str(self.folder),
-            "report": self.report.succeeded(manifest["cases"]),
-        }
+        return RegisterResult(
+            dataset=manifest["dataset"],
+            dataset_id=manifest["dataset_id"],
+            hash=manifest["hash"],
+            training_hash=manifest["training_hash"],
+            train=splits.count(holdout.TRAIN),
+            holdout=splits.count(holdout.HOLDOUT),
+            test=splits.count(holdout.TEST),
+            added=counts["added"],
+            changed=counts["changed"],
+            removed=counts["removed"],
+            withdrawn=len(self.left_out),
+            already_done=already_done,
+            path=str(self.folder),
+            report=self.report.succeeded(manifest["cases"]),
+        ).to_json()
 
 
 def _read(path: Path) -> Any:

@@ -11,6 +11,7 @@ from typing import Any
 from nnunet_jobs.context import StepContext
 from nnunet_jobs.contract.failure import ConfigError
 from nnunet_jobs.contract.steps.params import TrainParams
+from nnunet_jobs.contract.steps.results import TrainResult
 from nnunet_jobs.contract.storage.files import sha256_file, write_record
 from nnunet_jobs.contract.storage.permissions import with_workspace_umask
 from nnunet_jobs.contract.storage.withdrawals import only_consented, require_none_withdrawn, withdrawn_from
@@ -39,9 +40,7 @@ def run(params: TrainParams, context: StepContext) -> dict[str, Any]:
     """Bring one fold to its end, or find it there.
 
     Returns:
-        ``dataset``, ``version``, ``model``, ``trainer``, ``plans``, ``configuration``, ``fold``, ``path``, ``dice`` and
-        ``dice_per_label`` of the validation (for fold ``all`` in ``dice_on_training_cases``), ``epochs``, ``resumed_from``,
-        ``already_done``, ``seconds``.
+        :class:`~nnunet_jobs.contract.steps.results.TrainResult` as a JSON object.
 
     Raises:
         ConfigError: Dataset, version, plans, configuration, fold, trainer or pretrained weights do not exist; names
@@ -91,20 +90,23 @@ def run(params: TrainParams, context: StepContext) -> dict[str, Any]:
                     now = state()
             finally:
                 remove_files(model_root / dataset, withdrawn_from(version_root / dataset))
-    return {
-        "dataset": dataset,
-        "version": version,
-        "model": model,
-        **where,
-        "path": str(folder),
-        "dice": now.dice,
-        "dice_per_label": now.dice_per_label,
-        "dice_on_training_cases": now.dice_on_training_cases,
-        "epochs": now.epochs,
-        "resumed_from": resumed,
-        "already_done": already_done,
-        "seconds": round(time.monotonic() - begin, 1),
-    }
+    return TrainResult(
+        dataset=dataset,
+        version=version,
+        model=model,
+        trainer=params.trainer,
+        plans=params.plans,
+        configuration=params.configuration,
+        fold=params.fold,
+        path=str(folder),
+        dice=now.dice,
+        dice_per_label=now.dice_per_label,
+        dice_on_training_cases=now.dice_on_training_cases,
+        epochs=now.epochs,
+        resumed_from=resumed,
+        already_done=already_done,
+        seconds=round(time.monotonic() - begin, 1),
+    ).to_json()
 
 
 def _version(params: TrainParams, workspace: Workspace, dataset: str) -> str:

@@ -10,13 +10,13 @@ from __future__ import annotations
 import difflib
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from nnunet_jobs.context import StepContext, acting
 from nnunet_jobs.contract.failure import ConfigError
+from nnunet_jobs.contract.steps.withdrawal import CaseCopy, WithdrawnPrediction, WithdrawResult
 from nnunet_jobs.contract.storage.permissions import with_workspace_umask
 from nnunet_jobs.contract.storage.withdrawals import Tombstones, WithdrawParams
 from nnunet_jobs.contract.storage.workspace import DATASET_NAME
@@ -37,9 +37,7 @@ def run(params: WithdrawParams, context: StepContext) -> dict[str, Any]:
     """Withdraw, or only say what would go (``dry_run``), or lift a withdrawal (``restore``).
 
     Returns:
-        ``dataset``, ``cases``, ``groups``, ``dry_run``, ``restored``, ``already_done``; ``splits`` (case to what it was in); ``versions``
-        and ``models`` with what they lose; ``predictions`` (folder, cases, ``deleted``); ``copies``, cases that are registered with the
-        same images; ``demoted`` models; ``left``, what a person must still do.
+        :class:`~nnunet_jobs.contract.steps.withdrawal.WithdrawResult` as a JSON object.
 
     Raises:
         ConfigError: The dataset, a case or a group is not known, or was not withdrawn (``restore``).
@@ -79,25 +77,26 @@ class _Withdrawal:
                 self._set_stones(cases, manifest, stones)
                 raw.take_out(Store(folder=self.folder), manifest, cases, by=self.by, reason=self.params.reason)
                 self.left += raw.forget(self.workspace, self.dataset, stones, cases, beat_or_stop(self.context))
-        found = self._derived(cases)
+        derived = self._derived(cases)
         if not self.params.dry_run:
             with self.context.content_lock(self.lock, what=self.dataset):
                 stones = Tombstones(self.workspace, self.dataset)
                 for case in cases:
                     stones.cases[case]["complete"] = not self.left
                 stones.save()
-        return {
-            "dataset": self.dataset,
-            "cases": cases,
-            "groups": sorted(self.params.groups),
-            "dry_run": self.params.dry_run,
-            "restored": False,
-            "already_done": already_done,
-            "splits": splits,
-            **found,
-            "copies": raw.copies_of(self.workspace, digests, but={self.dataset: cases}),
-            "left": self.left,
-        }
+        copies = raw.copies_of(self.workspace, digests, but={self.dataset: cases})
+        return WithdrawResult(
+            dataset=self.dataset,
+            cases=cases,
+            groups=sorted(self.params.groups),
+            dry_run=self.params.dry_run,
+            restored=False,
+            already_done=already_done,
+            splits=splits,
+            copies=[CaseCopy(dataset=copy["dataset"], case=copy["case"]) for copy in copies],
+            left=self.left,
+            **derived,
+        ).to_json()
 
     # --- which ones ---------------------------------------------------------------------------------------------
     def _cases(self, manifest: Mapping[str, Any], stones: Tombstones) -> list[str]:
@@ -167,11 +166,11 @@ class _Withdrawal:
             for item in predicted:
                 predictions.remove(item)
         return {
-            "versions": [asdict(item) for item in lost],
-            "models": [asdict(item) for item in seen],
+            "versions": lost,
+            "models": seen,
             "model_files": files,
             "demoted": demoted,
-            "predictions": [{**asdict(item), "deleted": deleting} for item in predicted],
+            "predictions": [WithdrawnPrediction(folder=item.folder, cases=list(item.cases), deleted=deleting) for item in predicted],
         }
 
     def _remove_from_models(self, cases: list[str]) -> int:
@@ -199,33 +198,32 @@ class _Withdrawal:
                 del stones.groups[key]
             stones.save()
             models.unmark(self.workspace, self.dataset, cases)
-        return {
-            "dataset": self.dataset, "cases": cases, "groups": sorted(self.params.groups), "dry_run": self.params.dry_run, "restored": True,
-            "already_done": False, "splits": {}, "versions": [], "models": [], "model_files": 0, "demoted": [], "predictions": [],
-            "copies": [], "left": [],
-        }  # fmt: skip
+        return WithdrawResult(
+            dataset=self.dataset, cases=cases, groups=sorted(self.params.groups), dry_run=self.params.dry_run, restored=True
+        ).to_json()
 
 
 def text(result: Mapping[str, Any]) -> str:
     """The result for a person."""
-    cases, dry = result["cases"], result["dry_run"]
-    if result["restored"]:
+    found = WithdrawResult.from_json(result)
+    cases, dry = found.cases, found.dry_run
+    if found.restored:
         what = "would be restored" if dry else "restored: the next registration may bring them from their source again"
-        return f"{result['dataset']}: {len(cases)} cases ({', '.join(cases) or 'none now'}) {what}"
-    verb = "would be withdrawn" if dry else "were withdrawn before, and again" if result["already_done"] else "withdrawn"
-    lines = [f"{result['dataset']}: {len(cases)} cases {verb}: {', '.join(cases) or 'none is registered now; later ones stay out'}"]
-    lines += [f"  {case} was in {split}" for case, split in result["splits"].items()]
-    lines += [f"  version {item['version']}: {len(item['cases'])} cases, {item['files']} files" for item in result["versions"]]
-    lines += [f"  {item['folder']}: predictions of {', '.join(item['cases'])} {_fate(item, dry)}" for item in result["predictions"]]
-    lines.append(f"  {result['model_files']} predictions in model folders")
-    lines.append(f"Models trained on them: {len(result['models']) or 'none'}")
-    lines += [f"  {models.AffectedModel(**item)}" for item in result["models"]]
-    lines += [f"  {model} was demoted" for model in result["demoted"]]
-    lines += [f"WARNING: {item['case']} of {item['dataset']} has the same image; withdraw it too?" for item in result["copies"]]
-    lines += [f"STILL TO DO: {item}" for item in result["left"]]
+        return f"{found.dataset}: {len(cases)} cases ({', '.join(cases) or 'none now'}) {what}"
+    verb = "would be withdrawn" if dry else "were withdrawn before, and again" if found.already_done else "withdrawn"
+    lines = [f"{found.dataset}: {len(cases)} cases {verb}: {', '.join(cases) or 'none is registered now; later ones stay out'}"]
+    lines += [f"  {case} was in {split}" for case, split in found.splits.items()]
+    lines += [f"  version {item.version}: {len(item.cases)} cases, {item.files} files" for item in found.versions]
+    lines += [f"  {item.folder}: predictions of {', '.join(item.cases)} {_fate(item, dry)}" for item in found.predictions]
+    lines.append(f"  {found.model_files} predictions in model folders")
+    lines.append(f"Models trained on them: {len(found.models) or 'none'}")
+    lines += [f"  {model}" for model in found.models]
+    lines += [f"  {model} was demoted" for model in found.demoted]
+    lines += [f"WARNING: {copy.case} of {copy.dataset} has the same image; withdraw it too?" for copy in found.copies]
+    lines += [f"STILL TO DO: {item}" for item in found.left]
     lines.append("The source itself, backups and exported predictions are not ours to delete: remove the cases there too.")
     return "\n".join(lines)
 
 
-def _fate(item: Mapping[str, Any], dry: bool) -> str:
-    return "deleted" if item["deleted"] else "found" if dry else "stay; --predictions deletes them"
+def _fate(item: WithdrawnPrediction, dry: bool) -> str:
+    return "deleted" if item.deleted else "found" if dry else "stay; --predictions deletes them"

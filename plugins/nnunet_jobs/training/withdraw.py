@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from nnunet_jobs.contract.steps.withdrawal import AffectedModel
 from nnunet_jobs.contract.storage.files import write_json
 from nnunet_jobs.contract.storage.withdrawals import MARK, SCHEMA, trained_on_withdrawn
 from nnunet_jobs.contract.storage.workspace import FINAL_CHECKPOINT, VERSIONS, Workspace
@@ -18,33 +18,6 @@ _SUFFIXES = (".npz", ".pkl", ".npy", ".b2nd", "_seg.b2nd", ".nii.gz", ".nii", ".
 
 Lost = Mapping[str, Mapping[str, Mapping[str, list[int]]]]
 """Version to case to ``train`` and ``val``: the folds in which the case was."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AffectedModel:
-    """One model that has seen withdrawn cases.
-
-    Attributes:
-        dataset: Dataset of the model; a fine-tuned model may be of another dataset.
-        model: Id of the model.
-        promoted: Whether the model is the champion.
-        configurations: Name to the folds in whose training the cases were.
-        through: The model that it was fine-tuned from.
-        files: Predictions of the cases below its folder, to go.
-    """
-
-    dataset: str
-    model: str
-    cases: tuple[str, ...]
-    configurations: dict[str, list[int | str]] = field(default_factory=dict)
-    through: str | None = None
-    promoted: bool = False
-    files: int = 0
-
-    def __str__(self) -> str:
-        where = "; ".join(f"{name} folds {', '.join(map(str, folds))}" for name, folds in self.configurations.items())
-        how = f"fine-tuned from {self.through}" if self.through else where or "no fold has begun"
-        return f"model {self.model} of {self.dataset}{' (promoted)' if self.promoted else ''}: {how}"
 
 
 def models_that_saw(workspace: Workspace, dataset: str, lost: Lost) -> list[AffectedModel]:
@@ -59,7 +32,7 @@ def models_that_saw(workspace: Workspace, dataset: str, lost: Lost) -> list[Affe
             found[name, model] = AffectedModel(
                 dataset=name,
                 model=model,
-                cases=tuple(sorted(cases)),
+                cases=sorted(cases),
                 configurations=trained,
                 promoted=workspace.champion(name) == model,
                 files=len(list(files_of(folder, cases))),

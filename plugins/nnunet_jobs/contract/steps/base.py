@@ -1,10 +1,12 @@
-"""What the parameters of every step share: JSON in and out, and checks that name the field, its value and the fix."""
+"""What the parameters and the results of every step share: JSON in and out, and checks that name the field and its value."""
 
 from __future__ import annotations
 
 import difflib
+import types
+import typing
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any, ClassVar, Self
 
 from nnunet_jobs.contract.failure import ConfigError
@@ -55,3 +57,59 @@ class StepParams:
             return cls(**data)
         except TypeError as error:
             raise ConfigError(f"{cls.step}: {error}") from error
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepResult:
+    """Base of the results and of the objects inside them.
+
+    Types are checked when a result is read, not when a step builds it: a finished training must not fail for the type of a number.
+
+    Attributes:
+        of: What it is the result of, for error messages.
+    """
+
+    of: ClassVar[str] = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON object, inverse of :meth:`from_json`."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: object) -> Self:
+        """Read a result that this version or another one wrote. Keys that this version does not know are ignored.
+
+        Args:
+            data: JSON object, from ``result.json`` or an XCom.
+
+        Raises:
+            ConfigError: It is no object, a key is missing that has no default, or a value has the wrong type. No retry can help.
+        """
+        where = f"result of {cls.of}:"
+        if not isinstance(data, Mapping):
+            raise ConfigError(where=where, field="result", value=data, problem="must be a mapping")
+        hints = field_types(cls)
+        values: dict[str, Any] = {}
+        for item in fields(cls):
+            if item.name in data:
+                values[item.name] = value = _read(data[item.name], hints[item.name])
+                if not fits(value, hints[item.name]):
+                    problem = f"must be {type_in_words(hints[item.name])}"
+                    raise ConfigError(where=where, field=item.name, value=value, problem=problem)
+            elif item.default is MISSING and item.default_factory is MISSING:
+                fix = f"it has {', '.join(map(str, data)) or 'no key at all'}; run the task again, or correct whatever wrote this result"
+                raise ConfigError(where=where, field=item.name, problem="is missing", fix=fix)
+        return cls(**values)
+
+
+def _read(value: Any, hint: Any) -> Any:
+    """A JSON value in which the objects that the annotated type describes are results."""
+    if isinstance(hint, types.UnionType):
+        for option in typing.get_args(hint):
+            value = _read(value, option)
+        return value
+    if typing.get_origin(hint) is list and isinstance(value, list):
+        return [_read(item, typing.get_args(hint)[0]) for item in value]
+    if isinstance(hint, type) and issubclass(hint, StepResult) and isinstance(value, Mapping):
+        return hint.from_json(value)
+    return value

@@ -14,6 +14,7 @@ from airflow.sdk.exceptions import AirflowSkipException
 from airflow_nnunet.jobs.task_state import JOB_XCOM
 from airflow_nnunet.operators import BatchPredictOperator
 from nnunet_jobs.contract.failure import ConfigError
+from nnunet_jobs.contract.steps.results import PredictResult
 from support.airflow import context
 
 
@@ -22,7 +23,9 @@ def operator(**fields: Any) -> BatchPredictOperator:
 
 
 def result(**fields: Any) -> dict[str, Any]:
-    return {"predicted": 194, "already_done": 0, "failed": [], "not_predicted": [], "predictions": "/out/predictions.json", **fields}
+    counts = {"predicted": 194, "already_done": 0, "failed": [], "not_predicted": [], "empty": False, "flagged": 0, "dice": None}
+    where = {"dataset": "Dataset004_Hip", "model": "m1", "output": "/out", "predictions": "/out/predictions.json", "part": 0, "parts": 1}
+    return PredictResult.from_json({**where, **counts, **fields}).to_json()
 
 
 class Store:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import pytest
 from airflow.sdk.exceptions import AirflowRescheduleException, AirflowTaskTimeout, TaskDeferralTimeout, TaskDeferred
 
 from airflow_nnunet.backends import FakeBackend, FakeOutcome, read_status
+from airflow_nnunet.backends.fake import plausible_result
 from airflow_nnunet.jobs.exceptions import InvalidConfig, InvalidData, JobCancelled, JobLost
 from airflow_nnunet.jobs.task_state import JOB_XCOM
 from airflow_nnunet.jobs.trigger import JobTrigger
@@ -307,12 +307,16 @@ def test_a_stopping_task_cancels_its_job_only_when_a_user_ended_it(
     forget(job)
 
 
+def usual_result(task: NnunetOperator, ctx: Any, **changes: Any) -> dict[str, Any]:
+    """What the fake backend says of the task's job, with changes."""
+    return {**plausible_result(task.job_spec(ctx, resolve_config())), **changes}
+
+
 @pytest.mark.parametrize(("already_done", "events"), [(False, ["nnunet://dataset/Dataset004_Hip"]), (True, [])])
 def test_a_dataset_event_is_sent_only_when_the_content_changed(nnunet: Path, already_done: bool, events: list[str]) -> None:
     ctx = context()
     task = RegisterDatasetOperator(task_id="task", dataset_id=4, name="Hip", source="/in")
-    counts = {"train": 9, "holdout": 1, "added": 0, "changed": 0, "removed": 0}
-    start(task, ctx, FakeOutcome(result={"dataset": "Dataset004_Hip", "hash": "abc", "already_done": already_done, **counts}))
+    start(task, ctx, FakeOutcome(result=usual_result(task, ctx, already_done=already_done)))
     task.execute(ctx)
     assert [uri for uri, _ in ctx["outlet_events"].sent] == events
 
@@ -321,10 +325,18 @@ def test_a_dataset_event_is_sent_only_when_the_content_changed(nnunet: Path, alr
 def test_a_model_event_is_sent_only_when_it_was_promoted(nnunet: Path, promoted: bool, events: list[tuple[str, str]]) -> None:
     ctx = context()
     task = FindBestConfigOperator(task_id="task", dataset=4)
-    result: Mapping[str, Any] = {"dataset": "Dataset004_Hip", "model": "m1", "cv_dice": 0.8, "holdout_dice": 0.8, "promoted": promoted}
-    start(task, ctx, FakeOutcome(result=result))
+    start(task, ctx, FakeOutcome(result=usual_result(task, ctx, dataset="Dataset004_Hip", model="m1", promoted=promoted)))
     task.execute(ctx)
     assert [(uri, extra["model"]) for uri, extra in ctx["outlet_events"].sent] == events
+
+
+def test_a_result_without_a_key_that_is_needed_fails_at_once_and_for_good(nnunet: Path) -> None:
+    ctx = context()
+    task = FindBestConfigOperator(task_id="task", dataset=4)
+    start(task, ctx, FakeOutcome(result={"dataset": "Dataset004_Hip", "model": "m1", "promoted": True}))
+    with pytest.raises(InvalidConfig, match="result of find_best_config: choice is missing; it has dataset, model, promoted"):
+        task.execute(ctx)
+    assert ctx["outlet_events"].sent == []
 
 
 def test_a_job_file_holds_no_secret_of_airflow(nnunet: Path) -> None:

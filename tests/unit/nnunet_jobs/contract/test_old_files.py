@@ -19,6 +19,7 @@ from nnunet_jobs.contract.failure import ConfigError
 from nnunet_jobs.contract.job.folder import JobDir
 from nnunet_jobs.contract.job.state import Phase
 from nnunet_jobs.contract.job.usage import read_attempt_usage, read_usage
+from nnunet_jobs.contract.steps.results import RESULTS
 from nnunet_jobs.contract.storage.files import SCHEMA, content_hash, read_json, sha256_file
 from nnunet_jobs.contract.storage.marker import open_workspace, read_marker
 from nnunet_jobs.contract.storage.predictions import read_predictions
@@ -81,6 +82,8 @@ def test_job_directories(work: Path) -> None:
         assert result is not None
         assert result["attempt"] == 1
         assert "schema" not in result
+        step_result = RESULTS[job.spec().step].from_json(result["result"])
+        assert step_result.to_json() == result["result"]
         assert job.failure() is None
         usage = read_attempt_usage(job, 1)
         assert usage is not None

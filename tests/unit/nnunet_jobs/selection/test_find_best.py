@@ -14,6 +14,7 @@ import pytest
 
 from nnunet_jobs.contract.failure import ConfigError, DataError, Interrupted
 from nnunet_jobs.contract.steps.params import FindBestParams
+from nnunet_jobs.contract.steps.results import RESULTS
 from nnunet_jobs.contract.storage.files import read_json, sha256_file
 from nnunet_jobs.contract.storage.workspace import Workspace
 from nnunet_jobs.selection.card import promote
@@ -40,6 +41,18 @@ def selected(trained: Workspace, tmp_path_factory: pytest.TempPathFactory) -> tu
     workspace = copy_of(trained, tmp_path_factory.mktemp("selected"))
     (result,) = run_steps(workspace, ("find_best_config", {**TWO_FOLDS, "recipe": "first"}))
     return workspace, result
+
+
+def test_each_step_writes_exactly_what_its_result_declares(selected: tuple[Workspace, dict[str, Any]], tmp_path: Path) -> None:
+    workspace = copy_of(selected[0], tmp_path)
+    run_steps(workspace, ("predict", {"dataset": 5, "cases": "holdout", "output": str(tmp_path / "predictions" / "declared")}))
+    seen = set()
+    for path in Path(workspace.jobs).glob("*/result.json"):
+        step = path.parent.name.rpartition("-")[0]
+        result = read_json(path)["result"]
+        assert RESULTS[step].from_json(result).to_json() == result
+        seen.add(step)
+    assert seen == RESULTS.keys()
 
 
 def test_dice_choice_and_postprocessing_are_those_of_stock_nnunet(

@@ -76,7 +76,7 @@ def test_predictions_are_listed_and_go_only_when_asked_for(filled: tuple[Workspa
     workspace, _ = filled
     folder = Path(workspace.output_roots[0]) / "new"
     case, other, last = sorted(workspace.manifest(DATASET)["cases"])[:3]
-    assert take_out(workspace, case)["predictions"] == [{"folder": str(folder), "cases": (case,), "deleted": False}]
+    assert take_out(workspace, case)["predictions"] == [{"folder": str(folder), "cases": [case], "deleted": False}]
     assert (folder / f"{case}.nii.gz").exists()
     take_out(workspace, case, predictions=True)
     assert sorted(path.name for path in folder.glob("*.nii.gz")) == [f"{other}.nii.gz", f"{last}.nii.gz"]
