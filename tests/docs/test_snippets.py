@@ -118,6 +118,6 @@ def test_the_rollback_that_is_shown_moves_the_link(tmp_path: Path) -> None:
         make_model(workspace, model, seed=number)
     assert workspace.champion(DATASET) == "second"
     (model_id,) = re.findall(r'"([0-9a-f]{16})"', shown)
-    code = shown.replace("/data/nnunet", str(tmp_path / "nnunet")).replace("Dataset004_Hippocampus", DATASET).replace(model_id, "first")
+    code = shown.replace("/data/nnunet", str(tmp_path / "nnunet")).replace("Dataset007_Liver", DATASET).replace(model_id, "first")
     exec(compile(code, "when-things-break.md", "exec"), {})
     assert Workspace.below(tmp_path / "nnunet").champion(DATASET) == "first"
