@@ -61,11 +61,11 @@ def test_the_groups_params_are_named_after_it_and_the_hosts_own_mean_nothing() -
 @pytest.mark.parametrize(
     ("field", "value", "words"),
     [
-        ("folds", 5, r"nnunet\.folds=5: 5 is no fold of the split; choose from 0 to 4 and 'all'"),
-        ("folds", ["0", "x"], r"nnunet\.folds=.*'x' is no fold"),
+        ("folds", 5, r"nnunet\.folds=5: 5 is not a fold of the split; choose from 0 to 4 and 'all'"),
+        ("folds", ["0", "x"], r"nnunet\.folds=.*'x' is not a fold"),
         ("configurations", ["3d_fulres"], r"nnunet\.configurations=.*'3d_fulres' is not planned; choose from 2d, 3d_fullres"),
         ("epochs", -3, r"nnunet\.epochs=-3: must be 1 or more"),
-        ("iterations", "many", r"nnunet\.iterations='many': must be a whole number"),
+        ("iterations", "many", r"nnunet\.iterations='many': must be an integer"),
         ("force", "perhaps", r"nnunet\.force='perhaps': must be true or false"),
         ("promote", "maybe", r"nnunet\.promote='maybe': must be never, always or if_better"),
         ("predict", "incoming", r"nnunet\.predict='incoming': must be holdout, imagesTs, none or an absolute folder"),

@@ -1,1 +1,1 @@
-"""From a dataset file to a DAG: the file, the form of a run, what is left to do, and the builder."""
+"""Makes a DAG from a dataset file: reads the file, makes the form of a run, and plans what is left to do."""

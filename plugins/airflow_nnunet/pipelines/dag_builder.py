@@ -1,4 +1,4 @@
-"""From a dataset's configuration to Airflow: a whole DAG, or a task group inside somebody's own DAG.
+"""Builds a dataset's pipeline: a whole DAG, or a task group inside another DAG.
 
 register -> has_work -> preprocess -> plan_folds -> train (mapped) -> [train_cascade (mapped)] -> find_best
                                                                          -> plan_predictions -> predict (mapped)
@@ -40,13 +40,13 @@ from nnunet_jobs.contract.storage.workspace import Workspace
 log = logging.getLogger(__name__)
 
 _START = dt.datetime(2024, 1, 1, tzinfo=dt.UTC)
-"""Of schedules that never run without a start date; cron expressions need none, see :func:`make_timetable`."""
+"""Start date of schedules that need one; cron expressions do not, see :func:`make_timetable`."""
 
 
 def build_training_dag(config: TrainingConfig) -> DAG:
-    """The whole pipeline of one dataset as a DAG named ``config.dag_id``, with a form of typed params.
+    """Return the whole pipeline of one dataset as a DAG named ``config.dag_id``, with a form of typed params.
 
-    One run at a time: a second one would only wait for the first one's content locks.
+    Only one run is active at a time, because a second one would only wait for the locks of the first.
 
     Raises:
         DatasetConfigError: ``config.dag_id`` is empty.
@@ -56,11 +56,11 @@ def build_training_dag(config: TrainingConfig) -> DAG:
 
 
 def _build(config: TrainingConfig, *, auto_register: bool) -> DAG:
-    """The DAG of a configuration that has its team's defaults.
+    """Build the DAG of a configuration that already has its team's defaults.
 
     Args:
-        auto_register: Whether Airflow takes the DAG into the file that is parsed without its being a global there, even
-            a half-built one.
+        auto_register: Whether Airflow registers the DAG with the parsed file although it is no global there. It does
+            that even with an unfinished DAG.
     """
     if not config.dag_id:
         raise DatasetConfigError("dag_id is empty; set it when the configuration does not come from a file")
@@ -80,30 +80,30 @@ def _build(config: TrainingConfig, *, auto_register: bool) -> DAG:
     dag.timezone = zone_of(config.timezone)
     with dag:
         _add_tasks(config)
-    # Last, or every task takes a deep copy of them. Past DAG's own setter, which checks each field's JSON schema against the
-    # metaschema: the defaults come from a checked config, and Airflow checks values again when a run is made. Half of parsing.
+    # This comes last, because every task would copy the params. The DAG's own setter is avoided, because it checks each
+    # JSON schema against the metaschema, which takes half of the parsing time. The defaults are checked already.
     object.__setattr__(dag, "params", ParamsDict(form(config)))
     return dag
 
 
 def training_task_group(config: TrainingConfig, group_id: str = "nnunet") -> TaskGroup:
-    """The same pipeline as a task group, to be called inside a ``with DAG(...)``.
+    """Build the same pipeline as a task group, inside a ``with DAG(...)``.
 
-    ``default_args`` of the DAG, or of the task group around this one, win over the configuration: owner, retries, pool, queue, priority
-    weight and whatever else they name. A pool that they or the configuration name is that of all tasks of the group.
+    ``default_args`` of the DAG, or of the task group around this one, override the configuration: owner, retries, pool,
+    queue, priority weight and all others. If they or the configuration name a pool, all tasks of the group use it.
 
-    The form's fields are params of the DAG under ``<group_id>.<field>``, where the DAG has them;
+    If the DAG has params ``<group_id>.<field>``, they are the form's fields.
     :func:`airflow_nnunet.pipelines.run_form.form` makes them::
 
         with DAG("mine", schedule=None, params={**mine, **form(config, "nnunet")}):
             training_task_group(config, "nnunet")
 
     Args:
-        config: What to train; ``dag_id``, ``schedule`` and ``timezone`` are the DAG's own matter.
+        config: What to train. ``dag_id``, ``schedule`` and ``timezone`` are not used, because the DAG has its own.
         group_id: Name of the group.
 
     Raises:
-        ConfigError: There is no such team, or the pool is another team's.
+        ConfigError: There is no such team, or the pool belongs to another team.
     """
     config = config.of_team(load_teams())
     host = _host_defaults()
@@ -119,7 +119,7 @@ def training_task_group(config: TrainingConfig, group_id: str = "nnunet") -> Tas
 
 
 def _host_defaults() -> dict[str, Any]:
-    """Default arguments that tasks get where a task group is being made."""
+    """Return the default arguments that tasks get where a task group is being made."""
     from airflow.sdk.definitions._internal.contextmanager import DagContext, TaskGroupContext
 
     dag = DagContext.get_current()
@@ -128,9 +128,10 @@ def _host_defaults() -> dict[str, Any]:
 
 
 def training_dags(folder: Path) -> dict[str, DAG]:
-    """A DAG for each good file of a folder; broken files are left to :func:`check_datasets`, which runs in a file of its own.
+    """Build a DAG for each valid file of a folder. :func:`check_datasets` reports the others, in a DAG file of its own.
 
-    Airflow drops every DAG of a file that has an import error, so one broken dataset must not be reported where the good ones live.
+    Airflow drops every DAG of a file that has an import error, so an error must not be reported from the file with the
+    DAGs.
     """
     built, errors = _build_folder(folder, thorough=False)
     for name, error in errors.items():
@@ -139,20 +140,20 @@ def training_dags(folder: Path) -> dict[str, DAG]:
 
 
 def check_datasets(folder: Path) -> None:
-    """Check every file of a folder, and every team's: the fields, and all that Airflow will check about the DAG that it makes.
+    """Check every dataset file of a folder and every team's file: the fields, and all that Airflow checks in the DAG.
 
     Raises:
-        DatasetConfigError: One or several are broken; the message has a line for each fault of each file.
+        DatasetConfigError: Files are wrong. The message has one line for each fault.
     """
     errors = [*_build_folder(folder, thorough=True)[1].values(), *load_teams().errors.values()]
     if not folder.is_dir() and conf.get("nnunet", "datasets", fallback=""):
-        errors.append(f"[nnunet] datasets={str(folder)!r}: no such folder; make it, or correct this option")
+        errors.append(f"[nnunet] datasets={str(folder)!r}: no such folder; create it, or correct this option")
     if errors:
         raise DatasetConfigError("\n".join(errors))
 
 
 def _build_folder(folder: Path, *, thorough: bool) -> tuple[dict[str, DAG], dict[str, str]]:
-    """The DAGs that Airflow will take, by id, and by file name why the others are left out."""
+    """Build the DAGs that Airflow will accept, by id, and return by file name why the others are left out."""
     loaded = load_folder(folder)
     built: dict[str, DAG] = {}
     errors = dict(loaded.errors)
@@ -166,11 +167,11 @@ def _build_folder(folder: Path, *, thorough: bool) -> tuple[dict[str, DAG], dict
 
 
 def datasets_folder(dag_file: str | Path) -> Path:
-    """Where the dataset files are: option ``datasets`` of section [nnunet], else ``include/datasets`` beside the DAG file's folder.
+    """Return the folder of dataset files: option ``datasets`` of [nnunet], or ``include/datasets`` beside the DAG
+    file's folder.
 
     Args:
-        dag_file: ``__file__`` of the DAG file. One that comes with the package is in nobody's folder: DAGs folder
-            counts instead.
+        dag_file: ``__file__`` of the DAG file. For a file that comes with the package, the DAGs folder is used instead.
     """
     if chosen := conf.get("nnunet", "datasets", fallback=""):
         return Path(chosen)
@@ -184,23 +185,23 @@ def _default_args(config: TrainingConfig) -> dict[str, Any]:
         "retries": config.retries,
         "retry_delay": DEFAULT_RETRY_DELAY,
         "priority_weight": config.priority,
-        "retry_policy": DEFAULT_RETRY_POLICY,  # a wrong setting that a planning task finds is wrong at the next try too
-        "weight_rule": "absolute",  # the file's number is what competes in the pool, not the DAG's shape
+        "retry_policy": DEFAULT_RETRY_POLICY,  # planning tasks need not retry a wrong setting
+        "weight_rule": "absolute",  # only the file's number decides in the pool, not the DAG's shape
     }
 
 
 def _add_tasks(config: TrainingConfig, *, group_id: str | None = None, pool: str | None = None) -> None:
-    """The pipeline's tasks in the DAG or group that is being made.
+    """Add the pipeline's tasks to the DAG or group that is being built.
 
     Args:
         config: What to train.
-        group_id: Full id of the group, after which its params are named; a whole DAG's have plain names.
-        pool: Of every task; ``config.pool`` is that of trainings and predictions.
+        group_id: Full id of the group, with which the names of its params begin; None for a whole DAG.
+        pool: Pool of every task; None uses ``config.pool`` for trainings and predictions only.
     """
     elsewhere: dict[str, Any] = {"pool": pool} if pool else {}
     where = {"nnunet_conn_id": config.nnunet_conn_id, "team": config.team, "deferrable": config.deferrable, "retries": config.retries}
     resources = config.resources.model_dump()
-    # Named here and not by default_args alone, or the team's would come first.
+    # They are set here and not only in default_args, because the team's values would override those.
     computing = {**where, **resources, "pool": config.pool, "priority_weight": config.priority}
     computing |= {"queue": config.queue} if config.queue else {}
     light = {**where, **{name: resources[name] for name in ("cpus", "memory_mib", "hang_s", "grace_s")}, **elsewhere}
@@ -210,22 +211,22 @@ def _add_tasks(config: TrainingConfig, *, group_id: str | None = None, pool: str
 
     @task.short_circuit(multiple_outputs=True, ignore_downstream_trigger_rules=False, **elsewhere)
     def has_work(registered: Any, params: Mapping[str, Any] | None = None) -> dict[str, Any] | None:
-        """Whether a model of this data and recipe is missing; if so, what the training tasks need to know."""
+        """Return what the training tasks need, or None if a model of this data and recipe exists already."""
         return planning.plan_training(config, settings(params), _result(registered, "register"), _workspace(config))
 
     @task(multiple_outputs=False, **elsewhere)
     def plan_folds(preprocessed: Any, params: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
-        """The folds to train, each as the fields of one TrainFoldOperator."""
+        """Return the folds to train, each as the fields of one TrainFoldOperator."""
         return planning.plan_folds(settings(params), _result(preprocessed, "preprocess"))
 
     @task(multiple_outputs=False, **elsewhere)
     def plan_cascade(preprocessed: Any, params: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
-        """The cascade's second stage, fold by fold."""
+        """Return the cascade's second stage, fold by fold."""
         return planning.plan_folds(settings(params), _result(preprocessed, "preprocess"), cascade=True)
 
     @task(trigger_rule="none_failed", **elsewhere)
     def plan_predictions(registered: Any, best: Any, params: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
-        """The parts to predict; none when everything is predicted."""
+        """Return the parts to predict; the list is empty when everything is predicted."""
         return planning.plan_predictions(config, settings(params), _result(registered, "register"), best, _workspace(config))
 
     register = RegisterDatasetOperator(task_id="register", **config.register_fields(), **light)
@@ -250,7 +251,7 @@ def _add_tasks(config: TrainingConfig, *, group_id: str | None = None, pool: str
         repair=config.select.repair,
         promote=plan["promote"],
         recipe=plan["recipe"],
-        # Every fold must have ended well; a cascade without folds is skipped and does not count.
+        # Every fold must have succeeded. A cascade without folds is skipped and does not count.
         trigger_rule="none_failed_min_one_success",
         **computing,
     )
@@ -271,10 +272,10 @@ def _add_tasks(config: TrainingConfig, *, group_id: str | None = None, pool: str
 
 
 def _result(value: Any, task_id: str) -> Any:
-    """The result of a task before this one.
+    """Return the result of an upstream task.
 
     Raises:
-        ConfigError: There is none.
+        ConfigError: The task has no result in this run.
     """
     if value is None:
         raise ConfigError(f"task {task_id} has no result in this DAG run; run it first, or test the whole DAG with airflow dags test")
@@ -286,7 +287,7 @@ def _workspace(config: TrainingConfig) -> Workspace:
 
 
 def _documentation(config: TrainingConfig) -> str:
-    """The dataset file as the DAG's page shows it."""
+    """Return the dataset file as a table for the DAG's page."""
     lines = [f"### {config.dataset_name}", "", "| setting | value |", "|---|---|"]
     for name, value in config.model_dump(exclude_none=True).items():
         fields = value if isinstance(value, dict) else {None: value}

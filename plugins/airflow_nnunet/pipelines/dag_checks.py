@@ -1,7 +1,7 @@
-"""What Airflow will check about a DAG once its file is parsed, asked beforehand and for one DAG at a time.
+"""Checks one DAG at a time as Airflow will after parsing its file.
 
-Airflow drops every DAG of a file that has an import error, so a DAG that it would refuse must not be in a file with others. That the
-values of a dataset file fit Airflow's messages and its database is checked where the file is read, see
+Airflow drops every DAG of a file that has an import error, so a DAG that it would refuse must not be in a file with
+others. Whether the values of a dataset file fit Airflow's messages and database is checked when the file is read, see
 :mod:`airflow_nnunet.settings.yaml_tree`.
 """
 
@@ -14,12 +14,11 @@ from airflow.sdk import DAG
 
 
 def build_checked(build: Callable[[], DAG], *, thorough: bool) -> tuple[DAG | None, str]:
-    """A DAG that Airflow will take, else None and why it would refuse it.
+    """Build a DAG that Airflow will accept, or return None and the reason why it would not.
 
     Args:
-        build: Makes the DAG. The site's policies may change what they look at, so they get a DAG of their own.
-        thorough: Also check the defaults of the form, without which no scheduled run can be made. That takes as long as
-            building the DAG.
+        build: Function that builds the DAG. The site's policies may change a DAG, so they get one of their own.
+        thorough: Also check the form's defaults, which scheduled runs need. This takes as long as building the DAG.
     """
     try:
         dag = build()
@@ -28,13 +27,13 @@ def build_checked(build: Callable[[], DAG], *, thorough: bool) -> tuple[DAG | No
         if thorough:
             dag.params.validate()
         _apply_policies(build)
-    except Exception as error:  # whatever it is, Airflow would meet it too
+    except Exception as error:  # Airflow would fail with the same error
         return None, f"{type(error).__name__}: {error}"
     return dag, ""
 
 
 def _apply_policies(build: Callable[[], DAG]) -> None:
-    """The site's cluster policies, where it has any."""
+    """Apply the site's cluster policies, if it has any."""
     import airflow.settings
     from airflow.exceptions import AirflowClusterPolicySkipDag
     from airflow.policies import DefaultPolicy
@@ -48,4 +47,4 @@ def _apply_policies(build: Callable[[], DAG]) -> None:
         for task in dag.tasks:
             settings.task_policy(task)
     except AirflowClusterPolicySkipDag:
-        return  # Airflow leaves such a DAG out by itself
+        return  # Airflow itself leaves out such a DAG

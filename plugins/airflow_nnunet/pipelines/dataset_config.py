@@ -1,9 +1,9 @@
-"""``include/datasets/*.yaml``: one file describes one dataset's pipeline, read and checked whole before a DAG is built from it.
+"""Reads ``include/datasets/*.yaml``. Each file describes one dataset's pipeline and is checked before a DAG is built.
 
 Exceptions::
 
     ValueError
-    └── DatasetConfigError    one or several files are wrong; the message names file, line, field, value and fix
+    └── DatasetConfigError    one or several files are wrong
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class DatasetConfigError(ValueError):
 
 
 class TrainingConfig(Section):
-    """One file of ``include/datasets``, or what a Python author passes to the builder."""
+    """One file of ``include/datasets``, or the configuration that Python code passes to the builder."""
 
     dag_id: str | None = Field(default=None, pattern=r"^[A-Za-z0-9_.\-]{1,200}$", description="`nnunet_<file name>` when empty.")
     description: str | None = Field(default=None, description="One line for the DAG list.")
@@ -74,25 +74,27 @@ class TrainingConfig(Section):
     train: TrainSection = TrainSection()
     select: SelectSection = SelectSection()
     predict: PredictSection = PredictSection()
-    schedule: str | None = Field(default=None, description="Cron expression or preset such as `@daily`; only by hand when empty.")
+    schedule: str | None = Field(
+        default=None, description="Cron expression or preset such as `@daily`; if empty, runs are only started by hand."
+    )
     timezone: str | None = Field(
         default=None, description="Time zone of `schedule`, such as `Europe/Berlin`; `default_timezone` of section `[core]` when empty."
     )
     owner: Owner = Field(default="nnunet", description="Shown in the DAG list.")
     team: str | None = Field(
         default=None,
-        description="Name of a file in `include/teams`: the team's workspace and roots are used, its pool, queue and priority are the "
-        "defaults here. Also the tag `team:<name>`.",
+        description="Name of a file in `include/teams`. The team's workspace and roots are used, and its pool, queue and priority are "
+        "the defaults here. The DAG gets the tag `team:<name>`.",
     )
     tags: list[Tag] = Field(default=[], description="More tags for the DAG list.")
     pool: PoolName = Field(default=GPU_POOL, description="Airflow pool of trainings and predictions.")
     queue: QueueName | None = Field(
-        default=None, description="Queue of trainings and predictions, for workers that listen to some (Celery); Airflow's own when empty."
+        default=None, description="Queue of trainings and predictions, for Celery workers that listen to some; Airflow's own when empty."
     )
-    priority: Priority = Field(default=1, description="Airflow priority weight; higher goes first in the pool.")
+    priority: Priority = Field(default=1, description="Airflow priority weight; tasks with a higher one go first in the pool.")
     retries: Retries = Field(default=DEFAULT_RETRIES, description="Retries of failures that a retry can fix.")
     resources: ResourcesSection = ResourcesSection()
-    nnunet_conn_id: str | None = Field(default=None, description="Connection with another workspace than section [nnunet]'s.")
+    nnunet_conn_id: str | None = Field(default=None, description="Connection with another workspace than that of section [nnunet].")
     deferrable: bool = Field(default=True, description="false holds a worker slot while a job runs.")
 
     @model_validator(mode="after")
@@ -104,14 +106,14 @@ class TrainingConfig(Section):
             raise WrongField(
                 field="timezone",
                 value=self.timezone,
-                problem="is the schedule's, and there is none",
+                problem="needs a schedule, and there is none",
                 fix="add a schedule, or remove this field",
             )
         return self
 
     @model_validator(mode="after")
     def _check_with_contract(self) -> TrainingConfig:
-        """The contract's own checks, so that a wrong number is an import error and not a failed run a night later."""
+        """Run the contract's own checks, so that a wrong number is an import error now and not a failed run later."""
         _checked("dataset", dataset_name, self.dataset.id, self.dataset.name)
         _checked("dataset", RegisterParams, **self.register_fields())
         _checked("preprocess", PreprocessParams, datasets=[self.dataset_name], **self.preprocess.model_dump())
@@ -128,7 +130,7 @@ class TrainingConfig(Section):
         return self
 
     def _problems(self, numbered: list[int]) -> Iterator[WrongField]:
-        """What the sections and fields say against each other, and paths that no job could find."""
+        """Yield contradictions between sections and fields, and paths that no job could find."""
         if CASCADE in self.preprocess.configurations and LOW_RESOLUTION not in self.preprocess.configurations:
             problem, fix = f"{CASCADE} starts from {LOW_RESOLUTION}", f"add {LOW_RESOLUTION} to the list"
             yield WrongField(field="preprocess.configurations", problem=problem, fix=fix)
@@ -136,7 +138,7 @@ class TrainingConfig(Section):
             problem = f"the split has folds 0 to {self.preprocess.folds - 1}"
             yield WrongField(field="train.folds", value=too_high, problem=problem, fix="raise preprocess.folds")
         if len(set(map(str, self.train_folds))) < len(self.train_folds):
-            yield WrongField(field="train.folds", value=self.train_folds, problem="a fold stands twice", fix="name each once")
+            yield WrongField(field="train.folds", value=self.train_folds, problem="names a fold twice", fix="name each fold once")
         paths = {"predict.output": self.predict.output}
         if self.predict.cases not in (*HELD_OUT, "none"):
             paths["predict.cases"] = self.predict.cases
@@ -146,19 +148,19 @@ class TrainingConfig(Section):
         if not source.startswith("/") and not is_template(source):
             yield WrongField(field="dataset.source", value=source, problem="must be an absolute path, or a template of one")
         for field, path in paths.items():
-            # Folds and parts are planned while the run goes on, and what a plan says is not rendered again.
+            # Folds and parts are planned during the run, and the values of a plan are not rendered again.
             if path is not None and (not path.startswith("/") or is_template(path)):
                 others = "holdout, imagesTs, none or " if field == "predict.cases" else ""
-                yield WrongField(field=field, value=path, problem=f"must be {others}an absolute path, and no template")
+                yield WrongField(field=field, value=path, problem=f"must be {others}an absolute path, and not a template")
         if self.predict.dicom_seg and self.predict.cases in (*HELD_OUT, "none"):
-            problem = "predict.cases must be a folder of DICOM studies, whose series the result belongs to"
+            problem = "predict.cases must be a folder of DICOM studies, because a DICOM SEG refers to its series"
             yield WrongField(field="predict.dicom_seg", value=True, problem=problem)
 
     def of_team(self, teams: Teams) -> TrainingConfig:
-        """This configuration with its team's pool, queue and priority where it names none. Again makes no difference.
+        """Return this configuration with its team's pool, queue and priority, as far as it has none of its own.
 
         Raises:
-            ConfigError: There is no such team, its file is wrong, or the pool is another team's.
+            ConfigError: There is no such team, its file is wrong, or the pool belongs to another team.
         """
         if self.team is None or "pool" in self.model_fields_set:
             teams.check_pool(self.pool, self.team)
@@ -176,45 +178,45 @@ class TrainingConfig(Section):
 
     @property
     def dataset_name(self) -> str:
-        """nnU-Net's folder name, such as ``Dataset004_Hippocampus``."""
+        """Return nnU-Net's folder name, such as ``Dataset004_Hippocampus``."""
         return dataset_name(self.dataset.id, self.dataset.name)
 
     @property
     def train_folds(self) -> list[int | str]:
-        """Folds to train; all of the split unless the file says otherwise."""
+        """Return the folds to train: those of the file, or all folds of the split."""
         return list(range(self.preprocess.folds)) if self.train.folds is None else list(self.train.folds)
 
     def register_fields(self) -> dict[str, Any]:
-        """Section ``dataset`` as RegisterDatasetOperator's fields."""
+        """Return section ``dataset`` as RegisterDatasetOperator's fields."""
         fields = self.dataset.model_dump(exclude={"id"}, exclude_none=True)
         return {"dataset_id": self.dataset.id, **fields}
 
     def train_fields(self) -> dict[str, Any]:
-        """Section ``train`` as TrainFoldOperator's fields, the same for every fold."""
+        """Return section ``train`` as TrainFoldOperator's fields, the same for every fold."""
         fields = self.train.model_dump(exclude={"folds"})
         if fields["npz"] is None:
             fields["npz"] = self.select.ensembles and len(self.preprocess.configurations) > 1
         return fields
 
     def resource_fields(self) -> dict[str, Any]:
-        """Section ``resources`` as the contract's :class:`Resources`."""
+        """Return section ``resources`` as fields of the contract's :class:`Resources`."""
         fields = self.resources.model_dump(exclude={"num_gpus"})
         return {"gpus": self.resources.num_gpus, **fields}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Loaded:
-    """What a folder of dataset files holds: the good ones by file name, and one message for each broken one."""
+    """Holds the configurations of a folder by file name, and one message for each file that is wrong."""
 
     configs: Mapping[str, TrainingConfig]
     errors: Mapping[str, str]
 
 
 def load_config(path: Path, teams: Teams | None = None) -> TrainingConfig:
-    """Read and check one dataset file. What it leaves open is its team's: pool, queue, priority. ``teams`` are the site's when empty.
+    """Read and check one dataset file, with its team's defaults. ``teams`` are those of the site if None.
 
     Raises:
-        DatasetConfigError: It is not YAML, a field is unknown, missing or out of range, or there is no such team.
+        DatasetConfigError: The file is not YAML, a field is unknown, missing or out of range, or there is no such team.
     """
     config = read_model(path, TrainingConfig, error=DatasetConfigError, hint="that begins with 'dataset:'; see include/datasets/README.md")
     try:
@@ -236,8 +238,7 @@ def load_config(path: Path, teams: Teams | None = None) -> TrainingConfig:
 
 
 def load_folder(folder: Path) -> Loaded:
-    """Read every YAML file of a folder that is not hidden; its sub-folders are left alone. A broken file is reported and never hides a
-    good one."""
+    """Read every YAML file of a folder that is not hidden, without sub-folders. A wrong file does not affect the others."""
     configs: dict[str, TrainingConfig] = {}
     errors: dict[str, str] = {}
     names: dict[int, tuple[str, str]] = {}
@@ -254,7 +255,7 @@ def load_folder(folder: Path) -> Loaded:
                 raise DatasetConfigError(f"{path}: dag_id={config.dag_id!r}: {other} has it already; set dag_id to another one")
         except DatasetConfigError as error:
             errors[path.name] = str(error)
-        except Exception as error:  # one file must not take the others along, whatever is in it
+        except Exception as error:  # no error in one file may affect the others
             errors[path.name] = f"{path}: cannot be used: {type(error).__name__}: {error}"
         else:
             configs[path.name] = config

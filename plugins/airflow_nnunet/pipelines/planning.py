@@ -1,4 +1,4 @@
-"""What a run still has to do: decided from the files of the workspace, in seconds, before anything heavy starts."""
+"""Finds out from the files of the workspace what a run still has to do, before any job starts."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ _SPLITS = {"holdout": ("holdout",), "imagesTs": ("holdout", "test")}
 
 
 def recipe_hash(config: TrainingConfig, settings: RunSettings, training_hash: str) -> str:
-    """Name of a training's inputs: the training cases and every setting that changes the result.
+    """Return a hash of a training's inputs: the training cases and every setting that changes the result.
 
-    Kept in the model card, so that a later run finds its work done. Promotion and prediction are no part of it.
+    The model card records it, so that a later run finds its work done. Settings of promotion and prediction are not
+    included.
     """
     preprocess = config.preprocess.model_dump(exclude={"processes", "configurations"})
     train = {name: value for name, value in settings.train.items() if name not in ("plots", "checkpoint_every")}
@@ -40,7 +41,7 @@ def recipe_hash(config: TrainingConfig, settings: RunSettings, training_hash: st
 
 
 def require_champion(dataset: str | int | None) -> str:
-    """The promoted model of a dataset, for runs that must end before they begin something that needs it.
+    """Return the promoted model of a dataset, so that a run that needs one fails at its start.
 
     Args:
         dataset: Number or full name.
@@ -63,7 +64,7 @@ def require_champion(dataset: str | int | None) -> str:
 
 
 def check_prediction(config: TrainingConfig, settings: RunSettings, workspace: Workspace) -> None:
-    """See before anything is trained that the run's last step may read and write where it is told to.
+    """Check before the training that the run's last step may read and write its folders.
 
     Raises:
         ConfigError: ``predict.output`` or ``predict.cases`` is outside the allowed folders.
@@ -78,13 +79,13 @@ def check_prediction(config: TrainingConfig, settings: RunSettings, workspace: W
 def plan_training(
     config: TrainingConfig, settings: RunSettings, registered: Mapping[str, Any], workspace: Workspace
 ) -> dict[str, Any] | None:
-    """What the training tasks need to know, or None when a model of this data and recipe is there already.
+    """Return what the training tasks need, or None if a model of this data and recipe exists already.
 
     Returns:
         ``recipe``, ``configurations``, ``folds`` (to select by), ``promote``, ``trainer``.
 
     Raises:
-        ConfigError: What is trained could not be used for predicting, see :func:`check_prediction`.
+        ConfigError: The model could not predict, see :func:`check_prediction`.
     """
     dataset = registered["dataset"]
     recipe = recipe_hash(config, settings, registered["training_hash"])
@@ -103,11 +104,10 @@ def plan_training(
 
 
 def plan_folds(settings: RunSettings, preprocessed: Mapping[str, Any], *, cascade: bool = False) -> list[dict[str, Any]]:
-    """One TrainFoldOperator's fields for each fold of each configuration.
+    """Return the fields of a TrainFoldOperator for each fold of each configuration.
 
     Args:
-        cascade: Plan the cascade's second stage, whose folds need all low-resolution folds first; else everything but
-            it.
+        cascade: Whether to plan the cascade's second stage, which needs all low-resolution folds first, or all others.
     """
     common = {**settings.train, "version": preprocessed["version"], "plans": preprocessed["plans"]}
     chosen = [configuration for configuration in settings.configurations if (configuration == CASCADE) == cascade]
@@ -115,7 +115,7 @@ def plan_folds(settings: RunSettings, preprocessed: Mapping[str, Any], *, cascad
 
 
 def prediction_output(config: TrainingConfig, settings: RunSettings, workspace: Workspace) -> str:
-    """Folder for the predictions: the dataset file's, else one named after dataset and cases below the first output root.
+    """Return the folder for predictions: the dataset file's, or ``<dataset>/<cases>`` below the first output root.
 
     Raises:
         ConfigError: No folder is given and there is no output root.
@@ -123,16 +123,16 @@ def prediction_output(config: TrainingConfig, settings: RunSettings, workspace: 
     if config.predict.output:
         return config.predict.output
     if not workspace.output_roots:
-        raise ConfigError("predict.output is empty and output_roots in section [nnunet] too; set one of them")
+        raise ConfigError("predict.output and output_roots in section [nnunet] are both empty; set one of them")
     return str(Path(workspace.output_roots[0]) / config.dataset_name / (Path(settings.predict).name or "cases"))
 
 
 def plan_predictions(
     config: TrainingConfig, settings: RunSettings, registered: Mapping[str, Any], best: Mapping[str, Any] | None, workspace: Workspace
 ) -> list[dict[str, Any]]:
-    """BatchPredictOperator's fields for each part; empty when there is nothing to predict, or all of it is predicted.
+    """Return BatchPredictOperator's fields for each part; empty if there is nothing to predict or all is predicted.
 
-    The promoted model predicts. Before any promotion the model that this run found does.
+    The promoted model is used or, if there is none, the best model of this run.
     """
     dataset = registered["dataset"]
     model = workspace.champion(dataset) or (best or {}).get("model")
@@ -151,12 +151,12 @@ def plan_predictions(
 
 
 def _card(workspace: Workspace, dataset: str, model: str) -> Mapping[str, Any]:
-    """A model's card; empty where it has none."""
+    """Return a model's card, or an empty mapping."""
     return dict(workspace.model_cards(dataset)).get(model, {})
 
 
 def _predicted(config: TrainingConfig, output: Path, cases: list[str], card: Mapping[str, Any], manifest: Mapping[str, Any]) -> bool:
-    """Whether the newest predictions have every case by this model with these settings, from after the data's last change."""
+    """Return whether the newest predictions are complete, by this model and settings, and newer than the data."""
     model = card.get("model")
     if not model or newest_folder(output) != model_folder(output, model, card["hash"]).resolve():
         return False

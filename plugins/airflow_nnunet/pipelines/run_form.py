@@ -1,4 +1,4 @@
-"""The form that a run is triggered with: typed params with the dataset file's values as defaults, and how a run reads them back."""
+"""Makes the form to trigger a run, with the dataset file's values as defaults, and reads the values back in a run."""
 
 from __future__ import annotations
 
@@ -17,18 +17,17 @@ from nnunet_jobs.contract.steps.params import HELD_OUT, FindBestParams, TrainPar
 
 _WHAT, _TRAINING, _RESULT, _RUN = "What to train", "How to train", "Selection and prediction", "This run"
 _CLASS_NAME = r"^[A-Za-z][A-Za-z0-9_]{0,63}$"
-# No "minimum": Airflow's form would turn -3 into 1 without a word, while it leaves this to the check that answers with an error.
+# With "minimum", Airflow's form would silently turn -3 into 1. This keyword leads to an error message instead.
 _AT_LEAST_ONE: dict[str, Any] = {"exclusiveMinimum": 0}
 
 
 def form(config: TrainingConfig, group_id: str | None = None) -> dict[str, Param]:
-    """Params of a training DAG, in the order of the form. What they do not allow is refused when a run is triggered.
+    """Return the params of a training DAG, in the order of the form. Wrong values are refused when a run is triggered.
 
     Args:
         config: The dataset's configuration, whose values are the defaults.
-        group_id: Full id of a :func:`~airflow_nnunet.pipelines.dag_builder.training_task_group` in a DAG of one's own,
-            whose other params are no business of the group: each name is ``<group_id>.<field>`` then, such as
-            ``nnunet.epochs``.
+        group_id: Full id of a :func:`~airflow_nnunet.pipelines.dag_builder.training_task_group` in your own DAG. Each
+            name is then ``<group_id>.<field>``, such as ``nnunet.epochs``, apart from the DAG's other params.
     """
     fields = _fields(config)
     if group_id is None:
@@ -39,7 +38,7 @@ def form(config: TrainingConfig, group_id: str | None = None) -> dict[str, Param
 
 
 def param_name(field: str, group_id: str | None) -> str:
-    """Name of a field of the form among a DAG's params."""
+    """Return the name that a field of the form has among a DAG's params."""
     return field if group_id is None else f"{group_id}.{field}"
 
 
@@ -73,7 +72,7 @@ def _fields(config: TrainingConfig) -> dict[str, Param]:
             minItems=1,
             uniqueItems=True,
             title="Folds",
-            description="Cross-validation folds to train. 'all' trains on every case and has no honest validation.",
+            description="Cross-validation folds to train. 'all' trains on every case and has no independent validation.",
             section=_WHAT,
         ),
         "trainer": Param(
@@ -85,13 +84,17 @@ def _fields(config: TrainingConfig) -> dict[str, Param]:
             section=_TRAINING,
         ),
         "epochs": Param(
-            config.train.epochs, **optional_int, title="Epochs", description="Empty leaves the trainer's own number.", section=_TRAINING
+            config.train.epochs,
+            **optional_int,
+            title="Epochs",
+            description="If empty, the trainer's own number is used.",
+            section=_TRAINING,
         ),
         "iterations": Param(
             config.train.iterations,
             **optional_int,
-            title="Iterations an epoch",
-            description="Empty leaves the trainer's own number.",
+            title="Iterations per epoch",
+            description="If empty, the trainer's own number is used.",
             section=_TRAINING,
         ),
         "pretrained": Param(
@@ -99,7 +102,7 @@ def _fields(config: TrainingConfig) -> dict[str, Param]:
             type=["null", "string"],
             pattern=r"^(/.+|[^/]+)$",
             title="Fine-tune from",
-            description="A model id of this workspace, or a checkpoint file. Empty trains from scratch.",
+            description="A model id of this workspace, or a checkpoint file. If empty, training starts from scratch.",
             section=_TRAINING,
         ),
         "promote": Param(
@@ -108,7 +111,7 @@ def _fields(config: TrainingConfig) -> dict[str, Param]:
             enum=["if_better", "always", "never"],
             values_display={"if_better": "If it is better than the current one", "always": "Always", "never": "Never"},
             title="Promote the model",
-            description="Promotion repoints the dataset's link, so that predictions use the new model.",
+            description="Predictions use the promoted model.",
             section=_RESULT,
         ),
         "predict": Param(
@@ -124,7 +127,7 @@ def _fields(config: TrainingConfig) -> dict[str, Param]:
             False,
             type="boolean",
             title="Run although nothing is new",
-            description="Goes through every step. Steps verify finished work and keep it; they do not repeat it.",
+            description="Runs every step. Steps check finished work and keep it; they do not repeat it.",
             section=_RUN,
         ),
     }
@@ -132,7 +135,7 @@ def _fields(config: TrainingConfig) -> dict[str, Param]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunSettings:
-    """What one run trains, selects and predicts: the dataset file with the form's values over it.
+    """Holds the settings of one run: the dataset file's values, overridden by the form's.
 
     Attributes:
         configurations: Configurations to train.
@@ -140,7 +143,7 @@ class RunSettings:
         train: The other fields of TrainFoldOperator, the same for every fold.
         promote: Promotion rule, as in the dataset file.
         predict: Cases to predict, as in the dataset file.
-        force: Go through all steps although nothing is new.
+        force: Whether to run all steps although nothing is new.
     """
 
     configurations: list[str]
@@ -152,15 +155,15 @@ class RunSettings:
 
     @classmethod
     def of_run(cls, config: TrainingConfig, params: Mapping[str, Any], group_id: str | None = None) -> RunSettings:
-        """Settings of a run.
+        """Return the settings of a run.
 
         Args:
-            config: The dataset's configuration, which holds where the run says nothing.
-            params: Of the run. Those of a DAG of somebody's own may lack any field, and may be of any type.
-            group_id: Full id of the task group, whose params are named after it.
+            config: The dataset's configuration, which has the defaults.
+            params: Params of the run. Those of a user's own DAG may lack any field and may have any type.
+            group_id: Full id of the task group, with which its params' names begin.
 
         Raises:
-            ConfigError: A value is none that the form would take; the message names the param.
+            ConfigError: The form would not accept a value; the message names the param.
         """
 
         def of(field: str, hint: Any, default: Any) -> Any:
@@ -174,14 +177,14 @@ class RunSettings:
         folds = of("folds", list[int | str], None) or config.train_folds
         allowed = [*range(config.preprocess.folds), "all"]
         if wrong := [fold for fold in folds if fold not in allowed]:
-            refuse("folds", f"{wrong[0]!r} is no fold of the split; choose from 0 to {config.preprocess.folds - 1} and 'all'")
+            refuse("folds", f"{wrong[0]!r} is not a fold of the split; choose from 0 to {config.preprocess.folds - 1} and 'all'")
         chosen = of("configurations", list[str], None) or list(config.preprocess.configurations)
         if wrong := [name for name in chosen if name not in config.preprocess.configurations]:
             refuse("configurations", f"{wrong[0]!r} is not planned; choose from {', '.join(config.preprocess.configurations)}")
         if CASCADE in chosen and LOW_RESOLUTION not in chosen:
             refuse("configurations", f"{CASCADE} starts from {LOW_RESOLUTION}; choose that too")
         train = config.train_fields()
-        # An empty field of the form means the trainer's own number; one that is not there, the dataset file's.
+        # An empty field of the form means the trainer's own number. A missing field means the dataset file's.
         for field in ("epochs", "iterations", "pretrained", "trainer"):
             if (name := param_name(field, group_id)) in params:
                 train[field] = coerce(params[name], field_types(TrainParams)[field], name)
@@ -210,6 +213,6 @@ class RunSettings:
 
     @property
     def compared_folds(self) -> list[int | str]:
-        """Folds with an honest validation, which selection compares; fold ``all`` where there is nothing else."""
+        """Return the folds with an independent validation, which selection compares, or fold ``all`` without them."""
         numbered: list[int | str] = [fold for fold in self.folds if isinstance(fold, int)]
         return numbered or ["all"]

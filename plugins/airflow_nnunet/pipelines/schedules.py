@@ -1,4 +1,4 @@
-"""When a dataset's DAG runs: a cron expression or preset in a time zone, judged before Airflow sees it."""
+"""Checks a DAG's schedule, a cron expression or preset in a time zone, before Airflow reads it."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from typing import Any
 from airflow_nnunet.settings.yaml_files import WrongField
 
 PRESETS = ("@once", "@continuous")
-"""Schedules that are no cron expression; they have no time zone and no missed run."""
+"""Schedules that are not cron expressions. They have no time zone and miss no run."""
 _OVERDUE = dt.timedelta(minutes=10)
 _RANDOM = re.compile(r"(?:^|[\s,/])[RrHh](?:$|[\s,/(])")
 _SUCH_AS = "such as '0 1 * * *' or '@daily'"
 
 
 def check_schedule(expression: str, timezone: str | None) -> None:
-    """Judge a schedule and its time zone as Airflow would, and whether it ever comes due.
+    """Check a schedule and its time zone as Airflow would, and whether it is ever due.
 
     Raises:
-        WrongField: Of ``schedule`` or ``timezone``.
+        WrongField: ``schedule`` or ``timezone`` is wrong.
     """
     from airflow.sdk.exceptions import AirflowTimetableInvalid
     from croniter import CroniterError, croniter  # type: ignore[import-untyped]
@@ -42,13 +42,13 @@ def check_schedule(expression: str, timezone: str | None) -> None:
         raise WrongField(
             field="schedule",
             value=expression,
-            problem="R and H stand for random times, another one each time Airflow looks",
+            problem="R and H are random times, which differ each time Airflow reads them",
             fix=f"write {_SUCH_AS}",
         )
 
 
 def check_timezone(name: str | None) -> None:
-    """Judge the name of a time zone.
+    """Check the name of a time zone.
 
     Raises:
         WrongField: There is no such zone.
@@ -57,17 +57,17 @@ def check_timezone(name: str | None) -> None:
         return
     try:
         zone_of(name)
-    except (ValueError, OSError) as error:  # pendulum's own errors are ValueErrors; a folder of the zone files is an OSError
+    except (ValueError, OSError) as error:  # pendulum raises ValueErrors, and an OSError for a folder of zone files
         raise WrongField(
             field="timezone", value=name, problem="no such time zone", fix="write one such as 'Europe/Berlin' or 'UTC'"
         ) from error
 
 
 def make_timetable(expression: str, timezone: str | None) -> Any:
-    """Airflow's timetable of a cron expression.
+    """Return Airflow's timetable of a cron expression.
 
-    A run that came due while the DAG was paused before its very first scheduled run is not made up for: whoever triggers the DAG and
-    unpauses it with that gets the run that was asked for. That holds for DAGs without a start date only.
+    A run that was due while the DAG was paused before its first scheduled run is not made up for. So triggering and
+    unpausing a DAG starts only the requested run. This holds for DAGs without a start date only.
 
     Args:
         expression: Cron expression or preset.
@@ -79,7 +79,7 @@ def make_timetable(expression: str, timezone: str | None) -> Any:
 
 
 def zone_of(name: str | None) -> Any:
-    """The time zone of that name, Airflow's default one if None."""
+    """Return the time zone of that name, or Airflow's default one if None."""
     import pendulum
     from airflow import settings
 

@@ -53,7 +53,7 @@ def test_a_template_that_cannot_be_rendered_fails_once_and_says_what_to_write(ho
     for words in ("'None' has no attribute 'folder'", "XComArg result from of_the_day"):
         assert f"{words}" in said
     assert said.count("the task whose result it names has not run in this DAG run; run it first, or test the whole DAG") >= 2
-    assert "nnunet.folds=9: 9 is no fold of the split" in said
+    assert "nnunet.folds=9: 9 is not a fold of the split" in said
 
 
 def test_testing_one_task_alone_says_that_the_one_before_it_is_missing(home: Path) -> None:
