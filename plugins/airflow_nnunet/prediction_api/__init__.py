@@ -1,11 +1,11 @@
-"""The prediction API: other systems post an image and fetch its segmentation; Airflow is the queue.
+"""The prediction API lets other systems post an image and fetch its segmentation. Airflow is the queue.
 
-app.py             the routes                      tenants.py    whose request it is: the team, its DAG, folder, quota, servers
-intake.py          an upload becomes a folder      store.py      that folder: durable before the answer, removed by retention
-core_api.py        Airflow's own API, as the user  outcome.py    what a request's run and folder say about it
-operator.py        the run's one task              servers.py    asking a predictor server
-dags.py            the DAGs                        retention.py  what is removed when
-models.py          what a promoted model reads     client.py     for the command line and scripts
+app.py         has the routes                        tenants.py    finds the team of a request, with DAG, folder, quota, servers
+intake.py      writes an upload into a folder        store.py      defines that folder, which is durable before the answer
+core_api.py    calls Airflow's own API as the user   outcome.py    reads state and result from a request's run and folder
+operator.py    has the one task of a run             servers.py    asks predictor servers
+dags.py        builds the DAGs                       retention.py  removes old requests
+models.py      reads what a promoted model needs     client.py     is for the command line and scripts
 """
 
 from __future__ import annotations

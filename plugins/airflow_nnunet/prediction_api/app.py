@@ -1,4 +1,4 @@
-"""The routes of the prediction API. A request is a run of its team's DAG: durable, retried, pooled, audited and seen in the UI."""
+"""The routes of the prediction API. Each request is a run of its team's DAG: queued, retried and shown by Airflow."""
 
 from __future__ import annotations
 
@@ -76,13 +76,13 @@ _BODY = {
 RequestId = Annotated[str, InPath(description="Id of a prediction.", max_length=100)]
 IdempotencyKey = Annotated[
     str | None,
-    Header(min_length=1, max_length=255, description="The same user's same key is the same prediction; with another body it is refused."),
+    Header(min_length=1, max_length=255, description="The same key of a user means the same prediction; another body with it is refused."),
 ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Caller:
-    """Who asks. ``tenant``: whose requests the user may see."""
+    """Describes the user who sent a request, and the tenant whose requests the user may see."""
 
     user: str
     tenant: Tenant
@@ -90,7 +90,7 @@ class Caller:
 
 
 def caller(method: Any) -> Any:
-    """A dependency: the user, who may do this with the runs of the team's DAG."""
+    """Return a dependency that checks that the user may do this with runs of the team's DAG."""
 
     async def found(request: Request, user: GetUserDep) -> Caller:
         name = user.get_name()
@@ -98,7 +98,7 @@ def caller(method: Any) -> Any:
             tenant = await asyncio.to_thread(tenant_of, name)
         except ConfigError as error:
             log.error("%s", error)
-            raise Problem(503, "the prediction API is not set up right; the API server's log says what", retry_after_s=60) from error
+            raise Problem(503, "a setting of the prediction API is wrong; the API server's log says which", retry_after_s=60) from error
         check = requires_access_dag(method, DagAccessEntity.RUN, tenant.dag_id)
         await asyncio.to_thread(check, request, user)
         return Caller(user=name, tenant=tenant, core=CoreApi(request))
@@ -107,14 +107,14 @@ def caller(method: Any) -> Any:
 
 
 def create_app() -> FastAPI:
-    """The app that the plugin mounts."""
+    """Return the app that the plugin mounts."""
     app = FastAPI(title="nnU-Net predictions", version="1", docs_url=None, redoc_url=None)
     ids = documented(404, *_REFUSALS)
     results = {**documented_segmentation("The segmentation, or its record."), **ids, **documented(409, 410)}
 
     @app.post("/predictions", status_code=202, responses={**documented(400, 409, 413, 415, 429, 507, *_REFUSALS)}, openapi_extra=_BODY)
     async def create(request: Request, who: Annotated[Caller, caller("POST")], idempotency_key: IdempotencyKey = None) -> JSONResponse:
-        """Take a case. It is on the disk and in Airflow's database when the answer comes; ``Location`` is where to ask about it."""
+        """Accept a case. It is on the disk and in Airflow's database before the answer, whose ``Location`` is its address."""
         return await _create(request, who, idempotency_key)
 
     @app.get("/predictions", responses={**documented(*_REFUSALS)})
@@ -123,13 +123,13 @@ def create_app() -> FastAPI:
         limit: Annotated[int, Query(ge=1, le=100)] = 50,
         offset: Annotated[int, Query(ge=0, le=1_000_000)] = 0,
     ) -> dict[str, Any]:
-        """The team's predictions, the newest first."""
+        """Return the team's predictions, the newest first."""
         runs, total = await who.core.runs(who.tenant.dag_id, limit=limit, offset=offset)
         return {"predictions": [outcome.summary(run) for run in runs], "total": total}
 
     @app.get("/predictions/{prediction}", responses={**ids})
     async def status(prediction: RequestId, who: Annotated[Caller, caller("GET")]) -> dict[str, Any]:
-        """Where it is, and what came out or why nothing did."""
+        """Return the state of a prediction, with its result or the reason of its failure."""
         return await _status(who, await _run(who, prediction))
 
     @app.get(
@@ -138,7 +138,7 @@ def create_app() -> FastAPI:
         response_class=Response,
     )
     async def result(request: Request, prediction: RequestId, who: Annotated[Caller, caller("GET")]) -> Response:
-        """The segmentation; with ``Accept: application/json`` its record."""
+        """Return the segmentation, or its record with ``Accept: application/json``."""
         run = await _run(who, prediction)
         path = await asyncio.to_thread(_finished_file, who.tenant, run)
         if "application/json" in request.headers.get("accept", ""):
@@ -149,10 +149,10 @@ def create_app() -> FastAPI:
         "/predictions/{prediction}",
         status_code=202,
         response_class=Response,
-        responses={204: {"description": "It has ended already."}, **ids},
+        responses={204: {"description": "The prediction has ended already."}, **ids},
     )
     async def cancel(prediction: RequestId, who: Annotated[Caller, caller("PUT")]) -> Response:
-        """Cancel it: 202 when its run was stopped, 204 when it had ended already."""
+        """Cancel a prediction: 202 if its run was stopped, 204 if it had ended already."""
         run = await _run(who, prediction)
         if run["state"] in ("success", "failed"):
             return Response(status_code=204)
@@ -188,7 +188,7 @@ async def _queue(who: Caller, request_id: str, asked: Asked, draft: Draft) -> No
     """Publish the request's folder, then create its run."""
     tenant = who.tenant
     target = tenant.requests / request_id
-    if target.exists():  # its sender, or this server, was gone before there was a run
+    if target.exists():  # the client or this server ended before there was a run
         await asyncio.to_thread(remove, target)
     await asyncio.to_thread(draft.publish)
     conf = {"dataset": asked.dataset, "model": asked.model, "content": draft.content}
@@ -206,19 +206,19 @@ async def _draft(tenant: Tenant, request_id: str, *, size: int, new: bool) -> As
     try:
         yield draft.__enter__()
     finally:
-        # In this thread: a client that goes cancels the handler, and nothing awaited would run any more.
+        # In this thread, because a client that disconnects cancels the handler, and nothing awaited would run.
         draft.__exit__()
 
 
 @contextlib.asynccontextmanager
 async def _turn() -> AsyncIterator[None]:
-    """Count and create as the only one, over all processes of the API server."""
+    """Hold the queue's lock over all processes of the API server, to count and create."""
     tenant = await asyncio.to_thread(load_tenant, None)
     folder = tenant.requests
     make_folder(tenant.workspace, folder)
     fd = open_new(folder / ".queue.lock", os.O_RDWR)
     try:
-        # Not in a thread: one that waits for the lock would take it for a handler that is gone.
+        # Not in a thread, because that could take the lock after its handler was cancelled.
         while not try_lock(fd):
             await asyncio.sleep(_LOOK_S)
         yield
@@ -228,10 +228,10 @@ async def _turn() -> AsyncIterator[None]:
 
 # --- answering about one ----------------------------------------------------------------------------------------------
 async def _run(who: Caller, prediction: str) -> dict[str, Any]:
-    """The run of an id in the caller's own tenant; another team's id is as unknown as any.
+    """Return the run of an id in the caller's own tenant. Ids of other teams are unknown.
 
     Raises:
-        Problem: 404.
+        Problem: 404, because there is no such run.
     """
     run = await who.core.run(who.tenant.dag_id, prediction) if REQUEST_ID.fullmatch(prediction) else None
     if run is None:
@@ -285,11 +285,11 @@ def _answer_with_problems(app: FastAPI) -> None:
 
     @app.exception_handler(ClientDisconnect)
     async def gone(_request: Request, _error: ClientDisconnect) -> Response:
-        return Response(status_code=499)  # nobody hears it
+        return Response(status_code=499)  # nobody receives it
 
     @app.exception_handler(OSError)
     async def storage(_request: Request, error: OSError) -> Response:
         log.error("%s", error, exc_info=error)
         if classify(error) is FailureClass.DISK_FULL:
-            return _respond(Problem(507, "there is no room for the upload; ask whoever runs this server"))
+            return _respond(Problem(507, "there is no disk space for the upload; ask the operator of this server"))
         return _respond(Problem(503, "the folder of the requests cannot be used now; the API server's log says why", retry_after_s=60))

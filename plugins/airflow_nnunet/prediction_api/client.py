@@ -1,4 +1,4 @@
-"""A small client of the prediction API: post a case, ask about it, wait, fetch its segmentation."""
+"""A small client of the prediction API that posts a case, waits for it and fetches its segmentation."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ UNFINISHED = ("queued", "running")
 
 
 class RequestProblem(RuntimeError):
-    """The API answers with a problem; the message is its text. ``passing``: the same request may be taken later."""
+    """The API answers with a problem, whose text is the message. If ``passing``, the same request may succeed later."""
 
     def __init__(self, answer: httpx.Response) -> None:
         problem = answer.json() if answer.headers.get("content-type", "").startswith(MEDIA_TYPE) else {}
@@ -35,18 +35,20 @@ class RequestProblem(RuntimeError):
 
 
 class PredictionsClient(AirflowClient):
-    """The prediction API of an Airflow, for a user or a token."""
+    """Calls the prediction API of an Airflow with a user's login or a token."""
 
     def predict(self, images: Sequence[Path], *, dataset: str, model: str | None = None, key: str | None = None) -> str:
-        """Post one case, a file a channel; returns the prediction's id. Safe to repeat: a lost answer does not make two of it.
+        """Post one case, one file for each channel, and return the prediction's id. A repeated post makes no second
+        prediction.
 
         Raises:
-            RequestProblem: A problem. httpx.TransportError: no answer after all tries.
+            RequestProblem: The API refuses the request.
+            httpx.TransportError: There is no answer after all tries.
         """
         fields = {"dataset": dataset} | ({"model": model} if model else {})
         key = key or secrets.token_hex(16)
         with contextlib.ExitStack() as stack:
-            # The server never needs the files' own names, which may say who the patient is.
+            # The files' own names are not sent, because they may identify the patient.
             files = [(FIELD, (f"{channel:04d}", stack.enter_context(open(path, "rb")))) for channel, path in enumerate(images)]
             for left in reversed(range(_TRIES)):
                 try:
@@ -58,21 +60,21 @@ class PredictionsClient(AirflowClient):
         return str(self._good(answer).json()["id"])
 
     def status(self, prediction: str) -> dict[str, Any]:
-        """What is known about a prediction.
+        """Return what is known about a prediction.
 
         Raises:
-            RequestProblem: A problem.
+            RequestProblem: The API refuses the request.
         """
         return dict(self._good(self.send("GET", f"{_PATH}/{prediction}")).json())
 
     def wait(
         self, prediction: str, *, timeout_s: float, interval_s: float = 1.0, progress: Callable[[str], None] = lambda _: None
     ) -> dict[str, Any]:
-        """Ask until the prediction has ended; returns what is known about it then. An API server that restarts is waited for.
+        """Ask until the prediction has ended, also while the API server restarts, and return what is known about it.
 
         Raises:
-            RequestProblem: A problem that does not pass.
-            TimeoutError: It has not ended in ``timeout_s`` seconds.
+            RequestProblem: The API refuses the request for good.
+            TimeoutError: The prediction has not ended after ``timeout_s`` seconds.
         """
         end = time.monotonic() + timeout_s
         while True:
@@ -85,14 +87,14 @@ class PredictionsClient(AirflowClient):
                 if isinstance(error, RequestProblem) and not error.passing:
                     raise
             if time.monotonic() > end:
-                raise TimeoutError(f"{prediction} has not ended in {timeout_s:.0f} s; it goes on")
+                raise TimeoutError(f"{prediction} has not ended in {timeout_s:.0f} s; it continues")
             time.sleep(interval_s)
 
     def save_result(self, prediction: str, path: Path) -> None:
-        """Write the segmentation; the file is there whole or not at all.
+        """Write the segmentation to a file, which never exists in part.
 
         Raises:
-            RequestProblem: A problem.
+            RequestProblem: The API refuses the request.
         """
         answer = self._good(self.send("GET", f"{_PATH}/{prediction}/result"))
         with replacing(path, mode=PRIVATE) as file:

@@ -1,8 +1,9 @@
-"""Airflow's own public API, asked in this process as the user who asks us.
+"""Calls Airflow's own public API in this process, as the user who sent the request.
 
-Creating and ending a run goes through the same routes as a user's own act: their permission checks, the check of the DAG's params,
-the audit log, the listeners and the database's unique (dag_id, run_id) are Airflow's, and stay right when Airflow changes them. A call
-of the functions behind those routes would have to repeat all of that; a request over the network would need an address and a port.
+Runs are created and ended through the same routes that users call. So permission checks, checks of the DAG's params,
+the audit log, listeners and the unique (dag_id, run_id) are those of Airflow, and stay right when Airflow changes.
+Calling the functions behind the routes would repeat all of that, and a request over the network would need an address
+and a port.
 """
 
 from __future__ import annotations
@@ -21,17 +22,17 @@ _COME_BACK_S = 5
 
 
 class CoreApi:
-    """Airflow's API as the sender of a request, and with no more rights."""
+    """Calls Airflow's API with the rights of a request's sender."""
 
     def __init__(self, request: Request) -> None:
-        # Nothing but the credentials goes along.
+        # Only the credentials are passed on.
         self._headers = {name: value for name in ("authorization", "cookie") if (value := request.headers.get(name))}
 
     async def create_run(self, dag_id: str, run_id: str, conf: Mapping[str, Any]) -> bool:
-        """Queue a run. Returns False when there is one of that id already.
+        """Queue a run. Returns False if there is a run of that id already.
 
         Raises:
-            Problem: Airflow does not take it.
+            Problem: Airflow refuses the run.
         """
         body = {"dag_run_id": run_id, "logical_date": None, "conf": dict(conf)}
         answer = await self._ask("POST", f"dags/{dag_id}/dagRuns", json=body)
@@ -41,14 +42,14 @@ class CoreApi:
         return True
 
     async def run(self, dag_id: str, run_id: str) -> dict[str, Any] | None:
-        """A run, or None."""
+        """Return a run, or None if there is no run of that id."""
         answer = await self._ask("GET", f"dags/{dag_id}/dagRuns/{quote(run_id, safe='')}")
         if answer.status_code == 404:
             return None
         return dict(self._require(answer))
 
     async def runs(self, dag_id: str, *, limit: int, offset: int) -> tuple[list[dict[str, Any]], int]:
-        """A page of the runs that requests have made, the newest first, and how many there are."""
+        """Return a page of the runs of requests, the newest first, and their total number."""
         params = {"limit": limit, "offset": offset, "order_by": "-id", "run_id_prefix_pattern": ID_PREFIX}
         found = self._require(await self._ask("GET", f"dags/{dag_id}/dagRuns", params=params))
         return list(found["dag_runs"]), int(found["total_entries"])
@@ -58,7 +59,7 @@ class CoreApi:
         self._require(await self._ask("PATCH", f"dags/{dag_id}/dagRuns/{quote(run_id, safe='')}", json={"state": "failed", "note": note}))
 
     async def job_of(self, dag_id: str, run_id: str, key: str) -> Any:
-        """What the run's task has told about its job; None where it has told nothing, or the user may not see XComs."""
+        """Return the XCom with the task's job, or None if there is none or the user may not see XComs."""
         path = f"dags/{dag_id}/dagRuns/{quote(run_id, safe='')}/taskInstances/{TASK_ID}/xcomEntries/{key}"
         answer = await self._ask("GET", path, params={"deserialize": False, "stringify": False})
         return answer.json().get("value") if answer.status_code == 200 else None
@@ -72,10 +73,10 @@ class CoreApi:
 
     @staticmethod
     def _require(answer: httpx.Response) -> Any:
-        """The answer's JSON.
+        """Return the answer's JSON.
 
         Raises:
-            Problem: Airflow's refusal, or 503 where it could not do it now.
+            Problem: Airflow refuses the request, or could not do it now (503).
         """
         if answer.status_code < 400:
             return answer.json()
@@ -84,6 +85,8 @@ class CoreApi:
         detail = answer.json().get("detail") if "json" in answer.headers.get("content-type", "") else None
         if answer.status_code == 404:
             raise Problem(
-                503, "the DAG of predictions is not there yet; is dags/nnunet_predictions.py in place?", retry_after_s=_COME_BACK_S
+                503,
+                "the DAG of predictions does not exist yet; is dags/nnunet_predictions.py in the DAGs folder?",
+                retry_after_s=_COME_BACK_S,
             )
         raise Problem(answer.status_code, str(detail)[:500])

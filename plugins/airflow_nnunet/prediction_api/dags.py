@@ -1,4 +1,4 @@
-"""The DAGs of the prediction API: one a team, so that a run cannot choose whose data it sees, and the daily clean-up."""
+"""Builds the DAGs of the prediction API: one for each team, so that a run cannot choose its team, and the clean-up."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from airflow_nnunet.prediction_api.retention import CLEANUP_DAG_ID, remove_old
 from airflow_nnunet.prediction_api.tenants import dag_id_of
 from airflow_nnunet.settings.teams import load_teams
 
-_AT_ONCE = 1024  # the queue's limits and the pool say how many; a DAG's own default of 16 must not
+_AT_ONCE = 1024  # only the queue's limits and the pool limit the runs, so a DAG's default of 16 must not
 _DOC = "Requests of the prediction API. A run begins with POST /nnunet-api/predictions; marking it failed cancels the prediction."
 
 
 def build_prediction_dags() -> list[DAG]:
-    """The common DAG, every team's whose file is right, and the clean-up."""
+    """Build the common DAG, one for each team with a valid file, and the clean-up."""
     return [build_prediction_dag(None), *(build_prediction_dag(team) for team in load_teams().configs), _cleanup()]
 
 
 def build_prediction_dag(team: str | None) -> DAG:
-    """The DAG whose runs are a team's requests."""
+    """Build the DAG whose runs are a team's requests."""
     with DAG(
         dag_id_of(team),
         description=f"Prediction API{f', team {team}' if team else ''}",
@@ -44,7 +44,7 @@ def build_prediction_dag(team: str | None) -> DAG:
 def _cleanup() -> DAG:
     with DAG(
         CLEANUP_DAG_ID,
-        description="Prediction API: removes requests that are older than predictions_keep_days, and uploads that no run knows",
+        description="Prediction API: removes requests older than predictions_keep_days, and uploads without a run",
         schedule="@daily",
         catchup=False,
         max_active_runs=1,

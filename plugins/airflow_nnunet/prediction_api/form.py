@@ -1,6 +1,6 @@
-"""A form that goes straight to the disk while it comes in: each file once, into the request's own folder.
+"""Writes the files of a form into the request's folder while they are received.
 
-Starlette's own reader would keep files below TMPDIR first, which in a container is often memory.
+Starlette's own reader would first keep files below TMPDIR, which is often in memory in a container.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from starlette.requests import Request
 from nnunet_jobs.contract.http.problems import Problem
 from nnunet_jobs.contract.http.uploads import FIELD, MOST_FILES
 
-_TEXT_BYTES = 1024  # of one field, and more than any field needs
+_TEXT_BYTES = 1024  # limit of one field, more than any field needs
 _FIELDS = 8
 
 
@@ -24,14 +24,14 @@ async def read_form(request: Request, folder: Path) -> tuple[dict[str, str], lis
     """Read a request's form.
 
     Args:
-        request: Its ``receive`` bounds the size.
-        folder: Where the files go, as ``0.part``, ``1.part`` and so on.
+        request: Request whose ``receive`` limits the size.
+        folder: Folder for the files, which are named ``0.part``, ``1.part`` and so on.
 
     Returns:
-        The fields, and the whole files in the order of the form.
+        The fields, and the complete files in the order of the form.
 
     Raises:
-        Problem: 422, the form is none or has what it should not have.
+        Problem: 422, because the body is not a form or the form has wrong fields.
     """
     _, options = parse_options_header(request.headers.get("content-type"))
     boundary = options.get(b"boundary")
@@ -52,7 +52,7 @@ async def read_form(request: Request, folder: Path) -> tuple[dict[str, str], lis
 
 
 class _Form:
-    """What the parser tells about one form."""
+    """Receives the parser's calls for one form."""
 
     def __init__(self, folder: Path) -> None:
         self.fields: dict[str, str] = {}
@@ -65,7 +65,7 @@ class _Form:
         self._file: BinaryIO | None = None
 
     def parser(self, boundary: bytes) -> MultipartParser:
-        """A parser that tells this form."""
+        """Return a parser that calls this form."""
         return MultipartParser(
             boundary,
             {
@@ -107,9 +107,9 @@ class _Form:
                 raise Problem(422, f"files go into the field '{FIELD}'")
             if len(self.files) == MOST_FILES:
                 raise Problem(422, f"{FIELD}: has more than {MOST_FILES} files")
-            self._file = open(self._folder / f"{len(self.files)}.part", "xb")  # noqa: SIM115  (the parser says when it ends)
+            self._file = open(self._folder / f"{len(self.files)}.part", "xb")  # noqa: SIM115  (closed when the parser reaches its end)
         elif self._name in self.fields or len(self.fields) == _FIELDS:
-            raise Problem(422, f"{self._name[:100]}: is there more than once, or one field too many")
+            raise Problem(422, f"{self._name[:100]}: is given more than once, or is one field too many")
 
     def _data(self, data: bytes, start: int, end: int) -> None:
         if self._file is not None:
@@ -135,4 +135,4 @@ def _decoded(text: bytes) -> str:
     try:
         return text.decode()
     except UnicodeDecodeError as error:
-        raise Problem(422, "the form cannot be read: its texts are not UTF-8") from error
+        raise Problem(422, "the form cannot be read: its fields are not UTF-8") from error

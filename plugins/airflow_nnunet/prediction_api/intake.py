@@ -1,4 +1,4 @@
-"""From a request's body to a folder on the disk: limited while it comes in, named by us, judged before it waits in a queue."""
+"""Writes a request's body into a folder: limits its size, chooses the file names, and checks it before it is queued."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _SETTING = "predictions_upload_mib in section [nnunet]"
 
 
 class Asked(BaseModel):
-    """The fields of a request beside its images."""
+    """Holds the fields of a request beside its images."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -38,13 +38,13 @@ class Asked(BaseModel):
 
 
 async def receive(request: Request, tenant: Tenant, draft: Draft) -> Asked:
-    """Write the request's images into the draft and have them on the disk.
+    """Write the request's images into the draft and sync them to the disk.
 
     Returns:
-        What was asked, with the dataset's full name.
+        The request's fields, with the dataset's full name.
 
     Raises:
-        Problem: 413, 415 or 422, with the fix.
+        Problem: 413, 415 or 422, whose text has the fix.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "multipart/form-data":
@@ -53,7 +53,7 @@ async def receive(request: Request, tenant: Tenant, draft: Draft) -> Asked:
         asked = await _json(request, tenant, draft)
     else:
         raise Problem(
-            415, f"send multipart/form-data with 'dataset' and one file a channel in '{FIELD}', or JSON with 'dataset' and 'cases'"
+            415, f"send multipart/form-data with 'dataset' and one file for each channel in '{FIELD}', or JSON with 'dataset' and 'cases'"
         )
     await asyncio.to_thread(draft.complete, dataset=asked.dataset, model=asked.model)
     return asked
@@ -66,7 +66,7 @@ async def _form(request: Request, tenant: Tenant, draft: Draft) -> Asked:
         raise Problem(422, f"cases: is for JSON requests; here the images are in '{FIELD}'")
     facts = await asyncio.to_thread(_facts, tenant.workspace, asked)
     if len(files) != facts.channels:
-        raise Problem(422, f"{FIELD}: has {len(files)} files; the model needs {facts.channels}, one a channel, in its order")
+        raise Problem(422, f"{FIELD}: has {len(files)} files; the model needs {facts.channels}, one for each channel, in its order")
     for channel, file in enumerate(files):
         os.rename(file, image := draft.image(channel, facts.file_ending))
         await asyncio.to_thread(require_kind, image, facts.file_ending, channel=channel)
@@ -104,8 +104,8 @@ def _facts(workspace: Workspace, asked: Asked) -> ModelFacts:
     try:
         return model_facts(workspace, asked.dataset, asked.model)
     except (ConfigError, FileNotFoundError) as error:
-        # The whole message names the server's folders and its other datasets.
-        raise Problem(422, "dataset or model: there is none of that name, or no model of the dataset is promoted") from error
+        # The error's own message has names of the server's folders and of other datasets.
+        raise Problem(422, "dataset or model: does not exist, or no model of the dataset is promoted") from error
 
 
 def _keep(source: BinaryIO, target: Path, facts: ModelFacts, channel: int) -> None:
@@ -116,7 +116,7 @@ def _keep(source: BinaryIO, target: Path, facts: ModelFacts, channel: int) -> No
 
 
 def _copy(tenant: Tenant, cases: str, facts: ModelFacts, draft: Draft) -> None:
-    """Copy the images that a path names, so that their names, which may tell of a patient, end here."""
+    """Copy the images of a path under names of our own, because theirs may identify a patient."""
     sources = _images(tenant.workspace, cases, facts)
     if len(sources) != facts.channels:
         raise Problem(
@@ -124,7 +124,7 @@ def _copy(tenant: Tenant, cases: str, facts: ModelFacts, draft: Draft) -> None:
         )
     left = tenant.upload_mib * MIB
     for channel, source in enumerate(sources):
-        # The path was judged a moment ago; a link put there since is not followed.
+        # The path was checked a moment ago. A link that replaced it since then is not followed.
         fd = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
         with open(fd, "rb") as file:
             left -= os.fstat(fd).st_size
@@ -134,7 +134,7 @@ def _copy(tenant: Tenant, cases: str, facts: ModelFacts, draft: Draft) -> None:
 
 
 def _images(workspace: Workspace, cases: str, facts: ModelFacts) -> list[Path]:
-    """Real files of one case, in the order of their channels. The answer is the same for what is missing and what is not allowed."""
+    """Return the real files of one case in the order of the channels. Missing and forbidden paths give the same answer."""
     found: Path | None = None
     if not os.path.isabs(cases) and "\0" not in cases and "\n" not in cases:
         for root in workspace.input_roots:

@@ -1,4 +1,4 @@
-"""What a dataset's model reads, from its card: enough to judge an upload before it waits in a queue."""
+"""Reads from a model's card what is needed to check an upload before it is queued."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from nnunet_jobs.contract.storage.workspace import Workspace
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelFacts:
-    """A selected model. ``channels``: images a case must have. ``file_ending``: of each of them, and of the segmentation."""
+    """Describes a selected model: the number of images of a case, and the file ending of images and segmentation."""
 
     dataset: str
     model: str
@@ -21,10 +21,11 @@ class ModelFacts:
 
 
 def model_facts(workspace: Workspace, dataset: str | int, model: str | None) -> ModelFacts:
-    """The named model of a dataset, or the promoted one.
+    """Describe the named model of a dataset, or the promoted one.
 
     Raises:
-        ConfigError: No such dataset or model, or nothing is promoted. The message names folders of the server.
+        ConfigError: The dataset or model does not exist, or no model is promoted. The message has names of the server's
+            folders.
     """
     name = workspace.resolve_dataset(dataset)
     chosen = model or workspace.champion(name)

@@ -1,4 +1,4 @@
-"""The one task of a request: a predictor server answers where one is up, and otherwise its own job does, as for any batch."""
+"""Runs the one task of a request: asks a predictor server, or runs a job as for any batch if none answers."""
 
 from __future__ import annotations
 
@@ -29,13 +29,14 @@ if TYPE_CHECKING:
 
 
 class RequestPredictOperator(BatchPredictOperator):
-    """Predict the request whose id is the run's. What is asked is in the request's folder, never in the run's conf.
+    """Predict the request with the id of the run. Its fields are in the request's folder, never in the run's conf.
 
-    A try that finds the segmentation, or a job that an earlier try began, asks no server again: nothing is predicted twice.
+    A try that finds the segmentation, or the job of an earlier try, asks no server again, so nothing is predicted
+    twice.
 
     Args:
-        kwargs: See :class:`BatchPredictOperator`; ``dataset``, ``cases``, ``output_folder`` and ``model`` are the
-            request's.
+        kwargs: See :class:`BatchPredictOperator`; ``dataset``, ``cases``, ``output_folder`` and ``model`` come from the
+            request.
     """
 
     default_pool = PREDICTION_POOL
@@ -50,11 +51,11 @@ class RequestPredictOperator(BatchPredictOperator):
         super().__init__(pool=pool, **kwargs)
 
     def execute(self, context: Context) -> Any:
-        """Return the result that is there, ask a server, or do what :class:`BatchPredictOperator` does."""
+        """Return an existing result, ask a server, or run a job as :class:`BatchPredictOperator` does."""
         ti = context["ti"]
         try:
             tenant = load_tenant(self.team)
-            # First: a request is not unknown because its share is not mounted.
+            # This comes first, because a request is not unknown if only its share is not mounted.
             memory, limit_s = TaskMemory.of_this_process(), resolve_config(team=self.team).lost_after
             patiently(lambda: open_workspace(tenant.workspace, memory=memory), log=self.log, limit_s=limit_s)
             stored = open_request(tenant.workspace, ti.run_id)
@@ -72,7 +73,7 @@ class RequestPredictOperator(BatchPredictOperator):
         return super().execute(context)
 
     def _finished(self, stored: StoredRequest) -> dict[str, Any] | None:
-        """What an earlier try has left whole."""
+        """Return the result of an earlier try if it is complete."""
         found = read_predictions(stored.output)
         case = found.get("cases", {}).get(stored.id, {})
         if case.get("status") != "predicted":
@@ -84,7 +85,7 @@ class RequestPredictOperator(BatchPredictOperator):
         return _result(stored, dataset=found["dataset"], model=case["model"], already=True, flagged=bool(case.get("flags")))
 
     def _asked(self, tenant: Tenant, stored: StoredRequest) -> dict[str, Any] | None:
-        """A server's answer, kept in the form of a batch's results; None where no server has one."""
+        """Ask the servers and store the answer in the form of a batch's results; return None if no server has one."""
         if not tenant.servers:
             return None
         facts = model_facts(tenant.workspace, stored.dataset, stored.model)
@@ -111,7 +112,7 @@ def _keep_segmentation(stored: StoredRequest, facts: ModelFacts, answer: ServerA
 
 
 def _keep(stored: StoredRequest, facts: ModelFacts, record: dict[str, Any]) -> None:
-    """Write the record and predictions.json; they come after the segmentation."""
+    """Write the record and predictions.json, after the segmentation."""
     now = datetime.now(UTC).isoformat()
     (stored.output / RECORDS).mkdir(parents=True, exist_ok=True)
     record = {"schema": 1, "case": stored.id, **record, "at": now}
@@ -124,7 +125,7 @@ def _keep(stored: StoredRequest, facts: ModelFacts, record: dict[str, Any]) -> N
             "dataset": facts.dataset,
             "model": facts.model,
             "model_hash": facts.hash,
-            "settings": {},  # the server's own
+            "settings": {},  # those of the server
             "updated": now,
             "predicted": int(predicted),
             "failed": int(not predicted),
@@ -136,7 +137,7 @@ def _keep(stored: StoredRequest, facts: ModelFacts, record: dict[str, Any]) -> N
 
 
 def _result(stored: StoredRequest, *, dataset: str, model: str, already: bool, flagged: bool) -> dict[str, Any]:
-    """The task's result, of the form that the step ``predict`` has."""
+    """Return the task's result in the form of step ``predict``."""
     return PredictResult(
         dataset=dataset,
         model=model,

@@ -1,4 +1,4 @@
-"""What a request's run and its folder say about it, in words for whoever asked."""
+"""Reads a request's state and result from its run and folder, for the answer to the client."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _SHOWN = 2000
 
 
 def state_of(run: Mapping[str, Any]) -> str:
-    """``queued``, ``running``, ``succeeded``, ``failed`` or ``cancelled``."""
+    """Return a run's state: ``queued``, ``running``, ``succeeded``, ``failed`` or ``cancelled``."""
     return "cancelled" if run["state"] == "failed" and run.get("note") == CANCELLED else _STATES[run["state"]]
 
 
 def summary(run: Mapping[str, Any]) -> dict[str, Any]:
-    """What the run alone says; for lists."""
+    """Return the entry of a list, which needs only the run."""
     conf = run.get("conf") or {}
     return {
         "id": run["dag_run_id"],
@@ -37,25 +37,24 @@ def summary(run: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def entry_of(tenant: Tenant, request_id: str) -> dict[str, Any]:
-    """The case's entry in ``predictions.json``; empty before there is one."""
+    """Return the case's entry in ``predictions.json``, or an empty dictionary."""
     cases = read_predictions(tenant.requests / request_id / "output").get("cases")
     found = cases.get(request_id) if isinstance(cases, dict) else None
     return found if isinstance(found, dict) else {}
 
 
 def segmentation(tenant: Tenant, request_id: str) -> Path | None:
-    """The segmentation's file, if it is there."""
+    """Return the path of the segmentation, or None if it does not exist."""
     name = entry_of(tenant, request_id).get("file")
     path = tenant.requests / request_id / "output" / str(name)
     return path if name and path.name == name and path.is_file() else None
 
 
 def reason(tenant: Tenant, request_id: str, told: Any) -> str:
-    """Why a request failed: what was said about the case, else about the job.
+    """Return why a request failed: the reason of the case, or else of the job.
 
     Args:
-        told: What the task has told about its job, which anybody who may run tasks could have written: only its id is
-            used.
+        told: XCom with the task's job. Every task could have written it, so only the job's id is used.
     """
     entry = entry_of(tenant, request_id)
     if entry.get("status") == "failed":
@@ -69,4 +68,4 @@ def reason(tenant: Tenant, request_id: str, told: Any) -> str:
             failure = None
         if failure is not None:
             return f"{failure.failure_class}: {failure.message}"[:_SHOWN]
-    return "the task ended before it had a result; its log in Airflow says why"
+    return "the task ended without a result; its log in Airflow says why"

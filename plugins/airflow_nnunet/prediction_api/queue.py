@@ -1,4 +1,4 @@
-"""How full the queue is: unfinished runs of all the API's DAGs, and uploads, those that the asking user may not see included."""
+"""Checks how full the queue is, by unfinished runs of all the API's DAGs and by uploads of all users."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ COME_BACK_S = 10
 
 
 def count_unfinished() -> dict[str, int]:
-    """Queued and running runs by DAG."""
+    """Return the number of queued and running runs of each DAG."""
     from airflow.models.dagrun import DagRun
     from airflow.utils.session import create_session
     from airflow.utils.state import DagRunState
@@ -31,14 +31,14 @@ def count_unfinished() -> dict[str, int]:
 
 
 def require_place(tenant: Tenant, request_id: str, size: int, *, new: bool) -> None:
-    """Refuse a request where the team has its quota in the queue, all teams together have filled it, or the disk has no room.
+    """Refuse a request if the team's quota is used up, the queue of all teams is full, or the disk has no space for it.
 
-    Uploads that are coming in count as what they will be. Hold the queue's lock.
+    Unfinished uploads count with their full size. Hold the queue's lock.
 
     Args:
         request_id: Id of the request; several uploads of one request count as one.
-        size: Bytes that it may write.
-        new: No run of that id is known. Where there is one, the upload adds no prediction.
+        size: Number of bytes that the request may write.
+        new: Whether there is no run of that id. If there is one, the upload adds no prediction.
 
     Raises:
         Problem: 429, 503 or 507.
@@ -56,7 +56,7 @@ def require_place(tenant: Tenant, request_id: str, size: int, *, new: bool) -> N
 
 
 def largest(request: Request, tenant: Tenant) -> int:
-    """Bytes that a request may write: of a form what it declares, else as much as one may have."""
+    """Return the number of bytes that a request may write: what a form declares, else the limit."""
     declared, most = request.headers.get("content-length", ""), tenant.upload_mib * MIB
     form = request.headers.get("content-type", "").lower().startswith("multipart/")
     return min(int(declared), most) if form and declared.isascii() and declared.isdigit() else most

@@ -1,4 +1,4 @@
-"""A small client of Airflow's public REST API, for the demo, the tests and scripts: trigger, wait, read, change states."""
+"""A small client of Airflow's public REST API for the demo, the tests and scripts."""
 
 from __future__ import annotations
 
@@ -10,31 +10,31 @@ import httpx
 
 from nnunet_jobs.contract.http.loopback import is_loopback
 
-# Airflow's answer when SQLite, which the demo and the tests use, was locked for too long. Nothing was written then.
+# Airflow answers this if SQLite, which the demo and tests use, was locked for too long. Nothing was written then.
 _LOCKED, _LOCKED_TRIES, _LOCKED_WAIT_S = '"reason":"Database error"', 4, 0.5
 FINISHED_RUN = frozenset({"success", "failed"})
 FINISHED_TASK = frozenset({"success", "failed", "skipped", "upstream_failed", "removed"})
 
 
 class RestError(RuntimeError):
-    """Airflow refused a request, or did not get somewhere in time. The message says what was asked and what came back."""
+    """Airflow refused a request, or did not reach a state in time. The message has the request and the answer."""
 
 
 class AirflowClient:
-    """Airflow's REST API as a few methods. Logs in again by itself when the token is too old.
+    """Calls Airflow's REST API. It logs in again when the token has expired.
 
     Args:
         url: URL of the API server.
         username: Name of the user to log in as.
         password: Password of that user.
-        token: Token to use instead of both.
+        token: Token to use instead of user name and password.
     """
 
     def __init__(self, url: str, *, username: str = "", password: str = "", token: str | None = None) -> None:
         self.url = url.rstrip("/")
         self._login = {"username": username, "password": password}
         self._given = self._token = token
-        # A hospital's proxy settings must not send loopback requests away.
+        # Proxy settings of the environment must not apply to loopback addresses.
         self._http = httpx.Client(timeout=30, trust_env=not is_loopback(httpx.URL(self.url).host))
 
     def close(self) -> None:
@@ -42,11 +42,10 @@ class AirflowClient:
         self._http.close()
 
     def send(self, method: str, path: str, *, headers: Mapping[str, str] | None = None, **content: Any) -> httpx.Response:
-        """One request below the server's address, with the token; any answer is returned.
+        """Send one request to the server with the token, and return any answer.
 
         Args:
-            content: What httpx takes: ``json``, ``params``, ``data``, ``files`` (as bytes or paths' bytes: it may be
-                sent twice).
+            content: Arguments of httpx: ``json``, ``params``, ``data``, ``files`` (they may be sent twice).
         """
         for attempt in (1, 2):
             if self._token is None:
@@ -59,10 +58,10 @@ class AirflowClient:
         return answer
 
     def request(self, method: str, path: str, *, json: Any = None, params: Mapping[str, Any] | None = None) -> Any:
-        """One request below ``/api/v2``; returns the JSON answer.
+        """Send one request to ``/api/v2`` and return the JSON answer.
 
         Raises:
-            RestError: An answer of 400 or more.
+            RestError: The status is 400 or more.
         """
         for left in reversed(range(_LOCKED_TRIES)):
             answer = self.send(method, f"api/v2/{path}", json=json, params=params, headers={"Accept": "application/json"})
@@ -74,7 +73,7 @@ class AirflowClient:
         return answer.json() if answer.content else None
 
     def health(self) -> dict[str, dict[str, Any]]:
-        """State and newest heartbeat of each component; empty while the API server is not up."""
+        """Return the state and newest heartbeat of each component; empty if the API server is not up."""
         try:
             answer = self._http.get(f"{self.url}/api/v2/monitor/health", timeout=5)
         except httpx.TransportError:
@@ -96,7 +95,7 @@ class AirflowClient:
         self.request("PATCH", f"dags/{dag_id}", json={"is_paused": False})
 
     def import_errors(self) -> dict[str, str]:
-        """DAG files that failed to import, and why."""
+        """Return the DAG files that failed to import, with their errors."""
         return {error["filename"]: error["stack_trace"] for error in self.request("GET", "importErrors")["import_errors"]}
 
     def trigger(self, dag_id: str, conf: Mapping[str, Any] | None = None) -> str:
@@ -105,7 +104,7 @@ class AirflowClient:
         return str(run["dag_run_id"])
 
     def run_state(self, dag_id: str, run_id: str) -> str:
-        """State of a run: queued, running, success or failed."""
+        """Return the state of a run: queued, running, success or failed."""
         return str(self.request("GET", f"dags/{dag_id}/dagRuns/{run_id}")["state"])
 
     def wait_for_run(
@@ -126,16 +125,16 @@ class AirflowClient:
 
     # --- task instances -----------------------------------------------------------------------------------------
     def task_instances(self, dag_id: str, run_id: str) -> list[dict[str, Any]]:
-        """All task instances of a run, mapped ones each."""
+        """Return all task instances of a run, with each mapped one."""
         answer = self.request("GET", f"dags/{dag_id}/dagRuns/{run_id}/taskInstances", params={"limit": 1000})
         return list(answer["task_instances"])
 
     def states(self, dag_id: str, run_id: str) -> dict[tuple[str, int], str | None]:
-        """State of each task instance by task id and map index."""
+        """Return the state of each task instance by task id and map index."""
         return {(item["task_id"], item["map_index"]): item["state"] for item in self.task_instances(dag_id, run_id)}
 
     def task_instance(self, dag_id: str, run_id: str, task_id: str, map_index: int = -1) -> dict[str, Any]:
-        """One task instance."""
+        """Return one task instance."""
         answer = self.request("GET", f"{self._task(dag_id, run_id, task_id)}{'' if map_index < 0 else f'/{map_index}'}")
         return dict(answer)
 
@@ -147,7 +146,7 @@ class AirflowClient:
             nonlocal seen
             try:
                 seen = self.task_instance(dag_id, run_id, task_id, map_index)
-            except RestError:  # a mapped instance is not there before its upstream has ended
+            except RestError:  # a mapped instance does not exist before its upstream task has ended
                 return False
             return seen["state"] in states
 
@@ -159,12 +158,12 @@ class AirflowClient:
         return seen
 
     def xcom(self, dag_id: str, run_id: str, task_id: str, *, map_index: int = -1, key: str = "return_value") -> Any:
-        """An XCom value."""
+        """Return an XCom value."""
         path = f"{self._task(dag_id, run_id, task_id)}/xcomEntries/{key}"
         return self.request("GET", path, params={"map_index": map_index, "deserialize": False, "stringify": False})["value"]
 
     def log(self, dag_id: str, run_id: str, task_id: str, *, map_index: int = -1, attempt: int = 1) -> str:
-        """The task's log as lines of text."""
+        """Return the task's log as a string of lines."""
         path = f"{self._task(dag_id, run_id, task_id)}/logs/{attempt}"
         lines = self.request("GET", path, params={"map_index": map_index, "full_content": True})["content"]
         return "\n".join(line if isinstance(line, str) else str(line.get("event", line)) for line in lines)
@@ -181,7 +180,7 @@ class AirflowClient:
         self.request("POST", f"dags/{dag_id}/clearTaskInstances", json=body)
 
     def set_pool(self, name: str, slots: int, *, include_deferred: bool = True) -> None:
-        """Create a pool, or change the one that is there."""
+        """Create a pool, or change an existing one."""
         body = {"name": name, "slots": slots, "include_deferred": include_deferred, "description": "nnU-Net jobs in flight"}
         try:
             self.request("POST", "pools", json=body)
@@ -200,10 +199,10 @@ class AirflowClient:
 
 
 def wait_until(condition: Callable[[], bool], *, timeout_s: float, what: Callable[[], str], interval_s: float = 0.5) -> None:
-    """Wait for a state instead of a time.
+    """Wait until a condition is true.
 
     Raises:
-        RestError: ``condition`` was still False after ``timeout_s`` seconds; ``what`` says what was seen.
+        RestError: ``condition`` is still False after ``timeout_s`` seconds. ``what`` returns the message.
     """
     end = time.monotonic() + timeout_s
     while not condition():

@@ -1,4 +1,4 @@
-"""What is removed when: a request's files after the days that the settings say, an upload that no run knows after one day."""
+"""Removes a request's files after the number of days in the settings, and an upload without a run after one day."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ StateOf = Callable[[str, str], str | None]
 
 
 class SweepIncomplete(RuntimeError):
-    """The clean-up went through, but not all of it could be done."""
+    """The clean-up has finished, but some folders could not be removed."""
 
 
 def remove_old(state_of: StateOf | None = None) -> dict[str, int]:
-    """Clean up every tenant. Returns how many requests were removed by DAG.
+    """Clean up every tenant and return the number of removed requests by DAG.
 
     Args:
-        state_of: State of a run by DAG and run id, None where there is no such run; asked through the task SDK when
-            empty.
+        state_of: Returns the state of a run by DAG and run id, or None if there is no such run. By default the task SDK
+            is asked.
 
     Raises:
-        SweepIncomplete: Something could not be removed or judged. All the rest has been removed by then.
+        SweepIncomplete: Some folders could not be checked or removed. All others have been removed by then.
     """
     removed: dict[str, int] = {}
     kept: list[str] = []
@@ -40,15 +40,15 @@ def remove_old(state_of: StateOf | None = None) -> dict[str, int]:
         kept += troubles
     log.info("removed: %s", removed)
     if kept:
-        raise SweepIncomplete(f"{len(kept)} were not removed, the others were: " + "; ".join(kept))
+        raise SweepIncomplete(f"{len(kept)} could not be removed, the others were: " + "; ".join(kept))
     return removed
 
 
 def remove_old_of(tenant: Tenant, state_of: StateOf) -> tuple[list[Path], list[str]]:
-    """Remove what is too old in one tenant; what is still queued or running stays, and so does what cannot be judged or removed.
+    """Remove old requests of one tenant, but not those that are queued or running or cannot be checked.
 
     Returns:
-        The removed folders, and a sentence for each that should have been.
+        The removed folders, and a message for each folder that could not be removed.
     """
     removed, kept = [], []
     for folder, days in stored_ids(tenant.workspace):
@@ -61,7 +61,7 @@ def remove_old_of(tenant: Tenant, state_of: StateOf) -> tuple[list[Path], list[s
                 removed.append(folder)
         except PermissionError as error:
             kept.append(explain_permission_error(error))
-        # One folder, or one answer of Airflow, is no reason to leave all the others.
+        # An error with one folder, or in one answer of Airflow, must not keep all others.
         except Exception as error:
             log.warning("%s is kept", folder, exc_info=True)
             kept.append(f"{folder}: {type(error).__name__}: {error}")

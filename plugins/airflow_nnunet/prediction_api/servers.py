@@ -1,4 +1,4 @@
-"""Asking the predictor servers that a tenant names, one after the other. None of them has to be there: the request's own job is next."""
+"""Asks a tenant's predictor servers, one after the other. If none answers, the request's own job predicts."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from nnunet_jobs.contract.http.uploads import FIELD
 log = logging.getLogger(__name__)
 
 _CONNECT_S = 2.0
-_ANSWER_S = 900.0  # more than a server gives one request: it, not we, says that it takes too long
+_ANSWER_S = 900.0  # longer than a server's own limit, so that the server reports the timeout
 _KEPT = ("model", "model_hash", "volumes_ml", "flags", "seconds")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerAnswer:
-    """A server's segmentation: the file's bytes, their sha256, and its part of the case's record."""
+    """Holds a server's answer: bytes of the segmentation, their sha256, and its part of the case's record."""
 
     server: str
     content: bytes
@@ -36,10 +36,10 @@ class ServerAnswer:
 
 
 def ask_servers(servers: Sequence[str], facts: ModelFacts, images: Sequence[Path]) -> ServerAnswer | None:
-    """The first answer of a server that is up, has a place and serves this very model; None where no server does.
+    """Return the first answer of a server that is up, is not full and serves exactly this model, or None.
 
     Raises:
-        DataError: A server has read the case and says what is wrong with it.
+        DataError: A server has read the case and reports a fault of it.
     """
     for address in servers:
         try:
@@ -64,18 +64,18 @@ def ask_servers(servers: Sequence[str], facts: ModelFacts, images: Sequence[Path
 
 
 def _checked(address: str, data: dict[str, Any], facts: ModelFacts) -> ServerAnswer | None:
-    """The answer, unless it is of another model or has been damaged on the way."""
+    """Return the answer, or None if it is of another model or was damaged in transfer."""
     content = base64.b64decode(data["segmentation"])
     sha256 = hashlib.sha256(content).hexdigest()
     if (data["dataset"], data["model_hash"], data["sha256"]) != (facts.dataset, facts.hash, sha256):
-        log.error("predictor server %s: its model or its file is not what its answer should be; it serves another workspace?", address)
+        log.error("predictor server %s: its answer has a wrong model or checksum; does it serve another workspace?", address)
         return None
     return ServerAnswer(server=address, content=content, sha256=sha256, record={name: data[name] for name in _KEPT if name in data})
 
 
 @contextlib.contextmanager
 def connect(address: str) -> Iterator[httpx.Client]:
-    """A client whose addresses are relative to a server's."""
+    """Open a client whose addresses are relative to a server's address."""
     url = urlsplit(address)
     local = url.scheme != "https"
     transport = httpx.HTTPTransport(uds=url.path) if url.scheme == "unix" else None

@@ -1,7 +1,8 @@
-"""A request's folder: ``request.json``, ``images`` and later ``output``. It has its name only when all of it is on the disk.
+"""Stores a request in a folder with ``request.json``, ``images`` and later ``output``. It is renamed when it is
+complete.
 
-requests/.partial-<hex>/   while it comes in; no run knows it
-requests/p-<hex>/          from then on; the id is the run's, the case's and the folder's name
+requests/.partial-<hex>/   while the request is received; it has no run yet
+requests/p-<hex>/          afterwards; run, case and folder have the same id
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ REQUEST_ID = re.compile(rf"{ID_PREFIX}[0-9a-f]{{32}}")
 
 
 def new_id(tenant: Tenant, user: str, key: str | None) -> str:
-    """Id of a request: the same one for the same team, user and idempotency key, a random one without a key."""
+    """Return the id of a request, which is random without a key, and the same for the same team, user and key."""
     if key is None:
         return f"{ID_PREFIX}{secrets.token_hex(16)}"
     return f"{ID_PREFIX}{hashlib.sha256(json.dumps([tenant.team, user, key]).encode()).hexdigest()[:32]}"
@@ -39,7 +40,7 @@ def new_id(tenant: Tenant, user: str, key: str | None) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredRequest:
-    """A request that is on the disk. ``images``: file names in the order of the channels. ``content``: hash of all that was asked."""
+    """Describes a stored request, with file names in the order of the channels, and a hash of the whole request."""
 
     folder: Path
     dataset: str
@@ -49,25 +50,25 @@ class StoredRequest:
 
     @property
     def id(self) -> str:
-        """The request's id."""
+        """Return the request's id."""
         return self.folder.name
 
     @property
     def image_paths(self) -> list[Path]:
-        """One file a channel."""
+        """Return the paths of the images, one for each channel."""
         return [self.folder / "images" / name for name in self.images]
 
     @property
     def output(self) -> Path:
-        """Folder of the segmentation and its record."""
+        """Return the folder of the segmentation and its record."""
         return self.folder / "output"
 
 
 def open_request(workspace: Workspace, request_id: str) -> StoredRequest:
-    """The request of a run.
+    """Read the request of a run.
 
     Raises:
-        ConfigError: There is none of that id.
+        ConfigError: There is no request of that id.
     """
     folder = requests_folder(workspace) / request_id
     try:
@@ -85,26 +86,26 @@ def open_request(workspace: Workspace, request_id: str) -> StoredRequest:
 
 
 def stored_ids(workspace: Workspace) -> Iterator[tuple[Path, float]]:
-    """Folders of requests, those that are still coming in included, and how many days ago each was made."""
+    """Yield folders of requests, also of unfinished uploads, and how many days ago each was made."""
     root = requests_folder(workspace)
     for name in sorted(os.listdir(root)) if root.is_dir() else ():
         if REQUEST_ID.fullmatch(name) or name.startswith(uploads.PARTIAL):
-            with contextlib.suppress(FileNotFoundError):  # published or removed meanwhile
+            with contextlib.suppress(FileNotFoundError):  # published or removed in the meantime
                 yield root / name, (time.time() - (root / name).stat().st_mtime) / 86400
 
 
 def remove(folder: Path) -> None:
-    """Remove a request's folder in such an order that it never looks whole when only a part of it is left."""
+    """Remove a request's folder. ``request.json`` goes first, so that a partly removed folder never looks complete."""
     (folder / "request.json").unlink(missing_ok=True)
     shutil.rmtree(folder)
 
 
 class Draft:
-    """A request that comes in, under a name that no run knows. Use it as a context manager: what is not published is removed.
+    """Receives a request under a temporary name. As a context manager it removes what was not published.
 
     Args:
-        size: Bytes that it may write.
-        new: No run of that id is known.
+        size: Number of bytes that the upload may write.
+        new: Whether there is no run of that id yet.
     """
 
     def __init__(self, tenant: Tenant, request_id: str, *, size: int = 0, new: bool = True) -> None:
@@ -117,10 +118,10 @@ class Draft:
 
     def __enter__(self) -> Draft:
         try:
-            require_mounted(self._workspace)  # what lies in an empty mount point is hidden when its share is mounted
+            require_mounted(self._workspace)  # files in an empty mount point are hidden when its share is mounted
         except NotMounted as error:
             raise OSError(errno.ENODEV, str(error)) from error
-        make_folder(self._workspace, self.folder / "images")  # the process's umask is every thread's: modes are set one by one
+        make_folder(self._workspace, self.folder / "images")  # modes are set one by one, because all threads share the umask
         self._mark = uploads.begin(self.folder, request_id=self._target.name, size=self._size, new=self._new)
         return self
 
@@ -131,12 +132,12 @@ class Draft:
             os.close(self._mark)
 
     def image(self, channel: int, file_ending: str) -> Path:
-        """Where the image of a channel goes; named by us, as a client's name may say who the patient is."""
+        """Return the path for a channel's image. We choose its name, because the client's name may identify the patient."""
         self._images.append(self.folder / "images" / f"{self._target.name}_{channel:04d}{file_ending}")
         return self._images[-1]
 
     def complete(self, *, dataset: str, model: str | None) -> str:
-        """Write the request's description, and have everything on the disk. Returns the hash of what is asked."""
+        """Write the request's description, sync everything to the disk, and return the hash of the request."""
         asked = {"dataset": dataset, "model": model, "sha256": [sha256_file(path) for path in self._images]}
         self.content = content_hash(asked, length=32)
         for path in self._images:
@@ -149,10 +150,10 @@ class Draft:
         return self.content
 
     def publish(self) -> None:
-        """Give the folder its name; it survives a power cut from here on.
+        """Give the folder its final name. From then on the request survives a power cut.
 
         Raises:
-            OSError: The name is taken.
+            OSError: There is a folder of that name already.
         """
         (self.folder / uploads.MARK).unlink(missing_ok=True)
         os.rename(self.folder, self._target)

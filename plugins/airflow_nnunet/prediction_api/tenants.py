@@ -1,6 +1,8 @@
-"""Whose request it is: a team's members share its DAG, workspace, quota and servers; everybody else shares the common ones.
+"""Finds the tenant of a user. A team's members share its DAG, workspace, quota and servers; all others share common
+ones.
 
-A team is in the DAG's name and not in a run's conf: who may trigger a run must not choose whose data it sees.
+A team is part of the DAG's name and not of a run's conf, so that a person who triggers a run cannot choose another
+team.
 """
 
 from __future__ import annotations
@@ -23,15 +25,15 @@ _NUMBERS = ("predictions_quota", "predictions_limit", "predictions_keep_days", "
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tenant:
-    """One team's part of the API, or the common one.
+    """Describes one team's part of the API, or the common part.
 
     Attributes:
-        quota: Unfinished requests of the tenant at once, uploads that are coming in included.
-        limit: Limit of all tenants together.
-        keep_days: A request's files are removed that long after it was made.
-        upload_mib: Limit in MiB of one request's body.
-        free_mib: What an upload must leave free on the disk.
-        servers: Addresses of predictor servers that serve this very workspace.
+        quota: Limit on unfinished requests of the tenant, with unfinished uploads.
+        limit: Limit on unfinished requests of all tenants together.
+        keep_days: Number of days after which a request's files are removed.
+        upload_mib: Limit on one request's body in MiB.
+        free_mib: Disk space in MiB that an upload must leave free.
+        servers: Addresses of predictor servers that serve this workspace.
     """
 
     team: str | None
@@ -45,27 +47,27 @@ class Tenant:
 
     @property
     def dag_id(self) -> str:
-        """The DAG whose runs are the tenant's requests."""
+        """Return the DAG whose runs are the tenant's requests."""
         return dag_id_of(self.team)
 
     @property
     def requests(self) -> Path:
-        """Folder of the tenant's requests."""
+        """Return the folder of the tenant's requests."""
         return requests_folder(self.workspace)
 
 
 def dag_id_of(team: str | None) -> str:
-    """Name of a team's DAG; of the common one without a team."""
+    """Return the name of a team's DAG, or of the common one without a team."""
     return f"{DAG_ID}_{team}" if team else DAG_ID
 
 
 def requests_folder(workspace: Workspace) -> Path:
-    """Where a workspace's requests are: below the first of its output roots, where jobs may read and write."""
+    """Return the folder of a workspace's requests, below its first output root, where jobs may read and write."""
     return Path(workspace.output_roots[0]) / "requests"
 
 
 def load_tenant(team: str | None) -> Tenant:
-    """The tenant of a team, or the common one.
+    """Return the tenant of a team, or the common one.
 
     Raises:
         ConfigError: An option of section [nnunet] or the team's file is wrong.
@@ -76,17 +78,17 @@ def load_tenant(team: str | None) -> Tenant:
     if team:
         own = load_teams().get(team).predictions
         numbers["quota"] = own.quota or numbers["quota"]
-        servers = tuple(own.servers)  # the section's serve another workspace: never a fallback
+        servers = tuple(own.servers)  # the section's servers serve another workspace and are never used
     for address in servers:
         check_server(address)
     return Tenant(team=team, workspace=resolve_config(team=team).workspace, servers=servers, **numbers)
 
 
 def tenant_of(user: str) -> Tenant:
-    """The tenant of a user's name.
+    """Return the tenant of a user's name.
 
     Raises:
-        ConfigError: A setting is wrong, or some team's file is, so that nobody can say whose member the user is.
+        ConfigError: A setting or a team's file is wrong. The team of the user cannot be known then.
     """
     teams = load_teams()
     for name, team in teams.configs.items():
@@ -98,13 +100,13 @@ def tenant_of(user: str) -> Tenant:
 
 
 def all_tenants(on_error: Callable[[str], object] | None = None) -> list[Tenant]:
-    """The common tenant, then every team's whose file is right.
+    """Return the common tenant, then one for each team with a valid file.
 
     Args:
-        on_error: Called with what is wrong with one tenant, which is then left out.
+        on_error: Called with the error of a tenant, which is then left out.
 
     Raises:
-        ConfigError: A setting is wrong, where nobody is told otherwise.
+        ConfigError: A setting is wrong, and there is no ``on_error``.
     """
     found = []
     for name in (None, *load_teams().configs):
@@ -118,10 +120,10 @@ def all_tenants(on_error: Callable[[str], object] | None = None) -> list[Tenant]
 
 
 def check_server(address: str) -> None:
-    """Refuse an address that would send images over a network in the clear.
+    """Refuse an address to which images would be sent unencrypted over a network.
 
     Raises:
-        ConfigError: It is none of ``unix:/path``, http on loopback, or https.
+        ConfigError: The address is not ``unix:/path``, http on loopback, or https.
     """
     url = urlsplit(address)
     if url.scheme == "unix" and url.path.startswith("/"):

@@ -1,6 +1,6 @@
-"""Uploads that are coming in: which ones a tenant has, and how much room they will still take.
+"""Lists a tenant's unfinished uploads and the disk space that they will still use.
 
-Each upload holds a kernel lock on a file in its own folder, so those of a server that was killed count no longer.
+Each upload holds a kernel lock on a file in its folder, so that uploads of a killed server do not count.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ MARK = ".uploading"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Upload:
-    """One upload.
+    """Describes one upload.
 
     Attributes:
         id: Id of the request.
-        new: No run of that id was known when it began.
-        left: Bytes that it may still write.
+        new: Whether there was no run of that id when it began.
+        left: Number of bytes that it may still write.
     """
 
     id: str
@@ -37,10 +37,10 @@ class Upload:
 
 
 def begin(folder: Path, *, request_id: str, size: int, new: bool) -> int:
-    """Mark an upload's folder; the mark counts until the returned file descriptor is closed.
+    """Mark an upload's folder. The mark is valid until the returned file descriptor is closed.
 
     Args:
-        size: Bytes that the upload may write.
+        size: Number of bytes that the upload may write.
     """
     fd = os.open(folder / MARK, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try_lock(fd)
@@ -49,16 +49,16 @@ def begin(folder: Path, *, request_id: str, size: int, new: bool) -> int:
 
 
 def in_progress(tenant: Tenant) -> list[Upload]:
-    """The tenant's uploads. Hold the queue's lock, so that none is between its folder and its mark."""
+    """Return the tenant's uploads. Hold the queue's lock, so that every folder has its mark."""
     found = []
     for folder in sorted(tenant.requests.glob(f"{PARTIAL}*")):
         try:
             fd = os.open(folder / MARK, os.O_RDWR | os.O_CLOEXEC)
         except FileNotFoundError:
-            continue  # published or given up a moment ago
+            continue  # published or cancelled a moment ago
         try:
             if try_lock(fd):
-                continue  # nobody writes it any more
+                continue  # no process writes it any more
             data = json.loads(os.read(fd, 4096))
         finally:
             os.close(fd)
@@ -67,11 +67,11 @@ def in_progress(tenant: Tenant) -> list[Upload]:
 
 
 def require_room(tenant: Tenant, size: int, uploads: Iterable[Upload]) -> None:
-    """Refuse an upload that would fill the disk, before its first byte.
+    """Refuse an upload that would fill the disk before its first byte is received.
 
     Args:
-        size: Bytes that it may write.
-        uploads: Those that are coming in, which will take what they have declared.
+        size: Number of bytes that the upload may write.
+        uploads: The unfinished uploads, which will use the space that they have declared.
 
     Raises:
         Problem: 507.
@@ -81,7 +81,7 @@ def require_room(tenant: Tenant, size: int, uploads: Iterable[Upload]) -> None:
         folder = folder.parent
     left = shutil.disk_usage(folder).free - sum(upload.left for upload in uploads) - size
     if left < tenant.free_mib * MIB:
-        raise Problem(507, "there is no room for the upload on the disk of the requests; ask whoever runs this server")
+        raise Problem(507, "there is no disk space for the upload; ask the operator of this server")
 
 
 def _size(folder: Path) -> int:
@@ -90,5 +90,5 @@ def _size(folder: Path) -> int:
         try:
             total += path.lstat().st_size
         except FileNotFoundError:
-            continue  # renamed or removed meanwhile
+            continue  # renamed or removed in the meantime
     return total

@@ -48,7 +48,7 @@ def test_a_living_request_is_never_taken_for_an_unknown_run(tenant: Tenant, monk
     folders = {name: stored(tenant, name) for name in (living, gone, failed)}
     supervisor.broken[living] = 500
     supervisor.runs[failed] = "failed"
-    with pytest.raises(retention.SweepIncomplete, match="1 were not removed, the others were") as caught:
+    with pytest.raises(retention.SweepIncomplete, match="1 could not be removed, the others were") as caught:
         retention.remove_old()
     assert living in str(caught.value)
     assert {name for name, folder in folders.items() if folder.exists()} == {living}
