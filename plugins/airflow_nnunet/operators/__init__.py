@@ -1,4 +1,4 @@
-"""The five operators, one for each step. They say what runs; backends say where; steps do it."""
+"""The five operators, one for each step. They define what runs; backends define where."""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
-"""What all five operators share: build the job's specification, submit it, wait without a worker slot, return its result.
+"""Base of the five operators: builds the job's specification, submits it, waits without a worker slot, returns the
+result.
 
-The job outlives the task. When a worker, triggerer, scheduler or API server stops, nothing is lost: the retry computes the
-same job id, finds the job and attaches to it again. Only a user's act (mark failed, mark success, clear) or an execution timeout
-cancels a job, and a cancelled training has saved a checkpoint.
+The job outlives the task. When a worker, triggerer, scheduler or API server stops, nothing is lost: the retry computes
+the same job id, finds the job and attaches to it again. Only a user's act (mark failed, mark success, clear) or an
+execution timeout cancels a job, and a cancelled training has saved a checkpoint.
 """
 
 from __future__ import annotations
@@ -46,12 +47,12 @@ if TYPE_CHECKING:
 
 _RESOURCE_FIELDS = ("device", "num_gpus", "gpu_memory_mib", "cpus", "memory_mib", "shm_mib", "hang_s", "grace_s")
 _LOG_TAIL_BYTES = 4096
-_NO_OWNER = "airflow"  # what Airflow writes where the DAG's author named nobody
+_NO_OWNER = "airflow"  # Airflow's default when the DAG's author names no owner
 DEFAULT_RETRY_POLICY = NnunetRetryPolicy()
 
 
 def templated(params_class: type[StepParams], renamed: Mapping[str, str] | None = None) -> tuple[str, ...]:
-    """Template fields of an operator: the step's parameters, the resources and the connection."""
+    """Return the template fields of an operator: the step's parameters, the resources and the connection."""
     names = [(renamed or {}).get(item.name, item.name) for item in fields(params_class)]
     return (*names, *_RESOURCE_FIELDS, "nnunet_conn_id")
 
@@ -61,36 +62,35 @@ class NnunetOperator(ResultMixin, RenderingMixin, WaitingOperator):
 
     Args:
         nnunet_conn_id: Connection of type ``nnunet`` whose extra overrides options of section [nnunet].
-        team: Name of a file in ``include/teams``: its workspace and roots are used and cannot be left, and its pool,
-            queue and priority where the task names none. No template: whoever triggers a run must not choose whose data
-            it sees.
+        team: Name of a file in ``include/teams``. The team's workspace and roots are used and cannot be left, and its
+            pool, queue and priority are used if the task names none. This is not a template, because a person who
+            triggers a run must not choose whose data it sees.
         deferrable: True waits in the triggerer and holds no worker slot; False polls in the worker.
-        device: ``auto``, ``cuda`` (insist on a GPU) or ``cpu``.
-        num_gpus: GPUs to lease.
+        device: ``auto``, ``cuda`` (requires a GPU) or ``cpu``.
+        num_gpus: Number of GPUs to lease.
         gpu_memory_mib: Memory to reserve on each GPU in MiB; None reserves whole GPUs.
-        cpus: Cores to use; 0 means a fair share.
+        cpus: Number of cores to use; 0 means an even share.
         memory_mib: Limit of the job's memory in MiB.
         shm_mib: Shared memory in MiB of a job in a container.
-        hang_s: Seconds without progress after which the job counts as hung, at least.
-        grace_s: Seconds that a cancelled job has for saving.
+        hang_s: Least number of seconds without progress after which the job counts as hanging.
+        grace_s: Seconds that a cancelled job has to save its work.
         retries: Number of retries; by default three retries for failures that another try can fix.
         retry_policy: Decides by the failure's class whether and when to retry; see :class:`NnunetRetryPolicy`.
-        retry_delay: Wait before a retry that the scheduler decides on without the policy, such as after a worker's
-            death.
+        retry_delay: Wait before a retry that the scheduler makes without the policy, such as after the end of a worker.
         kwargs: Everything that any operator takes. ``execution_timeout`` cancels the job; ``multiple_outputs=True``
             also stores each field of the result as an XCom of its own, so that ``train.output["model"]`` works.
 
     Raises:
-        ConfigError: A field that is no template is wrong; shown as the DAG's import error.
+        ConfigError: A field that is not a template is wrong; shown as the DAG's import error.
     """
 
     params_class: ClassVar[type[StepParams]]
     renamed: ClassVar[Mapping[str, str]] = {}
     judged_together: ClassVar[tuple[str, ...]] = ()
     absolute_paths: ClassVar[tuple[str, ...]] = ()
-    """Arguments that are paths."""
+    """Names of the arguments that are paths."""
     python_classes: ClassVar[tuple[str, ...]] = ()
-    """Arguments that name a Python class of nnU-Net or of ``trainer_paths``."""
+    """Names of the arguments that name a Python class of nnU-Net or of ``trainer_paths``."""
     default_pool: ClassVar[str | None] = None
     operator_extra_links: tuple[JobLink, ...] = (JobLogLink(), JobFolderLink())
     ui_color = "#e8f0fe"
@@ -133,13 +133,15 @@ class NnunetOperator(ResultMixin, RenderingMixin, WaitingOperator):
 
     @classmethod
     def partial(cls, **kwargs: Any) -> OperatorPartial:
-        """Every operator's ``partial``. It keeps the pool of the operator or of its team, which Airflow forgets for mapped tasks.
+        """Prepare a mapped operator, and keep the pool of the operator or its team, which Airflow drops for mapped
+        tasks.
 
         Raises:
-            ConfigError: A field that is no template is wrong, here or in ``expand``; shown as the DAG's import error.
+            ConfigError: A field that is not a template is wrong, here or in ``expand``; shown as the DAG's import
+                error.
         """
         partial = super().partial(**kwargs)
-        # Airflow copies the default of our own ``outlets``, and stumbles over None when a mapped task starts.
+        # Airflow copies the default of ``outlets``, and a mapped task cannot start if it is None.
         partial.kwargs["outlets"] = as_list(partial.kwargs.get("outlets"))
         defaults = [getattr(partial.kwargs.get(name), "default_args", None) or {} for name in ("dag", "task_group")]
         given: dict[str, Any] = {**defaults[0], **defaults[1], **kwargs.get("default_args", {}), **kwargs}
@@ -152,10 +154,10 @@ class NnunetOperator(ResultMixin, RenderingMixin, WaitingOperator):
     # --- what to run --------------------------------------------------------------------------------------------
     @classmethod
     def judge(cls, given: Mapping[str, Any]) -> None:
-        """Judge arguments that are known when the DAG is parsed.
+        """Check arguments that are known when the DAG is parsed.
 
         Args:
-            given: Some or all of the operator's arguments, by name; templates and XComs are left alone.
+            given: Some or all of the operator's arguments, by name; templates and XComs are not checked.
 
         Raises:
             ConfigError: One of them is wrong; the message names it, its value and the fix.
@@ -171,12 +173,12 @@ class NnunetOperator(ResultMixin, RenderingMixin, WaitingOperator):
                 check_class(kind, value, team=given.get("team"), conn_id=given.get("nnunet_conn_id"))
 
     def check_fields(self) -> None:
-        """Judge what is known at parse time; called at the end of each operator's ``__init__``."""
+        """Check the values known at parse time; called at the end of each operator's ``__init__``."""
         own = [self.renamed.get(item.name, item.name) for item in fields(self.params_class)]
         self.judge({name: getattr(self, name) for name in (*own, *_RESOURCE_FIELDS, "team", "nnunet_conn_id")})
 
     def step_params(self) -> StepParams:
-        """The step's parameters from the rendered fields.
+        """Return the step's parameters from the rendered fields.
 
         Raises:
             ConfigError: A field is wrong.
@@ -184,11 +186,11 @@ class NnunetOperator(ResultMixin, RenderingMixin, WaitingOperator):
         return build_params(self.params_class, self._values())
 
     def resource_request(self) -> Resources:
-        """The job's resources from the rendered fields."""
+        """Return the job's resources from the rendered fields."""
         return build_resources({name: getattr(self, name) for name in _RESOURCE_FIELDS})
 
     def job_spec(self, context: Context, config: NnunetConfig) -> JobSpec:
-        """The whole specification. Its id is the same for all tries, and another one after the task was cleared."""
+        """Return the job's specification. All tries have the same id, and a cleared task gets another one."""
         ti = context["ti"]
         return JobSpec(
             job_id=self._job_id(ti, ti.max_tries),
@@ -205,12 +207,13 @@ class NnunetOperator(ResultMixin, RenderingMixin, WaitingOperator):
         return {item.name: getattr(self, self.renamed.get(item.name, item.name)) for item in fields(self.params_class)}
 
     def _job_id(self, ti: Any, clears: int) -> str:
-        # max_tries is raised by a clear and by nothing else, so it numbers the clears; the try number would break re-attachment.
+        # Only a clear raises max_tries, so it counts the clears. A try number in the id would prevent attaching to the
+        # job again.
         return make_job_id(self.params_class.step, ti.dag_id, ti.run_id, ti.task_id, _map_index(ti), clears)
 
     # --- running it ---------------------------------------------------------------------------------------------
     def execute(self, context: Context) -> Any:
-        """Submit the job or find it, then wait. Returns the step's result."""
+        """Submit the job or find it, wait, and return the step's result."""
         self._stopping = False
         try:
             config = resolve_config(self.nnunet_conn_id, team=self.team)
@@ -235,16 +238,16 @@ class NnunetOperator(ResultMixin, RenderingMixin, WaitingOperator):
         self.job_id = job.job_id
         config = resolve_config(self.nnunet_conn_id, team=self.team)
         status = self._look(config, job)
-        if not status.final:  # somebody began another attempt meanwhile
+        if not status.final:  # another attempt was started in the meantime
             status = self._wait_for(context, config, job)
         return self._outcome(context, job, status)
 
     def execute_after_stop(self, context: Context, event: Mapping[str, Any]) -> Any:
-        """Resume after a cancelled attempt has ended: begin the next one."""
+        """Start the next attempt after a cancelled one has ended."""
         return self.execute(context)
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
-        """Entry point after a deferral. An execution timeout that passed meanwhile cancels the job."""
+        """Resume after a deferral. An execution timeout that has passed cancels the job."""
         try:
             return super().resume_execution(next_method, next_kwargs, context)
         except TaskDeferralTimeout:
@@ -263,18 +266,18 @@ class NnunetOperator(ResultMixin, RenderingMixin, WaitingOperator):
 
     # --- private ------------------------------------------------------------------------------------------------
     def _submit(self, context: Context, config: NnunetConfig, spec: JobSpec, backend: Backend) -> JobDir:
-        """Submit the job or find it, once nothing of an earlier try or from before a clear is still stopping."""
+        """Submit the job or find it, after jobs of earlier tries and from before a clear have stopped."""
         open_workspace(spec.workspace, memory=TaskMemory.of_this_process())
         self._cancel_superseded(context, spec, backend)
         job = JobDir(f"{spec.workspace.jobs}/{spec.job_id}")
         if job.path.exists() and job.cancel_requested() and not read_status(job).final:
-            self.log.info("an earlier try of %s is still saving its work; the next one begins when it has ended", job.job_id)
+            self.log.info("an earlier try of %s is still saving its work; the next one starts when it has ended", job.job_id)
             self._wait(context, config, job, then="execute_after_stop")
-        self._log_from = log_size(job)  # of a job that is found again, what was said before is in an earlier try's log
+        self._log_from = log_size(job)  # the log of an earlier try has the lines before this
         return backend.submit(spec)
 
     def _look(self, config: NnunetConfig, job: JobDir) -> JobStatus:
-        """The job's status, waited for while its storage is away.
+        """Return the job's status, after a wait if its storage does not answer.
 
         Raises:
             JobLost: The storage did not answer for longer than ``lost_after``, or the job's folder was removed.
@@ -285,7 +288,7 @@ class NnunetOperator(ResultMixin, RenderingMixin, WaitingOperator):
             raise from_job_error(error) from error
 
     def _wait_for(self, context: Context, config: NnunetConfig, job: JobDir) -> JobStatus:
-        """The job's status at its end, waited for in the worker; a task that defers does not return from here."""
+        """Wait for the end of the job and return its status. A task that defers does not return from here."""
         try:
             self._wait(context, config, job, then="execute_complete")
         except JobError as error:
@@ -293,7 +296,7 @@ class NnunetOperator(ResultMixin, RenderingMixin, WaitingOperator):
         return self._look(config, job)
 
     def _cancel_superseded(self, context: Context, spec: JobSpec, backend: Backend) -> None:
-        """Stop a job that runs since before a clear, in case no process noticed the clear."""
+        """Stop a job that was started before a clear, in case no process noticed the clear."""
         ti = context["ti"]
         for clears in range(ti.max_tries):
             job = JobDir(f"{spec.workspace.jobs}/{self._job_id(ti, clears)}")
@@ -301,7 +304,7 @@ class NnunetOperator(ResultMixin, RenderingMixin, WaitingOperator):
                 self._cancel(backend, job, "the task was cleared")
 
     def _publish(self, context: Context, job: JobDir) -> None:
-        """Make the job known to the links and to the API server, already while it runs."""
+        """Record the job for the links and the API server while it runs."""
         self.job_id = job.job_id
         ti = context["ti"]
         ti.xcom_push(key=JOB_XCOM, value={"job_id": job.job_id, "path": str(job.path)})
@@ -310,7 +313,7 @@ class NnunetOperator(ResultMixin, RenderingMixin, WaitingOperator):
 
     def _outcome(self, context: Context, job: JobDir, status: JobStatus) -> dict[str, Any]:
         if status.failure is not None:
-            if status.failure.failure_class.retryable:  # of the others, the exception says all that there is
+            if status.failure.failure_class.retryable:  # the exceptions of the others say everything
                 self._show_log_tail(job)
             raise to_airflow_error(status.failure, where=str(job.path))
         result = status.unwrap()
@@ -331,7 +334,7 @@ class NnunetOperator(ResultMixin, RenderingMixin, WaitingOperator):
 
 
 def _people(operator: BaseOperator, context: Context) -> dict[str, str]:
-    """Who triggered the run, where a person did, and who owns the task, where the DAG's author said so; for a dataset's history."""
+    """Return for a dataset's history the person who triggered the run and the task's owner, if they are known."""
     found = {"triggered_by": getattr(context.get("dag_run"), "triggering_user_name", None)}
     found["owner"] = operator.owner if operator.owner != _NO_OWNER else None
     return {name: value for name, value in found.items() if value}
@@ -342,7 +345,7 @@ def _map_index(ti: Any) -> int:
 
 
 def as_list(value: Any) -> list[Any]:
-    """Outlets as a list, for one asset or several."""
+    """Return outlets as a list, for one asset or several."""
     if value is None:
         return []
     return list(value) if isinstance(value, Sequence) else [value]

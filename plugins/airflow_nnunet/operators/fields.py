@@ -1,4 +1,4 @@
-"""Converts what a template renders into what a step expects: strings become numbers, lists and mappings, or a clear error."""
+"""Converts rendered templates into the values that a step expects: numbers, lists and mappings, or a clear error."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ _EMPTY = ("", "none", "null")
 
 
 def is_template(value: Any) -> bool:
-    """True when a value is only known once the task runs: Jinja strings, XComs, and collections that hold them."""
+    """Return whether a value is only known when the task runs, such as Jinja strings, XComs, and collections of them."""
     if isinstance(value, str):
         return "{{" in value or "{%" in value
     if isinstance(value, Mapping):
         return any(is_template(item) for item in value.values())
     if isinstance(value, list | tuple | set):
         return any(is_template(item) for item in value)
-    # XComArg and its relatives, which need no import here; a pathlib.Path has a method of that name too.
+    # This finds XComArg and related classes without importing them; pathlib.Path has a method of that name too.
     return callable(getattr(value, "resolve", None)) and not isinstance(value, os.PathLike)
 
 
 def coerce(value: Any, hint: Any, name: str) -> Any:
-    """Turn a rendered value into the annotated type where that is unambiguous; leave judging the rest to the dataclass.
+    """Convert a rendered value to the annotated type if that is unambiguous. The dataclass checks everything else.
 
     Args:
         value: A string from Jinja, a native object, an XCom or a JSON value.
         hint: Annotation of the field, as in ``nnunet_jobs.contract.steps.params``.
-        name: The field, for the error message.
+        name: Name of the field, for the error message.
 
     Raises:
         ConfigError: A string cannot be read as the type.
@@ -59,7 +59,7 @@ def coerce(value: Any, hint: Any, name: str) -> Any:
     if hint in (int, float, bool):
         return _scalar(value, hint, name)
     if hint is str and isinstance(value, int | float) and not isinstance(value, bool):
-        return str(value)  # native rendering makes a number of a name such as "0042" or "17"
+        return str(value)  # native rendering makes numbers of names such as "17"
     return value
 
 
@@ -98,7 +98,7 @@ def _scalar(value: Any, hint: type[Any], name: str) -> Any:
     try:
         return hint(text)
     except ValueError as error:
-        raise ConfigError(field=name, value=value, problem=f"must be {'a whole number' if hint is int else 'a number'}") from error
+        raise ConfigError(field=name, value=value, problem=f"must be {'an integer' if hint is int else 'a number'}") from error
 
 
 def _as_list(value: Any, name: str) -> Iterable[Any]:
@@ -119,7 +119,7 @@ def _as_list(value: Any, name: str) -> Iterable[Any]:
 
 
 def _parse(text: str, name: str, what: str) -> Any:
-    """JSON, or the Python literal that Jinja writes for a list or a mapping."""
+    """Parse JSON, or the Python literal that Jinja writes for a list or a mapping."""
     for parse in (json.loads, ast.literal_eval):
         try:
             return parse(text)
@@ -129,7 +129,7 @@ def _parse(text: str, name: str, what: str) -> Any:
 
 
 def build_params(params_class: type[StepParams], values: Mapping[str, Any]) -> StepParams:
-    """The step's checked parameters from rendered fields.
+    """Return the step's checked parameters from rendered fields.
 
     Raises:
         ConfigError: A field has the wrong type or is out of range.
@@ -143,12 +143,12 @@ def build_params(params_class: type[StepParams], values: Mapping[str, Any]) -> S
 
 
 def check_constants(params_class: type[StepParams], values: Mapping[str, Any], *, together: Iterable[str] = ()) -> None:
-    """Judge what is known when a DAG is parsed; fields that hold templates or are not given yet take a harmless stand-in.
+    """Check the values known when a DAG is parsed. Fields that are templates or not given yet get a valid placeholder.
 
     Args:
         params_class: The step's parameters.
-        values: Fields as the DAG's author wrote them; those of ``.partial()`` are a part of all.
-        together: Fields that are judged against each other, so one template or gap among them excuses all.
+        values: Fields as the DAG's author wrote them. ``.partial()`` has only some of them.
+        together: Fields that are checked together. If one of them is a template or missing, none is checked.
 
     Raises:
         ConfigError: A constant is wrong.
@@ -164,7 +164,7 @@ def check_constants(params_class: type[StepParams], values: Mapping[str, Any], *
 
 
 def check_resources(values: Mapping[str, Any]) -> None:
-    """The same for the fields of :class:`~nnunet_jobs.contract.job.spec.Resources`, by an operator's names for them.
+    """Check the fields of :class:`~nnunet_jobs.contract.job.spec.Resources`, under their names in operators.
 
     Raises:
         ConfigError: A constant is wrong.
@@ -173,7 +173,7 @@ def check_resources(values: Mapping[str, Any]) -> None:
 
 
 def build_resources(values: Mapping[str, Any]) -> Resources:
-    """A job's resources from rendered fields, by an operator's names for them.
+    """Return a job's resources from rendered fields, under their names in operators.
 
     Raises:
         ConfigError: A field has the wrong type or is out of range.
@@ -184,15 +184,15 @@ def build_resources(values: Mapping[str, Any]) -> Resources:
 
 
 def check_absolute(name: str, value: Any, *, words: tuple[str, ...] = ()) -> None:
-    """Judge a path that the DAG's author wrote; lists of cases are judged path by path.
+    """Check a path that the DAG's author wrote, or each path of a list of cases.
 
     Args:
-        name: The field.
-        value: What was written.
-        words: Values that are no paths.
+        name: Name of the field.
+        value: Value of the field.
+        words: Values that are not paths.
 
     Raises:
-        ConfigError: A path is relative: a job has no folder that it could start from.
+        ConfigError: A path is relative. A job has no folder from which it could start.
     """
     if isinstance(value, list | tuple):
         for item in value:

@@ -17,22 +17,22 @@ if TYPE_CHECKING:
 class FindBestConfigOperator(NnunetOperator):
     """Choose the best configuration or ensemble of a model, write its card, and promote it when it may be promoted.
 
-    All fields are templates. Returns the ``choice``, cross-validation Dice before and after postprocessing, hold-out Dice,
-    ``promoted`` (this run made the model the promoted one) and ``is_champion`` (it is the promoted one now, whoever promoted it).
+    All fields are templates. Returns the ``choice``, cross-validation Dice before and after postprocessing, hold-out
+    Dice, ``promoted`` (whether this run promoted the model) and ``is_champion`` (whether it is the promoted model now).
     Sends the event of :func:`~airflow_nnunet.jobs.assets.model_asset` only when this run promoted the model.
 
     Args:
         dataset: Dataset id or full name, such as ``4`` or ``Dataset004_Hippocampus``.
         model: Model id from TrainFoldOperator's result; the newest complete one when empty.
         configurations: Configurations to compare; all trained ones when empty.
-        folds: Folds that must be complete; ``["all"]`` takes the one configuration that is trained on all cases as it
-            is, without a cross-validation, which ``promote="always"`` (or ``never``) asks for.
+        folds: Folds that must be complete; ``["all"]`` selects the one configuration trained on all cases, without
+            cross-validation, and needs ``promote="always"`` or ``"never"``.
         trainer: Trainer class of the model.
         plans: Name of the model's plans.
-        ensembles: Also try pairs of configurations.
-        repair: Run the validation where its output is missing, instead of refusing.
+        ensembles: Whether to compare pairs of configurations too.
+        repair: Whether to run a fold's validation if its output is missing, instead of refusing.
         promote: ``never``, ``always``, or ``if_better`` than the promoted model.
-        recipe: Free text kept in the card.
+        recipe: Any string, which is stored in the card.
         outlets: Further assets to update whenever the task succeeds.
         kwargs: See :class:`NnunetOperator`.
     """

@@ -1,4 +1,4 @@
-"""Mapped operators: what ``.partial()`` and ``.expand()`` are given is judged when the DAG is parsed, as an operator's arguments are."""
+"""Checks the arguments of ``.partial()`` and ``.expand()`` when the DAG is parsed, as those of other operators."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from nnunet_jobs.contract.failure import ConfigError
 
 @attrs.define(kw_only=True, repr=False)
 class CheckedPartial(OperatorPartial):
-    """As Airflow's own, for operators that can judge a part of their arguments with ``judge``."""
+    """Airflow's own class, for operators that can check some of their arguments with ``judge``."""
 
     @classmethod
     def of(cls, partial: OperatorPartial) -> CheckedPartial:
-        """Take over what ``BaseOperator.partial`` has made.
+        """Make one from the result of ``BaseOperator.partial``.
 
         Raises:
             ConfigError: A constant argument is wrong.
         """
-        partial._expand_called = True  # it is this one that must be expanded
+        partial._expand_called = True  # the new object must be expanded instead
         checked = cls(operator_class=partial.operator_class, kwargs=partial.kwargs, params=partial.params)
         try:
             checked._judge({})
         except ConfigError:
-            checked._expand_called = True  # the DAG's author learns of the fault, not of a task that was never mapped
+            checked._expand_called = True  # otherwise Airflow reports a task that was never mapped
             raise
         return checked
 
@@ -47,7 +47,7 @@ class CheckedPartial(OperatorPartial):
 
 
 def _constants(value: Any) -> list[Mapping[str, Any]]:
-    """Arguments that are mapped over and known already: of ``expand_kwargs`` as they stand, of ``expand`` one by one."""
+    """Return the known mapped arguments: those of ``expand_kwargs`` as they are, those of ``expand`` one by one."""
     if isinstance(value, Mapping):
         return [{name: item} for name, items in value.items() if isinstance(items, Sequence) for item in items]
     return [item for item in value if isinstance(item, Mapping)] if isinstance(value, Sequence) else []

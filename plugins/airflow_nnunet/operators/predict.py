@@ -1,4 +1,4 @@
-"""Operator of the step ``predict``: segment cases with a selected model."""
+"""Operator of the step ``predict``, which segments cases with a selected model."""
 
 from __future__ import annotations
 
@@ -20,47 +20,47 @@ _RENAMED = {"output": "output_folder"}  # an operator's ``output`` is already it
 
 
 class BatchPredictOperator(NnunetOperator):
-    """Predict a folder, a list or an XCom of cases; one broken case is reported and the others are predicted.
+    """Predict a folder, a list or an XCom of cases. A broken case is reported, and the others are predicted.
 
-    All fields are templates. Map it over ``part`` to split the cases over several jobs. Returns the path of ``predictions.json``,
-    how many cases were ``predicted`` or ``already_done``, how many look wrong (``flagged``), each ``failed`` one with its reason, and
-    with its reason whatever else lay in the folder (``not_predicted``). A task whose cases failed says how many in the last line of its
-    log, in its task state (``cases``), and in a mapped task's name.
+    All fields are templates. Map it over ``part`` to split the cases over several jobs. Returns the path of
+    ``predictions.json``, how many cases were ``predicted`` or ``already_done``, how many look wrong (``flagged``), and
+    with their reasons the ``failed`` cases and other files of the folder (``not_predicted``). The last line of the log,
+    the task state (``cases``), and a mapped task's name show how many cases failed.
 
-    ``output_folder`` keeps each model's predictions in a folder of its own below ``models``, which is ``output`` in the result. Its
-    link ``newest``, and links beside it, show what the latest run's model has predicted. Beside the segmentations lie
-    ``predictions.json`` and ``predictions.csv`` (status, reason, volumes, and flags of what looks wrong) and ``contact-sheet.html``;
-    each is of all parts that have ended. A case whose file kills its reader fails alone.
+    ``output_folder`` keeps each model's predictions in a folder below ``models``, which is ``output`` in the result.
+    The link ``newest``, and links beside it, show the predictions of the latest run's model. Beside the segmentations
+    are ``predictions.json`` and ``predictions.csv`` (status, reason, volumes, and flags) and ``contact-sheet.html``,
+    for all parts that have ended. If a case's file crashes its reader, only that case fails.
 
     Args:
         dataset: Dataset whose model predicts; id or full name.
         model: Model id; the promoted one when empty.
         cases: ``holdout`` or ``imagesTs`` of the dataset, a folder below ``input_roots`` (images, or DICOM studies), or
-            a list of ``{"case": id, "images": [one path a channel]}`` or of single paths. In a folder of images each is
-            called ``<case>_<channel, 4 digits><ending>``, such as ``liver_007_0000.nii.gz``, with one channel too.
-        case_pattern: For a folder of images that are called otherwise: regular expression on the file name with the
-            groups ``case`` and, for several channels, ``channel`` (a number), as for registration.
-        on_empty: ``fail`` or ``skip`` (the task is skipped) when there is no case at all: ``cases=[]``, or nothing in
-            the folder.
-        series: For DICOM studies, channel name to rule, instead of those that the dataset was registered with.
+            a list of ``{"case": id, "images": [one path for each channel]}`` or of single paths. Images in a folder are
+            named ``<case>_<channel, 4 digits><ending>``, such as ``liver_007_0000.nii.gz``, also with one channel.
+        case_pattern: For a folder of images with other names: regular expression on the file name with the groups
+            ``case`` and, for several channels, ``channel`` (a number), as for registration.
+        on_empty: ``fail``, or ``skip`` the task, when there is no case: ``cases=[]`` or an empty folder.
+        series: For DICOM studies, a rule for each channel name, instead of those that the dataset was registered with.
         output_folder: Absolute folder below ``output_roots``.
-        part: Which of the ``parts`` this job predicts, from 0.
+        part: Index of the part that this job predicts, from 0.
         parts: Number of jobs that share the cases; each gets about the same number of voxels.
-        max_failed: Cases that may fail, those of other parts that have ended included; beyond it the task fails when it
-            has predicted the others. No limit when empty, but a task of which no case can be predicted always fails.
+        max_failed: Number of cases that may fail, with those of other parts that have ended. With more, the task fails
+            after it has predicted the others. No limit when empty, but a task always fails if all its cases fail.
         folds: Folds to predict with; the model's own when empty.
-        mirroring: Mirror the input for prediction; False is faster and a little worse.
+        mirroring: Whether to mirror the input for prediction; False is faster and slightly worse.
         step_size: Step size of the sliding window.
-        postprocessing: Apply what FindBestConfigOperator selected.
-        probabilities: Also save softmax files.
-        overwrite: Predict again what is done already.
-        fast: What may differ a little from stock nnU-Net's bytes for speed, any of ``tiles``, ``resampling``, ``half``,
-            ``compile``; nothing when empty.
-        contact_sheet: Also write ``contact-sheet.html``, a page with a picture of each case, its volumes and flags.
-        dicom_seg: Also write ``<case>.seg.dcm``, for cases from a folder of DICOM studies.
-        segment_codes: Label name to ``[value, scheme, meaning]`` or ``{"category": [...], "type": [...]}``, such as
-            ``{"liver": ["10200004", "SCT", "Liver"]}``.
-        num_gpus: GPUs to predict on.
+        postprocessing: Whether to apply the postprocessing that FindBestConfigOperator selected.
+        probabilities: Whether to save softmax files too.
+        overwrite: Whether to repeat finished predictions.
+        fast: Faster methods whose results differ slightly from nnU-Net's: any of ``tiles``, ``resampling``, ``half``,
+            ``compile``; none when empty.
+        contact_sheet: Whether to write ``contact-sheet.html``, a page with a picture of each case, its volumes and
+            flags.
+        dicom_seg: Whether to write ``<case>.seg.dcm``, for cases from a folder of DICOM studies.
+        segment_codes: ``[value, scheme, meaning]`` or ``{"category": [...], "type": [...]}`` of each label name, such
+            as ``{"liver": ["10200004", "SCT", "Liver"]}``.
+        num_gpus: Number of GPUs to predict on.
         kwargs: See :class:`NnunetOperator`.
     """
 
@@ -123,7 +123,7 @@ class BatchPredictOperator(NnunetOperator):
         self.check_fields()
 
     def execute(self, context: Context) -> Any:
-        """Skip an empty list of cases without a job, where that is wanted; else what every operator does."""
+        """Run the job, or skip an empty list of cases without a job if ``on_empty`` says so."""
         if self.on_empty == "skip" and _is_empty_list(self.cases):
             raise AirflowSkipException("cases=[]: there is no case, so nothing is predicted (on_empty=skip)")
         return super().execute(context)
@@ -150,14 +150,14 @@ class BatchPredictOperator(NnunetOperator):
 
 
 def _is_empty_list(cases: Any) -> bool:
-    """Whether the rendered field is a list without entries, also one of XComs that are read when they are looked at."""
+    """Return whether the rendered field is a list without entries, or a lazy list of XComs without entries."""
     if isinstance(cases, str):
         return cases.replace(" ", "") == "[]"
     return isinstance(cases, Sequence) and len(cases) == 0
 
 
 def _set_task_state(context: Context, words: str) -> None:
-    """Keep a sentence in the task's state, which Airflow shows beside its XComs. It is for people: its loss must not fail the task."""
+    """Store a sentence in the task's state, which Airflow shows beside XComs. An error here must not fail the task."""
     try:
         store: Any = context["task_state_store"]  # type: ignore[typeddict-item, unused-ignore]
         store.set("cases", words)

@@ -1,4 +1,4 @@
-"""Operator of the step ``preprocess``: fingerprint, plan, preprocess and split registered datasets."""
+"""Operator of the step ``preprocess``, which fingerprints, plans, preprocesses and splits registered datasets."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 class PreprocessOperator(NnunetOperator):
     """Bring the preprocessed version of one or several datasets up to date; only new or changed cases are computed.
 
-    All fields are templates. Returns ``version`` and ``plans`` of the first dataset and one entry in ``datasets`` for each. A version
-    is never changed once it is there, so trainings that run on an older one are not disturbed.
+    All fields are templates. Returns ``version`` and ``plans`` of the first dataset and one entry in ``datasets`` for
+    each. A version never changes, so trainings on an older one are not disturbed.
 
     Args:
         datasets: Dataset ids or full names.
@@ -23,11 +23,12 @@ class PreprocessOperator(NnunetOperator):
         planner: Name of any nnU-Net experiment planner class.
         gpu_memory_gb: The planner's GPU memory target in GB.
         plans: Name of the plans; the planner's own when empty.
-        custom_configurations: Name to plans entry, such as ``{"2d_tiny": {"inherits_from": "2d", "batch_size": 16}}``.
-        replan: ``auto`` keeps plans while they are valid, ``always`` plans anew, ``never`` keeps them in any case.
+        custom_configurations: Plans entry of each name, such as ``{"2d_tiny": {"inherits_from": "2d", "batch_size":
+            16}}``.
+        replan: ``auto`` keeps plans while they are valid, ``always`` plans again, ``never`` keeps them in any case.
         folds: Number of cross-validation splits.
         seed: Seed of the splits.
-        processes: Cases at once; 0 lets cores and memory decide.
+        processes: Number of cases at once; 0 chooses it by cores and memory.
         kwargs: See :class:`NnunetOperator`.
     """
 

@@ -1,4 +1,4 @@
-"""Operator of the step ``register``: take a dataset into nnUNet_raw."""
+"""Operator of the step ``register``, which adds a dataset to nnUNet_raw."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ _CASE_PATTERN: str = next(item.default for item in fields(RegisterParams) if ite
 
 
 class RegisterDatasetOperator(NnunetOperator):
-    """Check a folder of scans and take it into nnUNet_raw with a manifest; a later run appends what is new.
+    """Check a folder of scans and add it to nnUNet_raw with a manifest. A later run adds what is new.
 
-    All fields are templates. Returns counts (``train``, ``holdout``, ``added``, ``changed``, ``removed``), the content ``hash`` and
-    the full ``dataset`` name. Sends the event of :func:`~airflow_nnunet.jobs.assets.dataset_asset` when the content changed. Wrong input
-    fails as ``data`` with all faults of all cases, and nothing is written. The button "Dataset report" shows faults, ranges and a picture
-    of each case, after a failure too.
+    All fields are templates. Returns counts (``train``, ``holdout``, ``added``, ``changed``, ``removed``), the content
+    ``hash`` and the full ``dataset`` name. Sends the event of :func:`~airflow_nnunet.jobs.assets.dataset_asset` when
+    the content changed. Wrong input fails as ``data`` with all faults of all cases, and nothing is written. The button
+    "Dataset report" shows faults, ranges and a picture of each case, also after a failure.
 
     Args:
-        dataset_id: nnU-Net's number, 1 to 99999.
+        dataset_id: nnU-Net's dataset number, 1 to 99999.
         name: Rest of the folder name, such as ``Hippocampus``.
         source: Absolute folder to read, or a .zip, .tar, .tar.gz or .tgz of one, below ``input_roots``.
         layout: ``nnunet`` (raw v2), ``nnunet_v1`` (raw v1), ``decathlon`` (MSD), ``bids`` (labels in derivatives),
@@ -36,29 +36,29 @@ class RegisterDatasetOperator(NnunetOperator):
         labels: For ``folders``, the sub-folder with the labels; for ``bids``, the pipeline's folder where several have
             labels.
         mapping: For ``csv``, the table below the source with the columns ``case``, ``image`` (or one for each channel),
-            ``label``, and perhaps ``group`` and ``split``.
-        bids_label: For ``bids``, which label file is meant, such as ``dseg`` or ``label-lesion_mask``.
-        rename: Replace ids that file systems or nnU-Net cannot carry by safe ones, instead of refusing them.
+            ``label``, and optionally ``group`` and ``split``.
+        bids_label: For ``bids``, name of the label files, such as ``dseg`` or ``label-lesion_mask``.
+        rename: Whether to replace ids that file systems or nnU-Net cannot use by safe ones, instead of refusing them.
         case_pattern: Regular expression on the image file name with the groups ``case`` and, for several channels,
             ``channel``.
-        channel_names: Channel number to name; ``CT`` switches CT normalisation on; the source's own when empty.
-        label_names: Label name to value, or to a list of values for regions; the source's own when empty.
+        channel_names: Name of each channel number; ``CT`` switches CT normalisation on; the source's own when empty.
+        label_names: Value of each label name, or a list of values for regions; the source's own when empty.
         regions_class_order: For regions, nnU-Net's order of values: larger regions first, each with a value that no
             smaller one has.
-        series: For DICOM, channel name to the rule that chooses its series: ``modality``, ``description`` and
-            ``protocol`` (regular expressions), ``tags`` (DICOM keyword to expression or number), ``each`` (every
+        series: For DICOM, for each channel name the rule that chooses its series: ``modality``, ``description`` and
+            ``protocol`` (regular expressions), ``tags`` (an expression or number for a DICOM keyword), ``each`` (every
             matching series is a case).
-        label_rules: For labels from DICOM SEG and RTSTRUCT: label name to names or regular expressions of segments,
-            which are merged; ``skip`` names segments to leave out, ``priority`` says which label wins where two overlap,
-            ``threshold`` is the share from which a fractional segment covers a voxel (0.5).
+        label_rules: For labels from DICOM SEG and RTSTRUCT: for each label name the names or regular expressions of
+            segments, which are merged; ``skip`` names segments to leave out, ``priority`` orders labels where segments
+            overlap, ``threshold`` is the share from which a fractional segment covers a voxel (0.5).
         group_pattern: Regular expression on the case id whose group is the patient.
-        holdout_fraction: Share of patients never trained on.
+        holdout_fraction: Share of patients that are never used for training.
         holdout_cases: Case ids that are held out in any case.
         transfer: ``auto``, ``reflink``, ``hardlink`` or ``copy``.
         on_changed: ``update`` or ``fail`` when a known case changed.
         on_removed: ``keep``, ``drop`` or ``fail`` when a known case is no longer in the source.
-        spacing_tolerance: Relative tolerance of the label's spacing and of places; channels' spacings must agree as
-            nnU-Net's reader wants it.
+        spacing_tolerance: Relative tolerance of the label's spacing and position; spacings of channels must agree as
+            nnU-Net's reader requires.
         outlets: Further assets to update whenever the task succeeds.
         kwargs: See :class:`NnunetOperator`.
     """

@@ -17,12 +17,12 @@ _OF_A_SCHEDULED_RUN = (
 
 
 class RenderingMixin:
-    """For operators: an error of a template is ``config``, names the field and its fix, and is never retried."""
+    """Makes an error in an operator's template a ``config`` error, which names field and fix and is never retried."""
 
     def _do_render_template_fields(
         self, parent: Any, template_fields: Iterable[str], context: Any, jinja_env: Any, seen_oids: set[int]
     ) -> None:
-        # Airflow calls this one, and not the public method, for mapped tasks too.
+        # For mapped tasks, Airflow calls this method and not the public one.
         for name in template_fields:
             template = getattr(parent, name, None)
             try:
@@ -34,7 +34,7 @@ class RenderingMixin:
 
 
 def _shown(template: Any) -> str:
-    """A string as its author wrote it; an XCom of another task by its own name."""
+    """Return a template as its author wrote it, or the name of an XCom."""
     return repr(template) if isinstance(template, str | list | tuple | dict) else str(template)
 
 

@@ -1,4 +1,4 @@
-"""Results of tasks as types: Airflow's own annotation of ``output`` has no ``[...]``."""
+"""Annotates the results of tasks, because Airflow's own annotation of ``output`` does not allow ``[...]``."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ if TYPE_CHECKING:
 
 
 class ResultMixin:
-    """For operators whose result is a mapping."""
+    """Annotates ``output`` of operators whose result is a mapping."""
 
     @property
     def output(self) -> PlainXComArg:
-        """The task's result, for tasks that come after it; ``output["model"]`` is one field of it, with ``multiple_outputs=True``."""
+        """Return the task's result for downstream tasks. ``output["model"]`` needs ``multiple_outputs=True``."""
         return cast("PlainXComArg", super().output)  # type: ignore[misc]

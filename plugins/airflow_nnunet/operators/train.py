@@ -1,4 +1,4 @@
-"""Operator of the step ``train``: one fold of one configuration."""
+"""Operator of the step ``train``, which trains one fold of one configuration."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ if TYPE_CHECKING:
 
 
 class TrainFoldOperator(NnunetOperator):
-    """Train one fold of one configuration; a retry goes on from the newest verified checkpoint, a finished fold is found done.
+    """Train one fold of one configuration. A retry continues from the newest verified checkpoint; a finished fold is
+    kept.
 
-    All fields are templates. Map it over folds and configurations with ``partial(...).expand_kwargs(...)``. Returns ``model``,
-    ``path``, ``dice`` and ``dice_per_label`` of the fold's validation, ``epochs`` and ``resumed_from``.
+    All fields are templates. Map it over folds and configurations with ``partial(...).expand_kwargs(...)``. Returns
+    ``model``, ``path``, ``dice`` and ``dice_per_label`` of the fold's validation, ``epochs`` and ``resumed_from``.
 
     Args:
         dataset: Dataset id or full name, such as ``4`` or ``Dataset004_Hippocampus``.
@@ -30,14 +31,14 @@ class TrainFoldOperator(NnunetOperator):
         val_iterations: Validation iterations in an epoch; the trainer's own when empty.
         optimizer: ``sgd`` or ``adamw``; the trainer's own when empty.
         initial_lr: Initial learning rate of the polynomial schedule.
-        mirroring: False trains and predicts without mirroring; empty leaves it to the trainer.
+        mirroring: False trains and predicts without mirroring; the trainer decides when empty.
         pretrained: Checkpoint file or model id from which to fine-tune.
-        npz: Also save validation probabilities, needed for ensembles.
+        npz: Whether to save validation probabilities, which ensembles need.
         checkpoint_every: Epochs between verified checkpoints.
         early_stop: Stop after this many epochs without a better smoothed Dice.
         seed: Seed of the training; random when empty.
-        plots: nnU-Net's progress.png after each epoch.
-        num_gpus: GPUs to train on.
+        plots: Whether to write nnU-Net's progress.png after each epoch.
+        num_gpus: Number of GPUs to train on.
         kwargs: See :class:`NnunetOperator`.
     """
 

@@ -1,4 +1,4 @@
-"""Waiting for a job without losing it: in the triggerer or in the worker, and what a stop, a user's act or a timeout means for the job."""
+"""Waits for a job in the triggerer or in the worker, and handles a stopping worker, a user's act, and a timeout."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 _SLICE_S = 0.5
 _FOREVER = float("inf")
 _SHORTEST_TIMEOUT = timedelta(seconds=1)
-# Long enough for the scheduler to have heard from the stopping worker: a task that comes back before that costs a retry.
+# The scheduler needs this time to notice the stopping worker. A task that returns earlier costs a retry.
 _COME_BACK_S = 20.0
 
 
 class WaitingOperator(BaseOperator):  # type: ignore[misc, unused-ignore]
-    """An operator that waits for a job. Subclasses say which job it is and what its end means.
+    """An operator that waits for a job. Subclasses define the job and handle its end.
 
     Attributes:
         deferrable: True waits in the triggerer and holds no worker slot; False polls in the worker.
@@ -41,23 +41,25 @@ class WaitingOperator(BaseOperator):  # type: ignore[misc, unused-ignore]
     deferrable: bool
     _stopping: bool
     _log_from: int | None = None
-    """Where this try's part of the job's log begins."""
+    """Byte at which this try's part of the job's log begins."""
 
     def on_kill(self) -> None:
         """Note that the worker wants to end this process. The job is not touched here.
 
-        SIGTERM comes both from a user's act and from a worker that is being replaced, with SIGKILL a few seconds later: too short
-        for a checkpoint. The waiting loop asks Airflow which of the two it was. The trigger cancels the job of a deferred task.
+        SIGTERM is sent after a user's act and also when a worker is replaced. SIGKILL follows a few seconds later, too
+        early for a checkpoint. The waiting loop asks Airflow which of the two it was. The trigger cancels the job of a
+        deferred task.
         """
-        # A plain flag: this runs in a signal handler, where taking a lock could wait forever.
+        # This is a plain flag, because taking a lock in a signal handler could wait forever.
         self._stopping = True
 
     def _wait(self, context: Context, config: NnunetConfig, job: JobDir, *, then: str) -> None:
-        """Wait for the end of the attempt: here at first, then in the triggerer (which does not return) if the task is deferrable.
+        """Wait for the end of the attempt, first here, then in the triggerer (which does not return) if the task is
+        deferrable.
 
-        A job that ends within seconds of a deferral can cost a retry, or the task where there is none: Airflow's scheduler takes the
-        worker's end for the task's where the task is back in the queue before the scheduler has heard of it (apache/airflow 72716).
-        So short jobs are waited for here, and the trigger reports no end before the scheduler has had time to hear.
+        If a task is back in the queue before the scheduler knows about its deferral, the scheduler counts the end of
+        the worker process as a failure of the task (apache/airflow 72716). So short jobs are waited for here, and the
+        trigger does not report an end too early.
         """
         if self._stopping and is_ended(task_state(context["ti"])):
             self._stopped_by_user(config.make_backend(), job)
@@ -65,10 +67,10 @@ class WaitingOperator(BaseOperator):  # type: ignore[misc, unused-ignore]
         began = time.monotonic()
         if self._poll(context, config, job, readers, for_s=config.defer_after if self.deferrable else _FOREVER):
             return
-        if self._is_ended(context):  # marked meanwhile: Airflow would refuse the deferral, and nobody would stop the job
+        if self._is_ended(context):  # Airflow would refuse the deferral, and nothing would stop the job
             self._stopped_by_user(config.make_backend(), job)
         timeout = self.execution_timeout
-        if timeout is not None:  # the time here counts too
+        if timeout is not None:  # the time spent here counts
             timeout = max(_SHORTEST_TIMEOUT, timeout - timedelta(seconds=time.monotonic() - began))
         progress, *rest = readers
         self.defer(
@@ -87,7 +89,7 @@ class WaitingOperator(BaseOperator):  # type: ignore[misc, unused-ignore]
         )
 
     def _readers(self, config: NnunetConfig, job: JobDir) -> list[ProgressLines | LogLines]:
-        """Readers of progress and of the job's log if it is shown. The triggerer has shown the beginning of a job found again."""
+        """Return readers of progress and, if it is shown, of the log. They skip what an earlier try has shown."""
         shown = job.metrics.stat().st_size if self.deferrable and job.metrics.exists() else 0
         readers: list[ProgressLines | LogLines] = [ProgressLines(job, offset=shown)]
         if config.task_log == "full":
@@ -103,7 +105,7 @@ class WaitingOperator(BaseOperator):  # type: ignore[misc, unused-ignore]
         *,
         for_s: float = _FOREVER,
     ) -> bool:
-        """Look at a job until it ends, for at most ``for_s`` seconds. Returns whether it has ended."""
+        """Check a job until it ends, for at most ``for_s`` seconds. Returns whether it has ended."""
         backend = config.make_backend()
         watch = Watch(lost_after_s=config.lost_after)
         give_up = time.monotonic() + for_s
@@ -134,7 +136,7 @@ class WaitingOperator(BaseOperator):  # type: ignore[misc, unused-ignore]
             raise
 
     def _is_ended(self, context: Context) -> bool:
-        """Whether a user marked the task; False when Airflow cannot be asked, since its listener hears of the mark as well."""
+        """Return whether a user marked the task, or False if Airflow does not answer. The listener notices a mark too."""
         try:
             return is_ended(task_state(context["ti"]))
         except Exception as error:
@@ -145,10 +147,10 @@ class WaitingOperator(BaseOperator):  # type: ignore[misc, unused-ignore]
         return log_size(job) if self._log_from is None else self._log_from
 
     def _stop_waiting(self, context: Context, backend: Backend, job: JobDir) -> NoReturn:
-        """Tell a user's act from a stopping worker by what Airflow says about the task now."""
+        """Ask Airflow for the task's state to tell a user's act from a stopping worker, then stop waiting."""
         if is_ended(task_state(context["ti"])):
             self._stopped_by_user(backend, job)
-        # No retry is spent: the task comes back on another worker and attaches to the job.
+        # This costs no retry. The task continues on another worker and attaches to the job.
         self.log.info("this worker stops; the job goes on and the task will attach to it again")
         raise AirflowRescheduleException(datetime.now(tz=UTC) + timedelta(seconds=_COME_BACK_S))  # type: ignore[no-untyped-call]
 
@@ -159,7 +161,7 @@ class WaitingOperator(BaseOperator):  # type: ignore[misc, unused-ignore]
     def _cancel(self, backend: Backend, job: JobDir, reason: str) -> None:
         def cancel() -> None:
             if not job.path.exists():
-                os.stat(job.path.parent)  # raises where it is the storage that is away
+                os.stat(job.path.parent)  # raises an error if the storage does not answer
             elif not read_status(job).final:
                 backend.cancel(job, reason)
                 self.log.info("cancelled job %s: %s", job.job_id, reason)

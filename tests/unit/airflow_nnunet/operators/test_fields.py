@@ -69,12 +69,12 @@ def test_rendered_values_take_the_fields_type(value: Any, hint: Any, expected: A
 @pytest.mark.parametrize(
     ("value", "hint", "words"),
     [
-        ("three", int, "field='three': must be a whole number"),
-        ("2.5", int, "whole number"),
+        ("three", int, "field='three': must be an integer"),
+        ("2.5", int, "must be an integer"),
         ("maybe", bool, "true or false"),
         ("much", float | None, "a number"),
         ("[0, one]", list[int], "a list"),
-        ("0;1", list[int], "whole number"),
+        ("0;1", list[int], "must be an integer"),
         ("not a mapping", dict[str, str] | None, "a mapping"),
         ("[1]", dict[str, str], "a mapping"),
     ],

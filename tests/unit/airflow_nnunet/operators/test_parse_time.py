@@ -68,7 +68,7 @@ WRONG: list[tuple[type[NnunetOperator], dict[str, Any], str]] = [
             ({"device": "gpu"}, "device='gpu': must be one of auto, cuda, cpu"),
             ({"num_gpus": -1}, "gpus=-1: must be 0 or more"),
             ({"num_gpus": 1.5}, "gpus=1.5: must be a whole number"),
-            ({"memory_mib": "lots"}, "memory_mib='lots': must be a whole number"),
+            ({"memory_mib": "lots"}, "memory_mib='lots': must be an integer"),
             ({"hang_s": float("nan")}, "hang_s=nan: must be a number"),
             ({"grace_s": 0}, "grace_s=0: must be more than 0 seconds"),
         )
