@@ -1,1 +1,1 @@
-"""Airflow's side of a job: how it is watched, retried, shown and cancelled, and how its failure looks to Airflow."""
+"""Handles jobs in Airflow: watches, shows and cancels them, and decides how failures are reported and retried."""

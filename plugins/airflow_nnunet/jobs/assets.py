@@ -1,4 +1,4 @@
-"""Assets that other DAGs wait on: a registered dataset and a promoted model. Events are sent only when something really changed."""
+"""Assets that other DAGs wait for: a registered dataset and a promoted model. Events are sent only for real changes."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ if TYPE_CHECKING:
     from airflow.sdk import Context
     from pydantic import JsonValue
 
-# The dataset's full name is only known when the job has ended; an alias stands for it until then.
+# The dataset's full name is only known when the job has ended. An alias is used until then.
 REGISTERED = AssetAlias(name="nnunet_registered_datasets", group="nnunet")
 PROMOTED = AssetAlias(name="nnunet_promoted_models", group="nnunet")
 
 
 def dataset_asset(dataset: str) -> Asset:
-    """The registered dataset, by nnU-Net's full name such as ``Dataset004_Hippocampus``; updated when its content changes."""
+    """Return the asset of a registered dataset, given its full name. It is updated when the dataset's content changes."""
     return Asset(name=f"nnunet dataset {dataset}", uri=f"nnunet://dataset/{dataset}", group="nnunet")
 
 
 def model_asset(dataset: str) -> Asset:
-    """The promoted model of a dataset, by nnU-Net's full name; updated at each promotion."""
+    """Return the asset of a dataset's promoted model, given the full name. It is updated at each promotion."""
     return Asset(name=f"nnunet model {dataset}", uri=f"nnunet://model/{dataset}", group="nnunet")
 
 

@@ -1,20 +1,20 @@
-"""How a job's failure looks to Airflow: one exception per class, so that a retry policy can decide by class.
+"""Exceptions for a job's failure, one for each failure class, so that a retry policy can decide by class.
 
 Exceptions::
 
     AirflowException
-    └── NnunetJobError          base; ``failure_class`` and ``cancelled`` say what a retry may hope for
+    └── NnunetJobError          base; ``failure_class`` and ``cancelled`` decide about a retry
         ├── InvalidData         the input is wrong: never retried
-        │   └── InstancesRejected   an archive will not take what it was sent
+        │   └── InstancesRejected   an archive does not accept instances
         ├── InvalidConfig       a field or setting is wrong: never retried
-        │   └── ArchiveRefused      an archive turns the request down: credentials, address, rights
+        │   └── ArchiveRefused      an archive refuses the request: credentials, address, rights
         ├── JobCancelled        a user stopped the job: never retried
         ├── GpuOutOfMemory      CUDA ran out of memory: two tries
         ├── HostOutOfMemory     the host ran out of memory
-        ├── GpuLost             the GPU is gone or quarantined
+        ├── GpuLost             the GPU does not answer or is quarantined
         ├── JobHung             no progress for too long
-        ├── JobLost             the runner or its host vanished
-        │   └── ArchiveUnavailable  an archive does not answer, or not for now
+        ├── JobLost             the runner or its host ended without an outcome
+        │   └── ArchiveUnavailable  an archive does not answer, or cannot answer now
         ├── JobInterrupted      stopped by a signal, work is saved
         ├── DiskFull            no space left
         └── JobBug              anything else
@@ -34,9 +34,9 @@ _SHOWN_FAULTS = 20
 
 
 class NnunetJobError(AirflowException):  # type: ignore[misc, unused-ignore]
-    """A job failed. The message holds the class, what happened, and the first faults; the whole list is in failure.json.
+    """A job failed. The message has the class, the error, and the first faults; failure.json has all of them.
 
-    ``parts``: of an error about a field, what :attr:`nnunet_jobs.contract.failure.ConfigError.parts` holds; empty for others.
+    ``parts`` are those of :attr:`nnunet_jobs.contract.failure.ConfigError.parts`, and empty for other errors.
     """
 
     failure_class: ClassVar[FailureClass] = FailureClass.BUG
@@ -69,13 +69,13 @@ class HostOutOfMemory(NnunetJobError):
 
 
 class GpuLost(NnunetJobError):
-    """The GPU does not answer any more or is quarantined."""
+    """The GPU no longer answers or is quarantined."""
 
     failure_class = FailureClass.GPU_LOST
 
 
 class JobHung(NnunetJobError):
-    """No progress for longer than the limit."""
+    """The job made no progress for longer than the limit."""
 
     failure_class = FailureClass.HANG
 
@@ -87,41 +87,41 @@ class JobLost(NnunetJobError):
 
 
 class JobInterrupted(NnunetJobError):
-    """Stopped by a signal, after saving."""
+    """The job was stopped by a signal and has saved its work."""
 
     failure_class = FailureClass.INTERRUPTED
 
 
 class JobCancelled(JobInterrupted):
-    """Stopped because a user said so."""
+    """A user stopped the job."""
 
     cancelled = True
 
 
 class DiskFull(NnunetJobError):
-    """No space or no inodes left where the step writes."""
+    """The disk that the step writes to has no space or no inodes left."""
 
     failure_class = FailureClass.DISK_FULL
 
 
 class JobBug(NnunetJobError):
-    """Anything that no other class describes."""
+    """The job failed with an error of no other class."""
 
 
 class ArchiveRefused(InvalidConfig):
-    """An archive turns the request down: wrong credentials, address or rights. ``status`` is its HTTP status, None without one."""
+    """An archive refuses the request: wrong credentials, address or rights. ``status`` is the HTTP status or None."""
 
     status: int | None = None
 
 
 class InstancesRejected(InvalidData):
-    """An archive will not take an instance, or what it sent is not what was asked for."""
+    """An archive does not accept an instance, or sent something else than what was requested."""
 
 
 class ArchiveUnavailable(JobLost):
-    """An archive does not answer, or cannot answer now. Finished work is kept; the next try goes on from there.
+    """An archive does not answer, or cannot answer now. Finished work is kept, and the next try continues.
 
-    ``retry_after_s``: Seconds that the archive asks to wait.
+    ``retry_after_s`` is the number of seconds that the archive asks to wait.
     """
 
     retry_after_s: float = 0.0
@@ -136,10 +136,10 @@ _BY_CLASS: dict[FailureClass, type[NnunetJobError]] = {
 
 
 def to_airflow_error(failure: Failure, *, where: str = "") -> NnunetJobError:
-    """The exception of a failure's class.
+    """Return the exception of a failure's class.
 
     Args:
-        failure: What the runner wrote.
+        failure: Failure that the runner wrote.
         where: The job's directory or log, where a person finds the details.
     """
     error_class = JobCancelled if failure.cancelled else _BY_CLASS[failure.failure_class]
@@ -158,6 +158,6 @@ def to_airflow_error(failure: Failure, *, where: str = "") -> NnunetJobError:
 
 
 def from_job_error(error: JobError) -> NnunetJobError:
-    """The Airflow exception for an error that the contract raised on this side, such as a wrong field."""
+    """Return the Airflow exception for an error that the contract raised on this side, such as a wrong field."""
     parts = error.parts if isinstance(error, ConfigError) else {}
     return to_airflow_error(Failure(failure_class=error.failure_class, message=str(error), faults=error.faults, parts=parts))

@@ -1,4 +1,4 @@
-"""Buttons in the task's page: the job's log, its folder and what else a step makes, shown by :mod:`airflow_nnunet.ui.job_pages`."""
+"""Buttons on the task's page for the job's log, folder and reports, shown by :mod:`airflow_nnunet.ui.job_pages`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ URL_PREFIX = "/nnunet"
 
 
 def job_url(job_id: str, page: str) -> str:
-    """Path of a job's page in the API server, below its own base URL when it has one."""
+    """Return the path of a job's page in the API server, with the path of its base URL."""
     from airflow.sdk.configuration import conf
 
     base = urlparse(conf.get("api", "base_url", fallback="") or "").path.rstrip("/")
@@ -24,19 +24,19 @@ def job_url(job_id: str, page: str) -> str:
 
 
 class JobLink(BaseOperatorLink):  # type: ignore[misc, unused-ignore]
-    """Base of the links to pages of a job. ``page`` is the page's path below the job."""
+    """Base class of links to pages of a job. ``page`` is the page's path below the job."""
 
     page: ClassVar[str]
 
     def get_link(self, operator: BaseOperator, *, ti_key: TaskInstanceKey) -> str:
-        """Path of the page; empty before the job is submitted."""
+        """Return the path of the page, or an empty string before the job is submitted."""
         job_id = getattr(operator, "job_id", None)
         return job_url(job_id, self.page) if job_id else ""
 
 
 @attrs.define()
 class JobLogLink(JobLink):
-    """The job's own log, with the output of the runner and of nnU-Net."""
+    """Shows the job's own log, with the output of the runner and of nnU-Net."""
 
     name: str = "Job log"
     page: ClassVar[str] = "log"
@@ -44,7 +44,7 @@ class JobLogLink(JobLink):
 
 @attrs.define()
 class JobFolderLink(JobLink):
-    """The job's directory: specification, state, metrics, result."""
+    """Shows the job's directory: specification, state, metrics, result."""
 
     name: str = "Job folder"
     page: ClassVar[str] = ""
@@ -52,7 +52,7 @@ class JobFolderLink(JobLink):
 
 @attrs.define()
 class DatasetReportLink(JobLink):
-    """What a registration found: faults, ranges and a picture of each case."""
+    """Shows the report of a registration: faults, ranges and a picture of each case."""
 
     name: str = "Dataset report"
     page: ClassVar[str] = "report"

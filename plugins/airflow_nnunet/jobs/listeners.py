@@ -1,8 +1,8 @@
 """Notices in the API server that a user marked a task, and cancels its job even when no triggerer was running.
 
-The trigger's ``on_kill`` is the usual way. It is missed when the triggerer is down at that moment, or when the task was between
-submit and deferral. Airflow calls listeners for a manual mark without a previous state. It does not call them for a clear;
-the next try then stops what an earlier one left running.
+The trigger's ``on_kill`` is the usual way. It is missed when the triggerer is down at that moment, or when the task was
+between submit and deferral. Airflow calls listeners for a manual mark without a previous state. It does not call them
+for a clear; the next try then stops what an earlier one left running.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ log = logging.getLogger(__name__)
 
 @hookimpl
 def on_task_instance_failed(previous_state: Any, task_instance: Any, error: Any) -> None:
-    """Marked failed by a user."""
+    """Cancel the job of a task that a user marked failed."""
     if previous_state is None:
         cancel_job_of(task_instance, "the task was marked failed by a user")
 
 
 @hookimpl
 def on_task_instance_success(previous_state: Any, task_instance: Any) -> None:
-    """Marked successful by a user."""
+    """Cancel the job of a task that a user marked successful."""
     if previous_state is None:
         cancel_job_of(task_instance, "the task was marked successful by a user")
 
 
 @hookimpl
 def on_task_instance_skipped(previous_state: Any, task_instance: Any) -> None:
-    """Marked skipped by a user."""
+    """Cancel the job of a task that a user marked skipped."""
     if previous_state is None:
         cancel_job_of(task_instance, "the task was marked skipped by a user")
 
@@ -46,7 +46,7 @@ def cancel_job_of(task_instance: Any, reason: str) -> None:
 def cancel_job_at(path: str, task_instance: Any, reason: str) -> None:
     """Cancel the job in a directory if it is this task instance's own and still runs.
 
-    The path comes from an XCom, which anybody who may run a task can write: the directory must hold a job of this very task instance.
+    Anybody who may run a task can write the XCom with the path, so the directory must have a job of this task instance.
     """
     from airflow_nnunet.jobs.outage import deliver
     from nnunet_jobs.contract.failure import ConfigError
@@ -63,7 +63,7 @@ def cancel_job_at(path: str, task_instance: Any, reason: str) -> None:
             "map_index": str(task_instance.map_index),
         }
         if any(labels.get(name) != value for name, value in expected.items()):
-            log.warning("job %s on record belongs to another task; left alone", job.job_id)
+            log.warning("job %s on record belongs to another task and is not cancelled", job.job_id)
             return
         if not job.state().phase.final and job.cancel_requested() is None:
             job.request_cancel(reason)
@@ -72,7 +72,7 @@ def cancel_job_at(path: str, task_instance: Any, reason: str) -> None:
     try:
         deliver(cancel, lambda: log)
     except (PermissionError, ValueError, KeyError, TypeError, ConfigError) as error:
-        # The job directories may be on storage that the API server does not see; marking the task must work all the same.
+        # The API server may not see the storage of the jobs. Marking the task must work in any case.
         log.warning("cannot cancel the job of %s.%s: %s", task_instance.dag_id, task_instance.task_id, error)
 
 

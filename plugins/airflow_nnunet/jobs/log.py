@@ -1,7 +1,8 @@
-"""Shows a running job's own log in the Airflow task log, with the job's levels, in pieces of bounded size, progress first.
+"""Shows a running job's own log in the Airflow task log, with the job's levels, in pieces of bounded size, progress
+first.
 
-Most lines of a log are printed by nnU-Net and its libraries and have no level. They are shown folded, once a minute at most, so that
-progress and warnings can be found between them.
+Most lines of a log are printed by nnU-Net and its libraries and have no level. They are shown folded, once a minute at
+most, so that progress and warnings can be found between them.
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ from airflow_nnunet.jobs.progress import ProgressLines
 from nnunet_jobs.contract.job.folder import JobDir
 
 _PIECE = 64 * 1024
-_LONGEST = 1000  # characters of a line that are shown
+_LONGEST = 1000  # largest number of characters shown of a line
 _PREFIX = "| "
 _FOLD_S = 60.0
-# As nnunet_jobs.__main__ writes them; Python's own warnings name their category after the place in the code.
+# Format of nnunet_jobs.__main__. In Python's own warnings the category follows the position in the code.
 _OURS = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} (DEBUG|INFO|WARNING|ERROR|CRITICAL) ")
 _TRACEBACK = "Traceback (most recent call last)"
 
@@ -30,8 +31,8 @@ class LogLine:
     """One line for the task's log.
 
     Attributes:
-        level: As for :mod:`logging`.
-        text: The line.
+        level: Level of :mod:`logging`.
+        text: Text of the line.
     """
 
     level: int
@@ -39,7 +40,7 @@ class LogLine:
 
 
 class LogLines:
-    """Reads ``log.txt`` from a byte on. Of more than 64 KiB between two looks, the earlier lines are counted and not shown.
+    """Reads ``log.txt`` from an offset. If more than 64 KiB are new, the earlier ones are counted and not shown.
 
     Args:
         job: The job's directory.
@@ -57,10 +58,10 @@ class LogLines:
         self._next_fold = time.monotonic() + fold_s
 
     def poll(self, *, final: bool = False) -> list[LogLine]:
-        """New whole lines since the last call. Blocking file reads: call it from a thread in a trigger.
+        """Return new complete lines since the last call. It reads files, so a trigger calls it in a thread.
 
         Args:
-            final: The job has ended, so a last line without an end is shown too, and all that is folded.
+            final: Whether the job has ended, so that an incomplete last line and all folded lines are shown.
         """
         lines = []
         pending = log_size(self.job) - self.offset
@@ -71,7 +72,7 @@ class LogLines:
         data, _ = self.job.read_log(self.offset, _PIECE)
         end = len(data) if final or len(data) == _PIECE else data.rfind(b"\n") + 1
         self.offset += end
-        # A progress bar draws over itself; its last state is what a reader of a log wants.
+        # A progress bar overwrites itself; only its last state is shown.
         texts = [part.decode(errors="replace").rstrip().rpartition("\r")[2] for part in data[:end].split(b"\n")]
         for text in filter(None, texts):
             shown = _PREFIX + (text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ...")
@@ -84,7 +85,7 @@ class LogLines:
         return lines
 
     def _has_level(self, text: str) -> bool:
-        """Note the level of a line; whether it has one: its own, or that of the message or traceback that it continues."""
+        """Store the level of a line, and return whether it has one or continues a message or traceback with one."""
         if match := _OURS.match(text):
             self._level, self._in_traceback = logging.getLevelNamesMapping()[match[1]], False
             return True
@@ -108,11 +109,11 @@ class LogLines:
         return [LogLine(logging.INFO, text) for text in texts]
 
 
-_PIECE_NOTE = "... {} bytes of the job's log are not shown here; the whole is in "
+_PIECE_NOTE = "... {} bytes of the job's log are not shown here; all of it is in "
 
 
 def new_lines(readers: Sequence[ProgressLines | LogLines], *, final: bool) -> list[LogLine]:
-    """New lines of all readers, in their order; lines of progress have no level. Reads files and blocks."""
+    """Return the new lines of all readers in order. This reads files and blocks."""
     found: list[LogLine] = []
     for reader in readers:
         found += [line if isinstance(line, LogLine) else LogLine(logging.INFO, line) for line in reader.poll(final=final)]
@@ -126,7 +127,7 @@ def write_lines(log: Any, lines: Sequence[LogLine]) -> None:
 
 
 def log_size(job: JobDir) -> int:
-    """Bytes of the job's log; 0 before there is one."""
+    """Return the number of bytes of the job's log, or 0 if there is none yet."""
     try:
         return job.log.stat().st_size
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Storage that does not answer for a while: watchers wait until it does, because the jobs go on without them."""
+"""Waits for storage that does not answer, because jobs continue without their watchers."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class JobFolderGone(Lost):
 
 
 class Outage:
-    """What one watcher of a job remembers of storage that answers with errors.
+    """Records for one watcher of a job how long the storage has answered with errors.
 
-    There is no limit to an outage of the storage. If a job's folder is missing while the jobs folder has its marker, that is no
-    outage: after ``lost_after_s`` the job counts as lost.
+    There is no limit to an outage of the storage. If a job's folder is missing while the jobs folder has its marker,
+    that is no outage: after ``lost_after_s`` the job counts as lost.
 
     Args:
         job: Job whose files are watched.
@@ -45,10 +45,10 @@ class Outage:
         self._gone = 0.0
 
     def began(self, error: OSError) -> None:
-        """Note that a look at the job failed.
+        """Record that the job's files could not be read.
 
         Raises:
-            JobFolderGone: The job's folder is missing, and not because the storage is away.
+            JobFolderGone: The storage answers, but the job's folder is missing.
         """
         now = self._clock()
         if self._since is None:
@@ -58,14 +58,15 @@ class Outage:
         elif now - self._said >= _SAY_AGAIN_S:
             self._said = now
             self.log.warning("the job's files cannot be read for %.0f s now (%s)", now - self._since, error)
-        # Of the time between two looks a quarter of the limit at most: this process may have been stopped itself.
+        # At most a quarter of the limit is counted between two checks, because this process may have been stopped
+        # itself.
         passed, self._last = min(now - self._last, self.lost_after_s / 4), now
         self._gone = self._gone + passed if folder_is_gone(self.job) else 0.0
         if self._gone >= self.lost_after_s:
             raise gone(self.job)
 
     def ended(self) -> None:
-        """Note that a look succeeded."""
+        """Record that the job's files could be read."""
         if self._since is None:
             return
         self.log.warning("the job's files can be read again after %.0f s", self._clock() - self._since)
@@ -74,7 +75,7 @@ class Outage:
 
 
 def folder_is_gone(job: JobDir) -> bool:
-    """Whether a job's folder is missing while the jobs folder is there, with its marker."""
+    """Return whether a job's folder is missing although the jobs folder exists with its marker."""
     try:
         return read_marker(job.path.parent) is not None and not (job.path / "spec.json").exists()
     except (OSError, ValueError):
@@ -82,20 +83,20 @@ def folder_is_gone(job: JobDir) -> bool:
 
 
 def gone(job: JobDir) -> JobFolderGone:
-    """The error for a job whose folder was removed."""
-    return JobFolderGone(f"{job.path}: the job's folder was removed; the next try begins the job anew")
+    """Return the error for a job whose folder was removed."""
+    return JobFolderGone(f"{job.path}: the job's folder was removed; the next try starts the job again")
 
 
 def patiently(look: Callable[[], T], *, log: Any, limit_s: float, job: JobDir | None = None) -> T:
-    """The value of a look at the storage, repeated each second while that answers with errors or is not mounted.
+    """Return the value of ``look``, which is repeated each second while the storage gives errors or is not mounted.
 
     Args:
         limit_s: Seconds after which the last error is raised.
         job: Job whose missing folder is an answer and not an outage.
 
     Raises:
-        NotMounted: It lasted longer.
-        Lost: It lasted longer.
+        NotMounted: The storage was not mounted for longer than the limit.
+        Lost: The storage gave errors for longer than the limit.
         PermissionError: As ``look`` raised it; waiting does not help.
     """
     deadline = time.monotonic() + limit_s
@@ -123,19 +124,19 @@ def patiently(look: Callable[[], T], *, log: Any, limit_s: float, job: JobDir | 
 
 
 def deliver(cancel: Callable[[], None], get_log: Callable[[], Any]) -> None:
-    """Cancel a job now or, if its storage does not answer, as soon as it does, for up to an hour, so that the request is not lost."""
+    """Cancel a job now or, if its storage does not answer, as soon as it does within an hour."""
     try:
         cancel()
     except PermissionError:
         raise
     except OSError as error:
-        log = get_log()  # not before: where an execution timeout strikes, the cancel comes first
-        log.warning("the job's storage is away (%s); the job is cancelled as soon as it answers", error)
+        log = get_log()  # after an execution timeout, the cancel must come first
+        log.warning("the job's storage does not answer (%s); the job is cancelled as soon as it does", error)
         _wishes.add(cancel, log)
 
 
 class _Wishes:
-    """Requests to stop that wait for the storage, and the one thread of this process that tries them again each second."""
+    """Holds cancel requests that wait for the storage, and a thread that tries them again each second."""
 
     def __init__(self) -> None:
         self._waiting: list[tuple[float, Callable[[], None], Any]] = []
@@ -143,7 +144,7 @@ class _Wishes:
         self._thread: threading.Thread | None = None
 
     def add(self, cancel: Callable[[], None], log: Any) -> None:
-        """Try this one too."""
+        """Add a request."""
         with self._lock:
             self._waiting.append((time.monotonic() + _DELIVER_S, cancel, log))
             if self._thread is None or not self._thread.is_alive():
@@ -172,7 +173,7 @@ class _Wishes:
         except Exception:
             log.exception("a job was not cancelled")
         else:
-            log.info("the job's storage answers again; the job is told to stop")
+            log.info("the job's storage answers again; the job was asked to stop")
         return True
 
 

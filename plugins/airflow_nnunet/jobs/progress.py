@@ -1,4 +1,4 @@
-"""A running job's progress as lines for the Airflow task log: few, short, without patient data."""
+"""Formats a running job's progress as few, short lines for the Airflow task log, without patient data."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any
 from nnunet_jobs.contract.job.folder import JobDir
 from nnunet_jobs.contract.job.state import JobState
 
-# One line at most each 5 s at first; a job that runs for days ends at one a minute, about 1,500 lines a day.
+# At first there is at most one line every 5 s. A job that runs for days gets one a minute, about 1,500 lines a day.
 _SHORTEST_GAP_S = 5.0
 _LONGEST_GAP_S = 60.0
 _SHOWN = ("dice", "loss", "val_loss", "lr", "eta_s", "epoch_s", "seconds", "gpu", "gpu_mib", "workers")
 
 
 class ProgressLines:
-    """Reads a job's metrics from an offset on and says what is worth a line now."""
+    """Reads a job's metrics from an offset and returns the lines to show now."""
 
     def __init__(self, job: JobDir, *, offset: int = 0) -> None:
         self.job = job
@@ -28,17 +28,17 @@ class ProgressLines:
         self._held: dict[str, Any] | None = None
 
     def poll(self, *, final: bool = False) -> list[str]:
-        """New lines since the last call. Blocking file reads: call it from a thread in a trigger.
+        """Return new lines since the last call. It reads files, so a trigger calls it in a thread.
 
         Args:
-            final: The job has ended, so the last record is shown whatever the rate.
+            final: Whether the job has ended, so that the last record is shown at once.
         """
         lines = self._state_lines()
         records, self.offset = self.job.read_metrics(self.offset)
         for record in records:
             phase = str(record.get("phase", ""))
             if phase != self._phase:
-                lines += self._flush()  # the last word of the phase that ended
+                lines += self._flush()  # last record of the phase that ended
                 self._phase, self._next_line = phase, 0.0
             self._held = record
         if final or time.monotonic() >= self._next_line:
@@ -65,7 +65,7 @@ class ProgressLines:
 
 
 def format_record(record: Mapping[str, Any]) -> str:
-    """One record of ``metrics.jsonl`` as a line such as ``train 3/4  dice 0.712  loss -0.350  eta 12 s  epoch 4.1 s``."""
+    """Format a record of ``metrics.jsonl`` as a line such as ``train 3/4  dice 0.712  loss -0.350  eta 12 s``."""
     parts = [str(record.get("phase", "progress"))]
     if "done" in record:
         parts[0] += f" {record['done']}" + (f"/{record['total']}" if "total" in record else "")
@@ -80,7 +80,7 @@ def format_record(record: Mapping[str, Any]) -> str:
 
 def _value(name: str, value: Any) -> str:
     if value is None and "dice" in name:
-        return f"{name} undefined"  # no label in what it would be computed from
+        return f"{name} undefined"  # the data have no label to compute it from
     if value is None or isinstance(value, dict | list):
         return ""
     if name.endswith("_s") and isinstance(value, int | float):
@@ -95,7 +95,7 @@ def _value(name: str, value: Any) -> str:
 
 
 def duration(seconds: float) -> str:
-    """``4.1 s``, ``12 s``, ``3 min 20 s``, ``2 h 5 min``."""
+    """Format seconds as ``4.1 s``, ``12 s``, ``3 min 20 s`` or ``2 h 5 min``."""
     if seconds < 10:
         return f"{seconds:.1f} s"
     whole = round(seconds)

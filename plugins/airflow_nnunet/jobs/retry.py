@@ -1,4 +1,4 @@
-"""Which failures are worth another try, and when: the default retry policy of all nnU-Net operators."""
+"""Decides which failures are retried and when. This is the default retry policy of all nnU-Net operators."""
 
 from __future__ import annotations
 
@@ -17,18 +17,19 @@ if TYPE_CHECKING:
     from airflow.sdk import Context
 
 DEFAULT_RETRIES = 3
-# Airflow's own five minutes are long for a task that only has to attach to its job again.
+# Airflow's default of five minutes is long for a task that only has to attach to its job again.
 DEFAULT_RETRY_DELAY = timedelta(seconds=15)
-# What an expression in a template can raise by itself. An API server that does not answer while an XCom is fetched raises others,
-# and those are worth another try.
+# Errors that an expression in a template can raise. If the API server does not answer while an XCom is fetched, other
+# errors are raised, and those are retried.
 TEMPLATE_FAULTS = (jinja2.TemplateError, XComNotFound, TypeError, AttributeError, LookupError, ValueError, ArithmeticError)
 
 
 class NnunetRetryPolicy(RetryPolicy):
-    """Fail fast on ``data``, ``config`` and a user's cancel; back off exponentially, jittered and capped, on the rest.
+    """Fails at once on ``data``, ``config`` and a user's cancel, and retries others with exponential backoff and
+    jitter.
 
-    The delay before try ``n + 1`` is drawn evenly from ``[b / 2, b]`` with ``b = min(base * 2 ** (n - 1), cap)``, so that fifty
-    tasks that failed together do not come back together.
+    The delay before try ``n + 1`` is drawn evenly from ``[b / 2, b]`` with ``b = min(base * 2 ** (n - 1), cap)``, so
+    that fifty tasks that failed together do not retry together.
 
     Args:
         base: Seconds before the second try.
@@ -53,7 +54,7 @@ class NnunetRetryPolicy(RetryPolicy):
             return RetryDecision.fail("a user cancelled the job")
         if not failure_class.retryable:
             return RetryDecision.fail(f"{failure_class}: the same input fails the same way")
-        # After a clear the try number goes on counting while max_tries is raised, so tries are counted back from the end.
+        # After a clear the try number continues and max_tries is raised, so tries are counted back from the end.
         tries_so_far = self._tries_so_far(try_number, max_tries, context)
         if failure_class is FailureClass.GPU_OOM and tries_so_far >= self.gpu_oom_tries:
             return RetryDecision.fail(f"gpu_oom: {tries_so_far} tries did not fit the GPU; use a smaller plan or reserve more memory")
@@ -61,8 +62,8 @@ class NnunetRetryPolicy(RetryPolicy):
         return RetryDecision.retry(delay=delay, reason=f"{failure_class}: next try in {delay.total_seconds():.0f} s")
 
     def delay(self, tries_so_far: int) -> timedelta:
-        """Seconds to wait after that many tries, drawn at random."""
-        # Bounded exponent: 2 ** 10_000 does not fit a float.
+        """Return the seconds to wait after that many tries, drawn at random."""
+        # The exponent is limited, because 2 ** 10_000 does not fit a float.
         longest = min(self.base * 2.0 ** min(max(tries_so_far - 1, 0), 62), self.cap)
         return timedelta(seconds=random.uniform(longest / 2, longest))  # noqa: S311  (jitter, not a secret)
 
@@ -73,7 +74,7 @@ class NnunetRetryPolicy(RetryPolicy):
         return max(1, try_number - (max_tries - retries)) if isinstance(retries, int) else max(1, try_number)
 
     def serialize(self) -> dict[str, Any]:
-        """JSON object, inverse of :meth:`deserialize`."""
+        """Return a JSON object, the inverse of :meth:`deserialize`."""
         return {"base": self.base, "cap": self.cap, "gpu_oom_tries": self.gpu_oom_tries}
 
     @classmethod
@@ -83,7 +84,7 @@ class NnunetRetryPolicy(RetryPolicy):
 
 
 def failure_class_of(exception: BaseException) -> FailureClass:
-    """Class of anything that can end a task: our own exceptions, the contract's, or any other."""
+    """Return the failure class of any exception that can end a task."""
     own = getattr(exception, "failure_class", None)
     if isinstance(own, FailureClass):
         return own
@@ -93,7 +94,7 @@ def failure_class_of(exception: BaseException) -> FailureClass:
 
 
 def of_the_dag(exception: BaseException) -> bool:
-    """Whether a template, or a list that a task is mapped over, cannot be used as it is: an error that belongs to the DAG.
+    """Return whether the error is in the DAG: in a template, or in a list that a task is mapped over.
 
     Airflow expands a mapped task before there is an operator that could report the error, so the traceback is examined.
     """

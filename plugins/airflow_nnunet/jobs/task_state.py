@@ -5,23 +5,23 @@ from __future__ import annotations
 from http import HTTPStatus
 from typing import Any
 
-# XCom under which a task's job is on record: {"job_id", "path"}.
+# Key of the XCom that records a task's job: {"job_id", "path"}.
 JOB_XCOM = "nnunet_job"
-# A running task that was marked or cleared. In every other state Airflow itself gave up on this process, because of missed heartbeats
-# or of a broker that delivered its message twice, and another try is on its way to the job.
+# States of a running task that was marked or cleared. In all other states Airflow gave up this process, because of
+# missed heartbeats or a message that the broker delivered twice, and another try will attach to the job.
 _ENDED = frozenset({None, "success", "failed", "skipped", "removed", "restarting"})
 
 
 def is_ended(state: str | None) -> bool:
-    """Whether a task in this state no longer needs its job; False when its process stops only to be replaced by another one."""
+    """Return whether a task in this state no longer needs its job. It is False if another process continues the task."""
     return state in _ENDED
 
 
 def task_state(ti: Any) -> str | None:
-    """State of a task instance, asked for through the task SDK (works in task and trigger processes).
+    """Ask for the state of a task instance through the task SDK, which works in task and trigger processes.
 
     Args:
-        ti: Anything with ``dag_id``, ``run_id``, ``task_id`` and ``map_index``.
+        ti: Object with ``dag_id``, ``run_id``, ``task_id`` and ``map_index``.
     """
     from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
 
@@ -33,7 +33,7 @@ def task_state(ti: Any) -> str | None:
 
 
 def run_state(dag_id: str, run_id: str) -> str | None:
-    """State of a run, None where there is no such run; asked for through the task SDK (works in task and trigger processes)."""
+    """Ask for the state of a run, None if there is no such run, through the task SDK (in task and trigger processes)."""
     from airflow.sdk.api.client import ServerResponseError
     from airflow.sdk.exceptions import AirflowRuntimeError
     from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
@@ -48,8 +48,8 @@ def run_state(dag_id: str, run_id: str) -> str | None:
 
 
 def _status_of(error: Any) -> int | None:
-    """HTTP status of the execution API's refusal. It is never read from a message, because ids in a message may hold any number."""
-    if (response := getattr(error, "response", None)) is not None:  # of the client, in a process without a supervisor
+    """Return the HTTP status of the execution API's refusal. It is not read from messages, as ids have numbers too."""
+    if (response := getattr(error, "response", None)) is not None:  # the client's response, in a process without a supervisor
         return int(response.status_code)
     status = (error.error.detail or {}).get("status_code")
     return status if isinstance(status, int) else None

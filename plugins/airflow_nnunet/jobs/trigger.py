@@ -1,4 +1,4 @@
-"""One trigger for all operators: it watches a job's directory while the task is deferred and no worker slot is held."""
+"""The trigger of all operators, which watches a job's directory while the task is deferred and holds no worker slot."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from nnunet_jobs.contract.job.state import Phase
 
 
 class JobTrigger(BaseTrigger):
-    """Waits until an attempt of a job is over, shows its progress in the task's log, cancels it when a user says so.
+    """Waits until an attempt of a job is over, shows its progress in the task's log, and cancels it if a user says so.
 
-    Nothing is lost when a triggerer ends: all state is in the job's directory, and the next triggerer looks at it again. While the
-    storage does not answer, the trigger waits, and the job goes on.
+    Nothing is lost when a triggerer ends: all state is in the job's directory, and the next triggerer reads it again.
+    While the storage does not answer, the trigger waits, and the job continues.
 
     Args:
         job: Path of the job directory, on storage that this host sees.
-        backend: Name of the backend, which says whether the job is alive.
+        backend: Name of the backend, which knows whether the job still runs.
         backend_options: Options of that backend.
-        poll_interval: Seconds between two looks.
+        poll_interval: Seconds between two checks.
         lost_after: Seconds without a heartbeat after which the attempt counts as lost.
         metrics_offset: Byte of ``metrics.jsonl`` from which progress is new.
-        log_offset: Byte of the job's log from which it streams to the task's log; None shows none of it.
+        log_offset: Byte of the job's log from which it is shown in the task's log; None shows nothing of it.
         hold_s: Seconds after its start during which it reports no end. Airflow's scheduler marks a task as failed that
             returns before the scheduler knows about the deferral (apache/airflow 72716).
     """
@@ -59,7 +59,7 @@ class JobTrigger(BaseTrigger):
         self.hold_s = hold_s
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
-        """Class path and arguments, which are all that a triggerer needs to go on."""
+        """Return the class path and the arguments, which are all that a triggerer needs."""
         return (
             f"{type(self).__module__}.{type(self).__qualname__}",
             {
@@ -75,7 +75,7 @@ class JobTrigger(BaseTrigger):
         )
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
-        """Send one event with the job's path and last phase when the attempt is over or lost, or when its folder was removed."""
+        """Send one event with the job's path and last phase when the attempt is over or lost, or its folder was removed."""
         job = JobDir(self.job)
         backend = get_backend(self.backend, **self.backend_options)
         watch = Watch(lost_after_s=self.lost_after)
@@ -87,7 +87,7 @@ class JobTrigger(BaseTrigger):
         end: dict[str, Any] | None = None
         while end is None:
             try:
-                # Shared storage may hang for a while; in a thread it does not hold up the other triggers.
+                # Shared storage may hang for a while. In a thread this does not delay other triggers.
                 status, lines = await asyncio.to_thread(_look, backend, job, watch, readers)
             except OSError as error:
                 watch.forgive()
@@ -109,16 +109,17 @@ class JobTrigger(BaseTrigger):
     async def on_kill(self) -> None:
         """Cancel the job: a user marked the task failed or successful, or cleared it."""
         if await self._still_deferred():
-            # Not a user's act: with several triggerers, one that was cut off and returns loses its triggers the same way.
+            # This is not a user's act. With several triggerers, one that was disconnected and returns loses its
+            # triggers too.
             self.log.warning("this triggerer lost the task to another one; the job goes on")
             return
         backend = get_backend(self.backend, **self.backend_options)
         cancel = partial(backend.cancel, JobDir(self.job), "the task was marked or cleared by a user")
         await asyncio.to_thread(deliver, cancel, lambda: self.log)
-        self.log.info("the job is told to save its work and to stop")
+        self.log.info("the job was asked to save its work and to stop")
 
     async def _still_deferred(self) -> bool:
-        """Whether Airflow still has the task as deferred; False when that cannot be found out."""
+        """Return whether Airflow still has the task as deferred, or False if this is unknown."""
         ti = self.task_instance
         if ti is None:
             return False
@@ -133,6 +134,6 @@ class JobTrigger(BaseTrigger):
 
 
 def _look(backend: Backend, job: JobDir, watch: Watch, readers: Sequence[ProgressLines | LogLines]) -> tuple[JobStatus, list[LogLine]]:
-    """A job's status and its new lines: one look at the storage."""
+    """Read a job's status and its new lines from the storage."""
     status = backend.status(job, watch)
     return status, new_lines(readers, final=status.final)
