@@ -43,7 +43,7 @@ def dataset_registered(context: Context, result: RegisterResult) -> None:
 
 
 def model_promoted(context: Context, result: FindBestResult) -> None:
-    """Send the model's event when this run moved the champion's link; nothing is sent for a model that was promoted before."""
+    """Send the model's event if this run promoted it, but not for a model that was promoted before."""
     if not result.promoted:
         return
     extra: dict[str, JsonValue] = {"model": result.model, "dice": result.holdout_dice, "cv_dice": result.cv_dice}

@@ -257,10 +257,10 @@ class NnunetOperator(ResultMixin, RenderingMixin, WaitingOperator):
             raise
 
     def result_ready(self, context: Context, result: dict[str, Any]) -> None:
-        """What an operator does with a good result before it becomes the XCom, such as asset events. Overridden where needed.
+        """Use a result before it becomes the XCom, for instance to send asset events. Subclasses may override this.
 
         Args:
-            context: Of the task.
+            context: Context of the task.
             result: JSON object of the step's result, as the class in :mod:`nnunet_jobs.contract.steps.results` reads it.
         """
 

@@ -76,5 +76,5 @@ class FindBestConfigOperator(NnunetOperator):
         self.check_fields()
 
     def result_ready(self, context: Context, result: dict[str, Any]) -> None:
-        """Tell waiting DAGs when the model was promoted."""
+        """Send the asset event if the model was promoted."""
         model_promoted(context, FindBestResult.from_json(result))

@@ -129,7 +129,7 @@ class BatchPredictOperator(NnunetOperator):
         return super().execute(context)
 
     def result_ready(self, context: Context, result: dict[str, Any]) -> None:
-        """Show how many cases failed where people look, or skip the task when there was no case."""
+        """Show how many cases failed, or skip the task when there was no case."""
         found = PredictResult.from_json(result)
         if found.empty:
             raise AirflowSkipException(f"cases={self.cases!r}: there is no case, so nothing is predicted (on_empty=skip)")
@@ -140,7 +140,7 @@ class BatchPredictOperator(NnunetOperator):
         words = f"{failed} of {done + failed} cases failed" if failed else f"{done} cases predicted"
         words += f", {left_out} files or folders are not predicted" if left_out else ""
         if found.part and not failed:
-            return  # the first part speaks of what all parts see
+            return  # the first part reports what all parts see
         _set_task_state(context, words)
         if failed:
             _name_mapped_task(context, f"{failed} failed")

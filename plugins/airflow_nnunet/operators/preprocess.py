@@ -23,8 +23,7 @@ class PreprocessOperator(NnunetOperator):
         planner: Name of any nnU-Net experiment planner class.
         gpu_memory_gb: The planner's GPU memory target in GB.
         plans: Name of the plans; the planner's own when empty.
-        custom_configurations: Plans entry of each name, such as ``{"2d_tiny": {"inherits_from": "2d", "batch_size":
-            16}}``.
+        custom_configurations: Plans entry of each name, such as ``{"2d_tiny": {"inherits_from": "2d"}}``.
         replan: ``auto`` keeps plans while they are valid, ``always`` plans again, ``never`` keeps them in any case.
         folds: Number of cross-validation splits.
         seed: Seed of the splits.
