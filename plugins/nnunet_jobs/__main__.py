@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 
 from nnunet_jobs.cli.command import Command
 from nnunet_jobs.cli.deidentify import DEIDENTIFY
+from nnunet_jobs.cli.gate import GATE
 from nnunet_jobs.cli.jobs import JOBS
 from nnunet_jobs.cli.phantom import PHANTOM
 from nnunet_jobs.cli.probe import PROBE
@@ -17,7 +18,7 @@ from nnunet_jobs.cli.validate import VALIDATE
 from nnunet_jobs.cli.withdraw import WITHDRAW
 from nnunet_jobs.contract.commands import run_command
 
-COMMANDS = (*JOBS, PHANTOM, DEIDENTIFY, WITHDRAW, SERVE, VALIDATE, PROBE)
+COMMANDS = (*JOBS, PHANTOM, DEIDENTIFY, WITHDRAW, SERVE, VALIDATE, GATE, PROBE)
 
 
 def main(argv: Sequence[str] | None = None, *, module: str = "nnunet_jobs", steps: Callable[..., object] | None = None) -> int:
