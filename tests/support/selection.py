@@ -166,7 +166,7 @@ def postprocess_both(request: dict[str, Any]) -> list[dict[str, Any]]:
     from nnunetv2.postprocessing.remove_connected_components import determine_postprocessing
 
     from nnunet_jobs.selection import compare, postprocessing
-    from nnunet_jobs.selection.folds import Trained
+    from nnunet_jobs.selection.trained import Trained
 
     workspace = Workspace.from_json(request["workspace"])
     plans = read_json(Path(workspace.preprocessed) / DATASET / "nnUNetPlans.json")

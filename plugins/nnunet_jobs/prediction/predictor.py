@@ -1,18 +1,13 @@
-"""One warm model for many cases: the next case is read and preprocessed, and the last one written, while the network works.
-
-Three threads, no processes: every spawned process would import torch anew. The network belongs to the calling thread.
-"""
+"""One warm model for many cases: reads and preprocesses a case, runs the networks, writes the segmentation."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from nnunet_jobs.context import StepContext
 from nnunet_jobs.contract.failure import Bug, FailureClass, classify
@@ -24,14 +19,10 @@ from nnunet_jobs.prediction.network import StageNetwork
 from nnunet_jobs.prediction.reading import ImageReading, ReadHere
 from nnunet_jobs.prediction.review import Review
 from nnunet_jobs.prediction.settings import Settings
+from nnunet_jobs.prediction.threads import CaseThreads
 from nnunet_jobs.prediction.work import Abandoned, CaseWork, Record
 
 log = logging.getLogger("nnunet_jobs")
-
-_AHEAD = 2  # cases that are read ahead, and that wait to be written: each may fill memory with a whole image's logits
-_LOOK_S = 1.0  # seconds between looks for a stop request while a thread works
-
-_Result = TypeVar("_Result")
 
 
 class Predictor:
@@ -94,22 +85,13 @@ class Predictor:
         """
         scratch = scratch or output / ".partial"
         fresh_folder(scratch)
-        records: list[Record] = []
-        with ThreadPoolExecutor(max_workers=1) as reader, ThreadPoolExecutor(max_workers=1) as writer:
-            writing: deque[tuple[Case, Future[Record]]] = deque()
-            try:
-                for work in self._read_ahead(cases, reader):
-                    self._context.check_stop()
-                    self.infer(work, scratch)
-                    while len(writing) >= _AHEAD:
-                        self._collect(writing, records, len(cases), on_record)
-                    writing.append((work.case, writer.submit(self.finish, work, output, scratch)))
-                while writing:
-                    self._collect(writing, records, len(cases), on_record)
-            except BaseException:
-                reader.shutdown(cancel_futures=True)
-                writer.shutdown(cancel_futures=True)
-                raise
+        threads = CaseThreads(
+            self._context,
+            read=self.read,
+            infer=partial(self.infer, scratch=scratch),
+            finish=partial(self.finish, output=output, scratch=scratch),
+        )
+        records = threads.run(cases, on_record)
         fresh_folder(scratch)
         scratch.rmdir()
         return records
@@ -140,15 +122,6 @@ class Predictor:
         return sum(network.memory_bytes for network in self._networks.values())
 
     # --- the three threads' work --------------------------------------------------------------------------------
-    def _read_ahead(self, cases: Sequence[Case], reader: ThreadPoolExecutor) -> Iterator[CaseWork]:
-        ahead: deque[Future[CaseWork]] = deque()
-        for case in cases:
-            ahead.append(reader.submit(self.read, CaseWork(case=case, problem=case.problem)))
-            if len(ahead) > _AHEAD:
-                yield self._wait(ahead.popleft())
-        while ahead:
-            yield self._wait(ahead.popleft())
-
     def read(self, work: CaseWork) -> CaseWork:
         """First part, in any thread: check a case's images and preprocess them for every stage that needs no other's segmentation."""
         case = work.case
@@ -262,30 +235,6 @@ class Predictor:
             work.problem = in_words(error)
             work.arrays, work.logits = {}, {}
             self._review.forget(work.case.case)
-
-    def _collect(
-        self, writing: deque[tuple[Case, Future[Record]]], records: list[Record], total: int, on_record: Callable[[Case, Record], None]
-    ) -> None:
-        case, future = writing.popleft()
-        record = self._wait(future)
-        records.append(record)
-        on_record(case, record)
-        failed = sum(item["status"] == "failed" for item in records)
-        self._context.progress("predict", len(records), total, **({"failed": failed} if failed else {}))
-
-    def _wait(self, future: Future[_Result]) -> _Result:
-        """A thread's result. Big images take minutes to resample: while that keeps a core busy, it is a sign of life."""
-        worked = time.process_time()
-        while True:
-            try:
-                return future.result(timeout=_LOOK_S)
-            except TimeoutError:
-                if future.done():
-                    raise  # the thread's own
-            self._context.check_stop()
-            before, worked = worked, time.process_time()
-            if worked - before > _LOOK_S / 4:
-                self._context.beat()
 
     def _to_segmentation(self, network: StageNetwork, logits: Any, properties: dict[str, Any], *, probabilities: bool) -> tuple[Any, Any]:
         return to_segmentation(

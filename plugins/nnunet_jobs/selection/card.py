@@ -20,7 +20,7 @@ from nnunet_jobs.contract.storage.workspace import FINAL_CHECKPOINT, MODEL_CARD,
 from nnunet_jobs.prediction.model import SelectedModel, model_from_card, selection_hash
 from nnunet_jobs.selection.better import better
 from nnunet_jobs.selection.commands import PLACEHOLDERS, commands, stages
-from nnunet_jobs.selection.folds import Trained
+from nnunet_jobs.selection.trained import Trained
 
 log = logging.getLogger("nnunet_jobs")
 SCHEMA = 1

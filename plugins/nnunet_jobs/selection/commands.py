@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nnunet_jobs.selection.compare import Candidate
-from nnunet_jobs.selection.folds import Trained
+from nnunet_jobs.selection.trained import Trained
 
 PLACEHOLDERS = {
     "{input}": "folder of images in nnU-Net's naming",

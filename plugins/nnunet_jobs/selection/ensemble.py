@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from nnunet_jobs.context import StepContext
 from nnunet_jobs.contract.failure import ConfigError
 from nnunet_jobs.selection.compare import Candidate, Reference, folds_text, start_folder
-from nnunet_jobs.selection.folds import Trained
+from nnunet_jobs.selection.trained import Trained
 
 
 def pairs(trained: Trained) -> Iterator[tuple[str, str]]:

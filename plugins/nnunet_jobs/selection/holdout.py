@@ -15,7 +15,7 @@ from nnunet_jobs.contract.storage.files import content_hash, read_json, sha256_f
 from nnunet_jobs.prediction.cases import Case
 from nnunet_jobs.prediction.model import SelectedModel
 from nnunet_jobs.prediction.records import mean_dice
-from nnunet_jobs.selection.folds import Trained
+from nnunet_jobs.selection.trained import Trained
 
 log = logging.getLogger("nnunet_jobs")
 FOLDER = "holdout"

@@ -13,7 +13,7 @@ from nnunet_jobs.metrics.evaluation import finite
 from nnunet_jobs.prediction.preview import voxel_affine
 from nnunet_jobs.prediction.quality import REFERENCE, label_range, spacing_range
 from nnunet_jobs.selection.compare import Reference
-from nnunet_jobs.selection.folds import Trained
+from nnunet_jobs.selection.trained import Trained
 
 SCHEMA = 1
 

@@ -9,9 +9,9 @@ from nnunet_jobs.context import StepContext
 from nnunet_jobs.selection import card as cards
 from nnunet_jobs.selection import holdout
 from nnunet_jobs.selection.commands import member
-from nnunet_jobs.selection.folds import Trained
 from nnunet_jobs.selection.postprocessing import FILES
 from nnunet_jobs.selection.reference import write_reference
+from nnunet_jobs.selection.trained import Trained
 from nnunet_jobs.selection.undefined import undefined
 
 log = logging.getLogger("nnunet_jobs")

@@ -17,7 +17,9 @@ from nnunet_jobs.prediction.quality import REFERENCE
 from nnunet_jobs.selection import card as cards
 from nnunet_jobs.selection import holdout
 from nnunet_jobs.selection.commands import inference_information, member
-from nnunet_jobs.selection.folds import Trained, find_trained, require_complete
+from nnunet_jobs.selection.completeness import require_complete
+from nnunet_jobs.selection.find_trained import find_trained
+from nnunet_jobs.selection.trained import Trained
 from nnunet_jobs.selection.undefined import undefined
 
 _RULES = 2

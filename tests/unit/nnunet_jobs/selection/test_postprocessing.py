@@ -11,7 +11,7 @@ from nnunet_jobs.contract.storage.files import write_json
 from nnunet_jobs.contract.storage.workspace import Workspace
 from nnunet_jobs.prediction.model import model_from_card, selection_hash
 from nnunet_jobs.selection.commands import commands, member, stages
-from nnunet_jobs.selection.folds import Trained
+from nnunet_jobs.selection.trained import Trained
 from support.selection import CUSTOM, DATASET, call, run_steps
 
 LABELS = {"background": 0, "anterior": 1, "posterior": 2}
