@@ -1,4 +1,4 @@
-"""Backends say where jobs run. All have the interface of :class:`Backend` and pass one contract test suite.
+"""Backends define where jobs run. All have the interface of :class:`Backend` and pass one contract test suite.
 
 Other distributions add backends by entry points, see :mod:`airflow_nnunet.backends.third_party`.
 """
@@ -35,7 +35,7 @@ _BACKENDS: dict[str, type[Backend]] = {cls.name: cls for cls in (LocalBackend, D
 
 
 def get_backend(name: str, **options: Any) -> Backend:
-    """The backend of this name with its options.
+    """Return the backend of this name with its options.
 
     Raises:
         ConfigError: There is no such backend or option, or a backend of another distribution cannot be used.
@@ -51,7 +51,7 @@ def get_backend(name: str, **options: Any) -> Backend:
 
 
 def examine_third_party() -> Iterator[tuple[bool, str]]:
-    """Each backend of another distribution: whether it can be used, and where it comes from or what to do."""
+    """Yield for each backend of another distribution whether it can be used, and its origin or the fix."""
     for name in third_party.names():
         try:
             third_party.load(name, _BACKENDS)

@@ -1,4 +1,4 @@
-"""Where a job runs: the interface of a few methods that every backend has, and how a job is watched through its files."""
+"""Defines the interface of all backends, and how a job is watched through its files."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _GONE = "the runner ended without a word (killed, or the host restarted)"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobStatus:
-    """A job as seen at one moment. ``result`` is the step's own; it or ``failure`` is there once the attempt is over."""
+    """Describes a job at one moment. ``result``, the step's result, or ``failure`` is set when the attempt is over."""
 
     attempt: int
     phase: Phase
@@ -33,11 +33,11 @@ class JobStatus:
 
     @property
     def final(self) -> bool:
-        """True once this attempt is over."""
+        """Return whether this attempt is over."""
         return self.result is not None or self.failure is not None
 
     def unwrap(self) -> dict[str, Any]:
-        """The step's result.
+        """Return the step's result.
 
         Raises:
             JobError: The job failed; the exception has the failure's class.
@@ -50,10 +50,10 @@ class JobStatus:
 
 
 class Watch:
-    """What one watcher remembers between two looks at a job: how long its heartbeat has not moved.
+    """Records for one watcher of a job how long the heartbeat has not moved.
 
-    Only the watcher's own monotonic clock counts. Of the time between two looks, at most a quarter of the limit is counted, so
-    that a watcher that was stopped for a while does not conclude that the runner has ended.
+    Only the watcher's own monotonic clock counts. At most a quarter of the limit is counted between two checks, so that
+    a watcher that was stopped for a while does not conclude that the runner has ended.
     """
 
     def __init__(self, *, lost_after_s: float = DEFAULT_LOST_AFTER_S, clock: Callable[[], float] = time.monotonic) -> None:
@@ -69,7 +69,7 @@ class Watch:
         self._silent = 0.0
 
     def silent_s(self, job: JobDir, attempt: int) -> float:
-        """Seconds for which the attempt's heartbeat has not moved, as far as this watcher knows."""
+        """Return for how many seconds this watcher has not seen the attempt's heartbeat move."""
         now = self._clock()
         passed = min(max(0.0, now - self._last), self.lost_after_s / 4)
         self._last = now
@@ -83,7 +83,7 @@ class Watch:
 
 
 class Backend(ABC):
-    """Says where jobs run, and nothing else."""
+    """Base class of backends, which define where jobs run."""
 
     name: str = ""
 
@@ -92,13 +92,13 @@ class Backend(ABC):
 
     submit_timeout_s: float = 120.0
     look_again_s: float = 0.05
-    """Between two looks at a cancelled attempt that submit waits for."""
+    """Seconds between two checks of a cancelled attempt that ``submit`` waits for."""
 
     def submit(self, spec: JobSpec) -> JobDir:
-        """Make sure that the job is done or that one attempt of it is on its way. Idempotent, also among hosts.
+        """Make sure that the job is done or that one attempt of it is active. This is idempotent, also between hosts.
 
-        A finished or living job is found again; after a failed, lost or cancelled attempt the next one begins. Waits for an attempt
-        that is being cancelled: whoever submits then wants a new attempt, not the old one's end.
+        A finished or running job is found again. After a failed, lost or cancelled attempt the next one starts. If an
+        attempt is being cancelled, this waits for its end and starts a new one.
 
         Raises:
             NotMounted: The workspace's share is not mounted.
@@ -121,7 +121,8 @@ class Backend(ABC):
             if time.monotonic() > deadline:
                 raise Lost(f"{job.path}: another submit or a cancelled attempt of this job does not end; look for a stopped process there")
 
-        # Held until the runner is on record: whoever gets it and finds an attempt without a runner knows that the submitter died.
+        # The lock is held until the runner is on record, so an attempt without a runner means that its submitter has
+        # ended.
         with locked(job.path / "submit.lock", poll=give_up, interval=0.02, parents=False):
             while (alive := self.alive(job)) and job.cancel_requested() is not None:
                 give_up()
@@ -146,45 +147,45 @@ class Backend(ABC):
 
     @abstractmethod
     def start(self, job: JobDir, spec: JobSpec, attempt: int) -> None:
-        """Start the runner of an attempt; return once it is on record where :meth:`alive` looks.
+        """Start the runner of an attempt, and return when it is on record where :meth:`alive` looks.
 
         Raises:
-            JobError: No runner was started, such as :class:`ConfigError` or :class:`Lost`. The error becomes the attempt's failure, so
-                its class says whether another attempt may help.
+            JobError: No runner was started. The error becomes the attempt's failure, so its class, such as
+                :class:`ConfigError` or :class:`Lost`, decides about another attempt.
         """
 
     def alive(self, job: JobDir) -> bool:
-        """Whether the newest attempt is on its way, so that a submit attaches to it.
+        """Return whether the newest attempt is active, so that a submit attaches to it.
 
-        Here, its runner is on record in ``state.json`` and not known to be gone.
+        By default, its runner is on record in ``state.json`` and not known to have ended.
         """
         state = job.state()
         return state.attempt > 0 and not state.phase.final and state.pid > 0 and not job.runner_gone()
 
     def status(self, job: JobDir, watch: Watch) -> JobStatus:
-        """Look at a job. A lost attempt is recorded as its failure, so that the next submit begins a new one."""
+        """Check a job. A lost attempt is recorded as a failure, so that the next submit starts a new one."""
         status = read_status(job)
         if status.attempt == 0:
             return status
         if not status.final and self._check_attempt(job, status.attempt, watch):
-            status = read_status(job)  # which may be the outcome that the runner wrote a moment ago
+            status = read_status(job)  # the runner may have written its outcome a moment ago
         return self._finish(job, status) if status.final else status
 
     def cancel(self, job: JobDir, reason: str) -> None:
-        """Ask the runner, on whatever host it is, to save and stop. Returns at once; :meth:`status` tells when it did."""
+        """Ask the runner, on any host, to save and stop. This returns at once; :meth:`status` tells when it has stopped."""
         job.request_cancel(reason)
 
     def examine(self, workspace: Workspace) -> Iterator[tuple[bool, str]]:
-        """Tell the doctor what jobs need where they would run: for each thing whether it is there, and the fix if it is not."""
+        """Yield for the doctor whether each thing that jobs need exists where they would run, and a message with the fix."""
         yield from ()
 
     # --- for the backends of this package -----------------------------------------------------------------------
     def _adapted(self, spec: JobSpec) -> JobSpec:
-        """The specification that a submit records, if this backend needs another one than it was given."""
+        """Return the specification that a submit records, for backends that must change it."""
         return spec
 
     def _check_attempt(self, job: JobDir, attempt: int, watch: Watch) -> bool:
-        """Look at an attempt that is not over, and declare it lost if it is. Returns True if its status is to be read again."""
+        """Check an attempt that is not over, and declare it lost if needed. Returns whether its status must be read again."""
         if job.runner_gone():
             reason = _GONE
         else:
@@ -196,17 +197,17 @@ class Backend(ABC):
         return True
 
     def _declare(self, job: JobDir, attempt: int, failure_class: FailureClass, message: str, **more: Any) -> bool:
-        """Record the failure of an attempt whose runner does not. Returns False if the attempt is over or no longer the newest."""
+        """Record the failure of an attempt for its runner. Returns False if the attempt is over or not the newest."""
         return job.declare_lost(attempt, Failure(failure_class=failure_class, message=message, attempt=attempt, **more))
 
     def _finish(self, job: JobDir, status: JobStatus) -> JobStatus:
-        """Do what is left to do after an attempt's end, at each look at it. Returns the status, which may not be final yet."""
+        """Do the remaining work after an attempt's end, at each check. Returns the status, which may not be final yet."""
         record_ended_attempts(job)
         return status
 
 
 def read_status(job: JobDir) -> JobStatus:
-    """What the job's files say. A failure counts once the final phase is on record too, so that a submit after it begins anew."""
+    """Read a job's status from its files. A failure counts when the final phase is on record, so that a submit can follow."""
     state = job.state()
     result = job.result()
     if result is not None:

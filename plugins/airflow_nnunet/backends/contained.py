@@ -1,7 +1,7 @@
-"""Jobs in containers that a container runtime runs. The Docker and Kubernetes backends share this.
+"""Base of the Docker and Kubernetes backends, which run jobs in containers.
 
-While a runner's heartbeat moves, the runtime is not asked, so that its outage ends no job. A container is looked at before its runner
-is on record, when the heartbeat stops, and at the end.
+While a runner's heartbeat moves, the runtime is not asked, so that its outage ends no job. A container is checked
+before its runner is on record, when the heartbeat stops, and at the end.
 """
 
 from __future__ import annotations
@@ -35,20 +35,20 @@ from nnunet_jobs.contract.storage.permissions import has_group_access, make_root
 
 log = logging.getLogger(__name__)
 
-# A container ends a moment after its runner wrote the outcome; its exit code is worth so much waiting.
+# A container ends a moment after its runner wrote the outcome. This is how long to wait for its exit code.
 _FINISH_S = 20.0
-# Shared storage shows a file on another host after a while; so long an end without an outcome is not believed.
+# Shared storage may show a file late on another host. For this long an end without an outcome is not trusted.
 _FILES_S = 20.0
-_BEAT_S = 3.0  # a living runner beats in that time
+_BEAT_S = 3.0  # a running runner's heartbeat moves within this time
 _OUTCOME_WRITTEN = (RunnerExit.DONE, RunnerExit.FAILED)
 
 
 class ContainedBackend(Backend):
-    """One container for each attempt of a job, named after both, so that whoever submits, watches or retries finds the same one.
+    """Runs one container for each attempt of a job. Its name has both, so that every process finds the same container.
 
     Attributes:
-        runtime: Where containers run.
-        schedule_timeout_s: Seconds to wait until a host has room; 0 means forever.
+        runtime: Runtime of the containers.
+        schedule_timeout_s: Seconds to wait until a host has free resources; 0 means forever.
         start_timeout_s: Seconds from then until the runner is on record.
         keep: Keep containers that have ended, so that a person can look at them.
     """
@@ -68,14 +68,14 @@ class ContainedBackend(Backend):
 
     @abstractmethod
     def user(self, job: JobDir) -> tuple[int, int]:
-        """(uid, gid) that the job runs as."""
+        """Return the user and group id that the job runs as."""
 
     def own_mounts(self, spec: JobSpec) -> tuple[Mount, ...]:
-        """Folders that containers of this runtime see beside those of their step."""
+        """Return the folders that all containers of this runtime see beside those of their step."""
         return ()
 
     def start(self, job: JobDir, spec: JobSpec, attempt: int) -> None:
-        """Create the container, which is itself the record of the attempt. It may queue for long, so this does not wait for its runner."""
+        """Create the container, which is the record of the attempt. This does not wait for the runner, which may queue."""
         try:
             self.runtime.remove_earlier(job, attempt)
             self._make_folders(job, spec)
@@ -104,7 +104,7 @@ class ContainedBackend(Backend):
         return container is not None and container.stage.alive
 
     def wants_a_look(self, job: JobDir, attempt: int) -> bool:
-        """Whether the runtime has something to do for an attempt although its heartbeat moves."""
+        """Return whether an attempt must be checked although its heartbeat moves."""
         return False
 
     def cancel(self, job: JobDir, reason: str) -> None:
@@ -113,7 +113,7 @@ class ContainedBackend(Backend):
         try:
             self._take_back(job, job.state().attempt, reason)
         except CANNOT_ASK as error:
-            log.warning("%s is not stopped, but its runner will see the wish: %s", self.runtime.name(job, job.state().attempt), error)
+            log.warning("%s is not stopped, but its runner will see the request: %s", self.runtime.name(job, job.state().attempt), error)
 
     # --- private ------------------------------------------------------------------------------------------------
     def _check_attempt(self, job: JobDir, attempt: int, watch: Watch) -> bool:
@@ -131,7 +131,7 @@ class ContainedBackend(Backend):
         return True
 
     def _check_container(self, job: JobDir, attempt: int, *, begun: bool, lost: bool, silent: float) -> None:
-        """Look at the container of an attempt whose heartbeat does not move; record the attempt's end if the container has ended."""
+        """Check the container of an attempt whose heartbeat does not move, and record the attempt's end if it has ended."""
         container = self.runtime.look(job, attempt)
         reason = job.cancel_requested()
         name = self.runtime.name(job, attempt)
@@ -139,7 +139,7 @@ class ContainedBackend(Backend):
             if reason is not None and not begun:
                 self._declare(job, attempt, FailureClass.INTERRUPTED, f"cancelled: {reason}", cancelled=True)
             elif self._for(job, attempt, "gone") >= self.files_s:
-                self._declare(job, attempt, FailureClass.LOST, f"{name} is gone: removed by somebody, or its host was drained or is lost")
+                self._declare(job, attempt, FailureClass.LOST, f"{name} is gone: it was removed, or its host was drained or is lost")
             return
         if reason is not None and container.stage.alive and not container.leaving and not lost:
             self._take_back(job, attempt, reason)
@@ -164,10 +164,10 @@ class ContainedBackend(Backend):
             self._end(job, attempt, container, f"no heartbeat of the runner for {silent:.0f} s in {name}, {trouble}")
 
     def _end(self, job: JobDir, attempt: int, container: ContainerStatus, message: str) -> None:
-        """Record an attempt's end as the container reports it, then release what the container still holds."""
+        """Record an attempt's end as the container reports it, then remove the container."""
         details = {"container": dict(container.facts)}
         if self._declare(job, attempt, container.failure_class, message, exit_code=container.exit_code, details=details):
-            self._finished.add((str(job.path), attempt))  # a host that is cut off may never say that it has ended
+            self._finished.add((str(job.path), attempt))  # a disconnected host may never report the end
         elif container.stage is ContainerStage.ENDED:
             job.note_container(attempt, container.facts)
         if not (self.keep and container.stage is ContainerStage.ENDED):
@@ -187,11 +187,11 @@ class ContainedBackend(Backend):
             return
         self.runtime.stop(job, attempt, grace_s=job.spec().resources.grace_s)
         if not state.pid:
-            # A runner that begins at this moment finds its attempt over and leaves.
+            # A runner that starts at this moment sees that its attempt is over, and ends.
             self._declare(job, attempt, FailureClass.INTERRUPTED, f"cancelled: {reason}", cancelled=True)
 
     def _finish(self, job: JobDir, status: JobStatus) -> JobStatus:
-        """After the outcome, record what the container reports and remove it. The job is not over until the exit code is known."""
+        """Record what the container reports after the outcome, and remove it. The job is over when the exit code is known."""
         key = (str(job.path), status.attempt)
         if key in self._finished:
             return status
@@ -207,19 +207,19 @@ class ContainedBackend(Backend):
         except CANNOT_ASK as error:
             if isinstance(error, Unreachable) and waited < self.finish_s:
                 return JobStatus(attempt=status.attempt, phase=Phase.RUNNING, message=str(error))
-            # the outcome counts; the container's part in it is not worth a job that never ends
+            # the outcome counts; an unknown exit code must not keep the job from ending
             log.warning("%s is left behind: %s", self.runtime.name(job, status.attempt), error)
         self._finished.add(key)
-        record_ended_attempts(job)  # the runner sees no more than its job's folder
+        record_ended_attempts(job)  # the runner sees only its job's folder
         return read_status(job)
 
     def _for(self, job: JobDir, attempt: int, what: str) -> float:
-        """Seconds since this watcher first saw that, by its own monotonic clock."""
+        """Return the seconds since this watcher first saw ``what``, by its monotonic clock."""
         now = time.monotonic()
         return now - self._since.setdefault((str(job.path), attempt, what), now)
 
     def _make_folders(self, job: JobDir, spec: JobSpec) -> None:
-        """Make the folders to mount, because the runtime would make missing ones for root. If we are root, they are given to the user."""
+        """Create the folders to mount, for the job's user, because the runtime would create missing ones for root."""
         uid, gid = self.user(job)
         for mount in (*mounts_for(spec), *self.own_mounts(spec)):
             path = Path(mount.path)
@@ -232,14 +232,14 @@ class ContainedBackend(Backend):
                 _give(path, uid, gid)
             except OSError as error:
                 raise ConfigError(
-                    where="[nnunet]", field=mount.field, problem=f"{path} is missing and cannot be made: {error.strerror}"
+                    where="[nnunet]", field=mount.field, problem=f"{path} is missing and cannot be created: {error.strerror}"
                 ) from error
         for path in (job.path, *job.path.iterdir()):
             _give(path, uid, gid)
 
 
 def job_user(wanted: str | None, job: JobDir) -> tuple[int, int]:
-    """User and group id that a job runs as: the option ``user``, else the owner of the job's folder.
+    """Return the user and group id that a job runs as: the option ``user``, or the owner of the job's folder.
 
     Raises:
         ConfigError: The user would be root.
@@ -261,14 +261,14 @@ def job_user(wanted: str | None, job: JobDir) -> tuple[int, int]:
 
 
 def groups_of(spec: JobSpec) -> list[int]:
-    """The group that a shared workspace's files belong to, for a job's further groups."""
+    """Return the group that owns a shared workspace's files, as a supplementary group of the job."""
     jobs = Path(spec.workspace.jobs)
     shared = has_group_access(spec.workspace)
     return [jobs.stat().st_gid] if shared and jobs.exists() and jobs.stat().st_gid else []
 
 
 def job_environment(*, gpus: bool, more: Mapping[str, str]) -> dict[str, str]:
-    """Environment of every container: its user has no entry in the image's passwd, and the root file system cannot be written."""
+    """Return the environment of every container, whose user is not in passwd and cannot write to the root file system."""
     found = {
         "HOME": "/tmp",  # noqa: S108 - the container's own
         "TMPDIR": "/tmp",  # noqa: S108
@@ -278,7 +278,7 @@ def job_environment(*, gpus: bool, more: Mapping[str, str]) -> dict[str, str]:
         "PYTHONDONTWRITEBYTECODE": "1",
     }
     if not gpus:
-        # CUDA images ask for all GPUs by themselves, and some hosts give them to containers that requested none.
+        # CUDA images request all GPUs themselves, and some hosts grant them to containers that requested none.
         found["NVIDIA_VISIBLE_DEVICES"] = "void"
     return {**found, **more}
 
@@ -289,7 +289,7 @@ def _give(path: Path, uid: int, gid: int) -> None:
 
 
 def _beats(job: JobDir) -> bool:
-    """Whether the runner's heartbeat moves within a few seconds."""
+    """Return whether the runner's heartbeat moves within a few seconds."""
     before, until = job.beat(), time.monotonic() + _BEAT_S
     while job.beat() == before and time.monotonic() < until:
         time.sleep(0.1)

@@ -1,4 +1,4 @@
-"""The system that runs containers, as a backend sees it: what it is asked, and what a container looks like at one moment."""
+"""Defines the interface to a system that runs containers, and the status of a container."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ class Unreachable(Exception):
 class RequestRejected(Exception):
     """The runtime refuses the request.
 
-    ``transient`` is true when something is used up that becomes free when others end. ``status`` is the HTTP status, or None.
+    ``transient`` means that a resource is used up and becomes free when others end. ``status`` is the HTTP status, or
+    None.
     """
 
     def __init__(self, message: str, *, transient: bool = False, status: int | None = None) -> None:
@@ -32,24 +33,24 @@ CANNOT_ASK = (Unreachable, RequestRejected, ConfigError)
 
 
 class ContainerStage(StrEnum):
-    """Stage in the life of a container."""
+    """Names the stages of a container."""
 
     UNSCHEDULED = "unscheduled"
     STARTING = "starting"
     RUNNING = "running"
     ENDED = "ended"
     DOOMED = "doomed"
-    """It waits, and always will."""
+    """The container waits for something that will never happen."""
 
     @property
     def alive(self) -> bool:
-        """True while a runner is, or may still come to be, in the container."""
+        """Return whether a runner is in the container or may still start in it."""
         return self in (ContainerStage.UNSCHEDULED, ContainerStage.STARTING, ContainerStage.RUNNING)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ContainerStatus:
-    """A container as seen at one moment.
+    """Describes a container at one moment.
 
     Attributes:
         message: Why the container waits, or how it ended.
@@ -57,7 +58,7 @@ class ContainerStatus:
         leaving: Whether the container was already asked to stop.
         failure_class: Failure class of an end without an outcome in the job's folder.
         exit_code: Exit code of the runner.
-        facts: For the record: name, image, digest, exit code, out of memory.
+        facts: Facts to record: name, image, digest, exit code, out of memory.
     """
 
     stage: ContainerStage
@@ -70,22 +71,22 @@ class ContainerStatus:
 
 
 class ContainerRuntime(Protocol):
-    """What a backend needs of a container runtime. All methods raise Unreachable, RequestRejected or ConfigError."""
+    """Defines what a backend needs of a container runtime. Methods raise Unreachable, RequestRejected or ConfigError."""
 
     def name(self, job: JobDir, attempt: int) -> str:
-        """Name of the attempt's container."""
+        """Return the name of the attempt's container."""
 
     def create(self, job: JobDir, spec: JobSpec, attempt: int) -> None:
-        """Create and start the attempt's container, or find that it is there."""
+        """Create and start the attempt's container, or find that it exists."""
 
     def look(self, job: JobDir, attempt: int) -> ContainerStatus | None:
-        """The attempt's container, None when there is none."""
+        """Return the attempt's container, or None."""
 
     def stop(self, job: JobDir, attempt: int, *, grace_s: float) -> None:
-        """Ask the container to end, and kill it after the grace period. Returns at once; called again while the container runs."""
+        """Ask the container to end, and kill it after the grace period. Returns at once and may be called again."""
 
     def remove(self, job: JobDir, attempt: int) -> None:
-        """Remove the attempt's container, alive or not; done if there is none."""
+        """Remove the attempt's container, even if it runs. Do nothing if there is none."""
 
     def remove_earlier(self, job: JobDir, attempt: int) -> None:
-        """Remove what earlier attempts of a job left."""
+        """Remove containers of earlier attempts of a job."""

@@ -1,4 +1,4 @@
-"""Jobs that only pretend: a backend for tests of DAGs, which writes real job directories and needs neither nnU-Net nor a GPU."""
+"""A backend for tests of DAGs. It writes real job directories and needs neither nnU-Net nor a GPU."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ _PLANS = "nnUNetPlans"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FakeOutcome:
-    """What an attempt does.
+    """Defines what an attempt does.
 
     Attributes:
         result: Result of the step as a JSON object, with all keys that its class in
             :mod:`nnunet_jobs.contract.steps.results` needs; :func:`plausible_result` when None.
-        failure: Fail with this class instead.
+        failure: Failure class, if the attempt is to fail.
         message: Message of the failure.
-        records: Progress to report.
+        records: Records of progress to write.
         seconds: Duration in seconds; with 0 the attempt ends within ``submit``.
-        forever: Whether the attempt goes on until it is cancelled.
+        forever: Whether the attempt runs until it is cancelled.
         lost: Whether the attempt ends without writing an outcome.
     """
 
@@ -63,12 +63,12 @@ Script = Callable[[JobSpec, int], FakeOutcome]
 class FakeBackend(Backend):
     """Runs scripted outcomes in this process.
 
-    Args:
-        outcomes: For each step name, an outcome for every attempt, or a list of them for one attempt after the other
-            (the last one repeats).
-        script: Called with the specification and the attempt's number. Steps that neither names succeed.
+    Outcomes without a duration end within ``submit``. Others run in a daemon thread and are lost when the process ends.
 
-    Outcomes that take no time end within ``submit``; the others run in a daemon thread and are lost when the process ends.
+    Args:
+        outcomes: For each step name, an outcome for all attempts, or a list with one for each attempt (the last one
+            repeats).
+        script: Function that returns an outcome for a specification and the attempt's number. Other steps succeed.
     """
 
     name = "fake"
@@ -97,7 +97,7 @@ class FakeBackend(Backend):
 
 
 def _play(job: JobDir, spec: JobSpec, attempt: int, outcome: FakeOutcome, ready: threading.Event) -> None:
-    """Do what the runner does, in short: take the lock, record phase, heartbeat and progress, obey requests, write the outcome."""
+    """Act as a runner: take the lock, record phase, heartbeat and progress, obey requests, write the outcome."""
     try:
         with locked(job.runner_lock, interval=0.005, poll=lambda: job.check_fence(attempt)):
             beats = job.beat() + 1
@@ -135,7 +135,7 @@ def _play(job: JobDir, spec: JobSpec, attempt: int, outcome: FakeOutcome, ready:
 
 
 def plausible_result(spec: JobSpec) -> dict[str, Any]:
-    """A result of the form of the real step's, so that tasks downstream find what they template on."""
+    """Return a result in the form of the real step's, so that downstream tasks find the fields that they use."""
     return _result(spec, spec.step_params()).to_json()
 
 

@@ -1,4 +1,4 @@
-"""Jobs as detached processes on this host: they outlive the worker, the task and Airflow itself."""
+"""Runs jobs as detached processes on this host, which continue without the worker, the task and Airflow itself."""
 
 from __future__ import annotations
 
@@ -16,17 +16,18 @@ from nnunet_jobs.contract.job import packages
 from nnunet_jobs.contract.job.folder import JobDir
 from nnunet_jobs.contract.job.spec import JobSpec
 
-# The runner needs no secret of Airflow's (database, Fernet key, task token), so it gets none.
+# The runner needs no secret of Airflow (database, Fernet key, task token), so it gets none.
 _PRIVATE = ("AIRFLOW", "_AIRFLOW", "__AIRFLOW")
 
 
 class LocalBackend(Backend):
-    """Starts the runner in a session of its own. Its output goes into the job's log, and it inherits nothing that Airflow waits for.
+    """Starts the runner in a session of its own. It writes to the job's log and inherits nothing that Airflow waits
+    for.
 
     Args:
-        python: Interpreter that has nnU-Net installed; this one when empty.
+        python: Interpreter with nnU-Net installed; this interpreter if None.
         module: Program that takes the runner's command line: ``nnunet_jobs``, or a site's own wrapper around it.
-        environment: Extra variables for the runner, such as ``TORCHINDUCTOR_CACHE_DIR``.
+        environment: Additional environment variables for the runner, such as ``TORCHINDUCTOR_CACHE_DIR``.
         start_timeout_s: Seconds to wait until the runner is on record.
     """
 
@@ -54,7 +55,7 @@ class LocalBackend(Backend):
         ready_r, ready_w = os.pipe()
         try:
             with open(job.log, "ab") as output:
-                # The process that we wait for forks the runner and ends: no zombie, no child of an Airflow task.
+                # The process that we wait for forks the runner and ends, so the runner is no child of an Airflow task.
                 process = subprocess.Popen(
                     [
                         self.python,
@@ -90,7 +91,7 @@ class LocalBackend(Backend):
             raise ConfigError(message) if code else Lost(message)
 
     def _read_word(self, fd: int) -> bytes:
-        """What the runner prints once it is on record; empty when it has ended or takes too long."""
+        """Return what the runner writes when it is on record; empty if it has ended or takes too long."""
         word = b""
         deadline = time.monotonic() + self.start_timeout_s
         while (left := deadline - time.monotonic()) > 0 and select.select([fd], [], [], left)[0]:
@@ -106,7 +107,7 @@ class LocalBackend(Backend):
         found["PYTHONSAFEPATH"] = "1"
         if self.python == sys.executable or not packages.is_shared(packages.home()):
             return packages.for_this_interpreter(found)
-        return packages.on_path(found, packages.linked(Path(spec.workspace.jobs)))  # there for as long as the job's own folder
+        return packages.on_path(found, packages.linked(Path(spec.workspace.jobs)))  # exists as long as the job's folder
 
 
 def _tail(job: JobDir, limit: int = 2000) -> str:

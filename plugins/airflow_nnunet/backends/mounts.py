@@ -1,4 +1,4 @@
-"""What a job in a container or pod sees of the workspace: each step only the folders it works with, writable only where it writes."""
+"""Defines the folders of the workspace that a step's container sees: only those it uses, writable only if it writes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from nnunet_jobs.contract.job.spec import JobSpec
 
 
 class Mode(StrEnum):
-    """How a job sees a folder. With ``HIDDEN`` it sees an empty folder."""
+    """Names how a job sees a folder. With ``HIDDEN`` it sees an empty folder."""
 
     WRITABLE = "rw"
     READ_ONLY = "ro"
@@ -20,7 +20,7 @@ class Mode(StrEnum):
 
 
 _RW, _RO, _HIDDEN = Mode.WRITABLE, Mode.READ_ONLY, Mode.HIDDEN
-# Locks live in the root that they guard. Who is behind a case (``private``, in raw) is for the steps that read DICOM alone.
+# Locks are in the root that they protect. Only steps that read DICOM see the identities of cases (``private``, in raw).
 _FOLDERS: dict[str, dict[str, Mode]] = {
     "register": {"raw": _RW, "input_roots": _RO, "output_roots": _RO},
     "preprocess": {"raw": _RO, "private": _HIDDEN, "preprocessed": _RW},
@@ -33,7 +33,7 @@ _LISTS = ("input_roots", "output_roots", "trainer_paths")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mount:
-    """A folder that a job sees under the path that it has outside. ``field`` is the workspace's name for it."""
+    """Describes a folder that a job sees under its path outside. ``field`` is the workspace's name for it."""
 
     path: str
     mode: Mode
@@ -41,15 +41,15 @@ class Mount:
 
 
 def mounts_for(spec: JobSpec) -> tuple[Mount, ...]:
-    """What a job sees, outer folders first: its own folder of the jobs, and what its step works with.
+    """Return the folders that a job sees, outer folders first: its own job folder, and those that its step uses.
 
-    The lease ledger is not among them, because each backend knows by itself where that is. No folder appears twice; a folder
-    inside another one appears only where the job sees it in another way. Folders of users that do not exist are left out.
+    The lease ledger is not included, because each backend adds it itself. No folder appears twice. A folder inside
+    another one appears only if the job sees it in another way. Folders of users that do not exist are left out.
     """
     wanted = [Mount(path=str(Path(spec.workspace.jobs) / spec.job_id), mode=_RW, field="jobs")]
     for field, mode in _FOLDERS[spec.step].items():
         wanted += [Mount(path=path, mode=mode, field=field) for path in _paths(spec, field, mode)]
-    # A folder that is named twice is seen in the freest way, unless it is to be hidden.
+    # A folder that is named twice gets the most permissive mode, unless it must be hidden.
     order = {_HIDDEN: 0, _RW: 1, _RO: 2}
     kept: list[Mount] = []
     for mount in sorted(wanted, key=lambda mount: (len(Path(mount.path).parts), mount.path, order[mount.mode])):

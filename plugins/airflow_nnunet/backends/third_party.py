@@ -1,4 +1,4 @@
-"""Backends of other distributions. A package makes one known by an entry point, whose name is the value of option ``backend``::
+"""Finds backends of other distributions by entry points, whose names are the values of option ``backend``::
 
 [project.entry-points."airflow_nnunet.backends"]
 slurm = "nnunet_slurm:SlurmBackend"
@@ -17,7 +17,7 @@ GROUP = "airflow_nnunet.backends"
 
 
 def load(name: str, ours: Collection[str]) -> type[Backend] | None:
-    """The class that another distribution has under a name, None if there is no entry point of the name.
+    """Return the class that another distribution has under a name, or None if there is no such entry point.
 
     Args:
         name: Name of the backend.
@@ -39,12 +39,12 @@ def load(name: str, ours: Collection[str]) -> type[Backend] | None:
 
 
 def names() -> list[str]:
-    """Names of the entry points, sorted."""
+    """Return the names of the entry points, sorted."""
     return sorted(third_party.found(GROUP))
 
 
 def origin(name: str) -> str:
-    """Where the backend of a name comes from: the entry point's value, with name and version of its distribution."""
+    """Return the origin of a backend: its entry point, with name and version of the distribution."""
     point = third_party.found(GROUP)[name][0]
     return f"{point.value} of {third_party.source(point)}"
 

@@ -1,4 +1,4 @@
-"""Jobs as containers of a Docker engine, on this host or by TLS on another: one for each attempt, found again by its name."""
+"""Runs jobs in containers of a Docker engine, on this host or on another by TLS."""
 
 from __future__ import annotations
 

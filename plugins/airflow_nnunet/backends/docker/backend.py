@@ -1,4 +1,4 @@
-"""The Docker backend: containers on one engine, and for GPUs two of them, the first of which leases what the second one gets."""
+"""The Docker backend: runs each attempt in a container, after another container has leased its GPUs."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ from nnunet_jobs.contract.storage.workspace import Workspace
 
 
 class DockerBackend(ContainedBackend):
-    """Jobs in containers of a Docker engine.
+    """Runs jobs in containers of a Docker engine.
 
-    The lease ledger is a folder of the engine's host that every container sees, so kernel locks hold among them as among processes.
-    A container gets its GPUs when it is made. So a first one, which sees all GPUs and cannot compute, waits for the lease and holds it;
-    once its ``grant.json`` is there, whoever watches the job starts the second one on these GPUs, and it adopts the lease.
+    The lease ledger is a folder of the engine's host that every container sees, so kernel locks work between
+    containers. A container gets its GPUs when it is created. So a first container, which sees all GPUs and cannot
+    compute, waits for the lease and holds it. When it has written ``grant.json``, the watcher of the job starts a
+    second container on these GPUs, which takes over the lease.
 
     Args:
         options: See :class:`DockerOptions`.
@@ -44,11 +45,11 @@ class DockerBackend(ContainedBackend):
         return job_user(self.options.user, job)
 
     def own_mounts(self, spec: JobSpec) -> tuple[Mount, ...]:
-        """The lease ledger of the engine's host."""
+        """Return the folder of the lease ledger on the engine's host."""
         return (lease_mount(spec),)
 
     def wants_a_look(self, job: JobDir, attempt: int) -> bool:
-        """GPUs were leased and their container is still to come."""
+        """Return whether GPUs were leased and their container must be started."""
         return read_grant(job, attempt) is not None
 
     def examine(self, workspace: Workspace) -> Iterator[tuple[bool, str]]:
@@ -82,7 +83,7 @@ class DockerBackend(ContainedBackend):
                 self.runtime.create_granted(job, job.spec(), attempt, grant)
             except (ConfigError, RequestRejected) as error:
                 if isinstance(error, RequestRejected) and error.transient:
-                    raise  # the next look tries again; the first container gives its GPUs back after a while
+                    raise  # the next check tries again; the first container releases its GPUs after a while
                 self._declare(job, attempt, FailureClass.CONFIG, f"no container was started on {', '.join(grant.gpus)}: {error}")
                 return
         super()._check_container(job, attempt, begun=begun, lost=lost, silent=silent)

@@ -1,4 +1,4 @@
-"""The container of one attempt: what it may see, use and do, from the job's specification and the site's options."""
+"""Defines the container of one attempt by the job's specification and the site's options."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from nnunet_jobs.contract.storage.files import content_hash
 LABEL = "org.nnunet.job"
 _CACHE = "/var/cache/nnunet"
 _MIB = 1 << 20
-_STOP_MARGIN_S = 30  # after the job's own grace, for writing the outcome
+_STOP_MARGIN_S = 30  # time after the job's grace to write the outcome
 _LABELS_OF_AIRFLOW = ("dag_id", "run_id", "task_id", "map_index", "team")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Role:
-    """What a container is for: ``run`` the attempt, or ``lease`` GPUs for it. ``gpus`` are UUIDs; None means none, empty all."""
+    """Tells a container to ``run`` an attempt or ``lease`` GPUs for it. ``gpus`` are UUIDs; None means none, empty all."""
 
     name: str
     arguments: tuple[str, ...] = ()
@@ -34,22 +34,22 @@ LEASE = Role(name="lease", gpus=())
 
 
 def granted(gpus: Sequence[str]) -> Role:
-    """The run of an attempt whose GPUs were leased before; without GPUs it got a CPU slot."""
+    """Return the role of running an attempt whose GPUs, or CPU slot, were leased before."""
     return Role(name="run", arguments=("--grant",), gpus=tuple(gpus) or None)
 
 
 def container_name(job: JobDir, attempt: int, role: Role = RUN) -> str:
-    """Name of an attempt's container. The folder is in it too: two Airflows on one engine may have jobs of the same id."""
+    """Return the name of an attempt's container, with a hash of the folder, as two Airflows may have jobs of the same id."""
     return f"nnunet-{job.job_id}-{content_hash(str(job.path), length=8)}-{attempt}" + ("" if role.name == RUN.name else f"-{role.name}")
 
 
 def job_labels(job: JobDir) -> dict[str, str]:
-    """Labels that all containers of a job have, and no others."""
+    """Return the labels that all containers of a job have, and no others."""
     return {LABEL: job.job_id, f"{LABEL}.folder": content_hash(str(job.path), length=8)}
 
 
 def container_arguments(options: DockerOptions, job: JobDir, spec: JobSpec, attempt: int, role: Role) -> dict[str, Any]:
-    """Arguments of ``create_container`` of the low-level client.
+    """Return the arguments of ``create_container`` of the low-level client.
 
     Raises:
         ConfigError: An option does not fit the job.
@@ -63,13 +63,13 @@ def container_arguments(options: DockerOptions, job: JobDir, spec: JobSpec, atte
             *(options.python, "-m", options.module, role.name, str(job.path)),
             *("--attempt", str(attempt), "--own-log", *role.arguments),
         ],
-        "entrypoint": "",  # an image's entrypoint may want to be root first
+        "entrypoint": "",  # an image's entrypoint may need to be root
         "user": f"{uid}:{gid}",
         "working_dir": "/",
         "environment": job_environment(gpus=role.gpus is not None, more={**_caches(options), **options.environment}),
         "labels": {**told, **job_labels(job), f"{LABEL}.attempt": str(attempt), f"{LABEL}.role": role.name},
         "stop_timeout": round(spec.resources.grace_s) + _STOP_MARGIN_S,
-        "healthcheck": {"test": ["NONE"]},  # the heartbeat in the job's folder tells more
+        "healthcheck": {"test": ["NONE"]},  # the heartbeat in the job's folder is used instead
         "host_config": _host(options, spec, job, role),
         "network_disabled": options.network == "none",
     }
@@ -90,7 +90,7 @@ def _host(options: DockerOptions, spec: JobSpec, job: JobDir, role: Role) -> dic
             cap_drop=["ALL"],
             security_opt=["no-new-privileges:true"],
             init=True,
-            # an executable /tmp: torch compiles kernels there and loads them
+            # /tmp is executable, because torch compiles kernels there and loads them
             tmpfs={"/tmp": f"rw,exec,nosuid,nodev,mode=1777,size={options.tmp_mib}m"},  # noqa: S108 - the container's own
             mounts=_mounts(options, spec),
             shm_size=wanted.shm_mib * _MIB,
@@ -99,7 +99,7 @@ def _host(options: DockerOptions, spec: JobSpec, job: JobDir, role: Role) -> dic
             nano_cpus=wanted.cpus * 10**9 or None,
             pids_limit=options.pids_limit,
             ulimits=[Ulimit(name="nofile", soft=options.nofile, hard=options.nofile), Ulimit(name="core", soft=0, hard=0)],
-            # only what is said before the job's own log is open
+            # only messages before the job's own log is open
             log_config=LogConfig(type="json-file", config={"max-size": "1m", "max-file": "1"}),
             group_add=[str(group) for group in groups_of(spec) if group != gid] or None,
             device_requests=_device_requests(role),
@@ -113,13 +113,13 @@ def _device_requests(role: Role) -> list[Any] | None:
 
     if role.gpus is None:
         return None
-    if not role.gpus:  # to see them all through NVML; nothing that computes is mapped into the container
+    if not role.gpus:  # all can be seen through NVML, but nothing that computes is in the container
         return [DeviceRequest(count=-1, capabilities=[["gpu", "utility"]])]
     return [DeviceRequest(device_ids=list(role.gpus), capabilities=[["gpu", "compute", "utility"]])]
 
 
 def lease_mount(spec: JobSpec) -> Mount:
-    """The lease ledger of the engine's host, which every container sees."""
+    """Return the mount of the lease ledger of the engine's host, which every container sees."""
     return Mount(path=spec.workspace.leases, mode=Mode.WRITABLE, field="leases")
 
 
@@ -140,7 +140,7 @@ def _mounts(options: DockerOptions, spec: JobSpec) -> list[Any]:
 def _bind(source: str, target: str, *, read_only: bool) -> Any:
     from docker.types import Mount as DockerMount
 
-    # rprivate: what the host mounts below it later is none of the job's business
+    # rprivate hides from the job what the host mounts below it later
     return DockerMount(target=target, source=source, type="bind", read_only=read_only, propagation="rprivate")
 
 

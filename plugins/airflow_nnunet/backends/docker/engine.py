@@ -1,4 +1,4 @@
-"""A Docker engine as the backend needs it, through the Docker provider's hook: create, look at, stop and remove containers."""
+"""Creates, inspects, stops and removes containers of a Docker engine, through the hook of the Docker provider."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from nnunet_jobs.contract.job.spec import JobSpec
 
 log = logging.getLogger(__name__)
 
-_TIMEOUT_S = 30  # of one question; a triggerer has few threads
+_TIMEOUT_S = 30  # limit of one request; a triggerer has few threads
 _NOT_FOUND, _CONFLICT, _OUR_FAULT = 404, 409, (400, 401, 403, 404, 405, 409, 422)
 _TAIL = 20
 _KILL_MARGIN_S = 30.0
@@ -30,7 +30,7 @@ _Result = TypeVar("_Result")
 
 
 class DockerEngine:
-    """Containers of jobs on one engine. It connects at the first request only."""
+    """Manages containers of jobs on one engine. It connects at the first request only."""
 
     def __init__(self, options: DockerOptions) -> None:
         self.options = options
@@ -42,7 +42,7 @@ class DockerEngine:
         return f"container {container_name(job, attempt)}"
 
     def create(self, job: JobDir, spec: JobSpec, attempt: int) -> None:
-        """See :class:`ContainerRuntime`. Where GPUs are wanted and there are some, it is the container that leases them."""
+        """See :class:`ContainerRuntime`. If GPUs are wanted and exist, this creates the container that leases them."""
         facts = self.ask(self.client.info)
         total = int(facts.get("MemTotal", 0)) // _MIB
         if total and spec.resources.shm_mib > total:
@@ -50,17 +50,17 @@ class DockerEngine:
                 field="shm_mib",
                 value=spec.resources.shm_mib,
                 problem=f"the engine's host {facts.get('Name', '')} has {total} MiB of memory in all",
-                fix="ask for less shared memory, 8192 MiB do for nnU-Net's own number of workers",
+                fix="ask for less shared memory; 8192 MiB are enough for nnU-Net's own number of workers",
             )
         self._create(job, spec, attempt, LEASE if self._wants_gpus(spec, facts) else RUN)
 
     def create_granted(self, job: JobDir, spec: JobSpec, attempt: int, grant: Grant) -> None:
-        """Start the attempt itself on the GPUs that its first container has leased, or find that it is there."""
+        """Start the attempt on the GPUs that its first container has leased, or find that it exists."""
         if self._inspect(container_name(job, attempt)) is None:
             self._create(job, spec, attempt, granted(grant.gpus))
 
     def look(self, job: JobDir, attempt: int) -> ContainerStatus | None:
-        """See :class:`ContainerRuntime`. The attempt's own container, or as long as there is none, that which leases GPUs for it."""
+        """See :class:`ContainerRuntime`. Returns the attempt's container or, before it exists, the one that leases GPUs."""
         for role in (RUN, LEASE):
             found = self._inspect(container_name(job, attempt, role))
             if found is not None:
@@ -94,7 +94,7 @@ class DockerEngine:
     # --- what the doctor asks -----------------------------------------------------------------------------------
     @cached_property
     def client(self) -> Any:
-        """The low-level client of the provider's hook.
+        """Return the low-level client of the provider's hook.
 
         Raises:
             ConfigError: The provider is not installed.
@@ -103,14 +103,14 @@ class DockerEngine:
         return self.ask(lambda: self._hook(None).api_client)
 
     def has_gpus(self, facts: dict[str, Any]) -> bool:
-        """Whether containers of this engine can have GPUs; ``facts`` are the engine's own."""
+        """Return whether containers of this engine can have GPUs, by the engine's own ``facts``."""
         if self.options.gpus != "auto":
             return self.options.gpus == "all"
         known = [*facts.get("Runtimes", {}), *(str(item.get("ID", "")) for item in facts.get("DiscoveredDevices") or [])]
         return any("nvidia" in name for name in known)
 
     def image_facts(self) -> dict[str, Any] | None:
-        """What the engine knows about the image, None when it does not have it."""
+        """Return the engine's facts about the image, or None if it does not have it."""
         found: dict[str, Any] | None = self.ask(self.client.inspect_image, self.options.image, missing=None)
         return found
 
@@ -118,10 +118,11 @@ class DockerEngine:
         """Ask the engine.
 
         Args:
-            missing: The answer when there is no such thing; without it, that is an error as any other.
+            missing: Value to return if the object does not exist, instead of an error.
 
         Raises:
-            Unreachable, RequestRejected.
+            Unreachable: The engine does not answer.
+            RequestRejected: The engine refuses the request.
         """
         from airflow.sdk.exceptions import AirflowException
         from docker.errors import APIError, DockerException
@@ -139,7 +140,7 @@ class DockerEngine:
 
     # --- private ------------------------------------------------------------------------------------------------
     def _sweep(self, jobs: Path) -> None:
-        """Remove containers of jobs that are over when no process saw the end, such as after a cancel in the web page."""
+        """Remove containers of ended jobs whose end no process saw, such as after a cancel in the web page."""
         for found in self.ask(self.client.containers, all=True, filters={"label": LABEL, "status": ["exited", "dead"]}):
             labels = found["Labels"]
             job = JobDir(jobs / labels[LABEL])
@@ -171,9 +172,7 @@ class DockerEngine:
                 field="device",
                 value="cuda",
                 problem=f"the engine at {self.options.docker_url} names no NVIDIA runtime (gpus={self.options.gpus!r})",
-                fix=(
-                    "install NVIDIA's container toolkit there, or set gpus to all in backend_options where it is there but not registered"
-                ),
+                fix="install NVIDIA's container toolkit there, or set gpus to all in backend_options if it is not registered",
             )
         return False
 
@@ -198,7 +197,7 @@ class DockerEngine:
             raise
 
     def _pull(self) -> None:
-        """Get the image where the options want it; the registry's login comes from the connection.
+        """Pull the image if the options say so; the registry's login comes from the connection.
 
         Raises:
             ConfigError: There is no such image.
@@ -207,14 +206,14 @@ class DockerEngine:
         if how == "always" or (how == "missing" and self.image_facts() is None):
             log.info("pulling %s", image)
             client = self.ask(lambda: self._hook(self.options.docker_conn_id).api_client)
-            client.timeout = None  # gigabytes
+            client.timeout = None  # an image has gigabytes
             try:
                 for line in self.ask(client.pull, image, stream=True, decode=True):
                     if "error" in line:
                         raise RequestRejected(str(line["error"]))
             except RequestRejected as error:
                 raise ConfigError(
-                    field="image", value=image, problem=f"cannot be pulled: {error}", fix="build it, or name another"
+                    field="image", value=image, problem=f"cannot be pulled: {error}", fix="build it, or name another one"
                 ) from error
         elif how == "never" and self.image_facts() is None:
             raise ConfigError(
@@ -226,7 +225,7 @@ class DockerEngine:
         return found
 
     def _signal(self, name: str, number: str) -> None:
-        with contextlib.suppress(RequestRejected):  # it has ended meanwhile
+        with contextlib.suppress(RequestRejected):  # it has ended in the meantime
             self.ask(self.client.kill, name, signal=number, missing=None)
 
     def _remove(self, name: str) -> None:
@@ -251,7 +250,7 @@ class DockerEngine:
         return ContainerStatus(stage=ContainerStage.ENDED, message=message, failure_class=kind, exit_code=code, facts=facts)
 
     def _end(self, found: dict[str, Any], code: int) -> tuple[FailureClass, str]:
-        """Failure class and message for an end that the job's folder does not record."""
+        """Return failure class and message of an end that the job's folder does not record."""
         name, state = found["Name"].lstrip("/"), found["State"]
         if state.get("OOMKilled"):
             return FailureClass.HOST_OOM, f"the kernel killed container {name} for memory; give it more memory_mib"
@@ -284,13 +283,13 @@ class DockerEngine:
         return str(self.ask(self.client.info).get("Name", ""))
 
     def _digest(self, image_id: str) -> str:
-        """The registry's digest of an image that came from one, else the engine's own id of it."""
+        """Return an image's digest of its registry, or else the engine's id."""
         found = self.ask(self.client.inspect_image, image_id, missing={}) or {}
         return str(next(iter(found.get("RepoDigests") or []), image_id))
 
 
 def _own_authority(paths: Mapping[str, str]) -> Any:
-    """Use these files only for TLS: requests would let REQUESTS_CA_BUNDLE, which sites behind a proxy set, replace the engine's CA."""
+    """Return a TLS configuration of these files only, because requests would use $REQUESTS_CA_BUNDLE instead."""
     from docker.tls import TLSConfig
 
     class OwnAuthority(TLSConfig):  # type: ignore[misc]

@@ -1,4 +1,4 @@
-"""Options of the Docker backend, as in ``backend_options`` of section [nnunet]. All values are JSON, because triggers store them."""
+"""Options of the Docker backend, given in ``backend_options``. All values are JSON, because triggers store them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PULL = ("missing", "always", "never")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DockerOptions:
-    """Where and how containers of jobs run.
+    """Defines where and how containers of jobs run.
 
     Attributes:
         image: Image with ``nnunet_jobs`` and nnU-Net, preferably named by its digest.
@@ -27,12 +27,12 @@ class DockerOptions:
         tls: Paths ``ca_cert``, ``client_cert`` and ``client_key`` on every host that runs a worker or triggerer.
         docker_conn_id: Airflow connection of type ``docker`` with the login of a registry, for pulling.
         pull: ``missing`` (default), ``always`` or ``never``.
-        gpus: ``auto`` gives GPUs where the engine names an NVIDIA runtime, ``all`` gives them in any case, ``none`` never.
+        gpus: ``auto`` gives GPUs if the engine names an NVIDIA runtime, ``all`` always, ``none`` never.
         user: ``uid:gid`` of the jobs; the owner of the jobs folder when empty. Never root.
-        network: ``none`` unless jobs need one.
-        path_map: A folder of Airflow's to the same folder on the engine's host, where they differ.
+        network: Network of the containers; ``none`` unless jobs need one.
+        path_map: Folder on the engine's host for each folder of Airflow with another path.
         cache: Folder on the engine's host, writable for ``user``, that keeps compiled kernels from job to job.
-        environment: Extra variables.
+        environment: Additional environment variables.
         python: Interpreter in the image.
         module: Program that takes the runner's command line.
         tmp_mib: Size of /tmp in MiB.
@@ -67,7 +67,7 @@ class DockerOptions:
         self._require(local or remote, "docker_url", "must begin with unix:// or tcp://")
         self._require(isinstance(self.tls, Mapping) and set(self.tls) <= set(_TLS), "tls", f"must be an object of {', '.join(_TLS)}")
         self._require(not self.tls or set(self.tls) == set(_TLS), "tls", f"needs all of {', '.join(_TLS)}")
-        self._require(local or bool(self.tls), "docker_url", "an engine on the network needs tls: whoever reaches it is root on its host")
+        self._require(local or bool(self.tls), "docker_url", "an engine on the network needs tls, because its users are root on its host")
         self._require(all(os.path.isabs(path) for path in self.tls.values()), "tls", "must be absolute paths")
         self._require(self.pull in PULL, "pull", f"must be one of {', '.join(PULL)}")
         self._require(self.gpus in GPUS, "gpus", f"must be one of {', '.join(GPUS)}")
@@ -77,14 +77,14 @@ class DockerOptions:
         absolute = all(isinstance(path, str) and os.path.isabs(path) and ".." not in Path(path).parts for path in paths)
         self._require(absolute, "path_map" if self.path_map else "cache", "must have absolute paths without '..'")
         texts = all(isinstance(value, str) for value in self.environment.values())
-        self._require(texts, "environment", "must be an object of names and texts")
+        self._require(texts, "environment", "must be an object of names and strings")
         for name in ("tmp_mib", "pids_limit", "nofile"):
             self._require(getattr(self, name) > 0, name, "must be more than 0")
         timeout = self.start_timeout_s
         self._require(math.isfinite(timeout) and timeout >= 1, "start_timeout_s", "must be 1 second or more")
 
     def outside(self, path: str) -> str:
-        """Path on the engine's host of a folder that Airflow names; the longest folder of ``path_map`` that fits decides."""
+        """Return a path of Airflow as a path on the engine's host, by the longest folder of ``path_map`` that contains it."""
         fitting = [folder for folder in self.path_map if Path(path).is_relative_to(folder)]
         if not fitting:
             return path

@@ -1,4 +1,4 @@
-"""Jobs as pods: one for each attempt, built and run by the Kubernetes provider's own machinery, found again by name and labels."""
+"""Runs jobs as pods, one for each attempt, which the Kubernetes provider's own classes build and create."""
 
 from __future__ import annotations
 

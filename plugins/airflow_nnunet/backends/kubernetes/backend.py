@@ -1,4 +1,4 @@
-"""The Kubernetes backend: jobs as pods of one namespace."""
+"""The Kubernetes backend, which runs jobs as pods of one namespace."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from nnunet_jobs.contract.storage.workspace import Workspace
 
 
 class KubernetesBackend(ContainedBackend):
-    """One pod for each attempt of a job.
+    """Runs one pod for each attempt of a job.
 
-    The cluster gives a pod its GPUs and queues those that wait for one; within the pod, the job leases what it sees from a ledger of
-    its own. All that a pod has to do is in its request: nothing in the pod can talk to the cluster.
+    The cluster gives a pod its GPUs and queues pods that wait for one. Within the pod, the job leases the GPUs from a
+    ledger of the pod's own. Nothing in the pod can access the cluster.
 
     Args:
         options: See :class:`PodOptions`.
@@ -46,5 +46,5 @@ class KubernetesBackend(ContainedBackend):
         return examine(self.options, self.runtime, workspace)
 
     def _adapted(self, spec: JobSpec) -> JobSpec:
-        """A pod has cores of its own, which are not shared among the CPU slots of a host."""
+        """Return the specification for a pod, whose cores are not shared among the CPU slots of a host."""
         return replace(spec, workspace=replace(spec.workspace, cpu_slots=1))

@@ -1,4 +1,4 @@
-"""The cluster as the backend needs it: find, create and delete pods through the provider's hook and pod manager."""
+"""Finds, creates and deletes pods of a cluster through the provider's hook and pod manager."""
 
 from __future__ import annotations
 
@@ -33,20 +33,21 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# (connect, read) of a look that is repeated soon anyway; a triggerer has few threads, and a dead API server must not hold them.
+# Limits to connect and read. Requests are repeated anyway, and an API server that is down must not block threads.
 _LOOK_TIMEOUT_S = (5, 15)
 _ENDED = "status.phase!=Pending,status.phase!=Running,status.phase!=Unknown"
-_SWEPT = 20  # at most so many at each start
+_SWEPT = 20  # most pods removed at each start
 _NOT_FOUND, _CONFLICT = 404, 409
 _REFUSED = (400, 401, 403, 404, 405, 422)
-# The client keeps a kubeconfig in a variable of the whole process between reading it and using it.
+# The client keeps a kubeconfig in a global variable between reading and using it.
 _LOADING = threading.Lock()
 
 
 class Cluster:
-    """Pods of jobs in one namespace. Connections and kubeconfigs are read at the first request only.
+    """Manages pods of jobs in one namespace. Connections and kubeconfigs are read at the first request only.
 
-    So a triggerer can make the object in its event loop, and read the connection in a thread, where Airflow allows it.
+    So a triggerer can create the object in its event loop, and read the connection in a thread, where Airflow allows
+    it.
     """
 
     def __init__(self, options: PodOptions) -> None:
@@ -55,7 +56,7 @@ class Cluster:
 
     @cached_property
     def hook(self) -> KubernetesHook:
-        """The provider's hook.
+        """Return the provider's hook.
 
         Raises:
             ConfigError: The provider is not installed, or there is no such connection or kubeconfig.
@@ -76,7 +77,7 @@ class Cluster:
 
     @cached_property
     def api(self) -> Any:
-        """The official client's CoreV1Api."""
+        """Return the official client's CoreV1Api."""
         from airflow.sdk.exceptions import AirflowException
         from kubernetes.config import ConfigException  # type: ignore[import-untyped]
 
@@ -100,9 +101,9 @@ class Cluster:
         return f"pod {pod_name(job, attempt)}"
 
     def create(self, job: JobDir, spec: JobSpec, attempt: int) -> None:
-        """See :class:`ContainerRuntime`. Tries a few times.
+        """See :class:`ContainerRuntime`. The request is tried several times.
 
-        A pod that is there already is another submitter's, or the answer to an earlier try was lost.
+        A pod that exists already belongs to another submitter, or the answer to an earlier try was lost.
         """
         from airflow.providers.cncf.kubernetes.kubernetes_helper_functions import generic_api_retry
 
@@ -116,11 +117,11 @@ class Cluster:
         if found is None:
             return None
         if not job_labels(job).items() <= (found.metadata.labels or {}).items():
-            raise RequestRejected(f"pod {name} in namespace {self.namespace} is not ours: its labels are not this job's")
+            raise RequestRejected(f"pod {name} in namespace {self.namespace} is not ours: it has labels of another job")
         return status_of_pod(found)
 
     def stop(self, job: JobDir, attempt: int, *, grace_s: float) -> None:
-        """See :class:`ContainerRuntime`. The cluster sends SIGTERM now, and SIGKILL after the grace and a margin."""
+        """See :class:`ContainerRuntime`. The cluster sends SIGTERM now, and SIGKILL after the grace period and a margin."""
         self._delete(pod_name(job, attempt), grace_period_seconds=grace_period_s(grace_s))
 
     def remove(self, job: JobDir, attempt: int) -> None:
@@ -128,7 +129,7 @@ class Cluster:
         self._delete(pod_name(job, attempt))
 
     def remove_earlier(self, job: JobDir, attempt: int) -> None:
-        """See :class:`ContainerRuntime`. Pods are found by labels, because the number of attempts may be unknown by now."""
+        """See :class:`ContainerRuntime`. Pods are found by labels, because the number of attempts may be unknown."""
         for pod in self._list(job_labels(job)):
             if int(pod.metadata.labels.get(ATTEMPT_LABEL, "0")) < attempt and pod.metadata.deletion_timestamp is None:
                 self._delete(pod.metadata.name)
@@ -137,13 +138,13 @@ class Cluster:
 
     # --- what the doctor asks -----------------------------------------------------------------------------------
     def version(self) -> str:
-        """The cluster's version."""
+        """Return the cluster's version."""
         from kubernetes.client import VersionApi
 
         return str(self._ask(VersionApi(self.api.api_client).get_code, _request_timeout=_LOOK_TIMEOUT_S).git_version)
 
     def may(self, verb: str) -> bool:
-        """Whether we are allowed to do that with pods of the namespace."""
+        """Return whether we may do this with pods of the namespace."""
         from kubernetes import client  # type: ignore[import-untyped]
 
         wish = client.V1ResourceAttributes(namespace=self.namespace, verb=verb, resource="pods")
@@ -153,11 +154,11 @@ class Cluster:
 
     # --- private ------------------------------------------------------------------------------------------------
     def _sweep(self, jobs: Path) -> None:
-        """Remove pods of jobs that are over when no process saw the end, such as after a cancel in the web page."""
+        """Remove pods of ended jobs whose end no process saw, such as after a cancel in the web page."""
         for pod in self._list({FOLDER_LABEL: folder_label(jobs)}, field_selector=_ENDED, limit=_SWEPT):
             job = JobDir(jobs / (pod.metadata.annotations or {}).get(JOB_ANNOTATION, ""))
             attempt = int(pod.metadata.labels.get(ATTEMPT_LABEL, "0"))
-            if job.path == jobs or not job.path.is_dir():  # somebody removed the job
+            if job.path == jobs or not job.path.is_dir():  # the job was removed
                 self._delete(pod.metadata.name)
                 continue
             state = job.state()
@@ -185,10 +186,12 @@ class Cluster:
         self._ask(self.api.delete_namespaced_pod, name, self.namespace, **grace, _request_timeout=_LOOK_TIMEOUT_S, missing=None)
 
     def _ask(self, request: Any, *arguments: Any, missing: Any = RequestRejected, **named: Any) -> Any:
-        """Call the client and translate its errors. ``missing`` is returned when there is no such object, if it is given.
+        """Call the client and translate its errors. ``missing`` is returned if the object does not exist, instead of an
+        error.
 
         Raises:
-            Unreachable, RequestRejected.
+            Unreachable: The API server does not answer.
+            RequestRejected: The API server refuses the request.
         """
         from kubernetes.client.rest import ApiException
         from urllib3.exceptions import HTTPError
@@ -207,7 +210,7 @@ class Cluster:
 
 
 def _message(error: Any) -> str:
-    """The API server's message, without headers and body."""
+    """Return the API server's message, without headers and body."""
     import json
 
     try:

@@ -1,4 +1,4 @@
-"""Checks a cluster for the doctor: does it answer, are we allowed to create pods, and can a pod be built for every step?"""
+"""Checks for the doctor whether a cluster answers, whether we may create pods, and whether each step's pod can be built."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _GPU_STEPS = ("train", "find_best_config", "predict")
 
 
 def examine(options: PodOptions, cluster: Cluster, workspace: Workspace) -> Iterator[tuple[bool, str]]:
-    """(fit, words) for each thing that was looked at; nothing is created in the cluster."""
+    """Yield for each check whether it passed, and a message. Nothing is created in the cluster."""
     try:
         version = cluster.version()
         yield True, f"Kubernetes {version} answers"

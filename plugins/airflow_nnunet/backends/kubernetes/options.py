@@ -1,4 +1,4 @@
-"""Options of the Kubernetes backend, as in ``backend_options`` of section [nnunet]. All values are JSON, because triggers store them."""
+"""Options of the Kubernetes backend, given in ``backend_options``. All values are JSON, because triggers store them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _USER = re.compile(r"[1-9][0-9]*:[0-9]+")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claim:
-    """A persistent volume claim that holds a folder. ``sub_path`` is that folder within the volume, empty for all of it."""
+    """Names a persistent volume claim with a folder. ``sub_path`` is the folder's path in the volume, empty for all of it."""
 
     claim: str
     sub_path: str = ""
@@ -29,28 +29,28 @@ class Claim:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PodOptions:
-    """Where and how pods of jobs run.
+    """Defines where and how pods of jobs run.
 
     Attributes:
         image: Image with ``nnunet_jobs`` and nnU-Net, preferably named by its digest.
         namespace: Namespace of the pods.
-        volumes: Folder, under the path that workers and pods share, to the claim that holds it: ``{"/data/nnunet":
+        volumes: Claim for each folder, whose path is the same for workers and pods: ``{"/data/nnunet":
             "nnunet-data"}`` or ``{"/data/nnunet": {"claim": "nnunet-data", "sub_path": "team-a"}}``. The longest folder
             that fits a root is used.
-        pod_template_file: YAML of a pod on the worker; for node selectors, tolerations, pull secrets, priorities,
-            sidecars, caches.
-        kubernetes_conn_id: Airflow connection of the cluster; without one ``config_file`` (a kubeconfig), or
-            ``in_cluster``, or what the client finds by itself.
+        pod_template_file: YAML file of a pod on the worker, for node selectors, tolerations, pull secrets, priorities,
+            sidecars and caches.
+        kubernetes_conn_id: Airflow connection of the cluster. Without one, ``config_file`` (a kubeconfig),
+            ``in_cluster``, or the client's own default is used.
         cluster_context: Cluster context of the kubeconfig.
-        gpu_resource: What the cluster calls a GPU, such as ``nvidia.com/gpu`` or ``nvidia.com/mig-3g.20gb``; empty
-            where there is none.
+        gpu_resource: The cluster's name for a GPU, such as ``nvidia.com/gpu`` or ``nvidia.com/mig-3g.20gb``; empty if
+            there is none.
         user: ``uid:gid`` of the jobs; the owner of the jobs folder when empty. Never root.
         python: Interpreter in the image.
         module: Program that takes the runner's command line.
-        environment: Extra variables.
+        environment: Additional environment variables.
         tmp_mib: Limit of /tmp in MiB.
         schedule_timeout_s: Seconds that a pod may wait for a node; 0 means forever.
-        start_timeout_s: Seconds from a node until the runner is on record.
+        start_timeout_s: Seconds from getting a node until the runner is on record.
         keep_pods: Keep pods that have ended, so that a person can look at them.
     """
 
@@ -89,16 +89,16 @@ class PodOptions:
             path = getattr(self, name)
             self._require(path is None or os.path.isabs(path), name, "must be an absolute path")
         self._require(not (self.in_cluster and self.config_file), "config_file", "cannot go with in_cluster=True; choose one")
-        self._require(isinstance(self.environment, Mapping), "environment", "must be an object of names and texts")
+        self._require(isinstance(self.environment, Mapping), "environment", "must be an object of names and strings")
         for key, value in self.environment.items():
             if not isinstance(value, str):
-                raise ConfigError(where="backend_options:", field=f"environment[{key!r}]", value=value, problem="must be a text")
+                raise ConfigError(where="backend_options:", field=f"environment[{key!r}]", value=value, problem="must be a string")
         self._require(isinstance(self.volumes, Mapping), "volumes", "must be an object of folders and claims")
         for folder in self.volumes:
             self._claim(folder)
 
     def holder(self, path: str) -> tuple[Claim, str] | None:
-        """(claim, path within its volume) of a folder; None when no claim holds it."""
+        """Return the claim of a folder and its path within the volume, or None if no claim has it."""
         folders = [folder for folder in self.volumes if Path(path).is_relative_to(folder)]
         if not folders:
             return None

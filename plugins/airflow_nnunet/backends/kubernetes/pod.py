@@ -1,4 +1,4 @@
-"""The pod of one attempt of a job: built by KubernetesPodOperator from the site's template and what the job asks for."""
+"""Builds the pod of one attempt with KubernetesPodOperator, from the site's template and the job's specification."""
 
 from __future__ import annotations
 
@@ -22,20 +22,21 @@ if TYPE_CHECKING:
 CONTAINER = "job"
 APP = "nnunet-job"
 JOB_LABEL, ATTEMPT_LABEL, FOLDER_LABEL = "nnunet-job-id", "nnunet-attempt", "nnunet-jobs-folder"
-JOB_ANNOTATION = "nnunet-job-id"  # whole; a label has 63 characters
-_LABELS_OF_AIRFLOW = ("dag_id", "run_id", "task_id", "map_index", "team")  # not the people: who triggered a run is nobody's business here
+JOB_ANNOTATION = "nnunet-job-id"  # the whole id; a label has at most 63 characters
+# Names of people are left out, because the cluster need not know who triggered a run.
+_LABELS_OF_AIRFLOW = ("dag_id", "run_id", "task_id", "map_index", "team")
 _NAME_LENGTH = 40
-# kubelet kills that much after the runner would have done it itself, so that the runner has the last word.
+# kubelet kills this long after the runner would have done so itself, so that the runner can write its outcome.
 _GRACE_MARGIN_S = 30
 
 
 def pod_name(job: JobDir, attempt: int) -> str:
-    """Name of an attempt's pod. The hash of the folder keeps two Airflows apart that share a namespace."""
+    """Return the name of an attempt's pod, with a hash of the folder, as two Airflows may share a namespace."""
     return f"{job.job_id[:_NAME_LENGTH].rstrip('-')}-{content_hash([str(job.path)], length=8)}-{attempt}"
 
 
 def job_labels(job: JobDir) -> dict[str, str]:
-    """What all pods of a job have in common, and no other pod has."""
+    """Return the labels that all pods of a job have, and no others."""
     from airflow.providers.cncf.kubernetes.pod_generator import make_safe_label_value
 
     return {
@@ -46,21 +47,21 @@ def job_labels(job: JobDir) -> dict[str, str]:
 
 
 def folder_label(jobs: Path) -> str:
-    """What the pods of all jobs of a workspace have in common."""
+    """Return the label that the pods of all jobs of a workspace have."""
     return content_hash([str(jobs)])
 
 
 def grace_period_s(grace_s: float) -> int:
-    """Seconds between the cluster's SIGTERM and its SIGKILL: more than the runner takes to end its step."""
+    """Return the seconds between the cluster's SIGTERM and SIGKILL, more than the runner needs to end its step."""
     return math.ceil(grace_s) + _GRACE_MARGIN_S
 
 
 def build_pod(options: PodOptions, job: JobDir, spec: JobSpec, attempt: int) -> k8s.V1Pod:
-    """Build and check the whole request; a template or pod mutation hook that loosens the pod's security is refused.
+    """Build and check the pod. Templates and pod mutation hooks that weaken its security are refused.
 
     Raises:
-        ConfigError: A folder is on no claim, the user would be root, a GPU is wanted where the options say that there
-            is none, or the template is too permissive.
+        ConfigError: A folder is on no claim, the user would be root, a GPU is wanted but the options say that there is
+            none, or the template is too permissive.
     """
     from airflow.providers.cncf.kubernetes.operators.pod import KubernetesPodOperator
     from airflow.providers.cncf.kubernetes.pod_generator import make_safe_label_value
@@ -92,10 +93,10 @@ def build_pod(options: PodOptions, job: JobDir, spec: JobSpec, attempt: int) -> 
         container_security_context=_container_security(template),
         automount_service_account_token=False,
         termination_grace_period=grace_period_s(spec.resources.grace_s),
-        # What the runner says before it has found its job, such as a missing package, is in the pod's status then.
+        # With this, the pod's status has early messages of the runner, such as a missing package.
         termination_message_policy="FallbackToLogsOnError",
     )
-    # A dry run needs no cluster; with a namespace given, it builds the very same pod.
+    # A dry run needs no cluster. With a namespace it builds the same pod.
     pod = operator.build_pod_request_obj(dry_run=True)
     check_security(pod, CONTAINER)
     return pod
@@ -133,14 +134,14 @@ def _gpus(options: PodOptions, spec: JobSpec) -> int:
                 field="device",
                 value="cuda",
                 problem="backend_options says that this cluster has no GPUs",
-                fix="set gpu_resource to what it calls them",
+                fix="set gpu_resource to its name for them",
             )
         return 0
     return wanted.gpus
 
 
 def _resources(options: PodOptions, spec: JobSpec, gpus: int, template: k8s.V1Pod | None) -> k8s.V1ResourceRequirements:
-    """The job's cores, memory and GPUs; where it names none, those of the template."""
+    """Return the job's cores, memory and GPUs, or those of the template if the job names none."""
     from kubernetes.client import models as k8s
 
     base = _first_container(template)
@@ -159,13 +160,13 @@ def _resources(options: PodOptions, spec: JobSpec, gpus: int, template: k8s.V1Po
 
 
 def _volumes(options: PodOptions, spec: JobSpec) -> tuple[list[k8s.V1Volume], list[k8s.V1VolumeMount]]:
-    """Claims for the folders that the step works with, and the pod's own: /tmp, shared memory, the lease ledger."""
+    """Return volumes for the step's folders, and the pod's own: /tmp, shared memory, the lease ledger."""
     from kubernetes.client import models as k8s
 
     own = {
         "nnunet-tmp": ("/tmp", k8s.V1EmptyDirVolumeSource(size_limit=f"{options.tmp_mib}Mi")),  # noqa: S108
         "nnunet-shm": ("/dev/shm", k8s.V1EmptyDirVolumeSource(medium="Memory", size_limit=f"{spec.resources.shm_mib}Mi")),  # noqa: S108
-        # The cluster gives the pod its GPUs, and nobody else them: the ledger that leases them out is the pod's own.
+        # The cluster gives the pod GPUs of its own, so the pod has a lease ledger of its own.
         "nnunet-leases": (spec.workspace.leases, k8s.V1EmptyDirVolumeSource(size_limit="16Mi")),
     }
     volumes = [k8s.V1Volume(name=name, empty_dir=source) for name, (_, source) in own.items()]
@@ -203,7 +204,7 @@ def _holder(options: PodOptions, mount: Mount) -> tuple[str, str]:
 
 
 def _pod_security(user: tuple[int, int], groups: list[int], template: k8s.V1Pod | None) -> k8s.V1PodSecurityContext:
-    """Run as the owner of the data. No fsGroup is set, because kubelet would open everything on a volume to it, the private folder too."""
+    """Run as the owner of the data. There is no fsGroup, because kubelet would give it access to the whole volume."""
     from kubernetes.client import models as k8s
 
     ours = k8s.V1PodSecurityContext(
@@ -232,13 +233,13 @@ def _container_security(template: k8s.V1Pod | None) -> k8s.V1SecurityContext:
 
 
 def _first_container(template: k8s.V1Pod | None) -> k8s.V1Container | None:
-    """The container of the template into which the job's container is merged."""
+    """Return the container of the template into which the job's container is merged."""
     containers = template.spec.containers if template is not None and template.spec is not None else None
     return containers[0] if containers else None
 
 
 def _merged(base: Any, ours: Any) -> Any:
-    """Our security context, with the options that only the template sets, such as SELinux options."""
+    """Return our security context, with options that only the template sets, such as SELinux options."""
     for name in ours.attribute_map if base is not None else ():
         if getattr(ours, name) is None:
             setattr(ours, name, getattr(base, name))

@@ -1,4 +1,4 @@
-"""What no pod of a job may have, whatever a template or a site's pod mutation hook says. Each finding names the field and the fix."""
+"""Refuses pods that a template or a pod mutation hook made too permissive. Each finding names the field and the fix."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _SECCOMP = ("RuntimeDefault", "Localhost")
 
 
 def check_security(pod: k8s.V1Pod, container: str) -> None:
-    """Judge the whole pod as it would be sent.
+    """Check the whole pod as it would be sent.
 
     Raises:
-        ConfigError: Something is too permissive; the message names all of it.
+        ConfigError: The pod is too permissive. The message lists all findings.
     """
     found = [*_pod(pod.spec), *_own(pod.spec, container)]
     for item in [*(pod.spec.init_containers or []), *pod.spec.containers]:
@@ -32,11 +32,11 @@ def check_security(pod: k8s.V1Pod, container: str) -> None:
 def _pod(spec: k8s.V1PodSpec) -> Iterator[str]:
     for name in ("host_network", "host_pid", "host_ipc"):
         if getattr(spec, name):
-            yield f"{_camel(name)} must not be true: a job has no business with its node"
+            yield f"{_camel(name)} must not be true: a job must not access its node"
     if spec.automount_service_account_token is not False:
-        yield "automountServiceAccountToken must be false: a job never talks to the cluster"
+        yield "automountServiceAccountToken must be false: a job never accesses the cluster"
     if spec.restart_policy != "Never":
-        yield "restartPolicy must be Never: attempts are begun by Airflow"
+        yield "restartPolicy must be Never: Airflow starts the attempts"
     if spec.active_deadline_seconds:
         yield "activeDeadlineSeconds would kill a training: use execution_timeout of the task, which saves a checkpoint"
     security = spec.security_context
@@ -50,7 +50,7 @@ def _pod(spec: k8s.V1PodSpec) -> Iterator[str]:
 
 
 def _own(spec: k8s.V1PodSpec, name: str) -> Iterator[str]:
-    """Checks of the job's own container only, because a site's sidecars may write to their own file systems."""
+    """Yield findings about the job's own container; a site's sidecars may write to their own file systems."""
     own = next((item for item in spec.containers if item.name == name), None)
     if own is None:
         yield f"container {name!r} is gone"

@@ -1,4 +1,4 @@
-"""Says what a pod's status means for the job: whether it waits, runs or has ended, and the class of its failure."""
+"""Reads from a pod's status whether the job waits, runs or has ended, and the class of its failure."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ if TYPE_CHECKING:
     from kubernetes.client import models as k8s  # type: ignore[import-untyped]
 
 
-# Reasons that kubelet gives for a waiting container and that do not go away by waiting.
+# Reasons that kubelet gives for a waiting container and that never go away.
 _DOOMED = ("CreateContainerConfigError", "InvalidImageName", "ErrImageNeverPull")
 _NOT_STARTED = ("StartError", "ContainerCannotRun")
 
 
 def status_of_pod(pod: k8s.V1Pod) -> ContainerStatus:
-    """What the pod's status means."""
+    """Convert a pod's status."""
     from airflow.providers.cncf.kubernetes.utils.container import get_container_status
     from airflow.providers.cncf.kubernetes.utils.pod_manager import PodPhase, detect_pod_terminate_early_issues
 
@@ -38,7 +38,8 @@ def status_of_pod(pod: k8s.V1Pod) -> ContainerStatus:
     if own is not None and own.state is not None and own.state.running is not None:
         return ContainerStatus(stage=ContainerStage.RUNNING, message=_trouble(pod), facts=facts)
     waiting = own.state.waiting if own is not None and own.state is not None else None
-    # A template's sidecars and init containers may keep the job from starting too; the provider looks at all containers.
+    # A template's sidecars and init containers may keep the job from starting too, so the provider checks all
+    # containers.
     doomed = detect_pod_terminate_early_issues(pod)
     if doomed is None and waiting is not None and waiting.reason in _DOOMED:
         doomed = f"{waiting.reason}: {waiting.message or ''}"
@@ -59,7 +60,7 @@ def status_of_pod(pod: k8s.V1Pod) -> ContainerStatus:
 
 
 def _end(pod: k8s.V1Pod, ended: k8s.V1ContainerStateTerminated | None) -> tuple[FailureClass, str]:
-    """Failure class and message for an end that the job's folder does not record."""
+    """Return failure class and message of an end that the job's folder does not record."""
     name, reason, message = pod.metadata.name, pod.status.reason or "", pod.status.message or ""
     if reason == "Evicted":
         return _evicted(message), f"pod {name} was evicted from {pod.spec.node_name}: {message}"
@@ -68,7 +69,7 @@ def _end(pod: k8s.V1Pod, ended: k8s.V1ContainerStateTerminated | None) -> tuple[
         preempted = disrupted.reason == "PreemptionByScheduler"
         text = f"pod {name} was taken off {pod.spec.node_name} ({disrupted.reason}): {disrupted.message or ''}"
         return (FailureClass.INTERRUPTED if preempted else FailureClass.LOST), text.rstrip(": ")
-    if ended is None:  # refused by its node before any container, such as UnexpectedAdmissionError or OutOfcpu
+    if ended is None:  # the node refused it before any container, such as with UnexpectedAdmissionError or OutOfcpu
         return FailureClass.LOST, f"pod {name} failed before it started ({reason or 'no reason given'}): {message}".rstrip(": ")
     if ended.reason == "OOMKilled":
         return FailureClass.HOST_OOM, f"the kernel killed pod {name} for memory (OOMKilled); give it more memory_mib"
@@ -86,7 +87,7 @@ def _end(pod: k8s.V1Pod, ended: k8s.V1ContainerStateTerminated | None) -> tuple[
 
 
 def _evicted(message: str) -> FailureClass:
-    """Failure class of an evicted pod, by what kubelet says that the node or the pod ran out of."""
+    """Return the failure class of an evicted pod, by kubelet's message."""
     text = message.lower()
     if "ephemeral" in text or "emptydir" in text or "disk" in text or "inodes" in text:
         return FailureClass.DISK_FULL
@@ -94,7 +95,7 @@ def _evicted(message: str) -> FailureClass:
 
 
 def _trouble(pod: k8s.V1Pod) -> str:
-    """What is known about a pod that is reported as running and whose heartbeat does not move."""
+    """Return what is known about a pod that runs but whose heartbeat does not move."""
     ready = _condition(pod, "Ready", "False") or _condition(pod, "Ready", "Unknown")
     if pod.metadata.deletion_timestamp is not None:
         return "it is being deleted"
