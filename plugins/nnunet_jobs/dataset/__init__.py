@@ -1,1 +1,1 @@
-"""The dataset store: what a source holds, whether it is sound, who is held out, and how it gets into nnUNet_raw."""
+"""The dataset store lists and checks a source, chooses the hold-out, and brings the cases into nnUNet_raw."""

@@ -1,4 +1,4 @@
-"""Who is where: patient and split of every case that a registration leaves in the dataset, as the manifest will say it."""
+"""Determines patient and split of every case that a registration leaves in the dataset, as the manifest will record them."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ class CaseSplits:
     withdrawn: Collection[str]
 
     def asked(self) -> list[str]:
-        """``holdout_cases`` by the ids that the cases have here, sorted."""
+        """Return ``holdout_cases`` by the ids that the cases have here, sorted."""
         return sorted(self.source.renamed.get(case, case) for case in self.params.holdout_cases)
 
     def entries(self, changes: Changes) -> dict[str, dict[str, Any]]:
-        """Manifest entries of all cases that will be there; hashes of files still to be brought are empty.
+        """Return the manifest entries of all cases that will be there; hashes of files still to be brought are empty.
 
         Raises:
             ConfigError: ``holdout_cases`` names no labelled case, or ``group_pattern`` joins training and hold-out.
-            DataError: Nothing would train; see :meth:`groups` too.
+            DataError: There would be no training case; see also :meth:`groups`.
         """
         staying = sorted({*self.source.cases, *changes.kept})
         groups = self.groups(staying)
@@ -71,7 +71,7 @@ class CaseSplits:
         return cases
 
     def groups(self, staying: list[str]) -> dict[str, str]:
-        """Patient of each case: by ``group_pattern`` where it is given, else as the source says, else the case itself.
+        """Return the patient of each case: by ``group_pattern`` where it is given, else as the source says, else the case itself.
 
         Raises:
             DataError: The pattern finds no patient in some case ids.
@@ -86,7 +86,7 @@ class CaseSplits:
         return groups
 
     def group_faults(self, staying: Collection[str]) -> list[Fault]:
-        """Faults of cases whose patient cannot be known."""
+        """Return the faults of cases whose patient cannot be determined."""
         try:
             self.groups(sorted(set(staying)))
         except DataError as error:
@@ -94,7 +94,7 @@ class CaseSplits:
         return []
 
     def _splits(self, staying: list[str], groups: Mapping[str, str]) -> dict[str, str]:
-        """Split of each labelled case."""
+        """Return the split of each labelled case."""
         listed = self.source.cases
         labelled = {
             case: groups[case]
@@ -121,12 +121,12 @@ class CaseSplits:
         if holdout.TRAIN not in splits.values():
             message = "no training case is left; give labelled cases that are not all in holdout_cases"
             if not labelled:
-                message = f"none of {len(staying)} cases has a label; give labels, or there is nothing to train on"
+                message = f"none of {len(staying)} cases has a label; add labels, since training needs them"
             raise data_error([Fault(code=Code.NO_TRAINING_CASE, message=message)], what=f"source={self.params.source!r}")
         return splits
 
     def _known_groups(self, labelled: Mapping[str, str]) -> dict[str, str]:
-        """Split of each patient who is registered already."""
+        """Return the split of each patient who is registered already."""
         known: dict[str, str] = {}
         for case, group in labelled.items():
             split = self.registered.get(case, {}).get("split", holdout.TEST)
@@ -143,13 +143,13 @@ class CaseSplits:
 
 
 def check_places(params: RegisterParams, source: Source, checked: Sequence[CheckedCase], *, errors: bool) -> list[Fault]:
-    """What registering would refuse when the cases themselves are sound: patients, hold-out and splits.
+    """Check patients, hold-out and splits, which registering would refuse even if the cases themselves are sound.
 
     Args:
         params: Parameters of the registration.
         source: The source with its cases.
         checked: The same cases after the checks.
-        errors: There are faults already, so that only patients can be judged.
+        errors: There are faults already, so that only patients can be checked.
 
     Raises:
         ConfigError: ``holdout_cases`` or ``group_pattern`` do not fit.
@@ -165,12 +165,12 @@ def check_places(params: RegisterParams, source: Source, checked: Sequence[Check
 
 
 def expected_files(cases: Mapping[str, Mapping[str, Any]], changes: Changes, ending: str) -> set[str]:
-    """Names, below the dataset's folder, of all files that the entries of :meth:`CaseSplits.entries` will have."""
+    """Return the names, below the dataset's folder, of all files of the entries that :meth:`CaseSplits.entries` returns."""
     return {name for case, entry in cases.items() for name in files_of(case, {**entry, **_blank(changes.checked.get(case), entry)}, ending)}
 
 
 def _blank(checked: CheckedCase | None, entry: Mapping[str, Any]) -> dict[str, Any]:
-    """Stand-ins for hashes that are not known yet, to name the files."""
+    """Fill in placeholders for hashes that are not known yet, so that the files can be named."""
     if checked is None:
         return {}
     return {"images": [""] * len(checked.component), "label": "" if checked.case.label else None}

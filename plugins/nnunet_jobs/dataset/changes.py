@@ -1,4 +1,4 @@
-"""How a source differs from what is registered: new, changed, unchanged and missing cases, with every fault of all of them."""
+"""Compares a source with what is registered, and finds new, changed, unchanged and missing cases with all their faults."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ _THREADS = 16
 
 @dataclass(slots=True, kw_only=True)
 class Changes:
-    """Case ids by what became of them.
+    """Holds case ids by what changed.
 
     Attributes:
         checked: Cases to be brought, with what their check found: all that are added, changed or damaged.
         added: New cases of the source.
         changed: Cases of the source that are registered with other content.
         unchanged: Cases of the source that are registered as they are.
-        kept: Registered, no longer in the source, to stay.
-        removed: Cases that are removed.
-        damaged: Registered files are missing or not what the manifest says; brought again.
-        faults: All that forbid the registration.
-        warnings: What a person should look at.
+        kept: Registered cases that are no longer in the source and stay.
+        removed: Registered cases that are no longer in the source and are removed.
+        damaged: Cases whose registered files are missing or differ from the manifest; they are brought again.
+        faults: All faults that forbid the registration.
+        warnings: Faults that a person should look at.
     """
 
     checked: dict[str, CheckedCase] = field(default_factory=dict)
@@ -69,7 +69,7 @@ def compare(
     cache: HashCache,
     ending: str,
 ) -> Changes:
-    """Check new and changed cases, recognise unchanged ones by content, and look whether registered files are still sound.
+    """Check new and changed cases, recognise unchanged ones by content, and check that registered files are still sound.
 
     Args:
         params: Parameters of the step.
@@ -130,7 +130,7 @@ def _check(
 
 
 def read_cases(params: RegisterParams, context: StepContext, source: Source, cases: list[SourceCase], *, phase: str) -> list[CheckedCase]:
-    """Check cases in processes of their own, as many as the job has cores, with progress and signs of life."""
+    """Check cases in separate processes, as many as the job has cores, and report progress and heartbeats."""
     finished, reported = 0, 0.0
 
     def done(_checked: CheckedCase) -> None:
@@ -190,7 +190,7 @@ def _apply_policies(params: RegisterParams, changes: Changes, gone: set[str]) ->
 
 
 def _is_registered(case: SourceCase, source: Source, entry: Mapping[str, Any] | None, cache: HashCache, beat: Callable[[], None]) -> bool:
-    """Whether the case is registered with just this content."""
+    """Whether the case is registered with exactly this content."""
     if not entry or (entry["split"] != TEST) != case.labelled or channels_of(entry) != source.tables.channels:
         return False
     known = [*entry["source"]["images"], *([entry["source"]["label"]] if entry["source"]["label"] else [])]
@@ -203,7 +203,7 @@ def _is_registered(case: SourceCase, source: Source, entry: Mapping[str, Any] | 
 
 
 def _check_tables(case: str, entry: Mapping[str, Any], tables: Tables) -> list[Fault]:
-    """Channels and labels may be declared anew although the images stay."""
+    """Check an unchanged case against channels and labels, since these may be declared differently now."""
     faults = []
     if channels_of(entry) != tables.channels:
         message = f"is registered with {channels_of(entry)} channels where channel_names has {tables.channels}; correct channel_names"
@@ -216,7 +216,7 @@ def _check_tables(case: str, entry: Mapping[str, Any], tables: Tables) -> list[F
 
 
 def beat_or_stop(context: StepContext) -> Callable[[], None]:
-    """What long reads call now and then: raises when the job is to stop, else shows a sign of life."""
+    """Return a function for long reads to call: it raises when the job is to stop, and otherwise reports that the step is alive."""
 
     def beat() -> None:
         context.check_stop()
@@ -226,9 +226,9 @@ def beat_or_stop(context: StepContext) -> Callable[[], None]:
 
 
 def parallel(context: StepContext, phase: str, function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
-    """Results in the order of the items, computed by as many threads as the job has cores.
+    """Compute results, in the order of the items, by as many threads as the job has cores.
 
-    Threads do for hashing and copying, which release the interpreter lock. What parses files runs in processes: see workers.
+    Threads suffice for hashing and copying, which release the interpreter lock. Files are parsed in processes: see workers.
     """
     work: Sequence[Item] = list(items)
     with concurrent.futures.ThreadPoolExecutor(max_workers=max(1, min(context.cpus, _THREADS))) as pool:

@@ -1,4 +1,4 @@
-"""The validator: every fault of every case of a dataset in one report, without registering anything."""
+"""The validator reports every fault of every case of a dataset, without registering anything."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from nnunet_jobs.sandbox.workers import TIME_LIMIT_S
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """What the validator found.
+    """Holds what the validator found.
 
     Attributes:
         cases: Number of cases.
@@ -29,7 +29,7 @@ class Report:
         summaries: Summary of each case, empty for those that could not be read.
         tables: Channels and labels, None where the description is unusable.
         layout: Layout of the source.
-        seconds: Seconds that it took.
+        seconds: Duration of the check in seconds.
     """
 
     cases: int
@@ -41,11 +41,11 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        """Whether the dataset can be used: there is no error; warnings may be."""
+        """Whether the dataset can be used: it may have warnings, but no errors."""
         return not any(fault.severity == "error" for fault in self.faults)
 
     def to_json(self) -> dict[str, Any]:
-        """``ok``, ``cases`` and ``faults`` with ``code``, ``severity``, ``case``, ``file``, ``message``."""
+        """Return ``ok``, ``cases`` and ``faults``, each with ``code``, ``severity``, ``case``, ``file`` and ``message``."""
         keys = ("code", "severity", "case", "file", "message")
         faults = [{key: None if getattr(fault, key) is None else str(getattr(fault, key)) for key in keys} for fault in self.faults]
         return {"ok": self.ok, "cases": self.cases, "faults": faults}
@@ -66,16 +66,16 @@ def check_dataset(
 
     Args:
         root: Folder of the source.
-        params: How it is laid out and what it is called, as for registration.
-        processes: Number of processes that read at once.
-        memory_mib: For them together, default what the host or its cgroup allows.
-        time_limit_s: For one case, plus a second for each MiB of its files.
-        beat: Called when a reader shows life.
-        look: Called several times a second. Either may raise to stop.
+        params: Layout, name and rules of the dataset, as for registration.
+        processes: Number of processes that read at the same time.
+        memory_mib: Memory of all processes together in MiB, by default what the host or its cgroup allows.
+        time_limit_s: Seconds for one case, plus one for each MiB of its files.
+        beat: Called when a reader makes progress; may raise to stop.
+        look: Called several times a second; may raise to stop.
         progress: Called with cases done and to do.
 
     Raises:
-        ConfigError: No such folder, layout not recognised, or a field is wrong.
+        ConfigError: The folder does not exist, its layout is not recognised, or a field is wrong.
     """
     begun = time.monotonic()
     try:

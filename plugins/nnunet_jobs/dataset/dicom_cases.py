@@ -1,4 +1,4 @@
-"""Which series of a scanned tree make a case: one study or one series each, its channels by rule, its label objects by reference."""
+"""Groups the series of a scanned tree into cases: each is one study or one series, with channels by rule and label objects by reference."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ class DicomCase:
     """A case before conversion.
 
     Attributes:
-        person: Its ids, and whom they stand for.
-        channels: A series each, in the order of the rules; empty when faults forbid it.
+        person: The case's ids, and the patient behind them.
+        channels: One series for each channel, in the order of the rules; empty when faults forbid it.
         objects: SEG and RTSTRUCT series, each with the number of the channel that it describes.
-        faults: What is wrong, or odd.
-        label_faults: What is wrong with the label objects alone; whoever needs no labels needs not care.
+        faults: Errors and warnings of the case.
+        label_faults: Faults of the label objects alone; they do not matter where no labels are needed.
     """
 
     person: Person
@@ -38,12 +38,12 @@ class DicomCase:
 
 
 def keywords(rules: Mapping[str, SeriesRule]) -> list[str]:
-    """DICOM keywords that the rules look at."""
+    """Return the DICOM keywords that the rules use."""
     return sorted({"ImageType", *(keyword for rule in rules.values() for keyword in rule.tags)})
 
 
 def cases_of(found: Scan, rules: Mapping[str, SeriesRule], identity: Identity) -> list[DicomCase]:
-    """Cases of all studies, by id. A study of label objects alone is one where they belong to no case, to say so."""
+    """Return the cases of all studies, by id. A study of label objects alone that belong to no case counts too, to report its fault."""
     images: dict[str, list[Series]] = defaultdict(list)
     for series in found.series:
         if not series.labels:
@@ -62,7 +62,7 @@ def cases_of(found: Scan, rules: Mapping[str, SeriesRule], identity: Identity) -
 
 
 def faults_of(found: Scan, identity: Identity) -> list[Fault]:
-    """The scan's own faults, with the case where the file says which."""
+    """Return the scan's own faults, with the case where the file says which."""
     return [
         replace(fault, case=identity.case(found.studies[fault.file])) if fault.file in found.studies else fault for fault in found.faults
     ]
@@ -70,7 +70,7 @@ def faults_of(found: Scan, identity: Identity) -> list[Fault]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Choice:
-    """Series that make a case, and what is wrong with them."""
+    """The series of a case, and what is wrong with them."""
 
     study: str
     series: str = ""
@@ -114,7 +114,7 @@ def _several(channel: str, matching: Sequence[Series]) -> Fault:
 
 
 def _numbers(series: Series) -> str:
-    """What tells a series from others, without a word that a person typed."""
+    """Describe a series by its numbers, without any text that a person typed."""
     images = [instance.image for instance in series.instances if instance.image]
     slices = sum(image["frames"] for image in images)
     size = f", {images[0]['columns']} x {images[0]['rows']}" if images else ""
@@ -124,7 +124,7 @@ def _numbers(series: Series) -> str:
 
 
 def _shown(value: Any) -> str:
-    """A number, or how many different ones; anything else is free text and stays out."""
+    """Show a number, or how many different ones there are; anything else is free text and is left out."""
     if isinstance(value, tuple):
         return f"of {len(value)} values"
     try:
@@ -152,6 +152,6 @@ def _case(choice: _Choice, objects: Sequence[tuple[Series, int]], label_faults: 
         channels=choice.channels if usable else (),
         objects=tuple(objects) if usable else (),
         faults=tuple(replace(fault, case=name) for fault in notes),
-        # where a channel is missing, that is the cause, and it is named already
+        # a missing channel is the cause, and is reported already
         label_faults=tuple(replace(fault, case=name) for fault in label_faults) if usable else (),
     )

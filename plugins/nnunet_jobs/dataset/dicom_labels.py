@@ -1,4 +1,4 @@
-"""Which case a label object belongs to: by referenced series, else by image, else by frame of reference, in its own study or another."""
+"""Finds the case of each label object by referenced series, else by image, else by frame of reference, in any study."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ class CandidateCase:
 
 @dataclass(slots=True, kw_only=True)
 class Matches:
-    """What became of the label objects.
+    """Says which case each label object belongs to.
 
     Attributes:
-        objects: For each candidate, by its place, the objects with the channel that each describes.
+        objects: For each candidate, by its index, the objects with the channel that each describes.
         faults: Faults of each candidate.
-        unclaimed: Objects that belong to no candidate, by the study that they are in.
+        unclaimed: Objects that belong to no candidate, by their study.
     """
 
     objects: dict[int, list[tuple[Series, int]]] = field(default_factory=lambda: defaultdict(list))
@@ -78,12 +78,12 @@ def _channel(candidate: CandidateCase, named: set[str]) -> int | None:
 
 
 def _nearest(item: Series, places: list[int], candidates: Sequence[CandidateCase]) -> list[int]:
-    """Those of the object's own study where there are some: a frame of reference may be that of several studies."""
+    """Prefer candidates of the object's own study, since several studies may share a frame of reference."""
     return [place for place in places if candidates[place].study == item.study_uid] or places
 
 
 def _name_unclaimed(found: Matches, candidates: Sequence[CandidateCase]) -> None:
-    """Where an object of a study belongs to no case: a warning beside others that do, an error where it is all that the study has."""
+    """Report objects that belong to no case: a warning if others of the study belong to one, an error if none does."""
     places: dict[str, list[int]] = defaultdict(list)
     for place, candidate in enumerate(candidates):
         places[candidate.study].append(place)
@@ -97,7 +97,7 @@ def _name_unclaimed(found: Matches, candidates: Sequence[CandidateCase]) -> None
 
 
 def unclaimed(left: Sequence[Series], in_all: int, *, severity: str) -> Fault:
-    """The fault of label objects that belong to no case."""
+    """Return the fault of label objects that belong to no case."""
     files = files_named(instance.number for item in left for instance in item.instances)
     silent = all(not item.refers_to and not item.refers_to_images and not item.refers_to_frames for item in left)
     what = (

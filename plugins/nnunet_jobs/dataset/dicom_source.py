@@ -1,4 +1,4 @@
-"""DICOM as a source: a tree of studies becomes a hidden folder of NIfTI files and a list of cases; unchanged series stay converted."""
+"""Converts a tree of DICOM studies into a hidden folder of NIfTI files and a list of cases; unchanged series stay converted."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _THREADS = 16
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Converted:
-    """A case on disk: files relative to the folder, none where faults forbid it, or where its consent was withdrawn."""
+    """A converted case: its files relative to the folder, or none if faults forbid it or consent was withdrawn."""
 
     case: DicomCase
     withdrawn: bool = False
@@ -50,10 +50,10 @@ class _Converted:
 
 @contextlib.contextmanager
 def converted(params: RegisterParams, root: Path, context: StepContext, *, dataset: str) -> Iterator[Path]:
-    """Convert what is new of a DICOM tree and yield the folder that lists all of it; then forget what the tree no longer has.
+    """Convert the new files of a DICOM tree and yield the folder that lists all cases; then remove what the tree no longer has.
 
-    Files are named by a keyed hash of what they were made of, so a series is converted once. Nothing in the folder, its file names
-    included, comes from a header; who is behind a case is in :attr:`Workspace.private` alone.
+    Files are named by a keyed hash of their sources, so a series is converted once. Nothing in the folder, its file names
+    included, comes from a header; only :attr:`Workspace.private` says which patient is behind a case.
 
     Args:
         params: Parameters of the step.
@@ -86,7 +86,7 @@ def converted(params: RegisterParams, root: Path, context: StepContext, *, datas
 
 
 def _rules(params: RegisterParams) -> tuple[dict[str, str], dict[str, SeriesRule]]:
-    """Channel names by number, and the rules in that order."""
+    """Return the channel names by number, and the rules in that order."""
     if not params.channel_names and not params.series:
         raise ConfigError(where="register:", field="channel_names", problem="is missing", fix='DICOM needs it, such as {"0": "CT"}')
     if not params.label_names:
@@ -112,7 +112,7 @@ class _Conversion:
         self.beat = beat_or_stop(context)
 
     def run(self) -> tuple[list[_Converted], list[Fault]]:
-        """Every case, and all faults: of files, then of cases."""
+        """Return every case, and all faults: first of files, then of cases."""
         threads = max(1, min(self.context.cpus, _THREADS))
         with dicom_workers(threads) as workers:
             found = scan(
@@ -141,7 +141,7 @@ class _Conversion:
         return done, faults
 
     def _consented(self, cases: list[DicomCase]) -> tuple[list[DicomCase], list[DicomCase]]:
-        """Cases to convert, and withdrawn ones, of which neither an image nor a line of the mapping is made anew."""
+        """Return the cases to convert, and the withdrawn ones, for which neither image nor line of the mapping is made again."""
         stones = Tombstones(self.context.workspace, self.dataset)
 
         def gone(case: DicomCase) -> bool:
@@ -214,7 +214,7 @@ class _Conversion:
         return name
 
     def _label_file(self, case: str) -> str | None:
-        """A NIfTI label that somebody put beside the studies under the case's id; it is taken before any DICOM object."""
+        """Take the NIfTI label that lies beside the studies under the case's id, if any; it precedes every DICOM object."""
         for ending in ENDINGS:
             path = self.root / self.params.labels / f"{case}{ending}"
             if not os.path.realpath(path).startswith(f"{self.root}{os.sep}") or not path.is_file():
@@ -229,13 +229,13 @@ class _Conversion:
         return None
 
     def _content(self, version: int, *series: Series, **more: Any) -> str:
-        """Name for what is made of these files: changes with any of them, with the converter and with the rules."""
+        """Return a name for what is made of these files; it changes with any of them, with the converter and with the rules."""
         files = [[instance.sop_uid, instance.sha256] for item in series for instance in item.instances]
         return self.identity.digest("content", repr([version, files, more]))
 
 
 def _files_of_faults(done: Sequence[_Converted], objects: Sequence[Series]) -> dict[int, Path]:
-    """Number to path of the files of all cases with a fault, since their messages name files by number.
+    """Map number to path for the files of all cases with a fault, since messages name files by number.
 
     Args:
         objects: All label objects; those that belong to no case are named too.

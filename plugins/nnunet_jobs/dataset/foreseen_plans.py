@@ -1,4 +1,4 @@
-"""What nnU-Net's planner will make of a dataset, as far as it can be foreseen from shapes and spacings, without importing nnU-Net."""
+"""Predicts from shapes and spacings which plans nnU-Net will make of a dataset, without importing nnU-Net."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from collections.abc import Sequence
 
 from nnunet_jobs.dataset.readers.volume import shown_mm
 
-_FLAT_SPACING = 999.0  # times the pixel: what nnU-Net's readers give the third axis of an image that has two
+_FLAT_SPACING = 999.0  # times the pixel size: the spacing that nnU-Net's readers give the third axis of a 2D image
 _SMALLEST_MAP = 4  # voxels along an edge of the last feature map (nnU-Net's UNet_featuremap_min_edge_length)
 _STAGES = 3  # with fewer, deep supervision has no output of lower resolution that counts, and its weights become NaN
 
 
 def nnunet_spacing(spacing: Sequence[float], *, planar: bool) -> tuple[float, ...]:
-    """Spacing in mm along x, y, z as nnU-Net's reader gives it."""
+    """Return the spacing in mm along x, y, z as nnU-Net's reader gives it."""
     return (*spacing[:2], _FLAT_SPACING * max(spacing[:2])) if planar else tuple(spacing)
 
 
 def across_the_slice(shapes: Sequence[Sequence[int]], spacings: Sequence[Sequence[float]]) -> dict[int, str]:
-    """Cases that are a single slice whose plane nnU-Net's 2D network would not see, by place in the list, each with the reason.
+    """Find single-slice cases whose plane nnU-Net's 2D network would not see, by index in the list, each with the reason.
 
     nnU-Net cuts volumes across the axis with the largest median spacing (``ExperimentPlanner.determine_transpose``), whatever the
     shape; of equal spacings it takes the last axis of the file. For a slice along another axis, patches become lines.
@@ -37,15 +37,15 @@ def across_the_slice(shapes: Sequence[Sequence[int]], spacings: Sequence[Sequenc
             continue
         plane = [spacing[axis] for axis in range(3) if axis != thin[0]]
         found[place] = (
-            f"is a single slice along {'xyz'[thin[0]]}, {spacing[thin[0]]:g} mm thick, of pixels of {shown_mm(plane)}: nnU-Net cuts along "
-            f"{'xyz'[cut]}, where voxels are largest, so that its 2D network would see lines; "
+            f"is a single slice along {'xyz'[thin[0]]}, {spacing[thin[0]]:g} mm thick, with pixels of {shown_mm(plane)}: nnU-Net "
+            f"cuts along {'xyz'[cut]}, where voxels are largest, so that its 2D network would see lines; "
             "write the image with two axes, or give the slice a thickness larger than its pixels"
         )
     return found
 
 
 def too_small(shapes: Sequence[Sequence[int]], spacings: Sequence[Sequence[float]]) -> str | None:
-    """Why the images are too small for the networks that nnU-Net plans and its usual training, or None."""
+    """Say why the images are too small for nnU-Net's networks and usual training; None if they are not."""
     target = _median(spacings)
     grown = [
         [n * mm / to for n, mm, to in zip(shape, spacing, target, strict=True)] for shape, spacing in zip(shapes, spacings, strict=True)
@@ -62,7 +62,7 @@ def too_small(shapes: Sequence[Sequence[int]], spacings: Sequence[Sequence[float
         return None
     what = " and ".join(f"{name} with {count} stage{'s'[: count != 1]}" for name, count in small.items())
     enough = _SMALLEST_MAP << (_STAGES - 1)
-    other = ", or train with nnUNetTrainerNoDeepSupervision" if min(small.values()) > 1 else ""  # of one stage no U-Net can be made
+    other = ", or train with nnUNetTrainerNoDeepSupervision" if min(small.values()) > 1 else ""  # a U-Net needs two stages
     return (
         f"the median image has {tuple(round(n) for n in shape)} voxels, for which nnU-Net plans {what}, where its usual training needs "
         f"{_STAGES}: pad images and labels to {enough} voxels or more along two axes{other}"
@@ -70,10 +70,10 @@ def too_small(shapes: Sequence[Sequence[int]], spacings: Sequence[Sequence[float
 
 
 def unet_stages(shape: Sequence[float], spacing: Sequence[float]) -> int:
-    """Stages of the U-Net that nnU-Net plans for a patch of this shape (voxels) and spacing (mm).
+    """Return the number of stages of the U-Net that nnU-Net plans for a patch of this shape (voxels) and spacing (mm).
 
-    Counts as ``nnunetv2.experiment_planning.experiment_planners.network_topology.get_pool_and_conv_props`` does: an axis is halved while
-    it has eight voxels or more and is not twice as coarse as the finest that can be; a lone axis needs twelve.
+    Counts as nnU-Net's ``network_topology.get_pool_and_conv_props`` does: an axis is halved while it has eight voxels or more
+    and is not twice as coarse as the finest axis that can be halved; a single remaining axis needs twelve voxels.
     """
     size, mm, stages = [round(n) for n in shape], list(spacing), 1
     while True:

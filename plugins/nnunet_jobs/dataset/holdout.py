@@ -1,4 +1,4 @@
-"""Who is never trained on: chosen by patient, by a hash that knows nothing of the other patients, and never changed afterwards."""
+"""Chooses the hold-out by patient, by a hash that does not depend on other patients, and never changes it afterwards."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _GUARANTEED_FROM = 5
 
 
 def groups_of(cases: Collection[str], pattern: str | None) -> dict[str, str]:
-    """Patient of each case: what ``pattern`` captures in the case id, or the case itself without a pattern.
+    """Return the patient of each case: what ``pattern`` captures in the case id, or the case itself without a pattern.
 
     Raises:
         DataError: The pattern does not match some case ids; each is named.
@@ -35,7 +35,7 @@ def groups_of(cases: Collection[str], pattern: str | None) -> dict[str, str]:
 
 
 def position(dataset_id: int, group: str) -> float:
-    """A patient's fixed place in [0, 1): below the hold-out fraction means held out."""
+    """Return a patient's fixed position in [0, 1); the patient is held out if it is below the hold-out fraction."""
     digest = hashlib.sha256(f"{dataset_id}:{group}".encode()).digest()
     return int.from_bytes(digest[:6], "big") / 2**48  # 48 bits: exact in a float
 
@@ -48,18 +48,18 @@ def choose(
     explicit: Collection[str],
     fraction: float,
 ) -> dict[str, str]:
-    """Split (``train`` or ``holdout``) of each labelled case.
+    """Choose the split (``train`` or ``holdout``) of each labelled case.
 
     Known patients stay where they are. A new patient is held out when one of its cases is in ``explicit``, else when its
-    :func:`position` is below ``fraction``: which other patients there are does not matter, so growing data moves nobody. When that
-    holds out nobody at all, although ``fraction`` is more than 0 and there are 5 patients or more, the new patient of the lowest
-    position is held out; when it holds out everybody, the new patient of the highest position trains.
+    :func:`position` is below ``fraction``; other patients do not matter, so no patient moves when data is added. If no patient
+    would be held out, although ``fraction`` is more than 0 and there are 5 patients or more, the new patient with the lowest
+    position is held out; if all patients would be, the new patient with the highest position is trained on.
 
     Args:
         dataset_id: Salt of the hash.
         groups: Patient of each labelled case, known and new.
         known: Split of each known patient.
-        explicit: Case ids that are hold-out whatever the hash says.
+        explicit: Case ids that are hold-out regardless of the hash.
         fraction: Share of patients.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Channel and label tables: brought into nnU-Net's form and held to nnU-Net's rules, with each breach named."""
+"""Brings channel and label tables into nnU-Net's form, and reports every violation of nnU-Net's rules."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from nnunet_jobs.faults.codes import Code
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tables:
-    """What ``dataset.json`` says about channels and labels.
+    """Holds what ``dataset.json`` says about channels and labels.
 
     Attributes:
         channel_names: ``{"0": "T1"}``.
@@ -26,21 +26,21 @@ class Tables:
 
     @property
     def channels(self) -> int:
-        """Number of channels."""
+        """Return the number of channels."""
         return len(self.channel_names)
 
     @property
     def values(self) -> frozenset[int]:
-        """Every value that a label image may hold, ``ignore`` included."""
+        """Return every value that a label image may hold, ``ignore`` included."""
         return frozenset(value for entry in self.labels.values() for value in (entry if isinstance(entry, list) else [entry]))
 
     def to_json(self) -> dict[str, Any]:
-        """The three entries as ``dataset.json`` and ``manifest.json`` hold them."""
+        """Return the three entries as ``dataset.json`` and ``manifest.json`` hold them."""
         return {"channel_names": self.channel_names, "labels": self.labels, "regions_class_order": self.regions_class_order}
 
 
 def channel_table(raw: Any) -> tuple[dict[str, str], list[str]]:
-    """Channel names in nnU-Net's form, and what is wrong with them."""
+    """Return the channel names in nnU-Net's form, and what is wrong with them."""
     if not isinstance(raw, Mapping) or not raw:
         return {}, ["channel_names must map '0', '1', ... to names"]
     table = {str(key): str(name) for key, name in raw.items()}
@@ -64,10 +64,10 @@ def decathlon_labels(raw: Any) -> Any:
 
 
 def label_table(raw: Any, order: Sequence[int] | None) -> tuple[dict[str, int | list[int]], list[int] | None, list[tuple[Code, str]]]:
-    """Labels and regions_class_order in nnU-Net's form, and every breach of nnU-Net's rules.
+    """Return labels and regions_class_order in nnU-Net's form, and every violation of nnU-Net's rules.
 
     The rules: ``background`` is 0; values are integers 0, 1, 2, ... without a gap; ``ignore`` is one value, the highest;
-    regions need a ``regions_class_order`` with one value for each region, with which a perfect network would give every region back.
+    regions need a ``regions_class_order`` with one value for each region, from which every region can be restored.
     """
     if not isinstance(raw, Mapping) or not raw:
         return {}, None, [(Code.LABELS_INVALID, "label_names must map names to values, such as {'background': 0, 'tumour': 1}")]
@@ -91,7 +91,7 @@ def label_table(raw: Any, order: Sequence[int] | None) -> tuple[dict[str, int | 
     regions = [entry for name, entry in table.items() if name != "ignore" and entry not in (0, [0])]
     single = [entry for entry in regions if isinstance(entry, int)]
     if not regions and not problems:
-        problems.append((Code.LABELS_INVALID, f"label_names={dict(table)} has nothing but background; name what is to be found"))
+        problems.append((Code.LABELS_INVALID, f"label_names={dict(table)} has nothing but background; add the structures to segment"))
     if not any(isinstance(entry, list) and len(entry) > 1 for entry in regions):
         if len(set(single)) != len(single):
             problems.append((Code.LABELS_INVALID, f"two labels share one value: {table}"))
@@ -109,7 +109,7 @@ def label_table(raw: Any, order: Sequence[int] | None) -> tuple[dict[str, int | 
 
 
 def _order_problem(table: Mapping[str, int | list[int]], order: Sequence[int | None], entries: Sequence[int | list[int]]) -> str | None:
-    """Why a perfect network could not give every region back, with an order that could where there is one."""
+    """Say why even a perfect network could not restore every region, and suggest an order that can, if there is one."""
     names = [name for name, entry in table.items() if name != "ignore" and entry not in (0, [0])]
     regions = {name: frozenset(entry if isinstance(entry, list) else [entry]) for name, entry in zip(names, entries, strict=True)}
     wrong = [

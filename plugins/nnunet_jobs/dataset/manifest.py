@@ -1,4 +1,4 @@
-"""The dataset's memory: ``manifest.json`` (what is registered, by content) and a cache of file hashes that makes "nothing new" cheap."""
+"""Keeps ``manifest.json``, which records what is registered by content, and a cache of file hashes, so unchanged files are not read."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def build_manifest(
     reason: str | None = None,
     own_splits: str | None = None,
 ) -> dict[str, Any]:
-    """``manifest.json``: cases by id with their hashes, patient, split and geometry, and how the dataset came to be.
+    """Build ``manifest.json``: cases by id with hashes, patient, split and geometry, and the history of the dataset.
 
     ``hash`` covers tables, ending and all cases; ``training_hash`` only the training cases. A line of history is added when the
     content or a setting differs from ``previous``: when (``at``), who (``by``), the counts, ids of the cases (the first
@@ -47,8 +47,8 @@ def build_manifest(
 
     Args:
         by: Result of :func:`nnunet_jobs.context.acting`.
-        withdrawn: Cases that went because consent was withdrawn.
-        reason: For that.
+        withdrawn: Cases that were removed because consent was withdrawn.
+        reason: Reason of the withdrawal.
         own_splits: Hash of the splits that came with the source.
     """
     manifest = {
@@ -79,7 +79,7 @@ def build_manifest(
 
 
 def _changed_settings(previous: Mapping[str, Any] | None, manifest: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Everything but content that is no longer what it was."""
+    """Return the settings, which are everything except content, that changed."""
     if previous is None:
         return {}
     names = [name for name in manifest if name not in ("hash", "training_hash", "history", "cases", "schema")]
@@ -87,7 +87,7 @@ def _changed_settings(previous: Mapping[str, Any] | None, manifest: Mapping[str,
 
 
 def _difference(before: Mapping[str, Any], after: Mapping[str, Any], withdrawn: Collection[str]) -> dict[str, list[str]]:
-    """Ids of what became of cases; ``moved`` have another patient or split, and the same images and label."""
+    """Return case ids by what changed; ``moved`` have another patient or split, and the same images and label."""
 
     def differs(case: str, *fields: str) -> bool:
         return any(before[case][name] != after[case][name] for name in fields)
@@ -113,7 +113,7 @@ def _hash(tables: Tables, file_ending: str, cases: Iterable[tuple[str, Mapping[s
 
 
 def description(manifest: Mapping[str, Any], extras: Mapping[str, Any]) -> dict[str, Any]:
-    """``dataset.json`` as nnU-Net wants it. The counts are of cases that are trained on."""
+    """Return ``dataset.json`` in nnU-Net's form. It counts the training cases only."""
     data: dict[str, Any] = {
         "channel_names": manifest["channel_names"],
         "labels": manifest["labels"],
@@ -128,7 +128,7 @@ def description(manifest: Mapping[str, Any], extras: Mapping[str, Any]) -> dict[
 
 
 def files_of(case: str, entry: Mapping[str, Any], file_ending: str) -> dict[str, str]:
-    """A registered case's files: path below the dataset's folder to sha256."""
+    """Return a registered case's files: path below the dataset's folder to sha256."""
     images, labels = ("imagesTr", "labelsTr") if entry["split"] == TRAIN else ("imagesTs", "labelsTs")
     files = {f"{images}/{case}_{channel:04d}{file_ending}": sha256 for channel, sha256 in enumerate(entry["images"])}
     if entry["label"] is not None:
@@ -138,7 +138,7 @@ def files_of(case: str, entry: Mapping[str, Any], file_ending: str) -> dict[str,
 
 
 def sidecars_of(case: str, entry: Mapping[str, Any], file_ending: str) -> dict[str, bytes]:
-    """Spacing files that nnU-Net reads beside 3D TIFF images and labels, which have no place for it: path to content."""
+    """Return the spacing files that nnU-Net reads beside 3D TIFF files, which cannot hold a spacing: path to content."""
     if file_ending not in (".tif", ".tiff") or not entry.get("shape") or entry["shape"][2] == 1:
         return {}
     content = json.dumps({"spacing": [float(value) for value in reversed(entry["spacing"])]}).encode()
@@ -147,12 +147,12 @@ def sidecars_of(case: str, entry: Mapping[str, Any], file_ending: str) -> dict[s
 
 
 def channels_of(entry: Mapping[str, Any]) -> int:
-    """A registered case's number of channels: one a file, but for images with colours."""
+    """Return a registered case's number of channels: one for each file, except for images with colours."""
     return int(entry.get("channels", len(entry["images"])))
 
 
 def folders_of(cases: Iterable[Mapping[str, Any]]) -> list[str]:
-    """Folders that a dataset with these cases has. Those for training are there always: nnU-Net expects them."""
+    """Return the folders of a dataset with these cases. Those for training are always included, since nnU-Net expects them."""
     splits = {entry["split"] for entry in cases}
     folders = ["imagesTr", "labelsTr"]
     if splits & {HOLDOUT, TEST}:
@@ -163,10 +163,10 @@ def folders_of(cases: Iterable[Mapping[str, Any]]) -> list[str]:
 
 
 class HashCache:
-    """sha256 of files by path, trusted while device, inode, size, mtime and ctime are what they were.
+    """Caches the sha256 of files by path, valid while device, inode, size, mtime and ctime are unchanged.
 
     ctime is set by the kernel at each change of content or name and cannot be set back, so a changed file with an old mtime is
-    seen. A file that changed less than 2 s before it was hashed is hashed again next time. Thread-safe.
+    noticed. A file that changed less than 2 s before it was hashed is hashed again next time. Thread-safe.
     """
 
     def __init__(self, path: Path) -> None:
@@ -180,7 +180,7 @@ class HashCache:
             self._known = {}
 
     def sha256(self, path: Path, beat: Callable[[], None]) -> str:
-        """Hash of a file's present content, read only when its signature is new."""
+        """Return the hash of a file's present content; read the file only if its signature is new."""
         now, signature = time.time_ns(), signature_of(path)
         known = self._known.get(_key(path))
         if known and known[:5] == signature and max(signature[3], signature[4]) < known[5] - _RACY_NS:
@@ -191,19 +191,19 @@ class HashCache:
         return digest
 
     def learn(self, path: Path, sha256: str, signature: list[int], at: int) -> None:
-        """Remember a hash that was found otherwise, by a read that began when the file had this signature, at ``at`` ns."""
+        """Remember a hash from elsewhere, by a read that began at ``at`` ns, when the file had this signature."""
         if signature_of(path) == signature:
             self._remember(path, [*signature, at, sha256])
 
     def forget(self, digests: Collection[str]) -> None:
-        """Forget files with these hashes, and write the cache without them. They were withdrawn."""
+        """Forget files with these hashes, which were withdrawn, and write the cache without them."""
         left = {path: record for path, record in self._known.items() if record[6] not in digests}
         if len(left) != len(self._known):
             self._known = left
             write_json(self.path, {"schema": SCHEMA, "files": left})
 
     def save(self) -> None:
-        """Keep what this run asked for; everything else is forgotten."""
+        """Write what this run used; everything else is forgotten."""
         if self._seen != self._known or not self.path.exists():
             try:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -217,11 +217,11 @@ class HashCache:
 
 
 def _key(path: Path) -> str:
-    """A path in the cache: hashed, since a source's file names may name patients and the cache is for everybody's eyes."""
+    """Return a path's key in the cache: a hash, since file names may name patients and everybody may read the cache."""
     return hashlib.sha256(os.fsencode(path)).hexdigest()
 
 
 def signature_of(path: Path) -> list[int]:
-    """Device, inode, size, mtime and ctime of a file."""
+    """Return device, inode, size, mtime and ctime of a file."""
     status = os.stat(path)
     return [status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns]

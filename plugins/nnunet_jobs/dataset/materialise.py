@@ -1,4 +1,4 @@
-"""Sources that are not plain folders of images become one first: archives are unpacked, DICOM series are converted."""
+"""Turns archives and DICOM studies into plain folders of images: archives are unpacked, DICOM series are converted."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from nnunet_jobs.dicom.mark import holds_dicom
 
 @contextlib.contextmanager
 def plain_source(params: RegisterParams, root: Path, context: StepContext, *, dataset: str) -> Iterator[Path]:
-    """The folder to list instead of ``root``; removed afterwards where it was only made for this run.
+    """Yield the folder to list instead of ``root``; remove it afterwards if it was made for this run only.
 
     Args:
         params: Parameters of the step.
@@ -50,10 +50,10 @@ def _converted(params: RegisterParams, root: Path, context: StepContext, dataset
 
 @contextlib.contextmanager
 def _unpacked(params: RegisterParams, root: Path, context: StepContext) -> Iterator[Path]:
-    """An archive's content in a scratch folder; a folder as it is.
+    """Yield an archive's content in a scratch folder, or the folder itself.
 
     The scratch folder lies beside the dataset, so that files move by link, and has one name for each id, so that the next run removes
-    what a killed one left.
+    what a killed run left.
     """
     scratch = Path(os.path.realpath(context.workspace.raw)) / f".{params.dataset_id:03d}.source"
     if scratch.exists():

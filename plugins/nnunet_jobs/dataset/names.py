@@ -1,4 +1,4 @@
-"""Names and paths that come from a source: what may become a case id, and what stays below the source's folder."""
+"""Checks names and paths of a source: which may become a case id, and which stay below the source's folder."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _FOREIGN = re.compile(
     r"|nii|nii\.gz|mha|nrrd|png|bmp|tiff?))$"  # the last are read, but not with capital letters
 )
 _CASE = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,118}[A-Za-z0-9_-])?")  # no dot at the end: Windows and SMB shares drop it
-_OF_LABELS = "_seg"  # nnU-Net names a case's preprocessed label so: case "a_seg" would never be trained, and could overwrite a's label
+_OF_LABELS = "_seg"  # ends nnU-Net's preprocessed labels: case "a_seg" would not be trained, and could overwrite a's label
 
 
 class UnusableName(Exception):
@@ -31,7 +31,7 @@ class UnusableName(Exception):
 
 
 def split_ending(name: str) -> tuple[str, str]:
-    """``("case", ".nii.gz")`` of ``case.nii.gz``; an empty ending for anything that nnU-Net does not read."""
+    """Split ``case.nii.gz`` into ``("case", ".nii.gz")``; the ending is empty for anything that nnU-Net does not read."""
     for ending in ENDINGS:
         if name.endswith(ending):
             return name[: -len(ending)], ending
@@ -39,13 +39,13 @@ def split_ending(name: str) -> tuple[str, str]:
 
 
 def foreign_ending(name: str) -> str:
-    """The ending of a file that holds an image by its name, in a form that nnU-Net does not read; empty for any other."""
+    """Return the ending of an image file that nnU-Net does not read, judged by its name; empty for any other file."""
     match = _FOREIGN.search(name)
     return match[0] if match else ""
 
 
 def below(root: Path, text: str, *, case: str | None = None) -> Path:
-    """Path of a file that a ``dataset.json`` names, which must stay below ``root`` also after symbolic links.
+    """Return the path of a file that a ``dataset.json`` names; it must stay below ``root``, also after symbolic links.
 
     Absolute paths, ``..``, ``~`` and environment variables are refused: nnU-Net itself would follow them anywhere.
 
@@ -85,12 +85,12 @@ def check_links(root: Path, path: Path, *, case: str | None = None) -> None:
 
 
 def broken_link(path: Path) -> bool:
-    """Whether a path is a link that leads nowhere, or in a circle."""
+    """Whether a path is a broken or circular link."""
     return path.is_symlink() and not os.path.exists(path)
 
 
 def listing(root: Path, folder: Path, faults: list[Fault]) -> list[str]:
-    """Names in a folder of the source, sorted; hidden files (such as macOS's ``._*``) are left out, stray links reported."""
+    """Return the sorted names in a folder of the source; leave out hidden files (such as macOS's ``._*``), report stray links."""
     names = []
     with os.scandir(folder) as entries:
         for entry in entries:
@@ -110,28 +110,28 @@ def listing(root: Path, folder: Path, faults: list[Fault]) -> list[str]:
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # links that lead in a circle: whoever reads the file says so
+    except OSError:  # a circular link: the file's reader reports it
         return False
 
 
 def usable(case: str) -> bool:
-    """Whether file systems, shells and nnU-Net carry a case id as it is."""
+    """Whether a case id is safe for file systems, shells and nnU-Net."""
     return bool(_CASE.fullmatch(case)) and not case.endswith(_OF_LABELS)
 
 
 def folded(case: str) -> str:
-    """What two ids share that differ only by upper and lower case or Unicode form."""
+    """Return a form that is equal for ids that differ only by upper and lower case or Unicode form."""
     return unicodedata.normalize("NFKC", case).casefold()
 
 
 def without_sidecars(names: list[str]) -> list[str]:
-    """The names without the ``<case>.json`` files that hold the spacing of 3D TIFF images and labels."""
+    """Return the names without the ``<case>.json`` files that hold the spacing of 3D TIFF images and labels."""
     tiffs = {re.sub(r"_\d{4}$", "", split_ending(name)[0]) for name in names if name.endswith((".tif", ".tiff"))}
     return [name for name in names if not (name.endswith(".json") and name[: -len(".json")] in tiffs)]
 
 
 def check_case_ids(cases: Iterable[str], *, known: Iterable[str] = ()) -> list[Fault]:
-    """Faults of ids that file systems, shells or people would stumble over, and of ids that differ only by case or Unicode form.
+    """Return the faults of ids that are not safe to use, and of ids that differ only by case or Unicode form.
 
     Args:
         cases: Ids of the source, each once.

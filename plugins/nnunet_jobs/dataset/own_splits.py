@@ -1,4 +1,4 @@
-"""The source's own ``splits_final.json``: checked when the dataset is registered, carried into it, or refused by name."""
+"""Checks the source's own ``splits_final.json`` when the dataset is registered, and carries it into the dataset."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _NAMED = 5
 
 
 def read_own_splits(source: Source, *, known: Collection[str] = ()) -> Splits | None:
-    """The source's own splits by the ids that the cases have here, or None where it has none. Faults go to the source.
+    """Return the source's own splits by the ids that the cases have here, or None where it has none. Faults go to the source.
 
     Args:
         source: The source as it was listed, with the ids that its cases are registered under.
@@ -56,7 +56,7 @@ def read_own_splits(source: Source, *, known: Collection[str] = ()) -> Splits | 
 
 
 def for_training(splits: Splits, entries: Mapping[str, Mapping[str, Any]]) -> tuple[Splits, list[Fault]]:
-    """The splits without cases that are not trained on (hold-out, withdrawn), and what is wrong with what is left.
+    """Return the splits without cases that are not trained on (hold-out, withdrawn), and the faults of the rest.
 
     Args:
         splits: Result of :func:`read_own_splits`.
@@ -81,27 +81,27 @@ def for_training(splits: Splits, entries: Mapping[str, Mapping[str, Any]]) -> tu
 
 
 def registered_splits(folder: Path, *, only: Collection[str]) -> Splits | None:
-    """Splits that lie in a registered dataset's folder, with these cases only; None where there are none, or in another form."""
+    """Return the splits in a registered dataset's folder, with these cases only; None if there are none or the form is wrong."""
     try:
         folds = read_json(folder / OWN_SPLITS)
         _require_form(folds)
-    except (OSError, ValueError):  # made by hand, and judged when it is used
+    except (OSError, ValueError):  # made by hand, and checked when it is used
         return None
     return [{side: [case for case in fold[side] if case in only] for side in _SIDES} for fold in folds]
 
 
 def splits_by_hand(folder: Path, entries: Mapping[str, Mapping[str, Any]], *, withdrawn: Collection[str]) -> Splits:
-    """The ``splits_final.json`` in a registered dataset's folder, carried there or put there by hand, checked before it is used.
+    """Read and check the ``splits_final.json`` in a registered dataset's folder, which a person may have put there.
 
-    Withdrawn cases are left out. Training cases that no fold names are spread by whoever extends the splits, and said in the log.
+    Withdrawn cases are left out. Training cases that no fold names are logged, and distributed when the splits are extended.
 
     Args:
         folder: Folder of the dataset in ``nnUNet_raw``.
         entries: The manifest's cases.
-        withdrawn: Cases that were registered once.
+        withdrawn: Cases that were registered once and are withdrawn now.
 
     Raises:
-        ConfigError: Names all that is wrong in every fold.
+        ConfigError: The file is wrong; the message names every problem of every fold.
     """
     path = folder / OWN_SPLITS
     fix = "correct it, or remove it, so that splits are made"
@@ -117,7 +117,7 @@ def splits_by_hand(folder: Path, entries: Mapping[str, Mapping[str, Any]], *, wi
         if both := sorted(set(fold["train"]) & set(fold["val"])):
             problems.append(f"fold {number}: {_shown(both)} {_are(both)} in 'train' and in 'val'")
         if unknown := [case for case in named if case not in split]:
-            problems.append(f"fold {number}: {_shown(unknown)} {_are(unknown)} no case of the dataset")
+            problems.append(f"fold {number}: {_shown(unknown)} {_are(unknown)} not in the dataset")
         if held := [case for case in named if split.get(case, TRAIN) != TRAIN]:
             problems.append(f"fold {number}: {_shown(held)} {_are(held)} held out from training")
         problems += [f"fold {number}: {side!r} has no case for training" for side in _SIDES if not {*fold[side]} & set(named)]
@@ -163,7 +163,7 @@ def _problems(fold: Mapping[str, Sequence[str]], source: Source, known: set[str]
             if source.layout == "dicom"
             else _shown(unknown)
         )
-        problems.append(f"{shown} {_are(unknown)} no case of the dataset; correct the id")
+        problems.append(f"{shown} {_are(unknown)} not in the dataset; correct the id")
     if unlabelled := [case for case in named if case in source.cases and not source.cases[case].labelled]:
         problems.append(f"{_shown(unlabelled)} {_are(unlabelled)} test images without a label; take them out")
     return problems
@@ -183,7 +183,7 @@ def _fault(message: str) -> Fault:
 
 
 def carry_own_splits(source: Path, target: Path) -> None:
-    """Take the file along where a source becomes another folder first. What is wrong with it is said when it is read."""
+    """Copy the file when a source is turned into another folder first. It is checked when it is read."""
     path = source / OWN_SPLITS
     if path.is_file() and not path.is_symlink():
         with open_regular(path) as file:

@@ -1,8 +1,8 @@
-"""A made-up, learnable dataset for demonstrations and tests: bent two-part structures in textured tissue, Decathlon layout.
+"""Makes a synthetic, learnable dataset for demonstrations and tests: bent two-part structures in textured tissue, Decathlon layout.
 
-It looks a little like the hippocampus: a thick head (label 1, anterior) that runs into a thinner tail (label 2, posterior), darker
-than the tissue around it, the two parts almost equal in intensity, so that a network must learn place and shape. Pose, size, bend,
-intensity, bias field, texture and noise vary from case to case. Case ``n`` of a seed is the same however many cases are written.
+It looks a little like the hippocampus: a thick head (label 1, anterior) continues into a thinner tail (label 2, posterior). Both
+are darker than the tissue around them and almost equal in intensity, so that a network must learn position and shape. Pose, size,
+bend, intensity, bias field, texture and noise vary between cases. Case ``n`` of a seed does not depend on the number of cases.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ def write_phantom(out: Path, *, cases: int, seed: int, channels: int = 1, size: 
     1 mm, the affine a small rotation and shift that differ between cases.
 
     Args:
-        out: Folder to make; appears by one rename, complete.
-        cases: How many; ids are ``phantom_000`` and up.
+        out: Folder to make; it appears complete, by one rename.
+        cases: Number of cases; ids begin at ``phantom_000``.
         seed: Seed of all random numbers.
         channels: 1 to 4 contrasts of the same anatomy.
         size: Mean voxels along x, y and z; each case differs by up to 2.
@@ -63,7 +63,7 @@ def write_phantom(out: Path, *, cases: int, seed: int, channels: int = 1, size: 
 def phantom_case(
     seed: int, index: int, *, channels: int = 1, size: tuple[int, int, int] = (36, 52, 38)
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8], Array]:
-    """One case: image, label and affine (see :func:`write_phantom` for shapes and types)."""
+    """Make one case: image, label and affine (see :func:`write_phantom` for shapes and types)."""
     rng = np.random.default_rng([seed, index])
     shape = tuple(int(n + rng.integers(-2, 3)) for n in size)
     label, ventricle = _anatomy(rng, shape)
@@ -74,7 +74,7 @@ def phantom_case(
 
 
 def _anatomy(rng: np.random.Generator, shape: tuple[int, ...]) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]:
-    """Label map and a dark cavity beside it."""
+    """Make a label map and a dark cavity beside it."""
     grid = np.stack(np.meshgrid(*(np.arange(n, dtype=np.float64) for n in shape), indexing="ij"), axis=-1)
     warped = grid + np.stack([_smooth(rng, shape, 5) for _ in range(3)], axis=-1) * 0.7
     extent = np.array(shape, dtype=np.float64)
@@ -107,7 +107,7 @@ def _anatomy(rng: np.random.Generator, shape: tuple[int, ...]) -> tuple[npt.NDAr
 def _contrast(
     rng: np.random.Generator, label: npt.NDArray[np.uint8], cavity: npt.NDArray[np.bool_], gain: float, channel: int
 ) -> npt.NDArray[np.float32]:
-    """Intensities of one channel, rounded to integers as scanners do."""
+    """Make the intensities of one channel, rounded to integers as scanners do."""
     shape = label.shape
     structure, fluid = ((240.0, 90.0), (620.0, 900.0), (600.0, 80.0), (370.0, 660.0))[channel]
     tissue = 460.0 + 30.0 * _smooth(rng, shape, 9) + 18.0 * _smooth(rng, shape, 14)
@@ -122,7 +122,7 @@ def _contrast(
 
 
 def _smooth(rng: np.random.Generator, shape: tuple[int, ...], points: int) -> Array:
-    """A smooth random field of standard deviation about 1: ``points`` random values an axis, cosine-interpolated."""
+    """Make a smooth random field of standard deviation about 1 from ``points`` random values an axis, cosine-interpolated."""
     field = rng.normal(0, 1.5, (points, points, points))
     for axis, n in enumerate(shape):
         position = np.linspace(0, points - 1, n)
@@ -133,7 +133,7 @@ def _smooth(rng: np.random.Generator, shape: tuple[int, ...], points: int) -> Ar
 
 
 def _affine(rng: np.random.Generator) -> Array:
-    """A rotation of a few degrees about each axis and a shift in mm; spacing 1 mm."""
+    """Make an affine with a rotation of a few degrees about each axis, a shift in mm, and a spacing of 1 mm."""
     rotation = np.eye(3)
     for axis in range(3):
         c, s = np.cos(angle := rng.uniform(-0.12, 0.12)), np.sin(angle)

@@ -1,17 +1,17 @@
-"""``regions_class_order``, judged by simulation: what a network that finds every region without error would give back."""
+"""Checks ``regions_class_order`` by simulating which regions a network without errors would give back."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
 
-_ALL_TRIED = 6  # regions; the larger first is nearly always right
+_ALL_TRIED = 6  # regions; with more, only the order from large to small is tried
 
 Region = frozenset[int]
 
 
 def painted(regions: Sequence[Region], order: Sequence[int]) -> dict[int, int]:
-    """Which value each value of the labels comes back as, when every region is found without error.
+    """Return which value each value of the labels becomes when every region is found without error.
 
     nnU-Net paints one region after the other, each with its value of ``regions_class_order``, over what is there already
     (``LabelManager.convert_probabilities_to_segmentation``).
@@ -24,11 +24,11 @@ def painted(regions: Sequence[Region], order: Sequence[int]) -> dict[int, int]:
 
 
 def lost_regions(regions: Mapping[str, Region], order: Sequence[int]) -> dict[str, str]:
-    """Regions that even a perfect network could not give back, each with what becomes of them.
+    """Return regions that even a perfect network could not restore, each with what happens to it.
 
     Args:
         regions: Regions by name, in the order of the labels.
-        order: The value of each.
+        order: The value of each region.
     """
     came_back = painted(list(regions.values()), order)
     found = {}
@@ -43,7 +43,7 @@ def lost_regions(regions: Mapping[str, Region], order: Sequence[int]) -> dict[st
 
 
 def working_order(regions: Mapping[str, Region]) -> tuple[list[str], list[int]] | None:
-    """An order of the regions, and their values, that gives every region back, or None. The order stays where it can."""
+    """Return an order of the regions, and their values, that restores every region, or None. The order is kept if possible."""
     names = list(regions)
     larger_first = sorted(names, key=lambda name: -len(regions[name]))
     others = itertools.permutations(names) if len(names) <= _ALL_TRIED else ()
@@ -55,14 +55,14 @@ def working_order(regions: Mapping[str, Region]) -> tuple[list[str], list[int]] 
 
 
 def _own_value(rest: Sequence[str], regions: Mapping[str, Region]) -> int:
-    """A value of the first region that none of the following has, where there is one."""
+    """Return a value of the first region that no following region has, if there is one."""
     region = regions[rest[0]]
     own = region.difference(*(regions[name] for name in rest[1:]))
     return min(own or region)
 
 
 def _values(values: Sequence[int], came_back: Mapping[int, int]) -> str:
-    """``value 4, which comes back as 2``."""
+    """Describe values, such as ``value 4 (painted 2)``."""
     shown = ", ".join(map(str, values[:5])) + (", ..." if len(values) > 5 else "")
     colours = sorted({came_back[value] for value in values})
     return f"value{'s'[: len(values) != 1]} {shown} (painted {', '.join(map(str, colours))})"

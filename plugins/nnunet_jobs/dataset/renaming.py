@@ -1,4 +1,4 @@
-"""Case ids that file systems and nnU-Net can carry, for sources whose own ids they cannot; who became what is kept apart, for few eyes."""
+"""Renames cases whose ids are not safe for file systems and nnU-Net, and keeps the mapping in a file with restricted access."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _HEAD = ["id", "original"]
 
 
 def safe_id(original: str) -> str:
-    """A usable id that depends on the original and nothing else: what is readable of it, and 10 hex digits of its sha256."""
+    """Return a usable id that depends only on the original: its readable part, and 10 hex digits of its sha256."""
     plain = unicodedata.normalize("NFKD", original).encode("ascii", "ignore").decode()
     stem = re.sub(r"[^A-Za-z0-9]+", "_", plain).strip("_")[:_STEM].strip("_")
     digest = hashlib.sha256(original.encode("utf-8", "surrogatepass")).hexdigest()[:10]
@@ -31,22 +31,22 @@ def safe_id(original: str) -> str:
 
 
 def safe_group(group: str) -> str:
-    """A patient's name in a renamed case's id, in a form that may stand in the manifest."""
+    """Return a patient's name in a renamed case's id, in a form that the manifest may hold."""
     return group if usable(group) else safe_id(group)
 
 
 class CaseNames:
-    """What a dataset's cases were renamed to, in a CSV file that only its owner can read.
+    """Keeps the new ids of a dataset's cases in a CSV file that only its owner can read.
 
-    A case that has a row keeps its id forever; a case that was registered under its own id keeps that. The originals stand as JSON
-    text, so that a spreadsheet program takes none for a formula and no line break for a row.
+    A case that has a row keeps its id forever; a case that was registered under its own id keeps that. The originals are JSON
+    strings, so that spreadsheet programs do not mistake one for a formula, or a line break for a row.
     """
 
     def __init__(self, path: Path | None = None, registered: Collection[str] = ()) -> None:
         """Read what is there.
 
         Args:
-            path: Path of the file; nothing is kept without.
+            path: Path of the file; nothing is kept if None.
             registered: Ids that are registered already.
 
         Raises:
@@ -60,7 +60,7 @@ class CaseNames:
             self._kept = len(self._ids)
 
     def apply(self, source: Source, known: Iterable[str]) -> None:
-        """Give every case of a source a usable id, whatever the order of the cases.
+        """Give every case of a source a usable id, which does not depend on the order of the cases.
 
         Args:
             source: The source as it was listed; its cases, and the cases in its faults, get their ids here.
@@ -86,7 +86,7 @@ class CaseNames:
         source.faults = [_follow(fault, renamed) for fault in source.faults]
 
     def save(self) -> None:
-        """Keep what was renamed, before anything is registered under the new ids. Old rows stay where they are, new ones follow."""
+        """Write the new ids before anything is registered under them. Old rows stay where they are, new ones follow."""
         if self._path is None or len(self._ids) == self._kept:
             return
         text = io.StringIO()
@@ -111,8 +111,8 @@ def _read(path: Path) -> dict[str, str]:
     except PermissionError as error:
         raise ConfigError(
             field="rename",
-            problem=f"{path} is for its owner's eyes only",
-            fix="run as the user who owns it, or give it to the one who runs",
+            problem=f"only the owner of {path} may use it",
+            fix="run as that user, or change the owner to the user who runs this",
         ) from error
     except (OSError, ValueError, csv.Error) as error:
         raise ConfigError(
@@ -122,7 +122,7 @@ def _read(path: Path) -> dict[str, str]:
 
 
 def _follow(fault: Fault, renamed: dict[str, str]) -> Fault:
-    """A fault under the case's new id; the source's own id is said where no file does."""
+    """Put a fault under the case's new id; add the source's own id if the fault names no file."""
     if fault.case not in renamed:
         return fault
     message = fault.message if fault.file or fault.code == Code.CASE_DUPLICATE else f"{fault.message} (in the source: {fault.case!r})"

@@ -1,4 +1,4 @@
-"""The report of a registration. Summaries are kept, so that it shows the whole dataset however little was checked anew."""
+"""Writes the report of a registration. Summaries are kept, so that it shows the whole dataset even if few cases were checked now."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ REPORT = "report.html"
 
 
 class SummaryStore:
-    """Summaries and warnings of registered cases, by content. Only a cache: what is missing is made from the source again.
+    """Caches summaries and warnings of registered cases by content; what is missing is made from the source again.
 
     Args:
         path: The JSON file, ``nnUNet_raw/.state/<dataset>.summaries.json``. It holds small pictures of patients, as
@@ -38,24 +38,24 @@ class SummaryStore:
             self._kept = {}
 
     def keep(self, checked: CheckedCase) -> None:
-        """Remember what a check found."""
+        """Remember the result of a check."""
         warnings = [asdict(fault) for fault in checked.faults if fault.severity == "warning"]
         self._new[_key(checked.hashes, checked.label_hash)] = {"summary": checked.summary, "warnings": warnings}
 
     def has(self, entry: Mapping[str, Any]) -> bool:
-        """Whether a registered case, by its manifest entry, has a summary of its present content."""
+        """Whether there is a summary of a registered case's present content, by its manifest entry."""
         return self._record(entry) is not None
 
     def summary(self, entry: Mapping[str, Any]) -> dict[str, Any]:
-        """Summary of a registered case; empty when none is kept."""
+        """Return the summary of a registered case; empty when none is kept."""
         return dict((self._record(entry) or {}).get("summary") or {})
 
     def warnings(self, case: str, entry: Mapping[str, Any]) -> list[Fault]:
-        """Warnings of a registered case."""
+        """Return the warnings of a registered case."""
         return [replace(Fault.from_json(fault), case=case) for fault in (self._record(entry) or {}).get("warnings", ())]
 
     def save(self, cases: Mapping[str, Mapping[str, Any]]) -> None:
-        """Keep what belongs to these manifest entries; everything else is forgotten."""
+        """Write what belongs to these manifest entries; everything else is forgotten."""
         wanted = {_key_of(entry) for entry in cases.values()}
         now = {key: record for key, record in {**self._kept, **self._new}.items() if key in wanted}
         if now == self._kept and self.path.exists():
@@ -90,12 +90,11 @@ class Reporter:
         checked: Mapping[str, CheckedCase],
         warnings: Sequence[Fault] = (),
     ) -> None:
-        """Take what the check found: tables of the source, manifest entries registered before, the cases that were read, and warnings
-        about the dataset as a whole."""
+        """Take the check's result: the source's tables, the manifest entries so far, the cases read, and warnings about the whole."""
         self._tables, self._registered, self._checked, self._warnings = tables, registered, checked, warnings
 
     def succeeded(self, cases: Mapping[str, Mapping[str, Any]]) -> str | None:
-        """Write the report of the cases that are registered now, by their manifest entries. Returns the file's name in the job folder."""
+        """Write the report of the cases registered now, by their manifest entries. Returns the file's name in the job folder."""
         for case in self._checked.values():
             self.store.keep(case)
         self.store.save(cases)
@@ -104,7 +103,7 @@ class Reporter:
         return self._write(shown, [*self._warnings, *known])
 
     def failed(self, faults: Sequence[Fault]) -> str | None:
-        """Write the report of what was to become the dataset, with its faults. The kept summaries stay as they are."""
+        """Write the report of what should have been registered, with its faults. The kept summaries are unchanged."""
         shown: dict[str, Mapping[str, Any]] = {}
         warnings = list(self._warnings)
         for case, entry in self._registered.items():
@@ -122,7 +121,7 @@ class Reporter:
         page = render_report(title=self.dataset, tables=self._tables, cases=cases, faults=once, seconds=seconds)
         try:
             write_atomic(self.path, page.encode())
-        except OSError as error:  # a full disk must not turn a sound dataset into a failure, nor hide what is wrong with another
+        except OSError as error:  # a full disk must neither fail a sound dataset nor hide the faults of another
             log.warning("%s cannot be written: %s", self.path, error.strerror)
             return None
         return self.path.name

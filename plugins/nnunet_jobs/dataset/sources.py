@@ -1,4 +1,4 @@
-"""What a source holds: its cases, channels, labels and description, in any of the known layouts. Reads names, not images."""
+"""Lists the cases, channels, labels and description of a source in any known layout. Reads names, not images."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ def read_source(
         params: Parameters of the step.
         root: Resolved folder of the source.
         known: Registered case ids that stay, whose names may clash.
-        names: What cases were renamed to so far, for ``rename``; nothing when empty.
+        names: New ids of renamed cases so far, for ``rename``; no case is renamed if None.
         withdrawn: Ids of withdrawn cases.
 
     Raises:
-        ConfigError: No such folder, layout not recognised, or a field names something that is not there.
+        ConfigError: The folder does not exist, its layout is not recognised, or a field names something that does not exist.
         DataError: The description is unusable, or a folder cannot be read.
     """
     try:
@@ -79,7 +79,7 @@ def _read_source(
         case = source.cases[fault.case or ""]
         source.faults.append(replace(fault, file=source.relative(case.images[0])) if case.images else fault)
     for fault in hostile:
-        source.cases.pop(fault.case or "", None)  # named already; nothing more is done with such a name
+        source.cases.pop(fault.case or "", None)  # reported already; such a name is not used further
     source.splits = read_own_splits(source, known={*known, *withdrawn, *(fault.case or "" for fault in hostile)})
     return source
 
@@ -104,7 +104,7 @@ def _description(root: Path) -> dict[str, Any]:
 
 
 def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object, of whose values JSON readers would silently take the last where a key stands twice."""
+    """Build a JSON object, and refuse keys that occur twice, of which JSON readers silently use the last."""
     found: dict[str, Any] = {}
     for key, value in pairs:
         if key in found and found[key] != value:
@@ -122,7 +122,7 @@ def recognised(params: RegisterParams, root: Path) -> bool:
     """Whether a folder has one of the layouts that ``auto`` looks for."""
     try:
         description = _description(root)
-    except DataError:  # a dataset.json that cannot be read is named by whoever reads the source
+    except DataError:  # the source's reader reports a dataset.json that cannot be read
         return True
     return any(layout.recognise(params, root, description) for layout in layouts())
 
@@ -149,7 +149,7 @@ def _detect(params: RegisterParams, root: Path, description: dict[str, Any]) -> 
 
 
 def _has_layout(params: RegisterParams, folder: Path) -> bool:
-    """Whether a sub-folder is what the user may have meant."""
+    """Whether the user may have meant this sub-folder."""
     if folder.is_symlink():
         return False
     try:
@@ -160,7 +160,7 @@ def _has_layout(params: RegisterParams, folder: Path) -> bool:
 
 
 def _tables(params: RegisterParams, layout: Layout, description: dict[str, Any]) -> tuple[Tables, list[Fault]]:
-    """Channels and labels, the parameters' where given, else the source's; and what is wrong with the labels."""
+    """Return channels and labels, from the parameters if given, else from the source, and the faults of the labels."""
     channels = params.channel_names if params.channel_names is not None else description.get("channel_names", description.get("modality"))
     order = params.regions_class_order if params.regions_class_order is not None else description.get("regions_class_order")
     labels = params.label_names if params.label_names is not None else description.get("labels")
@@ -184,7 +184,7 @@ def _tables(params: RegisterParams, layout: Layout, description: dict[str, Any])
         raise ConfigError("register: " + "; ".join(text for _, text in found))
     faults = [Fault(code=code, file=layout.described_by, message=text) for code, text in found]
     if channel_problems:
-        raise data_error(faults, what=layout.described_by)  # which file is which channel cannot be known
+        raise data_error(faults, what=layout.described_by)  # the channel of each file cannot be known
     if any(code in (Code.LABELS_INVALID, Code.BACKGROUND_MISSING) for code, _ in label_problems):
-        label_names = {}  # the table is the fault, not each label image whose values it does not have
+        label_names = {}  # the fault is the table's, not that of each label image with other values
     return Tables(channel_names=channel_names, labels=label_names, regions_class_order=regions), faults

@@ -1,4 +1,4 @@
-"""Cross-validation splits: written once, extended when cases arrive, grouped by patient, never moving an old validation case.
+"""Makes cross-validation splits once and extends them when cases arrive; groups by patient and never moves old validation cases.
 
 A split is nnU-Net's: ``{"train": [case, ...], "val": [case, ...]}``, one per fold, in ``splits_final.json``.
 """
@@ -16,18 +16,18 @@ Splits = list[dict[str, list[str]]]
 
 
 def first_splits(groups: Mapping[str, str], *, folds: int, seed: int) -> Splits:
-    """Splits of a dataset seen for the first time.
+    """Make the first splits of a dataset.
 
     The shuffle is that of scikit-learn's ``KFold(shuffle=True, random_state=seed)`` over the sorted groups, so with one case
     a group the result is what nnU-Net itself would write (``generate_crossval_split``), without importing scikit-learn.
 
     Args:
         groups: Case to patient.
-        folds: How many splits.
+        folds: Number of splits.
         seed: Seed of the shuffle; nnU-Net's own is 12345.
 
     Raises:
-        ConfigError: Fewer patients than folds.
+        ConfigError: There are fewer patients than folds.
     """
     members: dict[str, list[str]] = {}
     for case in sorted(groups):
@@ -65,7 +65,7 @@ def first_splits(groups: Mapping[str, str], *, folds: int, seed: int) -> Splits:
 
 
 def extend_splits(old: Sequence[Mapping[str, Iterable[str]]], groups: Mapping[str, str]) -> Splits:
-    """Old splits for the present cases: gone cases dropped, new ones really used, old ones where they were.
+    """Adapt old splits to the present cases: removed cases are dropped, new ones are added, old ones stay where they were.
 
     A new case of a known patient follows the patient: validation where the patient is validated, training elsewhere. New
     patients go one after another to the fold with the fewest validation cases, in an order given by the hash of their name,
@@ -95,7 +95,7 @@ def extend_splits(old: Sequence[Mapping[str, Iterable[str]]], groups: Mapping[st
 
 
 def leaking_patients(splits: Sequence[Mapping[str, Iterable[str]]], groups: Mapping[str, str]) -> list[str]:
-    """Patients who are in training and validation of one fold, as when the grouping rule changed since the splits were made."""
+    """Return patients who are in training and validation of one fold, for example since the grouping rule changed."""
     leaking: set[str] = set()
     for fold in splits:
         parts = [{groups[case] for case in fold[part] if case in groups} for part in ("train", "val")]
@@ -106,9 +106,9 @@ def leaking_patients(splits: Sequence[Mapping[str, Iterable[str]]], groups: Mapp
 def make_splits(
     groups: Mapping[str, str], *, folds: int, seed: int, old: Sequence[Mapping[str, Iterable[str]]] | None = None
 ) -> tuple[Splits, str]:
-    """Splits for the present cases and, in words, how they came about.
+    """Return splits for the present cases and a text on how they were made.
 
-    Old splits are extended, unless their number of folds is another or they would put a patient on both sides.
+    Old splits are extended, unless the number of folds changed or they would put a patient on both sides.
     """
     if old is None:
         return first_splits(groups, folds=folds, seed=seed), "first splits"

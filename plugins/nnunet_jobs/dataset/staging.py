@@ -1,4 +1,4 @@
-"""The new state of a dataset's folder, built beside it and swapped in whole, so that no reader ever sees half of it."""
+"""Builds the new state of a dataset's folder beside it and swaps it in by one rename, so that no reader sees half of it."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ _OURS = {*_FOLDERS, "dataset.json", MANIFEST}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Store:
-    """A dataset's folder in nnUNet_raw and the hidden folder where its next state is built."""
+    """Manages a dataset's folder in nnUNet_raw and the hidden folder where its next state is built."""
 
     folder: Path
 
     @property
     def staging(self) -> Path:
-        """Where the next state is built; one fixed name, so that leftovers of a killed run are found and used."""
+        """Return where the next state is built: one fixed name, so that files of a killed run are found and used."""
         return self.folder.with_name(f".{self.folder.name}.staging")
 
     def damaged(self, cases: Mapping[str, Mapping[str, Any]], ending: str, cache: HashCache, beat: Callable[[], None]) -> set[str]:
-        """Cases whose registered files are missing or not what the manifest says."""
+        """Return cases whose registered files are missing or differ from the manifest."""
         found = set()
         for case, entry in cases.items():
             for name, sha256 in files_of(case, entry, ending).items():
@@ -51,10 +51,10 @@ class Store:
         return found
 
     def check_strays(self, cases: Mapping[str, Mapping[str, Any]], ending: str) -> None:
-        """Refuse files among the cases that the manifest does not know: nnU-Net would take them for cases.
+        """Refuse files among the cases that are not in the manifest, since nnU-Net would use them as cases.
 
         Raises:
-            ConfigError: Names them.
+            ConfigError: There are such files; the message names them.
         """
         known = {name for case, entry in cases.items() for name in files_of(case, entry, ending)}
         present = {f"{sub}/{path.name}" for sub in _FOLDERS if (self.folder / sub).is_dir() for path in (self.folder / sub).iterdir()}
@@ -64,9 +64,9 @@ class Store:
             raise ConfigError(f"{self.folder} holds files that no registration put there ({shown}); move them away, or into the source")
 
     def begin(self, expected: set[str], cases: Mapping[str, Mapping[str, Any]]) -> None:
-        """Make the staging folder; of a killed run's leftovers only files that may be of use stay, and none of another user's."""
+        """Make the staging folder; of a killed run's files only useful ones stay, and none of another user."""
         if self.staging.is_dir() and self.staging.stat().st_uid != os.geteuid():
-            self.abandon()  # modes and times of their folders are theirs to set
+            self.abandon()  # only the owner can set modes and times of folders
         if self.staging.is_dir():
             for parent, _, names in os.walk(self.staging):
                 for name in names:
@@ -82,7 +82,7 @@ class Store:
                 _carry(str(extra), str(self.staging / extra.name))
 
     def carry_over(self, case: str, old: Mapping[str, Any], new: Mapping[str, Any], ending: str) -> None:
-        """Take an unchanged case's files along by hard link."""
+        """Link an unchanged case's files into the staging folder by hard link."""
         for before, after in zip(files_of(case, old, ending), files_of(case, new, ending), strict=True):
             _carry(str(self.folder / before), str(self.staging / after))
 
@@ -105,7 +105,7 @@ class Store:
             try:
                 hashes.append(_bring(source, target, sha256, component, ending, method, beat))
             except (SourceChanged, FileNotFoundError):
-                message = "changed while it was being registered; run again when the source is at rest"
+                message = "changed while it was being registered; run again when the source no longer changes"
                 faults.append(Fault(code=Code.SOURCE_CHANGED, case=case.case, file=source.name, message=message))
         if faults:
             return [], None, faults
@@ -114,7 +114,7 @@ class Store:
         return hashes[:count], hashes[count] if case.label else None, []
 
     def commit(self, manifest: Mapping[str, Any], description: Mapping[str, Any], *, splits: Any = None) -> None:
-        """Write ``dataset.json``, ``manifest.json`` and, where the source has its own, ``splits_final.json``; swap the folder in."""
+        """Write ``dataset.json``, ``manifest.json`` and, if the source has its own, ``splits_final.json``; swap the folder in."""
         if splits is not None:
             write_json(self.staging / OWN_SPLITS, splits)
         write_json(self.staging / "dataset.json", description)
@@ -130,7 +130,7 @@ def _bring(source: Path, target: Path, sha256: str, component: int | None, endin
     if component is not None or split_ending(source.name)[1] != ending:
         return recode(source, target, sha256=sha256, component=component, beat=beat)
     if target.exists() and hash_file(target, beat) == sha256:
-        return sha256  # a killed run had come this far
+        return sha256  # a killed run has brought it already
     try:
         place(source, target, sha256=sha256, method=method, beat=beat)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""How files get into nnUNet_raw: reflinked, hard-linked, copied or split into channels, verified, and swapped in by one rename."""
+"""Brings files into nnUNet_raw: by reflink, hard link or copy, or split into channels; verified, and swapped in by one rename."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ NOT_HERE = {errno.EOPNOTSUPP, errno.ENOTTY, errno.EXDEV, errno.EINVAL, errno.ENO
 
 
 class SourceChanged(Exception):
-    """A source file is no longer what was validated."""
+    """A source file changed after it was validated."""
 
 
 def place(source: Path, target: Path, *, sha256: str, method: str, beat: Callable[[], None]) -> str:
     """Bring a file's bytes to ``target`` by a temporary name and a rename, and verify them. Returns the method that was used.
 
-    ``auto`` takes a reflink where the file system has it; else a hard link when nobody has write permission on the source file
+    ``auto`` uses a reflink where the file system has it; else a hard link when nobody has write permission on the source file
     (through a hard link, editing the source in place would silently edit the registered case); else a copy.
 
     Args:
@@ -43,7 +43,7 @@ def place(source: Path, target: Path, *, sha256: str, method: str, beat: Callabl
         beat: Called for each MiB; it may raise to stop.
 
     Raises:
-        SourceChanged: The bytes are not what was validated.
+        SourceChanged: The bytes differ from those that were validated.
         OSError: The method does not work between the two places, no space left, and so on.
     """
     temporary = temporary_beside(target)
@@ -58,7 +58,7 @@ def place(source: Path, target: Path, *, sha256: str, method: str, beat: Callabl
 
 
 def _bring(source: Path, temporary: Path, method: str, beat: Callable[[], None]) -> tuple[str, str | None]:
-    """Link or copy; the sha256 is known for copies."""
+    """Link or copy; return the sha256 only for copies."""
     if method in ("auto", "reflink"):
         try:
             with open_regular(source) as reader, open(temporary, "xb") as writer:
@@ -96,8 +96,8 @@ def recode(source: Path, target: Path, *, sha256: str, component: int | None, be
         source: NIfTI file to read.
         target: NIfTI file to write.
         sha256: SHA-256 of the source when it was validated.
-        component: Place on the last axis, None for all of a 3D file.
-        beat: Called as a sign of life.
+        component: Index on the last axis, None for all of a 3D file.
+        beat: Called as a heartbeat.
 
     Raises:
         SourceChanged: The bytes are not what was validated.
@@ -133,7 +133,7 @@ def _inflate(data: bytes) -> bytes:
 
 
 def _component(data: bytes, component: int) -> bytes:
-    """One volume of a 4D NIfTI file as a 3D NIfTI file. Header extensions are dropped."""
+    """Return one volume of a 4D NIfTI file as a 3D NIfTI file. Header extensions are dropped."""
     import nibabel
 
     kind = nibabel.Nifti1Header if 348 in (int.from_bytes(data[:4], "little"), int.from_bytes(data[:4], "big")) else nibabel.Nifti2Header
@@ -150,7 +150,7 @@ def _component(data: bytes, component: int) -> bytes:
 
 
 def link_or_copy(source: Path, target: Path) -> None:
-    """Carry a file over between two folders of the same dataset, without copying where the file system can link."""
+    """Bring a file from one folder of a dataset to another, by link if the file system allows it."""
     try:
         os.link(source, target)
     except OSError as error:
@@ -161,7 +161,7 @@ def link_or_copy(source: Path, target: Path) -> None:
 
 
 def recover(folder: Path) -> None:
-    """Undo an exchange that death interrupted on a file system without atomic exchange: bring the old folder back."""
+    """Undo an exchange that was killed on a file system without atomic exchange: bring the old folder back."""
     aside = _aside(folder)
     if aside.exists():
         if folder.exists():
@@ -171,12 +171,12 @@ def recover(folder: Path) -> None:
 
 
 def swap_in(staging: Path, folder: Path) -> None:
-    """Put a complete ``staging`` folder in the place of ``folder`` by one rename; the old folder is removed afterwards.
+    """Replace ``folder`` with a complete ``staging`` folder by one rename; the old folder is removed afterwards.
 
-    The names of its files are synced first, so that the rename publishes nothing that a power cut takes back.
+    The names of its files are synced first, so that a power cut after the rename loses nothing.
 
-    Linux exchanges two folders atomically. Where the file system cannot (NFS), the old folder is moved aside first; death just
-    then is fixed by :func:`recover`.
+    Linux exchanges two folders atomically. Where the file system cannot (NFS), the old folder is moved aside first; if the process is
+    killed then, :func:`recover` fixes it.
     """
     for parent, _, _ in os.walk(staging):
         sync_directory(Path(parent))
@@ -197,7 +197,7 @@ def _aside(folder: Path) -> Path:
 
 
 def _exchange(one: Path, other: Path) -> bool:
-    """renameat2(RENAME_EXCHANGE), or False where kernel, C library or file system do not have it."""
+    """Call renameat2(RENAME_EXCHANGE); return False if kernel, C library or file system do not support it."""
     with contextlib.suppress(AttributeError):
         libc = ctypes.CDLL(None, use_errno=True)
         at_fdcwd, exchange = -100, 2

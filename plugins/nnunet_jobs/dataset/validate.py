@@ -1,4 +1,4 @@
-"""Whether one case is sound: each file alone, then channels and label against each other and against the tables."""
+"""Checks one case: each file alone, then channels and label against each other and against the tables."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from nnunet_jobs.dataset.sources import Source, SourceCase
 from nnunet_jobs.faults.codes import Code
 from nnunet_jobs.report.summary import summarise_case
 
-_NO_MEMORY = "there was not enough memory to read it; look whether its size is true, or give the step more"
+_NO_MEMORY = "there was not enough memory to read it; check whether its size is correct, or give the step more"
 _OnFile = Callable[[str], None] | None
 
 
@@ -35,7 +35,7 @@ class CheckedCase:
         values: Different label values.
         order: Order of the voxels, such as ``RAS``.
         planar: The image has two axes only.
-        faults: All that is wrong; warnings too.
+        faults: All errors and warnings.
         summary: Result of :func:`~nnunet_jobs.dataset.summary.summarise_case`; None when no image could be read.
     """
 
@@ -54,11 +54,11 @@ class CheckedCase:
 
     @property
     def errors(self) -> list[Fault]:
-        """The faults that forbid the case."""
+        """Return the faults that forbid the case."""
         return [fault for fault in self.faults if fault.severity == "error"]
 
     def to_json(self) -> dict[str, Any]:
-        """All but ``case``, for :meth:`from_json` in the process that asked."""
+        """Return all fields except ``case``, for :meth:`from_json` in the process that asked."""
         data = {name: getattr(self, name) for name in _PLAIN}
         return {**data, "faults": [asdict(fault) for fault in self.faults]}
 
@@ -79,10 +79,10 @@ def check_case(
 
     Args:
         case: Case to check.
-        source: It comes from.
-        tolerance: Relative, of the label's spacing and of places; see
+        source: Source of the case.
+        tolerance: Relative tolerance of the label's spacing and of positions; see
             :func:`~nnunet_jobs.dataset.readers.agreement.disagreements`.
-        beat: Called as a sign of life; may raise to stop.
+        beat: Called as a heartbeat; may raise to stop.
         reserve: Called with bytes before they are needed; may raise MemoryError, which becomes a fault.
         on_file: Called with the name of each file before it is read.
     """
@@ -94,13 +94,13 @@ def check_case(
             on_file(name)
         if not os.path.exists(path):
             code = Code.LABEL_MISSING if label else Code.IMAGE_MISSING
-            message = "is a link that leads nowhere or in a circle; copy the file itself" if os.path.islink(path) else "the file is missing"
+            message = "is a broken or circular link; copy the file itself" if os.path.islink(path) else "the file is missing"
             return Volume(faults=[Fault(code=code, case=case.case, file=name, message=message)])
         try:
             return read_volume(path, case=case.case, name=name, label=label, beat=beat, reserve=reserve, keep=True, reader=source.reader)
         except MemoryError as error:
             message = (
-                f"needs more memory than may be used ({error}); look whether its size is true, or give more" if str(error) else _NO_MEMORY
+                f"needs more memory than allowed ({error}); check whether its size is correct, or give more" if str(error) else _NO_MEMORY
             )
             return Volume(faults=[Fault(code=Code.MEMORY_LIMIT, case=case.case, file=name, message=message)])
 
@@ -148,11 +148,11 @@ def _summary(images: list[Volume], label: Volume | None) -> dict[str, Any] | Non
     try:
         return summarise_case(channels, label.array if label else None, images[0].spacing, affine=images[0].affine)
     except MemoryError:
-        return None  # the case is sound; its picture is not worth failing for
+        return None  # a missing picture must not fail a sound case
 
 
 def _components(case: SourceCase, source: Source, images: list[Volume], faults: list[Fault]) -> tuple[int | None, ...]:
-    """Which part of which file is which channel; faults where the number of channels is wrong."""
+    """Return which part of which file each channel is; a wrong number of channels becomes a fault."""
     expected = source.tables.channels
     if not images or not all(volume.sound for volume in images):
         return ()
@@ -171,9 +171,9 @@ def _components(case: SourceCase, source: Source, images: list[Volume], faults: 
         if held == expected:
             return (None,) * len(images)
         if any(fault.case == case.case and fault.code in (Code.CHANNEL_MISSING, Code.CHANNEL_EXTRA) for fault in source.faults):
-            return ()  # the listing has said so
+            return ()  # the listing has reported it
     code = Code.CHANNEL_MISSING if held < expected else Code.CHANNEL_EXTRA
-    message = f"has {held} channels where channel_names has {expected}; fix the one or the other"
+    message = f"has {held} channels where channel_names has {expected}; correct one of them"
     faults.append(Fault(code=code, case=case.case, file=source.relative(case.images[-1]), message=message))
     return ()
 

@@ -1,4 +1,4 @@
-"""What is wrong with a dataset as a whole, seen only when all its cases are known."""
+"""Finds faults of a dataset as a whole, which appear only when all its cases are known."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _NAMED = 5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CaseFacts:
-    """What the whole needs to know of a case, whether it was read now or is registered already.
+    """What the check of the whole needs of a case, whether it was read now or is registered already.
 
     Attributes:
         case: Id.
@@ -47,7 +47,7 @@ class CaseFacts:
 
 
 def check_endings(source: Source, ending: str) -> list[Fault]:
-    """Files that cannot be registered beside files with ``ending``: only NIfTI is recoded."""
+    """Return faults of files that cannot be registered with ``ending``; only NIfTI is recoded."""
     allowed = NIFTI if ending in NIFTI else (ending,)
     faults = []
     for case in source.cases.values():
@@ -60,7 +60,7 @@ def check_endings(source: Source, ending: str) -> list[Fault]:
 
 
 def check_unused(source: Source) -> list[Fault]:
-    """Image files that lie beside the dataset's and that no case uses. What was converted before lies beside what is converted now."""
+    """Return faults of image files that no case uses, except those whose cases must be converted first."""
     if source.layout == "dicom":
         return []
     used = source.left_out | {path for case in source.cases.values() for path in (*case.images, *([case.label] if case.label else []))}
@@ -80,7 +80,7 @@ def check_unused(source: Source) -> list[Fault]:
 
 
 def check_whole(source: Source, facts: Iterable[CaseFacts]) -> list[Fault]:
-    """Faults that no case has alone. ``facts`` are of all cases that will be there and could be read."""
+    """Return faults that no case has alone. ``facts`` are of all cases that will be there and could be read."""
     known = list(facts)
     labelled = [fact for fact in known if fact.labelled]
     return [
@@ -112,7 +112,7 @@ def _check_labels(source: Source, labelled: list[CaseFacts]) -> list[Fault]:
     for name, entry in source.tables.labels.items():
         values = set(entry if isinstance(entry, list) else [entry])
         if not values & present:
-            message = f"label {name!r}={entry!r} is in none of {len(labelled)} cases; look whether an export lost it"
+            message = f"label {name!r}={entry!r} is in none of {len(labelled)} cases; check whether an export lost it"
             faults.append(_fault(Code.LABEL_UNUSED, message, file="dataset.json" if (source.root / "dataset.json").exists() else None))
     return faults
 
@@ -133,7 +133,7 @@ def _check_dimensions(known: list[CaseFacts]) -> list[Fault]:
 
 
 def _check_orders(source: Source, known: list[CaseFacts]) -> list[Fault]:
-    """nnU-Net learns from voxels as they are stored, so that orders should not be mixed."""
+    """Warn of mixed voxel orders, since nnU-Net learns from voxels as they are stored."""
     if source.reader.endswith("WithReorient"):
         return []
     counts = Counter(fact.order for fact in known if fact.order)
@@ -151,7 +151,7 @@ def _check_orders(source: Source, known: list[CaseFacts]) -> list[Fault]:
 
 
 def _check_plans(known: list[CaseFacts]) -> list[Fault]:
-    """What would make nnU-Net plan networks that cannot be trained, or that see lines instead of slices."""
+    """Find what would make nnU-Net plan networks that cannot be trained, or that see lines instead of slices."""
     shapes = [fact.shape for fact in known]
     spacings = [nnunet_spacing(fact.spacing, planar=fact.planar) for fact in known]
     if not known:
@@ -175,7 +175,7 @@ def _fault(code: Code, message: str, *, case: str | None = None, file: str | Non
 
 
 def facts_of(source: Source, checked: Sequence[CheckedCase]) -> list[CaseFacts]:
-    """What the check of the whole needs of cases that were just read."""
+    """Return what the check of the whole needs of cases that were just read."""
     return [
         CaseFacts(
             case=item.case.case,
@@ -192,7 +192,7 @@ def facts_of(source: Source, checked: Sequence[CheckedCase]) -> list[CaseFacts]:
 
 
 def ordered(faults: Sequence[Fault]) -> tuple[Fault, ...]:
-    """Each fault once, errors first, then by case, file and code; unprintable names are shown escaped."""
+    """Return each fault once, errors first, then by case, file and code; unprintable names are escaped."""
     unique = {(fault.code, fault.case, fault.file, fault.message): shown(fault) for fault in faults}
     return tuple(
         replace(fault, code=str(fault.code))

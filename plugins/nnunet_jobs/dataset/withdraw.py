@@ -1,4 +1,4 @@
-"""Withdrawn cases and nnUNet_raw: kept out of every registration, taken out of the dataset's folder and of its hidden state."""
+"""Keeps withdrawn cases out of registrations, and removes them from the dataset's folder in nnUNet_raw and its hidden state."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ log = logging.getLogger("nnunet_jobs")
 
 # --- registration -----------------------------------------------------------------------------------------------------
 def leave_out(source: Source, stones: Tombstones, groups: Callable[[], Mapping[str, str]]) -> list[str]:
-    """Take withdrawn cases, and all cases of withdrawn groups, out of a source as listed. Returns their ids.
+    """Remove withdrawn cases, and all cases of withdrawn groups, from a listed source. Returns their ids.
 
     Args:
         groups: Patient of each case of the source; asked for only where a group was withdrawn.
@@ -46,20 +46,20 @@ def leave_out(source: Source, stones: Tombstones, groups: Callable[[], Mapping[s
 def leave_copies_out(
     changes: Changes, source: Source, registered: Mapping[str, Any], stones: Tombstones, elsewhere: Mapping[str, str]
 ) -> list[str]:
-    """Take new cases out whose image is that of a withdrawn case under another name. Returns their ids; each is named as a warning.
+    """Remove new cases with the image of a withdrawn case under another name. Returns their ids; each gets a warning.
 
-    A registered case that would change into a withdrawn one is a fault. An image withdrawn from another dataset is only a warning:
-    consent is often given for one study.
+    A registered case that would change into a withdrawn one is a fault. An image withdrawn from another dataset is only a
+    warning, since consent is often given for one study.
 
     Args:
         changes: The changes that were found; faults are added to it.
-        elsewhere: Image sha256 to the other dataset that it was withdrawn from.
+        elsewhere: Maps an image's sha256 to the other dataset that it was withdrawn from.
     """
     withdrawn, copies, became = stones.images, [], []
     for case, checked in changes.checked.items():
         if not withdrawn.isdisjoint(checked.hashes):
             if case in registered:
-                message = "has now the image of a withdrawn case; restore the source, or withdraw this case too"
+                message = "now has the image of a withdrawn case; restore the source, or withdraw this case too"
                 changes.faults.append(Fault(code=Code.WITHDRAWN, case=case, message=message))
                 became.append(case)
             else:
@@ -70,7 +70,7 @@ def leave_copies_out(
     for case in copies:
         message = "has the image of a withdrawn case under another name and is left out; remove it from the source"
         log.warning("%s", Fault(code=Code.WITHDRAWN, case=case, message=message, severity="warning"))
-    for case in (*copies, *became):  # what the check saw of a withdrawn image, its picture above all, is for no report
+    for case in (*copies, *became):  # no report may show what the check saw of a withdrawn image
         del changes.checked[case]
     changes.added -= set(copies)
     changes.faults = [fault for fault in changes.faults if fault.case not in copies]
@@ -80,7 +80,7 @@ def leave_copies_out(
 
 
 def warn_of_incomplete(stones: Tombstones) -> None:
-    """Say that a withdrawal was killed half-way: versions or models may still hold its cases."""
+    """Warn of a withdrawal that was interrupted: versions or models may still hold its cases."""
     cases = stones.incomplete()
     if cases:
         log.warning(
@@ -97,7 +97,7 @@ def _drop(source: Source, cases: Collection[str]) -> None:
 
 # --- withdrawal -------------------------------------------------------------------------------------------------------
 def file_sizes(folder: Path, case: str, entry: Mapping[str, Any], ending: str) -> tuple[dict[str, int], dict[str, int]]:
-    """sha256 to size in bytes of a registered case's images and of its label; of the source files too, with 0 where they are others."""
+    """Map sha256 to size in bytes for a registered case's images, and for its label; different source files are included with 0."""
     source = entry.get("source", {})
     images, labels = dict.fromkeys(source.get("images", ()), 0), {source["label"]: 0} if source.get("label") else {}
     for name, digest in files_of(case, entry, ending).items():
@@ -107,10 +107,10 @@ def file_sizes(folder: Path, case: str, entry: Mapping[str, Any], ending: str) -
 
 
 def take_out(store: Store, manifest: Mapping[str, Any], cases: Collection[str], *, by: Mapping[str, str], reason: str | None) -> None:
-    """Bring the dataset's folder to a state without the cases, by one rename. The caller holds the registration lock.
+    """Remove the cases from the dataset's folder by one rename. The caller holds the registration lock.
 
-    Leftovers of a killed registration go too: they may hold files of the cases. Remaining files that are missing are named and left
-    to the next registration; a withdrawal does not wait for that.
+    Files of a killed registration are removed too, since they may belong to the cases. Missing files of remaining cases are
+    logged and left to the next registration; a withdrawal does not wait for that.
     """
     store.abandon()
     gone = sorted(set(cases) & set(manifest["cases"]))
@@ -145,12 +145,12 @@ def take_out(store: Store, manifest: Mapping[str, Any], cases: Collection[str], 
 
 
 def forget(workspace: Workspace, dataset: str, stones: Tombstones, cases: Collection[str], beat: Callable[[], None]) -> list[str]:
-    """Remove the cases from what registration remembers: hashes, summaries, reports, converted DICOM series, who is behind an id.
+    """Remove the cases from what registration keeps: hashes, summaries, reports, converted DICOM series, identities of patients.
 
     Caches that do not say which case they hold are removed whole; the next registration makes them again.
 
     Returns:
-        What could not be removed, each with the reason, for a person to do.
+        What could not be removed and a person must remove, each with the reason.
     """
     state = Path(workspace.raw) / ".state"
     sizes: dict[str, int] = {}
@@ -173,7 +173,7 @@ def forget(workspace: Workspace, dataset: str, stones: Tombstones, cases: Collec
 
 
 def _forget_converted(folder: Path, sizes: Mapping[str, int], beat: Callable[[], None]) -> None:
-    """Remove files with the content of the cases, whatever they are called. A size that is not known means looking at all of them."""
+    """Remove files with the content of the cases, by hash. All files are hashed if one of the sizes is not known."""
     known = set(sizes.values())
     for path in _files(folder):
         if (0 in known or path.stat().st_size in known) and sha256_file(path) in sizes:
@@ -182,9 +182,9 @@ def _forget_converted(folder: Path, sizes: Mapping[str, int], beat: Callable[[],
 
 
 def _forget_reports(jobs: Path, dataset: str, cases: Collection[str]) -> None:
-    """Remove the reports of the dataset's registrations that name the cases: they show slices of them.
+    """Remove the reports of the dataset's registrations that name the cases, since they show slices of them.
 
-    Where a job folder no longer says what the job was, the page does: the dataset is its title.
+    If a job folder no longer says what the job was, the title of the page names the dataset.
     """
     for path in jobs.glob("*/report.html"):
         page = path.read_text()
@@ -198,7 +198,7 @@ def _forget_reports(jobs: Path, dataset: str, cases: Collection[str]) -> None:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """All files below a folder. One that may not be looked at is an error, not silence."""
+    """Yield all files below a folder; raise for a folder that cannot be listed."""
 
     def refuse(error: OSError) -> None:
         if not isinstance(error, FileNotFoundError):
@@ -209,7 +209,7 @@ def _files(folder: Path) -> Iterator[Path]:
 
 
 def _forget_persons(folder: Path, dataset: str, cases: Collection[str]) -> None:
-    """Remove the lines of the file that says which patient is behind an id, and the note of the last run's files."""
+    """Remove the lines that say which patient is behind an id, and the note of the last run's files."""
     path = folder / f"{dataset}.jsonl"
     if not path.exists():
         return
@@ -232,14 +232,14 @@ def _forget_persons(folder: Path, dataset: str, cases: Collection[str]) -> None:
 
 
 def copies_of(workspace: Workspace, digests: Collection[str], *, but: Mapping[str, Collection[str]]) -> list[dict[str, str]]:
-    """Registered cases of any dataset with the same images, as ``{"dataset", "case"}``.
+    """Return registered cases of any dataset with the same images, as ``{"dataset", "case"}``.
 
     Args:
         but: Dataset to the cases that are withdrawn themselves.
     """
     found = []
     for name in workspace.datasets().values():
-        with contextlib.suppress(Exception):  # a dataset made by hand has no manifest, and is not ours to judge
+        with contextlib.suppress(Exception):  # a dataset made by hand has no manifest
             for case, entry in workspace.manifest(name)["cases"].items():
                 hashes = {*entry["images"], *entry.get("source", {}).get("images", ())}
                 if not hashes.isdisjoint(digests) and case not in but.get(name, ()):

@@ -1,4 +1,4 @@
-"""The program that reads cases for :mod:`nnunet_jobs.dataset.workers`. It may die of what it reads; nobody else does."""
+"""The program that reads cases for :mod:`nnunet_jobs.dataset.workers`. A bad file may crash this process and no other."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from nnunet_jobs.faults.codes import Code
 from nnunet_jobs.sandbox import worker
 
 log = logging.getLogger("nnunet_jobs")
-_memory: list[worker.MemoryLimit] = []  # one for all cases: libraries stay in memory that were loaded for an earlier one
+_memory: list[worker.MemoryLimit] = []  # one for all cases: libraries that an earlier case loaded stay in memory
 
 
 def case_to_json(case: SourceCase) -> dict[str, Any]:
-    """A case as a request carries it."""
+    """Convert a case for a request."""
     label = str(case.label) if case.label else None
     return {"case": case.case, "images": [str(path) for path in case.images], "label": label, "labelled": case.labelled}
 
 
 def source_to_json(source: Source) -> dict[str, Any]:
-    """What a case's check needs to know of its source."""
+    """Convert what a case's check needs of its source."""
     return {
         "root": str(source.root),
         "layout": source.layout,
@@ -43,10 +43,10 @@ def _case(data: Mapping[str, Any]) -> SourceCase:
 
 
 def check(data: dict[str, Any]) -> dict[str, Any]:
-    """Check one case, see :func:`~nnunet_jobs.dataset.validate.check_case`. Notes tell which file is read.
+    """Check one case, see :func:`~nnunet_jobs.dataset.validate.check_case`. Notes say which file is being read.
 
     Args:
-        data: ``source``, ``case``, ``faults`` of the case that are known, ``tolerance``, and ``budget`` in bytes.
+        data: ``source``, ``case``, known ``faults`` of the case, ``tolerance``, and ``budget`` in bytes.
     """
     asked = data["source"]
     source = Source(
@@ -75,21 +75,21 @@ def _check(case: SourceCase, source: Source, tolerance: float, memory: worker.Me
         )
     except MemoryError as error:
         code, message = Code.MEMORY_LIMIT, f"there was not enough memory to check it ({error or 'no more could be had'})"
-    except Exception as error:  # nobody foresaw it, and the other cases are still to be checked
+    except Exception as error:  # unexpected, and the other cases must still be checked
         log.exception("the check of case %s failed", ascii(case.case))
-        code, message = Code.READER_CRASHED, f"its check failed ({library_says(error)}); the log has what is known, write its files anew"
+        code, message = Code.READER_CRASHED, f"its check failed ({library_says(error)}); see the log for details, and write its files again"
     return CheckedCase(case=case, faults=(Fault(code=code, case=case.case, message=message),))
 
 
 def _find(name: str) -> worker.Task:
     if name != "check":
         raise ValueError(f"no task {name!r}")
-    # nibabel imports pydicom only to look for private headers in NIfTI files; that is three quarters of our start.
+    # nibabel imports pydicom only to look for private headers in NIfTI files; that takes three quarters of the start-up time.
     sys.modules.setdefault("pydicom", None)  # type: ignore[arg-type]
     import nibabel  # noqa: F401
     import numpy as np
 
-    np.seterr(all="ignore")  # odd values are looked for and reported; the log would only repeat them without a name
+    np.seterr(all="ignore")  # odd values are reported as faults; warnings in the log would not name the file
     return check
 
 

@@ -1,4 +1,4 @@
-"""Checks cases in processes of the sandbox: what their readers die of, or hang on, becomes a fault of one case."""
+"""Checks cases in processes of the sandbox: a file that crashes or hangs its reader becomes a fault of one case."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from nnunet_jobs.devices import host
 from nnunet_jobs.faults.codes import Code
 from nnunet_jobs.sandbox.workers import MEMORY_SHARE, TIME_LIMIT_S, Broken, Died, NotStarted, TookTooLong, Workers, size_of, time_limit_s
 
-_LOOK_S = 0.2  # seconds between looks for a stop request
-_CASES_EACH, _BYTES_EACH = 16, 4 << 20  # a further worker is worth its start for so many cases or bytes
+_LOOK_S = 0.2  # seconds between checks for a stop request
+_CASES_EACH, _BYTES_EACH = 16, 4 << 20  # a further worker is started for so many cases or bytes
 
 Look = Callable[[], None]
 Done = Callable[[CheckedCase], None]
@@ -37,18 +37,18 @@ def check_cases(
     look: Look = lambda: None,
     done: Done = lambda _checked: None,
 ) -> list[CheckedCase]:
-    """Check cases in processes of their own, in the order given. A case that kills, hangs or bursts its reader gets a fault for it.
+    """Check cases in separate processes, in the order given. A case that crashes, hangs or overloads its reader gets a fault.
 
     Args:
-        source: Where the cases come from.
-        cases: To be checked.
-        tolerance: Of spacing and affine, see :func:`~nnunet_jobs.dataset.validate.check_case`.
-        processes: At most so many; fewer when there is little to read.
-        memory_mib: Memory of all together in MiB; what the host allows if None.
+        source: Source of the cases.
+        cases: Cases to check.
+        tolerance: Tolerance of spacing and affine, see :func:`~nnunet_jobs.dataset.validate.check_case`.
+        processes: Largest number of processes; fewer are started when there is little to read.
+        memory_mib: Memory of all processes together in MiB; what the host allows if None.
         time_limit_s: Seconds for one case, and one more for each MiB.
-        beat: Called when a reader shows that it lives; may raise to stop.
+        beat: Called when a reader makes progress; may raise to stop.
         look: Called several times a second; may raise to stop.
-        done: Called with each case when it is checked.
+        done: Called with each case after its check.
 
     Raises:
         Bug: No reading process can be started.
@@ -154,11 +154,11 @@ class _Crew:
             raise Bug(f"the process that reads images cannot be started: it ended {error.how}; see the log") from error
         except TookTooLong:
             code = Code.TIME_LIMIT
-            message = f"was not read within {limit_s:.0f} s; look whether the disk hangs, else write the file anew"
+            message = f"was not read within {limit_s:.0f} s; check whether the disk hangs, else write the file again"
         except Died as error:
             code = Code.READER_CRASHED
-            advice = "if the kernel killed it, give the step more memory, else write the file anew"
+            advice = "if the kernel killed it, give the step more memory, else write the file again"
             message = f"the process that read it ended {error.how}; {advice}"
         except Broken as error:
-            code, message = Code.READER_CRASHED, f"{error}; write its files anew"
+            code, message = Code.READER_CRASHED, f"{error}; write its files again"
         return CheckedCase(case=case, faults=(Fault(code=code, case=case.case, file=file, message=message),))

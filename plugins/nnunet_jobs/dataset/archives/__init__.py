@@ -1,1 +1,1 @@
-"""Sources that come as an archive: judged entry by entry, then unpacked into a scratch folder."""
+"""Checks sources that come as an archive entry by entry, and unpacks them into a scratch folder."""

@@ -1,4 +1,4 @@
-"""What an archive's entries may be called and point to. Nothing here touches the disk: an entry is judged before it is written."""
+"""Checks names, kinds, sizes and link targets of an archive's entries before anything is written. Nothing here uses the disk."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from nnunet_jobs.dicom.mark import named_like
 from nnunet_jobs.faults.codes import Code
 from nnunet_jobs.faults.fixes import FAULT_INFO
 
-_MAX_NAME, _MAX_PATH = 255, 2000  # bytes; what Linux file systems carry, with room for the folder that it is unpacked into
+_MAX_NAME, _MAX_PATH = 255, 2000  # bytes; the limits of Linux file systems, less room for the folder to unpack into
 _DRIVE = re.compile(r"[A-Za-z]:")
-_LINKS = 40  # links that lead to links; as many as Linux follows
+_LINKS = 40  # links that point to further links; Linux follows as many
 _JUNK = ("__MACOSX", ".DS_Store")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """How much an archive may hold. The defaults are far above what medical datasets need and far below what fills a disk unseen.
+    """How much an archive may hold. The defaults are far above what medical datasets need and far below what fills a disk.
 
     Attributes:
-        entries: Number of them.
-        unpacked: Bytes in all.
-        ratio: Unpacked to packed bytes, judged from ``allowance`` bytes on: label maps shrink to a thousandth, but
+        entries: Number of entries.
+        unpacked: Unpacked bytes in total.
+        ratio: Unpacked to packed bytes, checked from ``allowance`` bytes on: label maps shrink to a thousandth, but
             never a dataset as a whole.
     """
 
@@ -39,16 +39,16 @@ class Limits:
     allowance: int = 1 << 30
 
     def bytes_for(self, packed: int) -> int:
-        """Most bytes that an archive of ``packed`` bytes may unpack to."""
+        """Return the most bytes that an archive of ``packed`` bytes may unpack to."""
         return min(self.unpacked, max(self.allowance, int(self.ratio * packed)))
 
 
 @dataclass(slots=True, kw_only=True)
 class Entries:
-    """The entries admitted so far and every fault of the others.
+    """Collects the entries admitted so far and every fault of the others.
 
     Attributes:
-        limits: How much there may be.
+        limits: How much the archive may hold.
         packed: Bytes of the archive.
         files: Path to size.
         folders: Paths, parents included.
@@ -70,16 +70,16 @@ class Entries:
 
     @property
     def full(self) -> bool:
-        """Whether the archive holds more than it may; nothing after that needs to be looked at."""
+        """Whether the archive holds more than it may, so that further entries need no check."""
         return bool(self.faults) and self.faults[-1].code == Code.ARCHIVE_TOO_LARGE
 
     def fault(self, name: str, message: str, code: Code = Code.ARCHIVE_UNSAFE) -> None:
-        """Note what is wrong with an entry."""
+        """Record what is wrong with an entry."""
         self.dicom |= named_like(name)
         self.faults.append(Fault(code=code, file=name[:200], message=message))
 
     def reported(self) -> list[Fault]:
-        """The faults, without names where there are DICOM files: one for each code, with the number of entries."""
+        """Return the faults; where there are DICOM files, one for each code, with the number of entries instead of names."""
         if not self.dicom:
             return self.faults
         counts = Counter(str(fault.code) for fault in self.faults)
@@ -99,7 +99,7 @@ class Entries:
             self.folders.add(path)
 
     def file(self, name: str, size: int) -> str | None:
-        """Admit a file of ``size`` bytes. Its path where it is to be written; None when it is refused or macOS' junk."""
+        """Admit a file of ``size`` bytes; return the path to write it to, or None if it is refused or added by macOS."""
         path = self._admit(name, size)
         if not path or _is_junk(path) or not self._place(name, path):
             return None
@@ -107,17 +107,17 @@ class Entries:
         return path
 
     def link(self, name: str, target: str, *, relative: bool) -> None:
-        """Admit a link for the time being; :meth:`resolved` judges where it leads."""
+        """Admit a link for now; :meth:`resolved` checks where it leads."""
         path = self._admit(name, 0)
         if path and not _is_junk(path) and self._place(name, path):
             self.links[path] = (target, relative)
 
     def special(self, name: str, what: str) -> None:
-        """Refuse what is no file, folder or link."""
+        """Refuse an entry that is not a file, folder or link."""
         self.fault(name, f"is {what}; only files, folders and links are unpacked")
 
     def resolved(self) -> Iterator[tuple[str, str]]:
-        """(link, file or folder in the archive that it leads to); faults for links that lead elsewhere."""
+        """Yield each link with the file or folder in the archive that it leads to; links that lead elsewhere become faults."""
         for path in sorted(self.links):
             end = self._follow(path)
             if end is not None:
@@ -141,7 +141,7 @@ class Entries:
         return None
 
     def _admit(self, name: str, size: int) -> str | None:
-        """The entry's path in plain form, or None with a fault."""
+        """Return the entry's normalised path, or None with a fault."""
         self.dicom |= named_like(name)
         self.count += 1
         self.size += size
@@ -160,7 +160,7 @@ class Entries:
         return str(PurePosixPath(name))
 
     def _place(self, name: str, path: str) -> bool:
-        """Whether the path is free and fits to the others; file systems that ignore case must come to the same result."""
+        """Whether the path is free and fits the others, also on file systems that ignore case."""
         if path == ".":
             return False
         known = path in self.files or path in self.links
@@ -173,14 +173,14 @@ class Entries:
                 self.fault(name, f"differs only by upper and lower case or Unicode form from {other!r}; rename one")
                 return False
             if part != path and (part in self.files or part in self.links):
-                self.fault(name, f"lies below {part!r}, which is no folder")
+                self.fault(name, f"lies below {part!r}, which is not a folder")
                 return False
         self.folders.update(str(parent) for parent in PurePosixPath(path).parents[:-1])
         return True
 
 
 def _is_junk(path: str) -> bool:
-    """What macOS adds of its own: it is no part of a dataset."""
+    """Whether macOS added the file itself, so that it is not part of the dataset."""
     return any(part in _JUNK or part.startswith("._") for part in PurePosixPath(path).parts)
 
 
@@ -200,6 +200,6 @@ def _unsafe(name: str) -> str | None:
 
 
 def kind_of_mode(mode: int) -> str | None:
-    """What a Unix file mode says that is neither file, folder nor link; None for those and for no mode at all."""
+    """Name the kind of a Unix file mode that is not a file, folder or link; None for those three and for no mode."""
     kinds = {stat.S_IFCHR: "a device", stat.S_IFBLK: "a device", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
     return kinds.get(stat.S_IFMT(mode))

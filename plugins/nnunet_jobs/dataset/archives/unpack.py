@@ -1,4 +1,4 @@
-"""Datasets that come as one archive (.zip, .tar, .tar.gz): unpacked into a scratch folder, with nothing of the archive's word believed."""
+"""Unpacks datasets that come as one archive (.zip, .tar, .tar.gz) into a scratch folder, and trusts nothing that the archive says."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from nnunet_jobs.faults.codes import Code, data_error
 
 ENDINGS = (".zip", ".tar", ".tar.gz", ".tgz")
 _CHUNK = 1 << 20
-_BLOCK = 512  # of tar
-_LOOKED_AT = 1000  # entries of a zip with faults
+_BLOCK = 512  # bytes of a tar block
+_LOOKED_AT = 1000  # entries of a faulty zip that are searched for DICOM
 _MAX_HEADER = 1 << 20  # bytes of one tar header with its extensions; tarfile reads them whole into memory
 
 
@@ -34,19 +34,19 @@ class _Readable(Protocol):
 
 
 def named_as_one(path: Path) -> bool:
-    """Whether a file's name says that it is an archive that is read."""
+    """Whether a file's name says that it is an archive of a supported kind."""
     return path.name.lower().endswith(ENDINGS)
 
 
 def unpack(archive: Path, folder: Path, *, context: StepContext, limits: Limits | None = None) -> Path:
-    """Unpack an archive into a new folder. A single folder at the archive's top is stepped into.
+    """Unpack an archive into a new folder; return the single folder at its top, if there is one.
 
-    Every entry is judged before it is written, by name, kind and size; sizes are counted again while unpacking. Links are made last,
-    between files that the archive holds. Files become read-only, so that registering takes them by hard link.
+    Name, kind and size of every entry are checked before it is written; sizes are counted again while unpacking. Links are made
+    last, between files that the archive holds. Files become read-only, so that registering takes them by hard link.
 
     Args:
         archive: A regular file.
-        folder: Made here; whoever calls removes it, whatever happens.
+        folder: Made here; the caller removes it in any case.
         context: Context of the step, to report progress and to be stopped.
         limits: How much the archive may hold.
 
@@ -54,8 +54,9 @@ def unpack(archive: Path, folder: Path, *, context: StepContext, limits: Limits 
         The folder of the dataset, below ``folder``.
 
     Raises:
-        DataError: The archive is unsafe, damaged, encrypted or too large; all faults at once, each with its entry.
-        DiskFull: No room to unpack it. Interrupted: the job was told to stop.
+        DataError: The archive is unsafe, damaged, encrypted or too large; lists all faults, each with its entry.
+        DiskFull: There is no room to unpack it.
+        Interrupted: The job is to stop.
     """
     before = signature_of(archive)
     entries = Entries(limits=limits or Limits(), packed=before[2])
@@ -82,7 +83,7 @@ def unpack(archive: Path, folder: Path, *, context: StepContext, limits: Limits 
             raise DiskFull(f"no room to unpack {archive.name} in {folder.parent}; make room and run again") from error
         raise
     if signature_of(archive) != before:
-        message = "changed while it was being unpacked; run again when the source is at rest"
+        message = "changed while it was being unpacked; run again when the source no longer changes"
         entries.faults = [Fault(code=Code.SOURCE_CHANGED, file=archive.name, message=message)]
     if not entries.faults and entries.files and all(named_as_one(Path(name)) for name in entries.files):
         message = "holds only further archives, which are not opened; unpack it and name one of them"
@@ -93,7 +94,7 @@ def unpack(archive: Path, folder: Path, *, context: StepContext, limits: Limits 
 
 
 def _top(folder: Path) -> Path:
-    """The dataset's own folder: most archives hold one folder with everything in it. A lone BIDS subject is the dataset's content."""
+    """Return the dataset's folder: most archives hold one folder with everything in it. A lone BIDS subject is content, not that folder."""
     while True:
         inside = [path for path in folder.iterdir() if not path.name.startswith(".")]
         if len(inside) != 1 or not inside[0].is_dir() or inside[0].is_symlink() or inside[0].name.startswith("sub-"):
@@ -141,7 +142,7 @@ def _unzip(file: IO[bytes], entries: Entries, writer: Writer) -> None:
 
 
 def _look_for_dicom(archive: zipfile.ZipFile, infos: list[zipfile.ZipInfo], entries: Entries) -> None:
-    """Nothing is unpacked of an archive with faults, and whether they may name its entries depends on what these are."""
+    """Search a faulty archive for DICOM files, since its faults may name entries only where there are none."""
     for info in infos[:_LOOKED_AT]:
         with contextlib.suppress(DamagedArchive), as_damage(), archive.open(info) as reader:
             entries.dicom |= like_dicom(reader.read(HEAD))
@@ -151,7 +152,7 @@ def _look_for_dicom(archive: zipfile.ZipFile, infos: list[zipfile.ZipInfo], entr
 
 # --- tar ------------------------------------------------------------------------------------------------------------
 class _Forward:
-    """A stream that tarfile may read and seek forward in. Counts what comes out, so that nothing is skipped without being counted."""
+    """A stream that tarfile may read and seek forward in. All bytes are counted, also those that are skipped."""
 
     def __init__(self, stream: _Readable, writer: Writer, limit: int) -> None:
         self._stream, self._writer, self._limit = stream, writer, limit
@@ -185,7 +186,7 @@ class _Forward:
         return self._at
 
     def close(self) -> None:
-        """The stream is closed by who opened it."""
+        """Do nothing: the stream is closed where it was opened."""
 
 
 def _untar(stream: _Readable, entries: Entries, writer: Writer) -> _Forward:
@@ -193,12 +194,12 @@ def _untar(stream: _Readable, entries: Entries, writer: Writer) -> _Forward:
     limit = entries.limits.bytes_for(entries.packed) + entries.packed + (16 << 20)
     forward = _Forward(stream, writer, limit)
     with as_damage():
-        archive = tarfile.TarFile(fileobj=forward)  # type: ignore[arg-type]  # all that it needs of a file is there
+        archive = tarfile.TarFile(fileobj=forward)  # type: ignore[arg-type]  # it has all methods that tarfile calls
     last = None
     while True:
         with as_damage(last):
             member = archive.next()
-        archive.members = []  # type: ignore[attr-defined]  # nobody needs the list of all, and there may be a million
+        archive.members = []  # type: ignore[attr-defined]  # the list is not needed, and there may be a million entries
         if member is None:
             break
         last = member.name
@@ -230,7 +231,7 @@ def _take(archive: tarfile.TarFile, member: tarfile.TarInfo, entries: Entries, w
         if member.size > LOOK_AT_DISK:
             writer.need(member.size)
         with as_damage(path):
-            tarfile.data_filter(member, str(writer.folder))  # a second opinion; it must find nothing that is left
+            tarfile.data_filter(member, str(writer.folder))  # a second check; it must find nothing more
             reader = archive.extractfile(member)
         if reader is not None:
             writer.write(path, member.size, guarded(lambda: reader.read(_CHUNK), path))
@@ -238,7 +239,7 @@ def _take(archive: tarfile.TarFile, member: tarfile.TarInfo, entries: Entries, w
 
 # --- links ----------------------------------------------------------------------------------------------------------
 def _link(folder: Path, entries: Entries) -> None:
-    """Make the links: those to files as hard links, so that nothing points anywhere; those to folders as relative symbolic links."""
+    """Make the links: those to files as hard links, so that none points outside; those to folders as relative symbolic links."""
     links = list(entries.resolved())
     if entries.faults:
         return

@@ -1,4 +1,4 @@
-"""Writing what an archive holds: each file no larger than it claims, with an eye on the disk, the stop flag and damaged data."""
+"""Writes an archive's files, none larger than it claims, and watches the disk, the stop flag and damaged data meanwhile."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from nnunet_jobs.dataset.archives.entries import Entries
 from nnunet_jobs.dicom.mark import like_dicom
 from nnunet_jobs.faults.codes import Code
 
-_RESERVE = 1 << 30  # bytes that stay free on the disk, or a twentieth of it where that is less
-LOOK_AT_DISK = 64 << 20  # bytes written between two looks
+_RESERVE = 1 << 30  # bytes that stay free on the disk; a twentieth of the disk if that is less
+LOOK_AT_DISK = 64 << 20  # bytes written between two checks of the disk
 _REPORT_S = 0.5
 
 
 class DamagedArchive(Exception):
-    """The archive's data are not what they should be; becomes a fault with its code and entry."""
+    """The archive's data is damaged; this becomes a fault with the code and entry."""
 
     def __init__(self, message: str, *, entry: str | None = None, code: Code = Code.ARCHIVE_DAMAGED) -> None:
         super().__init__(message)
@@ -28,19 +28,19 @@ class DamagedArchive(Exception):
 
 
 class Writer:
-    """Writes the files of an archive, and keeps an eye on the stop flag and the disk."""
+    """Writes the files of an archive, and watches the stop flag and the disk."""
 
     def __init__(self, folder: Path, context: StepContext, entries: Entries) -> None:
         self.folder, self.context, self.entries = folder, context, entries
         self.written, self._looked_at, self._reported = 0, 0, 0.0
 
     def beat(self) -> None:
-        """Sign of life; raises when the job is to stop."""
+        """Report that the step is alive; raise when the job is to stop."""
         self.context.check_stop()
         self.context.beat()
 
     def need(self, size: int) -> None:
-        """Raise DiskFull unless ``size`` bytes more fit, with a reserve for everybody else's work."""
+        """Raise DiskFull unless ``size`` bytes more fit, with a reserve for other jobs."""
         usage = shutil.disk_usage(self.folder)
         reserve = min(_RESERVE, usage.total // 20)
         if usage.free < size + reserve:
@@ -50,7 +50,7 @@ class Writer:
             )
 
     def write(self, name: str, size: int, pieces: Iterator[bytes]) -> None:
-        """Write one admitted file of just ``size`` bytes.
+        """Write one admitted file of exactly ``size`` bytes.
 
         Raises:
             DamagedArchive: There are more or fewer.
@@ -84,7 +84,7 @@ class Writer:
 
 
 def guarded(pieces: Callable[[], bytes], entry: str | None) -> Iterator[bytes]:
-    """Pieces until an empty one. Damage makes the libraries raise almost anything; whatever it is, it is this archive's fault."""
+    """Yield pieces until an empty one. Damaged data makes the libraries raise almost any error; each means a damaged archive."""
     while True:
         with as_damage(entry):
             piece = pieces()
@@ -94,7 +94,7 @@ def guarded(pieces: Callable[[], bytes], entry: str | None) -> Iterator[bytes]:
 
 
 class as_damage:  # noqa: N801  a context manager used as a statement
-    """Turns what damaged data makes a library raise into damage of the archive."""
+    """Turns what a library raises for damaged data into :class:`DamagedArchive`."""
 
     def __init__(self, entry: str | None = None) -> None:
         self.entry = entry

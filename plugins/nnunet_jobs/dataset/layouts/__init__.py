@@ -1,4 +1,4 @@
-"""The layouts a source may have, one module each, in the order in which they are looked for; other distributions add more.
+"""Lists the layouts that a source may have, one module each, in the order in which they are tried; other distributions add more.
 
 A distribution adds a layout by an entry point, whose name is the layout's and whose value is a :class:`Layout`::
 

@@ -1,4 +1,4 @@
-"""What the layouts share: a source and its cases as listed, what a layout is, and how folders of images become cases."""
+"""Defines what the layouts share: a source with its cases, the layout itself, and how folders of images become cases."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ class SourceCase:
 
     Attributes:
         case: Id.
-        images: One file a channel, or a single 4D file that holds them all along its last axis.
+        images: One file for each channel, or a single 4D file that holds all channels along its last axis.
         label: Label image, None for test images.
-        labelled: A label is due.
+        labelled: The case should have a label.
         holdout: The source itself keeps the case for testing.
-        training: The source itself says that the case is trained on.
-        group: Patient, where the source itself says so; ``group_pattern`` says it otherwise.
+        training: The source itself uses the case for training.
+        group: Patient, where the source itself names it; otherwise ``group_pattern`` finds it.
     """
 
     case: str
@@ -56,18 +56,18 @@ class Source:
 
     Attributes:
         root: Resolved folder.
-        layout: Which one it is.
+        layout: Name of the layout.
         cases: Cases by id.
         tables: Channels and labels.
         splits_4d: Whether 4D images are channels along the last axis.
-        faults: What the listing alone shows to be wrong.
+        faults: Faults that the listing alone shows.
         extras: Name, licence, reference and the like, carried into ``dataset.json``.
         renamed: Id in the source to the id it is registered under, for those that differ, of this and earlier runs.
-        left_out: Files of withdrawn cases, of which nothing more is said.
+        left_out: Files of withdrawn cases, which are not reported.
         reader: Class name of nnU-Net's reader that will read the registered files.
         units: What the values of a channel are, such as ``BQML`` for PET, by the channel's name, where the source says
             it.
-        splits: The source's own, None where it has none; see :mod:`nnunet_jobs.dataset.own_splits`.
+        splits: The source's own splits, None where it has none; see :mod:`nnunet_jobs.dataset.own_splits`.
     """
 
     root: Path
@@ -84,7 +84,7 @@ class Source:
     splits: list[dict[str, list[str]]] | None = None
 
     def relative(self, path: Path) -> str:
-        """A file's name for people: relative to the source."""
+        """Return a file's name relative to the source, for messages."""
         return str(path.relative_to(self.root))
 
     def add(self, case: SourceCase) -> None:
@@ -97,7 +97,7 @@ class Source:
             self.cases[case.case] = case
 
     def file_ending(self) -> str:
-        """The images' commonest ending; ``.nii`` only when no image is compressed, since NIfTI files can be recoded."""
+        """Return the images' most common ending; ``.nii`` only when no image is compressed, since NIfTI files can be recoded."""
         endings = Counter(split_ending(path.name)[1] for case in self.cases.values() for path in case.images)
         common = max(endings, key=lambda ending: (endings[ending], ending), default=".nii.gz")
         return ".nii.gz" if common == ".nii" and ".nii.gz" in endings else common or ".nii.gz"
@@ -107,7 +107,7 @@ Description = dict[str, Any]
 
 
 def as_it_is(params: RegisterParams, root: Path, description: Description) -> Description:
-    """For layouts whose ``dataset.json`` has nnU-Net's own form, or which have none."""
+    """Return the description unchanged, for layouts whose ``dataset.json`` has nnU-Net's own form, or which have none."""
     return description
 
 
@@ -116,8 +116,8 @@ class Layout:
     """One way to lay out a dataset on disk.
 
     Attributes:
-        name: What ``layout`` calls it.
-        expects: What must be there for it to be recognised, for the message when nothing is.
+        name: Value of the field ``layout``.
+        expects: What must be there for it to be recognised, for the message when no layout is.
         recognise: Whether a folder with this ``dataset.json`` (empty without one) has the layout.
         describe: Brings what the source says of channels and labels into the form of nnU-Net's ``dataset.json``.
         read: Lists the cases into a source.
@@ -146,10 +146,10 @@ def add_named(source: Source, case: str, images: list[str], label: str | None, *
 
 
 def names_in(source: Source, folder: str) -> list[str]:
-    """File names in a folder of the source; faults where there is no such folder or it leaves the source."""
+    """Return the file names in a folder of the source; add a fault if the folder is missing or leaves the source."""
     path = source.root / folder
     if not os.path.isdir(path):
-        message = "is a link that leads nowhere or in a circle; copy the folder itself" if broken_link(path) else "the folder is missing"
+        message = "is a broken or circular link; copy the folder itself" if broken_link(path) else "the folder is missing"
         source.faults.append(Fault(code=Code.IMAGE_MISSING, file=folder, message=message))
         return []
     try:
@@ -161,13 +161,13 @@ def names_in(source: Source, folder: str) -> list[str]:
 
 
 def channel_files(source: Source, folder: str, match: Callable[[str], re.Match[str] | None], *, fix: str) -> dict[str, dict[int, Path]]:
-    """Image files of a folder by case and channel.
+    """Return the image files of a folder by case and channel.
 
     Args:
         source: The source that gets the cases.
         folder: Folder to list.
-        match: Match of a file name, with the groups ``case`` and perhaps ``channel`` (number or name).
-        fix: Said about names that do not match.
+        match: Match of a file name, with the group ``case`` and optionally ``channel`` (number or name).
+        fix: Message about names that do not match.
     """
     found: dict[str, dict[int, Path]] = {}
     by_name = {name: int(number) for number, name in source.tables.channel_names.items()}
@@ -198,12 +198,12 @@ def channel_files(source: Source, folder: str, match: Callable[[str], re.Match[s
 
 
 def _wanted(fix: str, source: Source) -> str:
-    """The ending that files of the source should have."""
+    """Return the ending that files of the source should have."""
     return split_ending(fix)[1] or source.file_ending()
 
 
 def in_order(source: Source, case: str, files: Mapping[int, Path]) -> tuple[Path, ...]:
-    """A case's files by channel, with faults for gaps. A lone file may hold all channels: 4D where the layout allows it, or colours."""
+    """Return a case's files by channel; gaps become faults. One file may hold all channels: 4D if the layout allows it, or colours."""
     expected = source.tables.channels
     lone_4d = set(files) == {0} and (source.splits_4d or files[0].name.endswith(PICTURES))
     missing = [number for number in range(expected) if number not in files]
@@ -226,7 +226,7 @@ def in_order(source: Source, case: str, files: Mapping[int, Path]) -> tuple[Path
 
 
 def _sibling(source: Source, files: Mapping[int, Path], channel: int) -> str:
-    """What a missing channel's file would be called, to judge by a file that is there."""
+    """Return the name that a missing channel's file would have, derived from a file that is there."""
     there, path = next(iter(files.items()))
     place = path.name.rfind(f"_{there:04d}")
     name = path.name if place < 0 else f"{path.name[:place]}_{channel:04d}{path.name[place + 5 :]}"
@@ -234,12 +234,12 @@ def _sibling(source: Source, files: Mapping[int, Path], channel: int) -> str:
 
 
 def to_be_converted(source: Source) -> set[str | None]:
-    """Cases whose image has an ending that is not the dataset's, or none that nnU-Net reads."""
+    """Return cases whose image has another ending than the dataset, or one that nnU-Net does not read."""
     return {fault.case for fault in source.faults if fault.code in (Code.ENDING_MIXED, Code.ENDING_UNSUPPORTED)}
 
 
 def without_image(source: Source, folder: str | None, names: set[str]) -> None:
-    """Faults of label files that no image belongs to. Where the image has another ending, that is the fault, and is said already."""
+    """Add faults of label files without an image, unless the image has a wrong ending, which is reported already."""
     converted = to_be_converted(source)
     for name in sorted(name for name in names if split_ending(name)[0] not in converted):
         message = "no image belongs to this label file; add the image or move the label away"

@@ -1,4 +1,4 @@
-"""BIDS: raw images below ``sub-*/[ses-*/]``, labels below ``derivatives/<pipeline>/``; channels are chosen by suffix and entities.
+"""Reads BIDS: raw images below ``sub-*/[ses-*/]``, labels below ``derivatives/<pipeline>/``, channels by suffix and entities.
 
 A channel's name, such as ``T1w`` or ``ce-gadolinium_T1w``, is the rule that finds its file: the last part is the suffix, the others are
 entities that the file name must have. A case is a subject, session and run; the subject is the patient.
@@ -25,7 +25,7 @@ _ANY = "labels"  # the field's default: look for the one pipeline that has label
 
 # --- labels ---------------------------------------------------------------------------------------------------------
 def _pipelines(params: RegisterParams, root: Path, faults: list[Fault]) -> list[Path]:
-    """Folders that may hold labels: the one that the field ``labels`` names, else every pipeline below ``derivatives``."""
+    """Return folders that may hold labels: the one that the field ``labels`` names, else every pipeline below ``derivatives``."""
     if params.labels != _ANY:
         try:
             folder = below(root, params.labels)
@@ -39,7 +39,7 @@ def _pipelines(params: RegisterParams, root: Path, faults: list[Fault]) -> list[
 
 
 def _tiers(params: RegisterParams, named_files: Sequence[Named]) -> list[Named]:
-    """The label files: what ``bids_label`` says, else segmentations, else masks, else whatever has the entity ``label``."""
+    """Return the label files: what ``bids_label`` says, else segmentations, else masks, else files with the entity ``label``."""
     if params.bids_label is not None:
         rule = Rule.of(params.bids_label)
         matching = [named for named in named_files if rule.holds(named)]
@@ -52,10 +52,10 @@ def _tiers(params: RegisterParams, named_files: Sequence[Named]) -> list[Named]:
 
 
 def _labels(params: RegisterParams, root: Path, faults: list[Fault]) -> tuple[Path | None, list[Named]]:
-    """The pipeline that has the labels, and its label files.
+    """Return the pipeline that has the labels, and its label files.
 
     Raises:
-        ConfigError: Several pipelines have some, or none has.
+        ConfigError: Several pipelines have labels, or none has.
     """
     found = {}
     for folder in _pipelines(params, root, faults):
@@ -80,7 +80,7 @@ def _labels(params: RegisterParams, root: Path, faults: list[Fault]) -> tuple[Pa
 
 # --- tables ---------------------------------------------------------------------------------------------------------
 def _describe(params: RegisterParams, root: Path, description: Description) -> Description:
-    """Channels where there is only one kind of image; labels from ``dseg.tsv``, or one mask's own name."""
+    """Describe channels where there is only one kind of image; take labels from ``dseg.tsv``, or from one mask's own name."""
     described = dict(description)
     if params.channel_names is None:
         described.setdefault("channel_names", _only_suffix(params, root))
@@ -127,7 +127,7 @@ def _label_names(params: RegisterParams, root: Path) -> dict[str, Any] | None:
 
 
 def _read_lookup(root: Path, path: Path) -> dict[str, int]:
-    """BIDS' lookup table: columns ``index`` and ``name``."""
+    """Read BIDS' lookup table with the columns ``index`` and ``name``."""
     name = str(path.relative_to(root))
     table = Table(name=name)
     try:
@@ -194,7 +194,7 @@ def _read(params: RegisterParams, source: Source, description: Description) -> N
 
 
 def _one(source: Source, case: str, rule: Rule, found: list[Named]) -> Path | None:
-    """The one file of a channel, or a fault: the one that the rule names exactly wins over those with further entities."""
+    """Return the file of a channel, or add a fault. A file that the rule names exactly precedes those with further entities."""
     best = [named for named in found if rule.just(named)] or found
     if len(best) == 1:
         return best[0].path
@@ -205,7 +205,7 @@ def _one(source: Source, case: str, rule: Rule, found: list[Named]) -> Path | No
 
 
 def _by_case(source: Source, labels: Sequence[Named], cases: Mapping[str, Mapping[str, str]]) -> dict[str, Path]:
-    """Label file of each case. A label that names no run belongs to the one run there is."""
+    """Return the label file of each case. A label that names no run belongs to the only run."""
     found: dict[str, list[Path]] = {}
     by_subject: dict[str, list[str]] = {}
     for case, entities in cases.items():

@@ -1,4 +1,4 @@
-"""BIDS file names: what they say, which of them a rule means, and where they lie."""
+"""Parses BIDS file names, matches them against rules, and finds the files."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from nnunet_jobs.contract.failure import Fault
 from nnunet_jobs.dataset.names import UnusableName, broken_link, check_links, listing, split_ending
 from nnunet_jobs.faults.codes import Code
 
-CASE = ("sub", "ses", "run")  # entities that make a case; others tell images of one case apart
+CASE = ("sub", "ses", "run")  # entities that identify a case; the others distinguish images of one case
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,34 +24,34 @@ class Named:
 
     @property
     def case(self) -> str:
-        """Case id: ``sub-01``, ``sub-01_ses-02``, ``sub-01_ses-02_run-1``."""
+        """Return the case id, such as ``sub-01``, ``sub-01_ses-02`` or ``sub-01_ses-02_run-1``."""
         return "_".join(f"{key}-{self.entities[key]}" for key in CASE if key in self.entities)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rule:
-    """What a file name must have: a suffix, and perhaps entities."""
+    """What a file name must have: a suffix, and optionally entities."""
 
     entities: Mapping[str, str]
     suffix: str
 
     @classmethod
     def of(cls, text: str) -> Rule:
-        """The rule that ``ce-gadolinium_T1w`` is."""
+        """Parse a rule such as ``ce-gadolinium_T1w``."""
         *parts, suffix = text.split("_")
         return cls(entities=dict(part.split("-", 1) for part in parts if "-" in part), suffix=suffix)
 
     def holds(self, named: Named) -> bool:
-        """Whether a file is meant. The suffix is compared without case: nnU-Net wants ``CT`` where BIDS writes ``ct``."""
+        """Whether the rule matches a file. The suffix ignores case: nnU-Net expects ``CT`` where BIDS writes ``ct``."""
         return named.suffix.casefold() == self.suffix.casefold() and self.entities.items() <= named.entities.items()
 
     def just(self, named: Named) -> bool:
-        """Whether a file's name has nothing beyond the rule and what makes a case."""
+        """Whether a file's name has no entities other than those of the rule and of the case."""
         return {key for key in named.entities if key not in CASE} == {key for key in self.entities if key not in CASE}
 
 
 def take_apart(path: Path) -> Named | None:
-    """What a file's name says; None for what is no image named as BIDS wants it."""
+    """Parse a file's name; return None if it is not an image named by BIDS' rules."""
     stem, ending = split_ending(path.name)
     *parts, suffix = stem.split("_")
     pairs = [part.partition("-") for part in parts]
@@ -62,12 +62,12 @@ def take_apart(path: Path) -> Named | None:
 
 
 def subfolders(root: Path, folder: Path, faults: list[Fault], prefix: str = "") -> Iterator[Path]:
-    """Visible folders in a folder, by name; a fault for a link that leaves the source."""
+    """Yield visible folders in a folder, by name; add a fault for a link that leaves the source."""
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
         if path.name.startswith(".") or not path.name.startswith(prefix):
             continue
         if broken_link(path) and not split_ending(path.name)[1]:
-            message = "is a link that leads nowhere or in a circle; copy the folder itself"
+            message = "is a broken or circular link; copy the folder itself"
             faults.append(Fault(code=Code.IMAGE_MISSING, file=str(path.relative_to(root)), message=message))
         if not os.path.isdir(path):
             continue
@@ -80,7 +80,7 @@ def subfolders(root: Path, folder: Path, faults: list[Fault], prefix: str = "") 
 
 
 def files(root: Path, top: Path, faults: list[Fault]) -> Iterator[Named]:
-    """Images below ``sub-*/[ses-*/]<data type>/``, in the order of their names; a fault for one that lies with another subject."""
+    """Yield images below ``sub-*/[ses-*/]<data type>/`` by name; add a fault for one in another subject's folder."""
     for subject in subfolders(root, top, faults, "sub-"):
         sessions = list(subfolders(root, subject, faults, "ses-"))
         for holder in [subject, *sessions]:

@@ -1,4 +1,4 @@
-"""A CSV table below the source that names each case's images, label, patient and split, wherever the files lie."""
+"""Reads a CSV table that names each case's images, label, patient and split, anywhere below the source."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def _read(params: RegisterParams, source: Source, description: Description) -> N
 
 
 def _channel_columns(table: Table, channel_names: Mapping[str, str]) -> list[str]:
-    """The column of each channel: ``image`` for a single file, else one called as the channel or its number. Empty when one lacks."""
+    """Return each channel's column: ``image`` for a single file, else the channel's name or number. Empty if a column is missing."""
     if not table.columns:
         if not table.faults:
             table.fault("is empty; give it the columns case, image and label", line=1)
@@ -111,7 +111,7 @@ def _add_row(source: Source, table: Table, line: int, row: Mapping[str, str], co
 
 
 def _check_groups(source: Source, table: Table, lines: Mapping[str, int]) -> None:
-    """A patient on both sides would make the hold-out worthless."""
+    """Refuse patients on both sides of the split, which would make the hold-out useless."""
     sides: dict[str, SourceCase] = {}
     for case in source.cases.values():
         if case.group is None or not (case.training or case.holdout):
@@ -126,7 +126,7 @@ def _check_groups(source: Source, table: Table, lines: Mapping[str, int]) -> Non
 
 LAYOUT = Layout(
     name="csv",
-    expects="the field mapping: a CSV file with the columns case, image (or one for each channel), label, and perhaps group and split",
+    expects="the field mapping: a CSV file with the columns case, image (or one for each channel), label, and optionally group and split",
     recognise=_recognise,
     read=_read,
 )

@@ -1,4 +1,4 @@
-"""Medical Segmentation Decathlon: ``dataset.json`` lists training and test files; 4D images hold their channels on the last axis."""
+"""Reads the Medical Segmentation Decathlon layout: ``dataset.json`` lists the files; 4D images hold channels on the last axis."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from nnunet_jobs.faults.codes import Code
 
 
 def listed(source: Source, description: Description) -> Iterator[tuple[str, str, str | None]]:
-    """(case, image, label) of every usable entry of ``training`` and ``test``; label None for test. Faults for the others."""
+    """Yield (case, image, label) of every usable entry of ``training`` and ``test`` (label None); the others become faults."""
     for key, labelled in (("training", True), ("test", False)):
         entries = description.get(key, [])
         if not isinstance(entries, list):
@@ -30,7 +30,7 @@ def listed(source: Source, description: Description) -> Iterator[tuple[str, str,
 
 
 def describe(params: RegisterParams, root: Path, description: Description) -> Description:
-    """Labels as name to value."""
+    """Turn the labels into name-to-value form."""
     return {**description, "labels": decathlon_labels(description.get("labels"))}
 
 

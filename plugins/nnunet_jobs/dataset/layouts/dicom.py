@@ -1,4 +1,4 @@
-"""What :mod:`nnunet_jobs.dataset.dicom_source` made of a tree of DICOM files: NIfTI files by content, and the list of cases."""
+"""Reads the NIfTI files and the list of cases that :mod:`nnunet_jobs.dataset.dicom_source` made of a tree of DICOM files."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def _recognise(params: RegisterParams, root: Path, description: Description) -> 
 
 
 def _read(params: RegisterParams, source: Source, description: Description) -> None:
-    """Cases without a label are test cases; those without images were withdrawn, and the registration says so."""
+    """Read the cases. Those without a label are test cases; those without images were withdrawn, which the registration reports."""
     for case, entry in description[CASES].items():
         try:
             paths = tuple(below(source.root, image, case=case) for image in entry["images"])

@@ -1,4 +1,4 @@
-"""Two folders, images and labels, whose file names a naming rule takes apart into case and channel."""
+"""Reads two folders, images and labels, and takes case and channel from file names by a naming rule."""
 
 from __future__ import annotations
 

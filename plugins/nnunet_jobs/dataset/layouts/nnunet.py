@@ -1,4 +1,4 @@
-"""nnU-Net's raw layout, version 2: ``imagesTr/<case>_0000<ending>`` and ``labelsTr/<case><ending>``, or a ``dataset`` list."""
+"""Reads nnU-Net's raw layout, version 2: ``imagesTr/<case>_0000<ending>`` and ``labelsTr/<case><ending>``, or a ``dataset`` list."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def _read(params: RegisterParams, source: Source, description: Description) -> N
     if ending not in ENDINGS:
         meant = f".{str(ending).lstrip('.').lower()}"
         fix = f"write {meant!r}" if meant in ENDINGS else "convert the images to .nii.gz and write '.nii.gz'"
-        message = f"file_ending={ending!r} is none that nnU-Net reads ({', '.join(ENDINGS)}); {fix}"
+        message = f"file_ending={ending!r} is not one that nnU-Net reads ({', '.join(ENDINGS)}); {fix}"
         raise data_error([Fault(code=Code.ENDING_UNSUPPORTED, file="dataset.json", message=message)], what="dataset.json")
     listed = description.get("dataset")
     if listed is not None:
@@ -46,7 +46,7 @@ def _read(params: RegisterParams, source: Source, description: Description) -> N
 
 
 def _listed(source: Source, listed: Any) -> None:
-    """``dataset.json["dataset"]``: case to its images and label, wherever they lie below the source."""
+    """Read ``dataset.json["dataset"]``, which maps a case to its images and label, anywhere below the source."""
     if not isinstance(listed, dict):
         source.faults.append(Fault(code=Code.DESCRIPTION_INVALID, file="dataset.json", message="'dataset' must map cases to files"))
         return
@@ -60,7 +60,7 @@ def _listed(source: Source, listed: Any) -> None:
 
 
 def _split_folder(source: Source, images: str, labels: str | None, ending: str, *, labelled: bool) -> None:
-    """A pair of nnU-Net folders: ``<case>_0000<ending>`` and ``<case><ending>``."""
+    """Read a pair of nnU-Net folders with ``<case>_0000<ending>`` and ``<case><ending>``."""
     pattern = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})" + re.escape(ending), re.DOTALL)
     found = channel_files(source, images, lambda name: pattern.fullmatch(name), fix=f"expected <case>_0000{ending}")
     label_names = set(names_in(source, labels)) if labels else set()

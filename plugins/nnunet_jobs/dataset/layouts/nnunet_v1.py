@@ -1,4 +1,4 @@
-"""nnU-Net's first raw layout, ``TaskXXX_Name``: a Decathlon-like list whose images have a channel number on disk only."""
+"""Reads nnU-Net's first raw layout, ``TaskXXX_Name``: a list as in the Decathlon, with channel numbers only on disk."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from nnunet_jobs.dataset.layouts.decathlon import describe, listed
 from nnunet_jobs.dataset.names import UnusableName, below, split_ending
 from nnunet_jobs.faults.codes import Code
 
-_LOOKED_AT = 50  # entries of 'training' that decide between the two layouts that share this form of dataset.json
+_LOOKED_AT = 50  # entries of 'training' that decide between the two layouts with this form of dataset.json
 _CHANNEL = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})", re.DOTALL)
 
 
 def _recognise(params: RegisterParams, root: Path, description: Description) -> bool:
-    """The list names ``a.nii.gz``; on disk there is no such file, but ``a_0000.nii.gz``."""
+    """Whether the list names ``a.nii.gz`` where the disk has ``a_0000.nii.gz`` instead."""
     training = description.get("training")
     if not isinstance(training, list) or "file_ending" in description:
         return False
@@ -32,7 +32,7 @@ def _recognise(params: RegisterParams, root: Path, description: Description) -> 
                 return False
             numbered |= below(root, f"{stem}_0000{ending}").exists()
         except (UnusableName, OSError):
-            continue  # reading the list names it
+            continue  # the list's reader reports it
     return numbered
 
 
@@ -64,7 +64,7 @@ def _read(params: RegisterParams, source: Source, description: Description) -> N
 
 
 def _numbered(source: Source, folder: str) -> dict[tuple[str, str], dict[int, Path]]:
-    """Files of a folder by case and ending, then channel."""
+    """Return the files of a folder by case and ending, then channel."""
     found: dict[tuple[str, str], dict[int, Path]] = {}
     for name in names_in(source, folder):
         stem, ending = split_ending(name)

@@ -1,4 +1,4 @@
-"""Tables that people make by hand or with a spreadsheet program: read with bounds, each fault with its line."""
+"""Reads tables that people make by hand or with a spreadsheet program, with limits on size; each fault has its line."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Table:
 
     Attributes:
         name: Name of the file, relative to the source.
-        columns: Columns as the head line has them, in small letters and stripped.
+        columns: Columns of the header line, in lower case and stripped.
     """
 
     name: str
@@ -32,7 +32,7 @@ class Table:
     faults: list[Fault] = field(default_factory=list)
 
     def fault(self, message: str, *, line: int | None = None, case: str | None = None, code: Code = Code.MAPPING_INVALID) -> None:
-        """Note what is wrong, with the line it is in."""
+        """Record what is wrong, with its line."""
         where = f"line {line}: " if line is not None else ""
         self.faults.append(Fault(code=code, case=case, file=self.name, message=where + message))
 
@@ -40,11 +40,12 @@ class Table:
 def read_table(path: Path, name: str, *, delimiters: str = ",;\t") -> Table:
     """Read a CSV file that somebody made by hand or with a spreadsheet program. Never raises for its content.
 
-    The delimiter is the one of ``delimiters`` that the head line has most of. Bounded: 64 MiB, a million rows, 4096 characters a cell.
+    The delimiter is the one of ``delimiters`` that occurs most often in the header line. The limits are 64 MiB, a million rows
+    and 4096 characters a cell.
 
     Args:
         path: The file.
-        name: What people call the file.
+        name: Name of the file in messages.
         delimiters: Delimiters to choose from.
     """
     table = Table(name=name)
@@ -89,7 +90,7 @@ def _fill(table: Table, reader: Any) -> None:
             continue
         if len(cells) != len(head):
             table.fault(
-                f"has {len(cells)} cells where the head line has {len(head)}; put cells that hold the delimiter in quotes", line=start
+                f"has {len(cells)} cells where the header line has {len(head)}; put cells that hold the delimiter in quotes", line=start
             )
         elif any(len(cell) > _MAX_CELL for cell in cells):
             table.fault(f"has a cell of more than {_MAX_CELL} characters", line=start)

@@ -1,1 +1,1 @@
-"""Image files read once to the last byte, strictly: NIfTI, MetaImage and NRRD, pictures."""
+"""Reads image files (NIfTI, MetaImage, NRRD, pictures) once, completely and strictly."""

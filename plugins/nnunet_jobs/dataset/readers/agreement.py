@@ -1,4 +1,4 @@
-"""Whether the files of one case lie on one grid, by the tolerances of nnU-Net's own readers. Registration and prediction both ask here."""
+"""Checks that the files of one case share a grid, with the tolerances of nnU-Net's readers, for registration and prediction."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from nnunet_jobs.dataset.readers.volume import Volume, shown_mm
 from nnunet_jobs.faults.codes import Code
 
 READER_TOLERANCE = 1e-5
-"""Relative. nnU-Net's readers compare the spacings of a case's channels with NumPy's ``allclose`` and refuse the case beyond it."""
+"""Relative tolerance within which nnU-Net's readers accept the spacings of a case's channels (NumPy's ``allclose``)."""
 DEFAULT_TOLERANCE = 1e-3
-"""Relative, of places and of the label's spacing: registration's default for ``spacing_tolerance``."""
+"""Relative tolerance of positions and of the label's spacing: registration's default for ``spacing_tolerance``."""
 EXTENT = 100
 """Voxels over which a relative error of the tolerance adds up: files may lie a tenth of a voxel apart by default."""
 
@@ -28,7 +28,7 @@ class Member:
     """One file of a case.
 
     Attributes:
-        name: For the faults.
+        name: Name of the file, for the faults.
         volume: The volume as it was read.
         label: Whether it is the label image; the others are channels.
     """
@@ -39,30 +39,30 @@ class Member:
 
 
 def disagreements(members: Sequence[Member], *, case: str, tolerance: float = DEFAULT_TOLERANCE) -> list[Fault]:
-    """Faults of files that lie on another grid than the case's others. Each odd file is named once, with its first difference.
+    """Return faults of files on another grid than the case's others. Each such file is named once, with its first difference.
 
-    The files that most others agree with set the grid; where it is one against one, the first channel does. Shapes must be equal.
-    Spacings of channels must agree as nnU-Net's reader wants it, that of the label within ``tolerance``. Places agree when every corner
-    of the volume comes out at the same place within ``100 * tolerance`` of the smallest spacing, a tenth of a voxel by default.
+    The files that most others agree with define the grid; of two files that differ, the first channel does. Shapes must be equal.
+    Spacings of channels must agree as nnU-Net's reader requires, that of the label within ``tolerance``. Positions agree when
+    every corner of the volume differs by at most ``100 * tolerance`` of the smallest spacing, a tenth of a voxel by default.
 
     Args:
         members: The case's files in the order of the channels, the label last. Those that could not be read are left
             out here.
         case: Id, for the faults.
-        tolerance: Relative.
+        tolerance: Relative tolerance.
     """
     usable = [member for member in members if member.volume.usable]
     faults: list[Fault] = []
     strict = min(tolerance, READER_TOLERANCE)
 
     def check(code: Code, agrees: Agrees, alike: Agrees, message: Callable[[Member, Member], str]) -> None:
-        """Take the odd files out. ``alike``: votes for the grid; ``agrees``: is good enough."""
+        """Remove files that differ. ``alike`` says which files vote for the same grid, ``agrees`` which are close enough."""
         nonlocal usable
         if len(usable) < 2:
             return
         candidates = [member for member in usable if not member.label] or usable
         if all(agrees(candidates[0], member) for member in usable if member is not candidates[0]):
-            return  # nobody needs to vote
+            return  # all agree, so no vote is needed
         grid = max(candidates, key=lambda one: sum(alike(one, other) for other in usable))  # the first of several
         odd = [member for member in usable if member is not grid and not agrees(grid, member)]
         faults.extend(Fault(code=code, case=case, file=member.name, message=message(grid, member)) for member in odd)
@@ -119,19 +119,19 @@ def _place_message(grid: Member, odd: Member) -> str:
 
 
 def corner_distance(volume: Volume, other: Volume) -> float:
-    """Largest distance in mm between the same corner of two volumes."""
+    """Return the largest distance in mm between the same corner of two volumes."""
     shape = (volume.shape or other.shape)[:3]
     return affine_distance(_affine(volume), _affine(other), shape)
 
 
 def affine_distance(affine: npt.NDArray[np.float64], other: npt.NDArray[np.float64], shape: Sequence[int]) -> float:
-    """Largest distance between the places of one corner by two affines (4 x 4), in their unit."""
+    """Return the largest distance between the positions of one corner by two affines (4 x 4), in their unit."""
     corners = np.array([(*corner, 1) for corner in itertools.product(*((0, n - 1) for n in shape))], dtype=float)
     return float(np.linalg.norm((corners @ (affine - other).T)[:, :3], axis=1).max())
 
 
 def voxel_order(affine: npt.NDArray[np.float64] | None) -> str:
-    """Where the voxel axes x, y, z of an affine (voxel to RAS, 4 x 4) run to, such as ``RAS``; empty where it is not known."""
+    """Return the directions of the voxel axes of an affine (voxel to RAS, 4 x 4), such as ``RAS``; empty if it is None."""
     if affine is None:
         return ""
     import nibabel

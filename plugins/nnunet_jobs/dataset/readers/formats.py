@@ -1,4 +1,4 @@
-"""Which reader reads which file: one function for all endings that nnU-Net reads, and it never raises for bad content."""
+"""Chooses the reader of a file: one function for all endings that nnU-Net reads, which never raises for bad content."""
 
 from __future__ import annotations
 
@@ -47,10 +47,10 @@ def read_volume(
     keep: bool = False,
     reader: str = "",
 ) -> Volume:
-    """Read a file whole and look for faults of its own. Never raises for bad content; never blocks on pipes and devices.
+    """Read a whole file and find its own faults. Never raises for bad content; never blocks on pipes and devices.
 
     Args:
-        path: The file; its ending says which reader.
+        path: The file; its ending determines the reader.
         case: Id of the case, for the faults.
         name: Name of the file, for the faults.
         label: Check values as labels, else as intensities.
@@ -75,7 +75,7 @@ def read_volume(
         reading.fault(code, f"cannot be read: {error.strerror or library_says(error)}")
     except (JobError, MemoryError):
         raise
-    except Exception as error:  # bad content makes the libraries raise almost anything; whatever it is, it is this file's fault
+    except Exception as error:  # bad content makes the libraries raise almost any error; each is a fault of this file
         reading.fault(_bad(ending), f"not a readable {'NIfTI' if '.nii' in ending else ending} file ({library_says(error)})")
     if not keep:
         volume.array = None
@@ -83,11 +83,11 @@ def read_volume(
 
 
 def nnunet_reader(ending: str, named: str | None = None) -> str:
-    """Class name of the reader that nnU-Net takes for files of a dataset.
+    """Return the class name of the reader that nnU-Net uses for files of a dataset.
 
     Args:
         ending: Ending of the dataset's files.
-        named: ``overwrite_image_reader_writer`` of ``dataset.json``, which goes first.
+        named: ``overwrite_image_reader_writer`` of ``dataset.json``, which has priority.
     """
     return named if named and named != "None" else _NNUNET_READERS.get(ending, "")
 

@@ -1,6 +1,6 @@
-"""Reading MetaImage (.mha) and NRRD files as nnU-Net reads them, by SimpleITK, after the header was held against the data.
+"""Reads MetaImage (.mha) and NRRD files as nnU-Net does, by SimpleITK, after the header was compared with the data.
 
-SimpleITK may fill what a cut file lacks, and would follow a header to any other file on the disk; both are refused first.
+SimpleITK may fill in what a truncated file lacks, and would follow a header to any other file on the disk; both are refused first.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from nnunet_jobs.dataset.readers.words import library_says
 from nnunet_jobs.faults.codes import Code
 
 _LONGEST_HEADER = 1 << 16
-_META_AXES = 10  # MetaIO's arrays
+_META_AXES = 10  # size of MetaIO's arrays
 _META_TYPES = {
     "CHAR": 1,
     "UCHAR": 1,
@@ -54,9 +54,9 @@ def read_itk(reading: Reading) -> None:
     """Fill the volume from a ``.mha`` or ``.nrrd`` file.
 
     Raises:
-        Damaged: It cannot be read. Others: bad content that SimpleITK stumbles over.
-        OSError: It cannot be read. Others: bad content that SimpleITK stumbles over.
-        MemoryError: It cannot be read. Others: bad content that SimpleITK stumbles over.
+        DamagedFile: It cannot be read. SimpleITK may raise other errors for bad content.
+        OSError: It cannot be read.
+        MemoryError: There is not enough memory to read it.
     """
     data = read_bytes(reading)
     expected = _check_meta(reading, data) if reading.path.name.endswith(".mha") else _check_nrrd(reading, data)
@@ -90,7 +90,7 @@ def read_itk(reading: Reading) -> None:
 
 
 def itk_refusal(path: Path) -> str | None:
-    """Why ITK, and with it nnU-Net's reader, does not read a file's header; None where it does. The voxels are not read."""
+    """Say why ITK, and with it nnU-Net's reader, refuses a file's header; None if it does not. The voxels are not read."""
     import SimpleITK
 
     SimpleITK.ProcessObject.SetGlobalWarningDisplay(False)
@@ -115,7 +115,7 @@ def _geometry(reading: Reading, image: Any) -> bool:
 
 # --- MetaImage ------------------------------------------------------------------------------------------------------
 def _check_meta(reading: Reading, data: bytearray) -> int:
-    """Hold a MetaImage header against the file. Returns the bytes of the voxels."""
+    """Compare a MetaImage header with the file. Returns the bytes of the voxels."""
     fields: dict[str, str] = {}
     start = 0
     while True:
@@ -151,7 +151,7 @@ def _check_meta(reading: Reading, data: bytearray) -> int:
 
 
 def _note_contradictions(reading: Reading, fields: Mapping[str, str]) -> None:
-    """Warn where two fields of a MetaImage header say different things about one matter."""
+    """Warn where two fields of a MetaImage header contradict each other."""
     for names in _META_SYNONYMS:
         said = {name: fields[name] for name in names if name in fields}
         if len({tuple(float(number) for number in value.split()) for value in said.values()}) > 1:
@@ -168,13 +168,13 @@ def _note_contradictions(reading: Reading, fields: Mapping[str, str]) -> None:
         if order != claimed:
             message = (
                 f"has AnatomicalOrientation = {claimed} where its TransformMatrix means {order}; "
-                "nnU-Net takes the matrix: look which is right and write the file again"
+                "nnU-Net uses the matrix: check which is right and write the file again"
             )
             reading.fault(Code.GEOMETRY_CONTRADICTS, message, severity="warning")
 
 
 def _require_axes(fields: Mapping[str, str]) -> None:
-    """ITK writes beyond its arrays when a header promises more axes than they hold."""
+    """Refuse headers with more axes than ITK's arrays hold, since ITK would write beyond them."""
     promised, sizes = fields.get("NDims", ""), fields.get("DimSize", "").split()
     if promised != str(len(sizes)) or len(sizes) > _META_AXES:
         raise DamagedFile(
@@ -184,7 +184,7 @@ def _require_axes(fields: Mapping[str, str]) -> None:
 
 # --- NRRD -----------------------------------------------------------------------------------------------------------
 def _check_nrrd(reading: Reading, data: bytearray) -> int:
-    """Hold an NRRD header against the file. Returns the bytes of the voxels."""
+    """Compare an NRRD header with the file. Returns the bytes of the voxels."""
     if data[:4] != b"NRRD":
         raise DamagedFile(Code.NOT_READABLE, "not an NRRD file")
     ends = [(place, len(mark)) for mark in (b"\n\n", b"\r\n\r\n") if (place := data.find(mark, 0, _LONGEST_HEADER)) >= 0]
@@ -234,7 +234,7 @@ def _check_size(held: int, expected: int) -> None:
 
 
 def _check_deflated(reading: Reading, data: bytearray, start: int, expected: int, *, wbits: int) -> None:
-    """Inflate to the end, keeping nothing: zlib and gzip carry a checksum of the whole."""
+    """Decompress to the end and discard the result, since zlib and gzip have a checksum of the whole."""
     inflate, held, place = zlib.decompressobj(wbits=wbits), 0, start
     try:
         while not inflate.eof and place < len(data):

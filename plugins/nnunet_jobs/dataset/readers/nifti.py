@@ -1,4 +1,4 @@
-"""Reading a NIfTI file to its last byte: hash, gzip check, header and values in a single pass over the file."""
+"""Reads a NIfTI file to its last byte: hash, gzip check, header and values in a single pass over the file."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _HEADER, _NIFTI_1 = 540, 348  # bytes, of NIfTI-2 and NIfTI-1
 _FIRST = 4096  # bytes of a compressed file that hold the header
 _AFTER_DATA = 1 << 16  # bytes that may follow the voxels; more means that header and data do not belong together
 _DEFLATE = 1032  # the most that deflate can shrink anything
-_SERIOUS = 40  # of nibabel's own levels: what it would refuse to read (magic, offsets, data type); what is less it fixes
+_SERIOUS = 40  # nibabel's level of what it refuses to read (magic, offsets, data type); it fixes lesser problems
 _QUIET = logging.getLogger("nnunet_jobs.nifti_header")
 _QUIET.disabled = True  # what matters is reported as a fault
 
@@ -32,26 +32,26 @@ def read_nifti(reading: Reading) -> None:
     """Fill the volume from a ``.nii`` or ``.nii.gz`` file.
 
     Raises:
-        Damaged: It cannot be read. Others: bad content that nibabel stumbles over.
-        OSError: It cannot be read. Others: bad content that nibabel stumbles over.
-        MemoryError: It cannot be read. Others: bad content that nibabel stumbles over.
+        DamagedFile: It cannot be read. nibabel may raise other errors for bad content.
+        OSError: It cannot be read.
+        MemoryError: There is not enough memory to read it.
     """
     data, reading.volume.sha256 = _read(reading)
     _parse(reading, data)
 
 
 def promised_voxels(path: Path) -> int:
-    """Voxels that a file's header promises, from its first bytes; 0 where there is no readable header.
+    """Return the number of voxels that a file's header promises; 0 if there is no readable header.
 
     Raises:
-        OSError: It cannot be opened, or is no regular file.
+        OSError: It cannot be opened, or is not a regular file.
     """
     with open_regular(path) as file:
         start = file.read(_FIRST)
     if path.name.endswith(".gz"):
         inflate = zlib.decompressobj(wbits=31)
         with contextlib.suppress(zlib.error):
-            start = inflate.decompress(start, _NIFTI_1)  # not one byte more than the header: nobody has checked what follows
+            start = inflate.decompress(start, _NIFTI_1)  # only the header: the rest is not checked yet
             if 540 in {int.from_bytes(start[:4], order) for order in ("little", "big")}:
                 start += inflate.decompress(inflate.unconsumed_tail, _HEADER - _NIFTI_1)
     try:
@@ -61,7 +61,7 @@ def promised_voxels(path: Path) -> int:
 
 
 def _read(reading: Reading) -> tuple[bytearray, str]:
-    """The uncompressed content and the sha256 of the file."""
+    """Return the uncompressed content and the sha256 of the file."""
     digest, out = hashlib.sha256(), bytearray()
     compressed = reading.path.name.endswith(".gz")
     inflate = zlib.decompressobj(wbits=31)
@@ -108,7 +108,7 @@ def _read(reading: Reading) -> tuple[bytearray, str]:
 
 
 def _expected_size(data: bytearray) -> int | None:
-    """Bytes that the header promises; None when there is no readable header."""
+    """Return the number of bytes that the header promises; None if there is no readable header."""
     try:
         header = _header(data)
         count = math.prod(int(n) for n in header.get_data_shape())
@@ -149,9 +149,7 @@ def _parse(reading: Reading, data: bytearray) -> None:
     if len(shape) not in ((2, 3) if reading.label else (2, 3, 4)) or min(shape) < 1:
         return reading.fault(Code.NOT_3D, f"has the shape {shape}; must be three-dimensional")
     if flat and not reading.path.name.endswith(".gz"):
-        message = (
-            f"has the shape {shape}; nnU-Net reads .nii files with two axes not at all, add a third axis of 1 or compress it to .nii.gz"
-        )
+        message = f"has the shape {shape}; nnU-Net does not read .nii files with two axes; add a third axis of 1 or compress it to .nii.gz"
         return reading.fault(Code.NOT_3D, message)
     shape = (*shape, 1) if flat else shape
     if not check_extent(reading, shape) or not take_nifti_geometry(reading, header, shape[:3], flat=flat):

@@ -1,4 +1,4 @@
-"""The geometry of a NIfTI header: what it says in several places must agree, and nnU-Net's reader must take it."""
+"""Checks the geometry of a NIfTI header: its fields must agree with each other, and nnU-Net's reader must accept it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from nnunet_jobs.faults.codes import Code
 
 _UNITS = {1: ("metres", 1e3), 3: ("micrometres", 1e-3)}  # of xyzt_units; nnU-Net's reader scales spacing and origin by them
 _TEMPLATES = (3, 4)  # sform codes of standard brains: their voxels may have another size than the scanner's
-# Up to here ITK takes an affine for orthogonal (it refuses from about 2e-4 on); rounding to 32 bits makes 1e-7.
+# Up to here ITK accepts an affine as orthogonal (it refuses from about 2e-4 on); rounding to 32 bits adds 1e-7.
 _SURELY_ORTHOGONAL = 5e-5
 
 
@@ -24,7 +24,7 @@ def take_nifti_geometry(reading: Reading, header: Any, shape: Sequence[int], *, 
     """Check what the header says about voxel size and place, and put it into the volume where it is sound.
 
     Args:
-        header: Nibabel's.
+        header: Header as nibabel read it.
         shape: Voxels along x, y, z.
         flat: The file has two axes only.
     """
@@ -51,7 +51,7 @@ def take_nifti_geometry(reading: Reading, header: Any, shape: Sequence[int], *, 
 
 
 def _contradictions(reading: Reading, header: Any, shape: Sequence[int], pixdim: Sequence[float], *, flat: bool) -> bool:
-    """Whether voxel size, qform and sform say the same; faults where they do not."""
+    """Whether voxel size, qform and sform agree; differences become faults."""
     sform, code = header.get_sform(coded=True)
     if not code:
         return True
@@ -66,9 +66,9 @@ def _contradictions(reading: Reading, header: Any, shape: Sequence[int], pixdim:
         return False
     try:
         qform, _ = header.get_qform(coded=True)
-    except Exception:  # nibabel raises several types for quaternions that are none
+    except Exception:  # nibabel raises several types for invalid quaternions
         reading.fault(
-            Code.GEOMETRY_CONTRADICTS, "has a qform that is no rotation beside its sform; write the file again", severity="warning"
+            Code.GEOMETRY_CONTRADICTS, "has a qform that is not a rotation beside its sform; write the file again", severity="warning"
         )
         return False
     if qform is None or (moved := affine_distance(qform, sform, shape)) <= EXTENT * DEFAULT_TOLERANCE * min(pixdim):
@@ -77,14 +77,14 @@ def _contradictions(reading: Reading, header: Any, shape: Sequence[int], pixdim:
     turned = f", with the voxel order {orders[0]} and {orders[1]}" if orders[0] != orders[1] else ""
     message = (
         f"lies at two places: its qform and its sform are up to {moved:.3g} mm apart{turned}; "
-        "programs take the one or the other, look where labels were drawn and write the file again with that one in both"
+        "programs use one or the other; find out which one the labels were drawn with, and write the file again with it in both"
     )
     reading.fault(Code.GEOMETRY_CONTRADICTS, message, severity="warning")
     return False
 
 
 def _ask_reader(reading: Reading, header: Any, *, agreed: bool) -> bool:
-    """Let ITK itself judge a header that it may refuse. It is asked only in doubt, since its import takes longer than a hundred files."""
+    """Let ITK check a header that it may refuse. This is done only in doubt, since importing ITK takes longer than reading 100 files."""
     doubtful = not agreed or skew(reading.volume.affine) > _SURELY_ORTHOGONAL or int(header["sizeof_hdr"]) != 348
     if not doubtful or not reading.reader.startswith("SimpleITK"):
         return True
@@ -106,5 +106,5 @@ def _ask_reader(reading: Reading, header: Any, *, agreed: bool) -> bool:
 
 
 def skew_shown(header: Any) -> str:
-    """How far the header's axes are from orthogonal, for people."""
+    """Describe how far the header's axes are from orthogonal."""
     return f"cosine {skew(np.array(header.get_best_affine(), dtype=np.float64)):.2g} between two of them"

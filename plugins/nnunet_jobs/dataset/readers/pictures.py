@@ -1,4 +1,4 @@
-"""Reading natural images (.png, .bmp, 2D .tif with colours as channels) and 3D TIFF as nnU-Net reads them, to the last byte."""
+"""Reads natural images (.png, .bmp, 2D .tif with colours as channels) and 3D TIFF as nnU-Net reads them, to the last byte."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ def read_picture(reading: Reading) -> None:
     """Fill the volume from a ``.png``, ``.bmp``, ``.tif`` or ``.tiff`` file.
 
     Raises:
-        Damaged: It cannot be read. Others: bad content that the library stumbles over.
-        OSError: It cannot be read. Others: bad content that the library stumbles over.
-        MemoryError: It cannot be read. Others: bad content that the library stumbles over.
+        DamagedFile: It cannot be read. The library may raise other errors for bad content.
+        OSError: It cannot be read.
+        MemoryError: There is not enough memory to read it.
     """
     data = bytes(read_bytes(reading))
     tiff = reading.path.name.endswith((".tif", ".tiff"))
@@ -50,13 +50,13 @@ def read_picture(reading: Reading) -> None:
     elif array.ndim == 3 and tiff:
         _take_stack(reading, array)
     else:
-        fix = "nnU-Net reads a 2D .tiff not at all, rename it to .tif" if array.ndim == 2 else "store one 2D or 3D image a file"
+        fix = "nnU-Net does not read a 2D .tiff; rename it to .tif" if array.ndim == 2 else "store one 2D or 3D image a file"
         reading.fault(Code.NOT_3D, f"has the shape {array.shape}; {fix}")
     return None
 
 
 def _take_flat(reading: Reading, array: Array) -> None:
-    """A 2D image with its colours last; rows are y."""
+    """Take a 2D image with its colours last; rows are y."""
     turned = array.transpose(1, 0, 2)[:, :, None, :]
     if not check_extent(reading, turned.shape[:3]) or not take_geometry(reading, (1.0, 1.0, 1.0), np.eye(4), millimetres=False):
         return
@@ -66,7 +66,7 @@ def _take_flat(reading: Reading, array: Array) -> None:
 
 
 def _take_stack(reading: Reading, array: Array) -> None:
-    """A 3D TIFF, with its spacing from the JSON file beside it, as nnU-Net has it."""
+    """Take a 3D TIFF, with its spacing from the JSON file beside it, as in nnU-Net."""
     turned = array.transpose(2, 1, 0)
     spacing, known = spacing_beside(reading.path, label=reading.label)
     if not check_extent(reading, turned.shape) or not take_geometry(reading, spacing, np.diag([*spacing, 1.0]), millimetres=known):
@@ -79,10 +79,10 @@ def _take_stack(reading: Reading, array: Array) -> None:
 
 
 def spacing_beside(tiff: Path, *, label: bool) -> tuple[tuple[float, ...], bool]:
-    """Spacing along x, y, z in mm of a 3D TIFF, and whether the JSON file says so that nnU-Net looks for.
+    """Return the spacing of a 3D TIFF along x, y, z in mm, and whether it is from the JSON file that nnU-Net looks for.
 
     Raises:
-        Damaged: There is one, and it does not hold three numbers.
+        DamagedFile: There is a JSON file, and it does not hold three numbers.
     """
     stem = tiff.name.rsplit(".", 1)[0]
     path = tiff.with_name((stem if label else _CHANNEL.sub("", stem)) + ".json")
@@ -107,7 +107,7 @@ def _pillow(reading: Reading, data: bytes) -> Array | None:
     kind = reading.path.name.rsplit(".", 1)[1].upper()
     if kind == "PNG":
         _check_chunks(data)
-    Image.MAX_IMAGE_PIXELS = None  # the memory limit is the guard, and it knows this host
+    Image.MAX_IMAGE_PIXELS = None  # the memory limit protects this host instead
     with Image.open(io.BytesIO(data), formats=[kind]) as image:
         if image.mode == "P" or image.mode not in _MODES:
             what = "palette colours" if image.mode in ("P", "PA") else f"pixels of the kind {image.mode}"
@@ -126,7 +126,7 @@ def _pillow(reading: Reading, data: bytes) -> Array | None:
 
 
 def _check_chunks(data: bytes) -> None:
-    """Walk through a PNG file's chunks: Pillow does not look at the checksums of the pixels."""
+    """Check every chunk of a PNG file, since Pillow does not check the checksums of the pixels."""
     if not data.startswith(_PNG):
         raise DamagedFile(Code.NOT_READABLE, "not a PNG file")
     place = len(_PNG)
@@ -149,7 +149,7 @@ def _tiff(reading: Reading, data: bytes) -> Array | None:
 
     said: list[str] = []
     handler = _Collect(said)
-    logger = logging.getLogger("tifffile")  # where it tells what it forgave
+    logger = logging.getLogger("tifffile")  # it logs the damage that it ignored
     logger.addHandler(handler)
     propagate, logger.propagate = logger.propagate, False
     try:
@@ -177,7 +177,7 @@ def _tiff(reading: Reading, data: bytes) -> Array | None:
 
 
 def _check_page(page: Any, size: int) -> int:
-    """Whether a page's pixels are all in the file. Returns its bytes in memory."""
+    """Check that all of a page's pixels are in the file. Returns its bytes in memory."""
     page = page.aspage()
     for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True):
         if offset + count > size:

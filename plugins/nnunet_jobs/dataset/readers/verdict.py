@@ -1,4 +1,4 @@
-"""Why a case's files cannot be used, in registration's own words, for steps whose reader refused them without saying why."""
+"""Explains why a case's files cannot be used, as registration does, for steps whose reader refused them without a reason."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from nnunet_jobs.dataset.readers.formats import read_volume
 def errors_of(
     images: Sequence[Path], label: Path | None, *, case: str, reader: str, beat: Callable[[], None] = lambda: None
 ) -> list[Fault]:
-    """All errors of a case's files, each alone and against the others; none where registration would take them.
+    """Return all errors of a case's files, each alone and against the others; none if registration would accept them.
 
     Args:
         images: One file a channel.
-        label: Where there is one.
+        label: Label image, if there is one.
         case: Id, for the faults.
         reader: Class name of nnU-Net's reader.
         beat: Called for each MiB; may raise to stop.

@@ -1,4 +1,4 @@
-"""What every reader of image files shares: the volume it fills, the checks of geometry and values, and reading bytes only once."""
+"""Defines what all readers of image files share: the volume to fill, the checks of geometry and values, and reading bytes once."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ Array = npt.NDArray[Any]
 Beat = Callable[[], None]
 Reserve = Callable[[int], None]
 _ORTHOGONAL = 1e-3
-_SMALLEST, _LARGEST = 0.01, 50.0  # mm; voxels of no scanner are that small along every axis, or that large along one
-_PROBE = 4096  # voxels that mostly show already that an image is not constant
+_SMALLEST, _LARGEST = 0.01, 50.0  # mm; no scanner makes voxels that are smaller along every axis, or larger along one
+_PROBE = 4096  # voxels that usually suffice to see that an image is not constant
 _COUNTED = 1 << 16  # label values below are counted, which is much faster than sorting
 
 
 @dataclass(slots=True, kw_only=True)
 class Volume:
-    """What one image or label file holds.
+    """The content of one image or label file.
 
     Attributes:
         sha256: SHA-256 of the file's bytes.
@@ -40,8 +40,8 @@ class Volume:
         values: Different values, for labels only.
         channels: Colours of a natural image.
         array: The voxels, in the order of ``shape``, colours last.
-        planar: The file has two axes only, so that nnU-Net's reader makes up a large spacing for the third.
-        faults: What is wrong with the file alone.
+        planar: The file has two axes only, so that nnU-Net's reader invents a large spacing for the third.
+        faults: Faults of the file alone.
     """
 
     sha256: str = ""
@@ -67,7 +67,7 @@ class Volume:
 
 @dataclass(slots=True, kw_only=True)
 class Reading:
-    """One file being read: where faults go, and how life and memory are asked for.
+    """One file that is being read: it collects faults, reports heartbeats and reserves memory.
 
     Attributes:
         volume: The volume to fill.
@@ -75,7 +75,7 @@ class Reading:
         case: Id of the case, for the faults.
         name: Name of the file, for the faults.
         beat: Called for each MiB; may raise to stop.
-        reserve: Called with bytes that will be needed, before they are; may raise MemoryError.
+        reserve: Called with bytes before they are needed; may raise MemoryError.
         reader: Class name of nnU-Net's reader that will read the file, or a copy of it, later.
     """
 
@@ -89,7 +89,7 @@ class Reading:
     reader: str = ""
 
     def fault(self, code: Code, message: str, *, severity: str | None = None) -> None:
-        """Add a fault. ``severity``: for codes that have both; else it is the code's own."""
+        """Add a fault. ``severity`` is for codes that have both; the default is the code's own."""
         severity = severity or FAULT_INFO[code].severity
         self.volume.faults.append(Fault(code=code, severity=severity, case=self.case, file=self.name, message=message))
 
@@ -103,7 +103,7 @@ class DamagedFile(Exception):
 
 
 def hash_file(path: Path, beat: Beat) -> str:
-    """sha256 of a regular file; ``beat`` is called for each MiB."""
+    """Return the sha256 of a regular file; ``beat`` is called for each MiB."""
     digest = hashlib.sha256()
     with open_regular(path) as file:
         while chunk := file.read(CHUNK):
@@ -113,10 +113,10 @@ def hash_file(path: Path, beat: Beat) -> str:
 
 
 def read_bytes(reading: Reading) -> bytearray:
-    """The file's bytes, whole; fills in the sha256.
+    """Return all bytes of the file, and fill in the sha256.
 
     Raises:
-        Damaged: There are none.
+        DamagedFile: The file is empty.
     """
     digest, data = hashlib.sha256(), bytearray()
     with open_regular(reading.path) as file:
@@ -132,7 +132,7 @@ def read_bytes(reading: Reading) -> bytearray:
 
 
 def shown_mm(spacing: Sequence[float], digits: int = 6) -> str:
-    """A spacing for people."""
+    """Format a spacing for messages."""
     return "(" + ", ".join(f"{value:.{digits}g}" for value in spacing) + ") mm"
 
 
@@ -151,13 +151,13 @@ def take_geometry(reading: Reading, spacing: tuple[float, ...], affine: npt.NDAr
         reading.fault(Code.AFFINE_INVALID, message)
         return False
     if millimetres and (max(spacing) < _SMALLEST or max(spacing) > _LARGEST):
-        reading.fault(Code.UNITS_SUSPICIOUS, f"has the spacing {shown_mm(spacing)}; look whether it was meant in another unit")
+        reading.fault(Code.UNITS_SUSPICIOUS, f"has the spacing {shown_mm(spacing)}; check whether it was meant in another unit")
     reading.volume.spacing, reading.volume.affine = spacing, affine
     return True
 
 
 def skew(affine: npt.NDArray[np.float64] | None) -> float:
-    """How far the axes of an affine are from orthogonal: the largest cosine between two of them."""
+    """Return how far the axes of an affine are from orthogonal: the largest cosine between two of them."""
     if affine is None:
         return 0.0
     axes = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
@@ -167,13 +167,13 @@ def skew(affine: npt.NDArray[np.float64] | None) -> float:
 def check_extent(reading: Reading, shape: tuple[int, ...]) -> bool:
     """Refuse images that are a single voxel or line."""
     if sum(n > 1 for n in shape[:3]) < 2:
-        reading.fault(Code.NOT_3D, f"has the shape {shape}; a single voxel or a line of voxels is no image")
+        reading.fault(Code.NOT_3D, f"has the shape {shape}; a single voxel or a line of voxels is not an image")
         return False
     return True
 
 
 def take_values(reading: Reading, array: Array) -> None:
-    """Check the voxels and keep them: label values, or whether intensities are finite and not all the same."""
+    """Check the voxels and keep them: label values must be valid, intensities finite and not all the same."""
     reading.volume.array = array
     if reading.label:
         reading.volume.values = _label_values(reading, array)
@@ -195,7 +195,7 @@ def _check_intensities(reading: Reading, array: Array) -> None:
             return
         if low == high:
             where = f" in channel {number}" if len(channels) > 1 else ""
-            reading.fault(Code.IMAGE_CONSTANT, f"has the value {low:g} everywhere{where}; look whether the export failed")
+            reading.fault(Code.IMAGE_CONSTANT, f"has the value {low:g} everywhere{where}; check whether the export failed")
 
 
 def _report_not_finite(reading: Reading, array: Array) -> None:

@@ -1,4 +1,4 @@
-"""What the libraries that read images say of a bad file, in words for people: no names of classes, functions and objects."""
+"""Rewrites the errors of libraries that read images for users, without names of classes, functions and objects."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _INTERNAL = re.compile(
 
 
 def library_says(error: BaseException | str) -> str:
-    """Why a library could not read a file. Text that speaks of the library's own inside is replaced: the log of who wrote it helps nobody.
+    """Say why a library could not read a file. Text about the library's internals is replaced, since it does not help the user.
 
     Args:
         error: Error that it raised, or a line that it logged.
@@ -31,7 +31,7 @@ def library_says(error: BaseException | str) -> str:
     text = _OBJECTS.sub("", _BYTES.sub("", text))
     text = " ".join(text.split())[:_SAID].strip(" .!")
     if number := _NUMBER.search(text):
-        text = f"{number[1]} is no number"
+        text = f"{number[1]} is not a number"
     if not text or _INTERNAL.search(text):
         return _NO_FIT
     return text if text.isprintable() else ascii(text)

@@ -281,7 +281,7 @@ def test_fault_51_names_that_leave_or_break(tmp_path, workspace, name, pack_as: 
         ([("a.txt", b"1"), ("a.txt", b"2")], "is there twice"),
         ([("a.txt", b"1"), ("./a.txt", b"2")], "is there twice"),
         ([("a/b.txt", b"1"), ("a", b"2")], "is there twice"),
-        ([("a", b"1"), ("a/b.txt", b"2")], "lies below 'a', which is no folder"),
+        ([("a", b"1"), ("a/b.txt", b"2")], "lies below 'a', which is not a folder"),
         ([("a.txt", b"1"), ("A.txt", b"2")], "differs only by upper and lower case"),
         ([("Images/a.txt", b"1"), ("images/b.txt", b"2")], "differs only by upper and lower case"),
         ([("b\u00e4r.txt", b"1"), ("ba\u0308r.txt", b"2")], "or Unicode form"),

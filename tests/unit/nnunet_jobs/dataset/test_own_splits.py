@@ -82,7 +82,7 @@ def test_holdout_and_withdrawn_and_dropped_cases_leave_the_folds(tmp_path, works
     ("splits", "said"),
     [
         ([{"train": ["a", "b", "c"], "val": ["c", "d"]}], "fold 0: 'c' is in 'train' and in 'val'"),
-        ([SPLITS[0], {"train": ["a", "nobody"], "val": ["c", "other"]}], "fold 1: 'nobody', 'other' are no case of the dataset"),
+        ([SPLITS[0], {"train": ["a", "nobody"], "val": ["c", "other"]}], "fold 1: 'nobody', 'other' are not in the dataset"),
         ([{"train": ["a", "a"], "val": ["b"]}], "fold 0: 'a' is in 'train' more than once"),
         ([{"train": ["a"], "val": []}], "fold 0: 'val' has no case"),
         ([{"train": ["a"]}], "fold 0 must be"),

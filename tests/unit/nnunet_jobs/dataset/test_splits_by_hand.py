@@ -31,7 +31,7 @@ def test_good_splits_are_used_as_they_are(tmp_path: Path) -> None:
     ("folds", "message"),
     [
         ([{"train": ["a", "b"], "val": ["b"]}], r"fold 0: 'b' is in 'train' and in 'val'"),
-        ([{"train": ["a", "nobody"], "val": ["b"]}], r"fold 0: 'nobody' is no case of the dataset"),
+        ([{"train": ["a", "nobody"], "val": ["b"]}], r"fold 0: 'nobody' is not in the dataset"),
         ([*GOOD, {"train": ["a", "held"], "val": ["b"]}], r"fold 2: 'held' is held out from training"),
         ([{"train": ["a"], "val": []}], r"fold 0: 'val' has no case"),
         ([{"train": ["a", "b"], "val": ["b"]}, {"train": ["x"], "val": ["held"]}], r"'b' is in .* \| fold 1: 'x' .* \| fold 1: 'held'"),

@@ -108,7 +108,7 @@ def test_fault_withdrawn_a_copy_under_another_name_is_recognised_and_left_out(tm
     assert present(workspace, "renamed") == []
     shutil.copy(source / "imagesTr" / "renamed.nii.gz", source / "imagesTr" / "c.nii.gz")
     describe_decathlon(source, ["a", "c"])
-    with pytest.raises(DataError, match=r"withdrawn \[c\]: has now the image of a withdrawn case"):
+    with pytest.raises(DataError, match=r"withdrawn \[c\]: now has the image of a withdrawn case"):
         register_dataset(workspace, source, holdout_fraction=0.0)
 
 
@@ -133,7 +133,7 @@ def test_reports_show_nothing_of_what_is_left_out(tmp_path, workspace):
     page, shown = report()
     assert ("re_named" in page, shown) == (False, pictures)
     shutil.copy(source / "imagesTr" / "re_named.nii.gz", source / "imagesTr" / "c.nii.gz")
-    page, shown = report(match=r"withdrawn \[c\]: has now the image")
+    page, shown = report(match=r"withdrawn \[c\]: now has the image")
     assert ("re_named" in page, shown) == (False, pictures)
     assert len(json.loads((Path(workspace.raw) / ".state" / f"{NAME}.summaries.json").read_text())["summaries"]) == 2
 
