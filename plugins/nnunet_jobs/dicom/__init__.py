@@ -1,1 +1,1 @@
-"""DICOM in and out: series found and sorted, geometry judged, images and labels converted, segmentations written. No Airflow, no torch."""
+"""Reads DICOM series, checks their geometry, converts images and labels, and writes segmentations. Imports no Airflow and no torch."""

@@ -1,4 +1,4 @@
-"""An image series becomes one NIfTI file: stored values decoded slice by slice, rescaled by each slice's own tags, on our own grid."""
+"""Converts an image series into one NIfTI file: decodes the slices, rescales each by its own tags, and places them on our grid."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ from nnunet_jobs.faults.codes import Code
 from nnunet_jobs.sandbox.workers import Broken, Workers
 
 VERSION = 2
-"""Of the conversion; part of the names in the cache, so that a better converter converts again."""
+"""Version of the conversion; it is part of the names in the cache, so that a changed converter converts again."""
 
 _LEAST_S, _SLOWEST_MIB_S = 60.0, 1.0
-"""A conversion that takes longer than the first, and more than a second a MiB of its files, hangs."""
+"""A conversion that takes longer than the first number, and more than a second for each MiB of its files, is considered hung."""
 _NATIVE = (ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian)
 _GDCM = tuple(f"1.2.840.10008.1.2.{rest}" for rest in ("4.50", "4.51", "4.57", "4.70", "4.80", "4.81", "4.90", "4.91", "5"))
 _LOSSY = tuple(f"1.2.840.10008.1.2.4.{rest}" for rest in ("50", "51", "81", "91"))
@@ -48,11 +48,11 @@ Stored = npt.NDArray[np.integer[Any]]
 
 
 class Undecodable(Exception):
-    """A file's pixels cannot be used; the text is for people and says nothing of the patient."""
+    """A file's pixels cannot be used; the message is for users and does not identify the patient."""
 
 
 def pixel_faults(series: Series) -> list[Fault]:
-    """What the headers alone show to be in the way of decoding; a warning for images that a lossy compression has changed."""
+    """Return the reasons in the headers why pixels cannot be decoded, and a warning if they were compressed with loss."""
     images = [instance.image for instance in series.instances if instance.image]
     faults = value_faults(series)
     obstacles: dict[str, list[int]] = {}
@@ -65,7 +65,7 @@ def pixel_faults(series: Series) -> list[Fault]:
         faults.append(Fault(code=Code.DICOM_PIXELS, message=message, file=where if len(numbers) == 1 and where else None))
     lossy = sum(image["lossy"] or (image["syntax"] in _LOSSY[:2]) for image in images)
     if lossy:
-        message = f"{lossy} of {len(images)} files have been compressed with loss; train on the original images where there are any"
+        message = f"{lossy} of {len(images)} files have been compressed with loss; train on the original images if there are any"
         faults.append(Fault(code=Code.DICOM_LOSSY, message=message, severity="warning"))
     return faults
 
@@ -82,21 +82,21 @@ def _obstacle(image: dict[str, Any]) -> str | None:
 
 
 def write_nifti(series: Series, grid: Grid, target: Path, *, beat: Callable[[], None], workers: Workers | None = None) -> None:
-    """Convert a series whose grid is known, in a guarded process.
+    """Convert a series whose grid is known, in a sandboxed process.
 
     Values are ``stored * RescaleSlope + RescaleIntercept``, with each slice's own numbers: Hounsfield units for CT, activity (not
-    SUV) for PET, what the scanner says for MR. They are int16 where all of them are whole and fit, else float32. Axes are the
+    SUV) for PET, what the scanner says for MR. They are int16 if all of them are integers and fit, else float32. Axes are the
     grid's; the affine is the grid's in NIfTI's RAS. The header holds nothing else of the DICOM files.
 
     Args:
         series: Series with ``Instance.image``.
         grid: Voxel grid of that series.
-        target: ``.nii.gz``, written whole or not at all.
-        beat: Called as a sign of life; may raise to stop.
-        workers: Workers to convert with, one of its own when None.
+        target: ``.nii.gz`` file, written completely or not at all.
+        beat: Called as a heartbeat; may raise to stop.
+        workers: Workers to convert with; starts its own if None.
 
     Raises:
-        SeriesRefused: Pixels cannot be decoded, a file is no longer what was scanned, or decoding hangs or crashes.
+        SeriesRefused: Pixels cannot be decoded, a file changed since the scan, or decoding hangs or crashes.
     """
     if workers is None:
         with dicom_workers(1) as own:
@@ -118,7 +118,7 @@ def write_nifti(series: Series, grid: Grid, target: Path, *, beat: Callable[[], 
 
 
 def request(series: Series, grid: Grid, target: Path) -> dict[str, Any]:
-    """Argument of :func:`task`: the slices in their verified order."""
+    """Build the argument of :func:`task`: the slices in their verified order."""
     by_uid = {instance.sop_uid: instance for instance in series.instances}
     usual = usual_bits(series)
     uids = grid.sop_uids * len(grid.frames) if grid.frames else grid.sop_uids
@@ -146,13 +146,13 @@ def _scale(image: dict[str, Any], frame: int) -> dict[str, float]:
 
 
 def memory_mib(series: Series, grid: Grid) -> int:
-    """What a conversion may take: doubles of all voxels, the result beside them, a file or two, and the libraries."""
+    """Return the memory that a conversion may use: doubles of all voxels, the result, one or two files, and the libraries."""
     voxels = grid.shape[0] * grid.shape[1] * grid.shape[2]
     return 1024 + (voxels * 24 >> 20) + 2 * (max(size_of(instance.path) for instance in series.instances) >> 20)
 
 
 def task(data: dict[str, Any]) -> dict[str, Any]:
-    """A conversion for the guard: ``{"faults": [...]}``, empty when the file is written."""
+    """Convert in the sandbox; return ``{"faults": [...]}``, empty when the file is written."""
     columns, rows, count = data["shape"]
     values = np.empty((columns, rows, count), dtype=np.float64, order="F")
     faults = []
@@ -211,33 +211,32 @@ def write_volume(array: npt.NDArray[Any], affine: npt.NDArray[np.float64], targe
 
 
 def stored_values(path: Path) -> Stored:
-    """Stored values (frame, row, column) of one file, before RescaleSlope and RescaleIntercept."""
+    """Return the stored values (frame, row, column) of one file, before RescaleSlope and RescaleIntercept."""
     return _stored(str(path), hashlib.sha256(path.read_bytes()).hexdigest(), None)
 
 
 def _stored(path: str, sha256: str, usual: Sequence[Any] | None) -> Stored:
-    """Stored values (frame, row, column) of a file that still is what was scanned.
+    """Return the stored values (frame, row, column) of a file that has not changed since the scan.
 
     Args:
-        usual: Stored bits and sign of the series' other slices, where slices differ: then both must give the same
-            values here.
+        usual: Stored bits and sign of the series' other slices if slices differ; both must then give the same values.
     """
     with open(path, "rb") as file:
         data = file.read()
     if hashlib.sha256(data).hexdigest() != sha256:
-        raise Undecodable("the file changed while it was read; run again when the source is at rest")
+        raise Undecodable("the file changed while it was read; run again when the source no longer changes")
     dataset = read_file(io.BytesIO(data), specific_tags=[*_PIXELS, "NumberOfFrames"])
     if "PixelData" not in dataset:
         raise Undecodable("there are no pixels in the file")
     syntax = dataset.file_meta.TransferSyntaxUID
     bits, signed = int(dataset.BitsStored), dataset.PixelRepresentation == 1
     if usual and syntax in _NATIVE:
-        dataset.BitsStored, dataset.HighBit = dataset.BitsAllocated, dataset.BitsAllocated - 1  # or pydicom would cut them off already
+        dataset.BitsStored, dataset.HighBit = dataset.BitsAllocated, dataset.BitsAllocated - 1  # else pydicom would cut off the upper bits
     try:
         array = dataset.pixel_array if syntax in _NATIVE else _decompressed(dataset, syntax)
     except MemoryError:
         raise
-    except Exception as error:  # decoders raise almost anything; their words may quote the file
+    except Exception as error:  # decoders raise almost any error; their messages may quote the file
         raise Undecodable("its pixels cannot be decoded; the file may be cut off, export it again") from error
     rows, columns = int(dataset.Rows), int(dataset.Columns)
     if array.size % (rows * columns) or array.size == 0:
@@ -257,7 +256,7 @@ def _bits(stored: int, signed: bool) -> str:
 
 
 def _sign_extended(array: npt.NDArray[Any], stored: int, *, signed: bool) -> Stored:
-    """Only the stored bits, as numbers: old files keep overlays in the bits above them."""
+    """Return only the stored bits, as numbers, since old files keep overlays in the bits above them."""
     bits = array.dtype.itemsize * 8
     whole: Stored = array.astype(np.dtype(f"{'i' if signed else 'u'}{array.dtype.itemsize}"), copy=False)
     return whole << (bits - stored) >> (bits - stored) if stored < bits else whole
@@ -266,8 +265,8 @@ def _sign_extended(array: npt.NDArray[Any], stored: int, *, signed: bool) -> Sto
 def _decompressed(dataset: Dataset, syntax: UID) -> npt.NDArray[Any]:
     """Decode by GDCM, through SimpleITK, from a copy that holds nothing but the pixels.
 
-    GDCM shall decode and not interpret: it ignores the rescale of some modalities and applies it to others, and turns MONOCHROME1 round.
-    The copy says so little that there is nothing to interpret, and its stored values come back as they are.
+    GDCM must decode and not interpret: it ignores the rescale of some modalities and applies it to others, and inverts MONOCHROME1.
+    The copy holds nothing to interpret, so that its stored values come back unchanged.
     """
     import SimpleITK
 

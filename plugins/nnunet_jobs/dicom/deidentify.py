@@ -1,4 +1,4 @@
-"""DICOM images for others: the standard's basic profile by a library, reaching into every sequence, with keyed UIDs and a last look."""
+"""De-identifies DICOM images by the standard's basic profile, in every sequence, with keyed UIDs, and checks the result."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ _IDENTIFYING = ("PatientID", "PatientName", "PatientBirthDate", "AccessionNumber
                 "PatientBirthName", "PatientMotherBirthName", "PatientAddress", "PatientTelephoneNumbers", "MilitaryRank",
                 "MedicalRecordLocator", "StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "ReferringPhysicianName",
                 "InstitutionName", "StudyID")  # fmt: skip
-_SHORTEST = 5  # characters; shorter names and numbers are found in half of all texts
+_SHORTEST = 5  # characters; shorter names and numbers occur in many strings by chance
 _TEXTS = ("AE", "CS", "LO", "LT", "PN", "SH", "ST", "UC", "UI", "UR", "UT", "DA", "DT", "OB", "UN")
 
 
 class NotExported(Exception):
-    """A file stays here. The text is for people and says nothing of the patient."""
+    """A file is not exported. The message is for users and does not identify the patient."""
 
 
 def task(data: dict[str, Any]) -> dict[str, Any]:
-    """De-identify one file for the guard: ``{"written": path below out}``, ``{"refused": text}``, or neither for other files."""
+    """De-identify one file in the sandbox; return ``{"written": path below out}``, ``{"refused": text}``, or neither for other files."""
     try:
         written = deidentify(Path(data["path"]), Path(data["out"]), Identity(Path(data["private"])))
     except NotExported as refused:
@@ -44,20 +44,20 @@ def task(data: dict[str, Any]) -> dict[str, Any]:
 def deidentify(path: Path, out: Path, identity: Identity) -> Path | None:
     """Write a file's image without what identifies its patient, as ``<group>/<case>/<series>/<new SOPInstanceUID>.dcm``.
 
-    The basic profile's table decides on each element, in sequences too; private elements, and those that the standard's dictionary
-    does not know, go. UIDs become ``2.25.`` and a keyed hash, the same for the same UID whatever the file, so studies, series and
-    references stay together. PatientID and PatientName become the patient's group id. Pixels are not touched.
+    The basic profile's table decides on each element, also in sequences; private elements, and those that the standard's
+    dictionary does not know, are removed. UIDs become ``2.25.`` and a keyed hash, the same for the same UID in every file, so
+    studies, series and references stay together. PatientID and PatientName become the patient's group id. Pixels are not touched.
 
     Args:
         path: Path of a DICOM file.
-        out: Folder.
+        out: Folder to write to.
         identity: Identity with the site's key.
 
     Returns:
         Path below ``out``; None for files that are not DICOM.
 
     Raises:
-        NotExported: No image, burned-in text, not decided by the profile, or something identifying was still there.
+        NotExported: The file has no image, has burned-in text, is not covered by the profile, or still identifies the patient.
     """
     if not is_dicom(path):
         if named_like(path.name) and path.name.upper() != "DICOMDIR":
@@ -94,7 +94,7 @@ def deidentify(path: Path, out: Path, identity: Identity) -> Path | None:
 
 def _check_exportable(dataset: Dataset) -> None:
     if "PixelData" not in dataset:
-        raise NotExported("is no image; reports, documents and structure sets are not exported")
+        raise NotExported("is not an image; reports, documents and structure sets are not exported")
     burned = str(dataset.get("BurnedInAnnotation") or "").upper()
     if burned == "YES":
         raise NotExported("says that text is burned into its pixels (BurnedInAnnotation YES); clean the pixels first")
@@ -104,7 +104,7 @@ def _check_exportable(dataset: Dataset) -> None:
 
 
 def _rules(identity: Identity) -> dict[tuple[int, ...], Callable[..., None]]:
-    """The profile's table as the library has it, with our UIDs instead of random ones."""
+    """Return the library's table of the profile, with our UIDs instead of random ones."""
     from dicomanonymizer.dicomfields_selector import dicom_anonymization_database_selector
     from dicomanonymizer.simpledicomanonymizer import initialize_actions_2024b
 
@@ -116,7 +116,7 @@ def _rules(identity: Identity) -> dict[tuple[int, ...], Callable[..., None]]:
             element.value = renewed if len(renewed) > 1 else renewed[0]
 
     def references(dataset: Dataset, tag: tuple[int, int]) -> None:
-        """The profile lets a sequence of references stay when the UIDs in it are renewed, which :func:`_clean` does."""
+        """Keep the sequence: the profile allows it if the UIDs in it are replaced, which :func:`_clean` does."""
         element = dataset.get(tag)
         if element is not None and element.VR != "SQ":
             new_uid(dataset, tag)
@@ -133,7 +133,7 @@ def _uid(identity: Identity, old: str) -> str:
 
 
 def _clean(dataset: Dataset, rules: dict[tuple[int, ...], Callable[..., None]]) -> None:
-    """Apply the table here and in every sequence that it leaves: the library looks at the top level alone."""
+    """Apply the table here and in every remaining sequence, since the library handles only the top level."""
     from dicomanonymizer.simpledicomanonymizer import anonymize_dataset
 
     anonymize_dataset(dataset, delete_private_tags=True, base_rules_gen=lambda: dict(rules))
@@ -146,14 +146,14 @@ def _clean(dataset: Dataset, rules: dict[tuple[int, ...], Callable[..., None]]) 
 
 
 def _is_repeating(element: DataElement) -> bool:
-    """Overlays and the like; the table removes what may identify of them."""
+    """Whether an element repeats, as overlays do; the table removes those that may identify."""
     from pydicom.datadict import repeater_has_tag
 
     return repeater_has_tag(int(element.tag))
 
 
 def _secrets(dataset: Dataset) -> Iterator[str]:
-    """What the file says of its patient, to look for it afterwards; people's names also in their parts."""
+    """Yield what identifies the patient, to search for it afterwards; names of people also in their parts."""
     for keyword in _IDENTIFYING:
         if keyword not in dataset:
             continue
@@ -165,11 +165,11 @@ def _secrets(dataset: Dataset) -> Iterator[str]:
 
 
 def _check_clean(dataset: Dataset, secrets: set[str]) -> None:
-    """Whatever the table says: what the file said of its patient must not be in any text of it."""
+    """Refuse a file if any string in it still identifies the patient, independent of the table."""
     for element in (*dataset.file_meta, *dataset.iterall()):
         if element.VR not in _TEXTS or element.keyword == "PixelData":
             continue
         text = (element.value.decode("latin-1") if isinstance(element.value, bytes) else str(element.value)).casefold()
-        # digits of a short number are in many a hash by chance, so of a new UID only old UIDs are asked
+        # a short number occurs in many hashes by chance, so new UIDs are searched for old UIDs only
         if any(secret in text for secret in secrets if element.VR != "UI" or "." in secret):
             raise NotExported(f"its {element.keyword or 'unknown element'} still has a name or number of the patient; leave the file out")

@@ -1,4 +1,4 @@
-"""Whether a series is one regular volume: slices sorted by where they lie, every irregularity refused by name."""
+"""Checks that a series is one regular volume: sorts slices by position, and refuses every irregularity with its reason."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from nnunet_jobs.dicom.model import Grid, Series, files_named
 from nnunet_jobs.faults.codes import Code
 
 SPACING_TOLERANCE = 0.02
-"""A slice may lie this share of the slice distance (or 0.02 mm, what coordinates rounded to 0.01 mm amount to) off its regular place.
+"""A slice may be off its regular position by this share of the slice distance, or by 0.02 mm, for coordinates rounded to 0.01 mm.
 
-The real series of the tests stay below 0.0002; an error of 2 % is well below what a label's border is drawn to."""
+The real series of the tests stay below 0.0002; an error of 2 % is well below the precision of a label's border."""
 SHEAR_TOLERANCE = 0.1
 """In-plane drift over the whole stack that is not called tilt: this share of the smaller pixel spacing (or 0.02 mm)."""
 _ROUNDING_MM = 0.02
-_SAME = 1e-3  # of direction cosines, and relative of pixel spacings: more than rounding, less than a tenth of a pixel over 100 pixels
+_SAME = 1e-3  # tolerance of direction cosines and relative pixel spacings: above rounding, below a tenth of a pixel over 100
 
 Vector = npt.NDArray[np.float64]
 
 
 class SeriesRefused(Exception):
-    """A series is not one regular volume. ``faults`` say why; they name neither file nor UID."""
+    """A series is not one regular volume. ``faults`` say why, without file names or UIDs."""
 
     def __init__(self, faults: Sequence[Fault]) -> None:
         super().__init__("; ".join(str(fault) for fault in faults))
@@ -35,14 +35,14 @@ class SeriesRefused(Exception):
 
 
 def grid_of(series: Series) -> Grid:
-    """The voxel grid of an image series.
+    """Return the voxel grid of an image series.
 
-    Slices are sorted along their normal by ImagePositionPatient; instance numbers and file names mean nothing. The third axis is
+    Slices are sorted along their normal by ImagePositionPatient; instance numbers and file names are ignored. The third axis is
     the normal, from the slice with the lowest position to that with the highest, so the grid is right-handed. Tilted (sheared)
     stacks are refused, not resampled: resampling would invent voxels, and predictions could not be written back onto the slices.
 
     Raises:
-        SeriesRefused: With a fault for each reason.
+        SeriesRefused: The series is not one regular volume; there is a fault for each reason.
     """
     images = [_image(instance) for instance in series.instances]
     faults = [*_matrix_faults(images, [instance.number for instance in series.instances]), *_frame_faults(images)]
@@ -78,7 +78,7 @@ def grid_of(series: Series) -> Grid:
 
 
 SAME_PLACE = 0.1
-"""Voxels that the corners of two grids may lie apart and still be one grid."""
+"""Distance in voxels up to which the corners of two grids count as equal."""
 
 
 def same_place(first: Grid, other: Grid) -> bool:
@@ -86,7 +86,7 @@ def same_place(first: Grid, other: Grid) -> bool:
     if first.shape != other.shape:
         return False
     corners = np.asarray([(*np.multiply(corner, np.subtract(first.shape, 1)), 1) for corner in np.ndindex(2, 2, 2)], dtype=np.float64)
-    seen = corners @ other.affine.T @ np.linalg.inv(first.affine).T  # the other's corners in voxels of the first
+    seen = corners @ other.affine.T @ np.linalg.inv(first.affine).T  # the corners of the other in voxels of the first
     return bool(np.abs(seen - corners).max() <= SAME_PLACE)
 
 
@@ -94,7 +94,7 @@ _SPLIT = "the series mixes images of several kinds, export them as series of the
 
 
 def place(image: Mapping[str, Any] | None) -> float:
-    """Where an image's first plane lies along its normal in mm, to sort by; 0 for anything without geometry."""
+    """Return the position of an image's first plane along its normal in mm, to sort by; 0 for anything without geometry."""
     plane = image["planes"][0] if image and image["planes"] else None
     if plane is None or plane["position"] is None or plane["orientation"] is None:
         return 0.0
@@ -109,7 +109,7 @@ def _image(instance: Any) -> dict[str, Any]:
 
         image = read_header(str(instance.path)).get("image")
     if not image:
-        raise SeriesRefused([_fault(Code.DICOM_GEOMETRY_MISSING, "it holds objects that are no images")])
+        raise SeriesRefused([_fault(Code.DICOM_GEOMETRY_MISSING, "it holds objects that are not images")])
     return image
 
 
@@ -118,14 +118,14 @@ def _fault(code: Code, message: str) -> Fault:
 
 
 def _odd(odd: Iterable[Any], files: Sequence[int]) -> str:
-    """The files that are odd, for a message; empty where they are all of them, or not known by number."""
+    """Name the files that differ, for a message; empty if all of them do, or their numbers are not known."""
     numbers = [number for number, is_odd in zip(files, odd, strict=True) if is_odd]
     named = files_named(numbers)
     return f" (those of {named} are odd)" if named and len(numbers) < len(files) else ""
 
 
 def _missing_faults(planes: Sequence[Mapping[str, Any]], files: Sequence[int]) -> list[Fault]:
-    """One fault for each set of tags that slices lack, with the files that lack it."""
+    """Return one fault for each set of tags that slices lack, with the files that lack it."""
     groups: dict[str, list[int]] = {}
     for plane, number in zip(planes, files, strict=True):
         if lacking := [word for name, word in _GEOMETRY.items() if plane[name] is None]:
@@ -139,7 +139,7 @@ def _missing_faults(planes: Sequence[Mapping[str, Any]], files: Sequence[int]) -
 
 
 def _frame_of_reference_faults(images: Sequence[Mapping[str, Any]], series: Series) -> list[Fault]:
-    """Positions in different frames of reference say nothing of each other. An image without one is left to those who need it."""
+    """Refuse several frames of reference, whose positions cannot be compared. Images without one are checked where it is needed."""
     said = [image["frame_of_reference"] for image in images]
     counts = Counter(uid for uid in said if uid)
     if len(counts) < 2:
@@ -183,7 +183,7 @@ def _frame_faults(images: Sequence[Mapping[str, Any]]) -> list[Fault]:
 
 
 def _axes(orientations: Sequence[Sequence[float]], files: Sequence[int]) -> tuple[Vector, Vector, Vector]:
-    """Unit vectors along a row (i), along a column (j) and the normal (k), common to all slices."""
+    """Return unit vectors along a row (i), along a column (j) and the normal (k), common to all slices."""
     all_of_them = np.array(orientations)
     row, column = all_of_them[:, :3], all_of_them[:, 3:]
     lengths = np.linalg.norm(all_of_them.reshape(-1, 2, 3), axis=2)
@@ -212,7 +212,7 @@ def _axes(orientations: Sequence[Sequence[float]], files: Sequence[int]) -> tupl
 
 
 def _step(heights: Vector, positions: Vector, normal: Vector, spacing: Vector, tilt: float) -> float:
-    """Distance of the slices in mm, for sorted ``heights`` along the normal (mm) and their positions."""
+    """Return the distance of the slices in mm, for sorted ``heights`` along the normal (mm) and their positions."""
     gaps = np.diff(heights)
     usual = float(np.median(gaps))
     tolerance = max(SPACING_TOLERANCE * usual, _ROUNDING_MM)

@@ -1,4 +1,4 @@
-"""Headers become series: copies and strangers are named, patients compared, and what belongs to no series never vanishes silently."""
+"""Groups headers into series, reports copies and foreign files, compares patients, and reports every file that belongs to no series."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _NEEDED = {"sop_uid": "SOPInstanceUID", "study_uid": "StudyInstanceUID", "series
 
 
 def group(found: Scan, headers: Headers) -> None:
-    """Fill ``found.series`` from the headers of all files, and name what cannot be placed."""
+    """Fill ``found.series`` from the headers of all files, and report files that belong to no series."""
     images = {(header["study_uid"], header["series_uid"]) for _, _, header in headers if header["image"] and not _labels(header)}
     usable: Headers = []
     by_uid: dict[str, tuple[int, dict[str, Any]]] = {}
@@ -34,7 +34,7 @@ def group(found: Scan, headers: Headers) -> None:
             continue
         missing = [keyword for key, keyword in _NEEDED.items() if not header[key]]
         if missing:
-            message = f"has no {' and no '.join(missing)}, so nobody knows where it belongs; export it again or move it away"
+            message = f"has no {' and no '.join(missing)}, so its series is not known; export it again or move it away"
             found.fault(Code.DICOM_UNREADABLE, number, path, message, study=study)
             continue
         if header["image"] is None and kind != RTSTRUCT_CLASS and kind not in UNREAD_LABEL_CLASSES:
@@ -45,10 +45,10 @@ def group(found: Scan, headers: Headers) -> None:
         if first == number:
             usable.append((number, path, header))
         elif other["sha256"] == header["sha256"]:
-            message = f"is file {first} once more and is left out"
+            message = f"is a copy of file {first} and is left out"
             found.fault(Code.DICOM_DUPLICATE, number, path, message, severity="warning", study=study)
         else:
-            message = f"has the SOPInstanceUID of file {first} but another content; keep the right one"
+            message = f"has the SOPInstanceUID of file {first} but different content; keep the right one"
             found.fault(Code.DICOM_DUPLICATE, number, path, message, study=study)
     patients = _patients(usable)
     groups: dict[tuple[str, str, bool], Headers] = defaultdict(list)
@@ -64,11 +64,11 @@ def group(found: Scan, headers: Headers) -> None:
 
 
 def name_strangers(found: Scan, others: Iterable[tuple[int, Path, str]], headers: Headers) -> None:
-    """Name files that are not DICOM where they should be, by their names or their neighbours'; count the rest.
+    """Report files that should be DICOM, by their names or other files of the folder, and are not; count the rest.
 
     Args:
-        others: Number, path and kind of the files without DICOM at their beginning.
-        headers: Headers of the files with it.
+        others: Number, path and kind of the files that do not begin as DICOM does.
+        headers: Headers of the files that do.
     """
     shapes = {(path.parent, _shape(path.name)) for _, path, _ in headers}
     for number, path, kind in others:
@@ -82,14 +82,14 @@ def name_strangers(found: Scan, others: Iterable[tuple[int, Path, str]], headers
             message = f"is named like a DICOM file but {what}; copy it again, unpack it if it is compressed, or move it away"
             found.fault(Code.DICOM_UNREADABLE, number, path, message)
         elif headers and path.name.lower().endswith(_ARCHIVES):
-            message = "is an archive, which is not opened inside of a folder; unpack it if it holds studies that are wanted"
+            message = "is an archive, which is not opened inside a folder; unpack it if its studies are needed"
             found.fault(Code.FILE_UNUSED, number, path, message, severity="warning")
         else:
             found.other += 1
 
 
 def assign_by_folder(found: Scan, headers: Headers) -> None:
-    """Let a fault of a file that says no study count against the study that its folder's other files are of, if it is a single one."""
+    """Assign a fault of a file without a study to the study of its folder's other files, if there is exactly one."""
     studies: dict[Path, set[str]] = defaultdict(set)
     for _, path, header in headers:
         if header["study_uid"]:
@@ -101,7 +101,7 @@ def assign_by_folder(found: Scan, headers: Headers) -> None:
 
 
 def _shape(name: str) -> str:
-    """A name with every run of digits replaced, so that numbered files of one kind are alike."""
+    """Replace every run of digits in a name, so that numbered files of one kind are equal."""
     return re.sub(r"\d+", "0", name.casefold())
 
 
@@ -118,7 +118,7 @@ def _should_be_image(header: dict[str, Any], images: set[tuple[str, str]]) -> bo
 
 
 def _patients(headers: Headers) -> dict[str, tuple[str, int]]:
-    """For each study the patient that most of its files name, with the number of the first of them."""
+    """Return for each study the patient that most of its files name, with the number of the first of these files."""
     files: dict[str, list[tuple[int, dict[str, Any]]]] = defaultdict(list)
     for number, _, header in headers:
         files[header["study_uid"]].append((number, header))
@@ -132,7 +132,7 @@ def _patients(headers: Headers) -> dict[str, tuple[str, int]]:
 
 
 def _usual(values: Iterable[str]) -> str:
-    """The text that is there most often, of equally frequent ones the first; empty only where all are."""
+    """Return the most frequent string, of equally frequent ones the first; empty only if all are."""
     counts = Counter(value for value in values if value)
     return counts.most_common(1)[0][0] if counts else ""
 
@@ -173,12 +173,12 @@ def _all(headers: Sequence[dict[str, Any]], key: str) -> tuple[str, ...]:
 
 
 def patient_of(header: dict[str, Any]) -> str:
-    """PatientID, followed by its issuer where the file names one; empty when the file names nobody."""
+    """Return PatientID, followed by its issuer if the file names one; empty when the file names no patient."""
     return f"{header['patient']}^^^{header['issuer']}" if header["patient"] and header["issuer"] else str(header["patient"])
 
 
 def _tags(headers: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Values by keyword: one text where all instances agree, else the tuple of the different ones."""
+    """Return values by keyword: one string if all instances agree, else the tuple of the different ones."""
     values: dict[str, set[str]] = defaultdict(set)
     for header in headers:
         for keyword, value in header["tags"].items():

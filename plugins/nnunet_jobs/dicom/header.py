@@ -1,4 +1,4 @@
-"""What one DICOM file says of itself: identity, series rules, references, and an image's matrix, pixels and planes, as plain JSON."""
+"""Reads one DICOM file's header as plain JSON: identity, series rules, references, and an image's matrix, pixels and planes."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ RTSTRUCT_CLASS = "1.2.840.10008.5.1.4.1.1.481.3"
 LABEL_CLASSES = (*SEG_CLASSES, RTSTRUCT_CLASS)
 LABEL_MODALITIES = ("SEG", "RTSTRUCT")
 UNREAD_LABEL_CLASSES = ("1.2.840.10008.5.1.4.1.1.66.5", "1.2.840.10008.5.1.4.1.1.481.11")
-"""Surface Segmentation and RT Segment Annotation: they hold labels, which nothing here reads, so whoever meets one says so."""
+"""Surface Segmentation and RT Segment Annotation: they hold labels that nothing here reads, which is reported."""
 NUMBERS = ("SeriesNumber", "EchoTime", "RepetitionTime", "SliceThickness")
-"""Told of series that no rule tells apart: numbers that people know, and that say nothing of the patient."""
+"""Shown of series that no rule distinguishes: numbers that users know, and that do not identify the patient."""
 
 _IDENTITY = ("PatientID", "IssuerOfPatientID", "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID", "SOPClassUID",
              "SOPInstanceUID", "Modality", "SeriesDescription", "ProtocolName")  # fmt: skip
@@ -31,25 +31,25 @@ _IMAGE = ("Rows", "Columns", "PixelSpacing", "ImagePositionPatient", "ImageOrien
           "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")  # fmt: skip
 _ENCODING = ("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "SamplesPerPixel", "PhotometricInterpretation")
 _REFERENCES = ("ReferencedSeriesSequence", "ReferencedFrameOfReferenceSequence", "SourceImageSequence", "StructureSetROISequence")
-_UNITS = {"Bq/ml": "BQML", "{counts}": "CNTS", "g/ml{SUVbw}": "GML", "g/ml": "GML", "{counts}/s": "CPS"}  # UCUM to DICOM's own words
+_UNITS = {"Bq/ml": "BQML", "{counts}": "CNTS", "g/ml{SUVbw}": "GML", "g/ml": "GML", "{counts}/s": "CPS"}  # UCUM to DICOM's own terms
 _CHUNK = 1 << 20
 _LONGEST = 1000  # characters of a value for series rules
 
 
 def task(data: dict[str, Any]) -> dict[str, Any]:
-    """:func:`read_header` for the guard."""
+    """Run :func:`read_header` in the sandbox."""
     return read_header(data["path"], data["keywords"])
 
 
 def read_header(path: str, keywords: Sequence[str] = ()) -> dict[str, Any]:
-    """Read one file up to its pixels, and its hash to the end.
+    """Read one file's header up to its pixels, and hash the whole file.
 
     Args:
         path: A regular file.
-        keywords: Further DICOM keywords wanted for series rules.
+        keywords: Further DICOM keywords for series rules.
 
     Returns:
-        ``{"dicom": False}`` with the ``kind`` of the file's first bytes, or ``sha256`` and the values, empty texts where the file has
+        ``{"dicom": False}`` with the ``kind`` of the file's first bytes, or ``sha256`` and the values, empty strings where the file has
         none; ``image`` is None for other objects. See the code for the keys; lengths in mm, LPS.
     """
     kind = kind_of(path)
@@ -87,7 +87,7 @@ def read_header(path: str, keywords: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def _references(path: str, dataset: Dataset, sop_class: str) -> References:
-    """What a label object describes. Contours name images too, but they are most of a file, so they are read where nothing else does."""
+    """Return what a label object describes. Contours, which are most of a file, are read only if nothing else names images."""
     if sop_class not in (*LABEL_CLASSES, *UNREAD_LABEL_CLASSES) and _text(dataset.get("Modality")) not in LABEL_MODALITIES:
         return References()
     found = references_of(dataset)
@@ -98,7 +98,7 @@ def _references(path: str, dataset: Dataset, sop_class: str) -> References:
 
 
 def _text(value: Any) -> str:
-    """A value as one text; several values are joined by DICOM's own backslash."""
+    """Return a value as one string; several values are joined by DICOM's backslash."""
     if value is None:
         return ""
     if isinstance(value, MultiValue | list | tuple):
@@ -107,7 +107,7 @@ def _text(value: Any) -> str:
 
 
 def _numbers(value: Any, count: int) -> list[float] | None:
-    """``count`` finite numbers, or None."""
+    """Return ``count`` finite numbers, or None."""
     try:
         numbers = [float(item) for item in value]
     except (TypeError, ValueError):
@@ -121,7 +121,7 @@ def _number(value: Any, default: float) -> float:
 
 
 def _rescale(dataset: Dataset, keyword: str) -> float | None:
-    """RescaleSlope or RescaleIntercept: None where it is missing, NaN where it is no number."""
+    """Return RescaleSlope or RescaleIntercept: None if it is missing, NaN if it is not a number."""
     value = dataset.get(keyword)
     if value in (None, ""):
         return None
@@ -179,9 +179,9 @@ def _values(dataset: Dataset) -> dict[str, Any]:
 
 
 def _frame_plane(frame: Dataset, shared: Dataset, whole: Dataset) -> dict[str, Any]:
-    """Plane of one frame of a multi-frame object; each functional group is in the frame's own item or in the shared one.
+    """Return the plane of one frame of a multi-frame object; each functional group is in the frame's own item or in the shared one.
 
-    Some writers leave what values mean at the top of the object, where single-frame images have it.
+    Some writers put the meaning of values at the top of the object, where single-frame images have it.
     """
 
     def group(sequence: str) -> Dataset:
@@ -204,7 +204,7 @@ def _frame_plane(frame: Dataset, shared: Dataset, whole: Dataset) -> dict[str, A
 
 
 def _frame_units(group: Callable[[str], Dataset]) -> str:
-    """What a frame's values are, in DICOM's words for PET such as ``BQML``, where a real world mapping or a converted PET says it."""
+    """Return the unit of a frame's values in DICOM's terms for PET, such as ``BQML``, from a real world mapping or a converted PET."""
     for keyword in ("UnassignedPerFrameConvertedAttributesSequence", "UnassignedSharedConvertedAttributesSequence"):
         if found := _text(group(keyword).get("Units")):
             return found

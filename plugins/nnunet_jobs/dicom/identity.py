@@ -1,4 +1,4 @@
-"""Who is behind a case id: ids are keyed hashes, and the way back is in one file that only its owner can read."""
+"""Makes case ids, which are keyed hashes, and keeps the mapping to patients in a file that only its owner can read."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _DIGITS = 12
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Person:
-    """One line of the mapping: what a case id stands for.
+    """One line of the mapping from case ids to patients.
 
     Attributes:
-        case: Id of the case that everybody sees.
-        group: Id of the group that everybody sees.
+        case: Public id of the case.
+        group: Public id of the group.
         patient: PatientID with its issuer.
         study: StudyInstanceUID.
         series: SeriesInstanceUIDs of the channels, in order, then of the label objects.
@@ -38,16 +38,16 @@ class Person:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Person:
-        """Read a line; fields of later versions are left out."""
+        """Read a line; fields of later versions are ignored."""
         known = {item.name: data[item.name] for item in fields(cls)}
         return cls(**{**known, "series": tuple(data["series"])})
 
 
 class Identity:
-    """The site's key and the ids made with it.
+    """Holds the site's key and makes ids with it.
 
-    Ids are HMAC-SHA256 of DICOM's own identifiers, 12 hex digits, so they stay when a study is exported again and say nothing to
-    anybody without the key. The key is made once per workspace; whoever loses it gets new ids for all studies.
+    Ids are HMAC-SHA256 of DICOM's own identifiers, 12 hex digits, so they stay the same when a study is exported again and mean
+    nothing without the key. The key is made once per workspace; if it is lost, all studies get new ids.
 
     Args:
         folder: :attr:`Workspace.private <nnunet_jobs.contract.storage.workspace.Workspace.private>`; made with mode 0700.
@@ -77,25 +77,25 @@ class Identity:
         return key
 
     def digest(self, kind: str, *parts: str, length: int = 32) -> str:
-        """Keyed hash of texts, ``length`` hex digits; ``kind`` keeps hashes for different purposes apart."""
+        """Return a keyed hash of strings, ``length`` hex digits; ``kind`` separates hashes for different purposes."""
         message = json.dumps([kind, *parts]).encode()
         return hmac.new(self._key, message, "sha256").hexdigest()[:length]
 
     def case(self, study: str, series: str = "") -> str:
-        """Case id of a study, or of one series of it."""
+        """Return the case id of a study, or of one series of it."""
         return "c" + self.digest("case", study, series, length=_DIGITS)
 
     def group(self, patient: str, study: str) -> str:
-        """Group id of a patient; of the study where the file names no patient.
+        """Return the group id of a patient; of the study if the file names no patient.
 
-        The issuer is left out: studies with and without it may be of one person, and a person must never be on both sides of a
-        split. Two people of the same PatientID merely share a side.
+        The issuer is left out: studies with and without it may be of one person, who must never be on both sides of a split.
+        Two people with the same PatientID are merely on the same side.
         """
         name = patient.partition("^^^")[0]
         return "p" + (self.digest("group", name, length=_DIGITS) if name else self.digest("group of study", study, length=_DIGITS))
 
     def remember(self, dataset: str, people: Iterable[Person]) -> Path:
-        """Add to, or correct, the dataset's mapping ``<dataset>.jsonl``; other cases' lines stay. Returns its path.
+        """Add or correct lines of the dataset's mapping ``<dataset>.jsonl``; lines of other cases stay. Returns its path.
 
         Raises:
             ConfigError: Two studies or patients share an id (as likely as one in a million with 20000 studies), or it
@@ -115,7 +115,7 @@ class Identity:
         return path
 
     def mapping(self, dataset: str) -> dict[str, Person]:
-        """The dataset's cases by id, empty when there is no mapping yet."""
+        """Return the dataset's cases by id; empty when there is no mapping yet."""
         path = self.folder / f"{dataset}.jsonl"
         try:
             lines = path.read_text().splitlines()
@@ -124,11 +124,11 @@ class Identity:
         try:
             people = [Person.from_json(json.loads(line)) for line in lines]
         except (ValueError, TypeError, KeyError):
-            raise ConfigError(f"{path}: is damaged; restore it from a backup, or move it away to have it written anew") from None
+            raise ConfigError(f"{path}: is damaged; restore it from a backup, or move it away to have it written again") from None
         return {person.case: person for person in people}
 
     def note_files(self, dataset: str, files: Mapping[int, Path]) -> Path | None:
-        """Write which file is behind each number in the last run's faults; removes the note when there are none."""
+        """Write which file each number in the last run's faults means; remove the note when there are none."""
         path = self.folder / f"{dataset}.files.json"
         if not files:
             path.unlink(missing_ok=True)

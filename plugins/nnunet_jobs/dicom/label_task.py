@@ -1,4 +1,4 @@
-"""A case's label from its SEG and RTSTRUCT objects, painted and written under guard."""
+"""Paints and writes a case's label from its SEG and RTSTRUCT objects, in the sandbox."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from nnunet_jobs.dicom.model import Grid, Instance, Series, size_of
 from nnunet_jobs.faults.codes import Code
 
 VERSION = 2
-"""Of what a label file holds; part of the names in the cache."""
+"""Version of the content of label files; it is part of the names in the cache."""
 
 
 _REFERENCES = ("refers_to", "refers_to_images", "refers_to_frames")
@@ -32,7 +32,7 @@ def request(
     label_names: Mapping[str, int],
     target: Path,
 ) -> dict[str, Any]:
-    """Argument of :func:`task`, JSON; for the fields see :func:`nnunet_jobs.dicom.labels.label_volume`.
+    """Build the argument of :func:`task` as JSON; for the fields see :func:`nnunet_jobs.dicom.labels.label_volume`.
 
     Args:
         described: Label objects, each with the channel that it describes and its voxels; the label gets the voxels of
@@ -50,16 +50,16 @@ def request(
 
 
 def limits(described: Sequence[Described]) -> tuple[float, int]:
-    """Seconds and MiB that reading these may take: both follow the size of the objects, and memory that of the grid."""
+    """Return the seconds and MiB that reading may take: both depend on the size of the objects, memory also on the grid."""
     mib = sum(size_of(instance.path) for item, _, _ in described for instance in item.instances) / (1 << 20)
     voxels = max(grid.shape[0] * grid.shape[1] * grid.shape[2] for _, _, grid in described)
     return _LEAST_S + mib * _S_A_MIB, _LEAST_MIB + (voxels * _BYTES_A_VOXEL >> 20) + int(mib * _MIB_A_MIB)
 
 
 def task(data: dict[str, Any]) -> dict[str, Any]:
-    """Paint and write a label: ``{"faults": [...], "config": None}``; the file is there unless one of them is an error.
+    """Paint and write a label; return ``{"faults": [...], "config": None}``. The file exists unless a fault is an error.
 
-    A wrong rule comes as its text in ``config``, with what :attr:`ConfigError.parts` holds in ``parts``.
+    For a wrong rule, ``config`` is the message, and ``parts`` holds :attr:`ConfigError.parts`.
     """
     described = [(_unpacked(item["object"]), _unpacked(item["reference"]), _grid(item["grid"])) for item in data["described"]]
     if any(sha256_file(instance.path) != instance.sha256 for item, _, _ in described for instance in item.instances):

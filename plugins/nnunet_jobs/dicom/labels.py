@@ -1,4 +1,4 @@
-"""A label volume from DICOM SEG and RTSTRUCT objects: segments matched to labels by name, painted on the image's own grid."""
+"""Makes a label volume from DICOM SEG and RTSTRUCT objects: matches segments to labels by name and paints them on the image's grid."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from nnunet_jobs.faults.codes import Code, data_error
 log = logging.getLogger("nnunet_jobs")
 
 Described = tuple[Series, Series, Grid]
-"""A label object, the image series that it describes, and the voxels of that."""
+"""A label object, the image series that it describes, and the voxel grid of that series."""
 _READERS = {"SEG": read_seg, "RTSTRUCT": read_rtstruct}
 
 
@@ -40,19 +40,19 @@ def label_volume(
 
     Args:
         objects: Series of modality SEG or RTSTRUCT that describe ``reference``.
-        grid: The reference's voxels.
+        grid: Voxel grid of the reference.
         rules: Field ``label_rules``, see :class:`~nnunet_jobs.contract.steps.label_rules.LabelRules`.
         label_names: Label name to value; ``background`` is 0.
-        others: Objects that describe other channels of the case, each with its channel, whose voxels lie where the
-            reference's lie.
-        on_warning: Takes each warning; the log does without it.
+        others: Objects that describe other channels of the case, each with its channel, on the same grid as the
+            reference.
+        on_warning: Called with each warning; warnings are logged if None.
 
     Returns:
         Label values in the grid's (i, j, k) order, uint8, or uint16 for values above 255.
 
     Raises:
         ConfigError: A rule or a label is malformed.
-        DataError: With every fault of every object. The faults name no case, file or UID.
+        DataError: There are errors; all faults of all objects are listed, without case, file or UID.
     """
     parsed = _checked(rules, label_names)
     report = LabelFaults()
@@ -105,7 +105,7 @@ def _segments(described: Sequence[Described], rules: LabelRules, report: LabelFa
 def _assign(
     segments: Sequence[Segment], rules: LabelRules, label_names: Mapping[str, int], report: LabelFaults
 ) -> dict[str, list[Segment]]:
-    """Segments by label, in the order in which labels are painted."""
+    """Return the segments by label, in the order in which labels are painted."""
     by_label: dict[str, list[Segment]] = {}
     seen: dict[str, Segment] = {}
     for segment in segments:
@@ -135,7 +135,7 @@ def _painted(
     volume: npt.NDArray[np.unsignedinteger[Any]] = np.zeros(grid.shape, dtype=np.uint16 if wide else np.uint8, order="F")
     owners = {label_names[name]: name for name in by_label}
     mask = np.zeros(grid.shape, dtype=np.bool_, order="F")  # slice by slice, as it is painted
-    stored, marked = volume.T, mask.T  # in the order of memory, which boolean indexing wants
+    stored, marked = volume.T, mask.T  # in memory order, which makes boolean indexing fast
     for name, segments in by_label.items():
         mask[...] = False
         for segment in segments:
@@ -151,7 +151,7 @@ def _painted(
 
 @contextlib.contextmanager
 def _broken(what: str, report: LabelFaults) -> Iterator[None]:
-    """Whatever a damaged file makes a library raise is a fault of that file; the library's words may quote it."""
+    """Turn any error of a library into a fault of the damaged file, without the library's message, which may quote the file."""
     try:
         yield
     except MemoryError:

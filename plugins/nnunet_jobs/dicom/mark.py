@@ -1,4 +1,4 @@
-"""Whether files are DICOM, by a look at their first bytes or their names. Where they are, names of files and folders may be patients'."""
+"""Recognises DICOM files by their first bytes or names. Names of such files and folders may contain patients' names."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from nnunet_jobs.contract.storage.files import open_regular
 
 HEAD = 512
-"""Bytes of a file that :func:`marked` and :func:`begins_data_set` want."""
+"""Bytes of a file that :func:`marked` and :func:`begins_data_set` need."""
 _PREAMBLE = 128
 _LOOKED_AT = 1000
 _NAMED_LIKE = re.compile(r"(?i)(?:.*\.(?:dcm|dicom|ima)(?:\.gz)?|dicomdir|\d+(?:\.\d+){4,})")
@@ -28,7 +28,7 @@ def marked(head: bytes) -> bool:
 
 
 def begins_data_set(head: bytes) -> bool:
-    """Whether bytes begin as a DICOM data set that was written without preamble and mark, as old archives and planning systems do.
+    """Whether bytes begin as a DICOM data set without preamble and mark, as old archives and planning systems write it.
 
     The first three elements must be well-formed, in ascending order, and of the groups that every data set begins with.
     """
@@ -36,7 +36,7 @@ def begins_data_set(head: bytes) -> bool:
 
 
 def damaged_mark(head: bytes) -> bool:
-    """Whether there is a DICOM data set after a preamble whose mark is missing or wrong. Nothing reads such a file."""
+    """Whether there is a DICOM data set after a preamble whose mark is missing or wrong. Such files are not read."""
     return not like_dicom(head) and any(begins_data_set(head[at:]) for at in (_PREAMBLE, _PREAMBLE + 4))
 
 
@@ -66,22 +66,22 @@ def _elements(head: bytes, *, explicit: bool, order: str) -> bool:
             return False
         before, at = tag, start + length
         if at >= len(head) == HEAD:
-            return True  # what follows is beyond the bytes that were looked at
+            return True  # the rest is beyond the bytes that were read
     return True
 
 
 def named_like(name: str) -> bool:
-    """Whether a path's last part is what DICOM files are often called, or a UID."""
+    """Whether a path's last part is a usual name of DICOM files, or a UID."""
     return _NAMED_LIKE.fullmatch(PurePosixPath(name).name) is not None
 
 
 def holds_dicom(root: Path) -> bool:
-    """Whether one of the first 1000 files below a folder begins as DICOM files do, with their mark or without."""
+    """Whether one of the first 1000 files below a folder begins as DICOM files do, with or without mark."""
     return any(like_dicom(_head(path)) for path in _files(root, _LOOKED_AT))
 
 
 def may_hold_dicom(root: Path) -> bool:
-    """Whether anything below a folder begins or is named as DICOM, however far down. For what must not be said of such a folder."""
+    """Whether any file below a folder, at any depth, begins or is named as DICOM, so that messages must not name its files."""
     return any(named_like(path.name) or like_dicom(_head(path)) for path in _files(root, None))
 
 
@@ -102,5 +102,5 @@ def _head(path: Path) -> bytes:
     try:
         with open_regular(path) as file:
             return file.read(HEAD) or b""
-    except OSError:  # a link that leads nowhere, a pipe
+    except OSError:  # a broken link, a pipe
         return b""

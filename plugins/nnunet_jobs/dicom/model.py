@@ -1,4 +1,4 @@
-"""What the rooms of this package hand to each other: a series with its instances in order, and the voxel grid they span."""
+"""Defines what the modules of this package share: a series with its ordered instances, and their voxel grid."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _SHOWN = 5  # numbers of files in one fault
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Instance:
-    """One DICOM file. ``sop_uid`` is its SOPInstanceUID; ``sha256`` of the whole file; ``number`` the one that faults call it by.
+    """One DICOM file. ``sop_uid`` is its SOPInstanceUID, ``sha256`` the hash of the whole file, ``number`` its number in faults.
 
-    ``image`` is what :mod:`nnunet_jobs.dicom.header` read of an image's matrix, pixels and planes, so that nobody reads the header
-    twice; empty for other objects, and for instances made by hand, whose header :func:`nnunet_jobs.dicom.geometry.grid_of` reads.
+    ``image`` is what :mod:`nnunet_jobs.dicom.header` read of an image's matrix, pixels and planes, so that the header is read once;
+    it is empty for other objects, and for instances made by hand, whose header :func:`nnunet_jobs.dicom.geometry.grid_of` reads.
     """
 
     path: Path
@@ -37,17 +37,17 @@ class Series:
     """One series as found on disk.
 
     Attributes:
-        patient: PatientID with its issuer. It identifies a person: it goes into :mod:`nnunet_jobs.dicom.identity` and
-            nowhere else.
+        patient: PatientID with its issuer. It identifies a person, so only :mod:`nnunet_jobs.dicom.identity` may store
+            it.
         study_uid: StudyInstanceUID; objects that refer to each other are found by it.
         series_uid: SeriesInstanceUID, for the same purpose.
         frame_of_reference_uid: FrameOfReferenceUID, for the same purpose.
-        modality: Modality, such as ``MR`` or ``CT``; for label objects ``SEG`` or ``RTSTRUCT``, by what they are.
+        modality: Modality, such as ``MR`` or ``CT``; for label objects ``SEG`` or ``RTSTRUCT``, by their class.
         description: Series description as the scanner wrote it, for series rules; never logged.
         protocol: Protocol name as the scanner wrote it, for series rules; never logged.
         instances: An image series' files, sorted along the slice normal; other objects in the order of their UIDs.
-        labels: Whether it holds label objects, and no images.
-        refers_to: For label objects the SeriesInstanceUIDs that they describe.
+        labels: Whether it holds label objects instead of images.
+        refers_to: SeriesInstanceUIDs that label objects describe.
         refers_to_images: SOPInstanceUIDs of the images that the object names.
         refers_to_frames: FrameOfReferenceUIDs that the object names.
         tags: Further values for series rules, by DICOM keyword.
@@ -69,9 +69,9 @@ class Series:
 
 
 def same_patient(first: str, other: str) -> bool:
-    """Whether two identities of :attr:`Series.patient` may be of one person.
+    """Whether two values of :attr:`Series.patient` may be of one person.
 
-    What is missing in one of them is no difference: many programs write no PatientID or IssuerOfPatientID into what they derive.
+    Parts that one of them lacks are ignored: many programs write no PatientID or IssuerOfPatientID into derived objects.
     """
     (name, _, issuer), (other_name, _, other_issuer) = first.partition("^^^"), other.partition("^^^")
     same = not name or not other_name or name == other_name
@@ -79,7 +79,7 @@ def same_patient(first: str, other: str) -> bool:
 
 
 def files_named(numbers: Iterable[int]) -> str:
-    """Numbers of files as faults name them, such as ``file 4`` or ``files 4, 5, 9 and 12 more``; empty where none has a number."""
+    """Name files by number, such as ``file 4`` or ``files 4, 5, 9 and 12 more``; empty if none has a number."""
     known = sorted(set(numbers) - {0})
     shown = ", ".join(map(str, known[:_SHOWN])) + (f" and {len(known) - _SHOWN} more" if len(known) > _SHOWN else "")
     return f"file{'s' if len(known) > 1 else ''} {shown}" if known else ""
@@ -91,10 +91,10 @@ class Grid:
 
     Attributes:
         shape: (columns, rows, slices), that is the axes i, j, k of ``affine``.
-        affine: 4 x 4; takes the centre of voxel (i, j, k, 1) to (x, y, z, 1) in LPS mm. NIfTI's is this with the first
+        affine: 4 x 4; maps the centre of voxel (i, j, k, 1) to (x, y, z, 1) in LPS mm. NIfTI's affine has the first
             two rows negated.
-        sop_uids: For single-frame series the SOPInstanceUID of each slice k; for a multi-frame object the one UID.
-        frames: For a multi-frame object the frame number (from 1) of each slice k; empty for single-frame series.
+        sop_uids: SOPInstanceUID of each slice k of a single-frame series, or the UID of a multi-frame object.
+        frames: Frame number (from 1) of each slice k of a multi-frame object; empty for single-frame series.
     """
 
     shape: tuple[int, int, int]
@@ -104,21 +104,21 @@ class Grid:
 
     @property
     def spacing(self) -> tuple[float, float, float]:
-        """Voxel size along i, j, k in mm."""
+        """Return the voxel size along i, j, k in mm."""
         i, j, k = np.linalg.norm(self.affine[:3, :3], axis=0)
         return float(i), float(j), float(k)
 
 
 @dataclass(slots=True, kw_only=True)
 class Scan:
-    """What a tree holds.
+    """The content of a tree of files.
 
     Attributes:
         series: Images, SEG and RTSTRUCT, in the order of study and series UID.
         faults: Faults of files and series; they name a file by its number only, because paths in an archive's export
             hold names of people.
-        studies: ``file N`` of a fault to its StudyInstanceUID, where the file or its neighbours say it.
-        files: Number to path of the files that faults name, for those who may see it.
+        studies: Maps ``file N`` of a fault to its StudyInstanceUID, if the file or others of its folder name it.
+        files: Maps number to path for the files that faults name, for users who may see paths.
         other: Files that are not DICOM.
         ignored: DICOM objects that are neither images nor labels (reports, DICOMDIR, doses).
     """
@@ -139,7 +139,7 @@ class Scan:
 
 
 def size_of(path: Path) -> int:
-    """Bytes of a file; 0 when it is gone since it was found, which whoever reads it will say without naming it."""
+    """Return the bytes of a file; 0 if it was removed meanwhile, which its reader reports without its name."""
     try:
         return path.stat().st_size
     except OSError:

@@ -1,4 +1,4 @@
-"""The one way in which this package opens DICOM files: with or without their mark, and long values whatever VR they came with."""
+"""Opens DICOM files for this whole package: with or without their mark, and with long values of any VR."""
 
 from __future__ import annotations
 
@@ -19,11 +19,10 @@ from nnunet_jobs.dicom.mark import HEAD, begins_data_set, damaged_mark, marked
 
 
 def kind_of(path: str | os.PathLike[str]) -> str:
-    """What a file's first bytes are.
+    """Return the kind of a file by its first bytes.
 
-    ``marked``, ``unmarked`` (a data set without preamble and mark), ``damaged`` (a preamble with a wrong mark), ``empty`` or ``other``.
-
-    Never waits on pipes.
+    It is ``marked``, ``unmarked`` (a data set without preamble and mark), ``damaged`` (a preamble with a wrong mark), ``empty``
+    or ``other``. This never waits on pipes.
     """
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
     try:
@@ -40,7 +39,7 @@ def kind_of(path: str | os.PathLike[str]) -> str:
 
 
 def is_dicom(path: str | os.PathLike[str]) -> bool:
-    """Whether a file begins as DICOM files do, with their mark or without."""
+    """Whether a file begins as DICOM files do, with or without mark."""
     return kind_of(path) in ("marked", "unmarked")
 
 
@@ -48,11 +47,11 @@ def read_file(file: str | os.PathLike[str] | IO[bytes], **options: Any) -> FileD
     """Read a DICOM file with or without its mark.
 
     Args:
-        file: Path, or file opened for reading whose first bytes somebody has looked at.
+        file: Path, or a file opened for reading whose first bytes were checked.
         options: Options of :func:`pydicom.dcmread`.
 
     Returns:
-        The data set. Where the file names no transfer syntax, it is the uncompressed one that the file was read by.
+        The data set. If the file names no transfer syntax, it has the uncompressed one that the file was read with.
 
     Raises:
         ValueError: The file at a path does not begin as DICOM files do.
@@ -73,10 +72,10 @@ def read_file(file: str | os.PathLike[str] | IO[bytes], **options: Any) -> FileD
 
 @functools.cache
 def _prepare() -> None:
-    """Let pydicom read public elements of VR UN by the standard's dictionary however long they are.
+    """Let pydicom read public elements of VR UN by the standard's dictionary at any length.
 
-    By itself it does so below 64 KiB only. Values above that are the very ones that have to come as UN: the length of most other VRs
-    has two bytes (PS3.5, 6.2.2).
+    By default it does so only below 64 KiB. Longer values are the ones that must be written as UN, since the length of most other
+    VRs has two bytes (PS3.5, 6.2.2).
     """
     pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
     hooks.register_callback("raw_element_vr", _known_vr)
@@ -94,7 +93,7 @@ def _known_vr(raw: RawDataElement, data: dict[str, Any], **options: Any) -> None
 
 def _known_value(raw: RawDataElement, data: dict[str, Any], **options: Any) -> None:
     if raw.VR == "UN" and data["VR"] == "SQ" and raw.value:
-        # the standard wants implicit VR inside of it; some writers changed the name of the VR alone
+        # the standard requires implicit VR inside it; some writers changed only the name of the VR
         raw = raw._replace(is_implicit_VR=not _explicit(raw.value), is_little_endian=True)
     raw_element_value(raw, data, **options)
 
@@ -105,7 +104,7 @@ def _explicit(sequence: bytes) -> bool:
 
 
 def uid_name(uid: str) -> str:
-    """What DICOM calls a class or a transfer syntax; the UID itself where DICOM does not know it.
+    """Return DICOM's name of a class or a transfer syntax; the UID itself if DICOM does not know it.
 
     pydicom would log a UID that is not valid, and a damaged file may have its patient's name there.
     """

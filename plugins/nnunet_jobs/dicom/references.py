@@ -1,6 +1,6 @@
-"""Which images a SEG or RTSTRUCT describes: by series, by image, or by frame of reference, whichever it says.
+"""Finds the images that a SEG or RTSTRUCT describes: by series, by image, or by frame of reference.
 
-The sequences that name series and images may all be missing (they are of type 3), so the next weaker one is asked then.
+The sequences that name series and images may all be missing (they are of type 3), so the next weaker one is used then.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class References:
         Args:
             series: Its SeriesInstanceUID.
             images: Its SOPInstanceUIDs.
-            frame: Its FrameOfReferenceUID; empty where it has none.
+            frame: Its FrameOfReferenceUID; empty if it has none.
         """
         if series in self.series:
             return True
@@ -34,7 +34,7 @@ class References:
 
 
 def references_of(dataset: Any) -> References:
-    """The references of a SEG or RTSTRUCT."""
+    """Return the references of a SEG or RTSTRUCT."""
     series, images, frames = set[str](), set[str](), {_uid(dataset, "FrameOfReferenceUID")}
     for item in items(dataset, "ReferencedSeriesSequence"):
         series.add(_uid(item, "SeriesInstanceUID"))
@@ -58,7 +58,7 @@ def references_of(dataset: Any) -> References:
 
 
 def items(dataset: Any, keyword: str) -> Iterator[Any]:
-    """Items of a sequence; none where it is missing, empty, or no sequence at all."""
+    """Yield the items of a sequence; none if it is missing, empty, or not a sequence."""
     for item in dataset.get(keyword) or ():
         if hasattr(item, "get"):
             yield item

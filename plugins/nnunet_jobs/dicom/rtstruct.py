@@ -1,6 +1,6 @@
-"""RTSTRUCT read ROI by ROI onto the grid of its reference series: planar contours become voxels whose centres they enclose.
+"""Reads RTSTRUCT ROI by ROI onto the grid of its reference series: planar contours become voxels whose centres they enclose.
 
-By pydicom and scikit-image, because rt-utils is not kept up and would bring OpenCV.
+It uses pydicom and scikit-image, because rt-utils is not maintained and would add OpenCV.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from nnunet_jobs.dicom.references import items, references_of
 from nnunet_jobs.dicom.segments import LabelFaults, Mask, Segment, quiet_libraries, referenced, shown_name
 from nnunet_jobs.faults.codes import Code
 
-# How far a contour's points may lie from the centre of a slice, in slices.
+# Largest distance of a contour's points from the centre of a slice, in slices.
 _TOLERANCE = 0.1
 # Points are rounded to a sixteenth of a voxel. A file gives them in decimals of a mm, so a point that was drawn on a voxel's centre
 # would otherwise fall on either side of it; the rounding moves an edge by at most a thirty-second of a voxel.
@@ -27,13 +27,13 @@ _CLOSED, _XOR = "CLOSED_PLANAR", "CLOSEDPLANAR_XOR"
 
 
 def read_rtstruct(path: Path, *, reference: Series, grid: Grid, source: str, threshold: float, report: LabelFaults) -> list[Segment]:
-    """ROIs of one RTSTRUCT. What is wrong with the object is reported here, what is wrong with a contour when its ROI is painted.
+    """Return the ROIs of one RTSTRUCT. Faults of the object are reported here, faults of a contour when its ROI is painted.
 
     Args:
         reference: The series that the object must describe.
         grid: Voxel grid of that series.
-        source: What to call the object in faults.
-        threshold: Has no meaning here.
+        source: Name of the object in faults.
+        threshold: Not used for RTSTRUCT.
     """
     quiet_libraries()
     dataset = read_file(path)
@@ -50,13 +50,13 @@ def read_rtstruct(path: Path, *, reference: Series, grid: Grid, source: str, thr
         found.append(Segment(name=name, shown=shown_name(name, dataset), source=source, paint=roi.painter(grid, inverse)))
     if unnamed := sorted(number for number, own in contours.items() if own and number not in names):
         numbers = ", ".join(map(str, unnamed[:5])) + (f" and {len(unnamed) - 5} more" if len(unnamed) > 5 else "")
-        message = f"{source}: has contours of ROI {numbers}, which it does not name, so nobody knows what they outline; export it again"
+        message = f"{source}: has contours of ROI {numbers}, which it does not name, so their structure is not known; export it again"
         report.error(Code.LABEL_OBJECT, message)
     return found
 
 
 def _structures(dataset: Any, source: str, report: LabelFaults) -> dict[int, Any]:
-    """ROIs by number. A number that two names share is reported: nobody knows which of them its contours belong to."""
+    """Return the ROIs by number. A number of two names is reported, since its contours could belong to either."""
     found: dict[int, Any] = {}
     for item in items(dataset, "StructureSetROISequence"):
         first = found.setdefault(int(item.ROINumber), item)
@@ -67,7 +67,7 @@ def _structures(dataset: Any, source: str, report: LabelFaults) -> dict[int, Any
 
 
 def _contours(dataset: Any) -> dict[int, list[Any]]:
-    """All contours of each ROI, also where a file divides them among several items."""
+    """Return all contours of each ROI, also if a file divides them among several items."""
     found: dict[int, list[Any]] = {}
     for item in items(dataset, "ROIContourSequence"):
         found.setdefault(int(item.ReferencedROINumber), []).extend(items(item, "ContourSequence"))
@@ -81,7 +81,7 @@ class _Roi:
         self._where, self._frame_of_reference, self._contours, self._reference = where, frame_of_reference, contours, reference
 
     def painter(self, grid: Grid, inverse: npt.NDArray[np.float64]) -> Callable[[Mask, LabelFaults], None]:
-        """What sets the ROI's voxels in a mask."""
+        """Return the function that sets the ROI's voxels in a mask."""
 
         def paint(mask: Mask, report: LabelFaults) -> None:
             ours = self._reference.frame_of_reference_uid
@@ -100,7 +100,7 @@ class _Roi:
         return paint
 
     def _by_slice(self, grid: Grid, inverse: Any, report: LabelFaults) -> dict[int, list[tuple[str, Any]]]:
-        """Polygons of each slice as (kind, points in voxel indices i, j). A ROI with a contour that cannot be placed has none at all."""
+        """Return the polygons of each slice as (kind, points in voxel indices i, j); none if one contour cannot be placed."""
         by_slice: dict[int, list[tuple[str, Any]]] = {}
         left_out: dict[str, int] = {}
         problems: dict[tuple[Code, str], list[int]] = {}
@@ -126,7 +126,7 @@ class _Roi:
                 place = int(np.rint(indices[:, 2].mean()))
                 by_slice.setdefault(place, []).append((kind, np.round(indices[:, :2] * _STEPS) / _STEPS))
         for kind, count in left_out.items():
-            what = "POINT" if kind == "POINT" else "degenerate (less than three points)"
+            what = "POINT" if kind == "POINT" else "degenerate (fewer than three points)"
             report.warning(Code.CONTOUR_TYPE, f"{self._where}: {count} {what} contours enclose nothing and are left out")
         for (code, message), numbers in problems.items():
             shown = ", ".join(map(str, numbers[:5])) + (f" and {len(numbers) - 5} more" if len(numbers) > 5 else "")
@@ -141,7 +141,7 @@ class _Roi:
         if float(np.abs(along - place).max()) > _TOLERANCE:
             return Code.CONTOUR_PLANE, "lie between two slices; contour on the series' own slices"
         if not 0 <= place < grid.shape[2]:
-            return Code.LABEL_GRID, "lie outside of the series; export the series whole"
+            return Code.LABEL_GRID, "lie outside the series; export the whole series"
         uids = referenced(contour, "ContourImageSequence", "ReferencedSOPInstanceUID")
         if uids and place_of:
             slices = {place_of[uid] for uid in uids if uid in place_of}
@@ -153,10 +153,10 @@ class _Roi:
 
 
 def _points(contour: Any) -> npt.NDArray[np.float64]:
-    """A contour's coordinates, NaN where they are no numbers.
+    """Return a contour's coordinates, NaN where they are not numbers.
 
-    They are taken from the file's own text: a big structure set has millions, of which pydicom would make an object each. That text is
-    the same whatever VR it came with; values of 64 KiB and more cannot come as DS.
+    They are parsed from the file's raw string: a big structure set has millions, and pydicom would make an object of each. That
+    string does not depend on the VR; values of 64 KiB and more cannot be of VR DS.
     """
     element = contour.get_item("ContourData") if "ContourData" in contour else None
     value = element.value if element is not None else None
@@ -174,7 +174,7 @@ def _points(contour: Any) -> npt.NDArray[np.float64]:
 def _fill(plane: Mask, polygons: Sequence[tuple[str, Any]], warn: Callable[[str], None], place: int) -> None:
     """Combine a slice's polygons, biggest first: one inside another is a hole, one inside a hole an island, others are added.
 
-    Edges belong to the region: of a filled polygon they are in, of a hole out. CLOSEDPLANAR_XOR is taken at its word.
+    Edges belong to the region: those of a filled polygon are inside, those of a hole outside. CLOSEDPLANAR_XOR is applied as XOR.
     """
     filled = np.zeros(plane.shape, dtype=np.bool_)
     unique = {(kind, points.tobytes()): (kind, points) for kind, points in polygons}  # drawn twice is not a hole
@@ -186,13 +186,13 @@ def _fill(plane: Mask, polygons: Sequence[tuple[str, Any]], warn: Callable[[str]
             there ^= inner if inside else covered
         else:
             if inside:
-                warn(f": polygons overlap in part on slice {place}; their union is taken")
+                warn(f": polygons overlap in part on slice {place}; their union is used")
             there |= covered
     plane |= filled
 
 
 def _rasterised(shape: tuple[int, ...], points: Any) -> tuple[tuple[slice, slice], npt.NDArray[np.uint8]]:
-    """Box of the plane around a polygon, and for each of its voxel centres: 0 outside, 1 inside, 2 on a vertex, 3 on an edge."""
+    """Return the box of the plane around a polygon, and for each voxel centre in it 0 outside, 1 inside, 2 vertex, 3 edge."""
     from skimage.measure import grid_points_in_poly
 
     low = np.maximum(np.floor(points.min(axis=0)).astype(int), 0)

@@ -1,4 +1,4 @@
-"""DICOM SEG read segment by segment onto the grid of its reference series, each frame by its reference and by its own geometry."""
+"""Reads DICOM SEG segment by segment onto the grid of its reference series, each frame by its reference and its own geometry."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from nnunet_jobs.dicom.references import items, references_of
 from nnunet_jobs.dicom.segments import LabelFaults, Mask, Segment, quiet_libraries, shown_name
 from nnunet_jobs.faults.codes import Code
 
-# How far a frame's corner may lie from the centre of the grid's voxel, in voxels: decimal strings round, other grids are off by more.
+# Largest distance of a frame's corner from the grid's voxel centre, in voxels: above rounding of decimal strings, below other grids.
 _TOLERANCE = 0.1
 _ORIENTATION, _MEASURES, _POSITION = "PlaneOrientationSequence", "PixelMeasuresSequence", "PlanePositionSequence"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Frame:
-    """A frame's place on the grid: index of its first pixel, and the steps along its columns and rows, in whole voxels.
+    """A frame's position on the grid: index of its first pixel, and the steps along its columns and rows, in whole voxels.
 
-    ``slices`` are those that it refers to: empty when it refers to none, None when it refers to images that are not of this grid.
+    ``slices`` are those that it refers to: empty when it refers to none, None when it refers to images of another grid.
     """
 
     number: int
@@ -35,12 +35,12 @@ class _Frame:
 
 
 def read_seg(path: Path, *, reference: Series, grid: Grid, source: str, threshold: float, report: LabelFaults) -> list[Segment]:
-    """Segments of one SEG object. What is wrong with the object as a whole is reported here, what is wrong with a frame when it is painted.
+    """Return the segments of one SEG object. Faults of the object are reported here, faults of a frame when it is painted.
 
     Args:
         reference: The series that the object must describe.
         grid: Voxel grid of that series.
-        source: What to call the object in faults.
+        source: Name of the object in faults.
         threshold: Share of a fractional segment's maximum from which a voxel belongs to it.
     """
     quiet_libraries()
@@ -88,7 +88,7 @@ def _describes(seg: Any, reference: Series, grid: Grid, source: str, report: Lab
 
 
 def _incomplete(seg: Any, by_number: dict[int, list[_Frame]]) -> str | None:
-    """What of an object's frames would be lost or belong to nobody, None where each has its place and its segment."""
+    """Say which frames of an object would be lost or belong to no segment; None if each has its place and its segment."""
     numbers = [int(item.SegmentNumber) for item in items(seg, "SegmentSequence")]
     frames = sum(map(len, by_number.values()))
     if twice := sorted({number for number in numbers if numbers.count(number) > 1}):
@@ -107,7 +107,7 @@ def _same_frame(seg: Any, reference: Series) -> bool:
 
 
 def _frames_by_segment(seg: Any, reference: Series, grid: Grid) -> dict[int, list[_Frame]]:
-    """Frames of each segment; a LABELMAP's frames belong to all of them and stand under 0."""
+    """Return the frames of each segment; a LABELMAP's frames belong to all of them and have the key 0."""
     shared: Any = next(items(seg, "SharedFunctionalGroupsSequence"), {})
     inverse = np.linalg.inv(grid.affine)
     place_of = _places(reference, grid)
@@ -130,7 +130,7 @@ def _frames_by_segment(seg: Any, reference: Series, grid: Grid) -> dict[int, lis
 
 
 def _placed(inverse: Any, position: Any, orientation: Any, spacing: Any, rows: int, columns: int) -> Any:
-    """Index of a frame's first pixel and its two steps in whole voxels of the grid; no origin when the frame is not on the grid."""
+    """Return the index of a frame's first pixel and its two steps in voxels; no origin if the frame is not on the grid."""
     step_column = inverse[:3, :3] @ (np.asarray(orientation[:3]) * spacing[1])
     step_row = inverse[:3, :3] @ (np.asarray(orientation[3:]) * spacing[0])
     origin = inverse[:3, :3] @ np.asarray(position) + inverse[:3, 3]
@@ -145,7 +145,7 @@ def _placed(inverse: Any, position: Any, orientation: Any, spacing: Any, rows: i
 
 
 def _places(reference: Series, grid: Grid) -> dict[tuple[str, int], int]:
-    """Slice of each image of the grid, by SOPInstanceUID and frame number (0 for single-frame images)."""
+    """Return the slice of each image of the grid, by SOPInstanceUID and frame number (0 for single-frame images)."""
     if grid.frames:
         return {(grid.sop_uids[0], frame): place for place, frame in enumerate(grid.frames)}
     return {(uid, 0): place for place, uid in enumerate(grid.sop_uids)}
@@ -168,7 +168,7 @@ def _slices(item: Any, place_of: dict[tuple[str, int], int]) -> frozenset[int] |
 
 
 class _Reader:
-    """Decodes frames when they are painted; a LABELMAP's frames once for all segments."""
+    """Decodes frames when they are painted, and a LABELMAP's frames once for all segments."""
 
     def __init__(self, seg: Any, source: str, *, threshold: float, needs_reference: bool) -> None:
         self._seg, self._source, self._threshold, self._needs_reference = seg, source, threshold, needs_reference
@@ -180,7 +180,7 @@ class _Reader:
         self._undescribed = False
 
     def painter(self, segment: int, frames: list[_Frame]) -> Any:
-        """What sets a segment's voxels in a mask."""
+        """Return the function that sets a segment's voxels in a mask."""
 
         def paint(mask: Mask, report: LabelFaults) -> None:
             for frame in frames:
@@ -197,7 +197,7 @@ class _Reader:
                 self._decoded[frame] = self._seg.get_stored_frame(frame)
                 strangers = np.setdiff1d(self._decoded[frame], self._known)
                 if strangers.size and not self._undescribed:
-                    self._undescribed = True  # once is enough
+                    self._undescribed = True  # reported once
                     message = f"frame {frame} has voxels of segment {int(strangers[0])}, which it does not describe; export it again"
                     report.error(Code.LABEL_OBJECT, f"{self._source}: {message}")
             return self._decoded[frame] == segment
@@ -218,7 +218,7 @@ class _Reader:
             return False
         index = frame.origin[:, None] + frame.along_column[:, None] * columns + frame.along_row[:, None] * rows
         if (index < 0).any() or (index >= np.asarray(mask.shape)[:, None]).any():
-            report.error(Code.LABEL_GRID, f"{where} marks voxels outside of its series; export the series whole")
+            report.error(Code.LABEL_GRID, f"{where} marks voxels outside its series; export the whole series")
             return False
         slices = set(np.unique(index[2]).tolist())
         in_plane = not frame.along_column[2] and not frame.along_row[2]

@@ -1,4 +1,4 @@
-"""What a DICOM SEG needs of the images that it segments: named before any work is done, and completed where the grid says it."""
+"""Checks before any work what a DICOM SEG needs of its source images, and completes it from the grid where possible."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from nnunet_jobs.dicom.model import Grid, Series
 from nnunet_jobs.dicom.reading import read_file
 from nnunet_jobs.faults.codes import Code
 
-_TOLERANCE = 0.1  # voxels between the grid and what a source slice says of its place
+_TOLERANCE = 0.1  # voxels between a source slice's position and the grid
 
 
 def seg_faults(series: Series) -> list[Fault]:
-    """What keeps a segmentation of these images from being written as DICOM SEG."""
+    """Return the reasons why a segmentation of these images cannot be written as DICOM SEG."""
     if series.frame_of_reference_uid:
         return []
     message = (
@@ -26,7 +26,7 @@ def seg_faults(series: Series) -> list[Fault]:
 
 
 def _complete(source: Any, reference: Series, grid: Grid) -> None:
-    """Put in what single images or all of them lack, and the series or the grid says."""
+    """Add what single images or all of them lack, from the series or the grid."""
     if not source.get("FrameOfReferenceUID"):
         source.FrameOfReferenceUID = reference.frame_of_reference_uid
     measures = [
@@ -41,12 +41,12 @@ def _complete(source: Any, reference: Series, grid: Grid) -> None:
 
 
 def source_headers(reference: Series, grid: Grid) -> list[Any]:
-    """The source images' headers in the grid's order, each checked to lie where the grid has it.
+    """Return the source images' headers in the grid's order, after checking the position of each.
 
-    What a SEG needs of them is there afterwards: the thickness of slices is the grid's where a header says none.
+    They have all that a SEG needs: if a header has no slice thickness, it gets the grid's.
 
     Raises:
-        DataError: A header lacks what nothing can stand in for, or is not where the grid says.
+        DataError: A header lacks what cannot be replaced, or its position differs from the grid.
     """
     for fault in seg_faults(reference):
         raise DataError(f"no DICOM SEG: {fault.message}", faults=[fault])

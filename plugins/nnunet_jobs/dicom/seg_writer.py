@@ -1,4 +1,4 @@
-"""A segmentation as DICOM SEG that belongs to its source series: the archive files it, a viewer lays it over the images."""
+"""Writes a segmentation as a DICOM SEG that archives and viewers assign to its source series."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ log = logging.getLogger("nnunet_jobs")
 ENDING = ".seg.dcm"
 _PROVIDER = "airflow-provider-nnunet"
 _LO = 64  # characters of the value representation LO
-# What the patient and study levels of the source say, copied as it stands: the archive files the object by it.
+# Patient and study attributes of the source, copied unchanged, since the archive sorts the object by them.
 _COPIED = (
     "PatientName", "PatientID", "IssuerOfPatientID", "PatientBirthDate", "PatientSex", "StudyInstanceUID", "StudyID", "StudyDate",
     "StudyTime", "AccessionNumber", "ReferringPhysicianName",
@@ -39,7 +39,7 @@ _CHECKED = ("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "Study
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutputSegment:
-    """One segment to write: its name, the label values that it is made of (several for a region), and what it is."""
+    """One segment to write: its name, its label values (several for a region), and its codes."""
 
     name: str
     values: tuple[int, ...]
@@ -47,15 +47,15 @@ class OutputSegment:
 
 
 def output_segments(labels: Mapping[str, tuple[int, ...]], codes: Mapping[str, SegmentCodes]) -> list[OutputSegment]:
-    """Segments of foreground labels, by value.
+    """Return the segments of foreground labels, by value.
 
     Raises:
-        ConfigError: ``codes`` names a label that is not there.
+        ConfigError: ``codes`` names a label that the model does not have.
     """
     unknown = sorted(set(codes) - set(labels))
     if unknown:
         raise ConfigError(
-            field="segment_codes", problem=f"{unknown[0]!r} is no label of the model", fix=f"its labels are {', '.join(labels)}"
+            field="segment_codes", problem=f"{unknown[0]!r} is not a label of the model", fix=f"its labels are {', '.join(labels)}"
         )
     segments = [OutputSegment(name=name, values=values, codes=codes.get(name, SegmentCodes())) for name, values in labels.items()]
     return sorted(segments, key=lambda segment: segment.values)
@@ -72,24 +72,25 @@ def write_seg(
     target: Path,
     kind: str = "BINARY",
 ) -> str:
-    """Write a segmentation as a SEG of mode 0600 (it names the patient, for the archive), whole or not at all.
+    """Write a segmentation as a SEG, completely or not at all; its mode is 0600, since it names the patient.
 
-    UIDs are derived from source series, model and content: the same work gives the same SOPInstanceUID, so storing it again adds nothing.
+    UIDs are derived from source series, model and content: the same input gives the same SOPInstanceUID, so storing it again adds nothing.
 
     Args:
         segmentation: Label values in the grid's (i, j, k) order.
         grid: Voxel grid of the source series.
         reference: The source series.
-        segments: What becomes a segment.
+        segments: Segments to write.
         model: Model id, named in the content description and the algorithm identification.
         model_hash: Hash of the model, named there as well.
-        target: File to write, named by the case; ``kind``: ``BINARY`` or ``LABELMAP``.
+        target: File to write, named by the case.
+        kind: ``BINARY`` or ``LABELMAP``.
 
     Returns:
         The SOPInstanceUID.
 
     Raises:
-        DataError: The source is not where the grid says, or lacks what a SEG needs.
+        DataError: The source's position differs from the grid, or it lacks what a SEG needs.
         ConfigError: Segments overlap in a LABELMAP.
     """
     if segmentation.shape != grid.shape:
@@ -109,9 +110,9 @@ def write_seg(
 
 
 def _planes(segmentation: npt.NDArray[Any], segments: Sequence[OutputSegment], kind: str) -> Any:
-    """Pixels as (k, row, column): segment numbers, or with overlapping segments one more axis of masks."""
+    """Return pixels as (k, row, column): segment numbers, or masks on one more axis if segments overlap."""
     values = [value for segment in segments for value in segment.values]
-    turned = np.ascontiguousarray(segmentation.transpose(2, 1, 0))  # whole frames are taken from it, again and again
+    turned = np.ascontiguousarray(segmentation.transpose(2, 1, 0))  # contiguous, since whole frames are read from it many times
     if len(set(values)) == len(values):
         lookup = np.zeros(int(max([*values, int(segmentation.max(initial=0))])) + 1, dtype=np.uint16 if len(segments) > 255 else np.uint8)
         for number, segment in enumerate(segments, start=1):
@@ -123,7 +124,7 @@ def _planes(segmentation: npt.NDArray[Any], segments: Sequence[OutputSegment], k
 
 
 def _in_source_order(planes: Any, sources: Sequence[Any], grid: Grid) -> Any:
-    """A multi-frame source wants a plane for each of its frames, in its own order."""
+    """Reorder planes for a multi-frame source, which needs one for each of its frames, in its own order."""
     if not grid.frames:
         return planes
     frames = np.zeros((int(sources[0].NumberOfFrames), *planes.shape[1:]), dtype=planes.dtype)
@@ -147,7 +148,7 @@ def _build(
 
     first = sources[0]
     kept = {keyword: deepcopy(first[keyword]) for keyword in _COPIED if keyword in first}
-    for keyword in _CHECKED:  # highdicom refuses odd values and logs them; they are put back below, as they are
+    for keyword in _CHECKED:  # highdicom refuses odd values and logs them; they are restored below
         setattr(first, keyword, None)
     nnunet = _version("nnunetv2")
     algorithm = hd.AlgorithmIdentificationSequence(
@@ -189,7 +190,7 @@ def _build(
             omit_empty_frames=bool(frames.any()),
         )
     except (AttributeError, TypeError, ValueError) as error:
-        # highdicom's message may quote the header, so only its kind is told
+        # highdicom's message may quote the header, so only its class is logged
         log.debug("no SEG, by %s", type(error).__name__)
         message = "the source images lack what a SEG needs, or hold it malformed; export the original images"
         raise DataError(f"no DICOM SEG: {message}", faults=[Fault(code=Code.UNREADABLE, message=message)]) from None
@@ -202,26 +203,26 @@ def _build(
 
 
 def _fix_random_uids(seg: Any, sop_uid: str) -> None:
-    """highdicom draws the dimension organisation's UID; a derived one keeps the object the same."""
+    """Replace highdicom's random UID of the dimension organisation, so that the same content gives the same object."""
     organisation = _uid("dimensions", sop_uid)
     for item in (*seg.get("DimensionOrganizationSequence", ()), *seg.get("DimensionIndexSequence", ())):
         item.DimensionOrganizationUID = organisation
 
 
 def _uid(*parts: Any) -> str:
-    """A UID from a UUID (DICOM PS3.5, B.2), which is a function of the parts."""
+    """Make a UID from a UUID (DICOM PS3.5, B.2) that depends only on the parts."""
     name = content_hash([_PROVIDER, *parts], length=64)
     return f"2.25.{uuid.uuid5(uuid.NAMESPACE_OID, name).int}"
 
 
 def _series_number(source: Any) -> int:
-    """A number beside the scanner's own, which end at some hundreds."""
+    """Return a series number above those of scanners, which end at some hundreds."""
     number = source.get("SeriesNumber")
     return 9000 + (int(number) % 1000 if number is not None else 0)
 
 
 def _description(model: str, model_hash: str) -> str:
-    """Model and hash within 64 characters: the model's name is cut, the hash never below 16 digits."""
+    """Name model and hash within 64 characters: the model's name is cut, the hash keeps at least 16 digits."""
     digits = model_hash[:32] if len(model) + len(model_hash[:32]) + 9 <= _LO else model_hash[:16]
     room = _LO - len(digits) - 9
     return _lo(f"nnU-Net {model[:room]} {digits}")

@@ -1,4 +1,4 @@
-"""What SEG and RTSTRUCT readers hand over: named segments that can be painted, and what is wrong with them."""
+"""Defines what SEG and RTSTRUCT readers return: named segments that can be painted, and their faults."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ _IDENTIFYING = ("PatientName", "PatientID", "OtherPatientIDs", "PatientBirthDate
 
 @dataclass(slots=True)
 class LabelFaults:
-    """Faults of one case's label objects, collected so that all of them are named at once."""
+    """Collects the faults of one case's label objects, so that all of them are reported at once."""
 
     faults: list[Fault] = field(default_factory=list)
 
     def error(self, code: Code, message: str) -> None:
-        """Something that makes the label unusable."""
+        """Add a fault that makes the label unusable."""
         self.faults.append(Fault(code=code, message=message))
 
     def warning(self, code: Code, message: str) -> None:
-        """Something a person should look at."""
+        """Add a fault that a person should look at."""
         self.faults.append(Fault(code=code, message=message, severity="warning"))
 
 
@@ -39,9 +39,9 @@ class Segment:
     """One segment of one object.
 
     Attributes:
-        name: Name that the object has; free text, so only for matching.
-        shown: What may be shown of it.
-        source: Which object, such as ``SEG 1 of 2``; never its file name or UID.
+        name: Name in the object, which is free text and only for matching.
+        shown: Form of the name that may be shown.
+        source: The object, such as ``SEG 1 of 2``; never its file name or UID.
         paint: Sets the segment's voxels True in a mask in the Grid's (i, j, k) order, and reports what it could not
             place.
     """
@@ -56,7 +56,7 @@ class Segment:
 
 
 def quiet_libraries() -> None:
-    """Keep what DICOM libraries say of a file out of logs: pydicom warns of odd values and quotes them, highdicom logs UIDs and names."""
+    """Silence DICOM libraries: pydicom quotes odd values in warnings, highdicom logs UIDs and names."""
     import pydicom.config
 
     pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
@@ -64,10 +64,10 @@ def quiet_libraries() -> None:
 
 
 def shown_name(name: str, dataset: Any) -> str:
-    """A segment's or ROI's name as logs and faults may have it.
+    """Return a segment's or ROI's name in a form that logs and faults may show.
 
-    Whoever writes a rule must see the name, but people type anything into it. So what the object itself knows of its patient is
-    masked, as are runs of five digits or more (record numbers, dates); the rest is cut to 40 plain characters.
+    Authors of rules must see the name, but people type anything into it. So whatever identifies the object's patient is masked, as
+    are runs of five digits or more (record numbers, dates); the rest is cut to 40 plain characters.
     """
     text = str(name)
     for part in _identifying(dataset):
@@ -78,7 +78,7 @@ def shown_name(name: str, dataset: Any) -> str:
 
 
 def _identifying(dataset: Any) -> list[str]:
-    """Parts of the patient's identifiers, longest first. Parts of two characters and less would mask half of every name."""
+    """Return parts of the patient's identifiers, longest first. Parts of one or two characters would mask too much of every name."""
     parts: set[str] = set()
     for keyword in _IDENTIFYING:
         value = dataset.get(keyword)
@@ -95,7 +95,7 @@ def _each(value: Any) -> Iterable[Any]:
 
 
 def referenced(dataset: Any, *path: str) -> set[str]:
-    """UIDs at the end of a chain of sequences, such as ``("ReferencedSeriesSequence", "SeriesInstanceUID")``."""
+    """Return the UIDs at the end of a chain of sequences, such as ``("ReferencedSeriesSequence", "SeriesInstanceUID")``."""
     items = [dataset]
     for keyword in path[:-1]:
         items = [inner for item in items for inner in (item.get(keyword) or ())]

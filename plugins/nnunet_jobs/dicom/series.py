@@ -1,4 +1,4 @@
-"""A folder tree of mixed files becomes series: headers read under guard, grouped by study and series, oddities named by number."""
+"""Finds the series in a folder tree: reads headers in the sandbox, groups them by study and series, and names faulty files by number."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from nnunet_jobs.dicom.workers import dicom_workers
 from nnunet_jobs.faults.codes import Code
 from nnunet_jobs.sandbox.workers import Broken, Workers
 
-_HEADER_S, _HEADER_MIB = 60.0, 512  # beside what the file's size asks for
+_HEADER_S, _HEADER_MIB = 60.0, 512  # in addition to what the file's size requires
 _S_A_MIB, _MIB_A_MIB = 4.0, 24.0
 
 
@@ -35,11 +35,11 @@ def scan(
 
     Args:
         root: Resolved folder.
-        beat: Called as a sign of life; may raise to stop.
-        workers: Workers to read with, own ones when None.
-        threads: Files at once.
-        keywords: DICOM keywords wanted in ``Series.tags``.
-        done: Called with files read and files in all.
+        beat: Called as a heartbeat; may raise to stop.
+        workers: Workers to read with; starts its own if None.
+        threads: Number of files that are read at the same time.
+        keywords: DICOM keywords for ``Series.tags``.
+        done: Called with the number of files read and of all files.
     """
     if workers is None:
         with dicom_workers(threads) as own:
@@ -82,7 +82,7 @@ def scan(
 
 
 def walk(root: Path, found: Scan, beat: Callable[[], None]) -> Iterator[Path]:
-    """Regular files, sorted; numbering counts what is yielded, so faults of links carry the number of the next file."""
+    """Yield regular files, sorted; only yielded files are numbered, so faults of links have the number of the next file."""
     number = 0
     folders = [root]
     while folders:
@@ -105,14 +105,14 @@ def walk(root: Path, found: Scan, beat: Callable[[], None]) -> Iterator[Path]:
                     found.fault(Code.PATH_OUTSIDE, number + 1, path, message)
                     continue
                 if not target.exists():
-                    message = "the link before it leads nowhere; copy what it should point to into the source, or remove it"
+                    message = "the link before it is broken; copy what it should point to into the source, or remove it"
                     found.fault(Code.DICOM_UNREADABLE, number + 1, path, message)
                     continue
                 if target.is_dir():
                     if any(part.startswith(".") for part in target.relative_to(root).parts):
                         message = "the link before it leads into a hidden folder, which is not read; give the folder a plain name"
                         found.fault(Code.DICOM_UNREADABLE, number + 1, path, message)
-                    continue  # the walk comes to any other folder anyway
+                    continue  # the walk reaches any other folder anyway
             if entry.is_dir(follow_symlinks=False):
                 below.append(path)
             elif _is_regular(path):
@@ -124,5 +124,5 @@ def walk(root: Path, found: Scan, beat: Callable[[], None]) -> Iterator[Path]:
 def _is_regular(path: Path) -> bool:
     try:
         return stat.S_ISREG(os.stat(path).st_mode)
-    except OSError:  # a broken link, or gone meanwhile
+    except OSError:  # a broken link, or removed meanwhile
         return False

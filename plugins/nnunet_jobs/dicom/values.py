@@ -1,4 +1,4 @@
-"""Whether all slices of a series say in the same way what their stored values mean; one that does not would be shifted unseen."""
+"""Checks that all slices of a series define the meaning of their stored values alike; others would be shifted silently."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from nnunet_jobs.faults.codes import Code
 ACTIVITY = "BQML"
 """The Units of PET whose values are activity in Bq/ml."""
 _UNITS = ("BQML", "CNTS", "CPS", "GML", "PROPCNTS", "PROPCPS", "CM2ML", "PCNT", "MLML", "MLMING", "UMOLML", "1CM", "STDDEV", "NONE")
-# RescaleSlope and RescaleIntercept are of type 1 there: without them the values are no Hounsfield units and no activity.
+# RescaleSlope and RescaleIntercept are of type 1 there: without them the values are neither Hounsfield units nor activity.
 _RESCALED = {
     "1.2.840.10008.5.1.4.1.1.2": "Hounsfield units",
     "1.2.840.10008.5.1.4.1.1.2.1": "Hounsfield units",
@@ -30,7 +30,7 @@ Slice = tuple[int, dict[str, Any], dict[str, Any]]
 
 
 def value_faults(series: Series) -> list[Fault]:
-    """What the headers of a series leave open, or say in several ways, of its slices' values."""
+    """Return faults where a series' headers do not define its values, or define them in several ways."""
     slices = [
         (instance.number, instance.image, plane) for instance in series.instances if instance.image for plane in instance.image["planes"]
     ]
@@ -44,7 +44,7 @@ def value_faults(series: Series) -> list[Fault]:
 
 
 def units_of(series: Series) -> str:
-    """What a PET series' values are, such as ``BQML``; empty where it does not say so, or holds no PET."""
+    """Return the unit of a PET series' values, such as ``BQML``; empty if the series does not say it or is not PET."""
     if series.modality != "PT":
         return ""
     found = {unit_of(plane["units"]) for instance in series.instances if instance.image for plane in instance.image["planes"]}
@@ -52,16 +52,16 @@ def units_of(series: Series) -> str:
 
 
 def unit_of(text: str) -> str:
-    """One of DICOM's defined terms for Units; ``other units`` for anything else, which somebody may have typed."""
+    """Return one of DICOM's defined terms for Units; ``other units`` for anything else, which a person may have typed."""
     return text if text in _UNITS or not text else "other units"
 
 
 def compare_units(cases: Mapping[str, Sequence[Series]], channels: Sequence[str]) -> tuple[dict[str, str], list[Fault]]:
-    """What PET of a dataset is in: channel to Units; and faults of cases in other units, which no network can tell apart.
+    """Return the Units of a dataset's PET by channel, and faults of cases in other units, which no network can distinguish.
 
     Args:
-        cases: Id to the series of its channels, none where it cannot be used.
-        channels: Names, in the order of the series.
+        cases: Maps a case id to the series of its channels, none if it cannot be used.
+        channels: Names of the channels, in the order of the series.
     """
     found, faults = dict[str, str](), list[Fault]()
     for number, channel in enumerate(channels):
@@ -87,12 +87,12 @@ def compare_units(cases: Mapping[str, Sequence[Series]], channels: Sequence[str]
 
 
 def unlike_units(series: Sequence[Series], units: Mapping[str, str], channels: Sequence[str]) -> list[Fault]:
-    """Faults of a case to predict whose PET is in other units than the model's.
+    """Return faults of a case to predict whose PET is in other units than the model's.
 
     Args:
         series: Series of the channels.
-        units: Channel to Units that the model's dataset was registered with.
-        channels: Names, in their order.
+        units: Maps a channel to the Units that the model's dataset was registered with.
+        channels: Names of the channels, in the order of the series.
     """
     return [
         Fault(
@@ -106,13 +106,13 @@ def unlike_units(series: Sequence[Series], units: Mapping[str, str], channels: S
 
 
 def usual_bits(series: Series) -> tuple[int, bool] | None:
-    """Stored bits and sign that most slices have, for series whose slices differ in one of them; None where all agree."""
+    """Return the stored bits and sign of most slices, for series whose slices differ in them; None if all agree."""
     counts = Counter((image["stored"], image["signed"]) for image in (instance.image for instance in series.instances) if image)
     return counts.most_common(1)[0][0] if len(counts) > 1 else None
 
 
 def _kinds(series: Series) -> list[Fault]:
-    """Faults of a series that mixes kinds of images: a screenshot or another modality among slices has values of another meaning."""
+    """Return faults of a series that mixes kinds of images: values of a screenshot or another modality have another meaning."""
     slices: list[Slice] = [
         (item.number, {"class": item.sop_class, "modality": item.image.get("modality", "")}, {}) for item in series.instances if item.image
     ]
@@ -139,7 +139,7 @@ def _rescale(slices: Sequence[Slice], classes: Iterable[str]) -> list[Fault]:
         absent[tuple(name for name, key in zip(_RESCALE, ("slope", "intercept"), strict=True) if plane[key] is None)].append(item)
     wrong = [item for item in slices if item[2]["slope"] == 0 or any(math.isnan(item[2][key] or 0) for key in ("slope", "intercept"))]
     if wrong:
-        message = f"RescaleSlope is 0, or RescaleSlope or RescaleIntercept is no number, in {_of(wrong, slices)}; {_ORIGINAL}"
+        message = f"RescaleSlope is 0, or RescaleSlope or RescaleIntercept is not a number, in {_of(wrong, slices)}; {_ORIGINAL}"
         faults.append(_fault(message, wrong, slices))
     meaning = next((_RESCALED[kind] for kind in classes if kind in _RESCALED), None)
     for names, items in absent.items():
@@ -148,7 +148,7 @@ def _rescale(slices: Sequence[Slice], classes: Iterable[str]) -> list[Fault]:
         if len(items) < len(slices) or len(names) == 1:
             consequence = "their values would be shifted or scaled against the others"
         elif meaning:
-            consequence = f"the stored values are no {meaning} without"
+            consequence = f"without them the stored values are not {meaning}"
         else:
             continue  # such as MR, whose values have no unit
         are = "is" if len(names) == 1 else "are"
@@ -159,7 +159,7 @@ def _rescale(slices: Sequence[Slice], classes: Iterable[str]) -> list[Fault]:
 def _differing(
     slices: Sequence[Slice], value: Callable[[dict[str, Any], dict[str, Any]], Hashable], name: str, *, shown: bool
 ) -> list[Fault]:
-    """A fault where a value is not the same in all slices: the slices of the most frequent one are taken for right."""
+    """Return a fault if a value is not the same in all slices; the most frequent one is considered correct."""
     groups: dict[Any, list[Slice]] = defaultdict(list)
     for item in slices:
         groups[value(item[1], item[2])].append(item)
@@ -168,12 +168,12 @@ def _differing(
     usual = max(groups, key=lambda found: len(groups[found]))
     odd = [item for found, items in groups.items() if found != usual for item in items]
     values = f" ({', '.join(str(found or 'none') for found in sorted(groups, key=lambda found: -len(groups[found])))})" if shown else ""
-    message = f"{name} of {_of(odd, slices)} is another than that of the rest{values}; {_ORIGINAL}, or as series of their own"
+    message = f"{name} of {_of(odd, slices)} differs from that of the rest{values}; {_ORIGINAL}, or as separate series"
     return [_fault(message, odd, slices)]
 
 
 def _of(items: Sequence[Slice], slices: Sequence[Slice]) -> str:
-    """How many slices, and which files they are in where it is not all of them."""
+    """Say how many slices, and in which files unless it is all of them."""
     if len(items) == len(slices):
         return f"all {len(slices)} slices"
     files = files_named(number for number, _, _ in items)
@@ -181,7 +181,7 @@ def _of(items: Sequence[Slice], slices: Sequence[Slice]) -> str:
 
 
 def _fault(message: str, items: Sequence[Slice], slices: Sequence[Slice]) -> Fault:
-    """A fault of the file that is odd where it is a single one among others."""
+    """Make a fault, of the file that differs if it is a single one among others."""
     numbers = {number for number, _, _ in items}
     single = len(numbers) == 1 and len(numbers) < len({number for number, _, _ in slices}) and numbers != {0}
     return Fault(code=Code.DICOM_VALUES, message=message, file=f"file {next(iter(numbers))}" if single else None)

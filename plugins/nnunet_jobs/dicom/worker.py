@@ -1,4 +1,4 @@
-"""The program that reads and writes DICOM files for others. :mod:`nnunet_jobs.dicom.workers` starts it."""
+"""The program that reads and writes DICOM files for other processes. :mod:`nnunet_jobs.dicom.workers` starts it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from nnunet_jobs.sandbox.worker import Task, main
 
 
 def _task(name: str) -> Task:
-    """Tasks import their libraries here, before the memory limit counts."""
+    """Find a task. Tasks import their libraries here, before the memory limit applies."""
     if name == "header":
         from nnunet_jobs.dicom import header
 

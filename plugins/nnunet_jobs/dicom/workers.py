@@ -6,5 +6,5 @@ from nnunet_jobs.sandbox.workers import Workers
 
 
 def dicom_workers(count: int) -> Workers:
-    """Make processes for the tasks of :mod:`nnunet_jobs.dicom.worker`; ``count`` of them work at once."""
+    """Make processes for the tasks of :mod:`nnunet_jobs.dicom.worker`; ``count`` of them work at the same time."""
     return Workers(count, program="nnunet_jobs.dicom.worker")

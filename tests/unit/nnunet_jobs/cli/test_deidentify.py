@@ -94,7 +94,7 @@ def test_a_second_export_gives_the_same_uids_and_another_key_others(tmp_path: Pa
         ({"BurnedInAnnotation": "YES"}, "burned into its pixels"),
         ({"Modality": "US"}, "does not say BurnedInAnnotation NO"),
         ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.7"}, "does not say BurnedInAnnotation NO"),
-        ({"PixelData": None}, "is no image"),
+        ({"PixelData": None}, "is not an image"),
         ({"Manufacturer": f"Scanner of {CANARY}"}, "its Manufacturer still has a name"),
     ],
 )

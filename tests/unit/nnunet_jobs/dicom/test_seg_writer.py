@@ -220,7 +220,7 @@ def test_a_grid_that_is_not_the_sources_is_refused_before_anything_is_written(tm
 
 
 def test_codes_of_unknown_labels_and_malformed_codes_are_refused() -> None:
-    with pytest.raises(ConfigError, match="no label"):
+    with pytest.raises(ConfigError, match="not a label"):
         output_segments({"front": (1,)}, {"frnt": SegmentCodes()})
     for wrong in (["1", "SCT"], ["1" * 17, "SCT", "x"], {"kind": ["1", "SCT", "x"]}, "liver", ["1", "SCT", "a\\b"]):
         with pytest.raises(ValueError, match="front"):

@@ -65,15 +65,15 @@ def changed(**values: Any) -> Callable[[Dataset], None]:
         ("CT", changed(PixelRepresentation=0), "dicom_pixels", "unsigned numbers of 16 bits, those of most other slices signed"),
         ("CT", changed(BitsStored=12, HighBit=11), "dicom_pixels", "of 12 bits, those of most other slices signed numbers of 16"),
         ("CT", changed(HighBit=14), "dicom_pixels", "the highest at 14, in 16 bits are not read (file 4)"),
-        ("PT", changed(Units="CNTS"), "dicom_values", "is another than that of the rest (BQML, CNTS)"),
-        ("PT", without("Units"), "dicom_values", "is another than that of the rest (BQML, none)"),
+        ("PT", changed(Units="CNTS"), "dicom_values", "differs from that of the rest (BQML, CNTS)"),
+        ("PT", without("Units"), "dicom_values", "differs from that of the rest (BQML, none)"),
         ("CT", without("PixelSpacing"), "dicom_geometry_missing", "PixelSpacing missing or garbled in 1 of 7 slices (file 4)"),
         ("CT", without("ImageOrientationPatient"), "dicom_geometry_missing", "ImageOrientationPatient missing or garbled in 1 of 7"),
         ("CT", changed(PixelSpacing=[0.9, 0.9]), "dicom_matrix_varies", "those of file 4 are odd"),
         ("CT", changed(ImageOrientationPatient=[0, 1, 0, 1, 0, 0]), "dicom_orientation_mixed", "those of file 4 are odd"),
         ("CT", changed(ImageOrientationPatient=[1, 0, 0, 1, 0, 0]), "dicom_geometry_missing", "those of file 4 are odd"),
         ("CT", changed(FrameOfReferenceUID="1.2.3"), "dicom_geometry_missing", "2 frames of reference (those of file 4 are odd)"),
-        ("CT", changed(Modality="OT"), "dicom_values", "Modality of 1 of 7 slices (file 4) is another than that of the rest"),
+        ("CT", changed(Modality="OT"), "dicom_values", "Modality of 1 of 7 slices (file 4) differs from that of the rest"),
         ("CT", changed(SOPClassUID="1.2.840.10008.5.1.4.1.1.7"), "dicom_values", "the kind of image) of 1 of 7 slices (file 4)"),
         ("CT", changed(PhotometricInterpretation="RGB"), "dicom_colour", "those of file 4 are odd"),
     ],
@@ -97,7 +97,7 @@ def test_bits_that_differ_between_slices_are_no_fault_where_the_values_are_the_s
     assert faults_of(save(tmp_path / "in", made)) == []
 
 
-@pytest.mark.parametrize(("modality", "what"), [("CT", "no Hounsfield units"), ("PT", "no activity")])
+@pytest.mark.parametrize(("modality", "what"), [("CT", "not Hounsfield units"), ("PT", "not activity")])
 def test_a_whole_series_without_rescale_is_refused_where_the_values_have_a_unit(tmp_path: Path, modality: str, what: str) -> None:
     made = slices(modality=modality)
     for ds in made:

@@ -186,7 +186,7 @@ def test_dicom_seg_needs_dicom_and_rules_that_fit(home: Workspace, tmp_path: Pat
     studies(tmp_path / "incoming", count=1)
     with pytest.raises(ConfigError, match="series:"):
         predict(home, tmp_path / "incoming", series={"T2": {}})
-    with pytest.raises(ConfigError, match="no label of the model"):
+    with pytest.raises(ConfigError, match="not a label of the model"):
         predict(home, tmp_path / "incoming", dicom_seg=True, segment_codes={"liver": ["1", "99TEST", "Liver"]})
     with pytest.raises(DataError, match="no study"):
         predict(home, tmp_path / "incoming", series={"MRI": {"description": "another"}})
