@@ -22,7 +22,7 @@ from nnunet_jobs.contract.storage.workspace import Workspace
 from support.batches import ABORT_CHECK, ABORT_ITK, ABORT_JOB, ABORT_ONCE, finish_job, make_small_cases, poison, predict, reasons, start_job
 from support.jobs import wait_for
 
-MEND = "write its files anew, or allow it more memory if they are large"
+MEND = "write its files again, or allow it more memory if they are large"
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::FutureWarning"),

@@ -1,1 +1,1 @@
-"""Prediction: one warm process for all cases, each case isolated, each output verified and recorded."""
+"""Predicts all cases in one process that keeps the model loaded; isolates each case, verifies and records each output."""

@@ -1,4 +1,4 @@
-"""How far the folds of a model agree on a case, from their label maps at the network's resolution; their logits are not kept."""
+"""Measures how far a model's folds agree on a case, from their label maps at the network's resolution; logits are not kept."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class FoldAgreement:
         self._maps: list[npt.NDArray[Any]] = []
 
     def add(self, logits: Any) -> None:
-        """One fold's logits: a tensor (head, x, y, z) on the CPU."""
+        """Add one fold's logits, a tensor (head, x, y, z) on the CPU."""
         if self._regions:
             self._maps.append((logits > 0).numpy())  # a probability above one half
             return
@@ -40,7 +40,7 @@ class FoldAgreement:
         self._maps.append(labels)
 
     def dice(self) -> dict[str, float]:
-        """Mean over the pairs of folds by label name, for labels that any fold found."""
+        """Return the mean Dice over the pairs of folds by label name, for labels that any fold found."""
         pairs = [self._pair(first, second) for first, second in itertools.combinations(self._maps, 2)]
         found = {}
         for place, name in enumerate(self._names):
@@ -50,7 +50,7 @@ class FoldAgreement:
         return found
 
     def _pair(self, first: npt.NDArray[Any], second: npt.NDArray[Any]) -> tuple[list[int], list[int]]:
-        """By label: voxels that both have, and the sum of those that each has."""
+        """Return by label the number of voxels that both have, and the sum of both numbers of voxels."""
         count = len(self._names)
         if self._regions:
             both = [int(np.count_nonzero(first[place] & second[place])) for place in range(count)]
@@ -64,7 +64,7 @@ class FoldAgreement:
 
 
 def _slabs(shape: tuple[int, ...]) -> Iterator[slice]:
-    """Pieces along the first axis, so that whole-number copies of a large volume are never in memory."""
+    """Yield pieces along the first axis, so that integer copies of a large volume are never in memory."""
     thick = max(1, _AT_ONCE // max(1, math.prod(shape[1:])))
     for start in range(0, shape[0], thick):
         yield slice(start, start + thick)

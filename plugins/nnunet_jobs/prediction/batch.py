@@ -1,4 +1,4 @@
-"""The cases of one part on their way: found again where they are done, predicted where they are not, recorded one by one."""
+"""Predicts the cases of one part: finds those that are done already, predicts the others, and records each."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True, kw_only=True)
 class Batch:
-    """One part's cases, under its lock.
+    """Predicts one part's cases while it holds the part's lock.
 
     Attributes:
-        keys: What each case's segmentation depends on, None where its files cannot be read.
+        keys: Hash of all that each case's segmentation depends on; None if its files cannot be read.
         markers: See :class:`ReadBeside`.
-        pictures: Folder for the contact sheet's; none are made without.
+        pictures: Folder for the contact sheet's pictures; none are made if None.
         studies: DICOM studies of the cases that come from DICOM.
         segs: DICOM SEG files of these cases.
-        failed: ``case``, ``reason`` and ``failure_class`` of each that failed.
+        failed: ``case``, ``reason`` and ``failure_class`` of each failed case.
     """
 
     model: SelectedModel
@@ -50,7 +50,7 @@ class Batch:
     failed: list[dict[str, str]] = field(default_factory=list)
 
     def done(self, cases: Sequence[Case], *, probabilities: bool) -> dict[str, dict[str, Any]]:
-        """Records of the cases whose segmentation is there already."""
+        """Return the records of the cases whose segmentation exists already."""
         found = {}
         for case in cases:
             key = self.keys[case.case]
@@ -60,14 +60,14 @@ class Batch:
         return found
 
     def complete(self, done: Mapping[str, dict[str, Any]]) -> None:
-        """Write the DICOM SEG where a finished case has none, or one with other codes."""
+        """Write the DICOM SEG of finished cases that have none, or one with other codes."""
         for case, record in done.items():
             if self.segs is not None and record.get("seg_key") != self.segs.key:
                 self.context.check_stop()
                 self._keep(case, record)
 
     def predict(self, cases: list[Case], *, scratch: Path) -> None:
-        """Predict what is not done yet."""
+        """Predict the cases that are not done yet."""
         if not cases:
             return  # nothing new: torch is not even imported
         with (
@@ -90,7 +90,7 @@ class Batch:
 
     @contextlib.contextmanager
     def _converted(self, cases: list[Case], folder: Path) -> Iterator[list[Case]]:
-        """The cases with images that exist; converted ones are removed afterwards."""
+        """Yield the cases with images that exist; remove converted images afterwards."""
         if self.studies is None:
             yield cases
             return

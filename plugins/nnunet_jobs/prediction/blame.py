@@ -1,4 +1,4 @@
-"""Whose fault an error is that ends a case's prediction: the case's own, or the job's, whose files and folders are not as they must be."""
+"""Decides whether an error that ends a case's prediction is the fault of the case or of the job, such as a missing folder."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from pathlib import Path
 from nnunet_jobs.contract.failure import Bug, FailureClass, JobError, classify
 from nnunet_jobs.prediction.cases import Case
 
-# What may be one case's fault. Anything else (memory, disk, GPU, a stop) would meet the next case too and fails the job.
+# Classes that may be one case's fault. Any other (memory, disk, GPU, a stop) would affect the next case too and fails the job.
 _OF_THE_CASE = (FailureClass.DATA, FailureClass.BUG)
 
 
 def require_of_the_case(error: Exception, case: Case, folders: Sequence[Path]) -> None:
-    """Raise what fails the job, where the error is not the case's fault; otherwise return.
+    """Raise an error that fails the job, unless the error is the case's fault.
 
     Args:
         error: What ended the work on the case.
@@ -22,7 +22,7 @@ def require_of_the_case(error: Exception, case: Case, folders: Sequence[Path]) -
     Raises:
         Bug: A file or a folder of the job is missing, or the operating system refuses an operation on one; a Bug is
             raised again.
-        Exception: The error itself, where it would meet the next case too.
+        Exception: The error itself, if it would affect the next case too.
     """
     if isinstance(error, Bug) or classify(error) not in _OF_THE_CASE:
         raise error
@@ -32,7 +32,7 @@ def require_of_the_case(error: Exception, case: Case, folders: Sequence[Path]) -
     if case.converted and (gone := [path.name for path in case.images if not path.exists()]):
         raise Bug(f"{', '.join(gone)}: converted for this job and missing while the case is predicted") from error
     if isinstance(error, JobError):
-        return  # whoever raised it has looked at what the operating system said
+        return  # the code that raised it has checked the system's error
     theirs = {str(path) for path in (*case.images, *([case.label] if case.label else []))} if not case.converted else set()
     for refused in _system_errors(error):
         if not {str(name) for name in (refused.filename, refused.filename2) if name is not None} & theirs:
@@ -40,7 +40,7 @@ def require_of_the_case(error: Exception, case: Case, folders: Sequence[Path]) -
 
 
 def in_words(error: Exception) -> str:
-    """Why the case failed, for people: the error's own sentence, without the name of its Python class."""
+    """Say why the case failed: the error's own sentence, without the name of its Python class."""
     if classify(error) is FailureClass.DATA:
         return str(error)
     words = str(error).strip()
@@ -48,7 +48,7 @@ def in_words(error: Exception) -> str:
 
 
 def _system_errors(error: BaseException) -> Iterator[OSError]:
-    """What the operating system refused, in the error or its causes. Readers also raise OSError for bad content, without a number."""
+    """Yield the system's errors in the error or its causes. Readers raise OSError for bad content too, but without a number."""
     seen: BaseException | None = error
     while seen is not None:
         if isinstance(seen, OSError) and seen.errno:

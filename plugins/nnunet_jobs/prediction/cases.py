@@ -1,4 +1,4 @@
-"""A case to predict: its id and its images, each checked to the last byte before any reader that forgives too much sees it."""
+"""Defines a case to predict, and checks every byte of its images before nnU-Net's reader, which ignores some damage, reads them."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from nnunet_jobs.faults.codes import Code
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """One case: its id, one image a channel, the label where it is known, and why it cannot be predicted at all.
+    """One case: its id, one image for each channel, the label if it is known, and the reason if it cannot be predicted.
 
-    ``converted``: the images were written by the job itself, so that one that is missing is the job's fault and not the case's.
-    ``warnings``: what is odd about it and does not forbid it; they become flags.
+    ``converted``: the job itself wrote the images, so that a missing one is the job's fault and not the case's.
+    ``warnings``: faults that do not forbid the case; they become flags.
     """
 
     case: str
@@ -32,7 +32,7 @@ class Case:
 
 
 def checked_case_id(case: str, *, field: str) -> str:
-    """The id, if it is safe as a file name.
+    """Return the id, if it is safe as a file name.
 
     Raises:
         ConfigError: It is empty, too long, hidden, or has separators or control characters.
@@ -54,22 +54,22 @@ def check_images(
     beat: Callable[[], None] = lambda: None,
     reserve: Callable[[int], None] = lambda _size: None,
 ) -> tuple[Fault, ...]:
-    """Read every image to its last byte and refuse what nnU-Net's reader would take without a word.
+    """Read every image to its last byte and refuse damage that nnU-Net's reader would silently accept.
 
     SimpleITK fills a truncated file with zeros, turns NaN into 0 and stops before a gzip checksum, so each file is first read
     as registration reads it. Endings that registration does not know are left to nnU-Net's own reader.
 
     Args:
-        channels: Channels that the files must hold together, where colours are channels.
+        channels: Channels that the files must hold together, if colours are channels.
         reader: Class name of nnU-Net's reader of the model.
         beat: Called for each MiB; may raise to stop.
         reserve: Called with the bytes that an image needs before it is read; may raise MemoryError.
 
     Returns:
-        What is odd and does not forbid the case, as registration warns of it.
+        Warnings, the same as registration's, which do not forbid the case.
 
     Raises:
-        DataError: With all faults of the case.
+        DataError: The case has errors; all its faults are listed.
     """
     if file_ending not in ENDINGS:
         return ()

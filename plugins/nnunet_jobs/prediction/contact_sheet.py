@@ -1,6 +1,6 @@
-"""The predictions of a folder at a glance: every case's busiest slice with outlines, volumes and flags, on one page without scripts.
+"""Writes an overview of a folder's predictions: slices with outlines, volumes and flags, on one page without scripts.
 
-It is made like the dataset's report, and of one bounded size however many cases there are: those that need a look come first.
+It is made like the dataset's report, and its size is limited for any number of cases: those that need a look come first.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from nnunet_jobs.report.figures import colour, slice_picture
 from nnunet_jobs.report.html import render
 
 _PICTURES, _PICTURE_BYTES = 240, 2_500_000
-_MEASURED = 12  # labels whose volumes stand in the table of all cases
+_MEASURED = 12  # labels whose volumes are in the table of all cases
 
 Entry = Mapping[str, Any]
 
@@ -67,7 +67,7 @@ def _page(summary: Mapping[str, Any], pictures: Path) -> str:
 
 
 def _to_look_at(failed: Mapping[str, Entry], flagged: Mapping[str, Entry]) -> list[dict[str, str]]:
-    """Failed cases with their reasons, then the flags of the others."""
+    """Return the failed cases with their reasons, then the flags of the others."""
     lines = [{"kind": "bad", "case": case, "what": "failed", "why": str(entry.get("reason", ""))} for case, entry in failed.items()]
     for case, entry in flagged.items():
         lines += [{"kind": "look", "case": case, "what": flag["code"], "why": flag["message"]} for flag in entry["flags"]]
@@ -75,7 +75,7 @@ def _to_look_at(failed: Mapping[str, Entry], flagged: Mapping[str, Entry]) -> li
 
 
 def _choose(cases: Mapping[str, Entry], failed: Mapping[str, Entry], flagged: Mapping[str, Entry], pictures: Path) -> dict[str, Any]:
-    """Pictures of the page: those with flags first, then the others, evenly when there are too many."""
+    """Choose the pictures of the page: cases with flags first, then others, evenly spaced if there are too many."""
     rest = [case for case in cases if case not in failed and case not in flagged]
     room = max(_PICTURES - len(flagged), _PICTURES // 2)
     if len(rest) > room:
@@ -91,7 +91,7 @@ def _choose(cases: Mapping[str, Entry], failed: Mapping[str, Entry], flagged: Ma
 
 
 def _picture(path: Path) -> Any:
-    """A case's picture; None where none was made, as by an older version, or it is damaged."""
+    """Return a case's picture; None if none was made, as by an older version, or it is damaged."""
     try:
         return read_json(path)
     except (FileNotFoundError, ValueError):

@@ -1,4 +1,4 @@
-"""From logits to files: nnU-Net's own conversion, postprocessing, volumes, and outputs that exist only whole."""
+"""Turns logits into files: nnU-Net's conversion, postprocessing, volumes, and outputs that are complete once they exist."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def to_segmentation(
         return label_by_class(network, logits.numpy(), properties, threads=threads, linear=linear), None
     from nnunetv2.inference.export_prediction import convert_predicted_logits_to_segmentation_with_correct_shape
 
-    # as an array: nnU-Net hands one over too, and resampling takes another path for tensors
+    # as an array, as in nnU-Net, since resampling treats tensors differently
     result = convert_predicted_logits_to_segmentation_with_correct_shape(
         logits.numpy(),
         network.plans_manager,
@@ -49,7 +49,7 @@ def to_segmentation(
 
 
 def average(network: StageNetwork, members: Sequence[Any]) -> tuple[Any, Any]:
-    """Segmentation and mean probabilities of an ensemble, summed in the members' order as ``nnUNetv2_ensemble`` does."""
+    """Return segmentation and mean probabilities of an ensemble, summed in the members' order as ``nnUNetv2_ensemble`` does."""
     mean = members[0].astype(np.float32, copy=True)
     for probabilities in members[1:]:
         mean += probabilities
@@ -80,16 +80,17 @@ def write_outputs(
     output: Path,
     scratch: Path,
 ) -> tuple[dict[str, str], Any]:
-    """Write a case's files to a folder of its own below ``scratch``, verify them, and rename them into ``output``.
+    """Write a case's files to a separate folder below ``scratch``, verify them, and rename them into ``output``.
 
-    The segmentation comes last. What nnU-Net's writer puts beside it, such as the JSON file with the spacing of a 3D TIFF, goes along.
+    The segmentation is moved last. Files that nnU-Net's writer puts beside it, such as the JSON file with the spacing of a 3D TIFF,
+    are moved too.
 
     Returns:
         sha256 by file name, and the final segmentation array.
 
     Raises:
-        DiskFull: A file did not come out whole and the disk has no room.
-        DataError: A file would be called as one of the folder's own.
+        DiskFull: A file is incomplete and the disk has no room.
+        DataError: A file would have the name of one of the folder's own files.
     """
     ending, writer = network.file_ending, network.reader_writer()
     own = scratch / "written"
@@ -107,7 +108,7 @@ def write_outputs(
     made = [*sorted(path for path in own.iterdir() if path != target), target]
     taken = [path.name for path in made if path.name in (PREDICTIONS, TABLE, SHEET)]
     if taken:
-        raise DataError(f"its file {taken[0]} would be taken for the list of all predictions; give the case another id")
+        raise DataError(f"its file {taken[0]} has the name of the list of all predictions; give the case another id")
     return publish(made, output, voxels=segmentation.size), segmentation
 
 
@@ -132,17 +133,17 @@ def copy_segmentation(path: Path, folder: Path) -> None:
 
 
 def label_voxels(dataset_json: Mapping[str, Any], segmentation: npt.NDArray[Any]) -> dict[str, int]:
-    """Voxels of each label (or region) by name."""
+    """Return the number of voxels of each label (or region) by name."""
     counts = dict(zip(*(values.tolist() for values in np.unique(segmentation, return_counts=True)), strict=True))
     return {name: sum(counts.get(value, 0) for value in values) for name, values in label_values(dataset_json).items()}
 
 
 def volumes_ml(voxels: Mapping[str, int], properties: Mapping[str, Any], shape: Sequence[int]) -> dict[str, float]:
-    """Volume of each label (or region) by name, in millilitres; empty for 2D images, which have none.
+    """Return the volume of each label (or region) by name, in millilitres; empty for 2D images, which have none.
 
     Args:
         voxels: Result of :func:`label_voxels`.
-        properties: nnU-Net's, of the case.
+        properties: nnU-Net's properties of the case.
         shape: Shape of the segmentation.
     """
     geometry = properties.get("sitk_stuff", {}).get("spacing")
@@ -153,7 +154,7 @@ def volumes_ml(voxels: Mapping[str, int], properties: Mapping[str, Any], shape: 
 
 
 def label_values(dataset_json: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Foreground labels and regions by name; background and the ignore label are left out."""
+    """Return the values of foreground labels and regions by name; background and the ignore label are left out."""
     return {
         name: tuple(int(item) for item in value) if isinstance(value, list | tuple) else (int(value),)
         for name, value in dataset_json["labels"].items()
@@ -165,7 +166,7 @@ def case_dice(network: StageNetwork, label: Path, prediction: Path) -> tuple[dic
     """Compare the prediction of one case with its reference segmentation.
 
     Returns:
-        Dice by label name, None where neither has a voxel of it; and the names of the labels that the reference has.
+        Dice by label name, None if neither has a voxel of it; and the names of the labels that the reference has.
     """
     from nnunetv2.evaluation.evaluate_predictions import compute_metrics
 
@@ -184,14 +185,14 @@ def case_dice(network: StageNetwork, label: Path, prediction: Path) -> tuple[dic
 
 
 def fresh_folder(path: Path) -> None:
-    """An empty folder; what a killed attempt left there is removed."""
+    """Make an empty folder; remove what a killed attempt left there."""
     with contextlib.suppress(FileNotFoundError):
         shutil.rmtree(path)
     path.mkdir(parents=True)
 
 
 def _require_whole(path: Path, *, voxels: int) -> None:
-    """ITK's writer does not report a full disk, so a gzip stream is read back to its checksum."""
+    """Read a gzip stream back to its checksum, since ITK's writer does not report a full disk."""
     whole = path.stat().st_size > 0
     if whole and path.name.endswith(".nii.gz"):
         stream, length = zlib.decompressobj(wbits=31), 0
@@ -205,5 +206,5 @@ def _require_whole(path: Path, *, voxels: int) -> None:
     if not whole:
         free = shutil.disk_usage(path.parent).free
         if free < (16 << 20):
-            raise DiskFull(f"{path.name}: could not be written whole, {free >> 20} MiB are free; make room in the output folder")
-        raise Bug(f"{path.name}: could not be written whole")
+            raise DiskFull(f"{path.name}: could not be written completely, {free >> 20} MiB are free; make room in the output folder")
+        raise Bug(f"{path.name}: could not be written completely")

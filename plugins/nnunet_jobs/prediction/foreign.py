@@ -1,4 +1,4 @@
-"""Images from outside, between nnU-Net's reader and its resampling: a header may say anything, and both believe it."""
+"""Checks images from outside between nnU-Net's reader and its resampling, since both trust whatever the header says."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from nnunet_jobs.contract.failure import DataError, JobError
 from nnunet_jobs.dataset.readers.volume import shown_mm
 from nnunet_jobs.devices import host
 
-# Bytes of a resampled voxel: float32 before and after, float64 within.
+# Bytes of a resampled voxel: float32 before and after, float64 during resampling.
 _BYTES = 16
 _MIB = 1 << 20
 
 
 def run_case(preprocessor: Any, images: Sequence[str], *more: Any, on_image: Callable[[Any], None] | None = None) -> Any:
-    """nnU-Net's ``run_case`` of an image from outside: what its reader refuses, and a spacing that cannot be, are the image's faults.
+    """Run nnU-Net's ``run_case`` on an image from outside; the reader's errors and impossible spacings are the image's faults.
 
     Args:
-        preprocessor: Fresh, of nnU-Net or a site's own.
-        more: What ``run_case`` takes after the images.
+        preprocessor: New preprocessor, nnU-Net's or a site's own.
+        more: Arguments of ``run_case`` after the images.
         on_image: Called with the image as it was read, (channel, z, y, x).
 
     Raises:
@@ -47,29 +47,29 @@ def run_case(preprocessor: Any, images: Sequence[str], *more: Any, on_image: Cal
     except Exception as error:  # readers raise many types
         if was_read:
             raise
-        words = (str(error).strip() or "it gives no reason").splitlines()[-1]  # the last line of ITK's says what is wrong
+        words = (str(error).strip() or "it gives no reason").splitlines()[-1]  # the last line of ITK's message has the reason
         for path in images:
             words = words.replace(path, Path(path).name)
         raise DataError(f"nnU-Net's reader refuses it: {words}") from error
 
 
 def require_extent(data: Any, spacing: Any, transpose: Any, target: Any) -> None:
-    """Refuse an image of which nothing is left at the model's spacing, or more than this host's memory holds.
+    """Refuse an image that would be empty at the model's spacing, or larger than this host's memory.
 
     Args:
         data: (channel, z, y, x) as it was read.
         spacing: Spacing in mm, in the same order.
         transpose: nnU-Net's order of the axes.
-        target: The model's spacing in that order; of a 2D model without the first axis, which keeps its spacing.
+        target: The model's spacing in that order; a 2D model's has no first axis, whose spacing is kept.
 
     Raises:
-        DataError: With the spacing and the size.
+        DataError: The image is refused; the message has the spacing and the size.
     """
     own = [float(spacing[axis]) for axis in transpose]
     wanted = [*own[: len(own) - len(target)], *map(float, target)]
     ratios = [mine / other for mine, other in zip(own, wanted, strict=True)]
     shape = [data.shape[1 + axis] for axis in transpose]
-    if min(ratios) < 0.5:  # nnU-Net cuts the zeros around the image off first, so little may be left
+    if min(ratios) < 0.5:  # nnU-Net first crops the zeros around the image, so little may be left
         shape = _extent_of_nonzero(data, transpose)
     found = [round(ratio * size) for ratio, size in zip(ratios, shape, strict=True)]
     said = (
@@ -84,7 +84,7 @@ def require_extent(data: Any, spacing: Any, transpose: Any, target: Any) -> None
 
 
 def _by(sizes: Sequence[int]) -> str:
-    """Sizes for people, such as 36 x 48 x 40."""
+    """Format sizes, such as 36 x 48 x 40."""
     return " x ".join(f"{int(size)}" for size in sizes)
 
 

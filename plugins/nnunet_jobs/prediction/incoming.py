@@ -1,4 +1,4 @@
-"""Which cases to predict: whatever lies where they come from becomes a case, or is listed as not predicted with its reason."""
+"""Finds the cases to predict: every file of the source becomes a case, or is listed as not predicted with the reason."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from nnunet_jobs.dicom.mark import named_like
 from nnunet_jobs.prediction.cases import Case, checked_case_id
 
 _NUMBERED = r"(?P<case>.+)_(?P<channel>\d{4})"
-_COUNTED = 1000  # files of a sub-folder that are looked at to say how many images it holds
+_COUNTED = 1000  # files of a sub-folder that are looked at to count its images
 _OTHER_IMAGES = (*ENDINGS, ".mhd", ".nhdr", ".mgz", ".mgh", ".hdr", ".img", ".jpg", ".jpeg")
 _TIFFS = (".tif", ".tiff")
 
 
 @dataclass(slots=True, kw_only=True)
 class Incoming:
-    """What was found.
+    """Holds what was found.
 
     Attributes:
-        cases: Sorted by id, those included that cannot be predicted, with their reason.
-        not_predicted: Everything else.
+        cases: Cases sorted by id, including those that cannot be predicted, with their reason.
+        not_predicted: All other files and folders.
     """
 
     cases: list[Case] = field(default_factory=list)
@@ -38,7 +38,7 @@ class Incoming:
 
     @property
     def empty(self) -> bool:
-        """Whether nothing at all is there."""
+        """Whether nothing was found."""
         return not self.cases and not self.not_predicted
 
     def leave_out(self, name: str, reason: str) -> None:
@@ -46,7 +46,7 @@ class Incoming:
         self.not_predicted.append(NotPredicted(name=name if name.isprintable() else ascii(name), reason=reason))
 
     def refuse(self, case: str, name: str, reason: str) -> None:
-        """Take up a file that was meant as a case and cannot be one; listed by its file where another case has the id."""
+        """Add a file that cannot be predicted as a case with its reason; list it by its file name if another case has the id."""
         known = printable(case)
         if any(item.case == known for item in self.cases):
             self.leave_out(name, reason)
@@ -55,10 +55,10 @@ class Incoming:
 
 
 def named_folder(cases: str | list[Any], *, workspace: Workspace) -> Path | None:
-    """The folder that PredictParams.cases names, resolved; None for a list and for the dataset's own cases.
+    """Return the resolved folder that PredictParams.cases names; None for a list and for the dataset's own cases.
 
     Raises:
-        ConfigError: It is outside the allowed roots, or no folder.
+        ConfigError: It is outside the allowed roots, or not a folder.
     """
     if isinstance(cases, list) or cases in HELD_OUT:
         return None
@@ -79,8 +79,8 @@ def collect_cases(
         cases: ``holdout``, ``imagesTs``, a folder of :func:`named_folder`, or a list of ``{"case", "images"}`` or
             single paths.
         channels: Images that a case must have.
-        case_pattern: Case pattern of a folder's file names, with the groups ``case`` and perhaps ``channel``; nnU-Net's
-            own naming when empty.
+        case_pattern: Case pattern of a folder's file names, with the group ``case`` and optionally ``channel``; nnU-Net's
+            own naming if None.
 
     Raises:
         ConfigError: A malformed list entry, an id used twice, a dataset without hold-out cases.
@@ -105,7 +105,7 @@ def collect_cases(
 
 
 def printable(name: str) -> str:
-    """A name as a file name and as a word in a log."""
+    """Return a name that is safe as a file name and in a log."""
     return re.sub(r"[^\w.+-]", "_", name).lstrip(".")[:120] or "unnamed"
 
 
@@ -113,7 +113,7 @@ def printable(name: str) -> str:
 def _from_folder(
     folder: Path, *, workspace: Workspace | None, file_ending: str, case_pattern: str | None = None, labels: Path | None = None
 ) -> Incoming:
-    """Every entry of a folder. ``workspace`` confines the files, None where the folder is the workspace's own."""
+    """Collect every entry of a folder. ``workspace`` confines the files; it is None if the folder is the workspace's own."""
     found, grouped = Incoming(), dict[str, dict[int, Path]]()
     others: list[Path] = []
     pattern = re.compile(case_pattern or _NUMBERED + re.escape(file_ending), re.DOTALL)
@@ -134,7 +134,7 @@ def _from_folder(
             grouped[case][int(channel)] = path
     refused = {item.case for item in found.cases}
     for case, by_channel in grouped.items():
-        if printable(case) in refused:  # such as one of two channels that is a link to nowhere: no fault of the other cases
+        if printable(case) in refused:  # such as one of two channels that is a broken link; other cases are not affected
             for path in by_channel.values():
                 found.leave_out(path.name, f"belongs to case {printable(case)}, of which another file cannot be used")
             continue
@@ -154,7 +154,7 @@ def _from_folder(
 
 
 def _entries(folder: Path, found: Incoming, file_ending: str) -> Iterator[Path]:
-    """The files of a folder, sorted; what else lies in it is listed as not predicted."""
+    """Yield the files of a folder, sorted; list its other entries as not predicted."""
     if not folder.is_dir():
         return
     for path in sorted(folder.iterdir()):
@@ -163,9 +163,9 @@ def _entries(folder: Path, found: Incoming, file_ending: str) -> Iterator[Path]:
         elif path.name.startswith("."):
             found.leave_out(path.name, "is a hidden file")
         elif not path.exists():
-            found.refuse(_stem(path.name), path.name, "is a link that leads nowhere; copy the image to its place")
+            found.refuse(_stem(path.name), path.name, "is a broken link; copy the image to its place")
         elif not path.is_file():
-            found.leave_out(path.name, "is no regular file")
+            found.leave_out(path.name, "is not a regular file")
         else:
             yield path
 
@@ -186,7 +186,7 @@ def _folder_reason(folder: Path, file_ending: str) -> str:
 
 
 def _other_file(path: Path, found: Incoming, *, file_ending: str, case_pattern: str | None, beside: set[str]) -> None:
-    """A file that the naming rule does not know: a case with its reason where it is an image, else only listed."""
+    """Handle a file whose name does not match: an image becomes a case with a reason, any other file is only listed."""
     name = path.name
     if name.endswith(file_ending):
         stem = printable(name.removesuffix(file_ending))
@@ -198,17 +198,17 @@ def _other_file(path: Path, found: Incoming, *, file_ending: str, case_pattern: 
     elif name in {re.sub(r"(_\d{4})?\.tiff?$", ".json", image) for image in beside if image.endswith(_TIFFS)}:
         return  # the spacing of a 3D TIFF, which nnU-Net's reader reads with the image
     elif name.lower().endswith(file_ending.lower()):
-        found.refuse(_stem(name), name, f"the ending is written in capitals; rename it to end in {file_ending}")
+        found.refuse(_stem(name), name, f"the ending is in upper case; rename it to end in {file_ending}")
     elif named_like(name):
-        found.leave_out(name, "looks like a DICOM file by its name and does not begin as one; it is not read here")
+        found.leave_out(name, "is named like a DICOM file and does not begin like one; it is not read here")
     elif name.lower().endswith(_OTHER_IMAGES):
         found.refuse(_stem(name), name, f"the model reads {file_ending} files; convert it")
     else:
-        found.leave_out(name, "is no image that nnU-Net reads")
+        found.leave_out(name, "is not an image that nnU-Net reads")
 
 
 def _stem(name: str) -> str:
-    """The case that a file of any image ending would be."""
+    """Return the case id of a file with any image ending."""
     stem = split_ending(name.lower())[0]
     return re.sub(r"_\d{4}$", "", name[: len(stem)] if len(stem) < len(name) else Path(name).stem)
 
@@ -268,7 +268,7 @@ def _with_channels(case: Case, channels: int) -> Case:
         problem = f"nnU-Net would not find the spacing beside {unseen[0].name}; rename it to end in _0000{unseen[0].suffix}"
         return Case(case=case.case, images=case.images, label=case.label, problem=problem)
     if len(case.images) == 1 and case.images[0].name.endswith(PICTURES):
-        return case  # one file may hold all channels as colours; whether it does is seen when it is read
+        return case  # one file may hold all channels as colours, which is checked when it is read
     if case.problem is None and len(case.images) != channels:
         problem = f"has {len(case.images)} images; the model needs {channels}, one a channel"
         return Case(case=case.case, images=case.images, label=case.label, problem=problem)

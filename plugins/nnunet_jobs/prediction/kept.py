@@ -1,4 +1,4 @@
-"""Predictions of several models in one output folder: each model's in its own folder, and links that show the newest run's.
+"""Keeps predictions of several models in one output folder: each model's in its own folder, and links to those of the newest run.
 
 See :mod:`nnunet_jobs.contract.storage.predictions` for the layout.
 """
@@ -38,10 +38,10 @@ _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
 class Kept:
-    """The predictions of one model in an output folder.
+    """Manages the predictions of one model in an output folder.
 
     Args:
-        output: What the user named.
+        output: Output folder that the user named.
         model: Id of the selected model.
         model_hash: Hash of the selected model.
     """
@@ -57,13 +57,13 @@ class Kept:
                 self._repoint()
 
     def show_case(self, files: Collection[str]) -> None:
-        """Show a case's files beside ``newest``, as long as this model is the newest."""
+        """Link a case's files beside ``newest``, if this model is the newest."""
         with self._locked():
             if newest_folder(self.output) == self.folder.resolve():
                 self._link(files)
 
     def show_all(self) -> None:
-        """Make this model the newest: exactly what it has predicted is shown."""
+        """Make this model the newest, so that the links show exactly its predictions."""
         with self._locked():
             self._repoint()
             self._link(sorted(path.name for path in self.folder.iterdir() if path.name != RECORDS))
@@ -92,13 +92,13 @@ class Kept:
 
 
 def model_of_run(output: Path, model: str | None, promoted: str | None, *, run: Mapping[str, str], of: Any, parts: int) -> str | None:
-    """The model with which all parts of a run predict, also when another one is promoted between two of them.
+    """Return the model with which all parts of a run predict, even if another model is promoted between two parts.
 
     Args:
-        model: Id of the model that was asked for; None for the promoted one.
-        promoted: Now.
-        run: Labels of the DAG run; empty outside of one.
-        of: Which cases were asked for, as JSON.
+        model: Id of the requested model; None for the promoted one.
+        promoted: Id of the model that is promoted now.
+        run: Labels of the DAG run; empty outside of a run.
+        of: The requested cases, as JSON.
     """
     if model is not None or promoted is None or parts == 1 or not run:
         return model or promoted
@@ -116,20 +116,20 @@ def model_of_run(output: Path, model: str | None, promoted: str | None, *, run: 
 
 
 def forget_dead_links(output: Path) -> None:
-    """Remove the links beside ``newest`` whose files the newest model has not, or has no more."""
+    """Remove the links beside ``newest`` to files that the newest model does not have."""
     for path in output.iterdir():
         if path.is_symlink() and os.readlink(path).startswith(f"{NEWEST}/") and not path.exists():
             path.unlink(missing_ok=True)
 
 
 def unrecorded(output: Path, case: str) -> list[Path]:
-    """Files of a case that no record names, set aside because they lay where a link belongs."""
+    """Return a case's files without a record, which were set aside because they were in the place of a link."""
     others = output / MODELS / _OTHERS
     return [path for path in others.iterdir() if path.name.startswith(f"{case}.")] if others.is_dir() else []
 
 
 def _adopt(output: Path) -> None:
-    """Move predictions that lie directly in the output folder, as a predictor server's answer does, to the folders of their models."""
+    """Move predictions that are directly in the output folder, such as a predictor server's, to the folders of their models."""
     records = output / RECORDS
     if not records.is_dir() or records.is_symlink():
         return
@@ -153,12 +153,12 @@ def _adopt(output: Path) -> None:
         _describe(folder, before, cases)
     for path in (output / PREDICTIONS, output / TABLE, output / SHEET):
         if path.is_file() and not path.is_symlink():
-            path.unlink()  # what it said is in the models' folders now
-    shutil.rmtree(records)  # locks and plans; what is left in it must not outlive a withdrawal
+            path.unlink()  # its content is in the models' folders now
+    shutil.rmtree(records)  # locks and plans; the rest must not outlive a withdrawal
 
 
 def _describe(folder: Path, before: Mapping[str, Any], cases: Mapping[str, dict[str, Any]]) -> None:
-    """``predictions.json`` of adopted predictions; the model's next run writes it whole, with its table and sheet."""
+    """Write ``predictions.json`` of moved predictions; the model's next run writes it completely, with its table and sheet."""
     first = next(iter(cases.values()))
     of_model = before if before.get("model_hash") == first["model_hash"] else {"dataset": before.get("dataset"), "settings": {}}
     known = {"schema": 1, **{name: value for name, value in of_model.items() if name not in ("cases", "dice")}}
@@ -178,7 +178,7 @@ def _set_aside(path: Path) -> None:
 
 
 def _free(path: Path) -> Path:
-    """The path, or one like it that is not taken."""
+    """Return the path, or a similar one that does not exist."""
     number = 1
     place = path
     while place.exists():
@@ -189,7 +189,7 @@ def _free(path: Path) -> Path:
 
 @contextlib.contextmanager
 def _links_are_extra(folder: Path) -> Iterator[None]:
-    """Some network shares have no links; the predictions are whole without them."""
+    """Ignore missing support for links, as on some network shares; the predictions are complete without them."""
     try:
         yield
     except OSError as error:

@@ -1,7 +1,7 @@
-"""From logits to labels on the image's own grid, one class after the other, so that large volumes with many classes fit into memory.
+"""Turns logits into labels on the image's grid, one class after the other, so that large volumes with many classes fit into memory.
 
-nnU-Net converts the logits of all classes to float64 before it resamples them. Classes do not depend on one another there, so each is
-resampled alone, by nnU-Net's own function, and only the best value so far and its label are kept: the same labels, bit for bit.
+nnU-Net converts the logits of all classes to float64 before it resamples them. Classes do not depend on one another there, so each
+is resampled alone, by nnU-Net's own function, and only the best value so far and its label are kept. The labels are the same.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ import numpy.typing as npt
 from nnunet_jobs.prediction.network import StageNetwork
 
 _SEPARATE = ("resample_data_or_seg_to_shape", "resample_torch_fornnunet")
-"""nnU-Net's resampling functions that treat each class by itself."""
+"""nnU-Net's resampling functions that treat each class separately."""
 
 _BYTES_AT_ONCE = 1 << 30
-"""Float64 volumes that may be worked on beside one another; a single larger one is worked on alone."""
+"""Bytes of float64 volumes that may be in work at the same time; a single larger one is worked on alone."""
 
 Resample = Callable[[npt.NDArray[Any]], npt.NDArray[Any]]
 
 
 def can_separate(network: StageNetwork) -> bool:
-    """Whether the plans' resampling and labelling treat each class by itself; a site's own functions may not."""
+    """Whether the plans' resampling and labelling treat each class separately; a site's own functions may not."""
     own = network.plans_manager.plans.get("label_manager", "LabelManager") != "LabelManager"
     return not own and network.configuration_manager.configuration.get("resampling_fn_probabilities") in _SEPARATE
 
@@ -34,12 +34,12 @@ def can_separate(network: StageNetwork) -> bool:
 def label_by_class(
     network: StageNetwork, logits: npt.NDArray[Any], properties: dict[str, Any], *, threads: int, linear: bool = False
 ) -> npt.NDArray[Any]:
-    """Segmentation on the image's grid.
+    """Make the segmentation on the image's grid.
 
     Args:
-        logits: Half precision, (head, x, y, z), as the network gave them.
-        properties: nnU-Net's, of the case.
-        threads: Classes that may be resampled at once, where memory allows.
+        logits: Half-precision logits of the network, (head, x, y, z).
+        properties: nnU-Net's properties of the case.
+        threads: Classes that may be resampled at the same time, if memory allows.
         linear: Resample with torch, in single precision: faster, and a few voxels on the borders of labels differ.
 
     Returns:
@@ -58,10 +58,10 @@ def label_by_class(
 
 
 def resampler(network: StageNetwork, properties: dict[str, Any], *, linear: int = 0) -> Resample:
-    """nnU-Net's resampling of logits from the configuration's spacing to the case's own, as its export calls it.
+    """Return nnU-Net's resampling of logits from the configuration's spacing to the case's own, as its export calls it.
 
     Args:
-        linear: Threads for nnU-Net's torch resampling in its place; 0 keeps what the plans name.
+        linear: Threads for nnU-Net's torch resampling instead; 0 keeps the function that the plans name.
     """
     shape = properties["shape_after_cropping_and_before_resampling"]
     spacing = [properties["spacing"][axis] for axis in network.plans_manager.transpose_forward]
@@ -80,13 +80,13 @@ def resampler(network: StageNetwork, properties: dict[str, Any], *, linear: int 
 
 
 def _beside(logits: npt.NDArray[Any], shape: tuple[int, ...], threads: int) -> int:
-    """How many classes may be in memory as float64 at once, before and after resampling."""
+    """Return how many classes may be in memory as float64 at the same time, before and after resampling."""
     one = 8 * (int(np.prod(logits.shape[1:])) + int(np.prod(shape)))
     return max(1, min(threads, len(logits), _BYTES_AT_ONCE // one))
 
 
 def _each(logits: npt.NDArray[Any], resample: Resample, *, threads: int) -> Iterator[npt.NDArray[Any]]:
-    """Resampled classes in order, at most ``threads`` ahead of the caller."""
+    """Yield resampled classes in order, at most ``threads`` ahead of the caller."""
     if threads == 1:
         for index in range(len(logits)):
             yield resample(logits[index : index + 1])[0]
@@ -102,11 +102,11 @@ def _each(logits: npt.NDArray[Any], resample: Resample, *, threads: int) -> Iter
 
 
 def _largest(classes: Iterator[npt.NDArray[Any]], shape: tuple[int, ...], heads: int) -> npt.NDArray[Any]:
-    """Index of the largest class at each voxel, the first of equals, and the first that is not a number, as NumPy's argmax has it."""
+    """Return the index of the largest class at each voxel, the first of equals and the first NaN, as NumPy's argmax does."""
     labels = np.zeros(shape, dtype=np.uint8 if heads <= 256 else np.uint16)
     best: npt.NDArray[Any] | None = None
     for index, values in enumerate(classes):
-        # half-precision comparisons are made in software; every half is a float32
+        # half-precision comparisons are slow, in software; float32 holds every half exactly
         here = values.astype(np.float32)
         if best is None:
             best = here
@@ -120,7 +120,7 @@ def _largest(classes: Iterator[npt.NDArray[Any]], shape: tuple[int, ...], heads:
 
 
 def _regions(network: StageNetwork, classes: Iterator[npt.NDArray[Any]], shape: tuple[int, ...]) -> npt.NDArray[Any]:
-    """Regions painted over one another in their order, where their probability exceeds one half."""
+    """Paint regions over one another in their order, where their probability exceeds one half."""
     manager = network.label_manager
     labels = np.zeros(shape, dtype=np.uint16)
     for values, label in zip(classes, manager.regions_class_order, strict=True):

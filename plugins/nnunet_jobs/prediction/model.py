@@ -1,4 +1,4 @@
-"""What to predict with: a model card resolved once to files of an immutable model, each checked against the card."""
+"""Resolves a model card once to the files of an immutable model, and checks each file against the card."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ log = logging.getLogger("nnunet_jobs")
 class Stage:
     """One configuration's folds: a folder in nnU-Net's layout.
 
-    ``previous`` is the stage whose segmentation a cascade needs as input. ``further_folds`` predict only where they are asked for.
+    ``previous`` is the stage whose segmentation a cascade needs as input. ``further_folds`` predict only on request.
     """
 
     folder: Path
@@ -32,11 +32,11 @@ class Stage:
     further_folds: tuple[int | str, ...] = ()
 
     def chain(self) -> tuple[Stage, ...]:
-        """The stages in the order in which they run."""
+        """Return the stages in the order in which they run."""
         return (*self.previous.chain(), self) if self.previous else (self,)
 
     def checkpoints(self) -> tuple[Path, ...]:
-        """The folds' final checkpoints."""
+        """Return the folds' final checkpoints."""
         return tuple(self.folder / f"fold_{fold}" / FINAL_CHECKPOINT for fold in self.folds)
 
 
@@ -47,7 +47,7 @@ class SelectedModel:
     Attributes:
         hash: Hash of everything that the predictions depend on.
         root: The model's DatasetXXX_Name folder.
-        files: SHA-256 by path relative to ``root``; what is listed is verified when it is loaded.
+        files: SHA-256 by path relative to ``root``; listed files are verified when they are loaded.
         postprocessing: Steps ``{"function", "labels_or_regions"}`` in order, from ``postprocessing.json``.
     """
 
@@ -60,14 +60,14 @@ class SelectedModel:
     files: Mapping[str, str]
 
     def stages(self) -> tuple[Stage, ...]:
-        """Every stage once, in running order."""
+        """Return every stage once, in running order."""
         return tuple(dict.fromkeys(stage for member in self.members for stage in member.chain()))
 
     def verify(self, path: Path) -> None:
         """Compare a file with the card.
 
         Raises:
-            DataError: It is missing, or its bytes are not those that were selected.
+            DataError: It is missing, or its bytes differ from those that were selected.
         """
         name = path.relative_to(self.root).as_posix()
         expected = self.files.get(name)
@@ -79,7 +79,7 @@ class SelectedModel:
             raise DataError(f"{name}: differs from what the card of model {self.model} lists; the file is damaged or was replaced")
 
     def with_folds(self, folds: Sequence[int | str] | None) -> SelectedModel:
-        """The same model restricted to some folds.
+        """Return the same model, restricted to some folds.
 
         Raises:
             ConfigError: The model was selected without one of them.
@@ -106,7 +106,7 @@ class SelectedModel:
 
 
 def resolve_model(workspace: Workspace, dataset: str, model: str | None) -> SelectedModel:
-    """The named model, or the champion: its link is read once, so a promotion meanwhile changes nothing.
+    """Return the named model, or the champion: its link is read once, so a promotion meanwhile changes nothing.
 
     Raises:
         ConfigError: Nothing is promoted, or the model has no card.
@@ -127,7 +127,7 @@ def resolve_model(workspace: Workspace, dataset: str, model: str | None) -> Sele
 
 
 def model_from_card(card: Mapping[str, Any], *, root: Path, model: str) -> SelectedModel:
-    """The model that a card describes; ``root`` is the folder that holds the card."""
+    """Return the model that a card describes; ``root`` is the folder that holds the card."""
     selection = card["selection"]
     return SelectedModel(
         dataset=str(card["dataset"]),
@@ -141,7 +141,7 @@ def model_from_card(card: Mapping[str, Any], *, root: Path, model: str) -> Selec
 
 
 def selection_hash(selection: Mapping[str, Any], files: Mapping[str, str]) -> str:
-    """Hash of a selected model: its members, postprocessing, and the files that predictions depend on."""
+    """Return the hash of a selected model: its members, postprocessing, and the files that predictions depend on."""
     return content_hash({"selection": dict(selection), "files": dict(files)}, length=32)
 
 

@@ -1,4 +1,4 @@
-"""One stage in memory: its network, the folds' weights, and the way from image files to logits."""
+"""Holds one stage in memory, its network and the folds' weights, and turns image files into logits."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from nnunet_jobs.training import checkpoint as checkpoints
 
 log = logging.getLogger("nnunet_jobs")
 
-# Of windows given to the network at once in fast mode. Measured on a CPU: slices of 48 x 64 take 0.55 of the time when 16 go together,
-# 128 x 128 gain nothing, and from 256 x 256 or 64 x 64 x 64 on several at once are slower. A GPU's number is a guess, not measured.
+# Voxels of windows given to the network at once in fast mode. Measured on a CPU: slices of 48 x 64 take 0.55 of the time in
+# groups of 16, 128 x 128 gain nothing, and from 256 x 256 or 64 x 64 x 64 on groups are slower. A GPU's number is a guess.
 _CPU_VOXELS, _GPU_VOXELS, _MOST_TILES = 1 << 16, 1 << 22, 64
 
-# A slice's layers are too small to be shared among cores: on 2 cores, slices side by side on a core each take 0.8 of the time of one
-# after the other on both (56 x 40 to 256 x 256; 512 x 512 gain nothing), and they do not wait for each other where cores are busy.
-# Volumes fill the cores by themselves and would need their memory several times over. More than 2 cores were not measured.
+# A slice's layers are too small to be shared among cores: on 2 cores, two slices at a time with a core each take 0.8 of the time of
+# one after the other on both (56 x 40 to 256 x 256; 512 x 512 gain nothing), and do not wait for each other if cores are busy.
+# Volumes use all cores anyway and would need their memory several times. More than 2 cores were not measured.
 _MOST_LANES = 8
 
 
 class StageNetwork:
-    """A stage's folds, loaded once. Preprocessing may run in other threads; :meth:`logits` belongs to one.
+    """Holds a stage's folds, loaded once. Preprocessing may run in other threads; only one thread may call :meth:`logits`.
 
     Attributes:
         plans_manager: nnU-Net's own object for the plans of this stage.
@@ -76,22 +76,22 @@ class StageNetwork:
 
     @property
     def channels(self) -> int:
-        """Images that a case must have."""
+        """Return the number of images that a case must have."""
         return len(self.channel_names)
 
     @property
     def channel_names(self) -> list[str]:
-        """The channels' names in order."""
+        """Return the channels' names in order."""
         named = self.dataset_json.get("channel_names") or self.dataset_json["modality"]
         return [str(named[key]) for key in sorted(named, key=int)]
 
     @property
     def file_ending(self) -> str:
-        """Ending of images and segmentations, with the dot."""
+        """Return the ending of images and segmentations, with the dot."""
         return str(self.dataset_json["file_ending"])
 
     def reader_writer(self) -> Any:
-        """A fresh reader and writer as the plans name it."""
+        """Return a new reader and writer of the kind that the plans name."""
         return self.plans_manager.image_reader_writer_class()
 
     def preprocess(
@@ -127,7 +127,7 @@ class StageNetwork:
 
     @property
     def memory_bytes(self) -> int:
-        """What the weights of all folds take, on the CPU and on the device together."""
+        """Return the bytes that the weights of all folds take, on the CPU and on the device together."""
         tensors = [*self._network.state_dict().values(), *(tensor for weights in self._weights for tensor in weights.values())]
         return sum(int(tensor.numel()) * int(tensor.element_size()) for tensor in tensors)
 
@@ -140,10 +140,10 @@ class StageNetwork:
         on_tile: Callable[[], None],
         on_fold: Callable[[Any], None] | None = None,
     ) -> Any:
-        """Logits of one preprocessed case, the mean over the folds: half precision, (head, x, y, z), on the CPU.
+        """Compute the logits of one preprocessed case, the mean over the folds: half precision, (head, x, y, z), on the CPU.
 
         Args:
-            on_fold: Called with each fold's own; must not change them, nor keep them.
+            on_fold: Called with each fold's own logits; it must neither change nor keep them.
         """
         import torch
 
@@ -168,14 +168,14 @@ class StageNetwork:
                 )
                 if on_fold is not None:
                     on_fold(prediction)
-                # in place, in half precision: what nnU-Net does, so that the bytes agree
+                # in place, in half precision, as nnU-Net does, so that the bytes agree
                 total = prediction if total is None else total.add_(prediction)
             if len(self._weights) > 1:
                 total /= len(self._weights)
         return total
 
     def _forward(self, windows: Any) -> Any:
-        """The network, compiled where that was asked for and works here: compiling needs a C++ compiler, with CUDA Triton too."""
+        """Run the network, compiled if requested and possible: compiling needs a C++ compiler, and with CUDA also Triton."""
         if self._compiled is not None:
             from torch._dynamo.exc import TorchDynamoException
 
@@ -193,7 +193,7 @@ class StageNetwork:
         heads = self.label_manager.num_segmentation_heads
         configuration = self.configuration_manager
         if self.stage.trainer == "nnUNetTrainer":
-            # what nnUNetTrainer.build_network_architecture does; importing that class would import all of training
+            # the same as nnUNetTrainer.build_network_architecture; importing that class would import all of training
             from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 
             return get_network_from_plans(
@@ -221,7 +221,7 @@ class StageNetwork:
 
 
 def _tiles(patch: Sequence[int], device: Any) -> int:
-    """Windows that go through the network at once: as many as have the voxels of a usual training batch, more on a GPU."""
+    """Return how many windows to give to the network at once: about the voxels of a usual training batch, more on a GPU."""
     voxels = _GPU_VOXELS if device.type == "cuda" else _CPU_VOXELS
     return max(1, min(_MOST_TILES, voxels // math.prod(int(size) for size in patch)))
 

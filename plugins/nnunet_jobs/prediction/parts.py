@@ -1,7 +1,7 @@
-"""Which part predicts which case: by voxels, not by number of files, and agreed on by all parts of a run.
+"""Divides cases among parts by voxels, not by number of files, with one plan for all parts of a run.
 
-The plan of a run is a file beside the records, so that a retry gets the share that it had, whatever has arrived meanwhile. A case that
-arrives later goes to a part that has not read its share yet, or to the one that is reading it now: nobody else would see it any more.
+The plan of a run is a file beside the records, so that a retry gets the share that it had, even if cases have arrived meanwhile. A
+case that arrives later goes to a part that has not read its share yet, or to the one that reads it now, since no other would see it.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from nnunet_jobs.contract.storage.files import content_hash, locked, read_json, 
 from nnunet_jobs.dataset.readers.nifti import promised_voxels
 from nnunet_jobs.prediction.cases import Case
 
-KEPT_S = 14 * 86_400.0  # a run that is taken up again later than this gets a plan of the cases that are there then
+KEPT_S = 14 * 86_400.0  # a run that is resumed later than this gets a new plan of the cases that exist then
 _INTERVAL_S = 0.05
 _LOCK = "plans.lock"
 
 
 def case_voxels(case: Case) -> int:
-    """Voxels of a case's first image by its NIfTI header; its bytes for other formats; 0 for what cannot be read.
+    """Return the voxels of a case's first image by its NIfTI header; its bytes for other formats; 0 for what cannot be read.
 
-    Only sizes relative to one another matter, and a model reads files of one ending. The other formats' headers are not looked at:
-    their readers are foreign code, which has a process of its own when it comes to reading.
+    Only relative sizes matter, and a model reads files of one ending. Headers of other formats are not read here, since their
+    readers may crash and run in a separate process.
     """
     if case.problem is not None or not case.images:
         return 0
@@ -39,12 +39,12 @@ def case_voxels(case: Case) -> int:
 
 
 def balance(voxels: Mapping[str, int], *, parts: Collection[int], load: Mapping[int, int]) -> dict[str, int]:
-    """Part by case: the largest case first, each to the part that has least to do, which is at most a third more than the best split.
+    """Assign cases to parts: the largest first, each to the part with the least load. The result is at most a third above the optimum.
 
     Args:
         voxels: Voxels of each case.
         parts: Parts to choose from.
-        load: Voxels that parts have already.
+        load: Voxels that each part has already.
     """
     # a case costs something beyond its voxels, so that many unreadable ones (0) are spread as well
     queue = [(load.get(part, 0), part) for part in parts]
@@ -58,11 +58,11 @@ def balance(voxels: Mapping[str, int], *, parts: Collection[int], load: Mapping[
 
 
 class PartPlans:
-    """The plans of one output folder.
+    """Manages the plans of one output folder.
 
     Args:
         folder: Folder of the plans.
-        part_lock: The lock file that a part holds while it works.
+        part_lock: Returns the lock file that a part holds while it works.
     """
 
     def __init__(self, folder: Path, part_lock: Callable[[int], Path]) -> None:
@@ -71,14 +71,14 @@ class PartPlans:
     def share(
         self, cases: Sequence[Case], *, part: int, parts: int, run: Sequence[str], of: Any = "", size: Callable[[Case], int] = case_voxels
     ) -> list[Case]:
-        """This part's cases, in the order given. The caller holds the part's lock.
+        """Return this part's cases, in the order given. The caller holds the part's lock.
 
         Args:
-            cases: All that there are.
-            run: What names the DAG run; empty outside of one. Parts of equal runs share a plan. Without a run, a part
-                that has had its share begins a new round once no other part is at work.
-            of: What was asked for, as JSON: two tasks of a run may predict other cases into one folder.
-            size: Voxels of a case, asked only for cases that the plan does not know.
+            cases: All cases.
+            run: Identity of the DAG run; empty outside of a run. Parts of equal runs share a plan. Without a run, a part
+                that has had its share begins a new round once no other part is working.
+            of: The requested cases, as JSON, since two tasks of a run may predict different cases into one folder.
+            size: Returns the voxels of a case; called only for cases that are not in the plan.
         """
         if parts == 1:
             return list(cases)
@@ -120,7 +120,7 @@ class PartPlans:
 
 
 def forget_cases(folder: Path, cases: Collection[str]) -> None:
-    """Take withdrawn cases out of all plans. ``folder``: of the plans; may be missing."""
+    """Remove withdrawn cases from all plans in ``folder``, which may be missing."""
     if not folder.is_dir():
         return
     with locked(folder / _LOCK, interval=_INTERVAL_S):

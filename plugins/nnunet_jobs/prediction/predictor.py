@@ -1,4 +1,4 @@
-"""One warm model for many cases: reads and preprocesses a case, runs the networks, writes the segmentation."""
+"""Predicts with one model that stays loaded: reads and preprocesses a case, runs the networks, writes the segmentation."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ log = logging.getLogger("nnunet_jobs")
 
 
 class Predictor:
-    """A selected model in memory.
+    """Holds a selected model in memory and predicts with it.
 
     Args:
-        model: Members, folds and postprocessing; each file is verified against the card while it is loaded.
-        context: Device, cores, stop request and signs of life.
-        settings: How to predict.
-        reading: How images are checked and read; in the calling thread when left out.
-        review: What else is looked at and recorded; nothing when left out.
+        model: Selected model; each file is verified against the card while it is loaded.
+        context: Device, cores, stop request and heartbeats.
+        settings: Settings of the prediction.
+        reading: Checks and reads images; done in the calling thread if None.
+        review: Collects flags and pictures; none if None.
 
     Raises:
         DataError: A file of the model is missing or damaged.
@@ -68,20 +68,20 @@ class Predictor:
         scratch: Path | None = None,
         on_record: Callable[[Case, Record], None] = lambda _case, _record: None,
     ) -> list[Record]:
-        """Predict cases one after another; one that cannot be predicted is reported and the others go on.
+        """Predict cases one after another; a case that fails is recorded, and the others continue.
 
         Args:
-            cases: Cases with a label, Dice is computed too.
+            cases: Cases to predict; Dice is computed for those with a label.
             output: Existing folder for the segmentations.
-            scratch: Folder on the same file system for files that are not whole yet; emptied first.
+            scratch: Folder on the same file system for incomplete files; emptied first.
             on_record: Called after each case, when its files are in place.
 
         Returns:
-            One record a case, in order: ``status`` (``predicted`` or ``failed``), ``reason`` and ``failure_class``, ``file``,
+            One record for each case, in order: ``status`` (``predicted`` or ``failed``), ``reason`` and ``failure_class``, ``file``,
             ``files`` (sha256 by name), ``volumes_ml`` and ``dice`` by label name, ``flags``, ``seconds``, ``model``, ``model_hash``.
 
         Raises:
-            Interrupted, DiskFull, GpuOutOfMemory, HostOutOfMemory and the like: not one case's fault.
+            Interrupted, DiskFull, GpuOutOfMemory, HostOutOfMemory and similar errors, which are not one case's fault.
         """
         scratch = scratch or output / ".partial"
         fresh_folder(scratch)
@@ -98,32 +98,32 @@ class Predictor:
 
     @property
     def channels(self) -> int:
-        """Images that a case must have."""
+        """Return the number of images that a case must have."""
         return self._last.channels
 
     @property
     def channel_names(self) -> list[str]:
-        """The channels' names in order."""
+        """Return the channels' names in order."""
         return self._last.channel_names
 
     @property
     def dataset_json(self) -> dict[str, Any]:
-        """nnU-Net's description of the dataset, as the model was trained on it."""
+        """Return nnU-Net's description of the dataset that the model was trained on."""
         return self._last.dataset_json
 
     @property
     def file_ending(self) -> str:
-        """Ending of images and segmentations, with the dot."""
+        """Return the ending of images and segmentations, with the dot."""
         return self._last.file_ending
 
     @property
     def memory_bytes(self) -> int:
-        """What the model's weights take, on the CPU and on the device together."""
+        """Return the bytes that the model's weights take, on the CPU and on the device together."""
         return sum(network.memory_bytes for network in self._networks.values())
 
     # --- the three threads' work --------------------------------------------------------------------------------
     def read(self, work: CaseWork) -> CaseWork:
-        """First part, in any thread: check a case's images and preprocess them for every stage that needs no other's segmentation."""
+        """Check and preprocess a case's images for all stages that need no other's segmentation (first part, any thread)."""
         case = work.case
 
         def prepare() -> None:
@@ -141,7 +141,7 @@ class Predictor:
         return work
 
     def infer(self, work: CaseWork, scratch: Path) -> CaseWork:
-        """Second part, in one thread at a time: the networks. ``scratch``: folder for a cascade's first segmentation."""
+        """Run the networks (second part, one thread at a time). ``scratch``: folder for a cascade's first segmentation."""
         self._guarded(work, partial(self._run_networks, work, scratch), folders=(scratch,))
         return work
 
@@ -158,7 +158,7 @@ class Predictor:
                     with self._reading.reading(work.case):
                         work.arrays[stage] = network.preprocess(work.case.images, previous=path)
                 except Exception as error:
-                    if not path.exists():  # the reader's words would blame the images
+                    if not path.exists():  # the reader's message would name the images as the cause
                         raise Bug(f"{path.name}: the first stage's segmentation is missing") from error
                     raise
                 path.unlink()
@@ -174,7 +174,7 @@ class Predictor:
                 self._review.folds_done(work.case.case, agreement)
 
     def finish(self, work: CaseWork, output: Path, scratch: Path) -> Record:
-        """Third part, in any thread: turn logits into files and a record."""
+        """Turn logits into files and a record (third part, any thread)."""
         record: Record = {"model": self.model.model, "model_hash": self.model.hash}
 
         def export() -> None:
@@ -214,11 +214,10 @@ class Predictor:
 
     # --- private ------------------------------------------------------------------------------------------------
     def _guarded(self, work: CaseWork, act: Callable[[], None], *, folders: Sequence[Path] = ()) -> None:
-        """Do a part of a case's work unless it has failed already; keep what is the case's fault with the case.
+        """Do a part of a case's work unless it has failed already; record an error that is the case's fault.
 
         Args:
-            folders: Folders of the job, in which the work reads and writes: where one is missing, the case is not to
-                blame.
+            folders: Folders of the job, in which the work reads and writes; a missing one is not the case's fault.
         """
         if work.problem is not None:
             return

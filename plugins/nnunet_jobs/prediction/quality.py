@@ -1,10 +1,10 @@
-"""What looks wrong with a prediction when nobody knows the truth: flags, for people to look at. No flag ever fails a case.
+"""Flags predictions that look wrong, without a reference segmentation, for people to look at. A flag never fails a case.
 
 ========================  ==========================================================================================================
 ``empty``                 no foreground at all, or none of a label that at least 95 % of 8 or more training cases have
 ``volume``                ml of a label outside what the training cases have: beyond the smallest and the largest, and beyond three
                           standard deviations of the logarithm (3 of 1,000 cases of a log-normal label; at least 10 % each, since
-                          labels that are drawn by hand are no better); from 8 cases with the label
+                          hand-drawn labels are no more precise); needs 8 cases with the label
 ``folds-disagree``        mean pairwise Dice of the folds' own label maps below 0.7, or below 0.8 of the cross-validated Dice where
                           that is less (small lesions): below it, the folds contradict one another more than the truth
 ``intensity``             CT: a quarter of the predicted foreground outside the 0.5 and 99.5 percentiles of the training foreground,
@@ -33,7 +33,7 @@ from nnunet_jobs.prediction.model import SelectedModel
 from nnunet_jobs.prediction.preview import Preview
 
 REFERENCE = "reference.json"
-"""Beside the model card: what its training cases are like."""
+"""File beside the model card that describes its training cases."""
 
 _ENOUGH, _NEARLY_ALL = 8, 0.95
 _SIGMAS, _LEAST_SIGMA = 3.0, 0.1
@@ -44,7 +44,7 @@ _SPACING = 1.25
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Flag:
-    """One thing to look at: its code, a sentence, what was found, and what was expected."""
+    """One finding to look at: its code, a sentence, the value found, and the value expected."""
 
     code: str
     message: str
@@ -53,7 +53,7 @@ class Flag:
 
 
 def label_range(volumes: Sequence[float]) -> dict[str, float] | None:
-    """``low``, ``median`` and ``high`` ml of a label in the training cases that have it; None with too few of them."""
+    """Return ``low``, ``median`` and ``high`` ml of a label in the training cases that have it; None if there are too few."""
     known = np.asarray([volume for volume in volumes if volume > 0], dtype=np.float64)
     if len(known) < _ENOUGH:
         return None
@@ -66,17 +66,17 @@ def label_range(volumes: Sequence[float]) -> dict[str, float] | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Expected:
-    """What a model's training cases are like, as far as it is known.
+    """Describes a model's training cases, as far as known.
 
     Attributes:
-        cases: Number of them; 0 when unknown.
+        cases: Number of training cases; 0 when unknown.
         labels: For each label name, ``present`` (cases that have it) and ``ml`` (:func:`label_range`).
         spacing: ``low`` and ``high`` mm in the reader's axis order.
-        cv_dice: Dice of the model, cross-validated.
+        cv_dice: Cross-validated Dice of the model.
         intensities: Intensities of the foreground by channel number, as the plans have them.
-        ct: Channels whose numbers have a unit.
+        ct: Channels whose values have a unit.
         orders: Voxel orders of the training cases, such as ``RAS``; empty when unknown.
-        not_judged: Reason by flag code.
+        not_judged: Reason why a flag cannot be checked, by its code.
     """
 
     cases: int = 0
@@ -90,7 +90,7 @@ class Expected:
 
     @classmethod
     def of(cls, model: SelectedModel) -> Expected:
-        """Read ``reference.json`` and what lies beside the plans."""
+        """Read ``reference.json`` and the files beside the plans."""
         folder = model.members[0].folder
         known = read_object(model.root / REFERENCE)
         plans = read_object(folder / "plans.json")
@@ -137,15 +137,15 @@ class Expected:
         agreement: Mapping[str, float],
         order: str = "",
     ) -> list[dict[str, Any]]:
-        """All flags of a case.
+        """Return all flags of a case.
 
         Args:
             voxels: Number of voxels by label name.
             volumes_ml: Volume in ml by label name.
             spacing: mm, in the reader's axis order.
             preview: Preview of the image, None when there is none.
-            segmentation: Final, in the reader's axis order.
-            order: Order of its voxels, such as ``RAS``; empty where the file has none.
+            segmentation: Final segmentation, in the reader's axis order.
+            order: Order of its voxels, such as ``RAS``; empty if the file has none.
             agreement: Mean pairwise Dice of the folds by label name; empty for one fold.
         """
         found = [*self._empty(voxels), *self._volume(volumes_ml), *self._folds(agreement), *self._spacing(spacing), *self._order(order)]
@@ -226,12 +226,12 @@ class Expected:
 
 
 def of_faults(odd: Sequence[Fault]) -> list[dict[str, Any]]:
-    """Warnings of a case's files as flags."""
+    """Return the warnings of a case's files as flags."""
     return [asdict(Flag(code=str(fault.code), message=f"{fault.file} {fault.message}" if fault.file else fault.message)) for fault in odd]
 
 
 def spacing_range(spacings: Sequence[Sequence[float]]) -> dict[str, list[float]] | None:
-    """``low`` and ``high`` by axis; None without any."""
+    """Return ``low`` and ``high`` by axis; None if there are no spacings."""
     if not spacings:
         return None
     known = np.asarray(spacings, dtype=np.float64)
@@ -239,7 +239,7 @@ def spacing_range(spacings: Sequence[Sequence[float]]) -> dict[str, list[float]]
 
 
 def _configuration(plans: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """A plans entry with what it inherits."""
+    """Return a plans entry together with the entries that it inherits."""
     entry: dict[str, Any] = (plans.get("configurations") or {}).get(name) or {}
     parent = entry.get("inherits_from")
     return {**_configuration(plans, parent), **entry} if parent and parent != name else dict(entry)

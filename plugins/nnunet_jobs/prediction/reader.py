@@ -1,4 +1,4 @@
-"""The program behind :mod:`nnunet_jobs.prediction.reading`: reads a case's images. It may die of them; the job does not."""
+"""The program that reads a case's images for :mod:`nnunet_jobs.prediction.reading`. They may crash it, but not the job."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from nnunet_jobs.sandbox import worker
 
 
 def check(data: dict[str, Any]) -> dict[str, Any]:
-    """Look for faults as :func:`~nnunet_jobs.prediction.cases.check_images` does.
+    """Find faults as :func:`~nnunet_jobs.prediction.cases.check_images` does.
 
     Args:
         data: ``case``, ``images`` (paths), ``file_ending``, ``channels``, ``reader``: name of nnU-Net's reader,
-            ``try_reader``: whether to try it as well, and ``image_bytes``: what an image may need in memory, or None.
+            ``try_reader``: whether to try it too, and ``image_bytes``: memory that an image may need, or None.
 
     Returns:
-        ``problem`` and its ``faults``, or None and what is odd; ``needs``: bytes of an image that needs more than it may.
+        ``problem`` and its ``faults``, or None and the warnings; ``needs``: bytes of an image that needs more than allowed.
     """
     from nnunet_jobs.prediction.cases import Case, check_images
 
@@ -49,7 +49,7 @@ class _TooLarge(MemoryError):
 
 
 def _try_reader(name: str, images: list[str]) -> None:
-    """See whether nnU-Net's reader lives through these files. What it raises it will raise again where it is heard and has a name."""
+    """Test whether nnU-Net's reader survives these files. Errors that it raises are ignored here, since the job reports them."""
     from nnunetv2.imageio.reader_writer_registry import recursive_find_reader_writer_by_name
 
     reader = recursive_find_reader_writer_by_name(name)()
@@ -64,7 +64,7 @@ def _try_reader(name: str, images: list[str]) -> None:
 def _find(name: str) -> worker.Task:
     if name != "check":
         raise ValueError(f"no task {name!r}")
-    # nibabel imports pydicom only to look for private headers in NIfTI files; that is three quarters of the start
+    # nibabel imports pydicom only to look for private headers in NIfTI files; that takes three quarters of the start-up time
     sys.modules.setdefault("pydicom", None)  # type: ignore[arg-type]
     import nibabel  # noqa: F401  before the memory limit counts
 

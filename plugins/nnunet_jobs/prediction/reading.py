@@ -1,11 +1,11 @@
-"""Reading foreign images so that one that kills its reader costs a case, not the job.
+"""Reads foreign images so that one that crashes its reader fails its case, not the job.
 
-Two guards, since an image is read twice. The check of every byte, where damaged files do their harm, is made in a warm process beside the
-job: it was made anyway, so that costs nothing but the process's start, which passes while the model is loaded. nnU-Net's own reader stays
-in the job, because its arrays would have to be carried over and every custom reader's properties with them. While it reads and
-preprocesses, a marker file names the case. A marker that is still there when the next attempt begins makes its case a suspect: it comes
-by itself, after all others; the process beside tries nnU-Net's reader on it first, and one that has ended two attempts all the same is
-not tried any more. A predictor server has no next attempt, so there the process beside tries nnU-Net's reader on every image.
+There are two protections, since an image is read twice. A separate process checks every byte first, where damaged files do most harm;
+it costs only its start, which passes while the model is loaded. nnU-Net's own reader stays in the job, because its arrays and every
+custom reader's properties would otherwise have to be transferred. While it reads and preprocesses, a marker file names the case. If
+the marker still exists when the next attempt begins, the case is a suspect: it runs alone, after all others, and the separate process
+tries nnU-Net's reader on it first. A case that has ended two attempts nevertheless is not tried again. A predictor server has no next
+attempt, so there the separate process tries nnU-Net's reader on every image.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ _MOST_DEATHS = 2
 
 Beat = Callable[[], None]
 Odd = tuple[Fault, ...]
-"""What is odd about a case's images and does not forbid it: registration's warnings."""
+"""Warnings about a case's images, the same as registration's, which do not forbid the case."""
 
 
 class ImageReading(Protocol):
-    """How a predictor's images are checked, and what surrounds nnU-Net's own reading of them."""
+    """Checks a predictor's images, and surrounds nnU-Net's own reading of them."""
 
     def check(self, case: Case, *, file_ending: str, channels: int, reader: str, beat: Beat) -> Odd:
-        """What is odd about a case. Raises DataError with its faults. ``reader``: name of nnU-Net's reader class."""
+        """Return a case's warnings; raise DataError with its faults. ``reader``: name of nnU-Net's reader class."""
 
     def reading(self, case: Case) -> contextlib.AbstractContextManager[None]:
         """Surround reading and preprocessing."""
 
 
 class ReadHere:
-    """In the calling thread."""
+    """Checks images in the calling thread."""
 
     def check(self, case: Case, *, file_ending: str, channels: int, reader: str, beat: Beat) -> Odd:
         """See :class:`ImageReading`."""
@@ -55,10 +55,10 @@ class ReadHere:
 
 
 class _Beside:
-    """One process of :mod:`nnunet_jobs.prediction.reader`, replaced when it dies; a context manager.
+    """Runs one process of :mod:`nnunet_jobs.prediction.reader`, and replaces it when it crashes; a context manager.
 
     Args:
-        memory_mib: Memory in MiB of the host or the job, of which it may take the most.
+        memory_mib: Memory in MiB of the host or the job; the process may use most of it.
         image_bytes: See :func:`nnunet_jobs.prediction.reader.check`.
     """
 
@@ -75,7 +75,7 @@ class _Beside:
         self._workers.__exit__(kind, error, trace)
 
     def _check(self, case: Case, *, file_ending: str, channels: int, reader: str, try_reader: bool, beat: Beat) -> tuple[int | None, Odd]:
-        """Bytes of an image that needs more memory than it may, else None, and what is odd; DataError with the faults of a case."""
+        """Return the bytes of an image that needs more memory than allowed, else None, and warnings; raise DataError for faults."""
         request = {
             "case": case.case,
             "images": [str(path) for path in case.images],
@@ -91,13 +91,13 @@ class _Beside:
                 answer = self._call(request, limit, beat)
             except NotStarted:
                 raise
-            except Died as died:  # a process may be killed for what another did, by a kernel short of memory say; a bad file kills two
-                log.warning("case %s is read once more: %s", case.case, died)
+            except Died as died:  # another process may be the cause, such as one that exhausts memory; a bad file kills two
+                log.warning("case %s is read again: %s", case.case, died)
                 answer = self._call(request, limit, beat)
         except NotStarted as broken:
-            raise Bug(f"the process that reads images cannot be started: {broken}; see whether Python starts on this host") from broken
+            raise Bug(f"the process that reads images cannot be started: {broken}; check whether Python starts on this host") from broken
         except Broken as broken:
-            raise _crashed(case, f"{broken}; write its files anew, or allow it more memory if they are large") from broken
+            raise _crashed(case, f"{broken}; write its files again, or allow it more memory if they are large") from broken
         if answer["problem"]:
             raise DataError(answer["problem"], faults=[Fault(**fault) for fault in answer["faults"]])
         return answer["needs"], tuple(Fault(**fault) for fault in answer["faults"])
@@ -107,11 +107,11 @@ class _Beside:
 
 
 class ReadUploads(_Beside):
-    """In a process of its own, which tries nnU-Net's reader too: for a server, which must outlive every image. A context manager.
+    """Checks images for a server, which must survive every image, in a separate process that also tries nnU-Net's reader.
 
     Args:
-        image_mib: What one image may need in memory.
-        setting: Its name, for who is refused.
+        image_mib: Memory in MiB that one image may need.
+        setting: Name of that setting, for the message.
     """
 
     def __init__(self, *, image_mib: int, setting: str) -> None:
@@ -119,7 +119,7 @@ class ReadUploads(_Beside):
         self._image_mib, self._setting = image_mib, setting
 
     def check(self, case: Case, *, file_ending: str, channels: int, reader: str, beat: Beat) -> Odd:
-        """See :class:`ImageReading`; MemoryError for an image that needs more memory than it may."""
+        """See :class:`ImageReading`; raises MemoryError for an image that needs more memory than allowed."""
         needs, odd = self._check(case, file_ending=file_ending, channels=channels, reader=reader, try_reader=True, beat=beat)
         if needs is not None:
             raise MemoryError(f"it needs {needs >> 20} MiB, {self._image_mib} are allowed ({self._setting})")
@@ -131,12 +131,12 @@ class ReadUploads(_Beside):
 
 
 class ReadBeside(_Beside):
-    """In a process of its own, with markers; a context manager.
+    """Checks images for a job in a separate process, with markers; a context manager.
 
     Args:
-        markers: Folder for them, of one part of one output folder: nobody else makes or removes it while the part's
-            lock is held.
-        memory_mib: Memory in MiB of the job; what the host allows when empty.
+        markers: Folder for the markers of one part of one output folder; only the holder of the part's lock makes or
+            removes it.
+        memory_mib: Memory in MiB of the job; what the host allows if None.
     """
 
     def __init__(self, markers: Path, *, memory_mib: int | None = None) -> None:
@@ -148,10 +148,10 @@ class ReadBeside(_Beside):
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         super().__exit__(kind, error, trace)
         with contextlib.suppress(OSError):
-            self._markers.rmdir()  # holds the marker of a case that ends this attempt otherwise
+            self._markers.rmdir()  # fails if it holds the marker of a case that ends this attempt
 
     def in_turns(self, cases: Sequence[Case]) -> list[list[Case]]:
-        """The cases in their order; each that was being read when an attempt ended comes by itself, when all others are written."""
+        """Return groups of cases in order; a case that was being read when an attempt ended is alone, after all others."""
         others = [case for case in cases if case.case not in self._deaths]
         return [turn for turn in (others, *([case] for case in cases if case.case in self._deaths)) if turn]
 
@@ -160,16 +160,16 @@ class ReadBeside(_Beside):
         deaths = self._deaths.get(case.case, 0)
         try:
             if deaths >= _MOST_DEATHS:
-                message = f"{deaths} attempts ended while it was read and preprocessed; look at their logs, else write the files anew"
+                message = f"{deaths} attempts ended while it was read and preprocessed; look at their logs, else write the files again"
                 raise _crashed(case, message)
             return self._check(case, file_ending=file_ending, channels=channels, reader=reader, try_reader=deaths > 0, beat=beat)[1]
         except DataError:
-            self._forget(case)  # it has its reason now; files that were fixed deserve a fresh try
+            self._forget(case)  # its reason is recorded; files that were fixed are tried again
             raise
 
     @contextlib.contextmanager
     def reading(self, case: Case) -> Iterator[None]:
-        """See :class:`ImageReading`. Whatever Python lives to tell removes the marker."""
+        """See :class:`ImageReading`. The marker is removed unless the process itself ends."""
         marker = self._markers / case.case
         marker.write_text(str(self._deaths.get(case.case, 0) + 1))
         try:

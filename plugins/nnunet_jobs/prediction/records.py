@@ -1,4 +1,4 @@
-"""What was predicted: one record a case, written after its segmentation, and predictions.json merged from all of them."""
+"""Records what was predicted: one record for each case, written after its segmentation, and predictions.json merged from all."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from nnunet_jobs.prediction.settings import Settings, settings_key
 from nnunet_jobs.prediction.tables import write_table
 
 PICTURES, PLANS, MARKERS, LEFT_OUT = ".pictures", ".parts", ".reading", ".left-out"
-"""Below the records: folders of pictures and of plans, the ending of each part's own folder of markers, lists of what is not predicted."""
+"""Names below the records: pictures, plans, the ending of each part's folder of markers, and lists of what is not predicted."""
 
 
 def scratch_folder(folder: Path, part: int, parts: int) -> Path:
-    """Folder for files that are not whole yet, on the file system of ``folder``; owned by whoever holds the part's lock."""
+    """Return the folder for incomplete files, on the file system of ``folder``; the holder of the part's lock owns it."""
     return folder / RECORDS / f"part-{part}-of-{parts}.partial"
 
 
 def converted_folder(scratch: Path) -> Path:
-    """Folder for images that are converted for the job, of the same owner."""
+    """Return the folder for images that are converted for the job; it has the same owner."""
     return scratch.with_suffix(".converted")
 
 
 class Records:
-    """The records of one model's folder of predictions. Every part writes its own cases' records; merging holds a kernel lock."""
+    """Manages the records of one model's folder of predictions. Each part writes its cases' records; merging holds a kernel lock."""
 
     def __init__(self, output: Path) -> None:
         self.output = output
@@ -41,24 +41,24 @@ class Records:
         self._folder.mkdir(parents=True, exist_ok=True)
 
     def part_lock(self, part: int, parts: int) -> Path:
-        """Lock file of one part: the same part submitted twice becomes a worker and a waiter."""
+        """Return the lock file of one part: if a part is submitted twice, one job works and the other waits."""
         return self._folder / f"part-{part}-of-{parts}.lock"
 
     def markers(self, part: int, parts: int) -> Path:
-        """Folder of one part that names the cases that it is reading; see :mod:`nnunet_jobs.prediction.reading`."""
+        """Return the folder of one part's markers for the cases that it is reading; see :mod:`nnunet_jobs.prediction.reading`."""
         return self._folder / f"part-{part}-of-{parts}{MARKERS}"
 
     @property
     def pictures(self) -> Path:
-        """Folder of the contact sheet's pictures: small, but of patients, as the segmentations beside them."""
+        """Return the folder of the contact sheet's pictures. They show patients, as the segmentations do."""
         return self._folder / PICTURES
 
     def part_plans(self, parts: int) -> PartPlans:
-        """Which part predicts which case."""
+        """Return the plans that say which part predicts which case."""
         return PartPlans(self._folder / PLANS, lambda part: self.part_lock(part, parts))
 
     def done(self, case: str, key: str, *, probabilities: bool) -> dict[str, Any] | None:
-        """The case's record if its output is there, whole, and was made by the same model from the same images."""
+        """Return the case's record if its output is complete and was made by the same model from the same images."""
         record = self._read(case)
         if record is None or record.get("status") != "predicted" or record.get("key") != key:
             return None
@@ -72,7 +72,7 @@ class Records:
         return record
 
     def write(self, case: str, record: Mapping[str, Any]) -> None:
-        """Record a case; comes after its files."""
+        """Record a case, after its files were written."""
         write_json(self._folder / f"{case}.json", {"schema": 1, "case": case, **record, "at": datetime.now(UTC).isoformat()})
 
     def merge(
@@ -80,10 +80,10 @@ class Records:
     ) -> Path:
         """Write predictions.json, predictions.csv and, if asked for, contact-sheet.html from all parts' records.
 
-        Counts and Dice are of what this model made with these settings.
+        Counts and Dice are of predictions of this model with these settings.
 
         Args:
-            expected: What its predictions were judged by.
+            expected: Description of the training cases that flags were based on.
             labels: Labels of the model's dataset.json.
 
         Returns:
@@ -115,11 +115,11 @@ class Records:
         return path
 
     def leave_out(self, of: Any, found: Sequence[Mapping[str, str]]) -> None:
-        """Keep what lay among the cases and is not predicted.
+        """Keep the list of files among the cases that are not predicted.
 
         Args:
-            of: Which cases were asked for, as JSON: what was listed for them before is replaced.
-            found: ``name`` and ``reason`` of each.
+            of: The requested cases, as JSON; their earlier list is replaced.
+            found: ``name`` and ``reason`` of each file.
         """
         path = self._folder / LEFT_OUT / f"{content_hash([of])}.json"
         if found:
@@ -140,14 +140,14 @@ class Records:
 
 
 def read_left_out(path: Path) -> list[dict[str, str]]:
-    """What lay among the cases and was not predicted, from one file. Version 0.1 wrote the list alone."""
+    """Read one list of files among the cases that were not predicted. Version 0.1 wrote only the list."""
     found = read_json(path)
     listed: list[dict[str, str]] = found if isinstance(found, list) else found["cases"]
     return listed
 
 
 def counts(cases: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """``predicted``, ``failed``, ``flagged`` and ``dice`` of entries of ``predictions.json``."""
+    """Return ``predicted``, ``failed``, ``flagged`` and ``dice`` of entries of ``predictions.json``."""
     return {
         "predicted": sum(item["status"] == "predicted" for item in cases),
         "failed": sum(item["status"] == "failed" for item in cases),
@@ -157,14 +157,14 @@ def counts(cases: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def mean_dice(records: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """Mean over cases by label, and over the labels that exist.
+    """Return the mean Dice over cases by label, and over the labels that exist.
 
-    A label that is nowhere in a case (None) does not count in that case. One that no reference has is undefined, whatever was predicted
-    of it: its Dice is None, and it does not count in the mean.
+    A label that is absent from a case (None) does not count in that case. A label that no reference has is undefined, even if it was
+    predicted: its Dice is None, and it does not count in the mean.
 
     Args:
         records: Records of cases with a reference: ``dice`` by label name, and ``reference_labels``, which records of
-            earlier versions lack.
+            earlier versions do not have.
 
     Returns:
         ``{"cases", "mean", "per_label"}``, or None without cases.

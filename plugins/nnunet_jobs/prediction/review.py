@@ -1,4 +1,4 @@
-"""What is looked at beside the prediction itself: the image as it was read, and the folds one by one; flags and pictures come of it."""
+"""Makes flags and pictures from the image as it was read and from each fold's prediction."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class Review:
     """Watches the cases of one predictor; its methods may be called from different threads for different cases.
 
     Args:
-        expected: What to judge by; no flags are given without.
-        pictures: Folder for the contact sheet's pictures; none without.
+        expected: Description of the training cases to compare with; no flags are given if None.
+        pictures: Folder for the contact sheet's pictures; none are made if None.
     """
 
     def __init__(self, expected: Expected | None = None, *, pictures: Path | None = None) -> None:
@@ -38,7 +38,7 @@ class Review:
         self._seen: dict[str, _Seen] = {}
 
     def image_watcher(self, case: str) -> Callable[[Any], None] | None:
-        """To be called with the image, (channel, z, y, x), when it is read; None when nobody wants to see it."""
+        """Return a function to call with the image, (channel, z, y, x), when it is read; None if it is not needed."""
         return partial(self._look_at, case) if self._expected or self._pictures else None
 
     def _look_at(self, case: str, image: Any) -> None:
@@ -47,11 +47,11 @@ class Review:
             seen.preview = Preview.of(image)
 
     def folds(self, network: StageNetwork) -> FoldAgreement | None:
-        """What compares the folds of a stage on one case; None when there is nothing to compare."""
+        """Return what compares the folds of a stage on one case; None if there is nothing to compare."""
         return FoldAgreement(network) if self._expected and len(network.stage.folds) > 1 else None
 
     def folds_done(self, case: str, agreement: FoldAgreement) -> None:
-        """All folds of a stage have been seen. They are compared when the case is judged, not in the network's thread."""
+        """Take the folds of a stage when all are done. They are compared in :meth:`assess`, not in the network's thread."""
         self._seen.setdefault(case, _Seen()).agreements.append(agreement)
 
     def assess(
@@ -64,7 +64,7 @@ class Review:
         properties: Mapping[str, Any],
         odd: Sequence[Fault] = (),
     ) -> dict[str, Any]:
-        """What the case's record gets beside its result: ``flags``. Its picture is written beside the records.
+        """Return the ``flags`` for the case's record, and write its picture beside the records.
 
         Args:
             odd: Warnings of its images, which become flags too.
@@ -73,7 +73,7 @@ class Review:
         if self._pictures is not None and seen.preview is not None:
             picture = seen.preview.picture(segmentation, properties)
             self._pictures.mkdir(exist_ok=True)
-            (self._pictures / f"{case}.json").write_text(json.dumps(picture, allow_nan=False))  # a damaged one is no picture
+            (self._pictures / f"{case}.json").write_text(json.dumps(picture, allow_nan=False))  # a damaged one is ignored
         if self._expected is None:
             return {}
         flags = self._expected.flags(
@@ -88,12 +88,12 @@ class Review:
         return {"flags": [*of_faults(odd), *flags]}
 
     def forget(self, case: str) -> None:
-        """A case that failed needs no memory."""
+        """Forget a case that failed."""
         self._seen.pop(case, None)
 
 
 def _least(agreements: Sequence[FoldAgreement]) -> dict[str, float]:
-    """Dice by label; of an ensemble, of the stage whose folds agree least."""
+    """Return Dice by label; of an ensemble, that of the stage whose folds agree least."""
     found: dict[str, float] = {}
     for agreement in agreements:
         for label, dice in agreement.dice().items():

@@ -1,4 +1,4 @@
-"""How to predict, and what a segmentation depends on. Imported by every runner's start, so nothing heavy is imported here."""
+"""Defines the settings that a segmentation depends on. Every runner imports this at its start, so it imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from nnunet_jobs.prediction.model import SelectedModel
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """How to predict, as far as it changes the result. ``probabilities`` only adds files.
+    """Settings of the prediction that change the result; ``probabilities`` only adds files.
 
-    ``fast``: names from :data:`~nnunet_jobs.contract.steps.params.FAST`; without any, the bytes are stock nnU-Net's.
+    ``fast``: names from :data:`~nnunet_jobs.contract.steps.params.FAST`; without any, the result is identical to stock nnU-Net's.
     """
 
     mirroring: bool = True
@@ -24,14 +24,14 @@ class Settings:
 
 
 def settings_key(model: SelectedModel, settings: Settings) -> str:
-    """Hash of how a segmentation is made: model, folds and settings."""
+    """Return the hash of how a segmentation is made: model, folds and settings."""
     relevant = {name: value for name, value in asdict(settings).items() if name != "probabilities"}
     if not relevant["fast"]:
-        del relevant["fast"]  # what was predicted before there was a fast mode is found again
+        del relevant["fast"]  # keeps the keys of predictions made before the fast mode existed
     folds = [[stage.configuration, list(stage.folds)] for stage in model.stages()]
     return content_hash({"model": model.hash, "folds": folds, "settings": relevant}, length=32)
 
 
 def case_key(model: SelectedModel, settings: Settings, images: Sequence[str]) -> str:
-    """Hash of all that a segmentation depends on: :func:`settings_key` and the images' sha256."""
+    """Return the hash of all that a segmentation depends on: :func:`settings_key` and the images' sha256."""
     return content_hash([settings_key(model, settings), list(images)], length=32)

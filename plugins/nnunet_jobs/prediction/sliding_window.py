@@ -1,8 +1,8 @@
-"""nnU-Net's sliding window, without the imports that only training needs.
+"""Implements nnU-Net's sliding window without the imports that only training needs.
 
-Same arithmetic in the same order as ``nnUNetPredictor``, so the results are the same bytes. That class lives in a module
-that imports torch's compiler (4 s) and, through the trainers, all of training; here the window also reports life and
-looks for a stop request at every tile. On a CPU several windows can be under way side by side; they are added up in their order.
+It does the same arithmetic in the same order as ``nnUNetPredictor``, so the results are the same bytes. That class is in a module
+that imports torch's compiler (4 s) and, through the trainers, all of training; here, every tile also reports a heartbeat and checks
+for a stop request. On a CPU several windows can be computed at the same time; they are added up in their order.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _Windows = Sequence[tuple[Any, ...]]
 
 
 def window_slices(shape: Sequence[int], patch: Sequence[int], step_size: float) -> list[tuple[Any, ...]]:
-    """Where the windows lie: index tuples into a (channel, x, y, z) array. A 2D patch walks every slice of the first axis."""
+    """Return the windows as index tuples into a (channel, x, y, z) array. A 2D patch visits every slice of the first axis."""
     from nnunetv2.inference.sliding_window_prediction import compute_steps_for_sliding_window
 
     whole: tuple[Any, ...] = (slice(None),)
@@ -52,7 +52,7 @@ def predict_logits(
     half: bool = False,
     lanes: int = 1,
 ) -> Any:
-    """Logits of one preprocessed image, averaged over overlapping windows with Gaussian weights.
+    """Compute the logits of one preprocessed image, averaged over overlapping windows with Gaussian weights.
 
     Args:
         network: Network on ``device``, in evaluation mode.
@@ -62,15 +62,15 @@ def predict_logits(
         mirror_axes: Spatial axes to mirror, None for none.
         on_tile: Called before every window; may raise to stop.
         tiles: Windows given to the network at once; more than one may change the last bits.
-        half: The network's weights are in half precision, so the image must be too.
-        lanes: Threads that give windows to the network side by side, on one core each; with 1 the calling thread does,
-            on torch's.
+        half: Whether the network's weights are in half precision; the image must be too.
+        lanes: Threads that run windows at the same time, on one core each; with 1, the calling thread runs them on all
+            of torch's cores.
 
     Returns:
         Half-precision tensor (head, x, y, z) on the CPU, of ``data``'s spatial shape.
 
     Raises:
-        RuntimeError: The network gave infinite values.
+        RuntimeError: The network returned infinite values.
     """
     import torch
     from acvl_utils.cropping_and_padding.padding import pad_nd_image
@@ -88,7 +88,7 @@ def predict_logits(
             logits = _accumulate(network, padded, slices, results_on=device if cuda else torch.device("cpu"), **arguments)
         except torch.cuda.OutOfMemoryError:
             logits = None
-        if logits is None:  # outside the handler: its traceback would keep the arrays that did not fit alive
+        if logits is None:  # not in the handler, whose traceback would keep the arrays that did not fit in memory
             log.warning("the GPU cannot hold the logits of this image; collecting them in main memory")
             torch.cuda.empty_cache()
             logits = _accumulate(network, padded, slices, results_on=torch.device("cpu"), **arguments)
@@ -119,7 +119,7 @@ def _accumulate(
     gaussian = compute_gaussian(tuple(patch), sigma_scale=1.0 / 8, value_scaling_factor=10, device=results_on)
 
     def infer(windows: Sequence[tuple[Any, ...]]) -> Any:
-        with torch.inference_mode():  # counts for one thread
+        with torch.inference_mode():  # applies to one thread
             if len(windows) == 1:
                 batch = torch.clone(padded[windows[0]][None], memory_format=torch.contiguous_format).to(device)
             else:
@@ -141,7 +141,7 @@ def _accumulate(
 def _in_lanes(
     infer: Callable[[_Windows], Any], groups: Sequence[_Windows], lanes: int, on_tile: Callable[[], None]
 ) -> Iterator[tuple[_Windows, Any]]:
-    """Each group and what ``infer`` makes of it, in their order; a few are ahead of the one that is given out."""
+    """Yield each group with the result of ``infer``, in order; a few are computed ahead."""
     import torch
 
     if lanes == 1:

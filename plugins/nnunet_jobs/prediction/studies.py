@@ -1,4 +1,4 @@
-"""Cases from a folder of DICOM studies: series chosen by rule and converted under guard, segmentations written back as DICOM SEG."""
+"""Finds cases in a folder of DICOM studies: chooses series by rule, converts them in the sandbox, and writes DICOM SEG files."""
 
 from __future__ import annotations
 
@@ -38,20 +38,20 @@ from nnunet_jobs.sandbox.workers import Broken, Workers
 log = logging.getLogger("nnunet_jobs")
 
 SEG_VERSION = 1
-"""Of what a DICOM SEG holds; part of what decides whether one is up to date."""
+"""Version of a DICOM SEG's content; it is part of what decides whether one is up to date."""
 _CONVERT_S = 1800.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CaseSeries:
-    """One case's channels, as series with their grids, in the model's order."""
+    """Holds one case's channels, as series with their grids, in the model's order."""
 
     case: str
     channels: tuple[Series, ...]
     grids: tuple[Grid, ...]
 
     def content(self) -> list[str]:
-        """What the converted images depend on: hashes of the files in their order, and the converter."""
+        """Return what the converted images depend on: hashes of the files in their order, and the converter's version."""
         found = [f"dicom {convert.VERSION}"]
         for series, grid in zip(self.channels, self.grids, strict=True):
             by_uid = {instance.sop_uid: instance.sha256 for instance in series.instances}
@@ -61,17 +61,17 @@ class CaseSeries:
 
 @dataclass(slots=True, kw_only=True)
 class Studies:
-    """What a folder of DICOM studies holds for a model.
+    """Holds what a folder of DICOM studies contains for a model.
 
     Attributes:
-        incoming: The cases, sorted by id, images named as they will be converted; what cannot be predicted has its
-            reason. What is listed as not predicted is named by numbers and pseudonyms, because file names in an
-            archive's export hold names of people.
-        by_case: The usable ones.
-        as_seg: Whether a DICOM SEG will be wanted of each, so that what it needs must be there.
-        channels: Names, in the model's order.
-        units: What PET of the model's dataset is in, by channel.
-        files: Number to path of the files that problems may name, for those who may see it.
+        incoming: The cases, sorted by id, with the paths of the images to convert; a case that cannot be predicted has
+            its reason. Files that are not predicted are named by numbers and pseudonyms, because file names in an
+            archive's export contain names of people.
+        by_case: The usable cases.
+        as_seg: Whether a DICOM SEG of each is requested, so that its requirements are checked.
+        channels: Channel names, in the model's order.
+        units: Units of PET in the model's dataset, by channel.
+        files: Maps number to path for the files that problems may name, for users who may see paths.
     """
 
     as_seg: bool = False
@@ -82,7 +82,7 @@ class Studies:
     by_case: dict[str, CaseSeries] = field(default_factory=dict)
 
     def add(self, found: DicomCase, errors: Sequence[Fault], images: Path) -> None:
-        """Take up a case of the scan, with what is wrong with it."""
+        """Add a case of the scan, with its errors."""
         case, faults, grids = found.person.case, list(errors), []
         if found.channels and self.as_seg:
             faults += seg_faults(found.channels[0])
@@ -111,12 +111,12 @@ class Studies:
         self.incoming.cases.append(Case(case=case, images=written, converted=True, warnings=tuple(odd)))
 
     def voxels(self, case: Case) -> int:
-        """Voxels of a study's first channel; 0 for one that cannot be predicted."""
+        """Return the voxels of a study's first channel; 0 for one that cannot be predicted."""
         study = self.by_case.get(case.case)
         return int(np.prod(study.grids[0].shape)) if study else 0
 
     def convert(self, cases: Sequence[Case], context: StepContext) -> list[Case]:
-        """Write the NIfTI files of these cases; those that cannot be converted come back with their reason."""
+        """Write the NIfTI files of these cases; return those that cannot be converted with their reason."""
         with dicom_workers(max(1, context.cpus)) as workers:
 
             def one(name: str) -> Case:
@@ -127,7 +127,7 @@ class Studies:
             return list(parallel(context, "convert", one, sorted(by_name)))
 
     def seg_writer(self, model: SelectedModel, description: Mapping[str, Any], codes: Mapping[str, Any]) -> SegWriter:
-        """What writes the predictions of these studies as DICOM SEG; see :class:`SegWriter`."""
+        """Return the writer of DICOM SEG files for these studies; see :class:`SegWriter`."""
         return SegWriter(model, description, codes, self)
 
 
@@ -137,15 +137,15 @@ def find_studies(
     """Scan a folder and choose each channel's series in each study.
 
     Args:
-        folder: Resolved.
-        rules: Channel name to rule, in the model's order.
-        dataset: Whose predictions they are, for the mapping.
-        images: Folder that the converted images will be in.
-        as_seg: A DICOM SEG is wanted of each study.
+        folder: Resolved folder.
+        rules: Maps channel name to rule, in the model's order.
+        dataset: Dataset of the model, for the mapping.
+        images: Folder for the converted images.
+        as_seg: Whether a DICOM SEG of each study is requested.
 
     Raises:
-        DataError: Not one study is there.
-        ConfigError: The site's key is not as it must be.
+        DataError: No study can be used.
+        ConfigError: The site's key is damaged or open to others.
     """
     identity = Identity(context.workspace.private)
     found = scan(folder, beat=beat_or_stop(context), threads=max(1, context.cpus), keywords=keywords(rules))
@@ -161,7 +161,7 @@ def find_studies(
         else:
             of_files[study].append(fault)
     for count, reason in (
-        (found.other, "are no DICOM files, in a folder of DICOM studies; put images to predict into a folder of their own"),
+        (found.other, "are not DICOM files, in a folder of DICOM studies; put images to predict into a separate folder"),
         (found.ignored, "are DICOM objects that hold neither images nor labels, such as reports"),
     ):
         if count:
@@ -172,7 +172,7 @@ def find_studies(
         errors = [*of_files[item.person.study], *(fault for fault in item.faults if fault.severity == "error")]
         missing = [str(fault.code) for fault in errors] == [Code.DICOM_SERIES_MISSING] * len(rules)
         if missing or not (errors or item.channels):
-            # a study of another kind, or of labels alone, in a folder that holds all sorts
+            # a study of another kind, or of labels alone, in a mixed folder
             studies.incoming.leave_out(f"study {item.person.case}", "has no series that the rules of 'series' choose")
             continue
         studies.add(item, errors, images)
@@ -206,7 +206,7 @@ def _converted(case: Case, study: CaseSeries, workers: Workers, context: StepCon
 
 
 class SegWriter:
-    """Writes each predicted case of a folder of studies as ``<case>.seg.dcm``, of mode 0600: it names the patient, for the archive.
+    """Writes each predicted case of a folder of studies as ``<case>.seg.dcm``, with mode 0600, since it names the patient.
 
     Args:
         codes: Field ``segment_codes``.
@@ -224,7 +224,7 @@ class SegWriter:
         self.key = content_hash([SEG_VERSION, dict(codes)], length=32)
 
     def add(self, record: Mapping[str, Any], case: str, output: Path) -> dict[str, Any]:
-        """The case's record with its SEG written, or as failed with the reason. Reads the segmentation that is in ``output``."""
+        """Write a SEG of the segmentation in ``output``; return the case's record, as failed with the reason if that fails."""
         import nibabel
 
         from nnunet_jobs.dicom.seg_writer import ENDING, write_seg
@@ -249,16 +249,16 @@ class SegWriter:
             kind = classify(error)
             if kind not in (FailureClass.DATA, FailureClass.BUG):
                 raise
-            if kind is not FailureClass.DATA:  # a library's words may quote the header
+            if kind is not FailureClass.DATA:  # a library's message may quote the header
                 log.error("case %s: its DICOM SEG could not be written: %s", case, type(error).__name__)
-            reason = str(error) if kind is FailureClass.DATA else "could not be written, which the job's log has a line about"
+            reason = str(error) if kind is FailureClass.DATA else "could not be written; see the job's log"
             return {**record, "status": "failed", "reason": f"DICOM SEG: {reason}", "failure_class": str(kind)}
         files = {**record["files"], target.name: sha256_file(target)}
         return {**record, "files": files, "seg": target.name, "seg_key": self.key}
 
 
 def series_rules(series: Mapping[str, Any] | None, channel_names: Mapping[str, str]) -> dict[str, SeriesRule]:
-    """Rules of the model's channels, in its order.
+    """Return the rules of the model's channels, in its order.
 
     Raises:
         ConfigError: A channel has no rule, or a rule is malformed.
@@ -270,13 +270,13 @@ def series_rules(series: Mapping[str, Any] | None, channel_names: Mapping[str, s
 
 
 def registered_rules(workspace: Workspace, dataset: str) -> Mapping[str, Any] | None:
-    """The rules of ``series`` that the dataset was registered with; None when it did not come from DICOM."""
+    """Return the rules of ``series`` that the dataset was registered with; None if it is not from DICOM."""
     rules: Mapping[str, Any] | None = workspace.manifest(dataset).get("series")
     return rules
 
 
 def registered_units(workspace: Workspace, dataset: str) -> Mapping[str, str]:
-    """What PET of the dataset is in, by channel; empty where it did not come from DICOM, or before that was kept."""
+    """Return the Units of the dataset's PET by channel; empty if it is not from DICOM, or of a version that did not keep them."""
     if not (workspace.raw_dataset(dataset) / "manifest.json").exists():
         return {}
     units: Mapping[str, str] = workspace.manifest(dataset).get("units", {})

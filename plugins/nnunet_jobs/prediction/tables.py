@@ -1,4 +1,4 @@
-"""``predictions.json`` for spreadsheets: one line a case."""
+"""Writes ``predictions.json`` for spreadsheets, with one line for each case."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def write_table(output: Path, summary: Mapping[str, Any]) -> Path:
 
 
 def _cell(value: Any) -> Any:
-    """Text that a spreadsheet would take for a formula is led by an apostrophe, as spreadsheets themselves mark text."""
+    """Put an apostrophe before a string that spreadsheets would take for a formula, as they mark text themselves."""
     if isinstance(value, str) and value.lstrip(" ").startswith(_FORMULA):
         return f"'{value}"
     return "" if value is None else value

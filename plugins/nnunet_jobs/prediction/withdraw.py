@@ -1,4 +1,4 @@
-"""Withdrawn cases and predictions: which prediction folders hold one, and its removal from there when asked for."""
+"""Finds predictions of withdrawn cases, and removes them on request."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from nnunet_jobs.prediction.tables import write_table
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Predicted:
-    """A prediction folder below ``output_roots`` and the cases of it."""
+    """A prediction folder below ``output_roots``, and the withdrawn cases in it."""
 
     folder: str
     cases: tuple[str, ...]
 
 
 def predictions_of(workspace: Workspace, dataset: str, cases: Collection[str]) -> list[Predicted]:
-    """Prediction folders of a dataset's models that hold a record of one of the cases."""
+    """Return the prediction folders of a dataset's models that hold a record of one of the cases."""
     found = []
     for folder in _folders(workspace):
         if _summary(folder).get("dataset") in (dataset, None):
@@ -39,10 +39,10 @@ def predictions_of(workspace: Workspace, dataset: str, cases: Collection[str]) -
 
 
 def remove(predicted: Predicted) -> int:
-    """Delete the cases' segmentations, probabilities, pictures and records, and take them out of ``predictions.json``, the table and the
-    contact sheet. Returns files deleted.
+    """Delete the cases' segmentations, probabilities, pictures and records. Returns the number of files deleted.
 
-    The record goes last, so that a killed removal is found again.
+    They are also removed from ``predictions.json``, the table and the contact sheet. The record is deleted last, so that an
+    interrupted removal is found again.
     """
     folder, removed = Path(predicted.folder), 0
     for case in predicted.cases:
@@ -66,7 +66,7 @@ def remove(predicted: Predicted) -> int:
             write_table(folder, left)
             if (folder / SHEET).exists():
                 write_sheet(folder, left, folder / RECORDS / PICTURES)
-            write_json(folder / PREDICTIONS, left)  # the last: a killed removal finds the cases in it and begins again
+            write_json(folder / PREDICTIONS, left)  # last: after an interruption, the cases in it are found and removed again
         for case in predicted.cases:
             (folder / RECORDS / PICTURES / f"{case}.json").unlink(missing_ok=True)
             for markers in (folder / RECORDS).glob(f"*{MARKERS}"):
@@ -94,7 +94,7 @@ def _summary(folder: Path) -> dict[str, Any]:
 
 
 def _without(summary: dict[str, Any], cases: Collection[str]) -> dict[str, Any]:
-    """The summary as if the cases had never been there; counts and Dice are of what the summary's model made."""
+    """Return the summary without the cases; counts and Dice are of predictions of the summary's model."""
     left = {case: entry for case, entry in summary["cases"].items() if case not in cases}
     ours = [entry for entry in left.values() if entry.get("model_hash") in (summary["model_hash"], None)]
     listed = [item for item in summary.get("not_predicted") or () if not _is_of(item["name"], cases)]
@@ -102,5 +102,5 @@ def _without(summary: dict[str, Any], cases: Collection[str]) -> dict[str, Any]:
 
 
 def _is_of(name: str, cases: Collection[str]) -> bool:
-    """Whether a file's name is a case's, with a channel or an ending behind it."""
+    """Whether a file's name is a case id, optionally with a channel and an ending."""
     return any(re.fullmatch(rf"{re.escape(case)}(_\d{{4}})?(\..*)?", name) for case in cases)

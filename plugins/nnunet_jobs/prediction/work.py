@@ -1,4 +1,4 @@
-"""A case on its way through a predictor: the one thing that its three parts hand on."""
+"""Defines a case in work, which the three parts of a predictor hand to each other."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from nnunet_jobs.prediction.cases import Case
 from nnunet_jobs.prediction.model import Stage
 
 Record = dict[str, Any]
-"""What came out of a case; see :meth:`nnunet_jobs.prediction.predictor.Predictor.predict`."""
+"""Result of a case; see :meth:`nnunet_jobs.prediction.predictor.Predictor.predict`."""
 
 
 class Abandoned(Exception):
-    """Nobody waits for this case any more."""
+    """No caller waits for this case any more."""
 
 
 @dataclass(slots=True, kw_only=True)
 class CaseWork:
-    """A case on its way: preprocessed arrays by stage, then logits by stage, or why it failed (``ours``: an error nobody foresaw).
-    ``odd``: what is unusual about its images.
+    """A case in work: preprocessed arrays by stage, then logits by stage, or why it failed (``ours``: an unexpected error).
+    ``odd``: warnings about its images.
 
     ``abandoned`` may be set from any thread; the case's next piece of work then raises :class:`Abandoned`.
     """

@@ -19,7 +19,7 @@ LAYOUTS: dict[str, Layout] = {module.LAYOUT.name: module.LAYOUT for module in _I
 
 
 def get_layout(name: str) -> Layout:
-    """The layout of this name.
+    """Return the layout of this name.
 
     Raises:
         ConfigError: There is no such layout, or one of another distribution cannot be used.
@@ -40,7 +40,7 @@ def get_layout(name: str) -> Layout:
 
 
 def layouts() -> Iterator[Layout]:
-    """All layouts in the order in which they are looked for: those of other distributions come last, by name, and are loaded only then.
+    """Yield all layouts in the order in which they are tried. Those of other distributions come last, by name, and are loaded then.
 
     Raises:
         ConfigError: A layout of another distribution cannot be used.

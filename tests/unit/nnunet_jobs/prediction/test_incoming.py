@@ -48,12 +48,12 @@ STRANGE = {
     "b.nii.gz": ("b", "no channel number"),
     "c_0000.nii": ("c", "convert it"),
     "d_0000.mha": ("d", "convert it"),
-    "E_0000.NII.GZ": ("E", "capitals"),
+    "E_0000.NII.GZ": ("E", "upper case"),
     "f_0001.nii.gz": ("f", "channel 0000 is missing"),
     "g_0000.hdr": ("g", "convert it"),
     "a.nii": ("a.nii", "convert it"),  # the case a is there already
     "slice.dcm": ("slice.dcm", "DICOM"),
-    "notes.txt": ("notes.txt", "no image"),
+    "notes.txt": ("notes.txt", "not an image"),
     ".hidden_0000.nii.gz": (".hidden_0000.nii.gz", "hidden"),
 }
 
@@ -66,7 +66,7 @@ def test_one_channel_that_cannot_be_used_costs_its_own_case_only(home: Workspace
     found = collect(home, folder, channels=2)
     assert [(item.case, item.problem is None) for item in found.cases] == [("good", True), ("odd", False)]
     told = said(found)
-    assert "leads nowhere" in told["odd"]
+    assert "broken link" in told["odd"]
     assert "of which another file cannot be used" in told["odd_0001.nii.gz"]
 
 
@@ -86,9 +86,9 @@ def test_every_entry_of_a_folder_is_a_case_or_is_listed(home: Workspace, folder:
         **dict(STRANGE.values()),
         "empty": "is a folder",
         "more": "1 .nii.gz files",
-        "gone": "leads nowhere",
+        "gone": "broken link",
         "away": "outside the allowed folders",
-        "pipe_0000.nii.gz": "no regular file",
+        "pipe_0000.nii.gz": "not a regular file",
     }
     assert {name: words in reasons.get(name, "") for name, words in expected.items()} == dict.fromkeys(expected, True)
     assert set(reasons) == set(expected)
@@ -137,5 +137,5 @@ def test_no_case_at_all_is_a_fault_or_none_as_asked(home: Workspace, folder: Pat
         result = predict(home, cases, folder.name, on_empty="skip")
         assert (result["empty"], result["predicted"], result["failed"]) == (True, 0, [])
     (folder / "readme.txt").write_text("no case either, and not nothing")
-    with pytest.raises(Exception, match=r"holds no case; readme.txt is no image"):
+    with pytest.raises(Exception, match=r"holds no case; readme.txt is not an image"):
         predict(home, folder, folder.name, on_empty="skip")

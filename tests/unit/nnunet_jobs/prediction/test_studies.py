@@ -50,7 +50,7 @@ def test_channels_come_in_the_models_order_and_lie_on_one_grid(context: StepCont
     ]
     left_out = {item.name.split()[0]: (item.name, item.reason) for item in found.incoming.not_predicted}
     assert left_out.keys() == {"1", "study", "3"}
-    assert left_out["1"][1].startswith("are no DICOM files, in a folder of DICOM studies")
+    assert left_out["1"][1].startswith("are not DICOM files, in a folder of DICOM studies")
     assert left_out["study"][1] == "has no series that the rules of 'series' choose"
     [ready] = found.convert([item for item in found.incoming.cases if item.case == case], context)
     assert [path.name for path in ready.images] == [f"{case}_0000.nii.gz", f"{case}_0001.nii.gz"]
