@@ -183,7 +183,7 @@ def test_nan_weights_once_go_back_to_the_last_checkpoint(warm: Warm, phantom: Wo
     at(phantom, "poison", 6)
     training = warm.train(phantom, trainer="Noting", epochs=3)
     assert_whole(training.result(), 3)
-    assert "once more from" in log_of(training)
+    assert "trying again from" in log_of(training)
     assert noted(phantom, "iterations") == 3 * 4 + 4  # epoch 1 was done twice
 
 
@@ -194,7 +194,7 @@ def test_nan_after_a_resume_within_an_epoch_shortens_no_later_epoch(warm: Warm, 
     at(phantom, "poison", 14)
     training = warm.train(phantom, **settings)
     assert_whole(training.result(), 3)
-    assert "once more from" in log_of(training)
+    assert "trying again from" in log_of(training)
     losses_seen = noted(phantom, "iterations")
     assert losses_seen - 30 in range(1, 8)  # only the poisoned ones were done again
 

@@ -1,1 +1,1 @@
-"""Training: the layer over any nnU-Net trainer class, verified checkpoints, validation, and what makes a fold complete."""
+"""Trains folds with any nnU-Net trainer class, keeps verified checkpoints, validates, and decides whether a fold is complete."""

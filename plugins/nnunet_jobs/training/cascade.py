@@ -1,6 +1,6 @@
-"""Between the stages of a cascade: which low-resolution predictions a fold leaves for the next stage, and whether they are whole.
+"""Checks the low-resolution predictions that the folds of a cascade leave for its next stage.
 
-They lie beside the folds, in ``<configuration>/predicted_next_stage/<next stage>/<case>.b2nd``, and belong to the fold that validates
+They are beside the folds, in ``<configuration>/predicted_next_stage/<next stage>/<case>.b2nd``, and belong to the fold that validates
 the case. Fold ``all`` was trained on every case, so its predictions only fill in for folds that have not been trained.
 """
 
@@ -25,7 +25,7 @@ from nnunet_jobs.training.fold import (
 
 
 def verified_elsewhere(configuration: Path, name: str) -> bool:
-    """Whether a numbered fold of this configuration has verified its prediction for the next stage, and it is still that.
+    """Whether a numbered fold of this configuration has verified this prediction for the next stage, and it has not changed since.
 
     Args:
         configuration: nnU-Net's folder of one trained configuration.
@@ -43,17 +43,17 @@ def _records(configuration: Path, folds: str) -> Iterator[Mapping[str, Any]]:
 def require_previous_stage(
     entry: Mapping[str, Any], params: TrainParams, dataset_folder: Path, model: Path, validation: Sequence[str]
 ) -> None:
-    """A cascade starts from the low-resolution predictions of all its cases, which are made by all folds of that stage.
+    """Require the low-resolution predictions of all cases, which all folds of the previous stage make.
 
     Args:
         entry: The plans' entry of the configuration.
-        dataset_folder: Preprocessed.
+        dataset_folder: Folder of the preprocessed dataset.
         model: The dataset's folder of the model.
         validation: Cases of the fold to be trained.
 
     Raises:
-        ConfigError: Some are missing, or are not what a fold has verified; names the folds, which are not done as long
-            as that is so.
+        ConfigError: Some are missing, or differ from what a fold has verified; names the folds, which are incomplete
+            until this is fixed.
     """
     previous = entry.get("previous_stage")
     if not previous:

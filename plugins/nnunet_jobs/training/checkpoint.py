@@ -1,12 +1,12 @@
-"""Checkpoints that can be trusted: written beside, synced, verified, renamed; read without executing anything.
+"""Writes checkpoints beside their place, syncs, verifies and renames them, and reads them without executing anything.
 
     checkpoint_latest.pth     newest epoch (stock name)
-    checkpoint_previous.pth   the one before; stock tools ignore this name
+    checkpoint_previous.pth   the one before it; stock tools ignore this name
     checkpoint_best.pth       best smoothed Dice (stock name)
     checkpoint_final.pth      the trained model (stock name)
 
 A bit flip in tensor data loads silently, so the CRC of every record of the file is checked too. A checkpoint from another
-model, configuration or fold is never taken for this one's: each carries the identity it was written under.
+model, configuration or fold is never used for this one, since each contains the identity of its training.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ log = logging.getLogger("nnunet_jobs.training")
 
 LATEST, PREVIOUS, BEST = (f"checkpoint_{name}.pth" for name in ("latest", "previous", "best"))
 FINAL = FINAL_CHECKPOINT
-# Key in the checkpoint's init_args, which stock tools keep but never look through.
+# Key in the checkpoint's init_args, which stock tools keep but never read.
 IDENTITY = "nnunet_jobs"
 _FORCE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"  # torch's own switch
 
@@ -41,12 +41,12 @@ class UnsafeCheckpoint(Exception):
 
 
 class UnreadableCheckpoint(UnsafeCheckpoint):
-    """A checkpoint whose bytes could not be read now, because of the storage or of too little memory; later it may be whole."""
+    """A checkpoint that cannot be read now, because of the storage or too little memory; a later attempt may read it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
-    """A verified checkpoint and how far its training was: (epoch, iteration within it) to go on with."""
+    """A verified checkpoint, and the epoch and iteration to continue from."""
 
     path: Path
     epoch: int
@@ -55,7 +55,7 @@ class Found:
 
 
 def _safe_globals() -> list[Any]:
-    """The NumPy types that nnU-Net's logging lists hold; all that is allowed beside tensors and plain values."""
+    """Return the NumPy types in nnU-Net's logging lists, which alone are allowed beside tensors and plain values."""
     from numpy._core.multiarray import scalar
 
     return [scalar, np.dtype, type(np.dtype(np.float32)), type(np.dtype(np.float64))]
@@ -65,14 +65,14 @@ def load(path: Path, *, device: Any = "cpu", mapped: bool = False) -> dict[str, 
     """Read a checkpoint after checking every byte of it; nothing in it is executed.
 
     Args:
-        path: File.
-        device: Where tensors go.
-        mapped: Leave tensors in the file until they are used.
+        path: Checkpoint file.
+        device: Device to load tensors to.
+        mapped: Whether tensors stay in the file until they are used.
 
     Raises:
-        UnsafeCheckpoint: Cut, damaged, not a torch archive, or with a payload beyond tensors and plain values.
-        UnreadableCheckpoint: Every byte is as it was written, yet this host cannot read it now (memory, storage).
-        OSError: There is no such file, or it may not be opened.
+        UnsafeCheckpoint: It is truncated, damaged, not a torch archive, or holds more than tensors and plain values.
+        UnreadableCheckpoint: Every byte is correct, but this host cannot read it now (memory, storage).
+        OSError: The file does not exist, or cannot be opened.
     """
     import pickle
 
@@ -96,11 +96,11 @@ def load(path: Path, *, device: Any = "cpu", mapped: bool = False) -> dict[str, 
 
 
 def _check_bytes(file: BinaryIO, name: str) -> None:
-    """Compare the CRC of every record. A flipped bit of a header can make zipfile raise nearly anything.
+    """Compare the CRC of every record. A flipped bit of a header can make zipfile raise almost any error.
 
     Raises:
-        UnsafeCheckpoint: Cut or damaged.
-        UnreadableCheckpoint: The storage gives an error.
+        UnsafeCheckpoint: It is truncated or damaged.
+        UnreadableCheckpoint: The storage returns an error.
     """
     try:
         with zipfile.ZipFile(file) as archive:
@@ -124,14 +124,14 @@ def _of_this_host(error: BaseException) -> bool:
 
 
 def _words(error: BaseException) -> str:
-    """The first line of what an exception says, with its type where that is all there is to know."""
+    """Return the type of an exception and the first line of its message, if it has one."""
     lines = str(error).splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
 @contextmanager
 def only_safe_loading() -> Iterator[None]:
-    """Make every ``torch.load`` meanwhile refuse what :func:`load` refuses, also where nnU-Net asks for ``weights_only=False``."""
+    """Make every ``torch.load`` meanwhile refuse what :func:`load` refuses, even if nnU-Net passes ``weights_only=False``."""
     import torch
 
     before = os.environ.get(_FORCE)
@@ -150,8 +150,8 @@ def save(path: Path, write: Callable[[Path], None]) -> None:
     """Let ``write`` make a checkpoint beside ``path``, sync and verify it, and rename it onto ``path``.
 
     Raises:
-        DiskFull: No space or inodes; ``path`` is as it was.
-        UnsafeCheckpoint: What was written does not read back; ``path`` is as it was.
+        DiskFull: There are no free bytes or inodes; ``path`` is unchanged.
+        UnsafeCheckpoint: The written file cannot be read back; ``path`` is unchanged.
     """
     temporary = temporary_beside(path)
     try:
@@ -165,7 +165,7 @@ def save(path: Path, write: Callable[[Path], None]) -> None:
 
 
 def place(temporary: Path, path: Path) -> None:
-    """Rename a verified file onto its name; the latest checkpoint becomes the previous one first."""
+    """Rename a verified file to its name, after the latest checkpoint has become the previous one."""
     if path.name == LATEST and path.exists():
         os.replace(path, path.with_name(PREVIOUS))
     os.replace(temporary, path)
@@ -173,7 +173,7 @@ def place(temporary: Path, path: Path) -> None:
 
 
 def link(source: Path, path: Path) -> bool:
-    """Give a verified checkpoint a second name instead of writing it twice. False where the file system has no hard links."""
+    """Give a verified checkpoint a second name instead of writing it twice. Returns False if there are no hard links."""
     temporary = temporary_beside(path)
     try:
         os.link(source, temporary)
@@ -186,15 +186,14 @@ def link(source: Path, path: Path) -> bool:
 
 
 def newest_verified(folder: Path, identity: Mapping[str, Any]) -> Found | None:
-    """The verified checkpoint of this identity that is furthest; the final one wins. None when there is none: start from epoch 0.
+    """Return the furthest verified checkpoint of this identity, or the final one; None if training must start from epoch 0.
 
-    Leftovers of a killed save are removed. Whatever is refused is named in the log with its reason.
+    Files of a killed save are removed. Every refused checkpoint is logged with the reason.
 
     Raises:
-        UnreadableCheckpoint: None could be verified, and one of them only because it could not be read. A training that
-            began anew would throw away what may be whole.
-        OSError: None could be verified, and one of them only because it could not be read. A training that began anew
-            would throw away what may be whole.
+        UnreadableCheckpoint: None was verified, and one only because it could not be read. Training from the start would
+            discard a checkpoint that may be intact.
+        OSError: See UnreadableCheckpoint.
     """
     for leftover in folder.glob(".checkpoint_*.tmp"):
         leftover.unlink(missing_ok=True)
@@ -236,12 +235,12 @@ def _verified(path: Path, identity: Mapping[str, Any]) -> Found:
 
 @contextmanager
 def _disk_errors(path: Path) -> Iterator[None]:
-    """torch reports a full disk as a RuntimeError about stream positions: look at the disk to know."""
+    """Raise DiskFull if the disk is full, which torch reports as a RuntimeError about stream positions."""
     try:
         yield
     except (OSError, RuntimeError) as error:
         disk = os.statvfs(path.parent)
-        full = not disk.f_bavail or (disk.f_files and not disk.f_favail)  # f_files is 0 where inodes are not counted
+        full = not disk.f_bavail or (disk.f_files and not disk.f_favail)  # f_files is 0 if inodes are not counted
         if full or (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)):
             raise DiskFull(f"no space left in {path.parent} for {path.name}; the checkpoint before it is kept. Free some space") from error
         raise

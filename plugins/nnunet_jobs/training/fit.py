@@ -1,4 +1,4 @@
-"""One fold from its newest verified checkpoint, or from the start, to its validation, in this process or one process a GPU."""
+"""Trains and validates one fold, from its newest verified checkpoint or from the start, in this process or one for each GPU."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ log = logging.getLogger("nnunet_jobs.training")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingSetup:
-    """What to train; picklable, so that each GPU's process gets the same."""
+    """Describes what to train; it can be pickled, so that each GPU's process gets the same."""
 
     params: TrainParams
     dataset: str
@@ -33,11 +33,11 @@ class TrainingSetup:
 
 
 def fit(plan: TrainingSetup, context: StepContext) -> int | None:
-    """Train and validate. Returns the epoch that a resume began with, None for a fresh start.
+    """Train and validate. Returns the epoch that training was resumed from, None for a new start.
 
     Raises:
-        Interrupted: Told to stop; the last iteration is saved.
-        Bug: Diverged twice.
+        Interrupted: The job is to stop; the last iteration is saved.
+        Bug: Training diverged twice.
     """
     if len(context.gpus) > 1:
         return _fit_on_several(plan, context)
@@ -45,17 +45,18 @@ def fit(plan: TrainingSetup, context: StepContext) -> int | None:
 
 
 def validate_fold(params: TrainParams, context: StepContext, *, version: str, model: str) -> None:
-    """Run the validation of a trained fold again where its output is missing, incomplete or lacks probabilities; else do nothing.
+    """Validate a trained fold again if its output is missing, incomplete or lacks probabilities; otherwise do nothing.
 
-    Sets nnU-Net's environment variables to ``version`` and ``model``, and waits for whoever trains the fold at the moment.
+    Sets nnU-Net's environment variables to ``version`` and ``model``, and waits for any job that is training the fold.
 
     Args:
-        params: Parameters of the training. ``npz`` asks for probabilities too.
+        params: Parameters of the training. ``npz`` requests probabilities too.
         version: Preprocessed version.
         model: Model of this workspace.
 
     Raises:
-        ConfigError: The fold has no verified final checkpoint of this model. Interrupted: told to stop.
+        ConfigError: The fold has no verified final checkpoint of this model.
+        Interrupted: The job is to stop.
     """
     workspace = context.workspace
     dataset = workspace.resolve_dataset(params.dataset)
@@ -89,8 +90,8 @@ def _device(context: StepContext) -> Any:
     from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 
     device = torch.device(context.device)
-    # On a GPU the processes that augment need the cores. On a CPU they share them with the network: threads that wait for
-    # each other at every layer become several times slower where cores are short.
+    # On a GPU, the processes that augment need the cores. On a CPU they share them with the network, whose threads wait for
+    # each other at every layer and become several times slower if there are not enough cores.
     torch.set_num_threads(1 if device.type == "cuda" else max(1, context.cpus - get_allowed_n_proc_DA()))
     return device
 
@@ -105,7 +106,7 @@ def _fit(plan: TrainingSetup, context: StepContext, device: Any) -> int | None:
     found = checkpoint.newest_verified(Path(trainer.output_folder), plan.identity)
     resumed = None
     if params.seed is not None:
-        _seed(params.seed + 1_000_003 * (found.epoch if found else 0))  # a resume shall not repeat epoch 0's augmentations
+        _seed(params.seed + 1_000_003 * (found.epoch if found else 0))  # a resumed training must not repeat epoch 0's augmentations
     trainer.initialize()
     if found is not None:
         log.info("resuming from %s: epoch %s, iteration %s", found.path.name, found.epoch, found.iteration)
@@ -157,7 +158,7 @@ def _fit_on_several(plan: TrainingSetup, context: StepContext) -> int | None:
 
 
 def _rank(rank: int, plan: TrainingSetup, surroundings: dict[str, Any], world: int) -> None:
-    """One GPU's process."""
+    """Run the process of one GPU."""
     import torch
     from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
     from torch import distributed
@@ -170,7 +171,7 @@ def _rank(rank: int, plan: TrainingSetup, surroundings: dict[str, Any], world: i
     os.register_at_fork(after_in_child=lambda: signal.signal(signal.SIGTERM, signal.SIG_DFL))
     die_with_parent(signal.SIGKILL, parent=os.getppid())
     end_forks_with_us()
-    os.environ.update(nnUNet_n_proc_DA=str(max(1, get_allowed_n_proc_DA() // world)))  # the job's cores are for all its GPUs
+    os.environ.update(nnUNet_n_proc_DA=str(max(1, get_allowed_n_proc_DA() // world)))  # the job's GPUs share its cores
     torch.set_num_threads(1)
     torch.cuda.set_device(rank)
     distributed.init_process_group("nccl", rank=rank, world_size=world)
@@ -179,7 +180,7 @@ def _rank(rank: int, plan: TrainingSetup, surroundings: dict[str, Any], world: i
     except BaseException as error:
         failure = Failure(failure_class=classify(error), message=f"GPU {rank}: {error}", attempt=context.attempt)
         write_json(folder / f"{rank}.failure.json", failure.to_json())
-        raise  # the others wait for this one in a collective; the parent ends them
+        raise  # the other processes wait for this one in a collective; the parent ends them
     if rank == 0:
         write_json(folder / "resumed.json", resumed)
     distributed.destroy_process_group()

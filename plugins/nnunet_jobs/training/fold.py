@@ -1,6 +1,6 @@
-"""What a trained fold is: the name of its model, the record that makes it complete, and the check that it still is.
+"""Names the model of a fold, writes the record that makes a fold complete, and checks that it still is.
 
-Nothing here imports torch: asking whether a fold is complete takes milliseconds.
+Nothing here imports torch, so that the check takes milliseconds.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from nnunet_jobs.contract.storage.workspace import FINAL_CHECKPOINT
 
 FOLD_RECORD = "fold.json"
 SETTINGS_RECORD = "settings.json"
-NEXT_STAGE = "predicted_next_stage"  # nnU-Net's folder beside the folds: what a cascade's next stage is trained on
-# What changes the weights. Not npz, checkpoint_every and plots, which change only what is kept beside them.
+NEXT_STAGE = "predicted_next_stage"  # nnU-Net's folder beside the folds, for the training of a cascade's next stage
+# Settings that change the weights. npz, checkpoint_every and plots only change which further files are kept.
 SETTINGS = ("epochs", "iterations", "val_iterations", "optimizer", "initial_lr", "mirroring", "early_stop", "seed")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FoldState:
-    """Whether a fold is complete, and its validation.
+    """Says whether a fold is complete, and holds its validation Dice.
 
     Attributes:
-        complete: Final checkpoint, predictions and summary are those that were verified when the fold ended, and the
-            preprocessed inputs and the split have not moved.
+        complete: Whether final checkpoint, predictions, summary, preprocessed inputs and split have not changed since the
+            fold was verified.
         reasons: What is missing or differs; empty when complete.
         dice: Mean foreground validation Dice; None for fold ``all``, whose cases were trained on.
         dice_per_label: Dice by label name.
-        epochs: Trained.
+        epochs: Number of trained epochs.
     """
 
     complete: bool
@@ -49,7 +49,7 @@ class FoldState:
 def model_settings(
     params: TrainParams, version: str, *, pretrained_sha256: str | None = None, trainer_sha256: str | None = None
 ) -> dict[str, Any]:
-    """Everything that tells one model from another, as JSON. The same for all configurations and folds of a run."""
+    """Return all settings that identify a model, as JSON. They are the same for all configurations and folds of a run."""
     return {
         "version": version,
         "trainer": params.trainer,
@@ -62,15 +62,15 @@ def model_settings(
 
 
 def model_id(params: TrainParams, version: str, *, pretrained_sha256: str | None = None, trainer_sha256: str | None = None) -> str:
-    """Name of the model: a content hash of :func:`model_settings`."""
+    """Return the name of the model: a content hash of :func:`model_settings`."""
     return content_hash(model_settings(params, version, pretrained_sha256=pretrained_sha256, trainer_sha256=trainer_sha256))
 
 
 def trainer_source(trainer: str, trainer_paths: Sequence[str]) -> Path | None:
-    """File of a user's trainer class, None for one of nnU-Net's own (its version stands for those). Stock classes win, as in nnU-Net.
+    """Return the file of a user's trainer class; None for nnU-Net's classes, which its version identifies and which precede others.
 
     Raises:
-        ConfigError: No class of that name in nnU-Net or below ``trainer_paths``.
+        ConfigError: There is no class of that name in nnU-Net or below ``trainer_paths``.
     """
     definition = re.compile(rf"^class {re.escape(trainer)}\b", re.MULTILINE)
     spec = importlib.util.find_spec("nnunetv2")
@@ -84,20 +84,20 @@ def trainer_source(trainer: str, trainer_paths: Sequence[str]) -> Path | None:
 
 
 def configuration_folder(model_root: Path, dataset: str, *, trainer: str, plans: str, configuration: str) -> Path:
-    """nnU-Net's folder of one trained configuration."""
+    """Return nnU-Net's folder of one trained configuration."""
     return model_root / dataset / f"{trainer}__{plans}__{configuration}"
 
 
 def fold_folder(model_root: Path, dataset: str, *, trainer: str, plans: str, configuration: str, fold: int | str) -> Path:
-    """nnU-Net's folder of one fold."""
+    """Return nnU-Net's folder of one fold."""
     return configuration_folder(model_root, dataset, trainer=trainer, plans=plans, configuration=configuration) / f"fold_{fold}"
 
 
 def fold_cases(dataset_folder: Path, data_identifier: str, fold: int | str) -> tuple[list[str], list[str]]:
-    """(training, validation) cases of a fold of a preprocessed dataset; for ``all`` both are all cases.
+    """Return (training, validation) cases of a fold of a preprocessed dataset; for ``all``, both are all cases.
 
     Raises:
-        ConfigError: No such fold; names the available ones. nnU-Net itself would invent a random split.
+        ConfigError: The fold does not exist; names the available ones. nnU-Net itself would make a random split.
     """
     splits = read_json(dataset_folder / "splits_final.json")
     if fold == "all":
@@ -112,7 +112,7 @@ def fold_cases(dataset_folder: Path, data_identifier: str, fold: int | str) -> t
 
 
 def inputs_hash(dataset_folder: Path, *, plans: str, configuration: str, fold: int | str) -> str:
-    """Fingerprint of what a fold is trained on: plans, dataset.json, split, and the content key of every case."""
+    """Return a hash of what a fold is trained on: plans, dataset.json, split, and the content key of every case."""
     entry = configuration_entry(dataset_folder, plans, configuration)
     train, val = fold_cases(dataset_folder, entry["data_identifier"], fold)
     version_file = dataset_folder / "version.json"
@@ -122,16 +122,16 @@ def inputs_hash(dataset_folder: Path, *, plans: str, configuration: str, fold: i
 
 
 def fold_identity(model: str, dataset_folder: Path, params: TrainParams) -> dict[str, Any]:
-    """What every checkpoint of a fold is written under: only one of the same model, fold and inputs is ever resumed."""
+    """Return the identity in every checkpoint of a fold; only a checkpoint of the same model, fold and inputs is resumed."""
     inputs = inputs_hash(dataset_folder, plans=params.plans, configuration=params.configuration, fold=params.fold)
     return {"model": model, "configuration": params.configuration, "fold": params.fold, "inputs": inputs}
 
 
 def configuration_entry(dataset_folder: Path, plans: str, configuration: str) -> dict[str, Any]:
-    """The plans' entry of a configuration, with what it inherits.
+    """Return the plans' entry of a configuration, with what it inherits.
 
     Raises:
-        ConfigError: No such plans or configuration; names the available ones.
+        ConfigError: The plans or the configuration do not exist; names the available ones.
     """
     path = dataset_folder / f"{plans}.json"
     if not path.is_file():
@@ -149,18 +149,18 @@ def configuration_entry(dataset_folder: Path, plans: str, configuration: str) ->
 
 
 def next_stages(entry: Mapping[str, Any]) -> list[str]:
-    """Configurations that are trained on what this one predicts, as nnU-Net reads the plans' entry: one, several or none."""
+    """Return the configurations that are trained on this one's predictions, as nnU-Net reads the plans' entry."""
     named = entry.get("next_stage") or []
     return [named] if isinstance(named, str) else list(named)
 
 
 def next_stage_name(stage: str, case: str) -> str:
-    """A case's prediction for the next stage, relative to the folder of a fold."""
+    """Return the path of a case's prediction for the next stage, relative to the folder of a fold."""
     return f"../{NEXT_STAGE}/{stage}/{case}.b2nd"
 
 
 def next_stage_names(dataset_folder: Path, plans: str, configuration: str, cases: Sequence[str]) -> list[str]:
-    """What a fold with these validation cases leaves for the next stages, of every case that is preprocessed for them."""
+    """Return the files that a fold with these validation cases leaves for the next stages, for cases preprocessed for them."""
     return [
         next_stage_name(stage, case)
         for stage in next_stages(configuration_entry(dataset_folder, plans, configuration))
@@ -170,7 +170,7 @@ def next_stage_names(dataset_folder: Path, plans: str, configuration: str, cases
 
 
 def read_json_or_empty(path: Path) -> Mapping[str, Any]:
-    """A JSON object, or an empty one where the file holds anything else."""
+    """Read a JSON object; return an empty one if the file holds anything else."""
     try:
         data = read_json(path)
     except ValueError:
@@ -179,9 +179,9 @@ def read_json_or_empty(path: Path) -> Mapping[str, Any]:
 
 
 def summary_dice(summary: Mapping[str, Any], labels: Mapping[str, Any]) -> tuple[float | None, dict[str, float | None]]:
-    """(mean foreground Dice, Dice by label name) of a summary.json; NaN (no reference has the label) becomes None.
+    """Return (mean foreground Dice, Dice by label name) of a summary.json; NaN (no reference has the label) becomes None.
 
-    nnU-Net writes a list of one value as that value where no label is a real region, and as a region of one where some are.
+    nnU-Net writes a list of one value as that value if no label is a region of several, and as a region of one otherwise.
     """
     by_values = {_values(key): metrics["Dice"] for key, metrics in summary["mean"].items()}
     per_label: dict[str, float | None] = {}
@@ -193,13 +193,13 @@ def summary_dice(summary: Mapping[str, Any], labels: Mapping[str, Any]) -> tuple
 
 
 def stamp(path: Path) -> dict[str, Any]:
-    """What a file looked like when it was verified."""
+    """Record the state of a verified file."""
     status = path.stat()
     return {"size": status.st_size, "mtime_ns": status.st_mtime_ns, "sha256": sha256_file(path)}
 
 
 def unchanged(path: Path, stamped: Mapping[str, Any], *, always_hash: bool = False) -> bool:
-    """Whether a file is the one that was stamped; its bytes are read when size and time alone do not say so."""
+    """Whether a file has not changed since it was stamped; its bytes are read if size and time do not show it."""
     if not path.is_file() or path.stat().st_size != stamped["size"]:
         return False
     if not always_hash and path.stat().st_mtime_ns == stamped["mtime_ns"]:
@@ -208,17 +208,17 @@ def unchanged(path: Path, stamped: Mapping[str, Any], *, always_hash: bool = Fal
 
 
 def write_fold_record(folder: Path, record: Mapping[str, Any], *, files: Sequence[str]) -> None:
-    """Write the record that makes a fold complete, last of all and by rename. ``files``: names relative to its folder."""
+    """Write the record that makes a fold complete, last and by rename. ``files``: names relative to its folder."""
     stamps = {name: stamp(folder / name) for name in (FINAL_CHECKPOINT, "validation/summary.json", *files)}
     write_json(folder / FOLD_RECORD, {"schema": 1, **record, "files": stamps})
 
 
 def record_fold(folder: Path, dataset_folder: Path, params: TrainParams) -> None:
-    """Say what was made, from what, after reading it all back; only this makes the fold complete.
+    """Read all outputs back and record them with their inputs, which makes the fold complete.
 
     Args:
         folder: Folder of the fold, trained and validated.
-        dataset_folder: Preprocessed.
+        dataset_folder: Folder of the preprocessed dataset.
         params: Parameters of its training.
     """
     from nnunet_jobs.training import checkpoint
@@ -247,7 +247,7 @@ def record_fold(folder: Path, dataset_folder: Path, params: TrainParams) -> None
 
 
 def lock_path(model_root: Path, dataset: str, configuration: str, fold: int | str) -> Path:
-    """Where whoever writes into a fold holds a kernel lock."""
+    """Return the file on which each writer of a fold holds a kernel lock."""
     return model_root / ".locks" / f"{dataset}-{configuration}-fold_{fold}.lock"
 
 
@@ -262,12 +262,12 @@ def inspect_fold(
     fold: int | str,
     npz: bool = False,
 ) -> FoldState:
-    """Whether a fold is complete by content. Never by bare existence of its files.
+    """Check by content whether a fold is complete; existing files alone are not enough.
 
     Args:
         model_root: ``nnUNet_results/.versions/<model>``.
         version_root: ``nnUNet_preprocessed/.versions/<v>``.
-        npz: Probabilities of all validation cases are asked for too.
+        npz: Whether probabilities of all validation cases are required too.
     """
     folder = fold_folder(model_root, dataset, trainer=trainer, plans=plans, configuration=configuration, fold=fold)
     if not folder.is_dir():
@@ -288,9 +288,7 @@ def inspect_fold(
     inputs = next_stage_names(dataset_folder, plans, configuration, val)
     lost = [name for name in inputs if not _left_for_next_stage(folder, name, record["files"], fold)]
     if lost:
-        reasons.append(
-            f"what the next stage is trained on is missing or has changed for {len(lost)} of {len(inputs)} files, such as {lost[0]}"
-        )
+        reasons.append(f"inputs of the next stage are missing or have changed: {len(lost)} of {len(inputs)} files, such as {lost[0]}")
     if npz:
         lacking = [case for case in val if f"validation/{case}.npz" not in record["files"]]
         if lacking:
@@ -312,14 +310,14 @@ def inspect_fold(
 
 
 def _values(label: Any) -> frozenset[int]:
-    """The values of a label, a region, or the text of either as a key of summary.json: ``1``, ``[1]``, ``"1"``, ``"(1, 2)"``."""
+    """Return the values of a label or region, or of its string in summary.json: ``1``, ``[1]``, ``"1"``, ``"(1, 2)"``."""
     if isinstance(label, str):
         return frozenset(map(int, re.findall(r"\d+", label)))
     return frozenset(map(int, label)) if isinstance(label, list | tuple) else frozenset([int(label)])
 
 
 def _left_for_next_stage(folder: Path, name: str, files: Mapping[str, Any], fold: int | str) -> bool:
-    """Whether a prediction for the next stage is whole. Beside fold ``all`` the folds that validate the case may have made it anew."""
+    """Whether a prediction for the next stage is intact. For fold ``all``, the fold that validates the case may have replaced it."""
     if name not in files:
         return False
     return unchanged(folder / name, files[name]) or (fold == "all" and (folder / name).is_file())

@@ -1,4 +1,4 @@
-"""Fine-tuning: where the weights come from, and which of them fit."""
+"""Finds the weights for fine-tuning, and loads those that fit."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from nnunet_jobs.training import checkpoint
 
 log = logging.getLogger("nnunet_jobs.training")
 _HEADS = ".seg_layers."
-_MOST = 0.5  # with less of the weights, a training begins nearly anew
+_MOST = 0.5  # share of the weights; with less, training starts almost from scratch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pretrained:
-    """Weights to start from. ``identity`` is part of the new model's name."""
+    """The weights to start from. ``identity`` is part of the new model's name."""
 
     path: Path
     identity: str
 
 
 def find(params: TrainParams, workspace: Workspace) -> Pretrained | None:
-    """The checkpoint that ``params.pretrained`` means: a file, or the matching fold of a model of this workspace.
+    """Find the checkpoint that ``params.pretrained`` means: a file, or the matching fold of a model of this workspace.
 
-    The same fold is taken, so that no validation case was trained on before; else ``fold_all``.
+    The same fold is used, so that no validation case was trained on before; else ``fold_all``.
 
     Raises:
-        ConfigError: No such file or model, or the model has no such configuration and fold, or has seen withdrawn
-            cases.
+        ConfigError: The file or model does not exist, or the model does not have this configuration and fold, or has
+            seen withdrawn cases.
     """
     if params.pretrained is None:
         return None
@@ -54,7 +54,7 @@ def find(params: TrainParams, workspace: Workspace) -> Pretrained | None:
             if path.parent.name == f"fold_{fold}":
                 _require_consent(params, path)
                 if fold != params.fold:
-                    log.warning("fine-tuning from fold 'all': Dice is flattering where a validation case was among its cases")
+                    log.warning("fine-tuning from fold 'all': Dice is too good if a validation case was among its cases")
                 return Pretrained(path=path, identity=params.pretrained)
     folds = ", ".join(path.parent.name for path in trained) or "none"
     raise ConfigError(
@@ -66,7 +66,7 @@ def find(params: TrainParams, workspace: Workspace) -> Pretrained | None:
 
 
 def _require_consent(params: TrainParams, checkpoint_path: Path) -> None:
-    """Refuse weights of a model that has seen withdrawn cases: the new model would have seen them too."""
+    """Refuse weights of a model that has seen withdrawn cases, since the new model would have seen them too."""
     for folder in list(checkpoint_path.parents)[:3]:  # fold, configuration, dataset
         if seen := trained_on_withdrawn(folder):
             raise ConfigError(
@@ -78,19 +78,19 @@ def _require_consent(params: TrainParams, checkpoint_path: Path) -> None:
 
 
 def load_into(trainer: Any, pretrained: Pretrained) -> None:
-    """Load all weights that fit into an initialized trainer; what does not fit is named in the log and starts fresh.
+    """Load all weights that fit into an initialized trainer; the others are logged and start from random values.
 
-    With equal labels and architecture that is the full state, segmentation layers included. Under other labels the
-    segmentation layers would answer other questions, so they start fresh whatever their shape.
+    With equal labels and architecture that is the full state, segmentation layers included. With other labels, the
+    segmentation layers have another meaning, so they start from random values even if their shape fits.
 
     Raises:
-        ConfigError: The checkpoint cannot be trusted, or none of its convolutions fits: norms and biases alone are no
-            pretraining.
+        ConfigError: The checkpoint cannot be trusted, or none of its convolutions fits; norms and biases alone are not
+            useful.
     """
     try:
         data = checkpoint.load(pretrained.path, mapped=True)
     except checkpoint.UnreadableCheckpoint:
-        raise  # the storage or the memory of this host, so a retry may find it whole
+        raise  # the storage or the memory of this host, so a retry may succeed
     except checkpoint.UnsafeCheckpoint as error:
         raise ConfigError(
             field="pretrained", value=str(pretrained.path), problem=str(error), fix="name an undamaged nnU-Net checkpoint"

@@ -1,4 +1,4 @@
-"""What the trainer layer keeps of the job it runs in, the optimizer a job may ask for, and the report after each epoch."""
+"""Holds the trainer layer's state of a job, makes the requested optimizer, and reports after each epoch."""
 
 from __future__ import annotations
 
@@ -20,15 +20,14 @@ class Diverged(Exception):
 
 @dataclass(slots=True, kw_only=True)
 class Run:
-    """What the layer needs to know of the job, and what it keeps between two hooks.
+    """Holds what the layer needs of the job, and what it keeps between two hooks.
 
     Attributes:
-        identity: Model, configuration and fold; written into every checkpoint and demanded of every one that is
-            resumed.
-        losses: Losses of the iterations of the epoch under way.
-        resumed: How many of them an earlier attempt did.
+        identity: Model, configuration and fold; written into every checkpoint, and compared when one is resumed.
+        losses: Losses of the current epoch's iterations.
+        resumed: Number of these losses from an earlier attempt.
         iterations: Iterations of a whole epoch.
-        nans: Losses in a row that are not numbers.
+        nans: Number of consecutive losses that are NaN.
     """
 
     params: TrainParams
@@ -46,20 +45,20 @@ class Run:
 
 @contextmanager
 def refused_by_name(trainer: str, configuration: str) -> Iterator[None]:
-    """Name a trainer class where it cannot be set up: the same class fails the same way tomorrow, so it is no bug to be retried.
+    """Turn the error of a trainer class that cannot be set up into a ConfigError, since a retry would fail in the same way.
 
     Args:
         trainer: Name of the class.
-        configuration: Configuration that it was to train.
+        configuration: Configuration to train.
 
     Raises:
-        ConfigError: With what the class says.
+        ConfigError: The class cannot be set up; the message has its error.
     """
     try:
         yield
     except Exception as error:
         words = str(error).strip() or type(error).__name__
-        of_gpu = any(word in words for word in ("CUDA", "cuDNN", "NCCL"))  # may be gone tomorrow
+        of_gpu = any(word in words for word in ("CUDA", "cuDNN", "NCCL"))  # may be temporary
         if classify(error) is not FailureClass.BUG or isinstance(error, Diverged) or of_gpu:
             raise
         raise ConfigError(
@@ -71,7 +70,7 @@ def refused_by_name(trainer: str, configuration: str) -> Iterator[None]:
 
 
 def make_optimizer(trainer: Any, name: str) -> tuple[Any, Any]:
-    """(optimizer, nnU-Net's polynomial schedule) for ``sgd`` or ``adamw`` with the settings that nnU-Net's own trainers use."""
+    """Make the optimizer ``sgd`` or ``adamw`` and nnU-Net's polynomial schedule, with the settings of nnU-Net's own trainers."""
     import torch
     from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 
@@ -85,7 +84,7 @@ def make_optimizer(trainer: Any, name: str) -> tuple[Any, Any]:
 
 
 def smoothed(dice: Sequence[float]) -> list[float]:
-    """nnU-Net's running mean of the epochs' Dice. An undefined epoch (NaN: no label in its patches) leaves the mean where it was."""
+    """Return nnU-Net's running mean of the epochs' Dice. An undefined epoch (NaN: no label in its patches) does not change it."""
     found: list[float] = []
     for value in dice:
         before = found[-1] if found else math.nan
@@ -97,7 +96,7 @@ def smoothed(dice: Sequence[float]) -> list[float]:
 
 
 def epochs_without_better(ema: Sequence[float]) -> int:
-    """Epochs since the smoothed Dice was highest, for early stopping; undefined epochs before it count as none."""
+    """Return the number of epochs since the smoothed Dice was highest, for early stopping, without undefined epochs before it."""
     if not ema or all(map(math.isnan, ema)):
         return 0
     best = max(value for value in ema if not math.isnan(value))
@@ -105,7 +104,7 @@ def epochs_without_better(ema: Sequence[float]) -> int:
 
 
 def report(trainer: Any, context: StepContext) -> None:
-    """One record of the epoch that has just ended: losses, Dice (smoothed and of the epoch), seconds, time left, GPU memory in MiB."""
+    """Report the epoch that has just ended: losses, Dice (smoothed and of the epoch), seconds, time left, GPU memory in MiB."""
     import torch
 
     value = trainer.logger.get_value

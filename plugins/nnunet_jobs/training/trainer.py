@@ -1,7 +1,7 @@
-"""The layer over any nnU-Net trainer class: overrides, verified checkpoints, exact resume, stopping, metrics, divergence.
+"""Adds a layer to any nnU-Net trainer class: overrides, verified checkpoints, exact resume, stopping, metrics, divergence.
 
 The layered class keeps the name of the class below it, so folders and checkpoints are stock and plain ``nnUNetv2_predict``
-reads the model without this package. It hooks into nnU-Net's own methods and replaces none of them but the final validation.
+reads the model without this package. It extends nnU-Net's own methods and replaces only the final validation.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class _EarlyStop(Exception):
 
 
 class Layer:
-    """Mixed in front of a trainer class by :func:`layered`. Has no ``__init__``: nnU-Net's inspects its signature."""
+    """The mixin that :func:`layered` puts before a trainer class. It has no ``__init__``, since nnU-Net's inspects its signature."""
 
     _run: Run
     # Set by the class below.
@@ -69,7 +69,7 @@ class Layer:
 
     # --- settings -----------------------------------------------------------------------------------------------
     def apply(self, run: Run) -> None:
-        """Take the job's settings over the class's own. Called once, before ``initialize``."""
+        """Replace the class's settings with the job's. Called once, before ``initialize``."""
         self._run = run
         for attribute, value in (
             ("num_epochs", run.params.epochs),
@@ -86,14 +86,14 @@ class Layer:
             self.logger.plot_progress_png = lambda _folder: None  # 0.8 to 1.3 s an epoch
 
     def initialize(self, *given: Any, **named: Any) -> None:
-        """The class's own.
+        """Initialize the class.
 
         Raises:
             ConfigError: The class cannot be set up for this configuration, or lacks a package.
         """
         with refused_by_name(type(self).__name__, self.configuration_name):
             super().initialize(*given, **named)  # type: ignore[misc]
-        weights = getattr(self.loss, "weight_factors", None)  # of nnU-Net's DeepSupervisionWrapper
+        weights = getattr(self.loss, "weight_factors", None)  # attribute of nnU-Net's DeepSupervisionWrapper
         if weights is not None and not np.all(np.isfinite(np.asarray(weights, dtype=float))):
             raise ConfigError(
                 field="configuration",
@@ -103,10 +103,10 @@ class Layer:
             )
 
     def configure_optimizers(self, *given: Any, **named: Any) -> Any:
-        """The class's own optimizer, or the one asked for, with nnU-Net's polynomial schedule.
+        """Return the class's own optimizer, or the requested one with nnU-Net's polynomial schedule.
 
-        Some classes take the stage of the training as an argument, and ask again when a stage begins. The optimizer that was asked
-        for is the same in all stages.
+        Some classes pass the stage of the training as an argument, and call again when a stage begins. The requested optimizer
+        is the same in all stages.
         """
         if self._run.params.optimizer is None:
             return super().configure_optimizers(*given, **named)  # type: ignore[misc]
@@ -115,7 +115,7 @@ class Layer:
         return self.optimizer, self.lr_scheduler
 
     def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self, *given: Any, **named: Any) -> Any:  # noqa: N802 - nnU-Net's name
-        """Mirroring off or on for augmentation, and for prediction through the checkpoint."""
+        """Switch mirroring on or off for augmentation and, through the checkpoint, for prediction."""
         settings = super().configure_rotation_dummyDA_mirroring_and_inital_patch_size(*given, **named)  # type: ignore[misc]
         if self._run.params.mirroring is None:
             return settings
@@ -126,22 +126,22 @@ class Layer:
 
     # --- resuming -----------------------------------------------------------------------------------------------
     def restore(self, found: Found) -> None:
-        """Go on where a verified checkpoint stopped: weights, optimizer, logs, and the iteration within the epoch."""
+        """Continue from a verified checkpoint: weights, optimizer, logs, and the iteration within the epoch."""
         record = found.data["init_args"][IDENTITY]
-        with checkpoint.only_safe_loading():  # nnU-Net's own method insists on a file name
+        with checkpoint.only_safe_loading():  # nnU-Net's own method accepts only a file name
             self.load_checkpoint(str(found.path))  # type: ignore[attr-defined]
         for values in self.logger.local_logger.my_fantastic_logging.values():
-            del values[self.current_epoch :]  # an epoch cut in the middle has logged its start already
+            del values[self.current_epoch :]  # an interrupted epoch has logged its start already
         self._run.losses = list(record["losses"])
         self._run.resumed = len(self._run.losses)
 
     # --- nnU-Net's hooks ----------------------------------------------------------------------------------------
     def run_training(self, *given: Any, **named: Any) -> None:
-        """nnU-Net's training; on divergence once back to the last verified checkpoint.
+        """Run nnU-Net's training; on the first divergence, return to the last verified checkpoint.
 
         Raises:
-            Interrupted: Told to stop; everything up to the last iteration is saved.
-            Bug: Diverged again, or before the first checkpoint.
+            Interrupted: The job is to stop; everything up to the last iteration is saved.
+            Bug: Training diverged again, or before the first checkpoint.
         """
         while True:
             try:
@@ -158,7 +158,7 @@ class Layer:
             return
 
     def on_train_epoch_start(self, *given: Any, **named: Any) -> None:
-        """Do only what is left of an epoch that an earlier attempt began."""
+        """Do only the remaining iterations of an epoch that an earlier attempt began."""
         super().on_train_epoch_start(*given, **named)  # type: ignore[misc]
         self.num_iterations_per_epoch = self._run.iterations - self._run.resumed
 
@@ -171,9 +171,9 @@ class Layer:
         super().on_train_epoch_end(train_outputs, *given, **named)  # type: ignore[misc]
 
     def train_step(self, batch: dict[str, Any], *given: Any, **named: Any) -> dict[str, Any]:
-        """One iteration, between a look at the stop request and a look at the loss."""
+        """Run one iteration, after checking for a stop request, and check its loss."""
         self._stop_or_go_on()
-        first = not self.current_epoch and not self._run.losses  # what fails here is the class on this configuration, not the training
+        first = not self.current_epoch and not self._run.losses  # an error here is the class's on this configuration, not of the training
         with refused_by_name(type(self).__name__, self.configuration_name) if first else nullcontext():
             output: dict[str, Any] = super().train_step(batch, *given, **named)  # type: ignore[misc]
         loss = float(np.mean(output["loss"]))
@@ -185,18 +185,18 @@ class Layer:
         return output
 
     def validation_step(self, batch: dict[str, Any], *given: Any, **named: Any) -> dict[str, Any]:
-        """One validation iteration; stopping here keeps all training iterations of the epoch."""
+        """Run one validation iteration; stopping here keeps all training iterations of the epoch."""
         self._stop_or_go_on()
         output: dict[str, Any] = super().validation_step(batch, *given, **named)  # type: ignore[misc]
         self._run.context.beat()
         return output
 
     def on_validation_epoch_end(self, val_outputs: list[dict[str, Any]], *given: Any, **named: Any) -> None:
-        """Keep nnU-Net's smoothed Dice a number through epochs whose validation patches had no label at all.
+        """Keep nnU-Net's smoothed Dice a number after epochs whose validation patches had no label.
 
-        The Dice of such an epoch is NaN, and nnU-Net's running mean would be NaN from then on: no best checkpoint, no early stop.
+        The Dice of such an epoch is NaN, and nnU-Net's running mean would stay NaN, without best checkpoint and early stop.
         """
-        with warnings.catch_warnings():  # 0 / 0 of a label that these patches lack is what is handled here
+        with warnings.catch_warnings():  # 0 / 0 of a label that these patches lack is handled here
             warnings.filterwarnings("ignore", message="invalid value encountered in scalar divide", category=RuntimeWarning)
             warnings.filterwarnings("ignore", message="Mean of empty slice", category=RuntimeWarning)
             super().on_validation_epoch_end(val_outputs, *given, **named)  # type: ignore[misc]
@@ -205,7 +205,7 @@ class Layer:
             values["ema_fg_dice"][:] = smoothed(values["mean_fg_dice"])
 
     def on_epoch_end(self, *given: Any, **named: Any) -> None:
-        """Checkpoint, metrics, early stop. A version that lost a case meanwhile ends the training.
+        """Save the checkpoint, report metrics, and stop early if due. A case withdrawn meanwhile ends the training.
 
         Raises:
             ConfigError: A case was withdrawn from the version.
@@ -215,7 +215,7 @@ class Layer:
         if not self._weights_finite():
             raise Diverged(f"the weights were not numbers at the end of epoch {self.current_epoch}")
         if self._best_ema is not None and math.isnan(self._best_ema):
-            self._best_ema = None  # of epochs without a label: nothing would ever be better than NaN
+            self._best_ema = None  # after epochs without a label, since no value is better than NaN
         run.losses, run.resumed = [], 0
         run.in_epoch_end, run.latest_due, run.best_saved = True, False, False
         try:
@@ -231,18 +231,18 @@ class Layer:
             raise _EarlyStop
 
     def on_train_end(self, *given: Any, **named: Any) -> None:
-        """Final checkpoint, verified; only then the running ones go."""
+        """Save and verify the final checkpoint, then remove the running ones."""
         super().on_train_end(*given, **named)  # type: ignore[misc]
         self.remove_running()
 
     def remove_running(self) -> None:
-        """Remove what only a resume needs, once the final checkpoint is verified."""
+        """Remove what only resuming needs, once the final checkpoint is verified."""
         if self.local_rank == 0:
             for name in (LATEST, PREVIOUS):
                 self._path(name).unlink(missing_ok=True)
 
     def save_checkpoint(self, filename: str, *given: Any, **named: Any) -> None:
-        """nnU-Net's checkpoint, atomic and verified. The epoch's latest waits until best is known, so that both are one file."""
+        """Save nnU-Net's checkpoint atomically and verify it. The latest waits until the best is known, so that both can be one file."""
         if self.local_rank != 0 or self.disable_checkpointing:
             super().save_checkpoint(filename, *given, **named)  # type: ignore[misc]
             return
@@ -256,7 +256,7 @@ class Layer:
         run.best_saved = run.best_saved or path.name == BEST
 
     def perform_actual_validation(self, save_probabilities: bool = False, *_given: Any, **_named: Any) -> None:
-        """Validation with threads instead of spawned processes; same files, same numbers."""
+        """Validate with threads instead of spawned processes; files and numbers are the same."""
         from nnunet_jobs.training.validation import validate
 
         validate(self, self._run.context, npz=save_probabilities)
@@ -266,7 +266,7 @@ class Layer:
         return Path(self.output_folder) / name
 
     def _save_before(self, epoch: int, name: str) -> None:
-        """Save so that a resume begins with ``epoch``; nnU-Net stores current_epoch + 1."""
+        """Save so that training resumes with ``epoch``; nnU-Net stores current_epoch + 1."""
         now, self.current_epoch = self.current_epoch, epoch - 1
         try:
             self.save_checkpoint(str(self._path(name)))
@@ -275,7 +275,7 @@ class Layer:
 
     def _stop_or_go_on(self) -> None:
         stop, diverged = self._run.context.stop.is_set(), self._run.nans >= NAN_LIMIT
-        if self.is_ddp:  # all ranks leave in the same iteration, or the others wait forever in a collective
+        if self.is_ddp:  # all ranks must leave in the same iteration, or the others wait forever in a collective
             import torch
             from torch import distributed
 
@@ -306,8 +306,8 @@ class Layer:
         found = checkpoint.newest_verified(Path(self.output_folder), self._run.identity)
         if self._run.rolled_back or found is None:
             where = "again after going back to the last checkpoint" if found else "before the first checkpoint"
-            raise Bug(f"training diverged {where}: {error}. Mend: {fix}") from error
-        log.warning("training diverged: %s; once more from %s (epoch %s)", error, found.path.name, found.epoch)
+            raise Bug(f"training diverged {where}: {error}. Fix: {fix}") from error
+        log.warning("training diverged: %s; trying again from %s (epoch %s)", error, found.path.name, found.epoch)
         self._run.rolled_back, self._run.nans = True, 0
         self.restore(found)
 
@@ -318,7 +318,7 @@ class Layer:
 
 
 def layered(trainer: str) -> Any:
-    """The named trainer class, found by nnU-Net's own lookup, with :class:`Layer` in front and its own name kept."""
+    """Return the named trainer class, found by nnU-Net's own lookup, with :class:`Layer` before it and under its own name."""
     from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
     base = recursive_find_trainer_class_by_name(trainer)
@@ -326,12 +326,12 @@ def layered(trainer: str) -> Any:
 
 
 def build(params: TrainParams, context: StepContext, *, dataset: str, identity: dict[str, Any], device: Any) -> Any:
-    """A layered trainer of one fold, not yet initialized. nnU-Net's environment variables must be set."""
+    """Make a layered trainer of one fold, not yet initialized. nnU-Net's environment variables must be set."""
     from nnunet_jobs.contract.storage.files import read_json
 
     folder = Path(os.environ["nnUNet_preprocessed"]) / dataset  # noqa: SIM112 - nnU-Net's spelling
     plans = read_json(folder / f"{params.plans}.json")
-    plans["continue_training"] = False  # only tells wandb to go on; nnU-Net takes it out again
+    plans["continue_training"] = False  # only makes wandb continue; nnU-Net removes it again
     given = {"configuration": params.configuration, "fold": params.fold, "dataset_json": read_json(folder / "dataset.json")}
     with refused_by_name(params.trainer, params.configuration):
         trainer = layered(params.trainer)(plans=plans, device=device, **given)

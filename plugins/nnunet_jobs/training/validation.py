@@ -1,8 +1,8 @@
-"""The validation of a trained fold, with nnU-Net's own functions and threads instead of spawned processes.
+"""Validates a trained fold with nnU-Net's own functions, and with threads instead of spawned processes.
 
 Spawning eight processes that import torch costs more than validating a small fold. Files and numbers are those of
 ``nnUNetTrainer.perform_actual_validation``: ``validation/<case>``, ``summary.json``, and for a cascade's low-resolution
-stage ``predicted_next_stage/``. Each case appears by rename, so a stopped validation goes on where it was.
+stage ``predicted_next_stage/``. Each case appears by rename, so a stopped validation can continue.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def validate(trainer: Any, context: StepContext, *, npz: bool) -> None:
         npz: Also save probabilities, shape (classes, x, y, z).
 
     Raises:
-        Interrupted: Told to stop; predicted cases stay and are not predicted again.
+        Interrupted: The job is to stop; predicted cases stay and are not predicted again.
     """
     from nnunetv2.inference.sliding_window_prediction import compute_gaussian
 
@@ -70,7 +70,7 @@ def validate(trainer: Any, context: StepContext, *, npz: bool) -> None:
 
 
 def _stages(trainer: Any, cases: Sequence[str]) -> dict[str, list[str]]:
-    """Next stages of a cascade by case, those that the case is preprocessed for; for fold ``all`` those that no other fold serves."""
+    """Return by case the next stages that it is preprocessed for; for fold ``all``, those that no other fold predicts for."""
     found: dict[str, list[str]] = {case: [] for case in cases}
     for stage in trainer.configuration_manager.next_stage_names or []:
         identifier = trainer.plans_manager.get_configuration(stage).data_identifier
@@ -84,7 +84,7 @@ def _stages(trainer: Any, cases: Sequence[str]) -> dict[str, list[str]]:
 
 
 def _prepare(folder: Path, cases: Sequence[str], ending: str, *, fold: int | str) -> None:
-    """Keep what this very checkpoint predicted for cases of this split; nnU-Net would score leftovers of old splits too."""
+    """Keep only predictions of this checkpoint for cases of this split, since nnU-Net would score those of old splits too."""
     checkpoint, mark_path = sha256_file(folder.parent / FINAL), folder / _MARK
     marked = mark_path.is_file() and read_json_or_empty(mark_path).get("checkpoint") == checkpoint
     if folder.is_dir() and not marked:
@@ -92,14 +92,14 @@ def _prepare(folder: Path, cases: Sequence[str], ending: str, *, fold: int | str
     folder.mkdir(exist_ok=True)
     if not marked:
         write_record(mark_path, {"checkpoint": checkpoint})
-    for leftover in folder.parent.glob(".validation.*"):  # of a killed validation
+    for leftover in folder.parent.glob(".validation.*"):  # from a killed validation
         shutil.rmtree(leftover)
     record = read_json_or_empty(folder.parent / FOLD_RECORD) if (folder.parent / FOLD_RECORD).is_file() else {}
     for name, stamped in record.get("files", {}).items():
         path = folder.parent / name
         ours = path.parent == folder or (name.startswith("../") and fold != "all")
         if ours and not unchanged(path, stamped, always_hash=True):
-            path.unlink(missing_ok=True)  # harmed since it was verified: predicted again
+            path.unlink(missing_ok=True)  # changed since it was verified, so it is predicted again
     known = {f"{case}{end}" for case in cases for end in (ending, ".npz", ".pkl", *_sidecar(ending))} | {_MARK}
     for path in folder.iterdir():
         if path.name not in known:
@@ -141,12 +141,12 @@ def _predict(
         trainer.preprocessed_dataset_folder, list(cases), folder_with_segs_from_previous_stage=trainer.folder_with_segs_from_previous_stage
     )
     workers = max(1, min(context.cpus, 8))
-    threads = torch.get_num_threads()  # the same for all: torch keeps one number for the process, and exports run side by side
+    threads = torch.get_num_threads()  # the same for all exports, which run at the same time: torch keeps one number for the process
     exports: deque[Future[None]] = deque()
     with _staging(folder.parent) as staging, ThreadPoolExecutor(workers) as pool:
         for number, case in enumerate(dataset.identifiers):
             context.check_stop()
-            while len(exports) > workers:  # probabilities of large cases fill the memory
+            while len(exports) > workers:  # probabilities of large cases need much memory
                 exports.popleft().result()
             data, properties = _input(trainer, dataset, case)
             logits = predictor.predict_sliding_window_return_logits(data).cpu()
@@ -161,7 +161,7 @@ def _predict(
 
 @contextmanager
 def _staging(folder: Path) -> Iterator[Path]:
-    """A hidden folder for predictions on their way. Not by tempfile, which closes it to a group that shares the model."""
+    """Make a hidden folder for incomplete predictions; tempfile would deny access to a group that shares the model."""
     path = folder / f".validation.{os.getpid()}.{secrets.token_hex(4)}"
     path.mkdir()
     try:
@@ -195,7 +195,7 @@ def _export(
     next_stages: Sequence[str],
     threads: int,
 ) -> None:
-    """Write one case into ``staging`` and move it to its place; its segmentation last, since it stands for the whole."""
+    """Write one case into ``staging`` and move it to its place; the segmentation last, since it marks the case as complete."""
     from nnunetv2.inference.export_prediction import export_prediction_from_logits
 
     managers = (trainer.configuration_manager, trainer.plans_manager, trainer.dataset_json)
@@ -209,12 +209,12 @@ def _export(
 
 
 def _sidecar(ending: str) -> tuple[str, ...]:
-    """Ending of the file in which nnU-Net's writer keeps the spacing of a 3D TIFF; 2D ones have none."""
+    """Return the ending of the file in which nnU-Net's writer keeps the spacing of a 3D TIFF; 2D ones have none."""
     return (".json",) if ending in (".tif", ".tiff") else ()
 
 
 def _export_next_stage(trainer: Any, logits: Any, properties: dict[str, Any], case: str, staging: Path, stage: str, threads: int) -> None:
-    """A cascade's input: the low-resolution prediction, resampled to the next stage's grid."""
+    """Write a cascade's input: the low-resolution prediction, resampled to the next stage's grid."""
     from nnunetv2.inference.export_prediction import resample_and_save
     from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 
@@ -229,7 +229,7 @@ def _export_next_stage(trainer: Any, logits: Any, properties: dict[str, Any], ca
     )  # fmt: skip
     place = Path(trainer.output_folder) / next_stage_name(stage, case)
     place.parent.mkdir(parents=True, exist_ok=True)
-    _move(below / place.name, place)  # by its exact name: a case may be called as another one with a dot and more
+    _move(below / place.name, place)  # by its exact name: one case id may be another one with a dot and more
 
 
 def _move(source: Path, target: Path) -> None:
@@ -259,10 +259,10 @@ def _score(trainer: Any, context: StepContext, folder: Path, cases: Sequence[str
 
 @contextmanager
 def _signs_of_life(network: Any, context: StepContext) -> Iterator[None]:
-    """A beat and a look at the stop request before each tile: one large case may take many minutes on a CPU."""
+    """Report a heartbeat and check for a stop request before each tile, since one large case may take many minutes on a CPU."""
     from torch._dynamo import OptimizedModule
 
-    if isinstance(getattr(network, "module", network), OptimizedModule):  # a hook would compile it anew, and GPUs are quick
+    if isinstance(getattr(network, "module", network), OptimizedModule):  # a hook would compile it again, and GPUs are fast
         yield
         return
 

@@ -1,4 +1,4 @@
-"""Withdrawn cases and nnUNet_results: which models have seen them, what of the cases is removed, and the mark that stays."""
+"""Finds models that have seen withdrawn cases, removes the cases' files from nnUNet_results, and marks the models."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from nnunet_jobs.contract.storage.withdrawals import MARK, SCHEMA, trained_on_wi
 from nnunet_jobs.contract.storage.workspace import FINAL_CHECKPOINT, VERSIONS, Workspace
 from nnunet_jobs.training.fold import FOLD_RECORD, SETTINGS_RECORD, read_json_or_empty
 
-# Predictions, probabilities and a cascade's input; the image endings that nnU-Net writes stand for whatever a dataset has.
+# Predictions, probabilities and a cascade's input, with every image ending that nnU-Net writes.
 _SUFFIXES = (".npz", ".pkl", ".npy", ".b2nd", "_seg.b2nd", ".nii.gz", ".nii", ".nrrd", ".mha", ".png", ".tif", ".tiff")
 
 Lost = Mapping[str, Mapping[str, Mapping[str, list[int]]]]
-"""Version to case to ``train`` and ``val``: the folds in which the case was."""
+"""Maps version to case to ``train`` and ``val``, the folds in which the case was."""
 
 
 def models_that_saw(workspace: Workspace, dataset: str, lost: Lost) -> list[AffectedModel]:
-    """Models trained on a version that has lost cases, and those fine-tuned from them, in any dataset of the workspace."""
+    """Return models trained on a version that has lost cases, and models fine-tuned from them, of any dataset of the workspace."""
     settings = _settings(workspace)
     found: dict[tuple[str, str], AffectedModel] = {}
     for (name, model), values in settings.items():
@@ -55,7 +55,7 @@ def _settings(workspace: Workspace) -> dict[tuple[str, str], Mapping[str, Any]]:
 
 
 def _trained_folds(folder: Path, cases: Mapping[str, Mapping[str, list[int]]]) -> dict[str, list[int | str]]:
-    """Configuration to those of its begun folds that had one of the cases in training."""
+    """Map each configuration to its begun folds that had one of the cases in training."""
     seen = {str(fold) for where in cases.values() for fold in where["train"]} | {"all"}
     found: dict[str, list[int | str]] = {}
     for path in sorted(folder.glob("*__*__*/fold_*")):
@@ -66,7 +66,7 @@ def _trained_folds(folder: Path, cases: Mapping[str, Mapping[str, list[int]]]) -
 
 
 def _weights(workspace: Workspace, seen: AffectedModel) -> Iterator[str]:
-    """What another model's settings say when it began from this one: the model's name, or a final checkpoint's hash."""
+    """Yield what the settings of models fine-tuned from this one contain: its name, or the hash of a final checkpoint."""
     yield seen.model
     for path in (workspace.model_root(seen.model) / seen.dataset).glob(f"*/fold_*/{FOLD_RECORD}"):
         stamped = read_json_or_empty(path).get("files", {}).get(FINAL_CHECKPOINT)
@@ -75,14 +75,14 @@ def _weights(workspace: Workspace, seen: AffectedModel) -> Iterator[str]:
 
 
 def files_of(folder: Path, cases: Collection[str]) -> Iterator[Path]:
-    """Predictions and probabilities of the cases below a model's folder, by exact name: ``case1`` is not ``case10``."""
+    """Yield predictions and probabilities of the cases below a model's folder, by exact name: ``case1`` is not ``case10``."""
     names = {f"{case}{suffix}" for case in cases for suffix in _SUFFIXES}
     for parent, _, files in os.walk(folder):
         yield from (Path(parent, name) for name in files if name in names)
 
 
 def remove_files(folder: Path, cases: Collection[str]) -> int:
-    """Remove them, and say how many there were."""
+    """Remove the files of :func:`files_of`, and return their number."""
     doomed = list(files_of(folder, cases)) if cases else []
     for path in doomed:
         path.unlink(missing_ok=True)
@@ -90,7 +90,7 @@ def remove_files(folder: Path, cases: Collection[str]) -> int:
 
 
 def mark(workspace: Workspace, seen: AffectedModel, *, at: str) -> None:
-    """Write beside the model's card that it has seen withdrawn cases."""
+    """Record beside the model's card that it has seen withdrawn cases."""
     folder = workspace.model_root(seen.model) / seen.dataset
     known = trained_on_withdrawn(folder)
     where = {"configurations": seen.configurations} | ({"through": seen.through} if seen.through else {})
@@ -100,7 +100,7 @@ def mark(workspace: Workspace, seen: AffectedModel, *, at: str) -> None:
 
 
 def unmark(workspace: Workspace, dataset: str, cases: Collection[str]) -> None:
-    """Take a dataset's cases whose withdrawal was lifted off every mark."""
+    """Remove a dataset's cases whose withdrawal was lifted from every mark."""
     for path in (Path(workspace.results) / VERSIONS).glob(f"[!.]*/*/{MARK}"):
         known = trained_on_withdrawn(path.parent)
         ours = {case for case, entry in known.items() if path.parent.name == dataset or "through" in entry}
