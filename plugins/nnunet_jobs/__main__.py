@@ -15,10 +15,11 @@ from nnunet_jobs.cli.phantom import PHANTOM
 from nnunet_jobs.cli.probe import PROBE
 from nnunet_jobs.cli.serve import SERVE
 from nnunet_jobs.cli.validate import VALIDATE
+from nnunet_jobs.cli.verify_ledger import VERIFY_LEDGER
 from nnunet_jobs.cli.withdraw import WITHDRAW
 from nnunet_jobs.contract.commands import run_command
 
-COMMANDS = (*JOBS, PHANTOM, DEIDENTIFY, WITHDRAW, SERVE, VALIDATE, GATE, PROBE)
+COMMANDS = (*JOBS, PHANTOM, DEIDENTIFY, WITHDRAW, SERVE, VALIDATE, VERIFY_LEDGER, GATE, PROBE)
 
 
 def main(argv: Sequence[str] | None = None, *, module: str = "nnunet_jobs", steps: Callable[..., object] | None = None) -> int:
