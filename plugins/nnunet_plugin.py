@@ -1,4 +1,4 @@
-"""Registers the plugin when this folder is used as it is; an installed package does so by its entry point, and once is enough."""
+"""Registers the plugin if this folder is used without installation. An installed package does so by its entry point."""
 
 from __future__ import annotations
 

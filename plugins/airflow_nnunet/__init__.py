@@ -1,7 +1,7 @@
-"""What runs and when: Airflow operators, triggers, DAGs and commands for nnU-Net. Never imports torch, nnunetv2 or numpy.
+"""Airflow operators, triggers, DAGs and commands for nnU-Net. This package never imports torch, nnunetv2 or numpy.
 
-The names in ``__all__`` are public: they keep their meaning within a major version, and users import them from here. Each one is loaded
-when it is first used, so that ``import airflow_nnunet`` alone imports not even Airflow.
+The names in ``__all__`` are public. They keep their meaning within a major version, and users import them from here.
+Each is loaded when it is first used, so that ``import airflow_nnunet`` alone does not even import Airflow.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""``python -m airflow_nnunet init|doctor|sync-pools|usage|predict|dataset``: ``airflow nnunet`` where the package is a plain folder.
+"""``python -m airflow_nnunet`` runs the commands of ``airflow nnunet`` if the package is not installed.
 
-Airflow finds a provider's commands by its installed entry point; a folder on PYTHONPATH has none.
+Airflow finds a provider's commands by its installed entry point, which a folder on PYTHONPATH does not have.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser of all commands, with the formatter of Airflow's own, for which the help texts are written."""
+    """Return the parser of all commands, with Airflow's formatter, for which the help texts are written."""
     from airflow.cli.cli_parser import LazyRichHelpFormatter
 
     from airflow_nnunet.cli.definition import get_cli_commands
 
     parser = argparse.ArgumentParser(
         prog="python -m airflow_nnunet",
-        description="Look after nnU-Net's workspace, pools and jobs.",
+        description="Manage nnU-Net's workspace, pools and jobs.",
         formatter_class=LazyRichHelpFormatter,
     )
     _add(parser, get_cli_commands()[0].subcommands)
@@ -33,7 +33,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _add(parser: argparse.ArgumentParser, commands: Iterable[Any]) -> None:
-    """Commands, and groups of commands below them."""
+    """Add commands, and groups with the commands below them."""
     subparsers = parser.add_subparsers(required=True)
     for command in commands:
         sub = subparsers.add_parser(command.name, help=command.help, description=command.help, formatter_class=parser.formatter_class)

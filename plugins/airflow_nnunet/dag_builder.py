@@ -1,4 +1,4 @@
-"""The old name of :mod:`airflow_nnunet.pipelines.dag_builder`, for DAG files that were written for version 0.1.0; removed in 0.3.0."""
+"""The old name of :mod:`airflow_nnunet.pipelines.dag_builder`, for DAG files of version 0.1.0. It is removed in 0.3.0."""
 
 from __future__ import annotations
 

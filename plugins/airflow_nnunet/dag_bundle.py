@@ -1,13 +1,14 @@
-"""The package's DAG files as an Airflow DAG bundle: they come with an upgrade, and nothing is copied.
+"""Provides the package's DAG files as an Airflow DAG bundle, so that they need not be copied and are upgraded with it.
 
-In ``airflow.cfg``, beside the DAGs folder's own bundle::
+Name it in ``airflow.cfg`` beside the DAGs folder's own bundle::
 
     [dag_processor]
     dag_bundle_config_list = [
         {"name": "dags-folder", "classpath": "airflow.dag_processing.bundles.local.LocalDagBundle", "kwargs": {}},
         {"name": "nnunet", "classpath": "airflow_nnunet.dag_bundle.NnunetDagBundle", "kwargs": {}}]
 
-Dataset and team files are then beside the DAGs folder (``include/datasets``, ``include/teams``), or where section [nnunet] says.
+Dataset and team files are then beside the DAGs folder (``include/datasets``, ``include/teams``), or in the folders that
+section [nnunet] names.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ from airflow_nnunet.settings.project_files import project_files
 
 
 class NnunetDagBundle(LocalDagBundle):  # type: ignore[misc, unused-ignore]
-    """One DAG a dataset file, prediction, the prediction API, and from archive to archive.
+    """Has the DAGs of dataset files, of predictions, of the prediction API, and from archive to archive.
 
     Args:
-        options: Options of Airflow's bundles: ``name``, ``refresh_interval``.
+        options: Options of all Airflow bundles: ``name``, ``refresh_interval``.
     """
 
     def __init__(self, **options: Any) -> None:

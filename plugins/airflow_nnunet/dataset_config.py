@@ -1,4 +1,4 @@
-"""The old name of :mod:`airflow_nnunet.pipelines.dataset_config`, for DAG files that were written for version 0.1.0; removed in 0.3.0."""
+"""The old name of :mod:`airflow_nnunet.pipelines.dataset_config`, for DAG files of version 0.1.0. Removed in 0.3.0."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What Airflow's processes load at start: the pages behind the extra links, the prediction API, and the listener that sees a user's act."""
+"""The plugin that Airflow's processes load at start: pages of the extra links, the prediction API, and the listener."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from airflow_nnunet.jobs.links import URL_PREFIX, DatasetReportLink, JobFolderLi
 
 
 class NnunetPlugin(AirflowPlugin):  # type: ignore[misc, unused-ignore]
-    """Loaded by its entry point, or by ``plugins/nnunet_plugin.py`` where the package is not installed."""
+    """Is loaded by its entry point, or by ``plugins/nnunet_plugin.py`` if the package is not installed."""
 
     name = "nnunet"
     listeners = [listeners]  # noqa: RUF012  (Airflow reads class attributes)
@@ -20,7 +20,7 @@ class NnunetPlugin(AirflowPlugin):  # type: ignore[misc, unused-ignore]
 
     @functools.cached_property
     def fastapi_apps(self) -> list[dict[str, Any]]:  # type: ignore[override, unused-ignore]
-        """Built when the API server asks: no other process pays for FastAPI."""
+        """Return the apps, which are built on request, so that only the API server imports FastAPI."""
         from airflow_nnunet import prediction_api
         from airflow_nnunet.prediction_api import app as predictions
         from airflow_nnunet.ui import job_pages

@@ -1,11 +1,11 @@
-"""What Airflow is told about this provider. Imports nothing: Airflow reads it at every start."""
+"""Describes this provider to Airflow. It imports nothing, because Airflow reads it at every start."""
 
 from __future__ import annotations
 
 from typing import Any
 
 __version__ = "0.1.0"
-"""Version of the distribution: the build reads it from this file, users as ``airflow_nnunet.__version__``."""
+"""Version of the distribution. The build reads it from this file, users read ``airflow_nnunet.__version__``."""
 
 _PATH_LIST = "Absolute folders, separated by ':' or ','."
 
@@ -14,7 +14,7 @@ def _option(description: str, default: str | None, *, type_: str = "string", exa
     return {"description": description, "version_added": "0.1.0", "type": type_, "example": example, "default": default}
 
 
-# A single source for airflow.cfg's documentation, the defaults of config.py and the connection's form.
+# The only source of airflow.cfg's documentation, the defaults of config.py and the connection's form.
 OPTIONS: dict[str, dict[str, Any]] = {
     "workspace": _option(
         "Folder that holds nnUNet_raw, nnUNet_preprocessed, nnUNet_results, jobs, leases and predictions. "
@@ -23,56 +23,58 @@ OPTIONS: dict[str, dict[str, Any]] = {
         example="/data/nnunet",
     ),
     "raw": _option("nnUNet_raw, when it is not in the workspace folder.", ""),
-    "preprocessed": _option("nnUNet_preprocessed, when it is not in the workspace folder; a fast disk pays.", ""),
+    "preprocessed": _option("nnUNet_preprocessed, when it is not in the workspace folder. A fast disk makes training faster.", ""),
     "results": _option("nnUNet_results, when it is not in the workspace folder.", ""),
     "jobs": _option("Job directories (specification, log, metrics, result), when they are not in the workspace folder.", ""),
-    "leases": _option("GPU and CPU lease ledger, when it is not in the workspace folder; must be on a local disk of each host.", ""),
+    "leases": _option("GPU and CPU lease ledger, when it is not in the workspace folder. It must be on a local disk of each host.", ""),
     "input_roots": _option(f"Users may name input only below these. {_PATH_LIST}", "", example="/data/incoming,/archive/studies"),
     "output_roots": _option(
         f"Users may name output only below these. {_PATH_LIST} Empty means the folder predictions in the workspace.", ""
     ),
     "trainer_paths": _option(f"Folders with your own nnU-Net trainer classes. {_PATH_LIST}", ""),
     "sharing": _option(
-        "Who may work with what is made: private (the user that jobs run as, 0600 and 0700), group (files are writable for the folder's "
-        "group, missing roots are made with setgid, others get nothing) or group_others_read (others may read). Default ACLs go first.",
+        "Who may use the files that jobs write: private (the user that jobs run as, 0600 and 0700), group (the folder's group may write, "
+        "missing roots are created with setgid, others get nothing) or group_others_read (others may read). Default ACLs come first.",
         "private",
         example="group",
     ),
     "backend": _option(
-        "Where jobs run: local (a detached process on the worker's host), docker (a container each), kubernetes (a pod each), fake "
-        "(scripted, for tests), or the name of a backend that another installed package has.",
+        "Where jobs run: local (a detached process on the worker's host), docker (one container each), kubernetes (one pod each), fake "
+        "(scripted, for tests), or the name of a backend that another installed package adds.",
         "local",
     ),
     "backend_options": _option(
-        "More options of the backend, as a JSON object; include/backends and include/kubernetes have examples.",
+        "Options of the backend, as a JSON object; include/backends and include/kubernetes have examples.",
         "",
         example='{"image": "nnunet-jobs:0.1.0", "user": "50000:50000"}',
     ),
     "python": _option("Interpreter that has nnU-Net and this package. Empty means Airflow's own.", "", example="/opt/nnunet/bin/python"),
-    "cpu_slots": _option("How many jobs may compute at once on a host without a GPU.", "1", type_="integer"),
+    "cpu_slots": _option("Number of jobs that may compute at once on a host without a GPU.", "1", type_="integer"),
     "datasets": _option("Folder of dataset files; include/datasets beside the DAGs folder when empty.", "", example="/srv/datasets"),
     "teams": _option("Folder of team files; include/teams beside the DAGs folder when empty.", "", example="/srv/teams"),
     "predictor_servers": _option(
-        "Prediction API: addresses of predictor servers (python -m nnunet_jobs serve) of this workspace, separated by ','. Requests go "
-        "there first; where none is up or has a place, the request's own job loads the model. Teams name theirs in their files.",
+        "Prediction API: addresses of predictor servers (python -m nnunet_jobs serve) of this workspace, separated by ','. They are asked "
+        "first. If none is up or all are full, the request's own job loads the model. Teams name their servers in their files.",
         "",
         example="http://127.0.0.1:8600,unix:/run/nnunet/serve.sock",
     ),
     "predictions_quota": _option(
-        "Prediction API: unfinished requests that a team may have at once, uploads included, unless its file says.", "20", type_="integer"
+        "Prediction API: unfinished requests that a team may have at once, with uploads, unless its file has another number.",
+        "20",
+        type_="integer",
     ),
     "predictions_limit": _option("Prediction API: unfinished requests of all teams at once.", "200", type_="integer"),
     "predictions_keep_days": _option("Prediction API: days until a request's images and result are removed.", "30", type_="integer"),
     "predictions_upload_mib": _option("Prediction API: size of one request's images in MiB.", "512", type_="integer"),
-    "predictions_free_mib": _option(
-        "Prediction API: MiB that an upload must leave free on the disk of the requests.", "1024", type_="integer"
+    "predictions_free_mib": _option("Prediction API: disk space in MiB that an upload must leave free.", "1024", type_="integer"),
+    "poll_interval": _option("Seconds between two checks of a running job.", "2.0", type_="float"),
+    "task_log": _option(
+        "What a task's log shows of its job: full (also the job's own log, while it is written) or progress (only progress).", "full"
     ),
-    "poll_interval": _option("Seconds between two looks at a running job.", "2.0", type_="float"),
-    "task_log": _option("What a task's log shows of its job: full (its own log too, as it is written) or progress alone.", "full"),
     "lost_after": _option("Seconds without a heartbeat after which a job counts as lost and is started again.", "120.0", type_="float"),
     "defer_after": _option(
-        "Seconds that a task waits for its job in the worker before it defers, so that short jobs never defer; a deferred task stays "
-        "deferred for at least as long. Airflow can take a task for failed that comes back sooner.",
+        "Seconds that a task waits for its job in the worker before it defers, so that short jobs never defer. A deferred task stays "
+        "deferred for at least as long, because Airflow may mark a task as failed that returns sooner.",
         "10.0",
         type_="float",
     ),
@@ -82,14 +84,14 @@ _CHOICES = {
     "sharing": ["private", "group", "group_others_read"],
     "task_log": ["full", "progress"],
 }
-# Suggestions and not choices: another package may have added a backend.
+# These are suggestions and not choices, because another package may add a backend.
 _EXAMPLES = {"backend": ["local", "docker", "kubernetes"]}
 _FORM_TYPES = {"string": "string", "integer": "integer", "float": "number"}
-# Fields of a connection of type nnunet: the options that differ from team to team; the others are the site's.
+# Fields of a connection of type nnunet: the options that may differ between teams.
 NNUNET_FIELDS: dict[str, dict[str, Any]] = {
     name: {
         "label": label,
-        "description": f"{OPTIONS[name]['description']} Section [nnunet]'s own when empty here.",
+        "description": f"{OPTIONS[name]['description']} If empty here, that of section [nnunet] is used.",
         "schema": {
             "type": [_FORM_TYPES[OPTIONS[name]["type"]], "null"],
             **({"enum": _CHOICES[name]} if name in _CHOICES else {}),
@@ -119,17 +121,17 @@ NNUNET_FIELDS: dict[str, dict[str, Any]] = {
     }.items()
 }
 
-# Fields of a dicomweb connection's extra; the connection's form and the hook's check share them.
+# Fields of a dicomweb connection's extra, used by the connection's form and by the hook's checks.
 DICOMWEB_FIELDS: dict[str, dict[str, Any]] = {
     name: {"label": label, "description": description, "schema": {"type": ["string", "null"], **more}}
     for name, label, description, more in (
         ("base_path", "Base path", "Path of the DICOMweb service. Empty means dicom-web; a single / means none.", {}),
-        ("qido_prefix", "QIDO prefix", "Sub-path of queries, where the archive has one.", {}),
-        ("wado_prefix", "WADO prefix", "Sub-path of retrieval, where the archive has one.", {}),
-        ("stow_prefix", "STOW prefix", "Sub-path of storage, where the archive has one.", {}),
-        ("verify", "CA bundle", "Absolute path of a CA bundle. Empty means the system's; checking cannot be turned off.", {}),
+        ("qido_prefix", "QIDO prefix", "Sub-path of queries, if the archive has one.", {}),
+        ("wado_prefix", "WADO prefix", "Sub-path of retrieval, if the archive has one.", {}),
+        ("stow_prefix", "STOW prefix", "Sub-path of storage, if the archive has one.", {}),
+        ("verify", "CA bundle", "Absolute path of a CA bundle. Empty means the system's. Checking cannot be turned off.", {}),
         ("timeout_s", "Timeout", "Seconds to wait for the archive's next bytes; 60 when empty.", {}),
-        ("tries", "Tries", "Requests in all before a task fails and is retried by Airflow; 5 when empty.", {}),
+        ("tries", "Tries", "Number of requests before a task fails and Airflow retries it; 5 when empty.", {}),
         ("token", "Bearer token", "Token to use instead of login and password.", {"format": "password"}),
     )
 }
@@ -144,7 +146,7 @@ def _modules(integration: str, *names: str) -> dict[str, Any]:
 
 
 def get_provider_info() -> dict[str, Any]:
-    """All that the package gives to Airflow, in the form of Airflow's provider schema."""
+    """Return all that the package provides, in the form of Airflow's provider schema."""
     return {
         "package-name": "airflow-provider-nnunet",
         "name": "nnU-Net",
@@ -172,15 +174,15 @@ def get_provider_info() -> dict[str, Any]:
         "hooks": [_modules(_NNUNET, "settings.hook"), _modules(_DICOMWEB, "dicomweb.hook")],
         "triggers": [_modules(_NNUNET, "jobs.trigger"), _modules(_DICOMWEB, "dicomweb.trigger")],
         "bundles": [_modules(_NNUNET, "dag_bundle")],
-        # No handler: an address such as nnunet://dataset/Dataset004_Hippocampus is as it should be.
+        # There is no handler, because addresses such as nnunet://dataset/Dataset004_Hippocampus need no change.
         "asset-uris": [{"schemes": ["nnunet"], "handler": None}],
-        # Said here as Airflow's own providers say it, but loaded by its entry point: Airflow loads plugins of this list only where
-        # lazy_discover_providers is off, and there it warns that this one is registered already.
+        # Listed here as in Airflow's own providers, but loaded by its entry point. Airflow loads plugins of this list
+        # only if lazy_discover_providers is off, and then warns that this one is registered already.
         "plugins": [{"name": "nnunet", "plugin-class": "airflow_nnunet.plugin.NnunetPlugin"}],
         "config": {
             "nnunet": {
-                "description": "Where nnU-Net's data lives and where its jobs run. Every option can be overridden by a connection of "
-                "type nnunet, for one team or one task.",
+                "description": "Where nnU-Net's data is and where its jobs run. A connection of type nnunet can override options for one "
+                "team or one task.",
                 "options": {name: {**option, "sensitive": False} for name, option in OPTIONS.items()},
             }
         },

@@ -1,4 +1,4 @@
-"""What all ``airflow nnunet`` commands share: they end with a code of the one table, and with a sentence instead of a traceback."""
+"""Base of all ``airflow nnunet`` commands, which end with a documented exit code, and a message instead of a traceback."""
 
 from __future__ import annotations
 
@@ -14,15 +14,17 @@ Command = Callable[[argparse.Namespace], int]
 
 
 def command(function: Command) -> Callable[[argparse.Namespace], None]:
-    """A function that returns an exit code as a command: its error becomes a sentence on stderr and a code.
+    """Make a command of a function that returns an exit code. Its errors become a message on stderr and a code.
 
     Args:
-        function: Takes the parsed arguments and returns a code of :class:`~nnunet_jobs.contract.exit_codes.Exit`.
+        function: Function that takes the parsed arguments and returns a code of
+            :class:`~nnunet_jobs.contract.exit_codes.Exit`.
     """
 
     @functools.wraps(function)
     def run(args: argparse.Namespace) -> None:
-        # As Airflow's own commands do: connections are then read from Airflow's database too, not from the environment alone.
+        # As in Airflow's own commands, connections are then read from Airflow's database too, not only from the
+        # environment.
         os.environ["_AIRFLOW_PROCESS_CONTEXT"] = "server"
         if code := run_command(lambda: function(args), foreign=lambda error: _of_airflow(error, args)):
             raise SystemExit(int(code))
@@ -31,7 +33,7 @@ def command(function: Command) -> Callable[[argparse.Namespace], None]:
 
 
 def _of_airflow(error: Exception, args: argparse.Namespace) -> Sentence | None:
-    """Code and text of an error of Airflow's that a person can do something about."""
+    """Return the code and message for an error of Airflow that a person can fix."""
     from airflow.sdk.exceptions import AirflowNotFoundException
     from sqlalchemy.exc import SQLAlchemyError
 

@@ -1,4 +1,4 @@
-"""``airflow nnunet dataset list|log|withdraw``: what is registered, how it came to be, and what is to go."""
+"""``airflow nnunet dataset list|log|withdraw`` lists datasets, shows their history, and withdraws cases."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _SHOWN = 8
 
 
 def dataset_rows(workspace: Workspace) -> list[dict[str, Any]]:
-    """One entry a dataset: ``dataset``, cases by split, ``hash``, last change (``at``, ``by``), ``version``, ``model``, ``problem``."""
+    """Return for each dataset its name, cases by split, hash, last change, version, promoted model and problem."""
     rows = []
     for name in workspace.datasets().values():
         row: dict[str, Any] = {"dataset": name}
@@ -32,17 +32,18 @@ def dataset_rows(workspace: Workspace) -> list[dict[str, Any]]:
             last = manifest["history"][-1] if manifest["history"] else {}
             row |= {"hash": manifest["hash"], "at": last.get("at"), "by": last.get("by") or {}}
             row |= {"withdrawn": len(Tombstones(workspace, name).cases), "problem": None}
-        except (ConfigError, ValueError, KeyError, OSError) as error:  # one dataset made by hand must not hide the others
+        except (ConfigError, ValueError, KeyError, OSError) as error:  # one dataset that was made by hand must not hide the others
             row |= {"problem": str(error)}
         rows.append({**row, "version": workspace.current_version(name), "model": workspace.champion(name)})
     return rows
 
 
 def dataset_history(workspace: Workspace, dataset: str) -> list[dict[str, Any]]:
-    """Lines of a dataset's history, the oldest first, each with ``previous`` (content hash before), ``by``, counts and ``cases``.
+    """Return a dataset's history, the oldest line first, with ``previous`` (earlier hash), ``by``, counts and
+    ``cases``.
 
     Raises:
-        ConfigError: No such dataset, or it was not registered by us.
+        ConfigError: There is no such dataset, or this package did not register it.
     """
     lines: list[dict[str, Any]] = []
     previous = None
@@ -56,24 +57,24 @@ def dataset_history(workspace: Workspace, dataset: str) -> list[dict[str, Any]]:
 
 
 def find_dataset(workspace: Workspace, dataset: str) -> str:
-    """Full name of a dataset given its id, its full name, or the name after the id where only one has it.
+    """Return the full name of a dataset, given its id, its full name, or its name after the id if that is unique.
 
     Raises:
-        ConfigError: There is none; names those that there are.
+        ConfigError: There is no such dataset. The message names those that exist.
     """
     short = [name for name in workspace.datasets().values() if name.partition("_")[2] == dataset]
     return short[0] if len(short) == 1 else workspace.resolve_dataset(dataset)
 
 
 def who(by: Mapping[str, str]) -> str:
-    """A history line's ``by`` for people: the person before the process's user, and the DAG run."""
+    """Format a history line's ``by``: the person or else the process's user, and the DAG run."""
     person = by.get("triggered_by") or by.get("owner")
     name = f"{person} (as {by['user']})" if person and "user" in by else by.get("user", "unknown")
     return f"{name}, {by['dag_id']} {by.get('run_id', '')}".rstrip() if "dag_id" in by else name
 
 
 def history_text(dataset: str, lines: list[dict[str, Any]]) -> str:
-    """The history for people, the newest first."""
+    """Format the history for people, the newest line first."""
     out = [dataset]
     for line in reversed(lines):
         counts = ", ".join(f"{line[kind]} {kind}" for kind in _KINDS if line[kind]) or "settings"
@@ -94,7 +95,7 @@ def history_text(dataset: str, lines: list[dict[str, Any]]) -> str:
 # --- commands ---------------------------------------------------------------------------------------------------------
 @command
 def log_command(args: argparse.Namespace) -> int:
-    """``dataset log``."""
+    """Run ``dataset log``."""
     workspace = resolve_config(args.conn_id, team=args.team).workspace
     name = find_dataset(workspace, args.dataset)
     lines = dataset_history(workspace, name)
@@ -104,7 +105,7 @@ def log_command(args: argparse.Namespace) -> int:
 
 @command
 def list_command(args: argparse.Namespace) -> int:
-    """``dataset list``."""
+    """Run ``dataset list``."""
     rows = dataset_rows(resolve_config(args.conn_id, team=args.team).workspace)
     if args.json:
         print(json.dumps(rows, indent=1))
@@ -124,7 +125,7 @@ def list_command(args: argparse.Namespace) -> int:
 
 @command
 def withdraw_command(args: argparse.Namespace) -> int:
-    """``dataset withdraw``: done by the interpreter that runs the jobs, since ours has no NumPy; its exit code becomes ours."""
+    """Run ``dataset withdraw`` with the interpreter of the jobs, because it has NumPy, and return its exit code."""
     config = resolve_config(args.conn_id, team=args.team)
     name = find_dataset(config.workspace, args.dataset)
     flags = [f"--{name.replace('_', '-')}" for name in ("dry_run", "restore", "predictions", "demote", "json") if getattr(args, name)]

@@ -1,4 +1,4 @@
-"""``airflow nnunet init|doctor|usage|dataset`` and the others; ``python -m airflow_nnunet`` where the package is not installed."""
+"""Defines ``airflow nnunet`` and its commands, or ``python -m airflow_nnunet`` if the package is not installed."""
 
 from __future__ import annotations
 
@@ -6,28 +6,30 @@ from typing import Any
 
 
 def get_cli_commands() -> list[Any]:
-    """What the provider adds to Airflow's command line. Imports no more than a parser needs."""
+    """Return the commands that the provider adds to Airflow's command line. Only a parser's needs are imported."""
     from airflow.cli import cli_config
     from airflow.cli.cli_config import ActionCommand, GroupCommand, lazy_load_command
     from rich.markup import escape
 
     def argument(flags: tuple[str, ...], *, help: str, **more: Any) -> Any:
-        made: Any = cli_config.Arg  # Airflow's own class has no annotations
-        # Airflow shows help through rich, which takes brackets for markup.
+        made: Any = cli_config.Arg  # Airflow's class has no annotations
+        # Airflow shows help with rich, which reads brackets as markup.
         return made(flags, help=escape(help), **more)
 
     path = argument(
-        ("path",), nargs="?", default=None, help="file with pools; include/pools.json of the site, else of the package, when empty"
+        ("path",), nargs="?", default=None, help="file with pools; by default include/pools.json of the site, or else of the package"
     )
-    folder = argument(("folder",), nargs="?", default=None, metavar="FOLDER", help="where to; AIRFLOW_HOME when empty")
-    no_dags = argument(("--no-dags",), action="store_true", help="leave out the DAG files, for those who use the package's DAG bundle")
+    folder = argument(("folder",), nargs="?", default=None, metavar="FOLDER", help="folder to write to; AIRFLOW_HOME by default")
+    no_dags = argument(("--no-dags",), action="store_true", help="leave out the DAG files, if you use the package's DAG bundle")
     connection = argument(("--conn-id",), default=None, help="connection of type nnunet that overrides section [nnunet]")
     dataset = argument(("dataset",), help="dataset: its id, its full name, or the name after the id")
     as_json = argument(("--json",), action="store_true", help="print JSON")
     team = argument(("--team",), default=None, help="name of a file in include/teams")
     usage = (
-        argument(("--since",), default=None, metavar="DAY", help="first day (UTC), such as 2026-01-01; of this month when empty"),
-        argument(("--until",), default=None, metavar="DAY", help="day at whose beginning (UTC) the sum ends; now when empty"),
+        argument(
+            ("--since",), default=None, metavar="DAY", help="first day (UTC), such as 2026-01-01; by default the first day of this month"
+        ),
+        argument(("--until",), default=None, metavar="DAY", help="day at whose beginning (UTC) the sum ends; now by default"),
         team,
         cli_config.ARG_OUTPUT,
         argument(("--json",), action="store_true", help="print one JSON object with the span, the rows, their total and what is left out"),
@@ -36,46 +38,50 @@ def get_cli_commands() -> list[Any]:
     withdraw = (
         dataset,
         argument(("--case",), action="extend", nargs="+", metavar="ID", help="case ids"),
-        argument(("--group",), action="extend", nargs="+", metavar="PATIENT", help="patients: all of their cases, later ones too"),
-        argument(("--reason",), default=None, help="for the history; one line, never patient data"),
-        argument(("--dry-run",), action="store_true", help="only say what would go"),
-        argument(("--restore",), action="store_true", help="lift an earlier withdrawal: the next registration may bring the cases again"),
+        argument(
+            ("--group",), action="extend", nargs="+", metavar="PATIENT", help="patients; all of their cases are withdrawn, also later ones"
+        ),
+        argument(("--reason",), default=None, help="reason for the history: one line, without patient data"),
+        argument(("--dry-run",), action="store_true", help="only print what would be removed"),
+        argument(
+            ("--restore",), action="store_true", help="undo an earlier withdrawal, so that the next registration may add the cases again"
+        ),
         argument(("--predictions",), action="store_true", help="delete the cases' predictions below output_roots too"),
-        argument(("--demote",), action="store_true", help="a promoted model that was trained on them is no longer the champion"),
+        argument(("--demote",), action="store_true", help="also remove the promotion of a model that was trained on them"),
         as_json,
         team,
         connection,
     )
     predict = (
-        argument(("images",), nargs="+", metavar="FILE", help="images of one case, one a channel, in the model's order"),
-        argument(("--dataset",), required=True, help="whose model: its id or its full name"),
-        argument(("--model",), default=None, help="model id; the promoted one when empty"),
-        argument(("--wait",), action="store_true", help="until it has ended; prints the volumes"),
-        argument(("--output",), default=None, metavar="PATH", help="wait, and save the segmentation here"),
-        argument(("--timeout",), type=float, default=3600.0, metavar="SECONDS", help="for --wait; the prediction goes on after it"),
-        argument(("--key",), default=None, help="Idempotency-Key: the same key and files are the same prediction"),
-        argument(("--url",), default=None, help="of the API server; NNUNET_API_URL, else [api] base_url when empty"),
+        argument(("images",), nargs="+", metavar="FILE", help="images of one case, one for each channel, in the model's order"),
+        argument(("--dataset",), required=True, help="dataset whose model predicts: its id or its full name"),
+        argument(("--model",), default=None, help="model id; the promoted one by default"),
+        argument(("--wait",), action="store_true", help="wait until the prediction has ended, and print the volumes"),
+        argument(("--output",), default=None, metavar="PATH", help="wait, and save the segmentation to this file"),
+        argument(("--timeout",), type=float, default=3600.0, metavar="SECONDS", help="limit for --wait; the prediction continues after it"),
+        argument(("--key",), default=None, help="Idempotency-Key; the same key and files mean the same prediction"),
+        argument(("--url",), default=None, help="address of the API server; by default NNUNET_API_URL, or else [api] base_url"),
         as_json,
     )
     datasets = GroupCommand(
         name="dataset",
-        help="List datasets, show how one came to be, withdraw cases from it",
+        help="List datasets, show a dataset's history, withdraw cases",
         subcommands=(
             ActionCommand(
                 name="list",
-                help="Registered datasets: cases, content hash, last change, preprocessed version, promoted model",
+                help="List registered datasets: cases, content hash, last change, preprocessed version, promoted model",
                 func=lazy_load_command("airflow_nnunet.cli.datasets.list_command"),
                 args=(as_json, team, connection),
             ),
             ActionCommand(
                 name="log",
-                help="History of a dataset: who, when, what, content hash before and after",
+                help="Show the history of a dataset: who, when, what, content hash before and after",
                 func=lazy_load_command("airflow_nnunet.cli.datasets.log_command"),
                 args=(dataset, as_json, team, connection),
             ),
             ActionCommand(
                 name="withdraw",
-                help="Consent was withdrawn: take cases out of the dataset, its versions and predictions, list the models trained on them",
+                help="Remove cases from a dataset, its versions and predictions after a withdrawn consent; list models trained on them",
                 func=lazy_load_command("airflow_nnunet.cli.datasets.withdraw_command"),
                 args=withdraw,
             ),
@@ -84,12 +90,12 @@ def get_cli_commands() -> list[Any]:
     return [
         GroupCommand(
             name="nnunet",
-            help="Look after nnU-Net's workspace, datasets, pools and jobs",
+            help="Manage nnU-Net's workspace, datasets, pools and jobs",
             subcommands=(
                 datasets,
                 ActionCommand(
                     name="init",
-                    help="Write what a site edits: pools, examples, DAG files and a template of airflow.cfg; never overwrites",
+                    help="Write the files that a site edits: pools, examples, DAG files and a template of airflow.cfg; never overwrites",
                     func=lazy_load_command("airflow_nnunet.cli.init.init_command"),
                     args=(folder, no_dags),
                 ),
@@ -101,7 +107,7 @@ def get_cli_commands() -> list[Any]:
                 ),
                 ActionCommand(
                     name="usage",
-                    help="GPU hours by team and dataset, from every workspace that you may read",
+                    help="Show GPU hours by team and dataset, from every workspace that you may read",
                     func=lazy_load_command("airflow_nnunet.cli.usage.usage_command"),
                     args=usage,
                 ),
@@ -113,13 +119,13 @@ def get_cli_commands() -> list[Any]:
                 ),
                 ActionCommand(
                     name="mark-workspace",
-                    help="Mark the workspace's folders as mounted and in use; the first job does it where no share can be missing",
+                    help="Mark the workspace's folders as mounted and in use; the first job does this if no share can be missing",
                     func=lazy_load_command("airflow_nnunet.cli.workspace.mark_command"),
                     args=(team, connection),
                 ),
                 ActionCommand(
                     name="sync-pools",
-                    help="Create or update the pools of a file and of the teams; slots 'auto' means the number of GPUs, else cpu_slots",
+                    help="Create or update the pools of a file and of the teams; slots 'auto' means the number of GPUs, or else cpu_slots",
                     func=lazy_load_command("airflow_nnunet.cli.pools.sync_pools_command"),
                     args=(path, connection),
                 ),

@@ -1,4 +1,4 @@
-"""``airflow nnunet init``: write what a site edits, and say what comes next."""
+"""``airflow nnunet init`` writes the files that a site edits, and prints the next steps."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ _NEXT = """
 Next:
   1. Take what you need from {folder}/airflow.cfg.template, in airflow.cfg or as AIRFLOW__<SECTION>__<OPTION> variables. Three options must
      be set: [nnunet] workspace and input_roots, and [api_auth] jwt_secret, one secret for all components, without which no task can run.
-  2. airflow db migrate            makes Airflow's database, or brings it up to date
+  2. airflow db migrate            creates Airflow's database, or updates it
   3. airflow nnunet sync-pools     creates the pools of {folder}/include/pools.json
-  4. airflow nnunet doctor         says what is still missing
+  4. airflow nnunet doctor         shows what is still missing
   5. Copy an example in {folder}/include/datasets to a name that ends in .yaml, and edit it: it becomes a DAG as soon as Airflow runs
      (airflow standalone on one machine)."""
 
 
 @command
 def init_command(args: argparse.Namespace) -> int:
-    """The command: one line a file."""
+    """Write the files and print one line for each of them."""
     folder = Path(args.folder).expanduser().absolute() if args.folder else airflow_home()
     for written in write_site(folder, dags=not args.no_dags):
         print(f"{'kept   ' if written.kept else 'written'}  {folder / written.path}")

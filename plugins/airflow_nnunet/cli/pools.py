@@ -1,4 +1,4 @@
-"""``airflow nnunet sync-pools``: the pools of ``include/pools.json`` and of the teams become Airflow's, ``gpu`` as large as the machine."""
+"""``airflow nnunet sync-pools`` creates the pools of ``include/pools.json`` and of the teams in Airflow."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ _FIELDS = ("slots", "description", "include_deferred")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolSpec:
-    """One entry of a pools file.
+    """Describes one entry of a pools file.
 
     Attributes:
-        slots: A number, or ``auto``: as many as there are GPUs, else ``cpu_slots``.
-        include_deferred: A deferred task keeps its slot; without it, every job would start at once.
+        slots: A number, or ``auto`` for the number of GPUs, or ``cpu_slots`` without GPUs.
+        include_deferred: Whether a deferred task keeps its slot. Otherwise every job would start at once.
     """
 
     name: str
@@ -44,7 +44,7 @@ class PoolSpec:
             )
         if not isinstance(self.description, str) or not self.description.strip():
             raise ConfigError(
-                where=f"pool {self.name!r}:", field="description", value=self.description, problem="Airflow insists on a text here"
+                where=f"pool {self.name!r}:", field="description", value=self.description, problem="must be a string that is not empty"
             )
         if not isinstance(self.include_deferred, bool):
             raise ConfigError(
@@ -53,7 +53,7 @@ class PoolSpec:
 
 
 def read_pools(path: Path) -> list[PoolSpec]:
-    """Pools of a file in the form of ``airflow pools export``, where slots may also be ``auto``.
+    """Read a file in the form of ``airflow pools export``, where slots may also be ``auto``.
 
     Raises:
         ConfigError: The file or an entry cannot be used; the message names it.
@@ -82,7 +82,7 @@ def read_pools(path: Path) -> list[PoolSpec]:
 
 
 def default_path() -> Path:
-    """``include/pools.json`` of the project folder that holds ``plugins``, else of AIRFLOW_HOME, else the package's own."""
+    """Return the first existing ``include/pools.json``: beside ``plugins``, in AIRFLOW_HOME, or the package's own."""
     from airflow.configuration import conf
 
     folders = (
@@ -94,10 +94,10 @@ def default_path() -> Path:
 
 
 def run_jobs_command(python: str, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
-    """Run one command of ``nnunet_jobs`` by the interpreter that runs the jobs.
+    """Run one command of ``nnunet_jobs`` with the interpreter that runs the jobs.
 
     Args:
-        python: The interpreter, as in section [nnunet].
+        python: Interpreter, as in section [nnunet].
         arguments: Arguments of the command.
         options: Options of :func:`subprocess.run`.
 
@@ -112,7 +112,7 @@ def run_jobs_command(python: str, *arguments: str, **options: Any) -> subprocess
 
 
 def probe_host(config: NnunetConfig) -> dict[str, Any]:
-    """What the interpreter that runs the jobs sees on this host: GPUs, memory, versions.
+    """Return GPUs, memory and versions of this host, as seen by the interpreter that runs the jobs.
 
     Raises:
         ConfigError: The interpreter cannot run ``nnunet_jobs``.
@@ -129,15 +129,15 @@ def probe_host(config: NnunetConfig) -> dict[str, Any]:
 
 
 def automatic_slots(config: NnunetConfig, host: dict[str, Any]) -> int:
-    """Slots of a pool that says ``auto``: one a GPU, or the CPU slots where there is no GPU."""
+    """Return the slots of a pool with ``auto``: the number of GPUs, or the CPU slots without GPUs."""
     return len(host["gpus"]) or config.workspace.cpu_slots
 
 
 def team_pools(path: Path) -> list[PoolSpec]:
-    """The teams' own pools.
+    """Return the teams' own pools.
 
     Raises:
-        ConfigError: A team's file is wrong, or the pools file ``path`` has a pool of a team's name.
+        ConfigError: A team's file is wrong, or the pools file ``path`` has a pool with a team's name.
     """
     teams = load_teams()
     if teams.errors:
@@ -153,7 +153,7 @@ def team_pools(path: Path) -> list[PoolSpec]:
 
 
 def sync_pools(path: Path, config: NnunetConfig) -> list[tuple[str, int]]:
-    """Create or update the file's pools and the teams' in Airflow's database; pools that nobody names stay as they are."""
+    """Create or update the pools of the file and of the teams in Airflow's database. Other pools are not changed."""
     from airflow.models.pool import Pool
     from airflow.utils.session import create_session
 
@@ -172,7 +172,7 @@ def sync_pools(path: Path, config: NnunetConfig) -> list[tuple[str, int]]:
 
 @command
 def sync_pools_command(args: argparse.Namespace) -> int:
-    """The command: one line a pool."""
+    """Sync the pools and print one line for each of them."""
     path = Path(args.path) if args.path else default_path()
     for name, slots in sync_pools(path, resolve_config(args.conn_id)):
         print(f"pool {name}: {slots} slots")

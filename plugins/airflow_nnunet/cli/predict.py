@@ -1,7 +1,9 @@
-"""``airflow nnunet predict``: post a case to the prediction API of a running Airflow, wait for it, save its segmentation.
+"""``airflow nnunet predict`` posts a case to the prediction API of a running Airflow, and may wait for the
+segmentation.
 
-Ends with a code of :class:`~nnunet_jobs.contract.exit_codes.Exit`: done also means taken, without --wait; not now means no answer, no
-place, or not in time. Passwords and tokens come from the environment, never from the command line, which every user of a machine can see.
+The exit codes are those of :class:`~nnunet_jobs.contract.exit_codes.Exit`. Without --wait, done means that the request
+was accepted; not now means no answer, a full queue, or a timeout. Passwords and tokens are read from the environment
+and not from the command line, which every user of a machine can see.
 """
 
 from __future__ import annotations
@@ -25,12 +27,12 @@ TOKEN, USERNAME, PASSWORD, URL = "NNUNET_API_TOKEN", "NNUNET_API_USERNAME", "NNU
 
 @command
 def predict_command(args: argparse.Namespace) -> int:
-    """The command: the id on stdout (or JSON), what goes wrong on stderr."""
+    """Post the case, and print the id or JSON on stdout and errors on stderr."""
     missing = [path for path in args.images if not Path(path).is_file()]
     if missing:
         return _say(f"{missing[0]}: no such file", Exit.REFUSED)
     if args.output and not Path(args.output).absolute().parent.is_dir():
-        return _say(f"--output {args.output}: its folder is not there", Exit.REFUSED)
+        return _say(f"--output {args.output}: its folder does not exist", Exit.REFUSED)
     url = args.url or os.environ.get(URL) or _configured_url()
     token, username = os.environ.get(TOKEN), os.environ.get(USERNAME, "")
     if not token and not username:
@@ -38,7 +40,7 @@ def predict_command(args: argparse.Namespace) -> int:
     try:
         client = PredictionsClient(url, username=username, password=os.environ.get(PASSWORD, ""), token=token)
     except httpx.InvalidURL as error:
-        return _say(f"--url={url!r}: not an address ({error}); such as http://127.0.0.1:8080", Exit.REFUSED)
+        return _say(f"--url={url!r}: not an address ({error}); use one such as http://127.0.0.1:8080", Exit.REFUSED)
     try:
         return _predict(client, args)
     except RequestProblem as error:
@@ -47,7 +49,7 @@ def predict_command(args: argparse.Namespace) -> int:
     except RestError as error:
         return _say(str(error), Exit.REFUSED)
     except httpx.TransportError as error:
-        return _say(f"{url}: no answer ({type(error).__name__}); is the API server up? --url or {URL} says where it is", Exit.NOT_NOW)
+        return _say(f"{url}: no answer ({type(error).__name__}); is the API server up? Set its address with --url or {URL}", Exit.NOT_NOW)
     except TimeoutError as error:
         return _say(str(error), Exit.NOT_NOW)
     finally:

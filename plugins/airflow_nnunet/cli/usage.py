@@ -1,4 +1,4 @@
-"""``airflow nnunet usage``: GPU hours by team and dataset, summed from what jobs have booked, over all workspaces that one may read."""
+"""``airflow nnunet usage`` shows GPU hours by team and dataset, summed over all workspaces that the user may read."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from nnunet_jobs.contract.storage.permissions import explain_permission_error
 
 @dataclass(slots=True, kw_only=True)
 class Row:
-    """What one team used for one dataset in a span of time.
+    """Sums what one team used for one dataset in a span of time.
 
     Attributes:
-        attempts: Attempts that ended in this time.
-        failed: Those of them that did not end well, cancelled ones too.
-        gpu_hours: Hours on GPUs, each by the part of its memory that was reserved.
+        attempts: Number of attempts that ended in this time.
+        failed: Number of these attempts that failed or were cancelled.
+        gpu_hours: Hours on GPUs, each weighted by the reserved share of its memory.
         slot_hours: Hours on CPU slots.
-        other_hours: Hours of steps that take neither, such as registration and preprocessing.
-        waited_hours: For a device.
+        other_hours: Hours of steps that use neither, such as registration and preprocessing.
+        waited_hours: Hours of waiting for a device.
     """
 
     team: str
@@ -43,7 +43,7 @@ class Row:
     waited_hours: float = 0.0
 
     def add(self, usage: Usage, since: dt.datetime, until: dt.datetime) -> None:
-        """Count the part of an attempt that lies in the span, so that spans that meet add up."""
+        """Add the part of an attempt that lies in the span, so that adjacent spans add up."""
         ended = dt.datetime.fromisoformat(usage.ended)
         computing = ended - dt.timedelta(seconds=usage.computed_s)
         if since <= ended < until:
@@ -60,7 +60,7 @@ class Row:
 
 
 def summed(usages: Iterable[Usage], *, since: dt.datetime, until: dt.datetime, team: str | None = None) -> list[Row]:
-    """One row for each team and dataset that used anything, by name."""
+    """Return one row for each team and dataset with any usage, sorted by name."""
     rows: dict[tuple[str, str], Row] = {}
     for usage in usages:
         if team is None or usage.team == team:
@@ -72,7 +72,7 @@ def summed(usages: Iterable[Usage], *, since: dt.datetime, until: dt.datetime, t
 
 
 def total(rows: Iterable[Row]) -> Row:
-    """The sum of all rows."""
+    """Return the sum of all rows."""
     found = Row(team="total", dataset="")
     for row in rows:
         for name in ("attempts", "failed", "gpu_hours", "slot_hours", "other_hours", "waited_hours"):
@@ -81,10 +81,10 @@ def total(rows: Iterable[Row]) -> Row:
 
 
 def moment(text: str, field: str) -> dt.datetime:
-    """A day or time in ISO 8601; UTC where it names no zone.
+    """Parse a day or time in ISO 8601, which is UTC if it has no time zone.
 
     Raises:
-        ConfigError: It is neither.
+        ConfigError: It is neither a day nor a time.
     """
     try:
         found = dt.datetime.fromisoformat(text)
@@ -97,7 +97,7 @@ def moment(text: str, field: str) -> dt.datetime:
 
 @command
 def usage_command(args: argparse.Namespace) -> int:
-    """The command: Airflow's own output formats, or one JSON document; what cannot be read is said on stderr and is no part of the sum."""
+    """Print the usage in one of Airflow's formats or as JSON. Folders that cannot be read are named on stderr."""
     from airflow.cli.simple_table import AirflowConsole
 
     now = dt.datetime.now(dt.UTC)
@@ -113,12 +113,12 @@ def usage_command(args: argparse.Namespace) -> int:
             os.stat(root)
             found, damaged = read_usage(root, since=since)
         except FileNotFoundError:
-            left_out.append(f"{root}: no such folder; no job has run there yet, or it was moved: set jobs (or workspace) to where it is")
+            left_out.append(f"{root}: no such folder; no job has run there yet, or it was moved; set jobs (or workspace) to its path")
             continue
         except PermissionError as error:
             left_out.append(explain_permission_error(error))
             continue
-        except OSError as error:  # storage that does not answer is no reason to leave out the others
+        except OSError as error:  # storage that does not answer must not hide the others
             left_out.append(f"{root}: cannot be read now ({error.strerror})")
             continue
         if not any(os.path.lexists(os.path.join(root, name)) for name in (MARKER, FOLDER)):
@@ -144,7 +144,7 @@ def usage_command(args: argparse.Namespace) -> int:
 
 
 def columns(row: Row) -> dict[str, str]:
-    """A row for people, by the heads of its columns."""
+    """Format a row for people, with the names of its columns."""
     return {
         "team": row.team or "(no team)",
         "dataset": row.dataset,
@@ -162,5 +162,5 @@ def _rounded(row: Row) -> dict[str, Any]:
 
 
 def _overlap(begin: dt.datetime, end: dt.datetime, since: dt.datetime, until: dt.datetime) -> float:
-    """Hours of one span in another."""
+    """Return the hours that two spans have in common."""
     return max(0.0, (min(end, until) - max(begin, since)).total_seconds()) / 3600

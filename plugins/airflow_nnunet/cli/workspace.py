@@ -1,4 +1,4 @@
-"""The command ``airflow nnunet mark-workspace``."""
+"""``airflow nnunet mark-workspace`` marks the workspace's folders."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from nnunet_jobs.contract.storage.marker import mark_workspace, read_marker
 
 @command
 def mark_command(args: argparse.Namespace) -> int:
-    """The command: mark what is there as the workspace, because a person says that nothing is missing."""
+    """Mark the existing folders as the workspace, because a person says that no share is missing."""
     from sqlalchemy.exc import SQLAlchemyError
 
     workspace = resolve_config(args.conn_id, team=args.team).workspace
@@ -24,6 +24,6 @@ def mark_command(args: argparse.Namespace) -> int:
         DatabaseMemory().remember(workspace.jobs, marker["workspace"])
     except SQLAlchemyError as error:
         first = str(error).splitlines()[0]
-        print(f"Airflow's database does not answer ({first}), so only the markers remember the workspace", file=sys.stderr)
+        print(f"Airflow's database does not answer ({first}), so only the markers record the workspace", file=sys.stderr)
     print(f"marked {', '.join([workspace.jobs, *marker['roots'].values()])}")
     return Exit.DONE

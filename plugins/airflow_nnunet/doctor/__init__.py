@@ -1,1 +1,1 @@
-"""``airflow nnunet doctor``: is this host fit to run jobs?"""
+"""``airflow nnunet doctor`` checks whether this host can run jobs."""

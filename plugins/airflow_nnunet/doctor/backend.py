@@ -1,4 +1,4 @@
-"""The doctor's look at where jobs run, when that is not this host: an engine of containers, a cluster."""
+"""Checks the backend for the doctor, such as a container engine or a cluster."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from nnunet_jobs.contract.failure import ConfigError
 
 
 def examine_backend(config: NnunetConfig) -> Iterator[Finding]:
-    """The backends of other distributions, and what the chosen one says of its own place. One that cannot be made is a finding too."""
+    """Yield findings about backends of other distributions, and about the chosen backend."""
     for usable, text in examine_third_party():
         yield Finding(topic="installed backend", ok=usable, text=text)
     backend = _make(config)
@@ -23,7 +23,7 @@ def examine_backend(config: NnunetConfig) -> Iterator[Finding]:
 
 
 def runs_here(config: NnunetConfig) -> bool:
-    """Whether what is installed on this host matters to jobs."""
+    """Return whether jobs use what is installed on this host."""
     backend = _make(config)
     return isinstance(backend, ConfigError) or backend.runs_here
 

@@ -1,4 +1,4 @@
-"""``airflow nnunet doctor``: is this host fit to run jobs? Each line says ok, or what is wrong and the fix."""
+"""``airflow nnunet doctor`` checks whether this host can run jobs. Each line says ok, or the problem and the fix."""
 
 from __future__ import annotations
 
@@ -37,18 +37,18 @@ from nnunet_jobs.contract.storage.permissions import (
 from nnunet_jobs.contract.storage.withdrawals import Tombstones
 from nnunet_jobs.contract.storage.workspace import ROOTS
 
-# A preprocessed dataset of a few hundred volumes takes tens of GB; less than this is trouble soon.
+# A preprocessed dataset of a few hundred volumes takes tens of GB, so less than this will not be enough.
 _LOW_DISK_GIB = 20
-# Batches travel between processes through /dev/shm; 64 MB, Docker's default, loses them silently.
+# Batches are passed between processes through /dev/shm. With 64 MB, Docker's default, they are lost silently.
 _LOW_SHM_MIB = 2048
 # Each data worker holds dozens of files and sockets.
 _LOW_FILES = 4096
-_OURS = (".locks", ".state", ".versions")  # made by whoever was first
+_OURS = (".locks", ".state", ".versions")  # owned by the user who ran the first job
 _SYNC = "run airflow nnunet sync-pools, or python -m airflow_nnunet sync-pools"
 
 
 def examine(config: NnunetConfig) -> Iterator[Finding]:
-    """Everything that the doctor looks at, in the order in which a person would fix it."""
+    """Yield all findings of the doctor, in the order in which a person would fix them."""
     yield from _roots(config)
     yield from examine_marker(config)
     yield from _user_folders(config)
@@ -92,13 +92,13 @@ def _roots(config: NnunetConfig) -> Iterator[Finding]:
             yield Finding(topic=name, ok=False, text=closed)
         enough = free >= _LOW_DISK_GIB or name in ("jobs", "leases")
         fix = "" if enough else f"; below {_LOW_DISK_GIB} GiB, free space or move {name} to another disk"
-        there = "is writable" if path.is_dir() else "is not there yet and can be made"
+        there = "is writable" if path.is_dir() else "does not exist yet and can be created"
         yield Finding(topic=name, ok=enough, text=f"{path} {there}, {free:.0f} GiB free{fix}")
     leases = _existing(Path(config.workspace.leases))
     try:
         kind = network_file_system(leases)
     except OSError:
-        return  # the folder's own finding says that it cannot be used
+        return  # there is already a finding that the folder cannot be used
     if kind is not None:
         yield Finding(
             topic="leases", ok=False, blocks=True,
@@ -124,10 +124,10 @@ def _user_folders(config: NnunetConfig) -> Iterator[Finding]:
 
 
 def _withdrawals(config: NnunetConfig) -> Iterator[Finding]:
-    """Withdrawn cases of which something may still be there."""
+    """Yield datasets with withdrawn cases of which something may still exist."""
     try:
         names = list(config.workspace.datasets().values())
-    except PermissionError:  # said of raw already
+    except PermissionError:  # there is already a finding about raw
         return
     for name in names:
         try:
@@ -140,7 +140,7 @@ def _withdrawals(config: NnunetConfig) -> Iterator[Finding]:
             continue
         if cases:
             again = f"airflow nnunet dataset withdraw {name} --case {' '.join(cases)}"
-            yield Finding(topic="withdrawals", ok=False, text=f"{len(cases)} cases of {name} are not gone everywhere; run {again}")
+            yield Finding(topic="withdrawals", ok=False, text=f"{len(cases)} cases of {name} are not removed everywhere; run {again}")
 
 
 def _versions(host: dict[str, Any]) -> Iterator[Finding]:
@@ -206,19 +206,19 @@ def _pool(config: NnunetConfig, host: dict[str, Any] | None) -> Finding:
         first = str(error).splitlines()[0]
         return Finding(topic=topic, ok=False, blocks=True, text=f"Airflow's database does not answer ({first}); run airflow db migrate")
     if found is None:
-        return Finding(topic=topic, ok=False, blocks=True, text=f"missing, tasks would wait for ever; {_SYNC}")
+        return Finding(topic=topic, ok=False, blocks=True, text=f"missing, tasks would wait forever; {_SYNC}")
     slots, include_deferred = found
     if not include_deferred:
-        text = f"deferred tasks free their slot, so all jobs start at once; {_SYNC}"
+        text = f"deferred tasks free their slot, so all jobs would start at once; {_SYNC}"
         return Finding(topic=topic, ok=False, text=text)
     if host is not None and slots > (fit := automatic_slots(config, host)):
-        text = f"{slots} slots for {fit} on this host; fine with several hosts, else jobs wait for a lease; {_SYNC}"
+        text = f"{slots} slots for {fit} on this host; this is right for several hosts, else jobs wait for a lease; {_SYNC}"
         return Finding(topic=topic, text=text)
     return Finding(topic=topic, text=f"{slots} slots, deferred tasks keep theirs")
 
 
 def _teams() -> Iterator[Finding]:
-    """The teams' files, and a pool for each."""
+    """Yield findings about the teams' files and pools."""
     from airflow.models.pool import Pool
     from airflow.utils.session import create_session
     from sqlalchemy.exc import SQLAlchemyError
@@ -230,15 +230,15 @@ def _teams() -> Iterator[Finding]:
         with create_session() as session:
             missing = [name for name, team in teams.configs.items() if Pool.get_pool(team.pool_name, session=session) is None]
     except SQLAlchemyError:
-        return  # the pool's finding has said so
+        return  # there is already a finding about the database
     for name, team in teams.configs.items():
-        lost = f"pool {team.pool_name} is missing, the team's tasks would wait for ever; {_SYNC}"
-        text = lost if name in missing else f"pool {team.pool_name} is there, roots below {team.nnunet.workspace}"
+        lost = f"pool {team.pool_name} is missing, the team's tasks would wait forever; {_SYNC}"
+        text = lost if name in missing else f"pool {team.pool_name} exists, roots are below {team.nnunet.workspace}"
         yield Finding(topic=f"team {name}", ok=name not in missing, blocks=name in missing, text=text)
 
 
 def _archives() -> Iterator[Finding]:
-    """Connections of type dicomweb in Airflow's database, each asked for one study, and their pool."""
+    """Yield findings about the dicomweb connections in Airflow's database, each asked for one study, and their pool."""
     from airflow.models.connection import Connection
     from airflow.models.pool import Pool
     from airflow.utils.session import create_session
@@ -253,7 +253,7 @@ def _archives() -> Iterator[Finding]:
             session.expunge_all()
             pool = Pool.get_pool(ARCHIVE_POOL, session=session) is not None
     except SQLAlchemyError:
-        return  # the pool's finding has said so
+        return  # there is already a finding about the database
     for connection in archives:
         topic = f"archive {connection.conn_id}"
         try:
@@ -264,11 +264,11 @@ def _archives() -> Iterator[Finding]:
         else:
             yield Finding(topic=topic, text=f"{archive.endpoint.url} answers")
     if archives and not pool:
-        yield Finding(topic=f"pool {ARCHIVE_POOL}", ok=False, text=f"missing, retrieval would wait for ever; {_SYNC}")
+        yield Finding(topic=f"pool {ARCHIVE_POOL}", ok=False, text=f"missing, retrieval would wait forever; {_SYNC}")
 
 
 def _unwritable(path: Path) -> str:
-    """Why nothing can be written to a folder or made below its nearest parent; empty when it can. Leaves nothing behind."""
+    """Return why nothing can be written to a folder or to its nearest existing parent, or an empty string."""
     there = _existing(path)
     try:
         if not there.is_dir():
@@ -289,7 +289,7 @@ def _existing(path: Path) -> Path:
 
 @command
 def doctor_command(args: argparse.Namespace) -> int:
-    """The command: a line for each finding; ends as failed when one of them keeps jobs from running."""
+    """Print a line for each finding, and fail if one of them keeps jobs from running."""
     try:
         config = resolve_config(args.conn_id, team=args.team)
     except ConfigError as error:

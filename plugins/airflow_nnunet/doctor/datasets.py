@@ -1,4 +1,4 @@
-"""What the doctor says about dataset files: those that make no DAG, and pools that are not there."""
+"""Checks dataset files for the doctor: those that make no DAG, and those whose pool does not exist."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ if TYPE_CHECKING:
 
 
 def examine_datasets(sync: str) -> Iterator[Finding]:
-    """Dataset files that cannot be used, and those whose tasks would wait for a pool that Airflow does not have.
+    """Yield the dataset files that cannot be used, and those whose tasks would wait for a pool that Airflow does not
+    have.
 
     Args:
-        sync: What to run for the pools that come with this package.
+        sync: Command that creates the pools of this package.
     """
     from airflow.models.pool import Pool
     from airflow.sdk.configuration import conf
@@ -38,13 +39,13 @@ def examine_datasets(sync: str) -> Iterator[Finding]:
         yield from _paths(name, config)
     users: dict[str, list[str]] = {}
     for name, config in loaded.configs.items():
-        if config.pool != GPU_POOL:  # which has a finding of its own
+        if config.pool != GPU_POOL:  # this pool has a finding of its own
             users.setdefault(config.pool, []).append(name)
     try:
         with create_session() as session:
             missing = [pool for pool in users if Pool.get_pool(pool, session=session) is None]
     except SQLAlchemyError:
-        return  # the finding of the pool gpu has said so
+        return  # there is already a finding about the database
     for pool in missing:
         files = ", ".join(users[pool])
         text = f"missing, tasks of {files} would wait forever; {sync}, or create it: airflow pools set '{pool}' 1 'trainings'"
@@ -52,7 +53,7 @@ def examine_datasets(sync: str) -> Iterator[Finding]:
 
 
 def _paths(name: str, config: TrainingConfig) -> Iterator[Finding]:
-    """Folders of a dataset file that its tasks may not read or write, which would be found at night otherwise."""
+    """Yield folders of a dataset file that its tasks may not read or write, before a run fails at night."""
     from airflow_nnunet.operators.fields import is_template
     from airflow_nnunet.pipelines.planning import check_prediction
     from airflow_nnunet.pipelines.run_form import RunSettings

@@ -1,4 +1,4 @@
-"""What the doctor says about the executor: with Celery, broker, workers, and the settings that decide what an outage costs."""
+"""Checks the executor for the doctor, and for Celery the broker, the workers, and settings for outages."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from airflow_nnunet.doctor.finding import Finding
 
-# As in airflow.cfg.template: a week, longer than any training that waits in a worker.
+# One week, as in airflow.cfg.template, which is longer than any training that waits in a worker.
 _VISIBILITY_S = 604_800
 _LONG_OUTAGE_S = 600
 _ANSWER_S = 2.0
@@ -17,7 +17,7 @@ _TEMPLATE = "see airflow.cfg.template"
 
 
 def examine_executor() -> Iterator[Finding]:
-    """The secret that components share, the executor, and for Celery everything that depends on it."""
+    """Yield findings about the shared secret, the executor, and Celery if it is used."""
     from airflow.configuration import AIRFLOW_CONFIG, conf
 
     yield from _shared_secret(conf, AIRFLOW_CONFIG)
@@ -40,23 +40,23 @@ def examine_executor() -> Iterator[Finding]:
 
 
 def _shared_secret(conf: Any, file: str) -> Iterator[Finding]:
-    """Whether all components sign with one secret. Where airflow.cfg names none, each process makes one up and refuses the others' tokens.
+    """Yield a finding if components do not share a secret, because each would make its own and refuse others' tokens.
 
-    Nothing is said where there is no airflow.cfg yet.
+    Nothing is reported if there is no airflow.cfg yet.
     """
     if conf.get("api_auth", "jwt_private_key_path", fallback=None) or not os.path.isfile(file):
         return
     _, source = conf.as_dict(display_source=True, display_sensitive=False)["api_auth"]["jwt_secret"]
     if source == "default":
-        text = f"jwt_secret is not set, so every component makes up its own and no task can run; set one secret for all, {_TEMPLATE}"
+        text = f"jwt_secret is not set, so every component makes its own and no task can run; set one secret for all, {_TEMPLATE}"
         yield Finding(topic="api_auth", ok=False, blocks=True, text=text)
 
 
 def examine_celery(config: Mapping[str, Any], *, publish_retries: int) -> Iterator[Finding]:
-    """Judge Celery's settings, then ask broker and workers.
+    """Check Celery's settings, then ask broker and workers.
 
     Args:
-        config: Celery's configuration as the provider makes it of airflow.cfg.
+        config: Celery's configuration, which the provider makes from airflow.cfg.
         publish_retries: Option ``task_publish_max_retries`` of section [celery].
     """
     yield from _settings(config, publish_retries)
@@ -69,10 +69,10 @@ def _settings(config: Mapping[str, Any], publish_retries: int) -> Iterator[Findi
         enough = float(visible) >= _VISIBILITY_S
         fix = f"; a task that waits longer in a worker is delivered twice and may lose a try, set {_VISIBILITY_S}, {_TEMPLATE}"
         yield Finding(topic="celery visibility_timeout", ok=enough, text=f"{visible} s{'' if enough else fix}")
-    # Without an end to its own tries a publish runs into operation_timeout, and only that is tried again by the executor.
+    # The executor tries a publish again only after operation_timeout, so Celery's own tries must not end before it.
     endless = config.get("task_publish_retry_policy", {}).get("max_retries", 0) is None
     patient = endless and publish_retries >= _LONG_OUTAGE_S
-    text = f"{publish_retries} tries" if endless else "tasks that become due while the broker is away fail at once"
+    text = f"{publish_retries} tries" if endless else "tasks that become due during an outage of the broker fail at once"
     fix = f"; set task_publish_max_retries and the task_publish_retry_policy of extra_celery_config, {_TEMPLATE}"
     yield Finding(topic="celery publishing", ok=patient, text=text + ("" if patient else fix))
     multiplier = config["worker_prefetch_multiplier"]
@@ -80,15 +80,15 @@ def _settings(config: Mapping[str, Any], publish_retries: int) -> Iterator[Findi
         text = f"{multiplier}; a busy worker holds tasks that another one could run, set 1 in section [celery]"
         yield Finding(topic="celery worker_prefetch_multiplier", ok=False, text=text)
     if not config["task_acks_late"]:
-        text = "False; a killed worker takes the tasks that it had not begun with it, set True in section [celery]"
+        text = "False; tasks that a killed worker had not started are lost, set True in section [celery]"
         yield Finding(topic="celery task_acks_late", ok=False, text=text)
     if not str(config["result_backend"]).startswith("db+"):
-        text = "no database; a broker that loses its data loses results too, leave result_backend in section [celery] empty"
+        text = "not a database; a broker that loses its data also loses results, leave result_backend in section [celery] empty"
         yield Finding(topic="celery result_backend", ok=False, text=text)
 
 
 def _workers(config: Mapping[str, Any]) -> Iterator[Finding]:
-    """Whether the broker answers, which workers it knows and what they serve. Its password is not shown."""
+    """Yield whether the broker answers, and its workers with their queues. The password is not shown."""
     from celery import Celery  # type: ignore[import-untyped, unused-ignore]
     from kombu.exceptions import OperationalError
 

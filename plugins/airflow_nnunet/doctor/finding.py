@@ -1,4 +1,4 @@
-"""One line of the doctor's report."""
+"""Defines one line of the doctor's report."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """What was looked at and what was found. ``blocks`` means that jobs cannot run like this."""
+    """Describes what was checked and found. ``blocks`` means that jobs cannot run."""
 
     topic: str
     text: str

@@ -1,4 +1,4 @@
-"""The doctor's look at what earlier jobs left: their folders, and studies that were given up."""
+"""Checks for the doctor the folders of earlier jobs, and studies that were given up."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from airflow_nnunet.settings.config import NnunetConfig
 from airflow_nnunet.settings.resolver import job_roots
 from nnunet_jobs.contract.storage.permissions import explain_permission_error
 
-# Newest jobs of Airflow's database that are looked for.
+# Number of newest jobs in Airflow's database that are checked.
 _LOOKED_FOR = 200
 
 
 def examine_jobs(config: NnunetConfig) -> Iterator[Finding]:
-    """Whether the folders of jobs that Airflow remembers are where the settings say, and which studies were given up."""
+    """Yield job folders that are missing although Airflow has a record of them, and studies that were given up."""
     yield from _moved(config)
     yield from _studies(config)
 
@@ -35,18 +35,18 @@ def _moved(config: NnunetConfig) -> Iterator[Finding]:
         with create_session() as session:
             values = [_decoded(value) for (value,) in session.execute(newest)]
     except SQLAlchemyError:
-        return  # the pool's finding has said so
-    # An XCom backend of the site's keeps values elsewhere.
+        return  # there is already a finding about the database
+    # A site's own XCom backend stores values elsewhere.
     paths = [Path(value["path"]) for value in values if isinstance(value, dict) and "path" in value]
     yield from missing_jobs(paths, [Path(root) for root in dict.fromkeys([config.workspace.jobs, *job_roots()])])
 
 
 def missing_jobs(paths: Iterable[Path], roots: Sequence[Path]) -> Iterator[Finding]:
-    """What of remembered jobs is nowhere.
+    """Yield a finding for each folder whose recorded jobs cannot be found.
 
     Args:
-        paths: Paths of the jobs' folders, as they were when the jobs began.
-        roots: Jobs folders of the settings, where they may be now.
+        paths: Paths of the jobs' folders when the jobs started.
+        roots: Jobs folders of the settings, where the jobs may be now.
     """
     remembered: dict[Path, list[bool]] = defaultdict(list)
     for path in paths:
@@ -55,17 +55,17 @@ def missing_jobs(paths: Iterable[Path], roots: Sequence[Path]) -> Iterator[Findi
         lost = found.count(False)
         there = _may_be_there(folder)
         if lost and (not there or lost == len(found)):
-            state = "is empty of them" if there else "is missing: it was moved, or is not mounted"
+            state = "has none of them" if there else "is missing: it was moved, or is not mounted"
             yield Finding(
                 topic="jobs",
                 ok=False,
-                text=f"{lost} of the newest {len(found)} jobs of {folder} are nowhere; that folder {state}. Their pages answer 404 and "
-                "their usage is not counted; set jobs (or workspace) in section [nnunet] to where the folder is",
+                text=f"{lost} of the newest {len(found)} jobs of {folder} cannot be found; that folder {state}. Their pages answer 404 and "
+                "their usage is not counted; set jobs (or workspace) in section [nnunet] to the folder's path",
             )
 
 
 def _may_be_there(folder: Path) -> bool:
-    """Whether there is such a folder; True of one in a folder that is closed to this user, of which nothing can be said."""
+    """Return whether a folder exists, or True if this user may not know."""
     try:
         return folder.is_dir()
     except PermissionError:
@@ -75,7 +75,7 @@ def _may_be_there(folder: Path) -> bool:
 
 
 def _decoded(value: Any) -> Any:
-    """An XCom's value; some databases keep it as a JSON string."""
+    """Return an XCom's value, which some databases store as a JSON string."""
     try:
         return json.loads(value) if isinstance(value, str) else value
     except ValueError:
@@ -83,7 +83,7 @@ def _decoded(value: Any) -> Any:
 
 
 def _studies(config: NnunetConfig) -> Iterator[Finding]:
-    """Studies of archives that failed in every run that got them."""
+    """Yield studies of archives that failed in every run that got them."""
     from airflow_nnunet.dicomweb.handout import given_up_text
     from airflow_nnunet.dicomweb.ledger import ledgers
 

@@ -1,4 +1,4 @@
-"""What the doctor says about the workspace's marker."""
+"""Checks the workspace's marker for the doctor."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _MARK = "airflow nnunet mark-workspace"
 
 
 def examine_marker(config: NnunetConfig) -> Iterator[Finding]:
-    """Is every root mounted, and does its marker say that it is this workspace's?"""
+    """Yield whether every root is mounted and has the marker of this workspace."""
     workspace = config.workspace
     for name in (*SHARED_ROOTS, "jobs"):
         path = getattr(workspace, name)
@@ -51,7 +51,7 @@ def _unmarked(config: NnunetConfig) -> Finding:
     if reason is None and _known(jobs):
         reason = f"no marker {MARKER}, although jobs have run in this workspace"
     if reason is None:
-        return Finding(topic=_TOPIC, ok=False, text=f"{jobs} is not marked yet: the first job does it, or now: {_MARK}")
+        return Finding(topic=_TOPIC, ok=False, text=f"{jobs} is not marked yet; the first job marks it, or {_MARK} does")
     text = f"{jobs}: {reason}; jobs are refused. Mount the share, or, if nothing is to be mounted there, run {_MARK}"
     return Finding(topic=_TOPIC, ok=False, blocks=True, text=text)
 
@@ -62,4 +62,4 @@ def _known(jobs: str) -> bool:
     try:
         return DatabaseMemory().recall(jobs) is not None
     except SQLAlchemyError:
-        return False  # the pool's finding says that the database does not answer
+        return False  # there is already a finding about the database

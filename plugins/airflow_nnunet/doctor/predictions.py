@@ -1,4 +1,4 @@
-"""The part of ``airflow nnunet doctor`` that looks at the prediction API: its settings, its pool and its predictor servers."""
+"""Checks the prediction API for the doctor: its settings, its pool and its predictor servers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from nnunet_jobs.contract.failure import ConfigError
 
 
 def examine_predictions(fix: str) -> Iterator[Finding]:
-    """Findings about the prediction API. ``fix``: what makes missing pools."""
+    """Yield findings about the prediction API. ``fix`` is the command that creates pools."""
     from airflow.models.pool import Pool
     from airflow.utils.session import create_session
     from sqlalchemy.exc import SQLAlchemyError
@@ -28,12 +28,12 @@ def examine_predictions(fix: str) -> Iterator[Finding]:
         with create_session() as session:
             there = Pool.get_pool(PREDICTION_POOL, session=session) is not None
     except SQLAlchemyError:
-        return  # the pool's finding has said so
+        return  # there is already a finding about the database
     if there:
-        limits = f"{tenants[0].quota} unfinished requests a team, {tenants[0].limit} in all, kept {tenants[0].keep_days} days"
-        text = f"pool {PREDICTION_POOL} is there; {limits}"
+        limits = f"{tenants[0].quota} unfinished requests for each team, {tenants[0].limit} in all, kept {tenants[0].keep_days} days"
+        text = f"pool {PREDICTION_POOL} exists; {limits}"
     else:
-        text = f"pool {PREDICTION_POOL} is missing, requests would wait for ever; {fix}"
+        text = f"pool {PREDICTION_POOL} is missing, requests would wait forever; {fix}"
     yield Finding(topic="prediction API", ok=there, text=text)
     for tenant in tenants:
         for address in tenant.servers:
@@ -44,7 +44,7 @@ def examine_predictions(fix: str) -> Iterator[Finding]:
 
 
 def _readiness(address: str) -> str:
-    """``ready``, perhaps with what keeps the server from one of its duties, or why it is not."""
+    """Return ``ready``, with the server's own remarks if it has any, or the reason why it is not ready."""
     try:
         with connect(address) as client:
             return "; ".join(client.get("/readyz", timeout=5).text.split("\n")).strip("; ")[:300]

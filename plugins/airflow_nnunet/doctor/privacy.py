@@ -1,4 +1,4 @@
-"""For the doctor: patient data that every user of the machine may read, although sharing says that others get nothing."""
+"""Finds for the doctor patient data that every user of the machine may read, although ``sharing`` excludes others."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from pathlib import Path
 from airflow_nnunet.doctor.finding import Finding
 from nnunet_jobs.contract.storage.workspace import WRITTEN_ROOTS, Workspace
 
-# Folders and files looked at in each root: a warning needs one, and the doctor must answer in seconds.
+# Limit on folders and files checked in each root. A warning needs only one, and the doctor must answer in seconds.
 _MOST_LOOKED_AT = 200_000
 
 
 def examine_privacy(workspace: Workspace) -> Iterator[Finding]:
-    """A finding for each root with files that others may read: made by an earlier version, by hand, or under another setting."""
+    """Yield a finding for each root with files that others may read, from an earlier version or another setting."""
     if workspace.sharing == "group_others_read":
         return
     roots = [(name, Path(getattr(workspace, name))) for name in WRITTEN_ROOTS]
@@ -26,18 +26,18 @@ def examine_privacy(workspace: Workspace) -> Iterator[Finding]:
         if found is None:
             continue
         open_roots += 1
-        # The folder alone: chmod -R would reach a user's own source files through hard links.
+        # Only the folder is named, because chmod -R would change a user's own source files through hard links.
         yield Finding(
             topic=name, ok=False,
-            text=f"patient data is readable for every user of this machine, such as {found}, although sharing={workspace.sharing!r}; "
+            text=f"patient data can be read by every user of this machine, such as {found}, although sharing={workspace.sharing!r}; "
             f"close the folder above it: chmod o-rwx {root}",
         )  # fmt: skip
     if not open_roots:
-        yield Finding(topic="privacy", text=f"sharing={workspace.sharing!r}, and nothing of patients is readable for other users")
+        yield Finding(topic="privacy", text=f"sharing={workspace.sharing!r}, and other users can read no patient data")
 
 
 def _readable_by_others(root: Path) -> Path | None:
-    """A file below a folder that everybody may read, with every folder on the way open; None where there is none."""
+    """Return a file below a folder that everybody can read, through all folders above it, or None."""
     real = Path(os.path.realpath(root))
     if not real.is_dir() or not all(_open(parent, stat.S_IXOTH) for parent in (real, *real.parents)):
         return None
@@ -45,7 +45,7 @@ def _readable_by_others(root: Path) -> Path | None:
     while folders and left > 0:
         try:
             entries = list(os.scandir(folders.pop()))
-        except OSError:  # another user's, or gone meanwhile
+        except OSError:  # it belongs to another user, or was removed in the meantime
             continue
         left -= len(entries)
         for entry in entries:

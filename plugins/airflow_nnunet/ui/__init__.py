@@ -1,1 +1,1 @@
-"""Pages of the plugin."""
+"""The pages of the plugin."""

@@ -1,9 +1,9 @@
-"""Pages behind the extra links: a job's log, its folder and its report, read-only, for users who may read the job's own DAG.
+"""Shows a job's log, folder and report to users who may read the job's DAG. The pages are read-only.
 
-Airflow does not protect a plugin's pages by itself. Here a page asks Airflow whether its user may read the logs of the DAG that the job
-belongs to, and the teams' files whether the user is a member of the job's team; otherwise the job is as unknown as any: 404. Without a
-login a browser is led to the login page, and a program gets 401. Nothing outside the configured jobs folders is ever read: ids have a
-fixed form, names come from a fixed list, links are not followed.
+Airflow does not protect a plugin's pages. So each page asks Airflow whether the user may read the logs of the job's
+DAG, and the teams' files whether the user is a member of the job's team. If not, the answer is 404, as for an unknown
+job. Without a login a browser is redirected to the login page, and a program gets 401. Only the configured jobs folders
+are read: ids have a fixed form, names are from a fixed list, and links are not followed.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ _SHOWN_BYTES = 1024 * 1024
 _REPORT = "report.html"
 _REPORT_BYTES = 32 * 1024 * 1024
 _READABLE = (".json", ".jsonl", ".txt")
-# A log line may hold anything; nothing in it may ever run as a page of Airflow's.
+# A log may contain anything, and nothing in it may run as a page of Airflow.
 _HEADERS = {"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'", "X-Content-Type-Options": "nosniff"}
-# A report holds pictures. Its own scripts, if it could ever have any, would not run, nor act as the user.
+# A report contains pictures. Scripts in it would neither run nor act as the user.
 _REPORT_HEADERS = {**_HEADERS, "Content-Security-Policy": f"{_HEADERS['Content-Security-Policy']}; img-src data:; sandbox"}
 
 _FOLDER = Environment(autoescape=True, undefined=StrictUndefined).from_string("""<!doctype html><title>{{ job_id }}</title>
@@ -53,7 +53,7 @@ _FOLDER = Environment(autoescape=True, undefined=StrictUndefined).from_string(""
 
 
 def create_app() -> FastAPI:
-    """The app that the plugin mounts."""
+    """Return the app that the plugin mounts."""
     app = FastAPI(
         title="nnU-Net jobs",
         dependencies=[Depends(requires_access_view(AccessView.PLUGINS))],
@@ -76,10 +76,10 @@ def create_app() -> FastAPI:
 
 
 def readable_folder(request: Request, user: GetUserDep, job_id: str) -> Path:
-    """The folder of a job, for a user who may read it.
+    """Return the folder of a job, for a user who may read it.
 
     Raises:
-        HTTPException: 404, there is no such job or it is not this user's to read; the answer is the same.
+        HTTPException: 404, there is no such job, or the user may not read it.
     """
     folder, team = find_job(job_id)
     try:
@@ -88,7 +88,7 @@ def readable_folder(request: Request, user: GetUserDep, job_id: str) -> Path:
         raise _unknown() from error
     dag_id = spec.labels.get("dag_id")
     if not dag_id:
-        raise _unknown()  # nobody can say who may read it
+        raise _unknown()  # it is not known who may read it
     try:
         requires_access_dag("GET", DagAccessEntity.TASK_LOGS, dag_id)(request, user)
     except AnyHTTPException as error:
@@ -102,19 +102,19 @@ Folder = Annotated[Path, Depends(readable_folder)]
 
 
 def job_log(folder: Folder, tail: Annotated[int, Query(ge=1, le=16 * 1024 * 1024)] = _TAIL_BYTES) -> PlainTextResponse:
-    """The last ``tail`` bytes of the job's log as plain text."""
+    """Return the last ``tail`` bytes of the job's log as plain text."""
     return PlainTextResponse(_read(folder, "log.txt", tail), headers=_HEADERS)
 
 
 def job_file(folder: Folder, name: str) -> PlainTextResponse:
-    """One of the job's own text files."""
+    """Return one of the job's text files."""
     if name not in _names(folder):
         raise HTTPException(404, "no such file in this job")
     return PlainTextResponse(_read(folder, name, _SHOWN_BYTES), headers=_HEADERS)
 
 
 def job_folder(folder: Folder) -> HTMLResponse:
-    """What is in the job's directory, and how far it is."""
+    """Return a page with the job's files and state."""
     job_id = folder.name
     state = JobDir(folder).state()
     files = [(name, (folder / name).lstat().st_size) for name in _names(folder)]
@@ -123,7 +123,7 @@ def job_folder(folder: Folder) -> HTMLResponse:
 
 
 def job_report(folder: Folder) -> HTMLResponse:
-    """The page that a step wrote about its data."""
+    """Return the page that a step wrote about its data."""
     page = _read(folder, _REPORT, _REPORT_BYTES)
     if not page:
         raise HTTPException(404, "no report in this job; it is written when the check of the dataset ends")
@@ -131,32 +131,32 @@ def job_report(folder: Folder) -> HTMLResponse:
 
 
 def find_job(job_id: str) -> tuple[Path, str | None]:
-    """Folder of a job, and the team whose jobs folder it is in.
+    """Return the folder of a job, and the team whose jobs folder it is in.
 
     Raises:
-        HTTPException: 404, no jobs folder that this server can read has it.
+        HTTPException: 404, the job is in no jobs folder that this server can read.
     """
     if JOB_ID.fullmatch(job_id):
         for root, team in owned_job_roots().items():
             folder = Path(root) / job_id
-            with contextlib.suppress(OSError):  # a folder that is closed to this server, or away, hides no other one's jobs
+            with contextlib.suppress(OSError):  # a folder that cannot be read must not hide jobs in others
                 if stat.S_ISDIR(folder.lstat().st_mode):
                     return folder, team
     raise _unknown()
 
 
 def _unknown() -> HTTPException:
-    """One answer for what is not there and for what is not the user's, which says when a whole jobs folder is not there."""
+    """Return the same answer for unknown and forbidden jobs. It says if whole jobs folders cannot be read."""
     unread = sum(not _is_filled(root) for root in owned_job_roots())
     where = "the jobs folders of section [nnunet] and of the teams"
     if unread:
-        why = "no job has run there, or it was moved, is not mounted or is closed to the server's user"
+        why = "no job has run there, or it was moved, is not mounted, or the server's user may not read it"
         where += f"; {unread} of these folders cannot be read on this server ({why}): airflow nnunet doctor says more"
     return HTTPException(404, f"no such job that you may read in {where}")
 
 
 def _is_filled(root: str) -> bool:
-    """Whether a jobs folder can be read and has something in it: a mount point without its share is an empty folder."""
+    """Return whether a jobs folder can be read and is not empty, as a mount point without its share is."""
     try:
         return bool(os.listdir(root))
     except OSError:
@@ -164,13 +164,13 @@ def _is_filled(root: str) -> bool:
 
 
 def _is_member(user: str, team: str) -> bool:
-    """Whether a user may read a team's jobs: its members where its file names any, else whoever may read the DAG."""
+    """Return whether a user may read a team's jobs. Without members in its file, all who may read the DAG may do so."""
     config = load_teams().configs.get(team)
     return config is not None and (not config.predictions.members or user in config.predictions.members)
 
 
 def _airflow(request: Request) -> str:
-    """Path of Airflow's own pages, below the base URL when it has one."""
+    """Return the path of Airflow's own pages, with the path of the base URL."""
     path: str = request.scope.get("root_path", "")
     return path.removesuffix(URL_PREFIX).rstrip("/")
 

@@ -114,9 +114,9 @@ def test_a_whole_pipeline_passes_its_results_on(home: Path) -> None:
     jobs = home / "nnunet" / "jobs"
     jobs.rename(home / "moved")
     doctor = run(["-m", "airflow_nnunet", "doctor"], environment(home, backend="fake")).stdout
-    assert f"jobs of {jobs} are nowhere; that folder is missing: it was moved, or is not mounted" in doctor
+    assert f"jobs of {jobs} cannot be found; that folder is missing: it was moved, or is not mounted" in doctor
     doctor = run(["-m", "airflow_nnunet", "doctor"], environment(home, backend="fake", jobs=str(home / "moved"))).stdout
-    assert "are nowhere" not in doctor, "the settings say where it is now"
+    assert "cannot be found" not in doctor, "the settings say where it is now"
     events = rows(home, "select asset.uri, asset_event.extra from asset_event join asset on asset.id = asset_event.asset_id")
     assert [uri for uri, _ in events] == ["nnunet://dataset/Dataset004_Hip"]  # nothing was promoted, so no event says so
 

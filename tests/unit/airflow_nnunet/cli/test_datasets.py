@@ -133,7 +133,7 @@ def test_the_commands_list_log_and_withdraw(home: Path) -> None:
     stones.cases["a"]["complete"] = False
     stones.save()
     sick = run(["-m", "airflow_nnunet", "doctor"], env)
-    assert "warn  withdrawals: 1 cases of Dataset004_Small are not gone everywhere; run airflow nnunet dataset withdraw" in sick.stdout
+    assert "warn  withdrawals: 1 cases of Dataset004_Small are not removed everywhere; run airflow nnunet dataset withdraw" in sick.stdout
 
 
 def test_a_tasks_job_says_who_triggered_the_run(nnunet: Path) -> None:

@@ -176,7 +176,7 @@ def test_a_jobs_folder_that_is_not_there_is_said(nnunet: Path, capsys: pytest.Ca
     usage_command(arguments())
     said = capsys.readouterr()
     assert f"not in the sum: {nnunet / 'jobs'}: no such folder" in said.err
-    assert "or it was moved: set jobs (or workspace) to where it is" in said.err
+    assert "or it was moved; set jobs (or workspace) to its path" in said.err
     usage_command(arguments(json=True))
     assert "no such folder" in json.loads(capsys.readouterr().out)["left_out"][0]
     (nnunet / "jobs").mkdir(parents=True)  # the mount point of a share that is not mounted

@@ -224,6 +224,6 @@ def test_doctor_asks_every_archive_and_looks_for_their_pool(orthanc: Orthanc, ho
     found = run_python(["-m", "airflow_nnunet", "doctor"], env).stdout
     assert f"ok    archive good: {orthanc.url}/dicom-web answers" in found
     assert "warn  archive stale: config: connection 'stale': a query: the archive answers 401" in found
-    assert "warn  pool pacs: missing, retrieval would wait for ever" in found
+    assert "warn  pool pacs: missing, retrieval would wait forever" in found
     assert SECRET not in found
     assert orthanc.password not in found

@@ -36,7 +36,7 @@ def finding(config: NnunetConfig) -> Finding:
 
 def test_the_doctor_warns_of_a_workspace_that_is_not_marked_yet(home: Path) -> None:
     said = run(["-m", "airflow_nnunet", "doctor"], environment(home, backend="fake")).stdout
-    assert f"warn  workspace: {home}/nnunet/jobs is not marked yet: the first job does it" in said
+    assert f"warn  workspace: {home}/nnunet/jobs is not marked yet; the first job marks it" in said
 
 
 def test_the_doctor_refuses_a_workspace_that_is_not_mounted(nnunet: Path) -> None:
