@@ -16,6 +16,9 @@ def get_cli_commands() -> list[Any]:
         # Airflow shows help with rich, which reads brackets as markup.
         return made(flags, help=escape(help), **more)
 
+    def command(name: str, function: str, args: tuple[Any, ...], *, help: str) -> Any:
+        return ActionCommand(name=name, help=help, func=lazy_load_command(f"airflow_nnunet.{function}"), args=args)
+
     path = argument(
         ("path",), nargs="?", default=None, help="file with pools; by default include/pools.json of the site, or else of the package"
     )
@@ -67,23 +70,23 @@ def get_cli_commands() -> list[Any]:
         name="dataset",
         help="List datasets, show a dataset's history, withdraw cases",
         subcommands=(
-            ActionCommand(
-                name="list",
+            command(
+                "list",
+                "cli.datasets.list_command",
+                (as_json, team, connection),
                 help="List registered datasets: cases, content hash, last change, preprocessed version, promoted model",
-                func=lazy_load_command("airflow_nnunet.cli.datasets.list_command"),
-                args=(as_json, team, connection),
             ),
-            ActionCommand(
-                name="log",
+            command(
+                "log",
+                "cli.datasets.log_command",
+                (dataset, as_json, team, connection),
                 help="Show the history of a dataset: who, when, what, content hash before and after",
-                func=lazy_load_command("airflow_nnunet.cli.datasets.log_command"),
-                args=(dataset, as_json, team, connection),
             ),
-            ActionCommand(
-                name="withdraw",
+            command(
+                "withdraw",
+                "cli.datasets.withdraw_command",
+                withdraw,
                 help="Remove cases from a dataset, its versions and predictions after a withdrawn consent; list models trained on them",
-                func=lazy_load_command("airflow_nnunet.cli.datasets.withdraw_command"),
-                args=withdraw,
             ),
         ),
     )
@@ -93,41 +96,41 @@ def get_cli_commands() -> list[Any]:
             help="Manage nnU-Net's workspace, datasets, pools and jobs",
             subcommands=(
                 datasets,
-                ActionCommand(
-                    name="init",
+                command(
+                    "init",
+                    "cli.init.init_command",
+                    (folder, no_dags),
                     help="Write the files that a site edits: pools, examples, DAG files and a template of airflow.cfg; never overwrites",
-                    func=lazy_load_command("airflow_nnunet.cli.init.init_command"),
-                    args=(folder, no_dags),
                 ),
-                ActionCommand(
-                    name="doctor",
+                command(
+                    "doctor",
+                    "doctor.command.doctor_command",
+                    (team, connection),
                     help="Check folders, disk, memory, compiler, GPUs, versions and pools; each line says ok or the fix",
-                    func=lazy_load_command("airflow_nnunet.doctor.command.doctor_command"),
-                    args=(team, connection),
                 ),
-                ActionCommand(
-                    name="usage",
+                command(
+                    "usage",
+                    "cli.usage.usage_command",
+                    usage,
                     help="Show GPU hours by team and dataset, from every workspace that you may read",
-                    func=lazy_load_command("airflow_nnunet.cli.usage.usage_command"),
-                    args=usage,
                 ),
-                ActionCommand(
-                    name="predict",
+                command(
+                    "predict",
+                    "cli.predict.predict_command",
+                    predict,
                     help="Post a case to the prediction API; NNUNET_API_TOKEN, or NNUNET_API_USERNAME and NNUNET_API_PASSWORD, log in",
-                    func=lazy_load_command("airflow_nnunet.cli.predict.predict_command"),
-                    args=predict,
                 ),
-                ActionCommand(
-                    name="mark-workspace",
+                command(
+                    "mark-workspace",
+                    "cli.workspace.mark_command",
+                    (team, connection),
                     help="Mark the workspace's folders as mounted and in use; the first job does this if no share can be missing",
-                    func=lazy_load_command("airflow_nnunet.cli.workspace.mark_command"),
-                    args=(team, connection),
                 ),
-                ActionCommand(
-                    name="sync-pools",
+                command(
+                    "sync-pools",
+                    "cli.pools.sync_pools_command",
+                    (path, connection),
                     help="Create or update the pools of a file and of the teams; slots 'auto' means the number of GPUs, or else cpu_slots",
-                    func=lazy_load_command("airflow_nnunet.cli.pools.sync_pools_command"),
-                    args=(path, connection),
                 ),
             ),
         )

@@ -60,16 +60,19 @@ class Endpoint:
             ConfigError: A field is missing or wrong; the message names connection, field and fix, never a credential.
         """
         conn_id = str(connection.conn_id)
-        extra = _extra(conn_id, connection.extra)
-        return cls(
-            conn_id=conn_id,
-            url=_url(conn_id, connection, extra.get("base_path")),
-            **{name: _path(conn_id, name, extra.get(name)) for name in ("qido_prefix", "wado_prefix", "stow_prefix")},
-            **_credentials(conn_id, connection, extra.get("token")),
-            verify=_verify(conn_id, extra.get("verify")),
-            timeout_s=_number(conn_id, "timeout_s", extra.get("timeout_s", 60.0), lowest=0.1),
-            tries=int(_number(conn_id, "tries", extra.get("tries", 5), lowest=1)),
-        )
+        try:
+            extra = _extra(connection.extra)
+            return cls(
+                conn_id=conn_id,
+                url=_url(connection, extra.get("base_path")),
+                **{name: _path(name, extra.get(name)) for name in ("qido_prefix", "wado_prefix", "stow_prefix")},
+                **_credentials(connection, extra.get("token")),
+                verify=_verify(extra.get("verify")),
+                timeout_s=_number("timeout_s", extra.get("timeout_s", 60.0), lowest=0.1),
+                tries=int(_number("tries", extra.get("tries", 5), lowest=1)),
+            )
+        except ConfigError as error:
+            raise error.told(where=f"connection {conn_id!r}:") from error
 
     @property
     def key(self) -> str:
@@ -83,14 +86,13 @@ class Endpoint:
         return url.scheme == "http" and bool(self.password or self.token) and not is_loopback(url.hostname or "")
 
 
-def _extra(conn_id: str, text: str | None) -> dict[str, Any]:
+def _extra(text: str | None) -> dict[str, Any]:
     try:
         data = json.loads(text) if text else {}
     except ValueError:
         data = None  # the text may contain a token, so it is not shown
     if not isinstance(data, dict):
         raise ConfigError(
-            where=f"connection {conn_id!r}:",
             field="extra",
             problem="must be a JSON object",
             fix=f"known fields: {', '.join(DICOMWEB_FIELDS)}",
@@ -100,53 +102,51 @@ def _extra(conn_id: str, text: str | None) -> dict[str, Any]:
         if name not in DICOMWEB_FIELDS:
             near = difflib.get_close_matches(name, DICOMWEB_FIELDS, n=1)
             fix = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(DICOMWEB_FIELDS)}"
-            raise ConfigError(f"connection {conn_id!r}: extra has the unknown field {name!r}; {fix}")
+            raise ConfigError(f"extra has the unknown field {name!r}; {fix}")
     return values
 
 
-def _url(conn_id: str, connection: Any, base_path: Any) -> str:
+def _url(connection: Any, base_path: Any) -> str:
     scheme = (connection.schema or "https").lower()
     if scheme not in ("http", "https"):
-        raise ConfigError(where=f"connection {conn_id!r}:", field="schema", value=scheme, problem="must be https or http")
+        raise ConfigError(field="schema", value=scheme, problem="must be https or http")
     host = connection.host or ""
     if not _HOST.fullmatch(host):
         raise ConfigError(
-            where=f"connection {conn_id!r}:",
             field="host",
             value=host,
             problem="must be a bare host name such as pacs.example",
             fix="put http or https into schema and the path into base_path",
         )
     port = f":{int(connection.port)}" if connection.port else ""
-    path = _path(conn_id, "base_path", "dicom-web" if base_path is None else base_path, empty=True)
+    path = _path("base_path", "dicom-web" if base_path is None else base_path, empty=True)
     return f"{scheme}://{host}{port}" + (f"/{path}" if path else "")
 
 
-def _path(conn_id: str, name: str, value: Any, *, empty: bool = False) -> str | None:
+def _path(name: str, value: Any, *, empty: bool = False) -> str | None:
     text = str(value).strip("/") if value is not None else ""
     if not text and (value is None or empty):
         return None
     if not _PATH.fullmatch(text) or ".." in text.split("/"):
-        raise ConfigError(where=f"connection {conn_id!r}:", field=name, value=value, problem="must be a plain URL path such as dicom-web")
+        raise ConfigError(field=name, value=value, problem="must be a plain URL path such as dicom-web")
     return text
 
 
-def _credentials(conn_id: str, connection: Any, token: Any) -> Mapping[str, Any]:
+def _credentials(connection: Any, token: Any) -> Mapping[str, Any]:
     if token is not None and (not isinstance(token, str) or not token.isprintable() or not token.isascii()):
-        raise ConfigError(where=f"connection {conn_id!r}:", field="token", problem="must be a printable ASCII string")
+        raise ConfigError(field="token", problem="must be a printable ASCII string")
     if token and connection.login:
-        raise ConfigError(f"connection {conn_id!r}: has a login and a token; keep the one that the archive expects")
+        raise ConfigError("has a login and a token; keep the one that the archive expects")
     return {"login": connection.login or None, "password": connection.password or None, "token": token}
 
 
-def _verify(conn_id: str, value: Any) -> bool | str:
+def _verify(value: Any) -> bool | str:
     """Return what certificates are checked with. They are always checked, because an option to skip this stays set."""
     if value is None or value is True or (isinstance(value, str) and value.lower() == "true"):
         return True
     if isinstance(value, str) and os.path.isabs(value):
         if not os.path.exists(value):
             raise ConfigError(
-                where=f"connection {conn_id!r}:",
                 field="verify",
                 value=value,
                 problem="no such file on this host",
@@ -154,7 +154,6 @@ def _verify(conn_id: str, value: Any) -> bool | str:
             )
         return value
     raise ConfigError(
-        where=f"connection {conn_id!r}:",
         field="verify",
         value=value,
         problem="must be true or the absolute path of a CA bundle. Checking certificates cannot be turned off",
@@ -162,11 +161,11 @@ def _verify(conn_id: str, value: Any) -> bool | str:
     )
 
 
-def _number(conn_id: str, name: str, value: Any, *, lowest: float) -> float:
+def _number(name: str, value: Any, *, lowest: float) -> float:
     try:
         number = float(value)
     except (TypeError, ValueError):
         number = math.nan
     if not (math.isfinite(number) and number >= lowest):
-        raise ConfigError(where=f"connection {conn_id!r}:", field=name, value=value, problem=f"must be a number of {lowest:g} or more")
+        raise ConfigError(field=name, value=value, problem=f"must be a number of {lowest:g} or more")
     return number

@@ -114,7 +114,7 @@ class StudyLedger:
     def owner(self) -> dict[str, Any]:
         """Return the DAG, task and query that the ledger belongs to."""
         with open(self.path, errors="replace") as file:
-            first = _parsed(file.readline())
+            first = parsed(file.readline())
         return {name: value for name, value in first.items() if name != "schema"}
 
     def read(self) -> dict[str, Entry]:
@@ -122,7 +122,7 @@ class StudyLedger:
         found: dict[str, Entry] = {}
         for line in self.path.read_text(errors="replace").splitlines():
             with contextlib.suppress(TypeError):  # the first line and damaged lines
-                entry = Entry.from_json(_parsed(line))
+                entry = Entry.from_json(parsed(line))
                 found[entry.study] = entry
         return found
 
@@ -163,7 +163,8 @@ def now() -> str:
     return dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
 
 
-def _parsed(line: str) -> dict[str, Any]:
+def parsed(line: str) -> dict[str, Any]:
+    """Parse one line of a file that is appended to. An incomplete line is empty, so that what it would say is done again."""
     try:
         data = json.loads(line)
     except ValueError:

@@ -11,13 +11,13 @@ from __future__ import annotations
 import json
 import logging
 import threading
-from collections.abc import Mapping
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from airflow_nnunet.dicomweb.archive import Archive
+from airflow_nnunet.dicomweb.ledger import parsed
 from airflow_nnunet.dicomweb.model import SeriesFilter
 from nnunet_jobs.contract.storage.files import content_hash, locked, read_json, sha256_file, write_atomic, write_record
 
@@ -167,7 +167,7 @@ class _Journal:
             self._known.update(read_json(self._manifest)["files"])
         if self._lines.is_file():
             for line in self._lines.read_text().splitlines():
-                self._known.update(_parsed(line))
+                self._known.update(parsed(line))
 
     def is_whole(self, target: Path, file: str) -> bool:
         """Return whether a file exists with the content that was fetched."""
@@ -185,12 +185,3 @@ class _Journal:
         """Write the manifest of a complete study."""
         write_record(self._manifest, {"complete": True, "files": {file: self._known[file] for file in sorted(files)}})
         self._lines.unlink(missing_ok=True)
-
-
-def _parsed(line: str) -> Mapping[str, str]:
-    """Parse one line of the journal. An incomplete line is empty, so that its instance and the next are fetched again."""
-    try:
-        entry = json.loads(line)
-    except ValueError:
-        return {}
-    return entry if isinstance(entry, dict) else {}

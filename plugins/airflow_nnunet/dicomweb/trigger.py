@@ -21,13 +21,14 @@ from airflow_nnunet.dicomweb.ledger import StudyLedger
 from airflow_nnunet.dicomweb.model import StudyQuery
 from airflow_nnunet.dicomweb.stability import KnownStudy, Look, StudyWatch
 from airflow_nnunet.jobs.exceptions import ArchiveUnavailable, NnunetJobError
+from airflow_nnunet.jobs.stored_arguments import StoredArguments
 
 log = logging.getLogger(__name__)
 
 _SHORTEST_PAUSE_S = 0.5
 
 
-class DicomWebStudyTrigger(BaseTrigger):
+class DicomWebStudyTrigger(StoredArguments, BaseTrigger):
     """Sends one event when studies are complete, or when the archive refuses the query.
 
     A triggerer that starts again counts the stable seconds from 0, so that no study is handed out too early. If the
@@ -68,23 +69,6 @@ class DicomWebStudyTrigger(BaseTrigger):
         self.only_new = only_new
         self.max_offers = max_offers
         self.most = most
-
-    def serialize(self) -> tuple[str, dict[str, Any]]:
-        """Return the class path and the arguments, which are all that a triggerer needs."""
-        return (
-            f"{type(self).__module__}.{type(self).__qualname__}",
-            {
-                "dicomweb_conn_id": self.dicomweb_conn_id,
-                "query": self.query,
-                "stable_for": self.stable_for,
-                "hold_s": self.hold_s,
-                "poke_interval": self.poke_interval,
-                "ledger": self.ledger,
-                "only_new": self.only_new,
-                "max_offers": self.max_offers,
-                "most": self.most,
-            },
-        )
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Query the archive at intervals until studies are complete."""

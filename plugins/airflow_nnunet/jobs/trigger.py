@@ -14,11 +14,12 @@ from airflow_nnunet.backends import Backend, JobStatus, Watch, get_backend
 from airflow_nnunet.jobs.log import LogLine, LogLines, new_lines, write_lines
 from airflow_nnunet.jobs.outage import JobFolderGone, Outage, deliver
 from airflow_nnunet.jobs.progress import ProgressLines
+from airflow_nnunet.jobs.stored_arguments import StoredArguments
 from nnunet_jobs.contract.job.folder import JobDir
 from nnunet_jobs.contract.job.state import Phase
 
 
-class JobTrigger(BaseTrigger):
+class JobTrigger(StoredArguments, BaseTrigger):
     """Waits until an attempt of a job is over, shows its progress in the task's log, and cancels it if a user says so.
 
     Nothing is lost when a triggerer ends: all state is in the job's directory, and the next triggerer reads it again.
@@ -57,22 +58,6 @@ class JobTrigger(BaseTrigger):
         self.metrics_offset = metrics_offset
         self.log_offset = log_offset
         self.hold_s = hold_s
-
-    def serialize(self) -> tuple[str, dict[str, Any]]:
-        """Return the class path and the arguments, which are all that a triggerer needs."""
-        return (
-            f"{type(self).__module__}.{type(self).__qualname__}",
-            {
-                "job": self.job,
-                "backend": self.backend,
-                "backend_options": self.backend_options,
-                "poll_interval": self.poll_interval,
-                "lost_after": self.lost_after,
-                "metrics_offset": self.metrics_offset,
-                "log_offset": self.log_offset,
-                "hold_s": self.hold_s,
-            },
-        )
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Send one event with the job's path and last phase when the attempt is over or lost, or its folder was removed."""

@@ -15,9 +15,7 @@ from airflow.api_fastapi.auth.managers.models.resource_details import DagAccessE
 from airflow.api_fastapi.core_api.security import GetUserDep, requires_access_dag
 from fastapi import Depends, FastAPI, Header, Query, Request
 from fastapi import Path as InPath
-from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, Response
-from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from airflow_nnunet.jobs.task_state import JOB_XCOM
@@ -28,8 +26,9 @@ from airflow_nnunet.prediction_api.queue import COME_BACK_S, largest, require_pl
 from airflow_nnunet.prediction_api.store import REQUEST_ID, Draft, new_id, remove
 from airflow_nnunet.prediction_api.tenants import Tenant, load_tenant, tenant_of
 from nnunet_jobs.contract.failure import ConfigError, FailureClass, classify
-from nnunet_jobs.contract.http.problems import MEDIA_TYPE, Problem, documented, in_words
-from nnunet_jobs.contract.http.uploads import FIELD, FILES, documented_segmentation, media_type
+from nnunet_jobs.contract.http.problem_responses import answer_with_problems, respond
+from nnunet_jobs.contract.http.problems import Problem, documented
+from nnunet_jobs.contract.http.uploads import FIELD, FILES, documented_body, documented_segmentation, media_type
 from nnunet_jobs.contract.storage.files import open_new, try_lock
 from nnunet_jobs.contract.storage.permissions import make_folder
 
@@ -39,40 +38,24 @@ _UNKNOWN = "there is no prediction of this id"
 _LOOK_S = 0.01
 _REFUSALS = (401, 403, 422, 503)
 _NAME = {"type": "string", "pattern": "^[A-Za-z0-9_-]{1,120}$"}
-_BODY = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "multipart/form-data": {
-                "schema": {
-                    "type": "object",
-                    "required": ["dataset", FIELD],
-                    "properties": {
-                        "dataset": {**_NAME, "description": "Id or full name of a dataset, such as 4 or Dataset004_Hippocampus."},
-                        "model": {"type": "string", "description": "Model id; the promoted model when left out."},
-                        FIELD: FILES,
-                    },
-                    "additionalProperties": False,
-                }
-            },
-            "application/json": {
-                "schema": {
-                    "type": "object",
-                    "required": ["dataset", "cases"],
-                    "properties": {
-                        "dataset": _NAME,
-                        "model": {"type": ["string", "null"]},
-                        "cases": {
-                            "type": "string",
-                            "description": "Image of one case, or folder of its channels, relative to one of the input roots.",
-                        },
-                    },
-                    "additionalProperties": False,
-                }
-            },
+_BODY = documented_body(
+    form={
+        "required": ["dataset", FIELD],
+        "properties": {
+            "dataset": {**_NAME, "description": "Id or full name of a dataset, such as 4 or Dataset004_Hippocampus."},
+            "model": {"type": "string", "description": "Model id; the promoted model when left out."},
+            FIELD: FILES,
         },
-    }
-}
+    },
+    json={
+        "required": ["dataset", "cases"],
+        "properties": {
+            "dataset": _NAME,
+            "model": {"type": ["string", "null"]},
+            "cases": {"type": "string", "description": "Image of one case, or folder of its channels, relative to one of the input roots."},
+        },
+    },
+)
 RequestId = Annotated[str, InPath(description="Id of a prediction.", max_length=100)]
 IdempotencyKey = Annotated[
     str | None,
@@ -159,7 +142,8 @@ def create_app() -> FastAPI:
         await who.core.fail_run(who.tenant.dag_id, prediction, note=outcome.CANCELLED)
         return Response(status_code=202)
 
-    _answer_with_problems(app)
+    answer_with_problems(app)
+    _answer_storage_errors(app)
     return app
 
 
@@ -264,25 +248,7 @@ def _finished_file(tenant: Tenant, run: dict[str, Any]) -> Path:
 
 
 # --- problems ---------------------------------------------------------------------------------------------------------
-def _respond(problem: Problem) -> JSONResponse:
-    return JSONResponse(problem.document(), status_code=problem.status, headers=problem.headers(), media_type=MEDIA_TYPE)
-
-
-def _answer_with_problems(app: FastAPI) -> None:
-    @app.exception_handler(Problem)
-    async def problem(_request: Request, error: Problem) -> Response:
-        return _respond(error)
-
-    @app.exception_handler(RequestValidationError)
-    async def invalid(_request: Request, error: RequestValidationError) -> Response:
-        return _respond(Problem(422, in_words(error.errors())))
-
-    @app.exception_handler(HTTPException)
-    async def refused(_request: Request, error: HTTPException) -> Response:
-        response = _respond(Problem(error.status_code, str(error.detail)))
-        response.headers.update(error.headers or {})
-        return response
-
+def _answer_storage_errors(app: FastAPI) -> None:
     @app.exception_handler(ClientDisconnect)
     async def gone(_request: Request, _error: ClientDisconnect) -> Response:
         return Response(status_code=499)  # nobody receives it
@@ -291,5 +257,5 @@ def _answer_with_problems(app: FastAPI) -> None:
     async def storage(_request: Request, error: OSError) -> Response:
         log.error("%s", error, exc_info=error)
         if classify(error) is FailureClass.DISK_FULL:
-            return _respond(Problem(507, "there is no disk space for the upload; ask the operator of this server"))
-        return _respond(Problem(503, "the folder of the requests cannot be used now; the API server's log says why", retry_after_s=60))
+            return respond(Problem(507, "there is no disk space for the upload; ask the operator of this server"))
+        return respond(Problem(503, "the folder of the requests cannot be used now; the API server's log says why", retry_after_s=60))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
+from dataclasses import fields
 
 from nnunet_jobs.cli.command import Command, read_workspace
 from nnunet_jobs.context import StepContext
@@ -17,9 +18,15 @@ from nnunet_jobs.devices import host
 def _declare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("dataset", help="id or full name")
     parser.add_argument("--workspace-json", required=True, help="file with the workspace as JSON; '-' reads it from stdin")
-    parser.add_argument("--case", action="extend", nargs="+", default=[], metavar="ID", help="case ids")
+    parser.add_argument("--case", dest="cases", action="extend", nargs="+", default=[], metavar="ID", help="case ids")
     parser.add_argument(
-        "--group", action="extend", nargs="+", default=[], metavar="PATIENT", help="patients: all of their cases, later ones too"
+        "--group",
+        dest="groups",
+        action="extend",
+        nargs="+",
+        default=[],
+        metavar="PATIENT",
+        help="patients: all of their cases, later ones too",
     )
     parser.add_argument("--reason", help="for the history; one line, never patient data")
     parser.add_argument("--user", help="who asked for it, where that is not this process's user")
@@ -38,16 +45,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
     workspace = read_workspace(arguments.workspace_json)
     apply_permissions(workspace)
-    params = WithdrawParams(
-        dataset=arguments.dataset,
-        cases=arguments.case,
-        groups=arguments.group,
-        reason=arguments.reason,
-        dry_run=arguments.dry_run,
-        restore=arguments.restore,
-        predictions=arguments.predictions,
-        demote=arguments.demote,
-    )
+    params = WithdrawParams(**{item.name: getattr(arguments, item.name) for item in fields(WithdrawParams)})
     with tempfile.TemporaryDirectory(prefix="nnunet-withdraw-") as folder:
         context = StepContext(workspace=workspace, job=JobDir(folder), cpus=max(1, int(host.cores())), person=arguments.user)
         result = run(params, context)

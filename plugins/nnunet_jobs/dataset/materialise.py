@@ -14,6 +14,7 @@ from nnunet_jobs.contract.steps.params import RegisterParams
 from nnunet_jobs.dataset.archives import unpack as archives
 from nnunet_jobs.dataset.own_splits import carry_own_splits
 from nnunet_jobs.dataset.sources import recognised
+from nnunet_jobs.dicom.extra import dicom_packages
 from nnunet_jobs.dicom.mark import holds_dicom
 
 
@@ -36,15 +37,8 @@ def plain_source(params: RegisterParams, root: Path, context: StepContext, *, da
 
 
 def _converted(params: RegisterParams, root: Path, context: StepContext, dataset: str) -> contextlib.AbstractContextManager[Path]:
-    try:
+    with dicom_packages(field="layout", value=params.layout):
         from nnunet_jobs.dataset.dicom_source import converted
-    except ImportError as error:
-        raise ConfigError(
-            field="layout",
-            value=params.layout,
-            problem=f"reading DICOM needs {(error.name or '').partition('.')[0]}",
-            fix="install airflow-provider-nnunet[dicom]",
-        ) from error
     return converted(params, root, context, dataset=dataset)
 
 

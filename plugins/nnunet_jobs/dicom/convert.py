@@ -26,12 +26,12 @@ from pydicom.uid import (
 from nnunet_jobs.contract.failure import Fault
 from nnunet_jobs.contract.storage.files import read_only, sync_directory, temporary_beside
 from nnunet_jobs.dicom.geometry import SeriesRefused
-from nnunet_jobs.dicom.model import Grid, Series, files_named, size_of
+from nnunet_jobs.dicom.model import Grid, Series, files_named
 from nnunet_jobs.dicom.reading import read_file, uid_name
 from nnunet_jobs.dicom.values import usual_bits, value_faults
 from nnunet_jobs.dicom.workers import dicom_workers
 from nnunet_jobs.faults.codes import Code
-from nnunet_jobs.sandbox.workers import Broken, Workers
+from nnunet_jobs.sandbox.workers import Broken, Workers, size_of
 
 VERSION = 2
 """Version of the conversion; it is part of the names in the cache, so that a changed converter converts again."""
@@ -101,7 +101,7 @@ def write_nifti(series: Series, grid: Grid, target: Path, *, beat: Callable[[], 
     if workers is None:
         with dicom_workers(1) as own:
             return write_nifti(series, grid, target, beat=beat, workers=own)
-    mib = sum(size_of(instance.path) for instance in series.instances) / (1 << 20)
+    mib = size_of(instance.path for instance in series.instances) / (1 << 20)
     try:
         answer = workers.call(
             "convert",
@@ -148,7 +148,7 @@ def _scale(image: dict[str, Any], frame: int) -> dict[str, float]:
 def memory_mib(series: Series, grid: Grid) -> int:
     """Return the memory that a conversion may use: doubles of all voxels, the result, one or two files, and the libraries."""
     voxels = grid.shape[0] * grid.shape[1] * grid.shape[2]
-    return 1024 + (voxels * 24 >> 20) + 2 * (max(size_of(instance.path) for instance in series.instances) >> 20)
+    return 1024 + (voxels * 24 >> 20) + 2 * (max(size_of([instance.path]) for instance in series.instances) >> 20)
 
 
 def task(data: dict[str, Any]) -> dict[str, Any]:

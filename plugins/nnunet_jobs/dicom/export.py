@@ -12,10 +12,10 @@ from pathlib import Path
 from nnunet_jobs.contract.failure import ConfigError
 from nnunet_jobs.contract.storage.files import write_private
 from nnunet_jobs.dicom.identity import Identity
-from nnunet_jobs.dicom.model import Scan, size_of
+from nnunet_jobs.dicom.model import Scan
 from nnunet_jobs.dicom.series import walk
 from nnunet_jobs.dicom.workers import dicom_workers
-from nnunet_jobs.sandbox.workers import Broken
+from nnunet_jobs.sandbox.workers import Broken, size_of
 
 _FILE_S = 300.0
 _FILE_MIB, _MIB_A_MIB = 4096, 8  # for any file, and for each MiB of it
@@ -68,7 +68,7 @@ def export(source: Path, out: Path, private: Path, *, threads: int = 1, beat: Ca
     def one(item: tuple[int, Path]) -> dict[str, str | None]:
         data = {"path": os.path.realpath(item[1]), "out": str(out), "private": str(private)}
         try:
-            mib = size_of(item[1]) >> 20
+            mib = size_of([item[1]]) >> 20
             memory_mib = _FILE_MIB + mib * _MIB_A_MIB
             return workers.call("deidentify", data, timeout_s=_FILE_S + mib, memory_mib=memory_mib, beat=beat)
         except Broken as broken:

@@ -14,8 +14,9 @@ from nnunet_jobs.contract.failure import ConfigError, DataError, Fault
 from nnunet_jobs.contract.storage.files import sha256_file
 from nnunet_jobs.dicom.convert import write_volume
 from nnunet_jobs.dicom.labels import Described, label_volume
-from nnunet_jobs.dicom.model import Grid, Instance, Series, size_of
+from nnunet_jobs.dicom.model import Grid, Instance, Series
 from nnunet_jobs.faults.codes import Code
+from nnunet_jobs.sandbox.workers import size_of
 
 VERSION = 2
 """Version of the content of label files; it is part of the names in the cache."""
@@ -51,7 +52,7 @@ def request(
 
 def limits(described: Sequence[Described]) -> tuple[float, int]:
     """Return the seconds and MiB that reading may take: both depend on the size of the objects, memory also on the grid."""
-    mib = sum(size_of(instance.path) for item, _, _ in described for instance in item.instances) / (1 << 20)
+    mib = size_of(instance.path for item, _, _ in described for instance in item.instances) / (1 << 20)
     voxels = max(grid.shape[0] * grid.shape[1] * grid.shape[2] for _, _, grid in described)
     return _LEAST_S + mib * _S_A_MIB, _LEAST_MIB + (voxels * _BYTES_A_VOXEL >> 20) + int(mib * _MIB_A_MIB)
 

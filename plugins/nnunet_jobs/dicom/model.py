@@ -136,11 +136,3 @@ class Scan:
         if study:
             self.studies[f"file {number}"] = study
         self.faults.append(Fault(code=code, file=f"file {number}", message=message, severity=severity))
-
-
-def size_of(path: Path) -> int:
-    """Return the bytes of a file; 0 if it was removed meanwhile, which its reader reports without its name."""
-    try:
-        return path.stat().st_size
-    except OSError:
-        return 0

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_jobs.dicom.grouping import Headers, assign_by_folder, group, name_strangers
-from nnunet_jobs.dicom.model import Scan, size_of
+from nnunet_jobs.dicom.model import Scan
 from nnunet_jobs.dicom.workers import dicom_workers
 from nnunet_jobs.faults.codes import Code
-from nnunet_jobs.sandbox.workers import Broken, Workers
+from nnunet_jobs.sandbox.workers import Broken, Workers, size_of
 
 _HEADER_S, _HEADER_MIB = 60.0, 512  # in addition to what the file's size requires
 _S_A_MIB, _MIB_A_MIB = 4.0, 24.0
@@ -50,7 +50,7 @@ def scan(
 
     def read(item: tuple[int, Path]) -> dict[str, Any] | str:
         data = {"path": os.path.realpath(item[1]), "keywords": list(keywords)}
-        mib = size_of(item[1]) / (1 << 20)
+        mib = size_of([item[1]]) / (1 << 20)
         timeout_s, memory_mib = _HEADER_S + mib * _S_A_MIB, _HEADER_MIB + int(mib * _MIB_A_MIB)
         try:
             return guard.call("header", data, timeout_s=timeout_s, memory_mib=memory_mib, beat=beat)

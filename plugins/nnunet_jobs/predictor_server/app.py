@@ -12,14 +12,13 @@ from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Path, Query, Request
-from fastapi.exceptions import RequestValidationError
-from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from nnunet_jobs.contract.failure import ConfigError, DataError, FailureClass, JobError, classify
-from nnunet_jobs.contract.http.problems import Problem, documented, in_words
-from nnunet_jobs.contract.http.uploads import FIELD, FILES, documented_segmentation, media_type
+from nnunet_jobs.contract.http.problem_responses import answer_with_problems, respond
+from nnunet_jobs.contract.http.problems import Problem, documented
+from nnunet_jobs.contract.http.uploads import FIELD, FILES, documented_body, documented_segmentation, media_type
 from nnunet_jobs.prediction.export import label_values
 from nnunet_jobs.prediction.predictor import Predictor
 from nnunet_jobs.prediction.work import CaseWork, Record
@@ -27,7 +26,6 @@ from nnunet_jobs.predictor_server.duties import Duty
 from nnunet_jobs.predictor_server.engine import Busy, InferenceEngine
 from nnunet_jobs.predictor_server.metrics import Metrics
 from nnunet_jobs.predictor_server.models import NoRoom, WarmModels, served_datasets
-from nnunet_jobs.predictor_server.problems import respond
 from nnunet_jobs.predictor_server.settings import ServeSettings
 from nnunet_jobs.predictor_server.uploads import receive
 from nnunet_jobs.predictor_server.visitors import KnownVisitors
@@ -36,21 +34,7 @@ log = logging.getLogger("nnunet_jobs")
 
 _REFRESH_S = 2.0
 _COME_BACK_S = 10
-_FORM = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "multipart/form-data": {
-                "schema": {
-                    "type": "object",
-                    "required": [FIELD],
-                    "properties": {FIELD: FILES},
-                    "additionalProperties": False,
-                }
-            }
-        },
-    }
-}
+_FORM = documented_body(form={"required": [FIELD], "properties": {FIELD: FILES}})
 Dataset = Annotated[str, Path(description="Id or full name of a dataset, such as 4 or Dataset004_Hippocampus.", max_length=120)]
 Model = Annotated[str | None, Query(description="Model id; the promoted model when left out.", max_length=100)]
 Inline = Annotated[bool, Query(description="Answer with JSON that holds the segmentation's file too, in base64.")]
@@ -204,20 +188,7 @@ def create_app(server: Server) -> FastAPI:
         text = server.metrics.text(server.models.warm(), server.models.loads)
         return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
-    @app.exception_handler(Problem)
-    async def problem(_request: Request, error: Problem) -> Response:
-        return respond(error)
-
-    @app.exception_handler(RequestValidationError)
-    async def invalid(_request: Request, error: RequestValidationError) -> Response:
-        return respond(Problem(422, in_words(error.errors())))
-
-    @app.exception_handler(HTTPException)
-    async def refused(_request: Request, error: HTTPException) -> Response:
-        response = respond(Problem(error.status_code, str(error.detail)))
-        response.headers.update(error.headers or {})
-        return response
-
+    answer_with_problems(app)
     return app
 
 

@@ -14,8 +14,8 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from nnunet_jobs.contract.http.loopback import is_loopback
+from nnunet_jobs.contract.http.problem_responses import respond
 from nnunet_jobs.contract.http.problems import Problem
-from nnunet_jobs.predictor_server.problems import respond
 
 log = logging.getLogger("nnunet_jobs")
 

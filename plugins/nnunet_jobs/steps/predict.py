@@ -17,6 +17,7 @@ from nnunet_jobs.contract.storage.permissions import with_workspace_umask
 from nnunet_jobs.contract.storage.predictions import model_folder
 from nnunet_jobs.dataset.changes import beat_or_stop
 from nnunet_jobs.dataset.readers.volume import hash_file
+from nnunet_jobs.dicom.extra import dicom_packages
 from nnunet_jobs.dicom.mark import holds_dicom
 from nnunet_jobs.prediction.batch import Batch
 from nnunet_jobs.prediction.cases import Case
@@ -214,15 +215,8 @@ def _studies(
         raise ConfigError(
             field="cases", value=params.cases, problem=f"DICOM is converted to .nii.gz, the model reads {description['file_ending']}"
         )
-    try:
+    with dicom_packages(field="cases", value=params.cases):
         from nnunet_jobs.prediction.studies import find_studies, registered_rules, series_rules
-    except ImportError as error:
-        raise ConfigError(
-            field="cases",
-            value=params.cases,
-            problem=f"reading DICOM needs {(error.name or '').partition('.')[0]}",
-            fix="install airflow-provider-nnunet[dicom]",
-        ) from error
     rules = series_rules(params.series or registered_rules(context.workspace, dataset), description["channel_names"])
     return find_studies(folder, rules=rules, dataset=dataset, images=images, context=context, as_seg=params.dicom_seg)
 

@@ -42,9 +42,7 @@ def find(params: TrainParams, workspace: Workspace) -> Pretrained | None:
     if "/" in params.pretrained:
         path = workspace.confine_input(params.pretrained, field="pretrained")
         if not path.is_file():
-            raise ConfigError(
-                field="pretrained", value=params.pretrained, problem="no such file", fix="name a checkpoint_final.pth or a model id"
-            )
+            raise _refused(params.pretrained, "no such file", "name a checkpoint_final.pth or a model id")
         _require_consent(params, path)
         return Pretrained(path=path, identity=sha256_file(path))
     root = workspace.model_root(params.pretrained)
@@ -57,24 +55,19 @@ def find(params: TrainParams, workspace: Workspace) -> Pretrained | None:
                     log.warning("fine-tuning from fold 'all': Dice is too good if a validation case was among its cases")
                 return Pretrained(path=path, identity=params.pretrained)
     folds = ", ".join(path.parent.name for path in trained) or "none"
-    raise ConfigError(
-        field="pretrained",
-        value=params.pretrained,
-        problem=f"no fold {params.fold} or 'all' of {params.configuration} in {root} (found: {folds})",
-        fix="name a model that has it, or a checkpoint file",
-    )
+    problem = f"no fold {params.fold} or 'all' of {params.configuration} in {root} (found: {folds})"
+    raise _refused(params.pretrained, problem, "name a model that has it, or a checkpoint file")
+
+
+def _refused(value: Path | str | None, problem: str, fix: str) -> ConfigError:
+    return ConfigError(field="pretrained", value=str(value), problem=problem, fix=fix)
 
 
 def _require_consent(params: TrainParams, checkpoint_path: Path) -> None:
     """Refuse weights of a model that has seen withdrawn cases, since the new model would have seen them too."""
     for folder in list(checkpoint_path.parents)[:3]:  # fold, configuration, dataset
         if seen := trained_on_withdrawn(folder):
-            raise ConfigError(
-                field="pretrained",
-                value=params.pretrained,
-                problem=f"{listed(seen)} withdrawn since that model was trained on",
-                fix="name another",
-            )
+            raise _refused(params.pretrained, f"{listed(seen)} withdrawn since that model was trained on", "name another")
 
 
 def load_into(trainer: Any, pretrained: Pretrained) -> None:
@@ -92,9 +85,7 @@ def load_into(trainer: Any, pretrained: Pretrained) -> None:
     except checkpoint.UnreadableCheckpoint:
         raise  # the storage or the memory of this host, so a retry may succeed
     except checkpoint.UnsafeCheckpoint as error:
-        raise ConfigError(
-            field="pretrained", value=str(pretrained.path), problem=str(error), fix="name an undamaged nnU-Net checkpoint"
-        ) from error
+        raise _refused(pretrained.path, str(error), "name an undamaged nnU-Net checkpoint") from error
     network = trainer.network.module if trainer.is_ddp else trainer.network
     network = getattr(network, "_orig_mod", network)
     own: Mapping[str, Any] = network.state_dict()
@@ -110,12 +101,8 @@ def load_into(trainer: Any, pretrained: Pretrained) -> None:
     if not fits or (kernels and not kernels & set(fits)):
         only = f"only {len(fits)} norms and biases" if fits else "nothing"
         kind = "convolution" if any(own[name].dim() > 2 for name in kernels) else "layer"
-        raise ConfigError(
-            field="pretrained",
-            value=str(pretrained.path),
-            problem=f"of its weights {only} would fit this network of {trainer.configuration_name}, and no {kind}",
-            fix="choose a model of the same plans and configuration",
-        )
+        problem = f"of its weights {only} would fit this network of {trainer.configuration_name}, and no {kind}"
+        raise _refused(pretrained.path, problem, "choose a model of the same plans and configuration")
     fresh = sorted(set(own) - set(fits))
     network.load_state_dict({**own, **fits})
     share = sum(int(own[name].numel()) for name in fits) / sum(int(value.numel()) for value in own.values())

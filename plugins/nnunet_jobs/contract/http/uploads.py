@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,17 @@ class LimitedBody:
 
     def _too_large(self) -> Problem:
         return Problem(413, f"the request is larger than {self._limit_mib} MiB; send fewer or compressed images, or raise {self._setting}")
+
+
+def documented_body(**schemas: Mapping[str, Any]) -> dict[str, Any]:
+    """The body of a request for the OpenAPI document of a route.
+
+    Args:
+        schemas: ``form`` and ``json``: the required fields and all fields with their schemas.
+    """
+    kinds = {"form": "multipart/form-data", "json": "application/json"}
+    content = {kinds[kind]: {"schema": {"type": "object", **schema, "additionalProperties": False}} for kind, schema in schemas.items()}
+    return {"requestBody": {"required": True, "content": content}}
 
 
 def media_type(name: str) -> str:

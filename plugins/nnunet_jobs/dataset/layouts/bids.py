@@ -233,12 +233,7 @@ def _by_case(source: Source, labels: Sequence[Named], cases: Mapping[str, Mappin
     return {case: paths[0] for case, paths in found.items()}
 
 
+_EXPECTS = "folders sub-* beside dataset_description.json or derivatives/<pipeline>/sub-*/ with *_dseg or *_mask files (BIDS)"
 LAYOUT = Layout(
-    name="bids",
-    expects="folders sub-* beside dataset_description.json or derivatives/<pipeline>/sub-*/ with *_dseg or *_mask files (BIDS)",
-    recognise=_recognise,
-    describe=_describe,
-    read=_read,
-    splits_4d=False,
-    described_by="dseg.tsv",
+    name="bids", expects=_EXPECTS, recognise=_recognise, describe=_describe, read=_read, splits_4d=False, described_by="dseg.tsv"
 )

@@ -44,10 +44,5 @@ def _recognise(params: RegisterParams, root: Path, description: Description) -> 
     return isinstance(description.get("training"), list) and not version_2
 
 
-LAYOUT = Layout(
-    name="decathlon",
-    expects="a dataset.json with the list 'training' of images and labels (Medical Segmentation Decathlon)",
-    recognise=_recognise,
-    describe=describe,
-    read=_read,
-)
+_EXPECTS = "a dataset.json with the list 'training' of images and labels (Medical Segmentation Decathlon)"
+LAYOUT = Layout(name="decathlon", expects=_EXPECTS, recognise=_recognise, describe=describe, read=_read)

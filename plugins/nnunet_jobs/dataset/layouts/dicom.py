@@ -31,10 +31,5 @@ def _read(params: RegisterParams, source: Source, description: Description) -> N
     source.units = dict(description.get("units", {}))
 
 
-LAYOUT = Layout(
-    name="dicom",
-    expects="DICOM files, anywhere below the folder",
-    recognise=_recognise,
-    read=_read,
-    splits_4d=False,
-)
+_EXPECTS = "DICOM files, anywhere below the folder"
+LAYOUT = Layout(name="dicom", expects=_EXPECTS, recognise=_recognise, read=_read, splits_4d=False)

@@ -48,9 +48,5 @@ def _read(params: RegisterParams, source: Source, description: Description) -> N
     without_image(source, params.labels, strays)
 
 
-LAYOUT = Layout(
-    name="folders",
-    expects="a folder of images and one of labels, named by the fields images and labels",
-    recognise=_recognise,
-    read=_read,
-)
+_EXPECTS = "a folder of images and one of labels, named by the fields images and labels"
+LAYOUT = Layout(name="folders", expects=_EXPECTS, recognise=_recognise, read=_read)

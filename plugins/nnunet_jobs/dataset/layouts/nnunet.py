@@ -83,10 +83,5 @@ def _split_folder(source: Source, images: str, labels: str | None, ending: str, 
     without_image(source, labels, label_names)
 
 
-LAYOUT = Layout(
-    name="nnunet",
-    expects="a dataset.json with 'file_ending', or with 'channel_names' beside the folder imagesTr (nnU-Net raw, version 2)",
-    recognise=_recognise,
-    read=_read,
-    splits_4d=False,
-)
+_EXPECTS = "a dataset.json with 'file_ending', or with 'channel_names' beside the folder imagesTr (nnU-Net raw, version 2)"
+LAYOUT = Layout(name="nnunet", expects=_EXPECTS, recognise=_recognise, read=_read, splits_4d=False)

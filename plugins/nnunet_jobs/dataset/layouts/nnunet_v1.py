@@ -74,11 +74,5 @@ def _numbered(source: Source, folder: str) -> dict[tuple[str, str], dict[int, Pa
     return found
 
 
-LAYOUT = Layout(
-    name="nnunet_v1",
-    expects="a dataset.json with the list 'training', and on disk imagesTr/<case>_0000.nii.gz for each of its images (nnU-Net version 1)",
-    recognise=_recognise,
-    describe=describe,
-    read=_read,
-    splits_4d=False,
-)
+_EXPECTS = "a dataset.json with the list 'training', and on disk imagesTr/<case>_0000.nii.gz for each of its images (nnU-Net version 1)"
+LAYOUT = Layout(name="nnunet_v1", expects=_EXPECTS, recognise=_recognise, describe=describe, read=_read, splits_4d=False)
