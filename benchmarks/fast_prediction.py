@@ -94,10 +94,10 @@ def compare(workspace: Workspace, configuration: str, model: str) -> None:
     """The rows of one network."""
     import torch
 
+    from nnunet_jobs.contract.storage.predictions import mean_dice
     from nnunet_jobs.prediction.incoming import collect_cases
     from nnunet_jobs.prediction.model import resolve_model
     from nnunet_jobs.prediction.predictor import Predictor
-    from nnunet_jobs.prediction.records import mean_dice
     from nnunet_jobs.prediction.settings import Settings
 
     write_card(workspace.model_root(model) / DATASET, {configuration: [0]}, promote=workspace)

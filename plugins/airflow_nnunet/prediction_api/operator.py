@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,10 +18,18 @@ from airflow_nnunet.settings.workspace_memory import TaskMemory
 from nnunet_jobs.contract.failure import DataError, FailureClass, JobError
 from nnunet_jobs.contract.job.folder import JobDir
 from nnunet_jobs.contract.steps.results import PredictResult
-from nnunet_jobs.contract.storage.files import read_json, replacing, sha256_file, write_json
+from nnunet_jobs.contract.storage.files import read_json, replacing, sha256_file
 from nnunet_jobs.contract.storage.marker import open_workspace
 from nnunet_jobs.contract.storage.permissions import workspace_umask
-from nnunet_jobs.contract.storage.predictions import PREDICTIONS, RECORDS, entry, read_predictions, records_of
+from nnunet_jobs.contract.storage.predictions import (
+    PREDICTIONS,
+    entry,
+    read_predictions,
+    records_of,
+    summarise,
+    write_case_record,
+    write_predictions,
+)
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -113,27 +120,16 @@ def _keep_segmentation(stored: StoredRequest, facts: ModelFacts, answer: ServerA
 
 def _keep(stored: StoredRequest, facts: ModelFacts, record: dict[str, Any]) -> None:
     """Write the record and predictions.json, after the segmentation."""
-    now = datetime.now(UTC).isoformat()
-    (stored.output / RECORDS).mkdir(parents=True, exist_ok=True)
-    record = {"schema": 1, "case": stored.id, **record, "at": now}
-    write_json(stored.output / RECORDS / f"{stored.id}.json", record)
-    predicted = record["status"] == "predicted"
-    write_json(
-        stored.output / PREDICTIONS,
-        {
-            "schema": 1,
-            "dataset": facts.dataset,
-            "model": facts.model,
-            "model_hash": facts.hash,
-            "settings": {},  # those of the server
-            "updated": now,
-            "predicted": int(predicted),
-            "failed": int(not predicted),
-            "flagged": int(bool(record.get("flags"))),
-            "dice": None,
-            "cases": {stored.id: entry(record)},
-        },
-    )
+    written = write_case_record(stored.output, stored.id, record)
+    known = entry(written)
+    facts_of_all = {
+        "dataset": facts.dataset,
+        "model": facts.model,
+        "model_hash": facts.hash,
+        "settings": {},  # those of the server
+        "updated": written["at"],
+    }
+    write_predictions(stored.output, summarise(facts_of_all, {stored.id: known}, counted=[known]))
 
 
 def _result(stored: StoredRequest, *, dataset: str, model: str, already: bool, flagged: bool) -> dict[str, Any]:

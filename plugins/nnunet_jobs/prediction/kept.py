@@ -15,7 +15,7 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from nnunet_jobs.contract.storage.files import content_hash, locked, read_object, repoint, temporary_beside, write_json, write_record
+from nnunet_jobs.contract.storage.files import content_hash, locked, read_object, repoint, temporary_beside, write_record
 from nnunet_jobs.contract.storage.predictions import (
     MODELS,
     NEWEST,
@@ -27,9 +27,11 @@ from nnunet_jobs.contract.storage.predictions import (
     model_folder,
     newest_folder,
     read_predictions,
+    summarise,
+    write_predictions,
 )
 from nnunet_jobs.prediction.parts import KEPT_S
-from nnunet_jobs.prediction.records import PICTURES, counts
+from nnunet_jobs.prediction.records import PICTURES
 
 log = logging.getLogger("nnunet_jobs")
 
@@ -161,12 +163,9 @@ def _describe(folder: Path, before: Mapping[str, Any], cases: Mapping[str, dict[
     """Write ``predictions.json`` of moved predictions; the model's next run writes it completely, with its table and sheet."""
     first = next(iter(cases.values()))
     of_model = before if before.get("model_hash") == first["model_hash"] else {"dataset": before.get("dataset"), "settings": {}}
-    known = {"schema": 1, **{name: value for name, value in of_model.items() if name not in ("cases", "dice")}}
     if not (folder / PREDICTIONS).exists():
-        write_json(
-            folder / PREDICTIONS,
-            {**known, "model": first["model"], "model_hash": first["model_hash"], **counts(list(cases.values())), "cases": dict(cases)},
-        )
+        facts = {**of_model, "model": first["model"], "model_hash": first["model_hash"]}
+        write_predictions(folder, summarise(facts, cases, counted=cases.values()))
 
 
 def _set_aside(path: Path) -> None:

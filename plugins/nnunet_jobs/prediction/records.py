@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from nnunet_jobs.contract.storage.files import content_hash, locked, read_json, sha256_file, write_json, write_record
-from nnunet_jobs.contract.storage.predictions import PREDICTIONS, RECORDS, entry
+from nnunet_jobs.contract.storage.files import content_hash, locked, read_json, sha256_file, write_record
+from nnunet_jobs.contract.storage.predictions import RECORDS, entry, summarise, write_case_record, write_predictions
 from nnunet_jobs.prediction.contact_sheet import write_sheet
 from nnunet_jobs.prediction.model import SelectedModel
 from nnunet_jobs.prediction.parts import PartPlans
@@ -73,11 +72,11 @@ class Records:
 
     def write(self, case: str, record: Mapping[str, Any]) -> None:
         """Record a case, after its files were written."""
-        write_json(self._folder / f"{case}.json", {"schema": 1, "case": case, **record, "at": datetime.now(UTC).isoformat()})
+        write_case_record(self.output, case, record)
 
     def merge(
         self, model: SelectedModel, settings: Settings, expected: Expected, *, labels: Mapping[str, Any], contact_sheet: bool = True
-    ) -> Path:
+    ) -> dict[str, Any]:
         """Write predictions.json, predictions.csv and, if asked for, contact-sheet.html from all parts' records.
 
         Counts and Dice are of predictions of this model with these settings.
@@ -87,32 +86,32 @@ class Records:
             labels: Labels of the model's dataset.json.
 
         Returns:
-            Path of predictions.json.
+            Content of predictions.json.
         """
         made = settings_key(model, settings)
-        path = self.output / PREDICTIONS
         with locked(self._folder / "predictions.lock", interval=0.02):
             records = {item.stem: read_json(item) for item in sorted(self._folder.glob("*.json"))}
             entries = {case: entry(record) for case, record in records.items()}
             current = [entries[case] for case, record in records.items() if record.get("settings_key") == made]
-            summary = {
-                "schema": 1,
-                "dataset": model.dataset,
-                "model": model.model,
-                "model_hash": model.hash,
-                "settings": asdict(settings),
-                "updated": datetime.now(UTC).isoformat(),
-                **counts(current),
-                "not_judged": dict(expected.not_judged),
-                "not_predicted": self._left_out(),
-                "labels": dict(labels),
-                "cases": entries,
-            }
-            write_json(path, summary)
+            summary = summarise(
+                {
+                    "dataset": model.dataset,
+                    "model": model.model,
+                    "model_hash": model.hash,
+                    "settings": asdict(settings),
+                    "updated": datetime.now(UTC).isoformat(),
+                    "not_judged": dict(expected.not_judged),
+                    "not_predicted": self._left_out(),
+                    "labels": dict(labels),
+                },
+                entries,
+                counted=current,
+            )
+            write_predictions(self.output, summary)
             write_table(self.output, summary)
             if contact_sheet:
                 write_sheet(self.output, summary, self.pictures)
-        return path
+        return summary
 
     def leave_out(self, of: Any, found: Sequence[Mapping[str, str]]) -> None:
         """Keep the list of files among the cases that are not predicted.
@@ -144,38 +143,3 @@ def read_left_out(path: Path) -> list[dict[str, str]]:
     found = read_json(path)
     listed: list[dict[str, str]] = found if isinstance(found, list) else found["cases"]
     return listed
-
-
-def counts(cases: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return ``predicted``, ``failed``, ``flagged`` and ``dice`` of entries of ``predictions.json``."""
-    return {
-        "predicted": sum(item["status"] == "predicted" for item in cases),
-        "failed": sum(item["status"] == "failed" for item in cases),
-        "flagged": sum(bool(item.get("flags")) for item in cases),
-        "dice": mean_dice([item for item in cases if item.get("dice")]),
-    }
-
-
-def mean_dice(records: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """Return the mean Dice over cases by label, and over the labels that exist.
-
-    A label that is absent from a case (None) does not count in that case. A label that no reference has is undefined, even if it was
-    predicted: its Dice is None, and it does not count in the mean.
-
-    Args:
-        records: Records of cases with a reference: ``dice`` by label name, and ``reference_labels``, which records of
-            earlier versions do not have.
-
-    Returns:
-        ``{"cases", "mean", "per_label"}``, or None without cases.
-    """
-    cases = [record["dice"] for record in records]
-    if not cases:
-        return None
-    existing = {name for record in records for name in record.get("reference_labels", record["dice"])}
-    per_label: dict[str, float | None] = {}
-    for label in dict.fromkeys(label for case in cases for label in case):
-        known = [value for case in cases if (value := case.get(label)) is not None]
-        per_label[label] = math.fsum(known) / len(known) if known and label in existing else None
-    means = [value for value in per_label.values() if value is not None]
-    return {"cases": len(cases), "mean": math.fsum(means) / len(means) if means else None, "per_label": per_label}

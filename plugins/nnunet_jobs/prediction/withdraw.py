@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nnunet_jobs.contract.storage.files import locked, read_json, write_json, write_record
-from nnunet_jobs.contract.storage.predictions import MODELS, PREDICTIONS, RECORDS, SHEET
+from nnunet_jobs.contract.storage.files import locked, read_json, write_record
+from nnunet_jobs.contract.storage.predictions import MODELS, RECORDS, SHEET, read_predictions, summarise, write_predictions
 from nnunet_jobs.contract.storage.workspace import Workspace
 from nnunet_jobs.prediction.contact_sheet import write_sheet
 from nnunet_jobs.prediction.kept import forget_dead_links, unrecorded
 from nnunet_jobs.prediction.parts import forget_cases
-from nnunet_jobs.prediction.records import LEFT_OUT, MARKERS, PICTURES, PLANS, counts, read_left_out
+from nnunet_jobs.prediction.records import LEFT_OUT, MARKERS, PICTURES, PLANS, read_left_out
 from nnunet_jobs.prediction.tables import write_table
 
 
@@ -31,7 +31,7 @@ def predictions_of(workspace: Workspace, dataset: str, cases: Collection[str]) -
     """Return the prediction folders of a dataset's models that hold a record of one of the cases."""
     found = []
     for folder in _folders(workspace):
-        if _summary(folder).get("dataset") in (dataset, None):
+        if read_predictions(folder, strict=True).get("dataset") in (dataset, None):
             here = tuple(sorted(case for case in cases if (folder / RECORDS / f"{case}.json").is_file()))
             if here:
                 found.append(Predicted(folder=str(folder), cases=here))
@@ -60,13 +60,13 @@ def remove(predicted: Predicted) -> int:
     with locked(folder / RECORDS / "predictions.lock", interval=0.02):
         for path in (folder / RECORDS / LEFT_OUT).glob("*.json"):
             write_record(path, {"cases": [item for item in read_left_out(path) if not _is_of(item["name"], predicted.cases)]})
-        summary = _summary(folder)
+        summary = read_predictions(folder, strict=True)  # one that cannot be read now may name the cases
         if set(summary.get("cases", {})) & set(predicted.cases):
             left = _without(summary, predicted.cases)
             write_table(folder, left)
             if (folder / SHEET).exists():
                 write_sheet(folder, left, folder / RECORDS / PICTURES)
-            write_json(folder / PREDICTIONS, left)  # last: after an interruption, the cases in it are found and removed again
+            write_predictions(folder, left)  # last: after an interruption, the cases in it are found and removed again
         for case in predicted.cases:
             (folder / RECORDS / PICTURES / f"{case}.json").unlink(missing_ok=True)
             for markers in (folder / RECORDS).glob(f"*{MARKERS}"):
@@ -85,20 +85,12 @@ def _folders(workspace: Workspace) -> Iterator[Path]:
             folders[:] = [name for name in folders if name != RECORDS]
 
 
-def _summary(folder: Path) -> dict[str, Any]:
-    try:
-        data = read_json(folder / PREDICTIONS)
-    except (FileNotFoundError, ValueError):
-        return {}
-    return data if isinstance(data, dict) else {}
-
-
 def _without(summary: dict[str, Any], cases: Collection[str]) -> dict[str, Any]:
     """Return the summary without the cases; counts and Dice are of predictions of the summary's model."""
     left = {case: entry for case, entry in summary["cases"].items() if case not in cases}
     ours = [entry for entry in left.values() if entry.get("model_hash") in (summary["model_hash"], None)]
     listed = [item for item in summary.get("not_predicted") or () if not _is_of(item["name"], cases)]
-    return {**summary, **counts(ours), "not_predicted": listed, "cases": left}
+    return summarise({**summary, "not_predicted": listed}, left, counted=ours)
 
 
 def _is_of(name: str, cases: Collection[str]) -> bool:

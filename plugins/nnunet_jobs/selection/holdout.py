@@ -12,9 +12,9 @@ from typing import Any
 from nnunet_jobs.context import StepContext
 from nnunet_jobs.contract.failure import DataError, Fault
 from nnunet_jobs.contract.storage.files import content_hash, read_json, sha256_file, temporary_beside
+from nnunet_jobs.contract.storage.predictions import mean_dice
 from nnunet_jobs.prediction.cases import Case
 from nnunet_jobs.prediction.model import SelectedModel
-from nnunet_jobs.prediction.records import mean_dice
 from nnunet_jobs.selection.trained import Trained
 
 log = logging.getLogger("nnunet_jobs")

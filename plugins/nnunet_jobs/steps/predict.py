@@ -14,7 +14,7 @@ from nnunet_jobs.contract.steps.params import PredictParams
 from nnunet_jobs.contract.steps.results import FailedCase, MeanDice, PredictResult
 from nnunet_jobs.contract.storage.files import read_json
 from nnunet_jobs.contract.storage.permissions import with_workspace_umask
-from nnunet_jobs.contract.storage.predictions import model_folder
+from nnunet_jobs.contract.storage.predictions import PREDICTIONS, model_folder
 from nnunet_jobs.dataset.changes import beat_or_stop
 from nnunet_jobs.dataset.readers.volume import hash_file
 from nnunet_jobs.dicom.extra import dicom_packages
@@ -98,9 +98,8 @@ def run(params: PredictParams, context: StepContext) -> dict[str, Any]:
         batch.complete(done)
         batch.predict([case for case in cases if case.case not in done], scratch=scratch)
         records.leave_out(params.cases, [item.to_json() for item in found.not_predicted])
-        predictions = records.merge(model, settings, expected, labels=description["labels"], contact_sheet=params.contact_sheet)
+        summary = records.merge(model, settings, expected, labels=description["labels"], contact_sheet=params.contact_sheet)
         kept.show_all()
-    summary = read_json(predictions)
     failed = batch.failed
     _report(cases, found, failed)
     _require_enough(params, cases, found, failed, summary["cases"])
@@ -108,7 +107,7 @@ def run(params: PredictParams, context: StepContext) -> dict[str, Any]:
         dataset=dataset,
         model=model.model,
         output=str(kept.folder),
-        predictions=str(predictions),
+        predictions=str(kept.folder / PREDICTIONS),
         predicted=len(cases) - len(done) - len({item["case"] for item in failed} - set(done)),
         already_done=len(set(done) - {item["case"] for item in failed}),
         failed=[FailedCase(case=item["case"], reason=item["reason"]) for item in failed],
