@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+import json
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,19 @@ from airflow_nnunet.pipelines.dataset_config import TrainingConfig
 from airflow_nnunet.pipelines.planning import plan_folds, plan_predictions, plan_training
 from airflow_nnunet.pipelines.run_form import RunSettings
 from nnunet_jobs.contract.failure import ConfigError
+from nnunet_jobs.contract.steps.results import FindBestResult, PreprocessResult, RegisterResult
 from nnunet_jobs.contract.storage.files import repoint, write_json
 from nnunet_jobs.contract.storage.workspace import Workspace
 from nnunet_jobs.prediction.kept import Kept
 from nnunet_jobs.prediction.settings import Settings
 
 DATASET = "Dataset004_Hippocampus"
-REGISTERED = {"dataset": DATASET, "training_hash": "aaaa"}
+REGISTERED = RegisterResult(
+    dataset=DATASET, dataset_id=4, hash="a", training_hash="aaaa", train=9, holdout=1, test=0, added=10, changed=0, removed=0, withdrawn=0,
+    already_done=False, path=f"/raw/{DATASET}", report=None,
+)  # fmt: skip
+
+PREPROCESSED = PreprocessResult(dataset=DATASET, version="v", plans="p", configurations=["2d"], folds=5, datasets=[])
 
 
 def config(**changes: Any) -> TrainingConfig:
@@ -27,6 +34,13 @@ def config(**changes: Any) -> TrainingConfig:
 
 def settings(of: TrainingConfig, **params: Any) -> RunSettings:
     return RunSettings.of_run(of, params)
+
+
+def selected(model: str) -> FindBestResult:
+    return FindBestResult(
+        dataset=DATASET, model=model, choice="2d", cv_dice=0.8, cv_dice_postprocessed=0.8, holdout_dice=0.8, holdout_dice_per_label=None,
+        promoted=False, is_champion=False, card="/card.json", already_done=False,
+    )  # fmt: skip
 
 
 def finish(workspace: Workspace, model: str, recipe: str, *, promote: bool) -> None:
@@ -44,7 +58,7 @@ def test_new_data_or_a_new_recipe_is_work_and_the_same_again_is_none(workspace: 
     finish(workspace, "m1", plan["recipe"], promote=True)
     assert plan_training(known, settings(known), REGISTERED, workspace) is None
     assert plan_training(known, settings(known, epochs=3), REGISTERED, workspace)
-    assert plan_training(known, settings(known), REGISTERED | {"training_hash": "bbbb"}, workspace)
+    assert plan_training(known, settings(known), replace(REGISTERED, training_hash="bbbb"), workspace)
     assert plan_training(known, settings(known, force=True), REGISTERED, workspace)
 
 
@@ -79,10 +93,10 @@ def test_what_prediction_may_not_read_or_write_is_refused_before_anything_is_tra
 def test_folds_of_the_form_become_numbers_and_the_cascade_comes_second() -> None:
     known = config(preprocess={"configurations": ["2d", "3d_lowres", "3d_cascade_fullres"]}, train={"epochs": 9})
     chosen = settings(known, folds=["0", "all"])
-    first = plan_folds(chosen, {"version": "v", "plans": "p"})
+    first = plan_folds(chosen, PREPROCESSED)
     assert [(fold["configuration"], fold["fold"]) for fold in first] == [("2d", 0), ("2d", "all"), ("3d_lowres", 0), ("3d_lowres", "all")]
     assert {(fold["version"], fold["plans"], fold["epochs"], fold["npz"]) for fold in first} == {("v", "p", 9, True)}
-    second = plan_folds(chosen, {"version": "v", "plans": "p"}, cascade=True)
+    second = plan_folds(chosen, PREPROCESSED, cascade=True)
     assert [fold["configuration"] for fold in second] == ["3d_cascade_fullres"] * 2
 
 
@@ -115,7 +129,7 @@ def test_predictions_are_split_and_left_out_when_they_are_there(workspace: Works
     folder.mkdir(parents=True)
     write_json(folder / "manifest.json", manifest)
     assert plan_predictions(known, settings(known), REGISTERED, None, workspace) == [], "no model, nothing to predict with"
-    best = {"model": "m1"}
+    best = selected("m1")
     parts = plan_predictions(known, settings(known), REGISTERED, best, workspace)
     assert [(part["part"], part["parts"], part["model"], part["cases"]) for part in parts] == [
         (0, 2, "m1", "holdout"),
@@ -125,10 +139,19 @@ def test_predictions_are_split_and_left_out_when_they_are_there(workspace: Works
     assert len(plan_predictions(known, settings(known, predict="imagesTs"), REGISTERED, best, workspace)) == 3
     predicted(workspace, known, ["b", "c"], "m1", updated="2026-01-03T00:00:00+00:00")
     assert plan_predictions(known, settings(known), REGISTERED, best, workspace) == []
-    assert plan_predictions(known, settings(known), REGISTERED, {"model": "m2"}, workspace), "another model"
+    assert plan_predictions(known, settings(known), REGISTERED, selected("m2"), workspace), "another model"
     predicted(workspace, known, ["b", "c"], "m2", updated="2026-01-03T00:00:00+00:00")
     assert plan_predictions(known, settings(known), REGISTERED, best, workspace), "the link shows another model's predictions"
     predicted(workspace, known, ["b", "c"], "m1", updated="2026-01-01T00:00:00+00:00")
     assert plan_predictions(known, settings(known), REGISTERED, best, workspace), "the data changed since"
     predicted(workspace, known, ["b"], "m1", updated="2026-01-03T00:00:00+00:00")
     assert plan_predictions(known, settings(known), REGISTERED, best, workspace), "a case is missing"
+
+
+def test_the_runs_settings_are_the_same_after_their_way_through_an_xcom() -> None:
+    known = config(preprocess={"configurations": ["2d", "3d_fullres"]}, train={"epochs": 9})
+    chosen = settings(known, folds=["0", "all"], epochs=None, force=True)
+    there = json.loads(json.dumps(chosen.to_json()))
+    assert RunSettings.from_json({**there, "added_later": 1}) == chosen
+    with pytest.raises(ConfigError, match="settings of the run: promote is missing; clear the task run_settings"):
+        RunSettings.from_json({name: value for name, value in there.items() if name != "promote"})

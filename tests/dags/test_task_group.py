@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import pytest
@@ -13,8 +14,9 @@ from airflow_nnunet.pipelines.dag_builder import build_training_dag, training_ta
 from airflow_nnunet.pipelines.dataset_config import TrainingConfig
 from airflow_nnunet.pipelines.run_form import RunSettings, form
 from nnunet_jobs.contract.failure import ConfigError
+from nnunet_jobs.contract.steps.results import PreprocessResult
 
-STEPS = ("register", "has_work", "preprocess", "plan_folds", "train", "find_best", "plan_predictions", "predict")
+STEPS = ("register", "run_settings", "has_work", "preprocess", "plan_folds", "train", "find_best", "plan_predictions", "predict")
 
 
 def config(**changes: Any) -> TrainingConfig:
@@ -80,10 +82,29 @@ def test_a_wrong_param_of_a_host_without_the_form_is_named(field: str, value: An
 
 def test_a_task_without_the_result_of_the_one_before_says_so() -> None:
     dag: Any = build_training_dag(config(dag_id="x"))
-    for name, before in (("has_work", "register"), ("plan_folds", "preprocess"), ("plan_predictions", "register")):
-        arguments = {"has_work": [None], "plan_folds": [None], "plan_predictions": [None, None]}[name]
-        with pytest.raises(ConfigError, match=f"task {before} has no result in this DAG run; run it first"):
-            dag.get_task(name).python_callable(*arguments, params={})
+    chosen = dag.get_task("run_settings").python_callable(params={})
+    for name, results in (("has_work", ["register"]), ("plan_folds", ["preprocess"]), ("plan_predictions", ["register", None])):
+        for before, settings in ((results[0], chosen), ("run_settings", None)):
+            with pytest.raises(ConfigError, match=f"task {before} has no result in this DAG run; run it first"):
+                dag.get_task(name).python_callable(*(None for _ in results), settings)
+
+
+def test_the_form_is_read_by_one_task_and_a_task_that_is_cleared_later_plans_as_the_run_was_triggered() -> None:
+    cascade = {"configurations": ["3d_lowres", "3d_cascade_fullres"]}
+    preprocessed = PreprocessResult(dataset="d", version="v", plans="p", configurations=["3d_lowres"], folds=5, datasets=[]).to_json()
+    before: Any = build_training_dag(config(dag_id="x", preprocess=cascade, train={"epochs": 9}))
+    chosen = before.get_task("run_settings").python_callable(params={"folds": ["1"]})
+    edited: Any = build_training_dag(config(dag_id="x", preprocess=cascade, train={"epochs": 1, "folds": [3]}))
+    for dag in (before, edited):
+        for name, configuration in (("plan_folds", "3d_lowres"), ("plan_cascade", "3d_cascade_fullres")):
+            (fold,) = dag.get_task(name).python_callable(preprocessed, chosen)
+            assert (fold["configuration"], fold["fold"], fold["epochs"]) == (configuration, 1, 9)
+    for name in ("has_work", "plan_folds", "plan_cascade", "plan_predictions"):
+        task = before.get_task(name)
+        assert "run_settings" in task.upstream_task_ids
+        assert "params" not in inspect.signature(task.python_callable).parameters
+    assert before.get_task("has_work").downstream_task_ids.isdisjoint({"plan_predictions"}), "has_work skips what comes right behind it"
+    assert before.get_task("run_settings").upstream_task_ids == set()
 
 
 def test_the_form_refuses_when_a_run_is_triggered_what_would_fail_later() -> None:

@@ -1,7 +1,10 @@
 """Builds a dataset's pipeline: a whole DAG, or a task group inside another DAG.
 
-register -> has_work -> preprocess -> plan_folds -> train (mapped) -> [train_cascade (mapped)] -> find_best
-                                                                         -> plan_predictions -> predict (mapped)
+register, run_settings -> has_work -> preprocess -> plan_folds -> train (mapped) -> [train_cascade (mapped)] -> find_best
+                                                                                       -> plan_predictions -> predict (mapped)
+
+``run_settings`` reads the run's form once, and the tasks that plan get its result. A task that is cleared after the dataset file was
+edited therefore keeps the values of its run's form.
 """
 
 from __future__ import annotations
@@ -34,7 +37,7 @@ from airflow_nnunet.settings.airflow_names import fitting_tag
 from airflow_nnunet.settings.project_files import comes_with_the_package
 from airflow_nnunet.settings.resolver import resolve_config
 from airflow_nnunet.settings.teams import load_teams
-from nnunet_jobs.contract.failure import ConfigError
+from nnunet_jobs.contract.steps.results import FindBestResult, PreprocessResult, RegisterResult
 from nnunet_jobs.contract.storage.workspace import Workspace
 
 log = logging.getLogger(__name__)
@@ -206,37 +209,49 @@ def _add_tasks(config: TrainingConfig, *, group_id: str | None = None, pool: str
     computing |= {"queue": config.queue} if config.queue else {}
     light = {**where, **{name: resources[name] for name in ("cpus", "memory_mib", "hang_s", "grace_s")}, **elsewhere}
 
-    def settings(params: Mapping[str, Any] | None) -> RunSettings:
-        return RunSettings.of_run(config, params or {}, group_id)
+    # This is no part of has_work, which skips its direct downstream tasks when there is nothing to train: plan_predictions needs
+    # the settings then too.
+    @task(multiple_outputs=False, **elsewhere)
+    def run_settings(params: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Return what this run trains, selects and predicts: the dataset file, overridden by the form."""
+        return RunSettings.of_run(config, params or {}, group_id).to_json()
 
     @task.short_circuit(multiple_outputs=True, ignore_downstream_trigger_rules=False, **elsewhere)
-    def has_work(registered: Any, params: Mapping[str, Any] | None = None) -> dict[str, Any] | None:
+    def has_work(registered: Any, chosen: Any) -> dict[str, Any] | None:
         """Return what the training tasks need, or None if a model of this data and recipe exists already."""
-        return planning.plan_training(config, settings(params), _result(registered, "register"), _workspace(config))
+        return planning.plan_training(
+            config, planning.settings_of(chosen), planning.result_of(RegisterResult, registered, "register"), _workspace(config)
+        )
 
     @task(multiple_outputs=False, **elsewhere)
-    def plan_folds(preprocessed: Any, params: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
+    def plan_folds(preprocessed: Any, chosen: Any) -> list[dict[str, Any]]:
         """Return the folds to train, each as the fields of one TrainFoldOperator."""
-        return planning.plan_folds(settings(params), _result(preprocessed, "preprocess"))
+        return planning.plan_folds(planning.settings_of(chosen), planning.result_of(PreprocessResult, preprocessed, "preprocess"))
 
     @task(multiple_outputs=False, **elsewhere)
-    def plan_cascade(preprocessed: Any, params: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
+    def plan_cascade(preprocessed: Any, chosen: Any) -> list[dict[str, Any]]:
         """Return the cascade's second stage, fold by fold."""
-        return planning.plan_folds(settings(params), _result(preprocessed, "preprocess"), cascade=True)
+        return planning.plan_folds(
+            planning.settings_of(chosen), planning.result_of(PreprocessResult, preprocessed, "preprocess"), cascade=True
+        )
 
     @task(trigger_rule="none_failed", **elsewhere)
-    def plan_predictions(registered: Any, best: Any, params: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
+    def plan_predictions(registered: Any, best: Any, chosen: Any) -> list[dict[str, Any]]:
         """Return the parts to predict; the list is empty when everything is predicted."""
-        return planning.plan_predictions(config, settings(params), _result(registered, "register"), best, _workspace(config))
+        found = None if best is None else FindBestResult.from_json(best)
+        return planning.plan_predictions(
+            config, planning.settings_of(chosen), planning.result_of(RegisterResult, registered, "register"), found, _workspace(config)
+        )
 
+    chosen: Any = run_settings()
     register = RegisterDatasetOperator(task_id="register", **config.register_fields(), **light)
-    plan: Any = has_work(register.output)
+    plan: Any = has_work(register.output, chosen)
     preprocess = PreprocessOperator(
         task_id="preprocess", datasets=[config.dataset_name], **config.preprocess.model_dump(), **light, multiple_outputs=True
     )
     plan >> preprocess
     preprocessed: Any = preprocess.output
-    folds: Any = plan_folds(preprocessed)
+    folds: Any = plan_folds(preprocessed, chosen)
     naming = {"map_index_template": "{{ task.configuration }} / fold {{ task.fold }}"}
     train = TrainFoldOperator.partial(task_id="train", dataset=config.dataset_name, **computing, **naming).expand_kwargs(folds)
     find_best = FindBestConfigOperator(
@@ -257,10 +272,10 @@ def _add_tasks(config: TrainingConfig, *, group_id: str | None = None, pool: str
     )
     if CASCADE in config.preprocess.configurations:
         cascade = TrainFoldOperator.partial(task_id="train_cascade", dataset=config.dataset_name, **computing, **naming)
-        second_stage: Any = plan_cascade(preprocessed)
+        second_stage: Any = plan_cascade(preprocessed, chosen)
         train >> cascade.expand_kwargs(second_stage) >> find_best
     train >> find_best
-    parts: Any = plan_predictions(register.output, find_best.output)
+    parts: Any = plan_predictions(register.output, find_best.output, chosen)
     predicting = config.predict.model_dump(exclude={"cases", "output", "parts"})
     BatchPredictOperator.partial(
         task_id="predict",
@@ -269,17 +284,6 @@ def _add_tasks(config: TrainingConfig, *, group_id: str | None = None, pool: str
         **predicting,
         **computing,
     ).expand_kwargs(parts)
-
-
-def _result(value: Any, task_id: str) -> Any:
-    """Return the result of an upstream task.
-
-    Raises:
-        ConfigError: The task has no result in this run.
-    """
-    if value is None:
-        raise ConfigError(f"task {task_id} has no result in this DAG run; run it first, or test the whole DAG with airflow dags test")
-    return value
 
 
 def _workspace(config: TrainingConfig) -> Workspace:

@@ -6,18 +6,45 @@ import datetime as dt
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from airflow_nnunet.jobs.exceptions import from_job_error
 from airflow_nnunet.pipelines.dataset_config import CASCADE, TrainingConfig
 from airflow_nnunet.pipelines.run_form import RunSettings
 from airflow_nnunet.settings.resolver import resolve_config
 from nnunet_jobs.contract.failure import ConfigError
+from nnunet_jobs.contract.steps.base import StepResult
+from nnunet_jobs.contract.steps.results import FindBestResult, PreprocessResult, RegisterResult
 from nnunet_jobs.contract.storage.files import content_hash
 from nnunet_jobs.contract.storage.predictions import model_folder, newest_folder, read_predictions
 from nnunet_jobs.contract.storage.workspace import Workspace
 
+Result = TypeVar("Result", bound=StepResult)
 _SPLITS = {"holdout": ("holdout",), "imagesTs": ("holdout", "test")}
+
+
+def result_of(kind: type[Result], value: Any, task_id: str) -> Result:
+    """Return the result of an upstream task, from its XCom.
+
+    Raises:
+        ConfigError: The task has no result in this run, or a key of it is missing.
+    """
+    return kind.from_json(_written(value, task_id))
+
+
+def settings_of(value: Any) -> RunSettings:
+    """Return the run's settings, from the XCom of the task ``run_settings``.
+
+    Raises:
+        ConfigError: The task has no result in this run, or a key of it is missing.
+    """
+    return RunSettings.from_json(_written(value, "run_settings"))
+
+
+def _written(value: Any, task_id: str) -> Any:
+    if value is None:
+        raise ConfigError(f"task {task_id} has no result in this DAG run; run it first, or test the whole DAG with airflow dags test")
+    return value
 
 
 def recipe_hash(config: TrainingConfig, settings: RunSettings, training_hash: str) -> str:
@@ -76,9 +103,7 @@ def check_prediction(config: TrainingConfig, settings: RunSettings, workspace: W
         workspace.confine_input(settings.predict, field="predict.cases")
 
 
-def plan_training(
-    config: TrainingConfig, settings: RunSettings, registered: Mapping[str, Any], workspace: Workspace
-) -> dict[str, Any] | None:
+def plan_training(config: TrainingConfig, settings: RunSettings, registered: RegisterResult, workspace: Workspace) -> dict[str, Any] | None:
     """Return what the training tasks need, or None if a model of this data and recipe exists already.
 
     Returns:
@@ -87,8 +112,8 @@ def plan_training(
     Raises:
         ConfigError: The model could not predict, see :func:`check_prediction`.
     """
-    dataset = registered["dataset"]
-    recipe = recipe_hash(config, settings, registered["training_hash"])
+    dataset = registered.dataset
+    recipe = recipe_hash(config, settings, registered.training_hash)
     finished = [model for model, card in workspace.model_cards(dataset) if card.get("recipe") == recipe]
     wanted_promotion = settings.promote == "always" and workspace.champion(dataset) not in finished
     if finished and not wanted_promotion and not settings.force:
@@ -103,13 +128,13 @@ def plan_training(
     }
 
 
-def plan_folds(settings: RunSettings, preprocessed: Mapping[str, Any], *, cascade: bool = False) -> list[dict[str, Any]]:
+def plan_folds(settings: RunSettings, preprocessed: PreprocessResult, *, cascade: bool = False) -> list[dict[str, Any]]:
     """Return the fields of a TrainFoldOperator for each fold of each configuration.
 
     Args:
         cascade: Whether to plan the cascade's second stage, which needs all low-resolution folds first, or all others.
     """
-    common = {**settings.train, "version": preprocessed["version"], "plans": preprocessed["plans"]}
+    common = {**settings.train, "version": preprocessed.version, "plans": preprocessed.plans}
     chosen = [configuration for configuration in settings.configurations if (configuration == CASCADE) == cascade]
     return [{"configuration": configuration, "fold": fold, **common} for configuration in chosen for fold in settings.folds]
 
@@ -128,14 +153,14 @@ def prediction_output(config: TrainingConfig, settings: RunSettings, workspace: 
 
 
 def plan_predictions(
-    config: TrainingConfig, settings: RunSettings, registered: Mapping[str, Any], best: Mapping[str, Any] | None, workspace: Workspace
+    config: TrainingConfig, settings: RunSettings, registered: RegisterResult, best: FindBestResult | None, workspace: Workspace
 ) -> list[dict[str, Any]]:
     """Return BatchPredictOperator's fields for each part; empty if there is nothing to predict or all is predicted.
 
     The promoted model is used or, if there is none, the best model of this run.
     """
-    dataset = registered["dataset"]
-    model = workspace.champion(dataset) or (best or {}).get("model")
+    dataset = registered.dataset
+    model = workspace.champion(dataset) or (best.model if best else None)
     if settings.predict == "none" or model is None:
         return []
     output = prediction_output(config, settings, workspace)

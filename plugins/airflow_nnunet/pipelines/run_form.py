@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, NoReturn
 
 from airflow.sdk import Param
@@ -210,6 +210,22 @@ class RunSettings:
             predict=predict,
             force=of("force", bool, False),
         )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON object that the run's tasks get as an XCom; the inverse of :meth:`from_json`."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> RunSettings:
+        """Read what :meth:`to_json` of this or another version wrote. Unknown keys are ignored.
+
+        Raises:
+            ConfigError: A key is missing.
+        """
+        for item in fields(cls):
+            if item.name not in data:
+                raise ConfigError(where="settings of the run:", field=item.name, problem="is missing", fix="clear the task run_settings")
+        return cls(**{item.name: data[item.name] for item in fields(cls)})
 
     @property
     def compared_folds(self) -> list[int | str]:

@@ -46,7 +46,7 @@ def test_a_template_that_cannot_be_rendered_fails_once_and_says_what_to_write(ho
     once = ("of_the_day -1", "syntax -1", "nobody -1", "of_a_failed_one -1", "arithmetic -1", "mapped 0", "mapped 1", "store -1")
     assert {task: states.get(task) for task in once} == dict.fromkeys(once, "failed 1"), said[-6000:]
     assert (states["good -1"], states["nnunet.register -1"]) == ("success 1", "success 1")
-    assert states["nnunet.has_work -1"] == "failed 1", "a wrong param of the run is wrong at the next try too"
+    assert states["nnunet.run_settings -1"] == "failed 1", "a wrong param of the run is wrong at the next try too"
     assert "config: cases='/in/{{ ds }}': the template cannot be rendered: 'ds' is undefined; a run that was triggered by hand" in said
     assert "use {{ dag_run.run_after | ds }} for the day of the run, or {{ run_id }}" in said
     assert "config: cases='/in/{{ dag_run': the template cannot be rendered: unexpected end of template" in said
