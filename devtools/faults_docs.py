@@ -8,8 +8,10 @@ from nnunet_jobs.faults.fixes import FAULT_INFO
 _INTRODUCTION = """\
 # Faults of a dataset
 
-What `python -m nnunet_jobs validate PATH` and `RegisterDatasetOperator` can find. Codes are stable. An error would spoil training or
-prediction: nothing is registered until it is fixed. A warning is for a person to look at. `--fix-plan` prints the fix with each file.
+This page lists every fault that `python -m nnunet_jobs validate PATH` and `RegisterDatasetOperator` can find, with its fix. It is for
+people who prepare a dataset. An error would spoil training or prediction, so nothing is registered until it is fixed. A warning is for
+a person to look at. `--fix-plan` prints the fixes with the names of the files. The codes do not change, so programs can count them.
+
 This page is made from the table of codes by `python -m devtools.faults_docs`.
 
 | code | severity | what | fix |

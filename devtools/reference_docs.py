@@ -53,9 +53,11 @@ def configuration() -> str:
     text = f"""\
 # Configuration
 
-Options of section `[nnunet]` in `airflow.cfg`. Each can also be set in the environment as `AIRFLOW__NNUNET__<OPTION>`.
-`airflow.cfg.template` has them with comments, together with Airflow's own options that matter here. A
-[connection](connections.md) of type `nnunet` or a [team file](team-yaml.md) overrides some of them. {_MADE}
+This page lists the options of section `[nnunet]` in `airflow.cfg`, for people who set up a site. Each option can also be set in the
+environment as `AIRFLOW__NNUNET__<OPTION>`. `airflow.cfg.template` has them with comments, together with Airflow's own options that
+matter here. A [connection](connections.md) of type `nnunet` or a [team file](team-yaml.md) overrides some of them.
+
+{_MADE}
 
 """
     rows = (
@@ -70,12 +72,14 @@ def connections() -> str:
     text = f"""\
 # Connections
 
-`include/connections.example.json` has examples for import. Secrets belong into Airflow's UI or a secrets backend, never into files of the
-project. {_MADE}
+This page lists the fields of the two connection types, for people who set up a site. `include/connections.example.json` has examples to
+import. Keep secrets in Airflow's UI or in a secrets backend, never in files of the project.
+
+{_MADE}
 
 ## `nnunet`: a workspace
 
-Overrides options of section `[nnunet]` for one team or one task. Operators name it as `nnunet_conn_id`, dataset files as `nnunet_conn_id`,
+This connection overrides options of section `[nnunet]` for the tasks that name it. Operators and dataset files name it as `nnunet_conn_id`,
 commands as `--conn-id`. The fields are keys of the connection's extra:
 
 """
@@ -83,8 +87,8 @@ commands as `--conn-id`. The fields are keys of the connection's extra:
     text += """
 ## `dicomweb`: an archive
 
-Host, schema (https unless it says http), port, login and password are those of the connection. Certificates are always checked. The default
-connection is `dicomweb_default`. The fields are keys of the connection's extra:
+Set host, port, login and password in the connection itself, and the schema `http` if the archive has no TLS. Certificates are always
+checked. The default connection is `dicomweb_default`. The fields are keys of the connection's extra:
 
 """
     return text + _fields(DICOMWEB_FIELDS)
@@ -95,12 +99,16 @@ def command_line() -> str:
     text = f"""\
 # Command line
 
-Three names for two sets of commands. `airflow nnunet` is there once the package is installed; `python -m airflow_nnunet` is the same where
-the package is a plain folder. `python -m nnunet_jobs` is run by the interpreter that has nnU-Net. {_MADE}
+This page lists every command that people type. There are two sets of commands:
+
+- `airflow nnunet` is available when the package is installed. Without an installation, `python -m airflow_nnunet` is the same.
+- `python -m nnunet_jobs` needs the interpreter that has nnU-Net.
+
+{_MADE}
 
 ## Exit codes
 
-The reason of every code but 0 is a sentence on stderr.
+For every code except 0, stderr has a sentence with the reason.
 
 """
     text += _table(("code", "meaning"), ((str(int(code)), words) for code, words in _EXIT_WORDS.items()))
@@ -119,20 +127,23 @@ def rest() -> str:
     text = f"""\
 # REST
 
-[Predict by REST](../how-to/rest.md) shows the calls. Errors are problem documents (RFC 9457): `detail` is for people, `status` and `faults`
-are for programs. {_MADE}
+This page lists the routes of both services, for people who write clients. [Predict by REST](../how-to/rest.md) shows the calls. Errors are
+problem documents (RFC 9457): `detail` is for people, `status` and `faults` are for programs.
+
+{_MADE}
 
 ## Prediction API
 
-Part of Airflow's API server, below `/nnunet-api`, with Airflow's own logins and permissions. `/nnunet-api/openapi.json` has the full
-schema.
+This service is part of Airflow's API server, below `/nnunet-api`. It uses Airflow's logins and permissions. `/nnunet-api/openapi.json`
+has the full schema.
 
 """
     text += _routes(create_predictions())
     text += """
 ## Predictor server
 
-`python -m nnunet_jobs serve`: models in memory, without a login, on loopback or a Unix socket only. `/openapi.json` has the full schema.
+`python -m nnunet_jobs serve` starts it. It keeps models in memory. It has no login, and listens on loopback or on a Unix socket only.
+`/openapi.json` has the full schema.
 
 """
     # No model is loaded for the list of routes, so no workspace has to be there.

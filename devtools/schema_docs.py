@@ -14,25 +14,32 @@ from airflow_nnunet.settings.teams import TeamConfig
 _INTRODUCTION = """\
 # Dataset files
 
-Each `.yaml` or `.yml` file here becomes a DAG `nnunet_<file name>`; hidden files and sub-folders are left alone. Only `dataset.id`,
-`dataset.name` and `dataset.source` are required. A wrong or unknown field, a key that stands twice, and whatever else Airflow would refuse
-is shown as an import error of `dags/nnunet_dataset_files.py` with file, line, field and fix; the DAGs of the other files stay.
+This page lists every field of a dataset file, for people who write one. Each `.yaml` or `.yml` file in `include/datasets` becomes a DAG
+`nnunet_<file name>`. Hidden files and sub-folders are ignored. Only `dataset.id`, `dataset.name` and `dataset.source` are required.
 
-A new DAG is paused. Unpausing it starts no run for a time that has passed: the first scheduled run is the next one due, and *Trigger*
-with *Unpause* starts the run that was asked for. After its first scheduled run, a DAG that was paused over a due time makes up for it
-with one run when it is unpaused, as Airflow does after an outage of the scheduler.
+If a field is wrong or unknown, or a key occurs twice, `dags/nnunet_dataset_files.py` has an import error with the file, the line, the
+field and the fix. The DAGs of the other files are not affected.
+
+A new DAG is paused. When you unpause it, no run starts for a time that has passed: the first scheduled run is the next one that is due.
+*Trigger* with *Unpause* starts one run at once. If a DAG has run on its schedule before, and was paused while a run became due, one run
+makes up for it when you unpause it.
 
 This page is made from the schema by `python -m devtools.schema_docs`.
 """
 _TEAMS = """\
 # Team files
 
-Each `<team>.yaml` here is a team. A dataset file with `team: <team>` and an operator with `team="<team>"` use the team's workspace and
-may name no path outside its roots; they take its pool, queue and priority where they say nothing. `airflow nnunet sync-pools` creates
-the teams' pools. Required are `pool.slots` and `nnunet.workspace`. A wrong field, a pool that two teams claim, or folders of two teams
-that are inside one another are an import error of `dags/nnunet_dataset_files.py` with file, line, field and fix. Workers, DAG processor and
-API server read this folder: option `teams` of section `[nnunet]`, `include/teams` beside the DAGs folder when empty. Begin with a copy
-of `radiology.yaml.example`. This page is made from the schema by `python -m devtools.schema_docs teams`.
+This page lists every field of a team file, for people who set up teams. Each file `<team>.yaml` in `include/teams` is a team. Start
+with a copy of `radiology.yaml.example`. Only `pool.slots` and `nnunet.workspace` are required.
+
+A dataset file with `team: <team>`, or an operator with `team="<team>"`, uses the team's workspace, and may name no path outside of its
+folders. It uses the team's pool, queue and priority unless it names others. `airflow nnunet sync-pools` creates the pools of all teams.
+
+If a field is wrong, two teams have the same pool, or a folder of one team is inside a folder of another, `dags/nnunet_dataset_files.py`
+has an import error with the file, the line, the field and the fix. Workers, DAG processor and API server must all see this folder.
+Option `teams` of section `[nnunet]` names another one; by default it is `include/teams` beside the DAGs folder.
+
+This page is made from the schema by `python -m devtools.schema_docs teams`.
 """
 
 
