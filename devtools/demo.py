@@ -1,8 +1,9 @@
-"""``make demo``: a private Airflow takes a dataset through all five operators, and says at the end what came out and where it is.
+"""``make demo`` runs a dataset through all five operators in a private Airflow, and prints the results at the end.
 
     python -m devtools.demo [--data FOLDER] [--folder .demo] [--keep-up [--port 8080] [--no-run] | --down]
 
-Everything lies below one folder: data, workspace, Airflow's home, and ``summary.json``. A second run finds finished work done.
+Everything is below one folder: data, workspace, Airflow's home, and ``summary.json``. A second run does not repeat
+finished work.
 """
 
 from __future__ import annotations
@@ -34,11 +35,11 @@ _STEPS = ("register", "preprocess", "train", "find_best", "predict")
 
 
 class DemoError(RuntimeError):
-    """The demo cannot go on; the message says why and what to do."""
+    """The demo cannot continue; the message has the reason and the fix."""
 
 
 def recipe(data: Path, *, name: str, dataset_id: int) -> dict[str, Any]:
-    """The dataset file of the demo: three folds of a tiny 2D network, which learn something in 200 iterations."""
+    """Return the dataset file of the demo: three folds of a tiny 2D network, which learn something in 200 iterations."""
     example: dict[str, Any] = yaml.safe_load((PROJECT / "include/datasets/phantom_tiny.yaml").read_text())
     example["description"] = f"Demo on {name}"
     example["dataset"] = {"id": dataset_id, "name": name, "source": str(data), "layout": "decathlon", "holdout_fraction": 0.2}
@@ -46,7 +47,7 @@ def recipe(data: Path, *, name: str, dataset_id: int) -> dict[str, Any]:
 
 
 def prepare(folder: Path, data: Path | None) -> Path:
-    """Data and dataset file; returns the folder of dataset files.
+    """Prepare data and dataset file, and return the folder of dataset files.
 
     Raises:
         DemoError: There is no Decathlon dataset at ``data``, or the phantom could not be made.
@@ -72,7 +73,7 @@ def prepare(folder: Path, data: Path | None) -> Path:
 
 
 def pool_slots() -> int:
-    """How many jobs may compute at once: the GPUs of this machine, else one core each, which packs folds better than threads do.
+    """Return how many jobs may compute at once: the number of GPUs, or of cores, as one core for each fold is fastest.
 
     Raises:
         DemoError: The machine could not be probed.
@@ -87,10 +88,10 @@ def pool_slots() -> int:
 
 
 def run(stack: Stack, *, workspace: Path) -> dict[str, Any]:
-    """Trigger the DAG, show its progress until it ends, and sum it up.
+    """Trigger the DAG, show its progress until it ends, and summarise it.
 
     Raises:
-        DemoError: The run failed; the message holds the end of each failed task's log.
+        DemoError: The run failed; the message has the end of each failed task's log.
     """
     client = stack.client
     client.wait_for_dag(DAG_ID)
@@ -104,7 +105,7 @@ def run(stack: Stack, *, workspace: Path) -> dict[str, Any]:
 
 
 def summarise(stack: Stack, run_id: str, workspace: Path) -> dict[str, Any]:
-    """What ``summary.json`` holds: seconds of each step, hold-out Dice by label, where model and predictions are."""
+    """Return the content of ``summary.json``: seconds of each step, hold-out Dice by label, paths of model and predictions."""
     client = stack.client
     spans: dict[str, list[dt.datetime]] = {}
     for item in client.task_instances(DAG_ID, run_id):
@@ -113,7 +114,7 @@ def summarise(stack: Stack, run_id: str, workspace: Path) -> dict[str, Any]:
             spans.setdefault(item["task_id"], []).extend(times)
     steps = [{"name": name, "seconds": round((max(spans[name]) - min(spans[name])).total_seconds(), 1)} for name in _STEPS if name in spans]
     dataset = client.xcom(DAG_ID, run_id, "register")["dataset"]
-    # From the files and not from XComs: a second run skips what the first one did.
+    # The card is read from files and not from XComs, because a second run skips the tasks.
     card = read_json(workspace / "nnUNet_results" / dataset / MODEL_CARD)
     return {
         "steps": steps,
@@ -124,7 +125,7 @@ def summarise(stack: Stack, run_id: str, workspace: Path) -> dict[str, Any]:
 
 
 def table(summary: Mapping[str, Any], *, total_s: float) -> str:
-    """The end of the demo, for people."""
+    """Return the results as a table."""
     lines = ["", f"{'step':<14}{'seconds':>9}"]
     lines += [f"{step['name']:<14}{step['seconds']:>9.1f}" for step in summary["steps"]]
     lines += [f"{'all together':<14}{total_s:>9.1f}", "", f"{'hold-out':<20}{'Dice':>6}"]
@@ -139,15 +140,15 @@ def table(summary: Mapping[str, Any], *, total_s: float) -> str:
 
 
 def say(text: str) -> None:
-    """Print at once, also into a pipe."""
+    """Print a line at once, also into a pipe."""
     print(text, flush=True)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the demo; returns the exit status."""
+    """Run the demo and return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m devtools.demo", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--data", type=Path, help="folder in Medical Segmentation Decathlon layout; a phantom is made when empty")
-    parser.add_argument("--folder", type=Path, default=PROJECT / ".demo", help="where everything goes (default .demo)")
+    parser.add_argument("--data", type=Path, help="folder in Medical Segmentation Decathlon layout; by default a phantom is made")
+    parser.add_argument("--folder", type=Path, default=PROJECT / ".demo", help="folder for everything (default .demo)")
     parser.add_argument("--keep-up", action="store_true", help="leave Airflow and its UI running until --down")
     parser.add_argument("--no-run", action="store_true", help="with --keep-up: only start Airflow")
     parser.add_argument("--port", type=int, default=8080, help="with --keep-up: port of the UI (default 8080)")
@@ -156,7 +157,7 @@ def main(arguments: list[str] | None = None) -> int:
         type=Path,
         action="append",
         default=[],
-        help="folder that datasets may lie in, again for more (default /data/incoming)",
+        help="folder that may contain datasets; may be repeated (default /data/incoming)",
     )
     parser.add_argument("--down", action="store_true", help="stop what --keep-up left running")
     chosen = parser.parse_args(arguments)
@@ -164,7 +165,7 @@ def main(arguments: list[str] | None = None) -> int:
     running = Stack(folder / "airflow")
     if chosen.down:
         running.stop()
-        say("nothing of the demo runs any more")
+        say("the demo has stopped")
         return 0
     if running.runs:
         if not chosen.keep_up:
@@ -198,11 +199,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def start(folder: Path, chosen: argparse.Namespace) -> Stack:
-    """Data, Airflow and its pools.
+    """Prepare the data, start Airflow and create its pools.
 
     Raises:
-        DemoError: As the message says; nothing runs then.
-        StackError: As the message says; nothing runs then.
+        DemoError: The data could not be prepared. Nothing runs then.
+        StackError: Airflow could not be started. Nothing runs then.
     """
     began = time.monotonic()
     if chosen.keep_up:
@@ -223,7 +224,7 @@ def start(folder: Path, chosen: argparse.Namespace) -> Stack:
 
 
 def result(folder: Path, stack: Stack) -> str:
-    """Run the demo's DAG; what came out, for people. ``summary.json`` has it for programs.
+    """Run the demo's DAG, write ``summary.json`` and return the results as text.
 
     Raises:
         DemoError: The run failed.

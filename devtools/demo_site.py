@@ -1,6 +1,7 @@
-"""The Airflow of ``make demo`` and ``make up``: the project's own DAGs, datasets, teams and pools, and the demo's DAG beside them.
+"""Sets up the Airflow of ``make demo`` and ``make up``, with the project's DAGs, datasets, teams and pools, and the
+demo's DAG.
 
-Its settings are in its ``airflow.cfg``, so ``AIRFLOW_HOME`` is all that a command needs to find it; ``.demo/env`` sets it.
+Its settings are in its ``airflow.cfg``, so a command only needs ``AIRFLOW_HOME`` to find it; ``.demo/env`` sets it.
 """
 
 from __future__ import annotations
@@ -27,14 +28,14 @@ globals().update(training_dags(Path({datasets!r})))
 
 
 def make_stack(folder: Path, datasets: Path, input_roots: Sequence[Path], *, slots: int, port: int | None) -> Stack:
-    """The private Airflow, set to look at jobs often because they are short.
+    """Return the private Airflow, which checks jobs often because they are short.
 
     Args:
-        folder: Where everything goes.
-        datasets: Folder of the demo's own dataset file; the project's are read too.
+        folder: Folder for everything.
+        datasets: Folder of the demo's own dataset file; the project's dataset files are read too.
         input_roots: Folders that users may read from.
-        slots: Jobs that compute at once where there is no GPU.
-        port: Port of the UI; a free one when None.
+        slots: Number of jobs that compute at once without a GPU.
+        port: Port of the UI; a free one if None.
     """
     dags = folder / "dags"
     dags.mkdir(parents=True, exist_ok=True)
@@ -55,7 +56,7 @@ def make_stack(folder: Path, datasets: Path, input_roots: Sequence[Path], *, slo
 
 
 def require_free(port: int) -> None:
-    """See that the UI's port is free.
+    """Check that the UI's port is free.
 
     Raises:
         StackError: Another program listens there.
@@ -71,7 +72,7 @@ def require_free(port: int) -> None:
 
 
 def write_env(folder: Path, stack: Stack) -> Path:
-    """Write ``env`` into the demo's folder, for ``source``: its commands find this Airflow and may log in. Only its owner may read it."""
+    """Write ``env`` to source, with which commands find this Airflow and log in. Only its owner may read it."""
     variables = {
         "AIRFLOW_HOME": str(stack.home),
         "NNUNET_API_URL": stack.url,
@@ -86,7 +87,7 @@ def write_env(folder: Path, stack: Stack) -> Path:
 
 
 def login(folder: Path, stack: Stack) -> str:
-    """What a person needs to use a running site."""
+    """Return the addresses and the login of a running site."""
     return "\n".join(
         [
             f"UI            {stack.url}",

@@ -1,4 +1,4 @@
-"""``docs/reference/faults.md`` from the table of codes: ``python -m devtools.faults_docs > docs/reference/faults.md``."""
+"""Makes ``docs/reference/faults.md`` from the table of codes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ This page is made from the table of codes by `python -m devtools.faults_docs`.
 
 
 def page() -> str:
-    """Markdown with one row for each code."""
+    """Return the page, with one row for each code."""
     rows = [f"| `{code}` | {FAULT_INFO[code].severity} | {FAULT_INFO[code].what} | {FAULT_INFO[code].fix} |" for code in Code]
     return _INTRODUCTION + "\n".join(rows) + "\n"
 

@@ -1,4 +1,4 @@
-"""A run's progress on a terminal: a line when a task changes state, and the newest line of each running job."""
+"""Shows a run's progress on a terminal: changed states of tasks, and new lines of each running job."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _LOG_LINES = 25
 
 
 class ProgressView:
-    """Call :meth:`show` again and again; it prints what is new since the last call."""
+    """Prints what is new since the last call of :meth:`show`."""
 
     def __init__(self, client: AirflowClient, dag_id: str, run_id: str, *, jobs: Path) -> None:
         self._client = client
@@ -44,7 +44,7 @@ class ProgressView:
                 self._say(self._job_name(path), line)
 
     def failures(self) -> str:
-        """Ends of the logs of all failed tasks."""
+        """Return the ends of the logs of all failed tasks."""
         parts = []
         for item in self._client.task_instances(self._dag_id, self._run_id):
             if item["state"] == "failed":

@@ -1,6 +1,6 @@
-"""Pages of the reference that are made from code: ``python -m devtools.reference_docs`` writes all of them.
+"""``python -m devtools.reference_docs`` writes the pages of the reference that are made from code.
 
-A test compares each file with what the code says now, so a page never describes an option or a command that is gone.
+A test compares each file with the code, so that no page describes an option or a command that no longer exists.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _EXIT_WORDS = {
 
 
 def pages() -> dict[str, str]:
-    """Content of each page by its path in the project."""
+    """Return the content of each page by its path in the project."""
     return {
         "docs/reference/faults.md": faults_docs.page(),
         "docs/reference/configuration.md": configuration(),
@@ -49,7 +49,7 @@ def pages() -> dict[str, str]:
 
 
 def configuration() -> str:
-    """Every option of section ``[nnunet]``."""
+    """Return the page of options of section ``[nnunet]``."""
     text = f"""\
 # Configuration
 
@@ -68,7 +68,7 @@ matter here. A [connection](connections.md) of type `nnunet` or a [team file](te
 
 
 def connections() -> str:
-    """The fields of both connection types."""
+    """Return the page of the fields of both connection types."""
     text = f"""\
 # Connections
 
@@ -95,7 +95,7 @@ checked. The default connection is `dicomweb_default`. The fields are keys of th
 
 
 def command_line() -> str:
-    """Every command that people type, with its arguments, and the exit codes."""
+    """Return the page of all commands for people, with their arguments, and the exit codes."""
     text = f"""\
 # Command line
 
@@ -123,7 +123,7 @@ For every code except 0, stderr has a sentence with the reason.
 
 
 def rest() -> str:
-    """The routes of both services."""
+    """Return the page of the routes of both services."""
     text = f"""\
 # REST
 
@@ -146,7 +146,7 @@ has the full schema.
 `/openapi.json` has the full schema.
 
 """
-    # No model is loaded for the list of routes, so no workspace has to be there.
+    # No model is loaded for the list of routes, so the workspace need not exist.
     settings = ServeSettings(workspace=Workspace.below("/data/nnunet"), scratch=Path("/tmp"))  # noqa: S108  never written to
     return text + _routes(create_server(Server(settings, cast("Any", None))))
 
@@ -161,7 +161,7 @@ def _meaning(option: Mapping[str, Any]) -> str:
 
 
 def _commands(parser: argparse.ArgumentParser, before: str = "") -> Iterator[tuple[str, argparse.ArgumentParser, str]]:
-    """(name, parser, summary) of each command; those of a group below the group's name."""
+    """Yield name, parser and summary of each command. Names in a group begin with the group's name."""
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
             summaries = {choice.dest: choice.help or "" for choice in action._choices_actions}
@@ -207,9 +207,9 @@ def _table(heads: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
 
 
 def main() -> int:
-    """Write every page that differs; with ``--check``, only name them."""
+    """Write every page that differs, or only name them with ``--check``."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="write nothing; exit code 1 when a page is not up to date")
+    parser.add_argument("--check", action="store_true", help="write nothing, and exit with 1 if a page is not up to date")
     check = parser.parse_args().check
     outdated = [name for name, content in pages().items() if not _is(PROJECT / name, content)]
     for name in outdated:

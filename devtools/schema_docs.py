@@ -1,4 +1,4 @@
-"""The pages of the YAML files from their schemas: ``python -m devtools.schema_docs [teams] > include/datasets/README.md``."""
+"""Makes the pages of dataset and team files from their schemas: ``python -m devtools.schema_docs [teams]``."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ This page is made from the schema by `python -m devtools.schema_docs teams`.
 
 
 def reference(model: type[BaseModel] = TrainingConfig, introduction: str = _INTRODUCTION) -> str:
-    """Markdown tables of every field of dataset files: type, default, meaning."""
+    """Return tables of every field of dataset files: type, default, meaning."""
     sections = {
         name: cast("type[BaseModel]", field.annotation) for name, field in model.model_fields.items() if _is_section(field.annotation)
     }
@@ -54,7 +54,7 @@ def reference(model: type[BaseModel] = TrainingConfig, introduction: str = _INTR
 
 
 def team_reference() -> str:
-    """The same of team files."""
+    """Return the same tables for team files."""
     return reference(TeamConfig, _TEAMS)
 
 

@@ -1,7 +1,7 @@
-"""A private Airflow on loopback: api-server, scheduler, DAG processor, triggerer and what else is asked for, below one folder.
+"""Runs a private Airflow on loopback below one folder: API server, scheduler, DAG processor, triggerer and others.
 
-Airflow's own ``standalone`` binds all interfaces, ignores SIGINT in the background and leaves children behind on SIGTERM.
-Here each component is a process of its own session with its own log file, and is stopped by its pid.
+Airflow's own ``standalone`` binds all interfaces, ignores SIGINT in the background and leaves child processes after
+SIGTERM. Here each component has its own session and log file, and is stopped by its pid.
 """
 
 from __future__ import annotations
@@ -28,26 +28,27 @@ from nnunet_jobs.contract.storage.files import write_private
 PROJECT = Path(__file__).resolve().parents[1]
 _START_S = 180.0
 _STOP_S = 20.0
-# Home of the stack that started a process. Not AIRFLOW_HOME, which a person's shell has too who works with the site.
+# Home of the stack that started a process. AIRFLOW_HOME is not used, because the shell of a person may have it too.
 _MARK = "NNUNET_STACK"
 
 
 class StackError(RuntimeError):
-    """A component did not start; the message holds the end of its log."""
+    """A component did not start; the message has the end of its log."""
 
 
 class Stack:
-    """One private Airflow. Use it as a context manager, or ``start`` and ``stop`` it, also from different processes.
+    """Runs one private Airflow. Use it as a context manager, or ``start`` and ``stop`` it, also from different
+    processes.
 
     Args:
-        home: AIRFLOW_HOME; configuration, logs, passwords and SQLite's database live below it.
+        home: AIRFLOW_HOME with configuration, logs, passwords and SQLite's database.
         dags: Folder with DAG files.
-        settings: Options by ``section.option``, over the project's ``airflow.cfg.template`` and the stack's own.
-        environment: Extra environment variables of every component.
+        settings: Options by ``section.option``, which override ``airflow.cfg.template`` and the stack's own.
+        environment: Additional environment variables of every component.
         port: Port of the API server and UI; a free one when empty.
-        executor: What runs the tasks.
-        database: Address as SQLAlchemy takes it; SQLite below ``home`` when empty.
-        extra: Processes besides Airflow's own four, such as Celery workers.
+        executor: Executor of the tasks.
+        database: Address of the database for SQLAlchemy; SQLite below ``home`` if None.
+        extra: Processes beside Airflow's own four, such as Celery workers.
     """
 
     def __init__(
@@ -98,7 +99,7 @@ class Stack:
             raise
 
     def stop(self) -> None:
-        """Stop every component by its pid, then whatever they left behind. Does nothing when nothing runs."""
+        """Stop every component by its pid, then all other processes of the stack, if any run."""
         for pid in reversed(self._running().values()):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGTERM)
@@ -117,13 +118,13 @@ class Stack:
         (self.home / "stack.json").unlink(missing_ok=True)
 
     def kill(self, component: str, number: int = signal.SIGKILL) -> None:
-        """Send a signal to one component, and wait for its end when that is what the signal does."""
+        """Send a signal to one component, and wait for its end if the signal ends it."""
         os.kill(self.pid(component), number)
         if number in (signal.SIGKILL, signal.SIGTERM) and component in self._processes:
             self._processes[component].wait(timeout=60)
 
     def kill_with_children(self, component: str) -> None:
-        """Send SIGKILL to a component and to all that runs in its session: tasks too, but no job, which has a session of its own."""
+        """Send SIGKILL to a component and its session, with tasks but without jobs, which have sessions of their own."""
         session = self.pid(component)
         for pid in self.processes():
             with contextlib.suppress(OSError):
@@ -132,7 +133,7 @@ class Stack:
         self._processes[component].wait(timeout=60)
 
     def restart_ended(self) -> list[str]:
-        """Start again what ended by itself, as a service manager does, without waiting for it. Returns the names."""
+        """Restart components that have ended, as a service manager does, and return their names without waiting."""
         ended = [name for name, process in self._processes.items() if process.poll() is not None]
         for name in ended:
             self._spawn(name)
@@ -149,43 +150,44 @@ class Stack:
     # --- what is known about it ---------------------------------------------------------------------------------
     @property
     def runs(self) -> bool:
-        """True while a component of this stack is alive, whoever started it."""
+        """Return whether a component of this stack runs, also if another process started it."""
         return bool(self._running())
 
     @property
     def url(self) -> str:
-        """Address of the UI and the API."""
+        """Return the address of the UI and the API."""
         return str(read_config(self.home).get("api", "base_url"))
 
     @property
     def username(self) -> str:
-        """User of the UI and the API."""
+        """Return the user of the UI and the API."""
         return USER
 
     @property
     def password(self) -> str:
-        """The generated password of :attr:`username`."""
+        """Return the generated password of :attr:`username`."""
         return str(json.loads(password_file(self.home).read_text())[USER])
 
     @property
     def client(self) -> AirflowClient:
-        """A client of the REST API."""
+        """Return a client of the REST API."""
         if self._client is None:
             self._client = AirflowClient(self.url, username=self.username, password=self.password)
         return self._client
 
     def pid(self, component: str) -> int:
-        """Process id of a component."""
+        """Return the process id of a component."""
         return self._running()[component]
 
     def log_file(self, component: str) -> Path:
-        """What a component printed."""
+        """Return the file of a component's output."""
         return self.home / "logs" / f"{component}.log"
 
     def processes(self) -> list[int]:
-        """Pids of every process of this stack: components, their workers, and detached jobs that carry its mark in their environment.
+        """Return the pids of all processes of this stack: components, their workers, and detached jobs with its mark.
 
-        Airflow's processes rename themselves, which overwrites their environment in /proc, so they are known by their session.
+        Airflow's processes rename themselves, which overwrites their environment in /proc, so they are found by their
+        session.
         """
         sessions = {entry["pid"] for entry in self._recorded().values() if not _reused(entry["pid"], entry["started"])}
         found = []
@@ -198,15 +200,15 @@ class Stack:
         return found
 
     def environment(self) -> dict[str, str]:
-        """Environment of every component, by which what it starts is known too. Foreign AIRFLOW settings of the calling shell stay out."""
+        """Return the environment of every component, with the mark, and without AIRFLOW settings of the calling shell."""
         env = {key: value for key, value in os.environ.items() if not key.startswith("AIRFLOW")}
         return env | {"AIRFLOW_HOME": str(self.home), _MARK: str(self.home), "PYTHONUNBUFFERED": "1"} | self._environment
 
     def airflow(self, *arguments: str) -> str:
-        """Run one ``airflow`` command in this stack's environment; returns what it printed.
+        """Run one ``airflow`` command in this stack's environment and return its output.
 
         Raises:
-            StackError: It failed.
+            StackError: The command failed.
         """
         done = subprocess.run(
             [sys.executable, "-m", "airflow", *arguments],
@@ -236,7 +238,7 @@ class Stack:
         self._processes[component] = process
         started = _started(process.pid)
         recorded = self._recorded()
-        if component in recorded:  # a killed scheduler leaves workers behind, which are still known by its session
+        if component in recorded:  # workers of a killed scheduler are still found by its session
             recorded[f"{component}-{recorded[component]['pid']}"] = recorded[component]
         recorded[component] = {"pid": process.pid, "started": started}
         write_private(self.home / "stack.json", json.dumps(recorded).encode())
@@ -253,7 +255,7 @@ class Stack:
         wait_until(ready, timeout_s=_START_S, interval_s=0.25, what=lambda: f"{component} healthy; see {self.log_file(component)}")
 
     def _running(self) -> dict[str, int]:
-        """Component pids of this stack that are alive, also when another process started them."""
+        """Return the pids of running components, also if another process started them."""
         alive = set(self.processes())
         return {name: entry["pid"] for name, entry in self._recorded().items() if entry["pid"] in alive}
 
@@ -268,14 +270,14 @@ class Stack:
         end = time.monotonic() + timeout_s
         while time.monotonic() < end:
             for process in self._processes.values():
-                process.poll()  # reaps, so that a zombie does not look alive
+                process.poll()  # reap it, so that a zombie does not seem to run
             if not self.processes():
                 return
             time.sleep(0.1)
 
 
 def _started(pid: int) -> int:
-    """When a process began, in clock ticks since the host's start.
+    """Return when a process started, in clock ticks since the host's start.
 
     psutil's ``create_time`` is in seconds of the wall clock, which may be set while the stack runs.
     """
@@ -283,7 +285,7 @@ def _started(pid: int) -> int:
 
 
 def _reused(pid: int, started: int) -> bool:
-    """Whether a pid belongs to another process by now. Its session outlives a leader, so a missing leader is not reuse."""
+    """Return whether a pid now belongs to another process. A session outlives its leader, so a missing leader is no reuse."""
     try:
         return _started(pid) != started
     except OSError:

@@ -1,4 +1,4 @@
-"""The processes of a private Airflow: how each is started, and how one sees that it is up."""
+"""Defines the processes of a private Airflow: how each is started, and how to see that it is ready."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ _PING_S = 1.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Component:
-    """One process.
+    """Describes one process.
 
     Attributes:
-        name: Name of its log file and for :meth:`Stack.kill`.
-        arguments: What follows ``airflow`` on its command line.
-        heartbeat: Its name in the API server's answer about health; the API server itself has none.
-        environment: Variables that it has and the others do not.
+        name: Name of its log file, also for :meth:`Stack.kill`.
+        arguments: Arguments of the ``airflow`` command.
+        heartbeat: Its name in the API server's answer about health; None for the API server itself.
+        environment: Environment variables of this component only.
     """
 
     name: str
@@ -28,7 +28,7 @@ class Component:
     environment: Mapping[str, str] = field(default_factory=dict)
 
     def is_ready(self, client: AirflowClient, since: dt.datetime) -> bool:
-        """Whether it works, and has said so after ``since``."""
+        """Return whether it has reported that it is healthy after ``since``."""
         health = client.health()
         if self.heartbeat is None:
             return bool(health)
@@ -39,17 +39,17 @@ class Component:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CeleryWorker(Component):
-    """A Celery worker. Several on one machine need names of their own.
+    """Describes a Celery worker. Several on one machine need different names.
 
     Attributes:
-        broker: Address of the broker that it takes its tasks from.
+        broker: Address of the broker of its tasks.
     """
 
     broker: str
 
     @classmethod
     def on(cls, *queues: str, name: str, broker: str, concurrency: int = 2, environment: Mapping[str, str] | None = None) -> CeleryWorker:
-        """A worker that serves these queues with ``concurrency`` processes, and serves no logs: they are on a disk that all see."""
+        """Return a worker of these queues. It serves no logs, because they are on a disk that all components see."""
         return cls(
             name=name,
             arguments=(
@@ -61,11 +61,11 @@ class CeleryWorker(Component):
         )  # fmt: skip
 
     def is_ready(self, client: AirflowClient, since: dt.datetime) -> bool:
-        """Whether it answers a ping that goes through the broker."""
+        """Return whether it answers a ping through the broker."""
         from celery import Celery  # type: ignore[import-untyped, unused-ignore]
         from kombu.exceptions import OperationalError
 
-        # A connection of its own: the pooled one may be from before the broker was restarted.
+        # This needs a new connection, because a pooled one may be older than a restart of the broker.
         with Celery(broker=self.broker, set_as_current=False) as app, app.connection_for_write() as connection:
             try:
                 return bool(app.control.ping(destination=[f"celery@{self.name}"], timeout=_PING_S, connection=connection))
@@ -77,5 +77,5 @@ API_SERVER = Component(name="api-server", arguments=("api-server",))
 SCHEDULER = Component(name="scheduler", arguments=("scheduler", "--skip-serve-logs"), heartbeat="scheduler")
 DAG_PROCESSOR = Component(name="dag-processor", arguments=("dag-processor",), heartbeat="dag_processor")
 TRIGGERER = Component(name="triggerer", arguments=("triggerer", "--skip-serve-logs"), heartbeat="triggerer")
-# In the order of their start; they stop in the reverse one.
+# In the order of their start; they are stopped in reverse order.
 CORE = (API_SERVER, DAG_PROCESSOR, TRIGGERER, SCHEDULER)

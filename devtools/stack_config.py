@@ -1,4 +1,4 @@
-"""Configuration and secrets of a private Airflow: the project's template, made private and quick."""
+"""Writes configuration and secrets of a private Airflow, from the project's template."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ USER = "admin"
 
 
 def password_file(home: Path) -> Path:
-    """Where the generated password of :data:`USER` is."""
+    """Return the file with the generated password of :data:`USER`."""
     return home / "passwords.json"
 
 
 def read_config(home: Path) -> configparser.ConfigParser:
-    """The configuration below ``home``; empty before it is written."""
+    """Read the configuration below ``home``, which is empty before it is written."""
     config = configparser.ConfigParser(interpolation=None)
     config.read(home / "airflow.cfg")
     return config
 
 
 def write_config(home: Path, *, template: Path, dags: Path, settings: Mapping[str, str], port: int | None) -> None:
-    """Write the template, then what makes it private and quick, then the caller's settings. Secrets are made once.
+    """Write the configuration: the template, changed by own options and by the caller's. Secrets are made once.
 
     Args:
-        home: AIRFLOW_HOME, which is there.
+        home: AIRFLOW_HOME, which must exist.
         template: Template of the project.
         dags: Folder with DAG files.
         settings: Options by ``section.option``.
-        port: Port of the API server and UI; a free one when empty.
+        port: Port of the API server and UI; a free one if None.
     """
     earlier = read_config(home)
     config = configparser.ConfigParser(interpolation=None)

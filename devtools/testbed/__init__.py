@@ -1,1 +1,1 @@
-"""Small data sets, models of random weights, and servers of their own processes, for tests and benchmarks."""
+"""Small datasets, models with random weights, and servers in processes, for tests and benchmarks."""

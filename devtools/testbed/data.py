@@ -1,4 +1,4 @@
-"""Small datasets made on the spot, in every layout, and a step context to register them with."""
+"""Makes small datasets in every layout, and a step context to register them."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ LABELS = {"background": 0, "front": 1, "back": 2}
 
 
 def write_nifti(path: Path, array: np.ndarray, *, affine: np.ndarray | None = None) -> Path:
-    """Write a NIfTI file, 1 mm and no rotation unless an affine is given."""
+    """Write a NIfTI file, with 1 mm voxels and no rotation unless an affine is given."""
     path.parent.mkdir(parents=True, exist_ok=True)
     nibabel.save(nibabel.Nifti1Image(array, np.eye(4) if affine is None else affine), path)
     return path
 
 
 def image_array(seed: int, shape: Sequence[int] = SHAPE) -> np.ndarray:
-    """Noise, the same for the same seed."""
+    """Return noise, which is the same for the same seed."""
     return np.random.default_rng(seed).normal(100, 20, shape).astype(np.float32)
 
 
 def label_array(values: Sequence[int] = (0, 1, 2), shape: Sequence[int] = SHAPE) -> np.ndarray:
-    """Every value somewhere, slab by slab."""
+    """Return a label image with every value in a slab."""
     label = np.zeros(shape, dtype=np.uint8)
     for value in values:
         label[:, value % shape[1]] = value
@@ -41,7 +41,7 @@ def label_array(values: Sequence[int] = (0, 1, 2), shape: Sequence[int] = SHAPE)
 
 
 def decathlon(root: Path, cases: Sequence[str], *, channels: int = 1, test: Sequence[str] = (), first_seed: int = 0) -> Path:
-    """Medical Segmentation Decathlon layout; one 4D file a case when there are several channels."""
+    """Write a dataset in Medical Segmentation Decathlon layout, with one 4D file for each case if it has several channels."""
     shape = SHAPE if channels == 1 else (*SHAPE, channels)
     for number, case in enumerate([*cases, *test]):
         folder = "imagesTr" if case in cases else "imagesTs"
@@ -68,7 +68,7 @@ def describe_decathlon(root: Path, cases: Sequence[str], *, channels: int = 1, t
 
 
 def raw(root: Path, cases: Sequence[str], *, channels: int = 1, labels: Mapping[str, Any] | None = None, **description: Any) -> Path:
-    """nnU-Net's raw layout."""
+    """Write a dataset in nnU-Net's raw layout."""
     for number, case in enumerate(cases):
         for channel in range(channels):
             write_nifti(root / "imagesTr" / f"{case}_{channel:04d}.nii.gz", image_array(10 * number + channel))
@@ -86,7 +86,7 @@ def raw(root: Path, cases: Sequence[str], *, channels: int = 1, labels: Mapping[
 
 
 def context(workspace: Workspace, name: str = "register-test", *, cpus: int = 2) -> StepContext:
-    """A step's surroundings with a job folder of its own."""
+    """Return a step's context with a job folder of its own."""
     job = Path(workspace.jobs) / name
     job.mkdir(parents=True, exist_ok=True)
     return StepContext(workspace=workspace, job=JobDir(job), cpus=cpus)
@@ -98,7 +98,7 @@ def register_dataset(workspace: Workspace, source: Path, *, dataset_id: int = 4,
 
 
 def tree(folder: Path) -> dict[str, bytes]:
-    """Every file below a folder: relative path to content, without the manifest's dates."""
+    """Return the content of every file below a folder by relative path, without the manifest's dates."""
     content = {}
     for path in sorted(folder.rglob("*")):
         if path.is_file():

@@ -1,4 +1,4 @@
-"""A real nginx of its own process, with the files of docker/ moved to another folder."""
+"""Runs a real nginx, with the files of docker/ moved to another folder."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from pathlib import Path
 from airflow_nnunet.prediction_api.rest_client import wait_until
 
 DOCKER = Path(__file__).resolve().parents[2] / "docker"
-# Where Debian's package keeps the stream module, which the public image has built in.
+# Path of the stream module in Debian's package. The public image has it built in.
 STREAM_MODULE = Path("/usr/lib/nginx/modules/ngx_stream_module.so")
 
 
 def missing() -> str | None:
-    """What is not installed here, or None."""
+    """Return what is not installed here, or None."""
     if shutil.which("nginx"):
         return None
     return "needs nginx (Debian: nginx-light)"
 
 
 def lay_out(folder: Path, changes: Sequence[tuple[str, str]], *, front: str) -> None:
-    """Write nginx.conf and all that belongs to it below ``folder``, which must be reachable by anybody.
+    """Write nginx.conf and all its files below ``folder``, which every user must be able to reach.
 
     Args:
-        changes: Pairs of old and new text, before the paths are moved. Nothing else is changed.
+        changes: Pairs of old and new strings, applied before the paths are changed.
         front: File that is mounted as front.conf.
     """
     folder.chmod(0o755)
@@ -57,8 +57,8 @@ def lay_out(folder: Path, changes: Sequence[tuple[str, str]], *, front: str) -> 
 
 @contextlib.contextmanager
 def running(folder: Path, *, listens: Callable[[], bool]) -> Iterator[subprocess.Popen[bytes]]:
-    """nginx with the files of :func:`lay_out`; a warning about them is an error."""
-    # Root's master would give the work to nobody, who cannot read the test's folder; the containers have no root at all.
+    """Run nginx with the files of :func:`lay_out`. A warning about them is an error."""
+    # As root, nginx would run its workers as user nobody, who cannot read the test's folder. Containers have no root.
     whoami = "user root;" if os.geteuid() == 0 else ""
     command = ["nginx", "-c", str(folder / "nginx.conf"), "-e", str(folder / "log"), "-g", f"daemon off; {whoami}"]
     checked = subprocess.run([*command, "-t"], capture_output=True, text=True, check=False)

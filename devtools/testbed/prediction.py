@@ -1,4 +1,4 @@
-"""Selected models of random weights, in stock layout with a card: enough for everything but Dice."""
+"""Makes selected models with random weights, in nnU-Net's layout with a card, for all tests except those of Dice."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CONFIGURATIONS = {
 
 
 def preprocessed(workspace: Workspace, source: Path, cases: Sequence[str], holdout: Sequence[str], **dataset_json: Any) -> Path:
-    """Register and preprocess; returns the version's dataset folder."""
+    """Register and preprocess, and return the version's dataset folder."""
     register(workspace, source, cases, holdout=holdout, **dataset_json)
     fields: dict[str, Any] = {"configurations": list(CONFIGURATIONS), "custom_configurations": CONFIGURATIONS, "folds": 2}
     result = result_of(start(workspace, **fields))
@@ -38,9 +38,9 @@ def save_random_folds(
     configurations: Sequence[str] = tuple(CONFIGURATIONS),
     without_mirroring: Sequence[str] = (),
 ) -> Path:
-    """Final checkpoints with random weights for every configuration and fold, written by nnU-Net's own trainer.
+    """Write final checkpoints with random weights for every configuration and fold, with nnU-Net's own trainer.
 
-    ``without_mirroring``: configurations whose checkpoints forbid mirroring, as those of a training without it do.
+    ``without_mirroring`` names configurations whose checkpoints forbid mirroring, as after a training without it.
     """
     import torch
 
@@ -66,14 +66,14 @@ def save_random_folds(
 
 
 def save_in_this_process(request: Mapping[str, Any]) -> None:
-    """The same for one fold, told by JSON."""
+    """Do the same for one fold, with arguments as JSON."""
     save_random_folds(Workspace.from_json(request["workspace"]), Path(request["version"]), model="m1", folds=[0])
 
 
 def write_card(
     root: Path, members: Mapping[str, Sequence[int]], *, postprocessing: Sequence[Mapping[str, Any]] = (), promote: Workspace | None = None
 ) -> dict[str, Any]:
-    """The card of a model of these configurations and folds."""
+    """Write the card of a model of these configurations and folds, and return it."""
     entries = [{"trainer": TRAINER, "plans": PLANS, "configuration": name, "folds": list(folds)} for name, folds in members.items()]
     files = {}
     for name, folds in members.items():
@@ -90,12 +90,12 @@ def write_card(
 
 
 def job_dir(workspace: Workspace, name: str = "predict-00000000") -> JobDir:
-    """A bare job folder, for steps that run in the test's own process."""
+    """Return an empty job folder, for steps that run in the test's own process."""
     folder = Path(workspace.jobs) / name
     folder.mkdir(parents=True, exist_ok=True)
     return JobDir(folder)
 
 
 def segmentations(folder: Path) -> dict[str, bytes]:
-    """The bytes of a folder's segmentations by file name."""
+    """Return the bytes of a folder's segmentations by file name."""
     return {path.name: path.read_bytes() for path in sorted(folder.glob("*.nii.gz"))}

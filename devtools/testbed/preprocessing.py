@@ -1,4 +1,4 @@
-"""Registered datasets made by hand and runs of the preprocessing step, for its tests and benchmarks."""
+"""Makes registered datasets by hand and runs the preprocessing step, for its tests and benchmarks."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def register(
     holdout: Iterable[str] = (),
     **dataset_json: Any,
 ) -> Path:
-    """Put single-channel cases of a Decathlon folder into nnUNet_raw with a manifest, replacing what was there."""
+    """Put single-channel cases of a Decathlon folder into nnUNet_raw with a manifest, and replace existing ones."""
     raw = workspace.raw_dataset(dataset)
     for folder in ("imagesTr", "labelsTr", "imagesTs", "labelsTs"):
         shutil.rmtree(raw / folder, ignore_errors=True)
@@ -62,7 +62,7 @@ def register(
 
 
 def write_manifest(raw: Path, dataset_json: dict[str, Any], *, groups: Mapping[str, str]) -> None:
-    """``dataset.json`` and ``manifest.json`` of whatever lies in a raw folder."""
+    """Write ``dataset.json`` and ``manifest.json`` for the files of a raw folder."""
     ending = dataset_json["file_ending"]
     entries: dict[str, Any] = {}
     for part, split in (("Tr", "train"), ("Ts", "holdout")):
@@ -111,7 +111,7 @@ def _geometry(image: Path) -> tuple[list[int], list[float]]:
 
 
 def context(workspace: Workspace, name: str = "preprocess", **values: Any) -> StepContext:
-    """A step's surroundings without a runner."""
+    """Return a step's context without a runner."""
     job = JobDir(Path(workspace.jobs) / name)
     job.path.mkdir(parents=True, exist_ok=True)
     return StepContext(workspace=workspace, job=job, **{"cpus": 2, **values})
@@ -125,7 +125,7 @@ def preprocess(workspace: Workspace, *, name: str = "preprocess", cpus: int = 2,
 
 
 def start(workspace: Workspace, *, name: str = "preprocess", dataset: str = DATASET, **params: Any) -> subprocess.Popen[bytes]:
-    """Run the step in a process of its own, which prints its result as the last line."""
+    """Run the step in another process, which prints its result as the last line."""
     request = json.dumps({"workspace": workspace.to_json(), "name": name, "params": {"datasets": [dataset], **params}})
     path = os.pathsep.join([str(PROJECT / "plugins"), str(PROJECT)])
     return subprocess.Popen(
@@ -138,7 +138,7 @@ def start(workspace: Workspace, *, name: str = "preprocess", dataset: str = DATA
 
 
 def result_of(process: subprocess.Popen[bytes]) -> dict[str, Any]:
-    """Wait for :func:`start` and read its result; what it said on stderr is the message when it failed."""
+    """Wait for :func:`start` and read its result, or raise an error with its stderr."""
     out, err = process.communicate(timeout=300)
     if process.returncode:
         raise AssertionError(f"exit {process.returncode}: {err.decode()[-4000:]}")
@@ -146,7 +146,7 @@ def result_of(process: subprocess.Popen[bytes]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Run the step that :func:`start` asks for, and print its result as the last line."""
+    """Run the step for :func:`start`, and print its result as the last line."""
     from nnunet_jobs.steps.preprocess import run
 
     request = json.loads(sys.argv[-1])
@@ -157,7 +157,7 @@ def main() -> None:
 
 
 def stock(workspace: Workspace, out: Path, *arguments: str, dataset_id: int = 4) -> None:
-    """nnU-Net's own command on the same raw data, into another nnUNet_preprocessed."""
+    """Run nnU-Net's own command on the same raw data, with another nnUNet_preprocessed."""
     command = Path(sys.executable).with_name("nnUNetv2_plan_and_preprocess")
     environment = {**os.environ, "nnUNet_raw": workspace.raw, "nnUNet_preprocessed": str(out), "nnUNet_results": workspace.results}
     subprocess.run(
@@ -166,7 +166,7 @@ def stock(workspace: Workspace, out: Path, *arguments: str, dataset_id: int = 4)
 
 
 def differences(ours: Path, theirs: Path) -> list[str]:
-    """What differs between two preprocessed dataset folders: JSON files, ground truth, arrays and properties."""
+    """Return the differences of two preprocessed dataset folders: JSON files, ground truth, arrays and properties."""
     import pickle
 
     import blosc2

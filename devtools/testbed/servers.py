@@ -1,4 +1,4 @@
-"""A private PostgreSQL and a private Redis, Debian's programs on loopback, that a test can stop, kill and start again."""
+"""Runs a private PostgreSQL and Redis of Debian on loopback, which a test can stop, kill and start again."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _STOP_S = 60.0
 
 @contextmanager
 def running_postgres() -> Iterator[Postgres]:
-    """A started database, or SkipTest, which pytest understands too, saying what is missing."""
+    """Start a database, or raise SkipTest, which pytest understands too, with what is missing."""
     if reason := Postgres.missing():
         raise SkipTest(reason)
     with _life(Postgres()) as server:
@@ -34,7 +34,7 @@ def running_postgres() -> Iterator[Postgres]:
 
 @contextmanager
 def running_redis() -> Iterator[Redis]:
-    """A started broker, or SkipTest, which pytest understands too, saying what is missing."""
+    """Start a broker, or raise SkipTest, which pytest understands too, with what is missing."""
     if reason := Redis.missing():
         raise SkipTest(reason)
     with _life(Redis()) as server:
@@ -42,9 +42,11 @@ def running_redis() -> Iterator[Redis]:
 
 
 class Server(ABC):
-    """One server process with a folder and a port of its own; after ``stop`` or ``kill`` it starts again on the same port.
+    """Runs one server process with its own folder and port. After ``stop`` or ``kill`` it can start again on the same
+    port.
 
-    The folder is directly below the temporary directory: a database that refuses root could not enter root's own folders.
+    The folder is directly below the temporary directory, because a database that refuses root cannot enter root's
+    folders.
     """
 
     user: str | None = None
@@ -59,11 +61,11 @@ class Server(ABC):
 
     @abstractmethod
     def command(self) -> list[str]:
-        """How the server is started."""
+        """Return the command that starts the server."""
 
     @abstractmethod
     def answers(self) -> bool:
-        """Whether a client is served."""
+        """Return whether a client gets an answer."""
 
     def start(self) -> None:
         """Start and wait until it answers."""
@@ -84,7 +86,7 @@ class Server(ABC):
             time.sleep(0.05)
 
     def stop(self) -> None:
-        """Stop it as an administrator would; what clients were doing is cut off."""
+        """Stop it as an administrator would, which interrupts its clients."""
         self._end(signal.SIGINT)
 
     def kill(self) -> None:
@@ -92,13 +94,13 @@ class Server(ABC):
         self._end(signal.SIGKILL)
 
     def close(self) -> None:
-        """Stop it and delete all that it kept."""
+        """Stop it and delete all its data."""
         with suppress(ProcessLookupError):
             self.stop()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def log(self) -> str:
-        """The end of what it printed."""
+        """Return the end of its output."""
         return (self.folder / "server.log").read_text(errors="replace")[-3000:]
 
     def _end(self, number: int) -> None:
@@ -109,7 +111,7 @@ class Server(ABC):
 
 
 class Postgres(Server):
-    """A database cluster without fsync: it survives a kill of the server, not of the machine."""
+    """Runs a database cluster without fsync, which survives a kill of the server but not of the machine."""
 
     user = "postgres" if os.geteuid() == 0 else None  # it refuses to run as root
 
@@ -124,7 +126,7 @@ class Postgres(Server):
 
     @staticmethod
     def missing() -> str | None:
-        """Why no database can be started here; None when one can."""
+        """Return why no database can be started here, or None if one can."""
         if _postgres_programs() is None:
             return f"no PostgreSQL below {_DEBIAN}; apt-get install postgresql"
         if os.geteuid() == 0 and "postgres" not in {entry.pw_name for entry in pwd.getpwall()}:
@@ -150,7 +152,7 @@ class Postgres(Server):
         return True
 
     def create_database(self, name: str) -> str:
-        """Make an empty database; returns its address."""
+        """Create an empty database and return its address."""
         import psycopg2
         from psycopg2 import sql
 
@@ -163,7 +165,7 @@ class Postgres(Server):
         return self.url(name)
 
     def url(self, database: str) -> str:
-        """Address of a database, as SQLAlchemy takes it."""
+        """Return the address of a database for SQLAlchemy."""
         return f"postgresql+psycopg2://airflow:{self.password}@127.0.0.1:{self.port}/{database}"
 
     def _run(self, program: str, *arguments: str) -> None:
@@ -180,11 +182,11 @@ class Postgres(Server):
 
 
 class Redis(Server):
-    """A broker that writes every command to its append-only file, so that it finds its queues again after a kill."""
+    """Runs a broker that writes every command to its append-only file, so that it has its queues again after a kill."""
 
     def __init__(self) -> None:
         super().__init__()
-        # A file, since every user of the machine can read a command line.
+        # Settings are in a file, because every user of the machine can read a command line.
         settings = self.folder / "redis.conf"
         settings.touch(mode=0o600)
         settings.write_text(
@@ -194,12 +196,12 @@ class Redis(Server):
 
     @staticmethod
     def missing() -> str | None:
-        """Why no broker can be started here; None when one can."""
+        """Return why no broker can be started here, or None if one can."""
         return None if shutil.which("redis-server") else "no redis-server; apt-get install redis-server"
 
     @property
     def url(self) -> str:
-        """Address of the broker, as Celery takes it."""
+        """Return the address of the broker for Celery."""
         return f"redis://:{self.password}@127.0.0.1:{self.port}/0"
 
     def command(self) -> list[str]:
@@ -219,7 +221,7 @@ class Redis(Server):
             client.close()
 
     def forget(self) -> None:
-        """Delete what it kept, while it is stopped."""
+        """Delete its data while it is stopped."""
         assert self._process is None, "stop it first"
         shutil.rmtree(self.folder / "appendonlydir")
 
@@ -237,7 +239,7 @@ def _life(server: S) -> Iterator[S]:
 
 
 def _postgres_programs() -> Path | None:
-    """Folder of the newest version's programs."""
+    """Return the folder of the newest version's programs."""
     found = [path.parent for path in _DEBIAN.glob("*/bin/postgres")]
     return max(found, key=lambda path: int(path.parent.name), default=None)
 
@@ -249,7 +251,7 @@ def _program(name: str) -> str:
 
 
 def _identity(user: str | None) -> dict[str, Any]:
-    """Arguments of a subprocess that shall be another user, with nothing of ours left."""
+    """Return the arguments with which a subprocess runs as another user, without our groups."""
     if user is None:
         return {}
     uid, gid = _ids(user)

@@ -1,4 +1,4 @@
-"""A predictor server of its own process on loopback, with models of random weights, and what a client does with it."""
+"""Runs a predictor server on loopback, with models of random weights, and acts as its client."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PROJECT = Path(__file__).resolve().parents[2]
 
 
 def make_model(workspace: Workspace, model: str, *, seed: int, configuration: str = LOW, promote: bool = True) -> Path:
-    """A selected model; the folder that holds its card."""
+    """Make a selected model and return the folder with its card."""
     root = workspace.model_root(model) / DATASET
     files = save_stage(root, configuration, seed=seed)
     stage = {"trainer": TRAINER, "plans": PLANS, "folds": [0]}
@@ -43,7 +43,7 @@ def make_model(workspace: Workspace, model: str, *, seed: int, configuration: st
 
 
 def make_workspace(folder: Path) -> Workspace:
-    """A workspace with a registered dataset and one promoted model, ``m1``."""
+    """Make a workspace with a registered dataset and one promoted model, ``m1``."""
     workspace = Workspace.below(folder, input_roots=(str(folder.parent),), cpu_slots=4)
     workspace.raw_dataset(DATASET).mkdir(parents=True)
     make_model(workspace, "m1", seed=1)
@@ -51,7 +51,7 @@ def make_workspace(folder: Path) -> Workspace:
 
 
 def make_image(path: Path, *, seed: int = 0, repeat: int = 1) -> Path:
-    """A scan of 36 x 48 x 40 voxels, larger along its last axis when repeated."""
+    """Write a scan of 36 x 48 x 40 voxels, larger along its last axis when repeated."""
     import nibabel as nib
     import numpy as np
 
@@ -61,19 +61,19 @@ def make_image(path: Path, *, seed: int = 0, repeat: int = 1) -> Path:
 
 
 class Service:
-    """What answers requests at an address, a predictor server or nginx in front of several, and what a client asks it."""
+    """Sends requests to an address, which is a predictor server or nginx in front of several."""
 
     def __init__(self, *, uds: Path | None = None) -> None:
         self.uds = uds
         self.url = "http://server" if uds else ""
 
     def client(self, **options: Any) -> httpx.Client:
-        """A client whose addresses are relative to the server."""
+        """Return a client whose addresses are relative to the server."""
         transport = httpx.HTTPTransport(uds=str(self.uds) if self.uds else None, verify=False)  # no TLS here, and certificates load slowly
         return httpx.Client(base_url=self.url, transport=transport, timeout=120, **options)
 
     def predict(self, images: Sequence[Path], *, model: str | None = None, **headers: str) -> httpx.Response:
-        """One request."""
+        """Send one request."""
         with self.client() as client:
             return client.post(
                 f"/v1/models/{DATASET}/predict",
@@ -83,7 +83,7 @@ class Service:
             )
 
     def answers(self, page: str = "/readyz") -> bool:
-        """Whether a page is answered with 200."""
+        """Return whether a page answers with 200."""
         if not self._listens():
             return False
         try:
@@ -93,26 +93,26 @@ class Service:
             return False
 
     def _listens(self) -> bool:
-        """Whether the Unix socket takes connections; httpx leaves a socket open where it does not."""
+        """Return whether the Unix socket accepts connections. If it does not, httpx would leave a socket open."""
         if self.uds is None:
             return True
         with socket.socket(socket.AF_UNIX) as probe:
             return probe.connect_ex(str(self.uds)) == 0
 
     def metric(self, name: str, *, page: str = "/metrics") -> float:
-        """Value of one line of the metrics; 0 where it is not there yet."""
+        """Return the value of one line of the metrics, or 0 if there is none yet."""
         with self.client() as client:
             found = re.search(rf"^{re.escape(name)} (\S+)$", client.get(page).text, re.MULTILINE)
         return float(found[1]) if found else 0.0
 
 
 class ServerProcess(Service):
-    """``python -m nnunet_jobs serve`` as a context manager; ready when entered, gone when left.
+    """Runs ``python -m nnunet_jobs serve`` as a context manager: it is ready when entered and ended when left.
 
     Args:
-        workspace: Where its models are.
+        workspace: Workspace with its models.
         log: File of its output.
-        options: More options of the command.
+        options: Further options of the command.
         temporary: Folder of its temporary files.
         uds: Unix socket to listen on; a free port of loopback if None.
         hooks: Folder with a ``sitecustomize.py`` that the server's processes import; none if None.
@@ -142,7 +142,7 @@ class ServerProcess(Service):
         try:
             wait_until(self._ready, timeout_s=120, interval_s=0.01, what=lambda: "the server; its log is " + str(self.log))
         except BaseException:
-            self.__exit__()  # nobody else would end it
+            self.__exit__()  # no one else would end it
             raise
         return self
 
@@ -156,7 +156,7 @@ class ServerProcess(Service):
             self.process.wait()
 
     def leftovers(self) -> list[str]:
-        """Folders of requests that are still there."""
+        """Return the folders of requests that still exist."""
         return [path.name for folder in self.temporary.glob("nnunet-serve-*") for path in folder.iterdir() if path.name != "server"]
 
     def _ready(self) -> bool:

@@ -1,4 +1,4 @@
-"""Small stages of a cascade, 2 mm and 1 mm, with random weights in stock layout: enough for everything but Dice."""
+"""Makes small stages of a cascade, 2 mm and 1 mm, with random weights in nnU-Net's layout, for tests except of Dice."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LOW, FULL = "3d_lowres", "3d_cascade_fullres"
 
 
 def plans() -> dict[str, Any]:
-    """Plans of two small stages, 2 mm and 1 mm."""
+    """Return plans of two small stages, 2 mm and 1 mm."""
     resample = {"is_seg": False, "order": 3, "order_z": 0, "force_separate_z": None}
     low = {
         "data_identifier": "low", "preprocessor_name": "DefaultPreprocessor", "batch_size": 2, "patch_size": [16, 24, 16],
@@ -50,7 +50,7 @@ def plans() -> dict[str, Any]:
 
 
 def save_stage(root: Path, configuration: str, *, seed: int) -> dict[str, str]:
-    """One fold of random weights in stock layout; returns sha256 by path."""
+    """Write one fold of random weights in nnU-Net's layout, and return the sha256 by path."""
     import torch
     from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
     from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
@@ -79,7 +79,7 @@ def save_stage(root: Path, configuration: str, *, seed: int) -> dict[str, str]:
 
 
 def stage_of_labels(labels: dict[str, Any], order: list[int] | None, spacing: tuple[float, ...]) -> Any:
-    """The part of a stage that export looks at, of nnU-Net's own classes."""
+    """Return the part of a stage that export uses, made of nnU-Net's own classes."""
     from nnunetv2.preprocessing.resampling.default_resampling import resample_data_or_seg_to_shape
     from nnunetv2.utilities.label_handling.label_handling import LabelManager
 

@@ -115,5 +115,5 @@ def test_commands_find_it(up: Up) -> None:
 def test_it_is_stopped_on_request(up: Up) -> None:
     stack = Stack(up.folder / "airflow")
     assert stack.runs
-    assert "nothing of the demo runs any more" in up.demo("--down").stdout
+    assert "the demo has stopped" in up.demo("--down").stdout
     assert not stack.processes()
