@@ -1,1 +1,1 @@
-"""Side-by-side measurements against stock nnU-Net. Each module prints a table with ratios; nothing here asserts a time."""
+"""Benchmarks that compare this project with stock nnU-Net. Each module prints a table; none asserts a time."""

@@ -1,4 +1,4 @@
-"""``make bench``: run every benchmark, or the ones named, each in its own process so that imports and caches start equal."""
+"""``make bench`` runs all benchmarks, or the named ones, each in its own process, so that all start with equal caches."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ HERE = Path(__file__).resolve().parent
 
 
 def main() -> int:
-    """Run the benchmarks and say which ones failed."""
+    """Run the benchmarks and print which ones failed."""
     known = sorted(path.stem for path in HERE.glob("*.py") if not path.stem.startswith("_") and "def main" in path.read_text())
     chosen = sys.argv[1:] or known
     unknown = sorted(set(chosen) - set(known))

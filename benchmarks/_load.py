@@ -1,4 +1,4 @@
-"""Requests to a predictor server at some concurrency, and memory of processes, for :mod:`benchmarks.serving`."""
+"""Sends concurrent requests to a predictor server and measures memory, for :mod:`benchmarks.serving`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _SAMPLE_S = 0.25
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timed:
-    """Requests of one kind. ``seconds``: of each; ``total_s``: from the first to the last; ``peak_mib``: of the processes that did it."""
+    """Holds the times of requests of one kind, ``total_s`` from the first to the last, and the peak memory of the processes."""
 
     seconds: Sequence[float]
     total_s: float
@@ -35,19 +35,19 @@ class Timed:
 
     @property
     def per_s(self) -> float:
-        """Throughput."""
+        """Return the throughput."""
         return len(self.seconds) / self.total_s
 
     def quantile(self, share: float) -> float:
-        """Nearest-rank quantile of the seconds of one request."""
+        """Return the nearest-rank quantile of the seconds of one request."""
         return sorted(self.seconds)[max(0, math.ceil(share * len(self.seconds)) - 1)]
 
 
 def ask(uds: Path, path: str, body: bytes | None = None) -> bytes:
-    """One request on a connection of its own, as a shell script's.
+    """Send one request on a new connection, as a shell script would.
 
     Raises:
-        RuntimeError: Any answer but 200.
+        RuntimeError: The status is not 200.
     """
     connection = http.client.HTTPConnection("predictors", timeout=_TIMEOUT_S)
     connection.sock = socket.socket(socket.AF_UNIX)
@@ -66,13 +66,13 @@ def ask(uds: Path, path: str, body: bytes | None = None) -> bytes:
 
 
 def form(image: Path) -> bytes:
-    """The body of a request."""
+    """Return the body of a request."""
     head = f'--{_BOUNDARY}\r\nContent-Disposition: form-data; name="images"; filename="a.nii.gz"\r\n\r\n'
     return head.encode() + image.read_bytes() + f"\r\n--{_BOUNDARY}--\r\n".encode()
 
 
 def load(uds: Path, path: str, images: Sequence[Path], *, requests: int, concurrency: int) -> tuple[list[float], float, list[bytes]]:
-    """Requests over all images in turn: (seconds of each, seconds altogether, answers in the order of the requests)."""
+    """Send requests for all images in turn, and return the seconds of each, the total seconds, and the answers in order."""
     bodies = [form(image) for image in images]
 
     def one(number: int) -> tuple[float, bytes]:
@@ -88,7 +88,7 @@ def load(uds: Path, path: str, images: Sequence[Path], *, requests: int, concurr
 
 
 def peak_mib(pid: int) -> float:
-    """Most memory that a process has had so far, as the kernel counts it."""
+    """Return the most memory that a process has had, as counted by the kernel."""
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) / 1024
@@ -97,7 +97,7 @@ def peak_mib(pid: int) -> float:
 
 @contextlib.contextmanager
 def sampled_memory(pids: Callable[[], Iterable[int]]) -> Iterator[list[float]]:
-    """Looks four times a second at the memory of these processes; the most in MiB is the list's only entry afterwards."""
+    """Measure the memory of these processes four times a second. The list's only entry is the maximum in MiB."""
     found = [0.0]
     stop = threading.Event()
 
@@ -115,12 +115,12 @@ def sampled_memory(pids: Callable[[], Iterable[int]]) -> Iterator[list[float]]:
 
 
 def below_me() -> list[int]:
-    """This process's descendants."""
+    """Return this process's descendants."""
     return processes.descendants(os.getpid())
 
 
 def mentioning(text: str) -> list[int]:
-    """Processes with this in their command line; a job's are nobody's children."""
+    """Return processes with this string in their command line, because those of a job are no child processes."""
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):

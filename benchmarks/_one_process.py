@@ -1,6 +1,6 @@
-"""Predictions of one process with the model in memory, for :mod:`benchmarks.serving`: stock nnU-Net's predictor, or ours.
+"""Predicts in one process with the model in memory, by stock nnU-Net or by ours, for :mod:`benchmarks.serving`.
 
-Reads its order as JSON from the command line and prints what it took as JSON. Its environment is nnU-Net's.
+It reads its task as JSON from the command line and prints the times as JSON. Its environment is that of nnU-Net.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from typing import Any
 
 
 def stock(order: dict[str, Any]) -> dict[str, Any]:
-    """What a careful user writes: nnUNetPredictor, initialised once, one request after another without processes."""
+    """Predict as a careful user would: with nnUNetPredictor, initialised once, one request after another without processes."""
     import torch
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
     predictor = nnUNetPredictor(device=torch.device("cpu"), perform_everything_on_device=False, allow_tqdm=False)
     predictor.initialize_from_trained_model_folder(order["model"], use_folds=(0,), checkpoint_name="checkpoint_final.pth")
     took = []
-    for image, target in [order["requests"][0], *order["requests"]]:  # the first one warms up
+    for image, target in [order["requests"][0], *order["requests"]]:  # the first one is a warm-up
         begun = time.perf_counter()
         predictor.predict_from_files_sequential([[image]], [target.removesuffix(".nii.gz")], save_probabilities=False)
         took.append(time.perf_counter() - begun)
@@ -28,7 +28,7 @@ def stock(order: dict[str, Any]) -> dict[str, Any]:
 
 
 def ours(order: dict[str, Any]) -> dict[str, Any]:
-    """Predictor.predict with all cases at once."""
+    """Predict all cases at once with Predictor.predict."""
     from nnunet_jobs.context import StepContext
     from nnunet_jobs.contract.job.folder import JobDir
     from nnunet_jobs.contract.storage.workspace import Workspace
@@ -53,7 +53,7 @@ def ours(order: dict[str, Any]) -> dict[str, Any]:
 
 
 def main(text: str) -> None:
-    """Do what was ordered."""
+    """Do the task and print its times."""
     order = json.loads(text)
     result = {"stock": stock, "ours": ours}[order["kind"]](order)
     peak = next(line.split()[1] for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))

@@ -1,9 +1,11 @@
-"""One training as a local process and in a container, in one run: what the container costs at the start, an epoch, and in all.
+"""Compares one training as a local process and in a container: time of the start, of an epoch, and in all.
 
-    python -m benchmarks.backends --image nnunet-jobs:0.1.0-cpu [--docker-url unix:///var/run/docker.sock] [--epochs 4] [--rounds 2]
+    python -m benchmarks.backends --image nnunet-jobs:0.1.0-cpu [--docker-url unix:///var/run/docker.sock] [--epochs 4]
+        [--rounds 2]
 
-Needs a Docker engine with an image of `make images` that has this version's code. The dataset is generated, so the numbers compare
-with each other only. `first epoch began` counts from submit: starting a process or a container, the lease, imports, the network.
+Needs a Docker engine with an image of `make images` that has this version's code. The dataset is generated, so the
+numbers can only be compared with each other. `first epoch began` counts from submit: start of a process or container,
+lease, imports, network.
 """
 
 from __future__ import annotations
@@ -78,12 +80,12 @@ def main() -> int:
 
 
 def docker(image: str, url: str, user: tuple[int, int]) -> Backend:
-    """The Docker backend for an engine that has the image."""
+    """Return the Docker backend for an engine that has the image."""
     return get_backend("docker", image=image, docker_url=url, pull="never", user=f"{user[0]}:{user[1]}")
 
 
 def owner(work: Path) -> tuple[int, int]:
-    """Whose the data in containers is: ours, or where we are root somebody else's, since no job runs as root."""
+    """Return the owner of the data in containers: this user, or another one for root, because no job runs as root."""
     found = work.stat()
     return (found.st_uid, found.st_gid) if found.st_uid else (USER, USER)
 
@@ -96,7 +98,7 @@ def give(root: Path, user: tuple[int, int]) -> None:
 
 
 def prepare(local: Backend, work: Path, name: str) -> Workspace:
-    """A workspace of its own with the phantom registered and preprocessed, so that no training finds the other's work."""
+    """Return a workspace of its own with the phantom registered and preprocessed, so that no training finds the other's work."""
     workspace = Workspace.below(work / name, input_roots=(str(work),))
     register = {"dataset_id": 900, "name": "Phantom", "source": str(work / "phantom"), "holdout_fraction": 0.0}
     preprocess = {"datasets": [900], "configurations": ["2d_tiny"], "custom_configurations": {"2d_tiny": TINY}, "folds": 5}
@@ -107,13 +109,13 @@ def prepare(local: Backend, work: Path, name: str) -> Workspace:
 
 
 def spec(workspace: Workspace, step: str, params: Mapping[str, Any], *identity: object, gpus: int = 0) -> JobSpec:
-    """The specification of one job."""
+    """Return the specification of one job."""
     resources = Resources(gpus=gpus, device="cpu", shm_mib=1024)
     return JobSpec(job_id=make_job_id(step, *identity), step=step, params=params, workspace=workspace, resources=resources)
 
 
 def train(backend: Backend, workspace: Workspace, number: int, epochs: int) -> dict[str, float]:
-    """Seconds of one training; each round takes another fold, so that none is found done."""
+    """Return the seconds of one training; each round takes another fold, so that none is found done."""
     params = {"dataset": 900, "configuration": "2d_tiny", "fold": number, "epochs": epochs, **RECIPE}
     begin, wall = time.perf_counter(), time.time()
     job = backend.submit(spec(workspace, "train", params, backend.name, number, gpus=1))
@@ -127,7 +129,7 @@ def train(backend: Backend, workspace: Workspace, number: int, epochs: int) -> d
 
 
 def end(backend: Backend, job: JobDir) -> float:
-    """Wait for a job's good end; returns when its runner was first seen at work."""
+    """Wait until a job has succeeded, and return when its runner was first seen running."""
     watch, seen = Watch(lost_after_s=120), 0.0
     while not (status := backend.status(job, watch)).final:
         if not seen and job.state().phase is Phase.RUNNING:
@@ -138,7 +140,7 @@ def end(backend: Backend, job: JobDir) -> float:
 
 
 def show(runs: Mapping[str, list[dict[str, float]]]) -> None:
-    """Medians of all rounds, and what the container adds."""
+    """Print the medians of all rounds, and the difference."""
     print(f"\n{'':<38}{'local s':>9}{'docker s':>10}{'more':>9}")
     for what, key in ROWS.items():
         local, contained = (statistics.median(run[key] for run in runs[name]) for name in ("local", "docker"))

@@ -1,8 +1,9 @@
-"""One DICOM study to NIfTI, beside dcm2niix where that is installed: cold (a process of its own) and warm, and a whole registration.
+"""Converts one DICOM study to NIfTI, cold (in a new process) and warm, compared with dcm2niix, and registers it.
 
     python -m benchmarks.dicom [--source FOLDER] [--rounds 3]
 
-Ours reads every header, judges the geometry and hashes every file before it converts; both write compressed NIfTI.
+Our converter reads every header, checks the geometry and hashes every file before it converts. Both write compressed
+NIfTI.
 """
 
 from __future__ import annotations
@@ -83,7 +84,7 @@ def main() -> None:
 
 
 def registration(source: Path, work: Path) -> tuple[float, float]:
-    """Seconds to register the study as a dataset of one labelled case, and again with nothing new."""
+    """Return the seconds to register the study as a dataset of one labelled case, and again with nothing new."""
     import nibabel
     import numpy as np
 
@@ -99,7 +100,7 @@ def registration(source: Path, work: Path) -> tuple[float, float]:
     image = nibabel.load(work / "image.nii.gz")
     values = np.asanyarray(image.dataobj)
     label = (values > np.percentile(values, 99)).astype(np.uint8)
-    with contextlib.suppress(ConfigError):  # a study without a label is nothing to train on; it gets its case id all the same
+    with contextlib.suppress(ConfigError):  # without a label this fails, but the study gets its case id
         register.run(params, context(workspace))
     (persons,) = Path(workspace.private).glob("*.jsonl")
     case = json.loads(persons.read_text().splitlines()[0])["case"]

@@ -1,9 +1,9 @@
-"""CeleryExecutor beside LocalExecutor: what Airflow itself adds to a task, with jobs that take no time and PostgreSQL under both.
+"""Compares CeleryExecutor and LocalExecutor: Airflow's own time for a task, with empty jobs and PostgreSQL for both.
 
     python -m benchmarks.executors [--rounds 3]
 
-A chain of dependent tasks gives the seconds from one step to the next; a mapped task gives the tasks per second. Needs Debian's
-postgresql and redis-server.
+A chain of dependent tasks gives the seconds from one step to the next; a mapped task gives the tasks per second. Needs
+Debian's postgresql and redis-server.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from devtools.testbed.servers import Postgres, Redis, running_postgres, running_
 
 STEPS = 10
 MAPPED = 20
-SLOTS = 8  # tasks at once, under both
+SLOTS = 8  # number of tasks at once, for both
 DAGS = f"""
 from airflow.sdk import DAG, chain
 from airflow_nnunet.operators import RegisterDatasetOperator
@@ -39,7 +39,7 @@ with DAG("mapped", schedule=None) as mapped:
 
 
 def measure(folder: Path, postgres: Postgres, *, executor: str, broker: str | None, rounds: int) -> tuple[float, float]:
-    """Median seconds per dependent task and median tasks per second under one executor; the first round is dropped."""
+    """Return the median seconds per dependent task and median tasks per second of one executor, without the first round."""
     dags = folder / executor / "dags"
     dags.mkdir(parents=True)
     (dags / "bench.py").write_text(DAGS)
@@ -70,7 +70,7 @@ def measure(folder: Path, postgres: Postgres, *, executor: str, broker: str | No
 
 
 def length(stack: Stack, dag_id: str, run_id: str) -> float:
-    """Seconds from a run's first start of a task to its last end, as Airflow wrote them down."""
+    """Return the seconds from a run's first start of a task to its last end, as recorded by Airflow."""
     tasks = stack.client.task_instances(dag_id, run_id)
     first = min(dt.datetime.fromisoformat(task["start_date"]) for task in tasks)
     last = max(dt.datetime.fromisoformat(task["end_date"]) for task in tasks)

@@ -1,10 +1,11 @@
-"""What each option of the fast mode gains on real cases, and how many voxels it changes.
+"""Measures the gain of each option of the fast mode on real cases, and how many voxels it changes.
 
     python -m benchmarks.fast_prediction [--source FOLDER] [--cases 8] [--epochs 2]
 
-Networks are trained for a minute each (Dice about 0.75), since a network of random weights has borders everywhere. Times are a warm
-predictor's for all cases together, the best of two runs. The second table is the step from logits to labels alone, with many classes
-and a change of spacing, which these cases do not have. ``half`` needs CUDA and is left out without it.
+Each network is trained for a minute (Dice about 0.75), because a network with random weights has borders everywhere.
+Times are those of a warm predictor for all cases, the best of two runs. The second table is only for the step from
+logits to labels, with many classes and a change of spacing, which these cases do not have. ``half`` needs CUDA and is
+left out without it.
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ def main() -> None:
 
 
 def train(workspace: Workspace, version: str, configuration: str, epochs: int) -> str:
-    """Train one fold in a process of its own; the model's id."""
+    """Train one fold in another process, and return the model's id."""
     params = {
         "dataset": 4, "version": version, "configuration": configuration, "fold": 0, "epochs": epochs, "iterations": ITERATIONS,
         "optimizer": "adamw", "initial_lr": RATE,
@@ -91,7 +92,7 @@ def train(workspace: Workspace, version: str, configuration: str, epochs: int) -
 
 
 def compare(workspace: Workspace, configuration: str, model: str) -> None:
-    """The rows of one network."""
+    """Print the rows of one network."""
     import torch
 
     from nnunet_jobs.contract.storage.predictions import mean_dice
@@ -113,7 +114,7 @@ def compare(workspace: Workspace, configuration: str, model: str) -> None:
         predictor = Predictor(resolve_model(workspace, DATASET, None), context, Settings(**values))
         folder = Path(workspace.output_roots[0]) / configuration / name.replace(", ", "-").replace(" ", "-")
         folder.mkdir(parents=True)
-        predictor.predict(cases, folder)  # warm; what is compiled is compiled here
+        predictor.predict(cases, folder)  # warm-up, which also compiles
         records: list[dict[str, Any]] = []
 
         def once(predictor: Any = predictor, folder: Path = folder, records: list[dict[str, Any]] = records) -> None:
@@ -142,7 +143,7 @@ def timed(work: Callable[[], object]) -> float:
 
 
 def labelling() -> None:
-    """From logits to labels: stock, ours, ours with torch's linear resampling."""
+    """Measure the step from logits to labels: stock, ours, ours with torch's linear resampling."""
     import numpy as np
     from nnunetv2.inference.export_prediction import convert_predicted_logits_to_segmentation_with_correct_shape
     from scipy.ndimage import zoom

@@ -1,9 +1,10 @@
-"""Memory and time of one large volume: 512 x 512 x 400 voxels and 3 classes, stock's command against ours.
+"""Measures memory and time of one large volume, 512 x 512 x 400 voxels and 3 classes, with the stock command and ours.
 
     python -m benchmarks.large_volume [--shape 512 512 400]
 
-The network is as small as one can be, with random weights, windows do not overlap and nothing is mirrored: what is measured is what
-surrounds the network. Its grid is coarser than the image's, as usual for CT, so that logits are resampled. Labels must be equal.
+The network is as small as possible and has random weights, windows do not overlap and nothing is mirrored, because the
+work around the network is measured. Its grid is coarser than the image's, as usual for CT, so that logits are
+resampled. Labels must be equal.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ def main() -> None:
 
 
 def measured(command: Sequence[str], *, environment: Mapping[str, str] | None = None) -> tuple[float, float]:
-    """(seconds, MiB): until the command's end, and the most memory that it and its children had at once."""
+    """Run a command, and return its seconds and the most memory of it and its child processes in MiB."""
     begun = time.perf_counter()
     with sampled_memory(below_me) as memory:
         subprocess.run(command, env={**os.environ, **(environment or {})}, check=True, capture_output=True, timeout=1800)
@@ -75,7 +76,7 @@ def measured(command: Sequence[str], *, environment: Mapping[str, str] | None = 
 
 
 def model(workspace: Workspace) -> None:
-    """One fold whose plans have these spacings and windows, promoted."""
+    """Make and promote a model of one fold whose plans have these spacings and windows."""
     root = workspace.model_root("m1") / DATASET
     files = save_stage(root, LOW, seed=1)
     plans = root / f"{TRAINER}__{PLANS}__{LOW}" / "plans.json"
@@ -92,7 +93,7 @@ def model(workspace: Workspace) -> None:
 
 
 def volume(path: Path, shape: list[int]) -> None:
-    """A volume of smooth shapes and noise, as int16, as CT has it."""
+    """Write a volume of smooth shapes and noise, as int16 like CT."""
     import nibabel
     import numpy as np
 
@@ -103,7 +104,7 @@ def volume(path: Path, shape: list[int]) -> None:
 
 
 def difference(stock: Path, ours: Path) -> str:
-    """Whether the bytes are equal, or how many voxels are not."""
+    """Return whether the bytes are equal, or the share of voxels that differ."""
     import nibabel
     import numpy as np
 
@@ -115,7 +116,7 @@ def difference(stock: Path, ours: Path) -> str:
 
 
 def step(request: str) -> None:
-    """What our process does."""
+    """Run our step, in a process of its own."""
     from nnunet_jobs.context import StepContext
     from nnunet_jobs.contract.steps.params import PredictParams
     from nnunet_jobs.steps.predict import run

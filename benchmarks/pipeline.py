@@ -1,10 +1,10 @@
-"""The whole pipeline against the same done by stock commands one after another, on 40 cases, same recipe.
+"""Compares the whole pipeline with stock commands one after another, on 40 cases with the same recipe.
 
     python -m benchmarks.pipeline [--source FOLDER] [--cases 40] [--predict 8] [--folds 5] [--without-stock]
 
-Register, preprocess 2d and 3d_fullres, train five folds of `2d_tiny` (4 epochs x 50 iterations), find the best, predict 8 cases with
-all folds. Ours runs as jobs, two folds at once with one thread each where there are two cores; the stock commands run as a shell
-script would run them. What Airflow adds (under a second a step) is shown by `make demo`.
+Both register, preprocess 2d and 3d_fullres, train five folds of `2d_tiny` (4 epochs x 50 iterations), find the best,
+and predict 8 cases with all folds. Ours runs as jobs, with two cores two folds at once with one thread each. The stock
+commands run as in a shell script. Airflow's own time (under a second a step) is shown by `make demo`.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class nnUNetTrainerRecipe(nnUNetTrainer):
 
 
 def cut_source(source: Path, folder: Path, cases: int, more: int) -> tuple[Path, Path]:
-    """A Decathlon folder with the first cases, and a folder with the images of the next ones to predict."""
+    """Make a Decathlon folder with the first cases, and a folder with images of the next ones to predict."""
     description = read_json(source / "dataset.json")
     task, unseen = folder / "Task04_Hippocampus", folder / "unseen"
     for part in (task / "imagesTr", task / "labelsTr", task / "imagesTs", unseen):
@@ -73,7 +73,7 @@ def cut_source(source: Path, folder: Path, cases: int, more: int) -> tuple[Path,
 
 
 class Ours:
-    """The steps as jobs of the local backend."""
+    """Runs the steps as jobs of the local backend."""
 
     def __init__(self, root: Path) -> None:
         slots = os.cpu_count() or 1
@@ -81,7 +81,7 @@ class Ours:
         self._backend = get_backend("local")
 
     def run(self, step: str, *requests: dict[str, Any], gpus: int = 0) -> list[dict[str, Any]]:
-        """Submit all at once and wait for all: the leases let as many compute as there are slots."""
+        """Submit all jobs and wait for them. The leases let as many compute as there are slots."""
         specs = [
             JobSpec(
                 job_id=make_job_id(step, json.dumps(params)), step=step, params=params, workspace=self.workspace,
@@ -99,7 +99,7 @@ class Ours:
 
 
 def ours(task: Path, unseen: Path, root: Path, folds: int) -> tuple[list[tuple[str, float]], float]:
-    """Seconds of each part, and the cross-validation Dice."""
+    """Run our pipeline, and return the seconds of each part and the cross-validation Dice."""
     jobs, times = Ours(root), [("begin", time.perf_counter())]
 
     def mark(name: str) -> None:
@@ -120,7 +120,7 @@ def ours(task: Path, unseen: Path, root: Path, folds: int) -> tuple[list[tuple[s
 
 
 def stock(task: Path, unseen: Path, root: Path, folds: int) -> tuple[list[tuple[str, float]], float]:
-    """The same by nnU-Net's own commands."""
+    """Run nnU-Net's own commands, and return the same."""
     trainers = root / "trainers"
     trainers.mkdir(parents=True)
     (trainers / "recipe.py").write_text(TRAINER)

@@ -1,9 +1,9 @@
-"""Prediction side by side with the stock command: 1 and 8 small cases, 2d and 3d_fullres, cold and warm, and whether the bytes agree.
+"""Compares prediction with the stock command: 1 and 8 small cases, 2d and 3d_fullres, cold and warm, and their bytes.
 
     python -m benchmarks.prediction [--source FOLDER]
 
-Random weights: the time of a network does not depend on what it has learned. 3d_fullres mirrors, 2d_tiny does not, as its recipe
-says. Cold is a whole job through the runner, imports and model included; warm is the same predictor once it has predicted a case.
+Weights are random, because they do not change a network's time. 3d_fullres mirrors, 2d_tiny does not, as in its recipe.
+Cold is a whole job with the runner, imports and model; warm is the same predictor after its first case.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def cli(workspace: Workspace, images: Path, out: Path, configuration: str, *more
 
 
 def job(workspace: Workspace, number: int, images: Path, out: Path) -> None:
-    """A whole job: submitted, watched, its result read."""
+    """Run a whole job: submit it, watch it, read its result."""
     params = PredictParams(dataset=DATASET, cases=str(images), output=str(out)).to_json()
     spec = JobSpec(
         job_id=f"predict-benchmark{number:03d}", step="predict", params=params, workspace=workspace, resources=Resources(gpus=1, cpus=2)
@@ -76,7 +76,7 @@ def same(left: Path, right: Path) -> bool:
 def compare(
     workspace: Workspace, folder: Path, held_out: list[Path], configuration: str, *, number: int, target: str
 ) -> list[tuple[str, float, float, str, str]]:
-    """The rows of one configuration and number of cases."""
+    """Return the rows of one configuration and number of cases."""
     images, out = folder / "images", Path(workspace.output_roots[0]) / str(number)
     images.mkdir(parents=True)
     for path in held_out:
@@ -97,7 +97,7 @@ def compare(
 
 
 def prepare(work: Path, source: Path) -> tuple[Workspace, Path, list[Path]]:
-    """A workspace with a model ``m1`` of random weights for both configurations: (workspace, the model's folder, 8 held-out images)."""
+    """Make a workspace with a random model ``m1``, and return it, the model's folder, and 8 held-out images."""
     names = sorted(path.name.removesuffix(".nii.gz") for path in (source / "imagesTr").glob("[!.]*.nii.gz"))[:20]
     workspace = Workspace.below(work / "work", input_roots=(str(work),))
     register(workspace, source, names, holdout=names[12:])
@@ -128,7 +128,7 @@ def main() -> None:
 
 
 def measure_warm(workspace: Workspace, images: Path, out: Path) -> tuple[float, float]:
-    """Seconds to predict with a predictor in memory, and how many of these the network took."""
+    """Predict with a predictor in memory, and return the total seconds and those of the network."""
     from nnunet_jobs.prediction.incoming import collect_cases
     from nnunet_jobs.prediction.model import resolve_model
     from nnunet_jobs.prediction.network import StageNetwork

@@ -1,10 +1,10 @@
-"""The durable path of the prediction API, from POST to the fetched result, split into Airflow's part and ours.
+"""Measures the prediction API from POST to the fetched result, split into Airflow's part and ours.
 
     python -m benchmarks.predictions_api [--rounds 5]
 
-One case after the other through a private Airflow (LocalExecutor, SQLite), with a warm predictor server and without one, where each
-request's job loads the model itself. The network is a small one with random weights, the image 36 x 48 x 40 voxels: what is measured is
-the way, not the network.
+A private Airflow (LocalExecutor, SQLite) gets one case after the other, with a warm predictor server and without one,
+where each request's job loads the model itself. The network is small and has random weights, the image has 36 x 48 x 40
+voxels, because the path and not the network is measured.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ ASKED, ANSWERED = "asking ", "predictor server "
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stage:
-    """Seconds between two moments, and whose they are."""
+    """Holds the seconds between two moments, and the part that they belong to."""
 
     name: str
     whose: str
@@ -44,7 +44,7 @@ class Stage:
 
 
 def measure(stack: Stack, api: client.PredictionsClient, image: Path, workspace: Workspace, target: Path) -> list[Stage]:
-    """One case from POST to its file, as a list of stages."""
+    """Measure one case from POST to its file, and return the stages."""
     posted = time.time()
     prediction = api.predict([image], dataset=DATASET)
     taken = time.time()
@@ -71,7 +71,7 @@ def measure(stack: Stack, api: client.PredictionsClient, image: Path, workspace:
 
 
 def work_of(stack: Stack, prediction: str, workspace: Workspace, started: float) -> tuple[float, float, str]:
-    """When the task asked, when it had its answer, and of whom."""
+    """Return when the task asked, when it had its answer, and from whom."""
     path = f"dags/{DAG_ID}/dagRuns/{prediction}/taskInstances/{TASK_ID}/logs/1"
     lines = stack.client.request("GET", path, params={"full_content": True})["content"]
     said = {str(line.get("event")): seconds(line["timestamp"]) for line in lines if isinstance(line, dict) and line.get("timestamp")}
@@ -84,12 +84,12 @@ def work_of(stack: Stack, prediction: str, workspace: Workspace, started: float)
 
 
 def seconds(moment: str) -> float:
-    """An ISO time as seconds since 1970."""
+    """Return an ISO time as seconds since 1970."""
     return dt.datetime.fromisoformat(moment).timestamp()
 
 
 def show(title: str, rounds: list[list[Stage]]) -> None:
-    """One table: median and range of each stage, and what each side has of it."""
+    """Print one table with median and range of each stage, and the total of each part."""
     print(f"\n{title}: median of {len(rounds)} (lowest to highest), seconds")
     for stages in zip(*rounds, strict=True):
         values = sorted(stage.seconds for stage in stages)

@@ -1,9 +1,10 @@
-"""Preprocessing side by side with the stock command: seconds, ratio, target, and whether all arrays are equal.
+"""Compares preprocessing with the stock command: seconds, ratio, target, and whether all arrays are equal.
 
     python benchmarks/preprocessing.py [--source FOLDER] [--cases 40] [--many 200] [--new 5]
 
-The stock command runs with its integrity check, as in the stated baseline; ours makes the same checks when a dataset is
-registered, and here compares each file's sha256 with the manifest. All times include the start of Python and all imports.
+The stock command runs with its integrity check, as in the stated baseline. Ours makes the same checks when a dataset is
+registered, and here compares each file's sha256 with the manifest. All times include the start of Python and all
+imports.
 """
 
 from __future__ import annotations

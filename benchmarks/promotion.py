@@ -1,10 +1,11 @@
-"""Years of nightly retraining, replayed for each policy: how often it promotes, how often wrongly, how soon it finds a gain.
+"""Replays years of nightly retraining for each policy: how often it promotes, how often wrongly, how soon a gain.
 
     python -m benchmarks.promotion [--years 20] [--cases 40] [--seed 1] [--policy if_better]
 
-The score of a model on a case is quality + difficulty of the case + noise of (model, case, label), so a champion that was lucky on the
-hold-out cases stays lucky on them. Three kinds of year: *equal*, where all models have the same quality; *seeds*, where trainings differ by
-their seed alone; *gains*, where the recipe gains 2 points every 70 nights. All figures but the means of errors are a year's.
+The score of a model on a case is quality + difficulty of the case + noise of (model, case, label), so a champion that
+was lucky on the hold-out cases stays lucky on them. Three kinds of year: *equal*, where all models have the same
+quality; *seeds*, where trainings differ by their seed alone; *gains*, where the recipe gains 2 points every 70 nights.
+All figures except the means of errors are for one year.
 """
 
 from __future__ import annotations

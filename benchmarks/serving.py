@@ -1,11 +1,12 @@
-"""Requests for a prediction: the stock command for each, stock nnU-Net in one process, and the predictor server, alone and behind nginx.
+"""Compares predictions by the stock command, by stock nnU-Net in one process, and by the predictor server with nginx.
 
     python -m benchmarks.serving [--requests 100] [--configurations 2d_tiny 3d_fullres] [--cases 8] [--source FOLDER]
 
-(a) is what a shell script does for each request, (b) what a careful user writes: nnUNetPredictor in memory, one request after another,
-no server. Ours answers HTTP on a Unix socket. Random weights; with 3d_fullres an eighth of the requests, as one takes seconds on a CPU.
-Memory is the sum over the processes that work: the kernel's peak of each, for commands and jobs with processes of their own samples of
-their proportional memory.
+In (a) each request runs the command, as in a shell script. (b) is what a careful user writes: nnUNetPredictor in
+memory, one request after another, without a server. Ours answers HTTP on a Unix socket. Weights are random. For
+3d_fullres there are an eighth of the requests, because one takes seconds on a CPU. Memory is the sum over the working
+processes: the kernel's peak of each or, for commands and jobs with several processes, samples of their proportional
+memory.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ PATH = f"/v1/models/{DATASET}/predict"
 
 @dataclass(slots=True, kw_only=True)
 class House:
-    """One configuration. ``expected``: the stock command's bytes by name of the image; ``rows``: what was measured."""
+    """Holds one configuration, the stock command's bytes by name of the image (``expected``), and measurements (``rows``)."""
 
     workspace: Workspace
     folder: Path
@@ -55,23 +56,23 @@ class House:
     jobs: int = 0
 
     def add(self, what: str, timed: Timed) -> None:
-        """Note a row and say it at once."""
+        """Add a row and print it at once."""
         self.rows.append((what, timed))
         print(f"  {self.configuration}, {what}: {timed.total_s:.2f} s for {len(timed.seconds)}", flush=True)
 
     def new(self, name: str) -> Path:
-        """A folder for a batch's results, below the output root."""
+        """Return a new folder for a batch's results, below the output root."""
         path = Path(self.workspace.output_roots[0]) / self.configuration / name
         path.mkdir(parents=True)
         return path
 
     def as_expected(self, folder: Path, *, batch: bool = False) -> bool:
-        """Whether all segmentations are the stock command's. ``batch``: their names are those of :meth:`batch_folder`."""
+        """Return whether all segmentations equal the stock command's; those of a ``batch`` are named by :meth:`batch_folder`."""
         found = {path.name: path.read_bytes() for path in folder.glob("*.nii.gz")}
         return bool(found) and all(content == self.expected[name.split("-")[-1] if batch else name] for name, content in found.items())
 
     def batch_folder(self, count: int) -> Path:
-        """So many cases: the images again and again under names of their own."""
+        """Make a folder of ``count`` cases, which are the images repeated under new names."""
         folder = self.folder / f"batch{count}"
         if not folder.exists():
             folder.mkdir()
@@ -82,7 +83,7 @@ class House:
 
 
 def stock_command(house: House) -> None:
-    """(a): one request is one call of the command; then the batches, which are also what ours is compared with."""
+    """Measure (a), one call of the command for each request, then the batches, with which ours is compared."""
     took, out = [], house.new("stock")
     with sampled_memory(below_me) as memory:
         for number, image in enumerate(house.images[:STOCK_REQUESTS]):
@@ -106,7 +107,7 @@ def stock_command(house: House) -> None:
 
 
 def one_process(house: House, kind: str, requests: Sequence[tuple[Path, Path]]) -> dict[str, Any]:
-    """Run :mod:`benchmarks._one_process`: image and target of each request."""
+    """Run :mod:`benchmarks._one_process` with image and target of each request."""
     order = {
         "kind": kind,
         "model": str(house.model / f"{TRAINER}__{PLANS}__{house.configuration}"),
@@ -115,7 +116,7 @@ def one_process(house: House, kind: str, requests: Sequence[tuple[Path, Path]]) 
         "cpus": CORES,
         "requests": [[str(image), str(target)] for image, target in requests],
     }
-    # ours as a job has it; stock nnU-Net as its user's shell has it
+    # our environment is that of a job, stock nnU-Net's that of a shell
     limits = attempt_limits.environment(cpus=CORES, device="cpu", gpus=(), step="predict") if kind == "ours" else {}
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks._one_process", json.dumps(order)],
@@ -136,7 +137,7 @@ def one_process(house: House, kind: str, requests: Sequence[tuple[Path, Path]]) 
 
 
 def stock_in_process(house: House) -> None:
-    """(b)."""
+    """Measure (b)."""
     out = house.new("in-process")
     images = [house.images[number % len(house.images)] for number in range(house.requests)]
     found = one_process(house, "stock", [(image, out / image.name.replace("_0000", "")) for image in images])
@@ -145,7 +146,7 @@ def stock_in_process(house: House) -> None:
 
 
 def ours_in_process(house: House, count: int) -> None:
-    """A batch with the model in memory."""
+    """Measure a batch with the model in memory."""
     out = house.new(f"warm{count}")
     images = sorted(house.batch_folder(count).iterdir())
     found = one_process(house, "ours", [(image, out / image.name.replace("_0000", "")) for image in images])
@@ -154,7 +155,7 @@ def ours_in_process(house: House, count: int) -> None:
 
 
 def ours_as_job(house: House, count: int) -> None:
-    """A batch as Airflow starts it: a job of its own, imports and model included."""
+    """Measure a batch as Airflow starts it: a job with imports and model."""
     out = house.new(f"job{count}")
     images = house.batch_folder(count)
     house.jobs += 1
@@ -167,13 +168,13 @@ def ours_as_job(house: House, count: int) -> None:
 
 
 def batch(count: int, took: float, memory: float, *, equal: bool) -> Timed:
-    """A batch has no single requests: each gets its share."""
+    """Return the times of a batch, in which each request gets an equal share."""
     return Timed(seconds=[took / count] * count, total_s=took, peak_mib=memory, equal=equal)
 
 
 @contextlib.contextmanager
 def servers(house: House, count: int) -> Iterator[list[ServerProcess]]:
-    """Predictor servers with the cores shared out between them."""
+    """Start predictor servers, among which the cores are divided."""
     sockets = Path(tempfile.mkdtemp(prefix="sockets_", dir=house.folder))
     workspace = replace(house.workspace, cpu_slots=count)  # each holds one
     with contextlib.ExitStack() as stack:
@@ -192,7 +193,7 @@ def servers(house: House, count: int) -> Iterator[list[ServerProcess]]:
 
 
 def measure(house: House, where: Path, behind: Sequence[ServerProcess], *, concurrency: int) -> Timed:
-    """Requests at one concurrency."""
+    """Measure requests at one concurrency."""
     before = [phases(server) for server in behind]
     took, total, contents = load(where, PATH, house.images, requests=house.requests, concurrency=concurrency)
     names = [image.name.replace("_0000", "") for image in house.images]
@@ -203,13 +204,13 @@ def measure(house: House, where: Path, behind: Sequence[ServerProcess], *, concu
 
 
 def phases(server: ServerProcess) -> dict[str, float]:
-    """Seconds that a server has spent in its threads."""
+    """Return the seconds that a server has spent in each kind of thread."""
     text = ask(Path(str(server.uds)), "/metrics").decode()
     return {name: float(value) for name, value in re.findall(r'nnunet_phase_seconds_sum{phase="(\w+)"} (\S+)', text)}
 
 
 def ours_as_server(house: House) -> None:
-    """One server asked directly, then nginx in front of one and of two."""
+    """Measure one server directly, then nginx in front of one and of two."""
     with servers(house, 1) as [server]:
         socket = Path(str(server.uds))
         load(socket, PATH, house.images, requests=2, concurrency=1)
@@ -228,7 +229,7 @@ def ours_as_server(house: House) -> None:
 
 @contextlib.contextmanager
 def front(sockets: Path, count: int) -> Iterator[Path]:
-    """nginx with the project's own files in front of so many servers."""
+    """Start nginx with the project's own files in front of the servers."""
     folder = sockets / "nginx"
     folder.mkdir()
     changes = [
@@ -246,7 +247,7 @@ def front(sockets: Path, count: int) -> Iterator[Path]:
 
 
 def table(house: House) -> None:
-    """One configuration's rows; ratios are of the throughput."""
+    """Print one configuration's rows, with ratios of the throughput."""
     command, process = (next(timed for what, timed in house.rows if what.startswith(kind)) for kind in ("(a)", "(b)"))
     print(f"\n{house.configuration:<34}{'requests':>9}{'p50 s':>8}{'p95 s':>8}{'per s':>8}{'x (a)':>8}{'x (b)':>8}{'MiB':>8}  bytes")
     for what, timed in house.rows:

@@ -1,10 +1,10 @@
-"""Training side by side with the stock command: the cheap recipe on 40 cases, one fold (32 / 8), validation included.
+"""Compares training with the stock command: the cheap recipe on 40 cases, one fold (32 / 8), with validation.
 
     python benchmarks/training.py [--source FOLDER] [--cases 40] [--epochs 4] [--rounds 1]
 
-Stock runs an external trainer class with the same recipe (``nnUNetv2_train -device cpu``, its own defaults otherwise). Times are
-those of whole processes, imports included. What our checkpoint of every epoch costs is the time between two epochs' reports less
-nnU-Net's own epoch time.
+Stock runs an external trainer class with the same recipe (``nnUNetv2_train -device cpu``, its own defaults otherwise).
+Times are those of whole processes with imports. The cost of our checkpoint of every epoch is the time between the
+reports of two epochs minus nnU-Net's own epoch time.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def main() -> None:
 
 
 def stock(workspace: Workspace, version: str, results: Path, epochs: int, **variables: str) -> tuple[float, float]:
-    """(seconds, Dice) of nnU-Net's own command."""
+    """Run nnU-Net's own command, and return its seconds and Dice."""
     trainers = results / "trainers"
     trainers.mkdir(parents=True)
     (trainers / "cheap.py").write_text(STOCK.replace("EPOCHS", str(epochs)))
@@ -107,7 +107,7 @@ def stock(workspace: Workspace, version: str, results: Path, epochs: int, **vari
 
 
 def ours(workspace: Workspace, version: str, number: int, epochs: int) -> tuple[float, float, JobDir]:
-    """(seconds, Dice, job) of the step in a process of its own, with the environment that a job gets."""
+    """Run our step in another process with a job's environment, and return seconds, Dice and the job."""
     params = {
         "dataset": 4, "version": version, "configuration": "2d_tiny", "fold": 0, "epochs": epochs, "iterations": ITERATIONS,
         "optimizer": "adamw", "initial_lr": RATE, "mirroring": False,
@@ -125,7 +125,7 @@ def ours(workspace: Workspace, version: str, number: int, epochs: int) -> tuple[
 
 
 def step(request: str) -> None:
-    """What the child process does."""
+    """Run the step in the child process."""
     from nnunet_jobs.context import StepContext
     from nnunet_jobs.contract.steps.params import TrainParams
     from nnunet_jobs.steps.train import run
@@ -139,7 +139,7 @@ def step(request: str) -> None:
 
 
 def phases(job: JobDir) -> None:
-    """Where our last run's time went."""
+    """Print how our last run spent its time."""
     records: list[dict[str, Any]] = job.read_metrics()[0]
     train = [record for record in records if record["phase"] == "train"]
     validate = [record for record in records if record["phase"] == "validate"]

@@ -1,9 +1,9 @@
-"""Many deferred jobs at once: how late a triggerer's one event loop sees their ends (row 79 of the fault matrix: 10 s at most).
+"""Measures how late a triggerer's event loop sees the ends of many deferred jobs (fault matrix, row 79: 10 s at most).
 
     python -m benchmarks.triggers [--jobs 1000] [--seconds 60]
 
-The jobs are real directories; another process plays their runners: a heartbeat each second, a line of log and of progress now and then,
-and an end at a random moment. Ends with 1 when a job was seen more than 10 s late.
+The jobs are real directories. Another process acts as their runners: it writes a heartbeat each second, some lines of
+log and progress, and an end at a random moment. The exit code is 1 if a job's end was seen more than 10 s late.
 """
 
 from __future__ import annotations
@@ -36,19 +36,19 @@ _PARAMS = {"dataset": 1, "configuration": "2d", "fold": 0}
 
 
 def make(root: Path, number: int) -> Path:
-    """A job that runs, as far as its files say."""
+    """Make a job that is running according to its files."""
     spec = JobSpec(job_id=make_job_id("train", str(number)), step="train", params=_PARAMS, workspace=Workspace.below(root / "work"))
     job = JobDir.create(spec)
     job.begin_attempt(expected=0)
     job.set_phase(1, Phase.RUNNING, "pretending")
-    # Of another host, so that nobody takes its missing process for its end.
+    # It is on another host, so that the missing process does not count as its end.
     state = json.loads((job.path / "state.json").read_text())
     (job.path / "state.json").write_text(json.dumps({**state, "host": "another"}))
     return job.path
 
 
 def play(paths: list[Path], seconds: float) -> None:
-    """The runners of all jobs: each ends within ``seconds``, and its result says when that was."""
+    """Act as the runners of all jobs. Each ends within ``seconds``, and its result has the time of its end."""
     draw = random.Random(79)
     ends = sorted((draw.uniform(1, seconds), number) for number in range(len(paths)))
     began, beats = time.monotonic(), 0
@@ -70,7 +70,7 @@ def play(paths: list[Path], seconds: float) -> None:
 
 
 async def watch(path: Path) -> float:
-    """Seconds from a job's end to its trigger's event."""
+    """Return the seconds from a job's end to its trigger's event."""
     trigger = JobTrigger(job=str(path), backend="local", log_offset=0)
     async for _ in trigger.run():
         break
@@ -81,7 +81,7 @@ async def watch(path: Path) -> float:
 
 
 async def watch_all(paths: list[Path], seconds: float) -> list[float]:
-    """All triggers on one event loop, as a triggerer has them."""
+    """Run all triggers on one event loop, as in a triggerer."""
     watching = [asyncio.ensure_future(watch(path)) for path in paths]
     await asyncio.sleep(0)
     runners = multiprocessing.get_context("spawn").Process(target=play, args=(paths, seconds))
@@ -92,7 +92,7 @@ async def watch_all(paths: list[Path], seconds: float) -> list[float]:
 
 
 def main() -> int:
-    """Print the table; 1 when a job was seen too late."""
+    """Print the table, and return 1 if a job's end was seen too late."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--jobs", type=int, default=1000, help="Airflow's own limit of a triggerer (default 1000)")
     parser.add_argument("--seconds", type=float, default=60.0, help="within which all of them end (default 60)")
@@ -100,7 +100,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="triggers-") as folder:
         paths = [make(Path(folder), number) for number in range(chosen.jobs)]
         before = time.process_time()
-        # A triggerer writes its triggers' logs to files; here they are formatted and thrown away.
+        # A triggerer writes logs of triggers to files. Here they are formatted and dropped.
         with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
             late = asyncio.run(watch_all(paths, chosen.seconds))
         cores = (time.process_time() - before) / chosen.seconds

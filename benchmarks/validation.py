@@ -1,9 +1,10 @@
-"""The validator side by side with nnU-Net's own check, same cases, same number of processes.
+"""Compares the validator with nnU-Net's own check, with the same cases and the same number of processes.
 
     python benchmarks/validation.py [--source FOLDER] [--cases 200] [--processes 2] [--rounds 2]
 
-Times include the start of Python and all imports. nnU-Net's check wants its own layout, so both read the registered folder. Ours
-also looks for what nnU-Net's accepts (FAULTS.md, row 59), hashes every file, and draws each case for the report.
+Times include the start of Python and all imports. nnU-Net's check needs its own layout, so both read the registered
+folder. Ours also finds faults that nnU-Net accepts (FAULTS.md, row 59), hashes every file, and draws each case for the
+report.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""``make soak``: dataset DAGs under a private Airflow whose every process is killed again and again. It imports nothing of the tests."""
+"""``make soak`` runs dataset DAGs under a private Airflow while its processes are killed. It imports nothing from tests."""

@@ -1,9 +1,9 @@
-"""Several dataset DAGs at once under a private Airflow, while its components, its tasks, runners and steps are killed at random.
+"""Runs several dataset DAGs under a private Airflow, while components, tasks, runners and steps are killed at random.
 
     python -m soak [--minutes 10] [--datasets 8] [--seed N]
 
-Every run has to succeed without anybody's help, no epoch may be trained twice, and nothing may be left running. Prints a table of what
-was done, by kind, and the seed; ends with 1 when anything is wrong.
+Every run must succeed without help, no epoch may be trained twice, and nothing may keep running. Prints a table of the
+faults by kind, and the seed. The exit code is 1 if anything is wrong.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from nnunet_jobs.devices.leases import Ledger
 from soak.faults import Faults
 from soak.site import EPOCHS, Site
 
-_BETWEEN_S = (1.0, 4.0)  # two faults
+_BETWEEN_S = (1.0, 4.0)  # between two faults
 _LOOK_S = 5.0
-_END_S = 2400.0  # for the runs that are under way when the last fault is over
+_END_S = 2400.0  # for the runs that are active after the last fault
 _QUIET_S = 60.0
 
 
 class Runs:
-    """One run of each DAG at a time: the next begins when one has succeeded, with another number of epochs, so that it trains anew."""
+    """Keeps one run of each DAG active. The next one has another number of epochs, so that it trains again."""
 
     def __init__(self, site: Site) -> None:
         self.site = site
@@ -47,7 +47,7 @@ class Runs:
         self._next_look = 0.0
 
     def look(self, *, begin: bool) -> None:
-        """Note what has ended, and begin what is next. Does nothing while the API server is down."""
+        """Record runs that have ended, and start the next ones. Does nothing while the API server is down."""
         if time.monotonic() < self._next_look:
             return
         self._next_look = time.monotonic() + _LOOK_S
@@ -78,7 +78,7 @@ class Runs:
 
 
 def trained_twice(jobs: list[JobDir]) -> list[str]:
-    """Trainings that report an epoch more than once, or an earlier one after a later one."""
+    """Return trainings that report an epoch more than once, or an earlier one after a later one."""
     found = []
     for job in jobs:
         if job.spec().step == "train":
@@ -89,7 +89,7 @@ def trained_twice(jobs: list[JobDir]) -> list[str]:
 
 
 def soak(site: Site, *, minutes: float, seed: int) -> tuple[Faults, Runs, list[str]]:
-    """Faults for ``minutes``, then peace until all runs have ended. Returns what was done, and what is wrong."""
+    """Inject faults for ``minutes``, then wait until all runs have ended. Returns the faults, the runs, and the errors."""
     wrong: list[str] = []
     site.stack.start()
     client = site.stack.client
@@ -132,7 +132,7 @@ def _failures(job: JobDir) -> list[Failure]:
 
 
 def left_running(site: Site) -> list[str]:
-    """What still runs a while after Airflow was stopped."""
+    """Return the processes that still run some time after Airflow was stopped."""
     deadline = time.monotonic() + _QUIET_S
     while (pids := site.processes()) and time.monotonic() < deadline:
         time.sleep(0.5)
@@ -140,7 +140,7 @@ def left_running(site: Site) -> list[str]:
 
 
 def table(faults: Faults, runs: Runs, *, seed: int, wrong: list[str]) -> str:
-    """The end of a soak, for people."""
+    """Return the results as a table."""
     lines = ["", f"{'fault':<16}{'times':>6}"]
     lines += [f"{name:<16}{count:>6}" for name, count in sorted(faults.done.items())]
     lines += [f"{name:<16}     - ({reason})" for name, reason in faults.missing.items()]
@@ -157,12 +157,12 @@ def table(faults: Faults, runs: Runs, *, seed: int, wrong: list[str]) -> str:
 
 
 def main() -> int:
-    """Run the soak; returns the exit status."""
+    """Run the soak and return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m soak", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=10.0, help="how long faults are injected (default 10)")
     parser.add_argument("--datasets", type=int, default=8, help="dataset DAGs at once (default 8)")
-    parser.add_argument("--seed", type=int, help="of all chance; drawn, and printed, when not given")
-    parser.add_argument("--keep", action="store_true", help="leave the folder with all logs")
+    parser.add_argument("--seed", type=int, help="seed of the random faults; drawn and printed by default")
+    parser.add_argument("--keep", action="store_true", help="keep the folder with all logs")
     chosen = parser.parse_args()
     seed = chosen.seed if chosen.seed is not None else random.SystemRandom().randrange(100_000)
     root = Path(tempfile.mkdtemp(prefix="nnunet-soak-"))

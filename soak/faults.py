@@ -1,4 +1,4 @@
-"""What the soak does to its site: kills of every kind of process, storage that goes away, a full disk, a clock that jumps."""
+"""Injects the faults of the soak: kills of every kind of process, missing storage, a full disk, a clock that jumps."""
 
 from __future__ import annotations
 
@@ -25,11 +25,12 @@ _LONG = ("storage away", "disk full", "clock jumps")
 
 
 class Faults:
-    """Draws and injects one fault after the other. ``done`` counts them by kind, ``missing`` says which cannot be injected here, and why.
+    """Draws and injects one fault after the other. ``done`` counts them by kind, ``missing`` has those that are
+    impossible here.
 
     Args:
         site: A running site.
-        draw: Where all chance comes from.
+        draw: Source of all random choices.
     """
 
     def __init__(self, site: Site, draw: random.Random) -> None:
@@ -48,7 +49,7 @@ class Faults:
             self.missing["clock jumps"] = "needs gcc"
 
     def one(self) -> None:
-        """A kill, and at times the beginning or the end of a longer fault."""
+        """Kill one process, and sometimes start or end a longer fault."""
         self.tick()
         if self._end_long is None and time.monotonic() >= self._next_long:
             self._begin_long()
@@ -60,7 +61,7 @@ class Faults:
                 return
 
     def tick(self) -> None:
-        """End a longer fault that is over, and start again what Airflow has lost, as a service manager does."""
+        """End a longer fault that is over, and restart Airflow's ended components, as a service manager does."""
         if self._end_long is not None and time.monotonic() >= self._long_until:
             self._end_long()
             self._end_long = None
@@ -68,18 +69,18 @@ class Faults:
         self.site.stack.restart_ended()
 
     def stop(self) -> None:
-        """End what is left of a longer fault."""
+        """End a longer fault now."""
         self._long_until = 0.0
         self.tick()
 
     @property
     def kills(self) -> int:
-        """How many processes were killed."""
+        """Return how many processes were killed."""
         return sum(count for name, count in self.done.items() if name not in _LONG)
 
     # --- kills --------------------------------------------------------------------------------------------------
     def _kill_component(self) -> str | None:
-        """One of Airflow's own, if all of them have come up since the last time: kills that come faster only show that nothing starts."""
+        """Kill a component of Airflow, if all of them have become ready since the last time; otherwise none would ever start."""
         name = self.draw.choice(CORE).name
         if not all(component.is_ready(self.site.stack.client, self._killed_at) for component in CORE):
             return None
@@ -91,7 +92,7 @@ class Faults:
         return None
 
     def _kill_task(self) -> str | None:
-        """A task's own process or its supervisor: a grandchild or a great-grandchild of the scheduler."""
+        """Kill a task's process or its supervisor, which is a grandchild or great-grandchild of the scheduler."""
         with contextlib.suppress(OSError, KeyError):
             scheduler = self.site.stack.pid("scheduler")
             mine = {pid: _parent(pid) for pid in self.site.stack.processes()}
@@ -139,7 +140,7 @@ class Faults:
 
         def back() -> None:
             if jobs.exists():
-                raise RuntimeError(f"somebody made {jobs} while its share was away: {os.listdir(jobs)}")
+                raise RuntimeError(f"{jobs} was created while its share was missing: {os.listdir(jobs)}")
             os.rename(place, jobs)
 
         os.rename(jobs, place)

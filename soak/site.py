@@ -1,4 +1,4 @@
-"""The soak's private Airflow: phantom datasets with tiny trainings, small disks that can be filled, a clock that can jump."""
+"""Sets up the soak's private Airflow: phantom datasets, tiny trainings, small disks to fill, and a clock that can jump."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CASES = 6
 EPOCHS = 4
 _WORK_MIB = 1024
 _LEDGER_KIB = 256
-_RETRIES = 50  # kills cost retries, and no run may fail for having had too many
+_RETRIES = 50  # kills cost retries, and no run may fail because of too many kills
 _SETTINGS = {
     "core.parallelism": "6",
     "scheduler.task_instance_heartbeat_timeout": "20",
@@ -32,12 +32,12 @@ _SETTINGS = {
 
 
 class Site:
-    """Everything below one folder.
+    """Holds everything below one folder.
 
     Args:
         root: An empty folder.
-        datasets: How many datasets, each with a DAG of its own.
-        slots: How many jobs compute at once.
+        datasets: Number of datasets, each with its own DAG.
+        slots: Number of jobs that compute at once.
     """
 
     def __init__(self, root: Path, *, datasets: int, slots: int) -> None:
@@ -52,7 +52,7 @@ class Site:
         self.stack: Stack
 
     def prepare(self) -> None:
-        """Make data, dataset files, disks and the clock, and write down the stack; nothing runs yet."""
+        """Make data, dataset files, disks and the clock, and define the stack. Nothing runs yet."""
         source = self.root / "phantom"
         command = [sys.executable, "-m", "nnunet_jobs", "phantom", str(source), "--cases", str(CASES), "--seed", "0"]
         subprocess.run(command, check=True, capture_output=True)
@@ -65,7 +65,7 @@ class Site:
             if _worked("mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)):
                 self.mounted.append(folder)
         if not self.mounted:
-            self.work.rmdir()  # an empty folder that is no mount point is taken for a share that is missing
+            self.work.rmdir()  # an empty folder would be taken for a missing share
         self.clock.write_text("0")
         environment: dict[str, str] = {}
         library = self.root / "wall_clock.so"
@@ -89,18 +89,18 @@ class Site:
         )
 
     def close(self) -> None:
-        """Take the small disks away."""
+        """Unmount the small disks."""
         for folder in self.mounted:
             subprocess.run(["umount", "-l", str(folder)], check=False, capture_output=True)
 
     def jobs(self) -> list[JobDir]:
-        """Every job so far; none while the storage is away."""
+        """Return all jobs so far, or none while the storage is missing."""
         with contextlib.suppress(OSError):
             return [JobDir(entry) for entry in Path(self.workspace.jobs).iterdir() if not entry.name.startswith(".")]
         return []
 
     def processes(self) -> list[int]:
-        """Everything that still runs for this site: Airflow's processes, and whatever names one of its files."""
+        """Return all processes of this site: those of Airflow, and those with one of its files on their command line."""
         found = set(self.stack.processes())
         for process in psutil.process_iter():
             if process.pid != os.getpid():
@@ -111,7 +111,7 @@ class Site:
 
 
 def recipe(source: Path, number: int) -> dict[str, Any]:
-    """A dataset file: two folds of a tiny 2D network and a prediction of the hold-out."""
+    """Return a dataset file: two folds of a tiny 2D network and a prediction of the hold-out."""
     architecture = {"features_per_stage": [8, 16, 32, 64], "n_conv_per_stage": [1, 1, 1, 1], "n_conv_per_stage_decoder": [1, 1, 1]}
     return {
         "dataset": {"id": 800 + number, "name": f"Soak{number}", "source": str(source), "layout": "decathlon", "holdout_fraction": 0.2},

@@ -1,4 +1,5 @@
-// Preloaded, it shifts the wall clock, and no other clock, by the seconds in the file named by WALL_CLOCK_SHIFT, which is read every time.
+// A library to preload. It shifts only the wall clock, by the seconds in the file that WALL_CLOCK_SHIFT names.
+// The file is read at each call.
 // (libfaketime 0.9.10 breaks clock_nanosleep when told to leave the monotonic clock alone.)
 #define _GNU_SOURCE
 #include <stdio.h>
