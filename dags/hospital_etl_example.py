@@ -1,6 +1,6 @@
-"""Single operators among a hospital's own tasks: segment the night's studies whenever a new hippocampus model is promoted.
+"""Uses a single operator among a hospital's own tasks: segments the night's studies when a new model is promoted.
 
-Nothing here is special to nnU-Net's pipelines: an asset to wait on, own tasks before and after, one operator in between.
+The DAG waits for an asset, and has its own tasks before and after the operator.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ with DAG(
 
     @task
     def studies(params: dict[str, Any] | None = None) -> list[dict[str, Any]]:
-        """The hospital's own choice of what to segment: every NIfTI file of the night."""
+        """Return the cases to segment, here every NIfTI file of the night."""
         folder = Path((params or {})["incoming"])
         return [{"case": path.name.removesuffix(".nii.gz"), "images": [str(path)]} for path in sorted(folder.glob("*.nii.gz"))]
 
     @task
     def volumes(predicted: Any) -> str:
-        """A table for the registry beside the segmentations: millilitres by structure."""
+        """Write a table of volumes in millilitres for the registry, beside the segmentations."""
         report = Path(predicted["predictions"])
         table = report.with_name("volumes.csv")
         with open(table, "w", newline="") as file:

@@ -1,10 +1,11 @@
-"""Segment what arrives in an archive: wait for complete studies, fetch them, predict, and store the segmentations back.
+"""Segments new studies of an archive: waits for complete ones, fetches them, predicts, and stores the results back.
 
-Every study goes its own way: one that fails holds up no other, and clearing its tasks goes on from what is done. The next run hands a
-failed study out again, several times, and then names it; see docs/how-to/dicom.md.
-To run it on a schedule, such as every 30 minutes, give `schedule` below a value and the parameter `dataset` a default: a scheduled run
-takes the form's defaults. A run that finds nothing new is skipped, and one whose dataset has no promoted model ends before it takes a
-study. Set up a connection of type dicomweb first (include/connections.example.json) and the pools (airflow nnunet sync-pools).
+Each study has its own tasks. A failed study does not delay others, and clearing its tasks continues where they stopped.
+The next runs get a failed study again several times, before it is reported; see docs/how-to/dicom.md. To run it on a
+schedule, such as every 30 minutes, give `schedule` below a value and the parameter `dataset` a default, because a
+scheduled run uses the form's defaults. A run that finds nothing new is skipped, and one whose dataset has no promoted
+model ends before it takes a study. Set up a connection of type dicomweb first (include/connections.example.json) and
+the pools (airflow nnunet sync-pools).
 """
 
 from typing import Any
@@ -32,15 +33,15 @@ with DAG(
             None,
             type=["null", "string"],
             title="Dataset",
-            description="Whose model: number or full name, such as Dataset004_Hippocampus. Needed by every run.",
+            description="Dataset whose model predicts: number or full name, such as Dataset004_Hippocampus. Every run needs it.",
         ),
-        "modality": Param("MR", type="string", pattern="^[A-Z0-9_]{1,16}$", title="Modality", description="Of the series to segment."),
+        "modality": Param("MR", type="string", pattern="^[A-Z0-9_]{1,16}$", title="Modality", description="Modality of the series."),
         "description": Param(None, **OPTIONAL, title="Study description", description="Pattern with * and ?; empty means any."),
         "series_description": Param(None, **OPTIONAL, title="Series description", description="Pattern with * and ?; empty means any."),
         "lookback_days": Param(
-            7, type="integer", minimum=0, maximum=3650, title="Days back", description="How old a study may be, by its study date."
+            7, type="integer", minimum=0, maximum=3650, title="Days back", description="Largest age of a study, by its study date."
         ),
-        "only_new": Param(True, type="boolean", title="Only new studies", description="Off takes all of the days above again."),
+        "only_new": Param(True, type="boolean", title="Only new studies", description="If off, all studies of these days are taken again."),
         "incoming": Param("/data/incoming/pacs", type="string", title="Folder for studies", description="Absolute, below input_roots."),
         "output": Param("/data/predictions/pacs", type="string", title="Folder for results", description="Absolute, below output_roots."),
         "archive": Param("dicomweb_default", type="string", title="Archive", description="Connection of type dicomweb.", section="Details"),
@@ -58,7 +59,7 @@ with DAG(
 
     @task
     def model(params: dict[str, Any] | None = None) -> str:
-        """The promoted model; without one no study is taken from the archive."""
+        """Return the promoted model. Without one, no study is taken from the archive."""
         from airflow_nnunet import require_champion
 
         return require_champion((params or {})["dataset"])
@@ -77,7 +78,7 @@ with DAG(
 
     @task_group
     def study(uid: str) -> None:
-        """One study from the archive and back."""
+        """Process one study from the archive and back."""
         retrieve = DicomWebRetrieveOperator(
             task_id="retrieve",
             **ARCHIVE,

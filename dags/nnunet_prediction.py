@@ -1,4 +1,4 @@
-"""Predict with a promoted model: triggered by hand or through the API, with a form."""
+"""Predicts with a promoted model. Runs are triggered by hand with a form, or through the API."""
 
 from typing import Any
 
@@ -18,14 +18,14 @@ with DAG(
             type="string",
             pattern="^([0-9]+|Dataset[0-9]{3,}_.+)$",
             title="Dataset",
-            description="Whose model: number or full name, such as 4 or Dataset004_Hippocampus.",
+            description="Dataset whose model predicts: number or full name, such as 4 or Dataset004_Hippocampus.",
         ),
         "model": Param(None, type=["null", "string"], title="Model", description="Model id; empty means the promoted one."),
         "cases": Param(
             type=["string", "array"],
             pattern="^(holdout|imagesTs|/.*)$",
             title="Cases",
-            description="An absolute folder below input_roots, whose images are called <case>_0000.nii.gz (with one channel too), "
+            description="An absolute folder below input_roots, whose images are named <case>_0000.nii.gz (also with one channel), "
             "a list of images or of {case, images}, or holdout or imagesTs.",
         ),
         "output": Param(type="string", pattern="^/", title="Output folder", description="Absolute folder below output_roots."),
@@ -35,28 +35,32 @@ with DAG(
             exclusiveMinimum=0,
             exclusiveMaximum=65,
             title="Parts",
-            description="Parallel tasks the cases are split over.",
+            description="Number of parallel tasks for the cases.",
         ),
         "max_failed": Param(
-            None, type=["null", "integer"], exclusiveMinimum=-1, title="Failed cases", description="More fail the task; empty: any number."
+            None,
+            type=["null", "integer"],
+            exclusiveMinimum=-1,
+            title="Failed cases",
+            description="With more, the task fails; no limit if empty.",
         ),
-        "on_empty": Param("fail", enum=["fail", "skip"], title="Without cases", description="What a task does that finds no case."),
-        "mirroring": Param(True, type="boolean", title="Mirroring", description="Off is faster and a little worse.", section="Details"),
+        "on_empty": Param("fail", enum=["fail", "skip"], title="Without cases", description="What a task without cases does."),
+        "mirroring": Param(True, type="boolean", title="Mirroring", description="Off is faster and slightly worse.", section="Details"),
         "case_pattern": Param(
             None,
             type=["null", "string"],
             title="Naming",
-            description="Regular expression with the group case, for a folder of images that are called otherwise.",
+            description="Regular expression with the group case, for a folder of images with other names.",
             section="Details",
         ),
-        "overwrite": Param(False, type="boolean", title="Predict again", description="Also what is done already.", section="Details"),
+        "overwrite": Param(False, type="boolean", title="Predict again", description="Repeat finished predictions too.", section="Details"),
     },
     render_template_as_native_obj=True,
 ) as dag:
 
     @task
     def split(params: dict[str, Any] | None = None) -> list[dict[str, int]]:
-        """The parts, one mapped task each."""
+        """Return the parts, one for each mapped task."""
         parts = (params or {})["parts"]
         return [{"part": part, "parts": parts} for part in range(parts)]
 

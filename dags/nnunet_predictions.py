@@ -1,4 +1,4 @@
-"""The prediction API's queue: each request to /nnunet-api/predictions is a run of its team's DAG."""
+"""Has the DAGs of the prediction API: each request to /nnunet-api/predictions is a run of its team's DAG."""
 
 from airflow_nnunet import build_prediction_dags
 

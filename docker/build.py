@@ -1,4 +1,4 @@
-"""Build the images with docker or podman, with the versions of the provider and of constraints.txt as tag and labels.
+"""Builds the images with docker or podman, with the versions of the provider and of constraints.txt as tag and labels.
 
 python docker/build.py [nnunet] [airflow] [worker] [--accelerator cpu] [--torch-backend cpu] [--base IMAGE] [--tag TAG]
     [-- arguments of `build`]
@@ -21,7 +21,7 @@ DOCKERFILES = {"nnunet": "Dockerfile.nnunet", "airflow": "Dockerfile.airflow", "
 
 
 def version() -> str:
-    """Of the provider."""
+    """Return the version of the provider."""
     source = (PROJECT / "plugins" / "airflow_nnunet" / "provider_info.py").read_text()
     found = re.search(r'^__version__ = "(.+)"$', source, re.MULTILINE)
     if found is None:
@@ -30,7 +30,7 @@ def version() -> str:
 
 
 def pinned(package: str) -> str:
-    """Version of a package in constraints.txt."""
+    """Return the version of a package in constraints.txt."""
     found = re.search(rf"^{re.escape(package)}==([^\s;]+)", (PROJECT / "constraints.txt").read_text(), re.MULTILINE)
     if found is None:
         raise SystemExit(f"constraints.txt pins no {package}; run `make constraints`")
@@ -38,12 +38,12 @@ def pinned(package: str) -> str:
 
 
 def name_of(image: str, *, accelerator: str, tag: str = "") -> str:
-    """Name of an image, such as ``nnunet-jobs:0.1.0-cpu``."""
+    """Return the name of an image, such as ``nnunet-jobs:0.1.0-cpu``."""
     return f"{REPOSITORIES[image]}:{tag or version() + (f'-{accelerator}' if image != 'airflow' else '')}"
 
 
 def arguments(image: str, *, accelerator: str, torch_backend: str, base: str) -> list[str]:
-    """Build arguments of one image."""
+    """Return the build arguments of one image."""
     values = {"BASE_IMAGE": base, "VERSION": version()}
     if image == "nnunet":
         values |= {"ACCELERATOR": accelerator, "TORCH_BACKEND": torch_backend}
@@ -54,14 +54,14 @@ def arguments(image: str, *, accelerator: str, torch_backend: str, base: str) ->
 
 
 def main(argv: Sequence[str]) -> int:
-    """Build what was named; the exit code is the builder's."""
+    """Build the named images and return the builder's exit code."""
     own, more = (list(argv[: argv.index("--")]), list(argv[argv.index("--") + 1 :])) if "--" in argv else (list(argv), [])
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("images", nargs="*", choices=[*REPOSITORIES, []], metavar="IMAGE", help="all when none is named")
+    parser.add_argument("images", nargs="*", choices=[*REPOSITORIES, []], metavar="IMAGE", help="all images by default")
     parser.add_argument("--accelerator", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--torch-backend", default="", help="uv's --torch-backend, such as cpu; empty: the index's default build, for CUDA")
-    parser.add_argument("--base", default="", help="base image, but the worker's; empty: the Dockerfile's public one")
-    parser.add_argument("--tag", default="", help="instead of the provider's version")
+    parser.add_argument("--base", default="", help="base image, except for the worker; empty: the public one of the Dockerfile")
+    parser.add_argument("--tag", default="", help="tag to use instead of the provider's version")
     parser.add_argument("--engine", default=shutil.which("docker") or shutil.which("podman"), help="docker or podman")
     options = parser.parse_args(own)
     if not options.engine:

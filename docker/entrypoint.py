@@ -1,4 +1,4 @@
-"""First program of every Airflow container: all secrets must be there, then the command takes this process's place."""
+"""Runs first in every Airflow container: checks that all secrets exist, then executes the command."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-MEND = "make all secrets with: python3 docker/make_secrets.py"
+FIX = "make all secrets with: python3 docker/make_secrets.py"
 SHORTEST_PASSWORD = 12
 
 
 def secret_files(environment: Mapping[str, str]) -> dict[str, Path]:
-    """Setting to file, of every setting that Airflow reads from a file: ``AIRFLOW__SECTION__OPTION_CMD=cat FILE``."""
+    """Return the file of each setting that Airflow reads from a file: ``AIRFLOW__SECTION__OPTION_CMD=cat FILE``."""
     found = {}
     for name, command in sorted(environment.items()):
         if name.startswith("AIRFLOW__") and name.endswith("_CMD"):
@@ -25,22 +25,22 @@ def secret_files(environment: Mapping[str, str]) -> dict[str, Path]:
 
 
 def check_secrets(environment: Mapping[str, str]) -> None:
-    """Airflow would say the same later, in every process, with a traceback around it.
+    """Check the secrets before Airflow does so in every process, with a traceback.
 
     Raises:
-        SystemExit: a file is missing, unreadable or empty.
+        SystemExit: A file is missing, unreadable or empty.
     """
     for setting, path in secret_files(environment).items():
         _read(path, setting)
 
 
 def place_passwords(environment: Mapping[str, str]) -> None:
-    """Copy the passwords of the UI to where Airflow may open them for writing, which it insists on.
+    """Copy the passwords of the UI to a file that Airflow may open for writing, which it needs.
 
-    Airflow makes up a password for a user without one and prints it into the log, so that is refused.
+    Airflow creates a password for a user without one and prints it to the log, so a missing password is refused.
 
     Raises:
-        SystemExit: the file is missing, is not JSON, or lacks a user or a password of a decent length.
+        SystemExit: The file is missing, is not JSON, lacks a user, or has a password that is too short.
     """
     source = environment.get("NNUNET_UI_PASSWORDS")
     if not source:
@@ -49,13 +49,13 @@ def place_passwords(environment: Mapping[str, str]) -> None:
     try:
         passwords = json.loads(text)
     except ValueError as error:
-        raise SystemExit(f"secret {source}: not JSON ({error}); {MEND}") from error
+        raise SystemExit(f"secret {source}: not JSON ({error}); {FIX}") from error
     users = [entry.split(":")[0].strip() for entry in environment.get("AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS", "").split(",")]
     if not isinstance(passwords, dict) or not all(users):
-        raise SystemExit(f'secret {source}: must be an object such as {{"admin": "..."}} with the users of NNUNET_UI_USERS; {MEND}')
+        raise SystemExit(f'secret {source}: must be an object such as {{"admin": "..."}} with the users of NNUNET_UI_USERS; {FIX}')
     for user in users:
         if len(str(passwords.get(user, ""))) < SHORTEST_PASSWORD:
-            raise SystemExit(f"secret {source}: user {user!r} of NNUNET_UI_USERS has no password of {SHORTEST_PASSWORD} letters; {MEND}")
+            raise SystemExit(f"secret {source}: user {user!r} of NNUNET_UI_USERS has no password of {SHORTEST_PASSWORD} letters; {FIX}")
     target = Path(environment["AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE"])
     with open(target, "w", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
         json.dump({user: passwords[user] for user in users}, file)
@@ -65,14 +65,14 @@ def _read(path: Path, setting: str) -> str:
     try:
         text = path.read_text().strip()
     except OSError as error:
-        raise SystemExit(f"secret {path} for {setting}: {error.strerror}; {MEND}") from error
+        raise SystemExit(f"secret {path} for {setting}: {error.strerror}; {FIX}") from error
     if not text:
-        raise SystemExit(f"secret {path} for {setting}: empty; {MEND}")
+        raise SystemExit(f"secret {path} for {setting}: empty; {FIX}")
     return text
 
 
 def main(command: list[str]) -> None:
-    """Check, then become the command."""
+    """Check the secrets, then execute the command."""
     check_secrets(os.environ)
     place_passwords(os.environ)
     if not command:

@@ -1,4 +1,4 @@
-"""Is a service well? Cheap enough to ask often: Airflow's own `jobs check` and `celery inspect` start all of Airflow each time.
+"""Checks whether a service is healthy, without starting all of Airflow as `jobs check` and `celery inspect` do.
 
 healthcheck.py URL [COMPONENT]     the URL answers, and names the component healthy
 healthcheck.py --socket PATH PAGE  a page of a server on a Unix socket is answered with 200
@@ -20,12 +20,12 @@ TIMEOUT_S = 10
 
 
 def ask(url: str, component: str | None) -> None:
-    """An answer of Airflow's health pages, such as ``{"triggerer": {"status": "healthy"}}``.
+    """Ask Airflow's health pages, which answer as ``{"triggerer": {"status": "healthy"}}``.
 
     Raises:
-        SystemExit: none, or not healthy.
+        SystemExit: There is no answer, or the component is not healthy.
     """
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a hospital's proxy is not for services of our own
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no proxy for local services
     try:
         with opener.open(url, timeout=TIMEOUT_S) as answer:
             text = answer.read()
@@ -39,10 +39,10 @@ def ask(url: str, component: str | None) -> None:
 
 
 def ask_socket(path: str, page: str) -> None:
-    """A page of a server that listens on a Unix socket.
+    """Ask for a page of a server that listens on a Unix socket.
 
     Raises:
-        SystemExit: no answer, or another than 200.
+        SystemExit: There is no answer, or the status is not 200.
     """
     connection = http.client.HTTPConnection("server", timeout=TIMEOUT_S)
     connection.sock = socket.socket(socket.AF_UNIX)
@@ -61,10 +61,10 @@ def ask_socket(path: str, page: str) -> None:
 
 
 def ping(broker: str, worker: str) -> None:
-    """An answer of one Celery worker.
+    """Ask one Celery worker for an answer.
 
     Raises:
-        SystemExit: it gave none.
+        SystemExit: There is no answer.
     """
     from celery import Celery
 
@@ -75,7 +75,7 @@ def ping(broker: str, worker: str) -> None:
 
 
 def main(arguments: list[str]) -> None:
-    """Exit code 0: well. Otherwise 1 and the reason, which `docker inspect` shows."""
+    """Exit with 0 if the service is healthy, else with 1 and the reason, which `docker inspect` shows."""
     if arguments == ["--worker"]:
         ping(BROKER_URL.read_text().strip(), f"celery@{socket.gethostname()}")
     elif len(arguments) == 3 and arguments[0] == "--socket":

@@ -1,4 +1,4 @@
-"""The init service: migrations, pools, connections. May run again at any time and changes nothing the second time."""
+"""The init service: runs migrations, creates pools and imports connections. It may run again at any time."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ HOME = Path(os.environ.get("AIRFLOW_HOME", "/opt/airflow"))
 
 
 def airflow(*arguments: str | Path) -> None:
-    """One command of Airflow's.
+    """Run one command of Airflow.
 
     Raises:
-        SystemExit: it failed; its own output says why.
+        SystemExit: The command failed; its own output has the reason.
     """
     code = subprocess.run(["airflow", *map(str, arguments)], stdin=subprocess.DEVNULL, check=False).returncode
     if code:
@@ -23,13 +23,15 @@ def airflow(*arguments: str | Path) -> None:
 
 
 def pools(text: str, gpu_slots: str) -> str:
-    """A pools file in which ``auto`` is the number of GPUs of all hosts, which this container cannot see.
+    """Return a pools file in which ``auto`` is the number of GPUs of all hosts, which this container cannot see.
 
     Raises:
-        SystemExit: the number is none.
+        SystemExit: The number is not an integer of 1 or more.
     """
     if not gpu_slots.isdigit() or int(gpu_slots) < 1:
-        raise SystemExit(f"NNUNET_GPU_SLOTS={gpu_slots!r}: must be how many jobs may compute at once on all hosts together, 1 or more")
+        raise SystemExit(
+            f"NNUNET_GPU_SLOTS={gpu_slots!r}: must be the number of jobs that may compute at once on all hosts together, 1 or more"
+        )
     data = json.loads(text)
     for entry in data.values():
         if entry.get("slots") == "auto":
@@ -38,7 +40,7 @@ def pools(text: str, gpu_slots: str) -> str:
 
 
 def main() -> None:
-    """Migrations first; then what the DAGs need."""
+    """Run migrations, then create pools and connections for the DAGs."""
     airflow("db", "migrate")
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "pools.json"

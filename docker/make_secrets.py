@@ -1,4 +1,4 @@
-"""Make the secrets that compose.yaml reads, each in a file of its own. What is there already stays, so it may run again.
+"""Makes the secrets that compose.yaml reads, each in its own file. Existing files are kept, so it may run again.
 
 python3 docker/make_secrets.py [--folder docker/secrets] [--users admin:admin,ward:viewer]
 python3 docker/make_secrets.py --front nnunet.example    also docker/secrets/worker, for the hosts of compose.worker.yaml
@@ -20,14 +20,14 @@ from pathlib import Path
 FOLDER = Path(__file__).resolve().parent / "secrets"
 _HOST = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9.-]{0,251}[A-Za-z0-9])?")
 _USERS = re.compile(r"[A-Za-z0-9._-]+:(?:viewer|user|op|admin)(?:,[A-Za-z0-9._-]+:(?:viewer|user|op|admin))*")
-# Containers run as different users, and Compose mounts a file with the owner and mode it has. So the folder is closed to all but its
-# owner, and the files in it can be read by whoever they are mounted for.
+# Containers run as different users, and Compose mounts files with their owner and mode. So only the owner may enter the
+# folder, and every user may read the files.
 _FOLDER_MODE, _FILE_MODE = 0o700, 0o444
 REDIS_PORT = 6380  # of compose.hosts.yaml
 
 
 def redis_acl(password: str) -> str:
-    """Redis' users: Celery's, by the hash of its password, without administration; one that can say ping; no default user."""
+    """Return Redis' users: one for Celery without administration, one that may only ping, and no default user."""
     digest = hashlib.sha256(password.encode()).hexdigest()
     return (
         "user default off resetkeys resetchannels -@all\n"
@@ -37,7 +37,7 @@ def redis_acl(password: str) -> str:
 
 
 def new_secrets(users: str) -> dict[str, str]:
-    """Contents by file name, all of them random."""
+    """Return random contents by file name."""
     postgres, redis = secrets.token_urlsafe(32), secrets.token_urlsafe(32)
     return {
         "postgres_password": postgres,
@@ -53,15 +53,15 @@ def new_secrets(users: str) -> dict[str, str]:
     }
 
 
-# Whoever has one of a group must have the others of the same making.
+# The files of a group must be made together.
 _GROUPS = (("postgres_password", "sql_alchemy_conn"), ("redis.acl", "broker_url", "result_backend"))
 
 
 def write_missing(folder: Path, contents: Mapping[str, str]) -> list[str]:
-    """Write the files that are not there; returns their names.
+    """Write missing files and return their names.
 
     Raises:
-        SystemExit: some files of a group are there and others are not.
+        SystemExit: Some files of a group exist and others do not.
     """
     folder.mkdir(parents=True, exist_ok=True)
     folder.chmod(_FOLDER_MODE)
@@ -85,16 +85,18 @@ def write_missing(folder: Path, contents: Mapping[str, str]) -> list[str]:
 
 
 def write_worker(folder: Path, front: str) -> Path:
-    """What another host's worker needs, and no more: Redis by TLS through the front. Made anew each time.
+    """Write the secrets that another host's worker needs: Redis by TLS through the front. Existing ones are replaced.
 
     Raises:
-        SystemExit: the name is none, or the front's certificate is not there.
+        SystemExit: The name is not a host name, or the front's certificate is missing.
     """
     if not _HOST.fullmatch(front):
         raise SystemExit(f"--front {front!r}: must be the name under which other hosts reach nginx, such as nnunet.example")
     authority = folder / "tls_ca.crt"
     if not authority.is_file():
-        raise SystemExit(f"{authority}: missing; put the certificate of whoever signed tls.crt there (tls.crt itself when nobody did)")
+        raise SystemExit(
+            f"{authority}: missing; put the certificate of the authority that signed tls.crt there (tls.crt itself if it is self-signed)"
+        )
     worker = folder / "worker"
     worker.mkdir(exist_ok=True)
     worker.chmod(_FOLDER_MODE)
@@ -114,10 +116,10 @@ def _replace(path: Path, text: str) -> None:
 
 
 def main(argv: list[str]) -> int:
-    """Write what is missing; says which, never what is in them."""
+    """Write missing secrets and print their names, never their contents."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=FOLDER)
-    parser.add_argument("--users", default="admin:admin", help="name:role of the UI's users; the same as NNUNET_UI_USERS")
+    parser.add_argument("--users", default="admin:admin", help="name:role of the UI's users, as in NNUNET_UI_USERS")
     parser.add_argument("--front", help="name of this host for other hosts' workers")
     options = parser.parse_args(argv)
     if not _USERS.fullmatch(options.users):

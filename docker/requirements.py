@@ -1,4 +1,4 @@
-"""Print the requirements of some extras of pyproject.toml: what an image needs that has the work's wing without Airflow."""
+"""Prints the requirements of extras of pyproject.toml, for an image that has nnunet_jobs without Airflow."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def main(extras: list[str], project: Path) -> int:
-    """One requirement a line, to stdout. An unknown extra is an error."""
+    """Print one requirement a line. An unknown extra is an error."""
     known: dict[str, list[str]] = tomllib.loads(project.read_text())["project"]["optional-dependencies"]
     unknown = sorted(set(extras) - set(known))
     if unknown or not extras:
