@@ -25,6 +25,7 @@ from airflow_nnunet.prediction_api.rest_client import RestError
 from devtools.demo_site import login, make_stack, require_free, write_env
 from devtools.progress_view import ProgressView
 from devtools.stack import PROJECT, Stack, StackError
+from nnunet_jobs.contract.steps.results import RegisterResult
 from nnunet_jobs.contract.storage.files import read_json
 from nnunet_jobs.contract.storage.workspace import MODEL_CARD
 
@@ -113,7 +114,7 @@ def summarise(stack: Stack, run_id: str, workspace: Path) -> dict[str, Any]:
             times = (dt.datetime.fromisoformat(item[key]) for key in ("start_date", "end_date"))
             spans.setdefault(item["task_id"], []).extend(times)
     steps = [{"name": name, "seconds": round((max(spans[name]) - min(spans[name])).total_seconds(), 1)} for name in _STEPS if name in spans]
-    dataset = client.xcom(DAG_ID, run_id, "register")["dataset"]
+    dataset = RegisterResult.from_json(client.xcom(DAG_ID, run_id, "register")).dataset
     # The card is read from files and not from XComs, because a second run skips the tasks.
     card = read_json(workspace / "nnUNet_results" / dataset / MODEL_CARD)
     return {

@@ -9,6 +9,7 @@ from typing import Any
 
 from devtools.testbed.preprocessing import DATASET, register, result_of, start
 from nnunet_jobs.contract.job.folder import JobDir
+from nnunet_jobs.contract.steps.results import PreprocessResult
 from nnunet_jobs.contract.storage.files import repoint, sha256_file, write_json
 from nnunet_jobs.contract.storage.workspace import Workspace
 from nnunet_jobs.prediction.model import selection_hash
@@ -25,8 +26,8 @@ def preprocessed(workspace: Workspace, source: Path, cases: Sequence[str], holdo
     """Register and preprocess, and return the version's dataset folder."""
     register(workspace, source, cases, holdout=holdout, **dataset_json)
     fields: dict[str, Any] = {"configurations": list(CONFIGURATIONS), "custom_configurations": CONFIGURATIONS, "folds": 2}
-    result = result_of(start(workspace, **fields))
-    return workspace.preprocessed_root(result["version"]) / DATASET
+    result = PreprocessResult.from_json(result_of(start(workspace, **fields)))
+    return workspace.preprocessed_root(result.version) / DATASET
 
 
 def save_random_folds(

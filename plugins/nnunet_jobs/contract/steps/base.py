@@ -63,7 +63,7 @@ class StepParams:
 class StepResult:
     """Base of the results and of the objects inside them.
 
-    Types are checked when a result is read, not when a step builds it: a finished training must not fail for the type of a number.
+    Types are checked when a result is read, not when a step builds it: a finished training must not fail because of the type of a number.
 
     Attributes:
         of: What it is the result of, for error messages.
@@ -72,18 +72,19 @@ class StepResult:
     of: ClassVar[str] = ""
 
     def to_json(self) -> dict[str, Any]:
-        """JSON object, inverse of :meth:`from_json`."""
+        """Return the JSON object; the inverse of :meth:`from_json`."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, data: object) -> Self:
-        """Read a result that this version or another one wrote. Keys that this version does not know are ignored.
+        """Read a result that this or another version wrote. Unknown keys are ignored.
 
         Args:
             data: JSON object, from ``result.json`` or an XCom.
 
         Raises:
-            ConfigError: It is no object, a key is missing that has no default, or a value has the wrong type. No retry can help.
+            ConfigError: ``data`` is not an object, a key without a default is missing, or a value has the wrong type. A retry would
+                find the same result, so it would not help.
         """
         where = f"result of {cls.of}:"
         if not isinstance(data, Mapping):
@@ -97,13 +98,13 @@ class StepResult:
                     problem = f"must be {type_in_words(hints[item.name])}"
                     raise ConfigError(where=where, field=item.name, value=value, problem=problem)
             elif item.default is MISSING and item.default_factory is MISSING:
-                fix = f"it has {', '.join(map(str, data)) or 'no key at all'}; run the task again, or correct whatever wrote this result"
+                fix = f"it has {', '.join(map(str, data)) or 'no key at all'}; clear the task, or correct the program that wrote the result"
                 raise ConfigError(where=where, field=item.name, problem="is missing", fix=fix)
         return cls(**values)
 
 
 def _read(value: Any, hint: Any) -> Any:
-    """A JSON value in which the objects that the annotated type describes are results."""
+    """Return a JSON value in which the objects that the annotated type names are read."""
     if isinstance(hint, types.UnionType):
         for option in typing.get_args(hint):
             value = _read(value, option)
