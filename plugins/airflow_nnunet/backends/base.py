@@ -18,7 +18,7 @@ from nnunet_jobs.contract.storage.permissions import explain_permission_error, w
 from nnunet_jobs.contract.storage.workspace import Workspace
 
 DEFAULT_LOST_AFTER_S = 120.0
-_GONE = "the runner ended without a word (killed, or the host restarted)"
+_GONE = "the runner ended without an outcome (killed, or the host restarted)"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,7 +132,7 @@ class Backend(ABC):
                 return job
             state = job.state()
             if state.attempt > 0 and not state.phase.final:
-                message = _GONE if state.pid else "the submitter died before the runner was on record"
+                message = _GONE if state.pid else "the submitter ended before the runner was on record"
                 self._declare(job, state.attempt, FailureClass.LOST, message)
                 record_ended_attempts(job)
                 if job.result() is not None:

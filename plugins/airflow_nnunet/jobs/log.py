@@ -28,7 +28,7 @@ _TRACEBACK = "Traceback (most recent call last)"
 
 @dataclass(frozen=True, slots=True)
 class LogLine:
-    """One line for the task's log.
+    """Holds one line for the task's log.
 
     Attributes:
         level: Level of :mod:`logging`.

@@ -1,4 +1,4 @@
-"""Operator of the step ``find_best_config``: choose, describe and promote a model."""
+"""Operator of the step ``find_best_config``, which chooses, describes and promotes a model."""
 
 from __future__ import annotations
 
