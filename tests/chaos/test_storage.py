@@ -297,14 +297,14 @@ def test_fault_62_a_whole_workspace_that_is_not_mounted_is_refused_until_it_is_m
     point.mkdir()
     workspace = Workspace.below(point)
     spec = make_spec(workspace, "job")
-    with pytest.raises(NotMounted, match="is empty and no mount point"):
+    with pytest.raises(NotMounted, match="is empty and not a mount point"):
         FakeBackend().submit(spec)
     if subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(point)], capture_output=True, check=False).returncode:
         pytest.skip("mounting a file system needs root")
     try:
         assert FakeBackend().submit(spec).state().phase is Phase.DONE, "empty, but really mounted: the first job marks it"
         subprocess.run(["umount", "-l", str(point)], check=True)
-        with pytest.raises(NotMounted, match="is empty and no mount point"):
+        with pytest.raises(NotMounted, match="is empty and not a mount point"):
             FakeBackend().submit(spec)
         assert list(point.iterdir()) == []
     finally:

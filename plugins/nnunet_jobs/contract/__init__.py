@@ -1,4 +1,4 @@
-"""The one door between the two wings: job specifications, job directories, failure classes, workspace paths.
+"""The interface between the two packages: job specifications, job directories, failure classes, workspace paths.
 
-Pure standard library. ``airflow_nnunet`` imports nothing else from ``nnunet_jobs``.
+It uses only the standard library. ``airflow_nnunet`` imports nothing else from ``nnunet_jobs``.
 """

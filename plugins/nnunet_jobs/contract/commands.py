@@ -1,4 +1,4 @@
-"""How a command that a person types ends, in both packages: with a code of the one table, and a sentence instead of a traceback."""
+"""Runs the commands that people type, in both packages: each ends with an exit code and a sentence instead of a traceback."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ Sentence = tuple[Exit, str]
 
 
 def run_command(command: Callable[[], int], *, foreign: Callable[[Exception], Sentence | None] = lambda error: None) -> int:
-    """Run a command and return its exit code. What makes it impossible is a sentence on stderr.
+    """Run a command and return its exit code. An error that makes it impossible is printed as a sentence on stderr.
 
     Args:
         command: Returns a code of :class:`~nnunet_jobs.contract.exit_codes.Exit`.
-        foreign: Code and text of an error of another package; None for an error whose traceback is wanted.
+        foreign: Returns code and message of an error of another package; None for an error that needs a traceback.
     """
     code: int = Exit.DONE
     try:
@@ -27,7 +27,7 @@ def run_command(command: Callable[[], int], *, foreign: Callable[[Exception], Se
         sys.stdout.flush()
     except Exception as error:
         if isinstance(error, BrokenPipeError) and _nobody_reads():
-            # As after `| head`. Python would try to write the rest once more at its end.
+            # As after `| head`. Python would try to write the rest again at its end.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return code
         found = _sentence(error) or foreign(error)

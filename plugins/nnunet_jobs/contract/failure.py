@@ -1,15 +1,15 @@
-"""Failure classes: one vocabulary for the runner, the operators, the retry policy and the documentation.
+"""Defines the failure classes that the runner, the operators, the retry policy and the documentation share.
 
 Exceptions::
 
-    JobError                  base; ``failure_class`` says what a retry may hope for
+    JobError                  base; ``failure_class`` says whether a retry may help
     ├── DataError             the input is wrong, carries the list of faults
     ├── ConfigError           a field, a root or a version is wrong
     ├── GpuOutOfMemory        CUDA ran out of memory
     ├── HostOutOfMemory       the host or its cgroup ran out of memory
-    ├── GpuLost               the GPU fell off the bus or is quarantined
+    ├── GpuLost               the GPU does not respond or is quarantined
     ├── Hang                  no progress for too long
-    ├── Lost                  the runner or its host vanished
+    ├── Lost                  the runner or its host ended without an outcome
     ├── Interrupted           stopped on purpose (a user, a signal); work is saved
     ├── DiskFull              no space or no inodes left
     └── Bug                   anything else
@@ -31,7 +31,7 @@ PARTS = ("where", "field", "value", "problem", "fix")
 
 
 class FailureClass(StrEnum):
-    """What went wrong, sorted by what a retry may hope for."""
+    """Kinds of failures, by whether a retry may help."""
 
     DATA = "data"
     CONFIG = "config"
@@ -46,13 +46,13 @@ class FailureClass(StrEnum):
 
     @property
     def retryable(self) -> bool:
-        """False for ``data`` and ``config``: the same input fails the same way tomorrow."""
+        """Whether a retry may help. False for ``data`` and ``config``: the same input fails in the same way again."""
         return self not in (FailureClass.DATA, FailureClass.CONFIG)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fault:
-    """One thing that is wrong with one dataset, case or file."""
+    """One problem of one dataset, case or file."""
 
     code: str
     message: str
@@ -87,16 +87,16 @@ class DataError(JobError):
 
 
 class ConfigError(JobError):
-    """A field or setting is wrong. The message is ``where field=value: problem; fix``, without the parts that are not given, or
-    ``field is missing; fix``.
+    """A field or setting is wrong. The message is ``where field=value: problem; fix``, or ``field is missing; fix``.
 
-    A plain message is for an error that is about no field. Whoever needs a part takes it from the attribute, never from the text.
+    Parts that are not given are left out. An error without a field has only a message. Code must read a part from its
+    attribute, never from the message.
 
     Args:
-        field: Name of the field, as the person who set it knows it.
-        value: Its value; left out where there is none to show, such as of a field that is missing or secret.
+        field: Name of the field, as the user who set it knows it.
+        value: Its value; not given if it is missing or secret.
         problem: What is wrong with it.
-        fix: What to do about it, if that does not follow from the problem.
+        fix: How to fix it, if that does not follow from the problem.
         where: What the field belongs to, such as ``"[nnunet]"`` or ``"train:"``.
     """
 
@@ -123,18 +123,18 @@ class ConfigError(JobError):
 
     @classmethod
     def from_parts(cls, message: str, parts: Mapping[str, Any], *, faults: Sequence[Fault] = ()) -> Self:
-        """An error whose text and parts come from a file."""
+        """Make an error from a message and parts that were read from a file."""
         error = cls(message, faults=faults)
         error._set(parts)
         return error
 
     @property
     def parts(self) -> dict[str, Any]:
-        """The parts that are given, by their names in :data:`PARTS`."""
+        """Return the given parts, by their names in :data:`PARTS`."""
         return {name: vars(self)[name] for name in PARTS if name in vars(self)}
 
     def told(self, *, where: str | None = None, field: str | None = None) -> ConfigError:
-        """The same error, for a caller who knows what the field belongs to, or by which name the value was set."""
+        """Return the same error with another ``where`` or field name, for a caller who knows them better."""
         if self.field is None:
             return ConfigError(f"{where} {self}" if where else str(self), faults=self.faults)
         return ConfigError(**{**self.parts, "where": where, "field": field or self.field}, faults=self.faults)
@@ -143,7 +143,7 @@ class ConfigError(JobError):
         unknown = sorted(set(parts) - set(PARTS))
         if unknown:
             raise TypeError(f"ConfigError has no part {unknown[0]!r}")
-        vars(self).update(parts)  # only what is given, so that no value and the value None differ; survives pickling
+        vars(self).update(parts)  # only the given parts, so that no value and the value None differ; pickling keeps them
 
 
 def _assembled(*, field: str, problem: str, fix: str | None = None, where: str | None = None, **value: Any) -> str:
@@ -156,7 +156,7 @@ def _assembled(*, field: str, problem: str, fix: str | None = None, where: str |
 
 
 def shown(value: object) -> str:
-    """A value as messages show it: as Python writes it, but paths as their text and times without the name of their class."""
+    """Format a value for messages as Python does, but paths as plain strings and times without their class name."""
     if isinstance(value, datetime.date):
         return value.isoformat()
     return repr(os.fspath(value)) if isinstance(value, os.PathLike) else repr(value)
@@ -181,7 +181,7 @@ class GpuLost(JobError):
 
 
 class Hang(JobError):
-    """No progress for longer than the limit."""
+    """The job made no progress for longer than the limit."""
 
     failure_class = FailureClass.HANG
 
@@ -193,19 +193,19 @@ class Lost(JobError):
 
 
 class Interrupted(JobError):
-    """Stopped on purpose, by a user or a signal, after saving."""
+    """The job was stopped on purpose, by a user or a signal, after saving."""
 
     failure_class = FailureClass.INTERRUPTED
 
 
 class DiskFull(JobError):
-    """No space or no inodes left where the step writes."""
+    """There are no free bytes or inodes where the step writes."""
 
     failure_class = FailureClass.DISK_FULL
 
 
 class Bug(JobError):
-    """Anything that no other class describes."""
+    """An error of any other kind."""
 
 
 _ERRORS: dict[FailureClass, type[JobError]] = {
@@ -218,7 +218,7 @@ _ERRORS: dict[FailureClass, type[JobError]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failure:
-    """What ``failure.json`` holds: the class, a message for people, and what is known beside it."""
+    """The content of ``failure.json``: the class, a message for users, and further facts."""
 
     failure_class: FailureClass
     message: str
@@ -230,7 +230,7 @@ class Failure:
     parts: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """JSON object, inverse of :meth:`from_json`."""
+        """Return a JSON object, the inverse of :meth:`from_json`."""
         data = asdict(replace(self, parts={}))
         data["failure_class"] = str(self.failure_class)
         del data["parts"]
@@ -245,14 +245,14 @@ class Failure:
         return cls(**known, parts={name: data[name] for name in PARTS if name in data})
 
     def to_error(self) -> JobError:
-        """The exception of this class, to be raised by whoever asked for the job."""
+        """Return the exception of this class, to raise where the job was submitted."""
         if self.failure_class is FailureClass.CONFIG:
             return ConfigError.from_parts(self.message, self.parts, faults=self.faults)
         return _ERRORS[self.failure_class](self.message, faults=self.faults)
 
 
 def _plain(value: Any) -> Any:
-    """A value as JSON can hold it, or the text that messages show."""
+    """Return a value in a form that JSON can hold, or else as messages show it."""
     try:
         return json.loads(json.dumps(value, allow_nan=False, default=os.fspath))
     except (TypeError, ValueError):
@@ -267,14 +267,14 @@ _BY_TYPE_NAME = {
     "BrokenProcessPool": FailureClass.HOST_OOM,
     "NVMLError_GpuIsLost": FailureClass.GPU_LOST,
 }
-_DENIED_ERRNOS = {errno.EROFS, errno.EACCES, errno.EPERM}  # the same user is refused the same way tomorrow
+_DENIED_ERRNOS = {errno.EROFS, errno.EACCES, errno.EPERM}  # the same user would be refused again
 _DISK_ERRNOS = {errno.ENOSPC, errno.EDQUOT}
 
 
 def classify(error: BaseException) -> FailureClass:
-    """Class of an exception: its own if it is a :class:`JobError`, else by errno, type name and well-known texts.
+    """Return the class of an exception: its own if it is a :class:`JobError`, else by errno, type name and well-known messages.
 
-    The chain of causes is searched too, because libraries wrap ENOSPC and CUDA errors in errors of their own.
+    The chain of causes is searched too, because libraries wrap ENOSPC and CUDA errors in their own errors.
     """
     seen: BaseException | None = error
     while seen is not None:
@@ -292,7 +292,7 @@ def classify(error: BaseException) -> FailureClass:
         if "CUDA out of memory" in text:
             return FailureClass.GPU_OOM
         if "No space left on device" in text or "iostream error" in text or "unexpected pos" in text:
-            return FailureClass.DISK_FULL  # the last two are what torch.save says on a full disk
+            return FailureClass.DISK_FULL  # torch.save reports a full disk by the last two
         if "can't allocate memory" in text or "Cannot allocate memory" in text or "DefaultCPUAllocator" in text:
             return FailureClass.HOST_OOM
         if "CUDA error: device-side assert" not in text and ("GPU is lost" in text or "CUDA error: unknown error" in text):

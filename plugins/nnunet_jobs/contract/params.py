@@ -1,4 +1,4 @@
-"""The old name of :mod:`nnunet_jobs.contract.steps.params`, for programs that were written for version 0.1.0; removed in 0.3.0."""
+"""Keeps the old name of :mod:`nnunet_jobs.contract.steps.params` for programs written for version 0.1.0; removed in 0.3.0."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What other distributions add by entry points: backends for Airflow's side, layouts of sources for the jobs' side."""
+"""Loads what other distributions add by entry points: backends for Airflow, and layouts of sources for jobs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from nnunet_jobs.contract.failure import ConfigError
 
 @functools.cache
 def found(group: str) -> dict[str, list[EntryPoint]]:
-    """The entry points of a group by name, read once a process: a package that is installed later is seen at the next start."""
+    """Return the entry points of a group by name. They are read once a process, so later packages are found at the next start."""
     points: dict[str, list[EntryPoint]] = {}
     for point in sorted(entry_points(group=group), key=lambda point: (point.name, source(point))):
         points.setdefault(point.name, []).append(point)
@@ -20,7 +20,7 @@ def found(group: str) -> dict[str, list[EntryPoint]]:
 
 
 def load(group: str, name: str, *, field: str, ours: Collection[str]) -> tuple[Any, str] | None:
-    """What another distribution has under a name of a group, and where it comes from; None if there is no such entry point.
+    """Load the entry point of this name in a group, and say where it is from; return None if there is none.
 
     Args:
         group: Group of the entry points.
@@ -44,11 +44,11 @@ def load(group: str, name: str, *, field: str, ours: Collection[str]) -> tuple[A
     where = f"{points[0].value} of {sources}"
     try:
         return points[0].load(), where
-    except Exception as error:  # whatever the import of a foreign module raises
+    except Exception as error:  # the import of a foreign module may raise any error
         problem = f"{where} cannot be loaded ({type(error).__name__}: {error})"
         raise ConfigError(field=field, value=name, problem=problem, fix="repair or uninstall that package") from error
 
 
 def source(point: EntryPoint) -> str:
-    """Name and version of the distribution that an entry point belongs to."""
+    """Return name and version of the distribution of an entry point."""
     return f"{point.dist.name} {point.dist.version}" if point.dist else "an unknown distribution"

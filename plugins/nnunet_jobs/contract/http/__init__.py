@@ -1,1 +1,1 @@
-"""What both servers share: problem documents, uploads, and the check for loopback addresses."""
+"""Defines what both servers share: problem documents, uploads, and the check for loopback addresses."""

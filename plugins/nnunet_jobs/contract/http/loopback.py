@@ -1,4 +1,4 @@
-"""Whether an address stays on this machine."""
+"""Checks whether an address stays on this machine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Errors of both REST services as problem documents (RFC 9457): for people in ``detail``, for programs in ``status`` and ``faults``."""
+"""Makes problem documents (RFC 9457) of both REST services: ``detail`` for people, ``status`` and ``faults`` for programs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _STATUSES = (404, 413, 415, 422, 500, 503, 504)
 
 
 class Problem(Exception):
-    """A request that ends with an error document. Which response class carries it is the service's choice."""
+    """A request ends with an error document. Each service chooses its own response class."""
 
     def __init__(self, status: int, detail: str, *, faults: Sequence[Fault] = (), retry_after_s: int | None = None) -> None:
         super().__init__(detail)
@@ -24,7 +24,7 @@ class Problem(Exception):
         self.retry_after_s = retry_after_s
 
     def document(self) -> dict[str, Any]:
-        """The body, as a JSON object."""
+        """Return the body as a JSON object."""
         body: dict[str, Any] = {
             "type": "about:blank",
             "title": HTTPStatus(self.status).phrase,
@@ -36,17 +36,17 @@ class Problem(Exception):
         return body
 
     def headers(self) -> dict[str, str]:
-        """What goes with the body."""
+        """Return the headers of the response."""
         return {} if self.retry_after_s is None else {"Retry-After": str(self.retry_after_s)}
 
 
 def in_words(errors: Sequence[Mapping[str, Any]]) -> str:
-    """What a validation found, as pydantic and FastAPI list it: each field with its fault."""
+    """Format the errors of pydantic or FastAPI: each field with its fault."""
     return "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in errors)
 
 
 def documented(*statuses: int) -> Mapping[int | str, dict[str, Any]]:
-    """Problem responses for the OpenAPI document of a route."""
+    """Return problem responses for the OpenAPI document of a route."""
     schema = {
         "type": "object",
         "required": ["title", "status", "detail"],

@@ -1,4 +1,4 @@
-"""What both REST services ask of an upload: its size while it comes in, and that a file is of the kind that the model reads."""
+"""Checks uploads for both REST services: their size while they arrive, and whether the model reads files of their kind."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ Message = MutableMapping[str, Any]
 
 
 class LimitedBody:
-    """A request's ASGI ``receive`` that stops where the body is larger than allowed.
+    """Wraps a request's ASGI ``receive`` and stops when the body is larger than allowed.
 
     Args:
         declared: The request's Content-Length, if it has one.
         limit_mib: Limit in MiB of the whole body.
-        setting: What raises the limit.
+        setting: Name of the setting of the limit, for the message.
 
     Raises:
-        Problem: 413, at once where the declared length is too large already.
+        Problem: 413; raised at once if the declared length is too large.
     """
 
     def __init__(self, receive: Callable[[], Awaitable[Message]], *, declared: str | None, limit_mib: int, setting: str) -> None:
@@ -41,7 +41,7 @@ class LimitedBody:
             raise self._too_large()
 
     async def __call__(self) -> Message:
-        """The next message of the request."""
+        """Return the next message of the request."""
         message = await self._receive()
         self._left -= len(message.get("body", b""))
         if self._left < 0:
@@ -64,21 +64,21 @@ def documented_body(**schemas: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def media_type(name: str) -> str:
-    """Of a segmentation's file."""
+    """Return the media type of a segmentation's file."""
     return _MEDIA_TYPES[not name.endswith(".gz")]
 
 
 def documented_segmentation(description: str) -> dict[int | str, dict[str, Any]]:
-    """The good answer for the OpenAPI document of a route: a segmentation, or JSON for who asks for it."""
+    """Return the success response for the OpenAPI document of a route: a segmentation, or JSON on request."""
     files = {kind: {"schema": FILE} for kind in _MEDIA_TYPES}
     return {200: {"description": description, "content": {**files, "application/json": {"schema": {"type": "object"}}}}}
 
 
 def require_kind(path: Path, file_ending: str, *, channel: int) -> None:
-    """Refuse a file that is plainly of another kind; the reader judges the rest.
+    """Refuse a file that is obviously of another kind; the reader checks the rest.
 
     Raises:
-        Problem: 415.
+        Problem: 415, for a file of another kind.
     """
     with open(path, "rb") as file:
         head = file.read(352)

@@ -1,1 +1,1 @@
-"""A job: its specification, its folder, its signs of life, what it was granted and what it used."""
+"""Defines a job: its specification, its folder, its heartbeats, its granted devices and its usage."""

@@ -1,17 +1,17 @@
-"""A job's directory is the truth about the job: who writes which file, and how others read it safely.
+"""Manages a job's directory, which is the authoritative record of the job: who writes which file, and how others read it safely.
 
     spec.json       written once by submit
     state.json      attempt number, phase, runner's host and pid; changed under the state lock
     heartbeat       counter, raised by the runner every second
-    progress        counter, raised by the step whenever it gets on
+    progress        counter, raised by the step whenever it makes progress
     log.txt         stdout and stderr of runner and step
     metrics.jsonl   one JSON object a line, appended by the step
     result.json     success; or failure.json; both by rename, last of all
     usage.<n>.json  what attempt n uses or used; see usage.py
-    cancel          a user's wish to stop; the runner obeys it on whatever host it is
-    grant.json      devices leased for an attempt whose own runner is still to come; adopted.json once it came (see grant.py)
+    cancel          a user's request to stop, which the runner follows on any host
+    grant.json      devices leased for an attempt before its own runner starts; then adopted.json (see grant.py)
 
-Fencing: each attempt has a number in ``state.json``. Whoever finds a higher number than its own stops and writes nothing more.
+Fencing: each attempt has a number in ``state.json``. An attempt that finds a higher number than its own stops and writes nothing more.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ from nnunet_jobs.contract.job.state import Fenced, JobState, Phase
 from nnunet_jobs.contract.storage.files import locked, read_json, temporary_beside, try_lock, write_record
 from nnunet_jobs.contract.storage.marker import open_workspace
 
-_ABANDONED_S = 3600.0  # a folder that is made takes less than a second
+_ABANDONED_S = 3600.0  # making a folder takes less than a second
 
 
 class JobDir:
-    """One job's directory. Cheap to make; holds no state of its own."""
+    """Represents one job's directory. It is cheap to make and holds no state."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
@@ -57,17 +57,17 @@ class JobDir:
 
     @property
     def job_id(self) -> str:
-        """Name of the job, which is the name of its directory."""
+        """Return the name of the job, which is the name of its directory."""
         return self.path.name
 
     # --- submit -------------------------------------------------------------------------------------------------
     @classmethod
     def create(cls, spec: JobSpec) -> JobDir:
-        """Make the directory with its specification, or find the one that is there. Idempotent and atomic.
+        """Make the directory with its specification, or find the existing one. This is idempotent and atomic.
 
         Raises:
             NotMounted: The workspace's share is not mounted; nothing is made.
-            ConfigError: A job of this id with another step is there already.
+            ConfigError: There is a job of this id with another step.
         """
         open_workspace(spec.workspace)
         job = cls(Path(spec.workspace.jobs) / spec.job_id)
@@ -81,7 +81,7 @@ class JobDir:
                 os.rename(staging, job.path)
             except BaseException as error:
                 shutil.rmtree(staging, ignore_errors=True)
-                # Somebody may have been faster; theirs is complete, since a rename made it.
+                # Another process may have been faster; its folder is complete, since a rename made it.
                 if not (isinstance(error, OSError) and job.path.exists()):
                     raise
         if job.spec().step != spec.step:
@@ -91,9 +91,9 @@ class JobDir:
         return job
 
     def begin_attempt(self, *, expected: int) -> int | None:
-        """Claim the next attempt. Returns its number, or None when another caller has moved on from ``expected``.
+        """Claim the next attempt. Returns its number, or None when another caller has already begun one after ``expected``.
 
-        The previous attempt's failure is kept as ``failure.<n>.json``; a cancel wish of an earlier attempt is forgotten.
+        The previous attempt's failure is kept as ``failure.<n>.json``; a cancel request of an earlier attempt is removed.
         """
         with self._state_lock():
             state = self.state()
@@ -107,7 +107,7 @@ class JobDir:
 
     # --- the runner's side --------------------------------------------------------------------------------------
     def set_phase(self, attempt: int, phase: Phase, message: str = "") -> None:
-        """Record where this attempt stands.
+        """Record the phase of this attempt.
 
         Raises:
             Fenced: A newer attempt owns the job.
@@ -135,9 +135,9 @@ class JobDir:
             )
 
     def declare_lost(self, attempt: int, failure: Failure) -> bool:
-        """Record a watcher's or submitter's verdict on an attempt whose runner is gone; False when it is over or no longer the newest.
+        """Record the failure of an attempt whose runner is gone; return False when it has ended or is not the newest.
 
-        A runner that was only unreachable may still finish: its result counts, until the next attempt fences it off.
+        A runner that was only unreachable may still finish; its result counts until the next attempt fences it off.
         """
         with self._state_lock():
             state = self.state()
@@ -145,7 +145,7 @@ class JobDir:
                 return False
             written = self.failure()
             if written is not None and written.attempt == attempt:
-                failure = written  # the runner died between its failure and its last phase: it knew better
+                failure = written  # the runner ended between its failure and its last phase; its own failure is more exact
             else:
                 write_record(self.failure_path, failure.to_json())
             self._write_state(
@@ -168,7 +168,7 @@ class JobDir:
 
     @contextlib.contextmanager
     def owned_by(self, attempt: int) -> Iterator[None]:
-        """Hold the job's state still for a change that only the newest attempt may make.
+        """Lock the job's state for a change that only the newest attempt may make.
 
         Raises:
             Fenced: A newer attempt owns the job.
@@ -179,14 +179,14 @@ class JobDir:
 
     # --- the backend's side -------------------------------------------------------------------------------------
     def say(self, attempt: int, message: str) -> None:
-        """Record what an attempt waits for that has no runner yet. Nothing once there is one: it speaks for itself."""
+        """Record what an attempt without a runner waits for. Does nothing once there is a runner, which records it itself."""
         with self._state_lock():
             state = self.state()
             if state.attempt == attempt and not state.pid and not state.phase.final and state.message != message:
                 self._write_state(replace(state, message=message))
 
     def note_container(self, attempt: int, facts: Mapping[str, Any]) -> None:
-        """Add to an outcome what is known only after the runner's end, such as its exit code. The first note stays."""
+        """Add facts to an outcome that are known only after the runner's end, such as its exit code. The first note is kept."""
         with self._state_lock():
             result, failure = self.result(), self.failure()
             if result is not None and result.get("attempt") == attempt and "container" not in result:
@@ -196,33 +196,33 @@ class JobDir:
 
     # --- everybody's side ---------------------------------------------------------------------------------------
     def spec(self) -> JobSpec:
-        """The specification, as submitted."""
+        """Return the specification, as submitted."""
         return JobSpec.from_json(read_json(self.path / "spec.json"))
 
     def state(self) -> JobState:
-        """The newest state."""
+        """Return the newest state."""
         data = read_json(self.path / "state.json")
         known = {item.name: data[item.name] for item in fields(JobState) if item.name in data}
         return JobState(**{**known, "phase": Phase(data["phase"])})
 
     def result(self) -> dict[str, Any] | None:
-        """The step's result once it succeeded, else None."""
+        """Return the step's result once it succeeded, else None."""
         try:
             data: dict[str, Any] = read_json(self.result_path)
         except FileNotFoundError:
             return None
-        data.pop("schema", None)  # of the file, not of the result
+        data.pop("schema", None)  # it describes the file, not the result
         return data
 
     def failure(self) -> Failure | None:
-        """The newest attempt's failure, else None."""
+        """Return the newest attempt's failure, else None."""
         try:
             return Failure.from_json(read_json(self.failure_path))
         except FileNotFoundError:
             return None
 
     def earlier_failures(self) -> list[Failure]:
-        """Failures of earlier attempts, oldest first."""
+        """Return the failures of earlier attempts, oldest first."""
         numbered = sorted((int(path.name.split(".")[1]), path) for path in self.path.glob("failure.[0-9]*.json"))
         return [Failure.from_json(read_json(path)) for _, path in numbered]
 
@@ -231,21 +231,21 @@ class JobDir:
         write_record(self.cancel_path, {"reason": reason, "time": time.time()})
 
     def cancel_requested(self) -> str | None:
-        """Reason of a cancel wish, else None."""
+        """Return the reason of a cancel request, else None."""
         try:
             return str(read_json(self.cancel_path)["reason"])
         except FileNotFoundError:
             return None
 
     def beat(self) -> int:
-        """Value of the heartbeat counter; a watcher judges liveness by its change, on its own monotonic clock."""
+        """Return the heartbeat counter; a watcher detects a live runner by its change, on its own monotonic clock."""
         return read_counter(self.heartbeat)
 
     def runner_gone(self) -> bool:
-        """True when the runner of the current attempt ran on this host and has certainly ended.
+        """Whether the runner of the current attempt ran on this host and has certainly ended.
 
-        The runner holds ``runner.lock``; the kernel releases it at its death. One that adopts a lease holds ``adopter.lock`` too, from
-        before its predecessor lets go of ``runner.lock`` until its own end. Says False for runners on other hosts.
+        The runner holds ``runner.lock``, which the kernel releases at its end. A runner that adopts a lease also holds
+        ``adopter.lock``, from before its predecessor releases ``runner.lock`` until its own end. False for runners on other hosts.
         """
         state = self.state()
         if not state.pid or state.host != socket.gethostname():
@@ -255,7 +255,7 @@ class JobDir:
         return _is_free(self.runner_lock) and _is_free(self.adopter_lock)  # in this order, which the handover follows too
 
     def read_log(self, offset: int, limit: int = 64 * 1024) -> tuple[bytes, int]:
-        """Up to ``limit`` bytes of the log from ``offset``, and the offset to go on from."""
+        """Read up to ``limit`` bytes of the log from ``offset``; return them and the next offset."""
         try:
             with open(self.log, "rb") as file:
                 file.seek(offset)
@@ -265,9 +265,9 @@ class JobDir:
         return data, offset + len(data)
 
     def read_metrics(self, offset: int = 0, limit: int = 1 << 20) -> tuple[list[dict[str, Any]], int]:
-        """Complete metrics lines from byte ``offset``, and the offset to go on from. A line still being written waits.
+        """Read complete metrics lines from byte ``offset``; return them and the next offset. Incomplete lines are read later.
 
-        A line of which a full disk took only the beginning is left out; its writer writes it again.
+        A line that was cut off by a full disk is left out; its writer writes it again.
         """
         try:
             with open(self.metrics, "rb") as file:
@@ -285,7 +285,7 @@ class JobDir:
     # --- private ------------------------------------------------------------------------------------------------
     @contextlib.contextmanager
     def _state_lock(self) -> Iterator[None]:
-        # Never its parents too: where the share is not mounted, that would begin another job's folder in the empty mount point.
+        # Never make parents: if the share is not mounted, that would begin a second job folder in the empty mount point.
         with locked(self.path / "state.lock", interval=0.02, parents=False):
             yield
 
@@ -297,12 +297,12 @@ class JobDir:
 
 
 def _is_free(lock: Path) -> bool:
-    """Whether nobody holds this kernel lock.
+    """Whether no process holds this kernel lock.
 
     Raises:
-        FileNotFoundError: The job's folder is gone, so nothing can be said of its locks.
+        FileNotFoundError: The job's folder is missing, so its locks cannot be checked.
     """
-    for _ in range(2):  # the folder may have been away for a moment when the lock was not found
+    for _ in range(2):  # the folder may have been missing for a moment when the lock was not found
         try:
             with open(lock, "rb") as file:
                 return try_lock(file.fileno(), shared=True)
@@ -312,7 +312,7 @@ def _is_free(lock: Path) -> bool:
 
 
 def _sweep_staging(path: Path) -> None:
-    """Remove what submitters of this job left that were killed long ago, before their folder got its name."""
+    """Remove temporary folders of submitters of this job that were killed long ago."""
     for left in path.parent.glob(f".{path.name}.*.tmp"):
         with contextlib.suppress(OSError):
             if time.time() - left.stat().st_mtime > _ABANDONED_S:

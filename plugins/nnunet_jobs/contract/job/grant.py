@@ -1,7 +1,7 @@
-"""Devices that one process leased for an attempt and another one is to adopt: ``grant.json``, which becomes ``adopted.json``.
+"""Passes devices that one process leased for an attempt to another process: ``grant.json``, which becomes ``adopted.json``.
 
-The first is the runner while the job waits; the second runs in a container that has just the granted GPUs. Whoever starts that
-container asks :func:`read_grant`.
+The first is the runner while the job waits; the second runs in a container that has only the granted GPUs. The code that starts
+that container calls :func:`read_grant`.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from nnunet_jobs.contract.storage.files import read_json, write_record
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Grant:
-    """What was leased for one attempt, for whoever starts its container and for the runner inside.
+    """The leased devices of one attempt, for the code that starts its container and for the runner inside.
 
     Attributes:
         attempt: The only attempt that may use it.
         device: ``cuda`` or ``cpu``.
         gpus: UUIDs (of GPUs or MIG devices) that the container must get, and no others; empty on the CPU.
-        devices: The ledger's names of what was leased; ``gpus``, or a CPU slot.
-        leases: Numbers of the lease entries, in the order of ``devices``; they mean something on ``host`` only.
-        memory_mib: Reserved on each device; None for whole ones.
-        slots: Jobs like this one that share the host, for a fair share of its cores.
+        devices: The ledger's names of the leased devices: ``gpus``, or a CPU slot.
+        leases: Numbers of the lease entries, in the order of ``devices``; they are valid on ``host`` only.
+        memory_mib: Memory in MiB reserved on each device; None for whole devices.
+        slots: Number of similar jobs that share the host, for a fair share of its cores.
         host: Name of the host or container that the lease was taken in.
     """
 
@@ -52,7 +52,7 @@ class Grant:
             raise ConfigError(f"grant.json: gpus={self.gpus!r} are not the leased devices {self.devices!r}; submit the job again")
 
     def to_json(self) -> dict[str, Any]:
-        """JSON object, inverse of :meth:`from_json`."""
+        """Return a JSON object, the inverse of :meth:`from_json`."""
         return asdict(self)
 
     @classmethod
@@ -60,7 +60,7 @@ class Grant:
         """Read what :meth:`to_json` wrote.
 
         Raises:
-            ConfigError: A field is missing or does not fit.
+            ConfigError: A field is missing or wrong.
         """
         try:
             known = {item.name: data[item.name] for item in fields(cls) if item.name in data}
@@ -71,17 +71,17 @@ class Grant:
 
 
 def read_grant(job: JobDir, attempt: int) -> Grant | None:
-    """What is offered to this attempt and not adopted yet, else None."""
+    """Return the grant that is offered to this attempt and not adopted yet, else None."""
     return _read(_offered(job), attempt)
 
 
 def was_granted(job: JobDir, attempt: int) -> bool:
-    """Whether this attempt has been offered a grant, adopted since or not."""
+    """Whether this attempt has been offered a grant, adopted or not."""
     return read_grant(job, attempt) is not None or _read(_adopted(job), attempt) is not None
 
 
 def offer_grant(job: JobDir, grant: Grant) -> None:
-    """Write ``grant.json``: from now on the attempt's own container may be started.
+    """Write ``grant.json``; from now on, the attempt's own container may be started.
 
     Raises:
         Fenced: A newer attempt owns the job.
@@ -91,7 +91,7 @@ def offer_grant(job: JobDir, grant: Grant) -> None:
 
 
 def take_grant(job: JobDir, attempt: int) -> bool:
-    """End the offer because this process has adopted it. False when it was taken back or another process was faster.
+    """End the offer because this process has adopted it. Returns False if it was withdrawn or another process was faster.
 
     Raises:
         Fenced: A newer attempt owns the job.
@@ -104,10 +104,10 @@ def take_grant(job: JobDir, attempt: int) -> bool:
 
 
 def withdraw_grant(job: JobDir, attempt: int) -> None:
-    """Take the offer back, if it was not adopted.
+    """Withdraw the offer, if it was not adopted.
 
     Raises:
-        Fenced: A newer attempt owns the job, and what is offered now is that one's.
+        Fenced: A newer attempt owns the job, and any offer now is that attempt's.
     """
     with job.owned_by(attempt):
         if read_grant(job, attempt) is not None:

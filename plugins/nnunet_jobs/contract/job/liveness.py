@@ -1,4 +1,4 @@
-"""Signs of life that other processes judge: counters that rise, and the boot in which a pid or a lock means anything."""
+"""Reads and writes heartbeat counters, and identifies the boot in which a pid or a lock is valid."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from nnunet_jobs.contract.storage.files import open_new
 
 
 def read_counter(path: Path) -> int:
-    """Value of a counter file; -1 before the first beat."""
+    """Return the value of a counter file; -1 before the first heartbeat."""
     try:
         return int(path.read_text() or -1)
     except (FileNotFoundError, ValueError):
@@ -17,7 +17,7 @@ def read_counter(path: Path) -> int:
 
 
 def write_counter(path: Path, value: int) -> None:
-    """Set a counter file in place. Fixed width, one ``pwrite``: a reader never sees half a number, and nothing is renamed each second."""
+    """Set a counter file in place, by one ``pwrite`` of fixed width, so that readers never see half a number."""
     fd = open_new(path, os.O_WRONLY)
     try:
         os.pwrite(fd, f"{value:020d}\n".encode(), 0)
@@ -26,7 +26,7 @@ def write_counter(path: Path, value: int) -> None:
 
 
 def boot_id() -> str:
-    """Identity of this boot of this host: a pid or a lock means nothing after a reboot."""
+    """Return the identity of this boot of this host, since pids and locks are not valid after a reboot."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:

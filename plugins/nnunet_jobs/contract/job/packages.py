@@ -1,7 +1,7 @@
-"""Where another interpreter finds this package, without seeing anything else of the folder that holds it.
+"""Lets another interpreter import this package without anything else from the folder that holds it.
 
-A folder of installed packages must never stand on PYTHONPATH: what stands there goes before the standard library, and some packages
-bring a module of a standard name (an ``argparse.py`` of 2010 comes with batchgenerators), which then breaks every command.
+A folder of installed packages must never be on PYTHONPATH: it precedes the standard library, and some packages install a module
+with a standard name (batchgenerators has an ``argparse.py`` of 2010), which then breaks every command.
 """
 
 from __future__ import annotations
@@ -20,32 +20,32 @@ _OURS = "airflow_provider_nnunet-"
 
 
 def home() -> Path:
-    """The folder that holds this package, as it was found: a link to it is not followed."""
+    """Return the folder that holds this package, as it was found; a link to it is not followed."""
     return Path(os.path.abspath(__file__)).parents[3]
 
 
 def is_shared(folder: Path) -> bool:
-    """True if a folder holds installed packages besides ours, as ``site-packages`` or the target of ``pip install --target`` does."""
+    """Whether a folder holds other installed packages too, as ``site-packages`` or a ``pip install --target`` folder does."""
     installed = (entry.name for entry in folder.iterdir() if entry.suffix in (".dist-info", ".egg-info"))
     return folder.name in _NAMES or any(not name.startswith(_OURS) for name in installed)
 
 
 def on_path(environment: Mapping[str, str], folder: Path) -> dict[str, str]:
-    """A copy of an environment with a folder at the front of PYTHONPATH, once."""
+    """Return a copy of an environment with a folder at the front of PYTHONPATH, once."""
     others = environment.get("PYTHONPATH", "").split(os.pathsep)
     return {**environment, "PYTHONPATH": os.pathsep.join(dict.fromkeys(path for path in (str(folder), *others) if path))}
 
 
 def for_this_interpreter(environment: Mapping[str, str]) -> dict[str, str]:
-    """A copy of an environment in which this interpreter, started again, finds this package, as it does now."""
+    """Return a copy of an environment in which this interpreter, started again, finds this package as it does now."""
     return dict(environment) if is_shared(home()) else on_path(environment, home())
 
 
 def linked(folder: Path) -> Path:
-    """A folder below ``folder`` in which another interpreter finds ``nnunet_jobs`` and nothing else. Made when it is missing.
+    """Return a folder below ``folder`` in which another interpreter finds only ``nnunet_jobs``. It is made when missing.
 
     Args:
-        folder: Folder on this host, which is there for as long as the other interpreter runs.
+        folder: Folder on this host that exists as long as the other interpreter runs.
     """
     made = folder.resolve() / f".packages-{content_hash(str(home()), length=8)}"
     repoint(made / "nnunet_jobs", (home() / "nnunet_jobs").resolve())
@@ -54,11 +54,11 @@ def linked(folder: Path) -> Path:
 
 @contextmanager
 def for_command(python: str, environment: Mapping[str, str]) -> Iterator[dict[str, str]]:
-    """An environment in which an interpreter finds this package for the length of one command.
+    """Yield an environment in which an interpreter finds this package for the duration of one command.
 
     Args:
         python: The interpreter, as an absolute path.
-        environment: What it has besides.
+        environment: Other variables of the environment.
     """
     if not is_shared(home()) or python == sys.executable:
         yield for_this_interpreter(environment)

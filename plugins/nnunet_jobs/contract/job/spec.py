@@ -1,4 +1,4 @@
-"""What a job is: a frozen specification that an operator writes and the runner reads."""
+"""Defines a job by a frozen specification that an operator writes and the runner reads."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ DEVICES = ("auto", "cuda", "cpu")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resources:
-    """What a job needs of the host it runs on.
+    """The resources that a job needs on its host.
 
     Attributes:
-        device: ``cuda`` insists on a GPU, ``cpu`` on none, ``auto`` takes a GPU where there is one.
-        gpus: Compute leases to hold; 0 for steps that only need cores (register, preprocess).
+        device: ``cuda`` requires a GPU, ``cpu`` uses none, ``auto`` uses a GPU if there is one.
+        gpus: Number of GPUs to lease; 0 for steps that only need cores (register, preprocess).
         gpu_memory_mib: Memory to reserve on each GPU; None reserves whole GPUs.
         cpus: Cores to use; 0 means all of the container's or host's quota, shared fairly by CPU slots.
-        memory_mib: Limit of the job's memory; None means no limit of ours.
-        shm_mib: Shared memory of a job in a container, where data workers hand batches over; Docker's own 64 MiB lose
-            batches.
-        hang_s: Floor of the hang watch in seconds; a job hangs after max(10 median epochs, this) without progress.
+        memory_mib: Limit on the job's memory in MiB; no limit if None.
+        shm_mib: Shared memory in MiB of a job in a container, for the batches of data workers; Docker's default of
+            64 MiB is too small.
+        hang_s: Minimum of the hang limit in seconds; a job hangs after max(10 median epochs, this) without progress.
         grace_s: Seconds between SIGTERM (save, stop) and SIGKILL.
     """
 
@@ -66,9 +66,9 @@ class Resources:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobSpec:
-    """One piece of work: which step, with which parameters, where, with what.
+    """One piece of work: its step, parameters, workspace and resources.
 
-    ``labels`` say who asked (dag, run, task, map index, team); they never hold patient data.
+    ``labels`` say where it was submitted (dag, run, task, map index, team); they never hold patient data.
     """
 
     job_id: str
@@ -94,15 +94,15 @@ class JobSpec:
 
     @property
     def team(self) -> str:
-        """The team whose job it is; empty where there are no teams."""
+        """Return the team that owns the job; empty if there are no teams."""
         return self.labels.get("team", "")
 
     def step_params(self) -> StepParams:
-        """The parameters as the step's own checked dataclass."""
+        """Return the parameters as the step's own checked dataclass."""
         return STEPS[self.step].from_json(self.params)
 
     def to_json(self) -> dict[str, Any]:
-        """JSON object, inverse of :meth:`from_json`."""
+        """Return a JSON object, the inverse of :meth:`from_json`."""
         return {
             "job_id": self.job_id,
             "step": self.step,
@@ -117,8 +117,8 @@ class JobSpec:
         """Read what :meth:`to_json` wrote, or a job's ``spec.json``.
 
         Raises:
-            ConfigError: A field is missing or out of range; or unknown, unless the data has ``schema``: then a job's
-                folder holds it, and a later version may have added fields that this one can do without.
+            ConfigError: A field is missing, out of range or unknown. Unknown fields are allowed if the data has
+                ``schema``: it is from a job's folder, where a later version may have added optional fields.
         """
         unknown = sorted(set(data) - {item.name for item in fields(cls)})
         if unknown and "schema" not in unknown:
@@ -140,5 +140,5 @@ class JobSpec:
 
 
 def make_job_id(step: str, *identity: object) -> str:
-    """Name of a job: the step and a hash of what identifies the work whatever the attempt (dag, run, task, map index, clear)."""
+    """Return the name of a job: the step and a hash of the work's identity, without the attempt (dag, run, task, map index, clear)."""
     return f"{step.replace('_', '-')}-{content_hash([str(part) for part in identity], length=20)}"

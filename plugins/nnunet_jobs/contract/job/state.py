@@ -1,4 +1,4 @@
-"""Where a job stands: the phases of an attempt and what ``state.json`` says."""
+"""Defines the phases of an attempt and the content of ``state.json``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from enum import StrEnum
 
 
 class Phase(StrEnum):
-    """Where an attempt of a job stands."""
+    """The phase of an attempt of a job."""
 
     SUBMITTED = "submitted"
     WAITING = "waiting"
@@ -17,7 +17,7 @@ class Phase(StrEnum):
 
     @property
     def final(self) -> bool:
-        """True once nothing more will happen in this attempt."""
+        """Whether nothing more will happen in this attempt."""
         return self in (Phase.DONE, Phase.FAILED)
 
 
@@ -27,7 +27,7 @@ class Fenced(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobState:
-    """What ``state.json`` says, at one moment."""
+    """The content of ``state.json`` at one moment."""
 
     attempt: int
     phase: Phase

@@ -1,11 +1,11 @@
-"""What jobs used: one line an attempt in ``jobs/.usage/YYYY-MM.jsonl``, which only grows and outlives the jobs' folders.
+"""Records what jobs used: one line for each attempt in ``jobs/.usage/YYYY-MM.jsonl``, which only grows and outlives the jobs' folders.
 
     usage.<attempt>.json    in the job's folder: written by the runner when it begins to wait, when it begins to compute, and at the end;
                             ``booked`` once its line is in the month's file
 
-Whoever sees the end of an attempt books it: the runner, else the watcher or the next submit, for runners that were killed or that see
-no more than their job's folder. So an attempt may be booked twice, never not at all; readers count it once, by its longest line.
-A killed runner's seconds are those until its last heartbeat. Names of datasets, teams, people and hosts are told, never patient data.
+The runner records the end of an attempt; if it was killed or sees only its job's folder, the watcher or the next submit does. So an
+attempt may be recorded twice but is never missed; readers count it once, by its longest line. A killed runner's seconds count until
+its last heartbeat. The lines hold names of datasets, teams, people and hosts, but never patient data.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ MONTH = re.compile(r"\d{4}-\d{2}\.jsonl")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
-    """One attempt.
+    """Records what one attempt used.
 
     Attributes:
         started: Time of the start in UTC, as ISO 8601.
@@ -70,18 +70,18 @@ class Usage:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Usage:
-        """Read a line or a job's file; fields of later versions are left out."""
+        """Read a line or a job's file; fields of later versions are ignored."""
         known = {item.name for item in fields(cls)}
         return cls(**{name: value for name, value in data.items() if name in known})
 
 
 def utc(moment: float) -> str:
-    """A file's or clock's time as UTC, ISO 8601."""
+    """Format a file's or clock's time as ISO 8601 in UTC."""
     return dt.datetime.fromtimestamp(moment, dt.UTC).isoformat(timespec="microseconds")
 
 
 def outcome_of(outcome: Failure | None) -> str:
-    """How an attempt ended, in one word."""
+    """Return in one word how an attempt ended."""
     if outcome is None:
         return DONE
     return "cancelled" if outcome.cancelled else str(outcome.failure_class)
@@ -94,7 +94,7 @@ def write_attempt_usage(job: JobDir, usage: Usage, *, booked: bool = False) -> N
 
 
 def read_attempt_usage(job: JobDir, attempt: int) -> Usage | None:
-    """The job's own record of an attempt, None when it has none yet."""
+    """Return the job's own record of an attempt; None when there is none yet."""
     try:
         return Usage.from_json(read_json(_path(job, attempt)))
     except FileNotFoundError:
@@ -102,14 +102,14 @@ def read_attempt_usage(job: JobDir, attempt: int) -> Usage | None:
 
 
 def append_usage(job: JobDir, usage: Usage) -> None:
-    """Append the line of an attempt that is over to the month's file, and note that it is there."""
+    """Append the line of an ended attempt to the month's file, and note this in the job's record."""
     write_attempt_usage(job, usage)
     _append(job.path.parent / FOLDER, usage)
     write_attempt_usage(job, usage, booked=True)
 
 
 def record_ended_attempts(job: JobDir) -> None:
-    """Append the usage of the job's attempts that are over and whose runner did not. Accounting never fails a job: trouble is logged."""
+    """Append the usage of ended attempts that the runner has not recorded. Errors are logged and never fail a job."""
     try:
         state = job.state()
         for path in sorted(job.path.glob("usage.[0-9]*.json")):
@@ -117,15 +117,15 @@ def record_ended_attempts(job: JobDir) -> None:
             if data["booked"]:
                 continue
             usage = Usage.from_json(data)
-            # A result counts from its rename on, a moment before the final phase.
+            # A result counts after its rename, a moment before the final phase.
             if usage.attempt < state.attempt or state.phase.final or job.result() is not None:
                 append_usage(job, _ended(job, usage, path.stat().st_mtime))
     except OSError as error:
-        log.warning("the usage of job %s cannot be booked now (%s); make %s writable for this user", job.job_id, error, job.path.parent)
+        log.warning("the usage of job %s cannot be recorded now (%s); make %s writable for this user", job.job_id, error, job.path.parent)
 
 
 def _ended(job: JobDir, usage: Usage, noted: float) -> Usage:
-    """The record of an attempt that may have ended without an outcome, by its last heartbeat. Both file times are from one clock."""
+    """Complete the record of an attempt that may have no outcome, by its last heartbeat. Both file times are from one clock."""
     if usage.outcome != RUNNING:
         return usage
     last = max(noted, job.heartbeat.stat().st_mtime if job.heartbeat.exists() else noted)
@@ -142,9 +142,9 @@ def _path(job: JobDir, attempt: int) -> Path:
 
 
 def _append(folder: Path, usage: Usage) -> None:
-    """One whole line. The lock is for network file systems, where appends of several hosts would meet."""
+    """Append one whole line, under a lock, since on network file systems appends of several hosts would mix."""
     line = (json.dumps({"schema": SCHEMA, **asdict(usage)}, allow_nan=False) + "\n").encode()
-    # Not the jobs folder above it, whose share may not be mounted; whoever books, it is as private as that one.
+    # Do not make the jobs folder above it, whose share may not be mounted. For every writer, the mode follows that folder's.
     folder.mkdir(mode=0o777 & os.stat(folder.parent).st_mode, exist_ok=True)
     with locked(folder / "lock", interval=0.02, parents=False):
         append_lines(folder / f"{usage.ended[:7]}.jsonl", line)
@@ -152,19 +152,19 @@ def _append(folder: Path, usage: Usage) -> None:
 
 # --- reading ----------------------------------------------------------------------------------------------------------
 def read_usage(jobs: str | Path, *, since: dt.datetime) -> tuple[list[Usage], int]:
-    """Attempts that ended at or after ``since``, each once, and how many lines cannot be read.
+    """Return attempts that ended at or after ``since``, each once, and the number of lines that cannot be read.
 
     Args:
         jobs: The workspace's jobs folder.
 
     Raises:
-        PermissionError: This user may not look there.
+        PermissionError: This user may not read the folder.
     """
     found: dict[tuple[str, int, str], Usage] = {}
     damaged = 0
     folder = Path(jobs) / FOLDER
     try:
-        names = sorted(os.listdir(folder))  # unlike glob, it says when one may not look
+        names = sorted(os.listdir(folder))  # unlike glob, it raises if the folder is not readable
     except FileNotFoundError:
         return [], 0
     for name in names:
@@ -177,7 +177,7 @@ def read_usage(jobs: str | Path, *, since: dt.datetime) -> tuple[list[Usage], in
             except (ValueError, TypeError):
                 damaged += bool(line)
                 continue
-            # A removed and repeated job has the same name and attempt, but another beginning.
+            # A job that was removed and repeated has the same name and attempt, but another start.
             key = (usage.job, usage.attempt, usage.started)
             known = found.get(key)
             if ended >= since and (known is None or known.computed_s + known.waited_s <= usage.computed_s + usage.waited_s):

@@ -1,1 +1,1 @@
-"""What each step takes and gives: parameters, results, and the rules written in them."""
+"""Defines the parameters and results of each step, and the rules inside parameters."""

@@ -1,4 +1,4 @@
-"""What the parameters and the results of every step share: JSON in and out, and checks that name the field and its value."""
+"""Defines what parameters and results of all steps share: conversion from and to JSON, and checks that name field and value."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from nnunet_jobs.contract.steps.fields import field_types, fits, type_in_words
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepParams:
-    """Base: JSON in and out, types and unknown fields checked with the fix named."""
+    """Base of the parameters: converts from and to JSON, and checks types and unknown fields."""
 
     step: ClassVar[str] = ""
 
@@ -28,10 +28,10 @@ class StepParams:
         self._check()
 
     def _check(self) -> None:
-        """Raise ConfigError where a value is out of range. Overridden by each step."""
+        """Raise ConfigError for a value that is out of range. Each step overrides this."""
 
     def require(self, holds: bool, name: str, fix: str) -> None:
-        """Raise a ConfigError that names the field, its value and the fix unless ``holds``."""
+        """Raise a ConfigError that names the field, its value and the fix, unless ``holds``."""
         if not holds:
             raise ConfigError(where=f"{self.step}:", field=name, value=getattr(self, name), problem=fix)
 
@@ -44,7 +44,7 @@ class StepParams:
         """Build from JSON.
 
         Raises:
-            ConfigError: Unknown or missing field, wrong type, value out of range.
+            ConfigError: A field is unknown or missing, has the wrong type, or is out of range.
         """
         known = [item.name for item in fields(cls)]
         for name in data:
@@ -66,7 +66,7 @@ class StepResult:
     Types are checked when a result is read, not when a step builds it: a finished training must not fail because of the type of a number.
 
     Attributes:
-        of: What it is the result of, for error messages.
+        of: The step or object that it describes, for error messages.
     """
 
     of: ClassVar[str] = ""

@@ -1,4 +1,4 @@
-"""nnU-Net's configurations by name, and entries of one's own in the plans, judged before there are any plans."""
+"""Checks names of configurations and custom entries of the plans before there are any plans."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ STOCK_PLANNERS = (
     "nnUNetPlannerResEncL",
     "nnUNetPlannerResEncXL",
 )
-"""nnU-Net's planners whose plans have some of these configurations and no others."""
+"""nnU-Net's planners whose plans have only configurations of these names."""
 DATA_FIELDS = (
     "spacing", "normalization_schemes", "use_mask_for_norm", "preprocessor_name",
     "resampling_fn_data", "resampling_fn_data_kwargs", "resampling_fn_seg", "resampling_fn_seg_kwargs",
 )  # fmt: skip
-"""What of a configuration decides on the preprocessed arrays."""
+"""Fields of a configuration that change the preprocessed arrays."""
 _OTHER_FIELDS = (
     "inherits_from", "data_identifier", "batch_size", "patch_size", "median_image_size_in_voxels", "architecture", "batch_dice",
     "next_stage", "previous_stage", "resampling_fn_probabilities", "resampling_fn_probabilities_kwargs",
@@ -29,11 +29,11 @@ _OTHER_FIELDS = (
 
 
 def check_custom(custom: Mapping[str, Any], own: Collection[str] | None) -> None:
-    """Judge custom configurations: their form, their fields, and what they inherit from.
+    """Check custom configurations: their form, their fields, and what they inherit from.
 
     Args:
-        custom: Name to entry.
-        own: Names that the planner makes; None where they are not known.
+        custom: Maps a name to its entry.
+        own: Names of the planner's configurations; None if they are not known.
 
     Raises:
         ConfigError: An entry cannot be used; the message names it and the fix.
@@ -60,15 +60,15 @@ def check_custom(custom: Mapping[str, Any], own: Collection[str] | None) -> None
 
 
 def check_names(names: Collection[str], known: Collection[str]) -> None:
-    """Judge the names of configurations to train.
+    """Check the names of configurations to train.
 
     Raises:
-        ConfigError: One stands twice or is not known.
+        ConfigError: A name is repeated or not known.
     """
     for name in names:
         problem, fix = None, ""
         if list(names).count(name) > 1:
-            problem, fix = f"{name!r} stands twice", "name each once"
+            problem, fix = f"{name!r} is named twice", "name each once"
         elif known and name not in known:
             near = difflib.get_close_matches(name, known, n=1)
             fix = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}; add it to custom_configurations"

@@ -1,4 +1,4 @@
-"""Annotated types of parameter dataclasses: looked up once, checked against JSON values, described for people."""
+"""Looks up annotated types of parameter dataclasses, checks JSON values against them, and describes them for users."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 
 def field_types(params_class: type[Any]) -> dict[str, Any]:
-    """Annotated types of a dataclass's fields. Resolving them is slow, and a hundred DAGs ask for them a thousand times."""
+    """Return the annotated types of a dataclass's fields. They are cached, since resolving them is slow and DAGs need them often."""
     if params_class not in _FIELD_TYPES:
         _FIELD_TYPES[params_class] = typing.get_type_hints(params_class)
     return _FIELD_TYPES[params_class]
@@ -21,7 +21,7 @@ _FIELD_TYPES: dict[type[Any], dict[str, Any]] = {}
 
 def fits(value: Any, hint: Any) -> bool:
     """Whether a JSON value has the annotated type."""
-    key = repr(hint)  # types in unions and lists do not hash alike
+    key = repr(hint)  # equal types in unions and lists may have different hashes
     if key not in _CHECKS:
         _CHECKS[key] = _check_of(hint)
     return _CHECKS[key](value)
@@ -31,7 +31,7 @@ _CHECKS: dict[str, Callable[[Any], bool]] = {}
 
 
 def _check_of(hint: Any) -> Callable[[Any], bool]:
-    """The check of an annotated type. Knows just what the dataclasses above use."""
+    """Return the check of an annotated type. It supports only types that the dataclasses use."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any or origin is ClassVar:
         return lambda value: True
@@ -46,14 +46,14 @@ def _check_of(hint: Any) -> Callable[[Any], bool]:
         return lambda value: isinstance(value, dict) and all(map(key, value)) and all(map(entry, value.values()))
     if hint is int:
         return lambda value: isinstance(value, int) and not isinstance(value, bool)
-    if hint is float:  # JSON has no infinity, and whatever is compared with "not a number" passes
+    if hint is float:  # JSON has no infinity, and comparisons with NaN would pass
         return lambda value: isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     return lambda value: isinstance(value, hint)
 
 
 def type_in_words(hint: Any) -> str:
-    """An annotated type in the words of an error message."""
-    names = {str: "text", int: "a whole number", float: "a number", bool: "true or false", type(None): "empty"}
+    """Describe an annotated type for an error message."""
+    names = {str: "a string", int: "an integer", float: "a number", bool: "true or false", type(None): "empty"}
     if isinstance(hint, types.UnionType):
         return " or ".join(type_in_words(part) for part in typing.get_args(hint))
     if typing.get_origin(hint) is list:

@@ -1,4 +1,4 @@
-"""Which segments of a DICOM SEG or RTSTRUCT become which label: the rules of ``label_rules``, parsed and asked."""
+"""Parses the rules of ``label_rules``, which say which segments of a DICOM SEG or RTSTRUCT become which label."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ class LabelRules:
     """Parsed rules. A segment whose name is a label's name, in any case, needs no rule.
 
     Attributes:
-        names: Label name to segment names or regular expressions; several segments fuse into one label.
-        skip: Names or regular expressions of segments that become no label. Not called ``ignore``: that is nnU-Net's
-            special label.
+        names: Maps a label name to segment names or regular expressions; several segments are merged into one label.
+        skip: Names or regular expressions of segments that become no label. It is not called ``ignore``, which is
+            nnU-Net's special label.
         priority: Label names; where two of them overlap, the one named first gets the voxel.
         threshold: A fractional segment covers a voxel from this share (0 to 1) on.
     """
@@ -51,7 +51,7 @@ class LabelRules:
                    threshold=float(threshold))  # fmt: skip
 
     def check_labels(self, label_names: Mapping[str, Any]) -> None:
-        """Rules must be about labels that exist.
+        """Check that the rules name existing labels.
 
         Raises:
             ValueError: A rule names another label, or a label has the name of a rule.
@@ -61,12 +61,13 @@ class LabelRules:
             raise ValueError(f"the label name {clash[0]!r} is a rule's name; rename the label")
         unknown = [name for name in (*self.names, *self.priority) if name not in label_names]
         if unknown:
-            raise ValueError(f"{unknown[0]!r} is no label; known: {', '.join(label_names)}, and the rules {', '.join(_RESERVED)}")
+            raise ValueError(f"{unknown[0]!r} is not a label; known: {', '.join(label_names)}, and the rules {', '.join(_RESERVED)}")
 
     def labels_of(self, segment: str, label_names: Mapping[str, Any]) -> tuple[str | None, ...]:
-        """Labels that claim a segment: none is an unknown segment, several an ambiguous one, ``(None,)`` one to skip.
+        """Return the labels that match a segment: none for an unknown segment, several for an ambiguous one, ``(None,)`` to skip it.
 
-        A literal name beats a regular expression, and a label's expression beats one of ``skip``, so that ``skip: [".*"]`` is the rest.
+        A literal name precedes a regular expression, and a label's expression precedes one of ``skip``, so that ``skip: [".*"]``
+        matches the rest.
         """
         literal = _folded(segment)
         exact = [name for name in label_names if literal in {_folded(text) for text in (name, *self.names.get(name, ()))}]

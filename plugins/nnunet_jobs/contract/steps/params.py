@@ -1,4 +1,4 @@
-"""The five steps' parameters: one frozen dataclass each, shared by an operator and its step, checked on both sides."""
+"""Exports the parameters of the five steps: one frozen dataclass for each, which the operator and the step both check."""
 
 from __future__ import annotations
 

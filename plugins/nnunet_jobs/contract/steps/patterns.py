@@ -1,4 +1,4 @@
-"""Regular expressions among a step's parameters."""
+"""Checks regular expressions in a step's parameters."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
 
 
 def require_case_pattern(params: StepParams, pattern: str) -> None:
-    """Judge the field ``case_pattern``.
+    """Check the field ``case_pattern``.
 
     Raises:
-        ConfigError: It is no regular expression, or has no group ``case``.
+        ConfigError: It is not a regular expression, or has no group ``case``.
     """
     params.require(
         "case" in compile_pattern(params, "case_pattern", pattern).groupindex, "case_pattern", "needs a named group (?P<case>...)"
@@ -22,10 +22,10 @@ def require_case_pattern(params: StepParams, pattern: str) -> None:
 
 
 def compile_pattern(params: StepParams, name: str, pattern: str) -> re.Pattern[str]:
-    """Give the field ``name`` as a compiled pattern.
+    """Return the field ``name`` as a compiled pattern.
 
     Raises:
-        ConfigError: It is no regular expression.
+        ConfigError: It is not a regular expression.
     """
     try:
         return re.compile(pattern)

@@ -1,4 +1,4 @@
-"""Parameters of the step *predict*."""
+"""Defines the parameters of the step *predict*."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from nnunet_jobs.contract.steps.segment_codes import parse_segment_codes
 from nnunet_jobs.contract.steps.series_rules import parse_rules
 
 HELD_OUT = ("holdout", "imagesTs")
-"""Cases of the dataset itself, by the word that names them."""
+"""Values of ``cases`` for cases of the dataset itself."""
 FAST = ("tiles", "resampling", "half", "compile")
-"""What prediction may do faster where stock nnU-Net's exact bytes are not needed."""
+"""Ways to predict faster, with results that may differ slightly from stock nnU-Net's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,34 +22,34 @@ class PredictParams(StepParams):
     """Predict cases with a selected model.
 
     Attributes:
-        dataset: Dataset whose model predicts; id or full name.
-        model: Model id; the promoted one when empty.
+        dataset: Id or full name of the dataset whose model predicts.
+        model: Model id; the promoted one if None.
         cases: ``holdout`` or ``imagesTs`` of the dataset, a folder below ``input_roots`` (images, or DICOM studies), or
             a list of ``{"case": id, "images": [one path a channel]}`` or of single paths (one channel). In a folder of
-            images each is called ``<case>_<channel, 4 digits><ending>``, such as ``liver_007_0000.nii.gz``, with one
-            channel too.
-        case_pattern: For a folder of images that are called otherwise: regular expression on the file name with the
-            groups ``case`` and, for several channels, ``channel`` (a number), as for registration.
-        on_empty: ``fail`` or ``skip`` when there is no case at all: ``cases=[]``, or nothing in the folder.
+            images each is named ``<case>_<channel, 4 digits><ending>``, such as ``liver_007_0000.nii.gz``, even if there
+            is only one channel.
+        case_pattern: For a folder of images with other names: regular expression on the file name with the groups
+            ``case`` and, for several channels, ``channel`` (a number), as for registration.
+        on_empty: ``fail`` or ``skip`` when there is no case: ``cases=[]``, or nothing in the folder.
         series: For DICOM studies, channel name to rule, instead of those that the dataset was registered with.
         output: Folder below ``output_roots``. Each model's predictions are kept below its ``models``; the link
             ``newest`` and links beside it show what the latest run's model has predicted.
-        part: Which of the ``parts`` this job predicts, from 0.
+        part: Number of the part that this job predicts, from 0.
         parts: Number of jobs that share the cases; each gets about the same number of voxels.
         max_failed: Cases that may fail; beyond it the job fails when it has predicted the others. Cases of other parts
-            that have ended count too. No limit when empty, but a job of which no case can be predicted always fails.
+            that have ended count too. No limit if None, but a job of which no case can be predicted always fails.
         folds: Override of the model's folds.
-        mirroring: Mirror the input for prediction; False is faster and a little worse.
+        mirroring: Mirror the input for prediction; False is faster and slightly less accurate.
         step_size: Step size of the sliding window.
         postprocessing: Apply what FindBestConfigOperator selected.
         probabilities: Also save softmax files.
-        overwrite: Predict again what is already done by content.
-        fast: What may differ a little from stock nnU-Net's bytes for speed, any of ``tiles`` (several windows at once),
-            ``resampling`` (of the logits, by torch), ``half`` (weights, on GPUs) and ``compile`` (torch.compile; pays
-            for many cases).
+        overwrite: Predict cases again even if they are done by content.
+        fast: Ways to predict faster, with results that may differ slightly from stock nnU-Net's: any of ``tiles``
+            (several windows at once), ``resampling`` (of the logits, by torch), ``half`` (weights, on GPUs) and
+            ``compile`` (torch.compile; worthwhile for many cases).
         contact_sheet: Also write ``contact-sheet.html``, a page with a picture of each case.
         dicom_seg: Also write ``<case>.seg.dcm``, for cases from a folder of DICOM studies.
-        segment_codes: What each label is, as ``{"liver": ["10200004", "SCT", "Liver"]}``; see
+        segment_codes: Codes of each label, such as ``{"liver": ["10200004", "SCT", "Liver"]}``; see
             :func:`~nnunet_jobs.contract.steps.segment_codes.parse_segment_codes`.
     """
 

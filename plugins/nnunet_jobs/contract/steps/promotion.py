@@ -1,4 +1,4 @@
-"""When a new model takes the champion's place: the policy that an operator, a dataset file and ``python -m nnunet_jobs gate`` share."""
+"""Defines when a new model replaces the champion, by a policy that an operator, a dataset file and ``python -m nnunet_jobs gate`` share."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ PROMOTE = ("if_better", "if_not_worse", "ask", "never", "always")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PromotionPolicy(StepParams):
-    """Say when a challenger is promoted. Dice and its differences are in 0..1, so 0.01 is one Dice point.
+    """Says when a challenger is promoted. Dice and its differences are in 0..1, so 0.01 is one Dice point.
 
     Attributes:
-        promote: ``if_better`` promotes what is better beyond chance; ``if_not_worse`` what is not worse than the anchor,
-            the last model that a person approved, by more than ``margin``; ``ask`` leaves it to a person; ``never`` and
-            ``always`` do not look at the scores.
-        error_budget_per_year: Number of promotions a year that may happen by chance alone. It is spent over the runs.
+        promote: ``if_better`` promotes a model that is better beyond chance; ``if_not_worse`` one that is at most
+            ``margin`` worse than the anchor, the last model that a person approved; ``ask`` leaves it to a person;
+            ``never`` and ``always`` ignore the scores.
+        error_budget_per_year: Number of promotions a year that may happen by chance alone. It is divided among the runs.
         runs_per_year: Number of decisions a year over which the budget is spread.
         min_gain: Gain in Dice that ``if_better`` must show, beyond chance.
         max_label_loss: Largest loss in mean Dice of any single label.
         margin: For ``if_not_worse``, the loss in Dice against the anchor that is accepted.
         min_dice: Mean Dice that the first model of a dataset, which has no champion to beat, must reach; any if None.
-        seed_spread: Standard deviation in Dice between trainings that differ by their seed alone, where it was measured.
+        seed_spread: Standard deviation in Dice between trainings that differ only by their seed, if it was measured.
             If None, it is estimated from earlier decisions.
     """
 

@@ -1,4 +1,4 @@
-"""Parameters of the step *register*."""
+"""Defines the parameters of the step *register*."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LAYOUTS_GROUP = "nnunet_jobs.layouts"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RegisterParams(StepParams):
-    """Take a dataset into nnUNet_raw.
+    """Register a dataset in nnUNet_raw.
 
     Attributes:
         dataset_id: nnU-Net's number, 1 to 99999.
@@ -27,41 +27,41 @@ class RegisterParams(StepParams):
         source: Folder to read, or a .zip, .tar, .tar.gz or .tgz of one, below ``input_roots``.
         layout: ``nnunet`` (raw v2), ``nnunet_v1`` (raw v1, ``TaskXXX``), ``decathlon`` (MSD), ``bids`` (labels in
             derivatives), ``csv`` (a table, see ``mapping``), ``folders`` (images and labels), ``dicom`` (a tree of
-            DICOM files), ``auto`` looks; or a layout that another distribution adds.
+            DICOM files), ``auto`` (recognise it); or a layout that another distribution adds.
         images: For ``folders``, the sub-folder with the images.
         labels: For ``folders``, the sub-folder with the labels; for ``bids``, the pipeline's folder where several have
             labels.
         mapping: For ``csv``, the table below the source: columns ``case``, ``image`` (or one for each channel, by name
-            or number), ``label`` (empty for test images), and perhaps ``group`` (patient) and ``split`` (``train``,
+            or number), ``label`` (empty for test images), and optionally ``group`` (patient) and ``split`` (``train``,
             ``holdout``, ``test``).
-        bids_label: For ``bids``, which label file is meant: its suffix, with entities where it takes them, such as
+        bids_label: For ``bids``, the label file to use: its suffix, with entities if needed, such as
             ``label-lesion_mask``.
-        rename: Give ids that file systems or nnU-Net cannot carry a safe one, and keep who is who in a file for its
-            owner only; else they are refused.
+        rename: Replace ids that are not safe for file systems or nnU-Net, and keep the mapping in a file that only its
+            owner can read; otherwise such ids are refused.
         case_pattern: Regular expression on the image file name with the named groups ``case`` and, for several
             channels, ``channel``.
         channel_names: Channel number to name (``CT`` switches nnU-Net's CT normalisation on), default from the source.
-            For ``bids`` the name is the suffix of the channel's images, with entities where it takes them, such as
+            For ``bids`` the name is the suffix of the channel's images, with entities if needed, such as
             ``ce-gadolinium_T1w``.
         label_names: Label name to value, or to a list of values for regions, default from the source.
         regions_class_order: For regions, nnU-Net's order of values: larger regions first, each with a value that no
             smaller one has.
-        series: For DICOM, channel name to the rule that chooses its series; see
-            :class:`~nnunet_jobs.contract.steps.series_rules.SeriesRule`. One channel needs none where a study has one CT, MR
+        series: For DICOM, maps a channel name to the rule that chooses its series; see
+            :class:`~nnunet_jobs.contract.steps.series_rules.SeriesRule`. One channel needs no rule if a study has one CT, MR
             or PT series.
-        label_rules: For labels from DICOM SEG and RTSTRUCT, label name to names or regular expressions of segments,
-            beside the rules ``skip``, ``priority`` and ``threshold``; see
+        label_rules: For labels from DICOM SEG and RTSTRUCT, maps a label name to names or regular expressions of
+            segments, beside the rules ``skip``, ``priority`` and ``threshold``; see
             :class:`~nnunet_jobs.contract.steps.label_rules.LabelRules`.
         group_pattern: Regular expression on the case id whose group 1 (or ``group``) is the patient.
-        holdout_fraction: Share of patients never trained on, chosen by hash, stable as data grows.
-        holdout_cases: Case ids that are hold-out whatever the hash says.
-        transfer: ``auto`` takes a reflink where the file system can, else a hard link when the source file is
+        holdout_fraction: Share of patients never trained on, chosen by hash; patients do not move when data is added.
+        holdout_cases: Case ids that are always hold-out, regardless of the hash.
+        transfer: ``auto`` makes a reflink if the file system can, else a hard link when the source file is
             write-protected (editing it in place would edit the registered case too), else a copy; or ``reflink``,
             ``hardlink``, ``copy``.
-        on_changed: A known case's content changed: ``update`` or ``fail``.
+        on_changed: ``update`` or ``fail`` when a known case's content changed.
         on_removed: ``keep``, ``drop`` or ``fail`` when a known case is no longer in the source.
-        spacing_tolerance: Relative tolerance of the label's spacing, and of where the files lie over 100 voxels.
-            Spacings of channels must agree within 1e-5, as nnU-Net's readers want it.
+        spacing_tolerance: Relative tolerance of the label's spacing, and of the files' positions over 100 voxels.
+            Spacings of channels must agree within 1e-5, as nnU-Net's readers require.
     """
 
     step: ClassVar[str] = "register"

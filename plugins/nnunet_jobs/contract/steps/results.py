@@ -1,6 +1,6 @@
-"""The results of the five steps: one frozen dataclass each, built by a step and read by whoever gets the step's JSON object.
+"""Defines the results of the five steps: one frozen dataclass for each, which a step makes and users of its JSON object read.
 
-The JSON object is what ``run(params, context)`` returns, what ``result.json`` holds below ``result``, and what an operator returns as XCom.
+``run(params, context)`` returns the JSON object, ``result.json`` holds it below ``result``, and an operator returns it as XCom.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from nnunet_jobs.contract.steps.base import StepResult
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RegisterResult(StepResult):
-    """What a registration made of its source.
+    """The result of a registration.
 
     Attributes:
         dataset: Full name, such as ``Dataset004_Hippocampus``.
@@ -65,7 +65,7 @@ class PreprocessedDataset(StepResult):
         computed: Number of arrays that this run computed, over all configurations.
         linked: Number of arrays that were taken from an earlier version or attempt, over all configurations.
         replanned: Whether new plans replaced earlier ones.
-        reason: Why plans were made or kept, for people.
+        reason: Why plans were made or kept, for users.
         already_done: Whether the version was there before.
     """
 
@@ -162,7 +162,7 @@ class FindBestResult(StepResult):
         holdout_dice: Dice of the held-out cases; None where there are none.
         holdout_dice_per_label: The same by label name, None where it is undefined; None as a whole without held-out cases.
         promoted: Whether this run made the model the champion.
-        is_champion: Whether the model is the champion now, whoever promoted it.
+        is_champion: Whether the model is the champion now, regardless of who promoted it.
         card: Path of the model card.
         already_done: Whether the selection was there before.
     """
@@ -188,7 +188,7 @@ class FailedCase(StepResult):
 
     Attributes:
         case: Id of the case.
-        reason: Why it failed, for people.
+        reason: Why it failed, for users.
     """
 
     of: ClassVar[str] = "predict, a failed case"
@@ -199,11 +199,11 @@ class FailedCase(StepResult):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NotPredicted(StepResult):
-    """Something that was found among the cases and is no case.
+    """A file or folder that was found among the cases and is not a case.
 
     Attributes:
         name: File or folder, relative to the folder of the cases.
-        reason: Why it is not predicted, for people.
+        reason: Why it is not predicted, for users.
     """
 
     of: ClassVar[str] = "predict, a file that is no case"
@@ -218,7 +218,7 @@ class MeanDice(StepResult):
 
     Attributes:
         cases: Number of cases with a reference.
-        mean: Mean over the labels that exist in a reference; None where none does.
+        mean: Mean over the labels that exist in a reference; None if none does.
         per_label: Mean over cases by label name; None for a label that no reference has.
     """
 
@@ -237,12 +237,12 @@ class PredictResult(StepResult):
         dataset: Full name of the model's dataset.
         model: Id of the model.
         output: Folder of the model's predictions.
-        predictions: Path of ``predictions.json``; None when there was no case at all.
+        predictions: Path of ``predictions.json``; None when there was no case.
         predicted: Number of cases of this part that this run predicted.
         already_done: Number of cases of this part that were predicted before.
         failed: Cases of this part that failed.
-        not_predicted: What else was found among the cases. The prediction API of version 0.1 did not write it.
-        empty: Whether there was no case at all. The prediction API of version 0.1 did not write it.
+        not_predicted: Other files among the cases. The prediction API of version 0.1 did not write it.
+        empty: Whether there was no case. The prediction API of version 0.1 did not write it.
         flagged: Number of cases that look wrong, in all parts so far. The prediction API of version 0.1 did not write it.
         dice: Dice of all parts so far; None where no labels are known.
         part: Number of this part, from 0.
@@ -269,4 +269,4 @@ class PredictResult(StepResult):
 RESULTS: dict[str, type[StepResult]] = {
     result.of: result for result in (RegisterResult, PreprocessResult, TrainResult, FindBestResult, PredictResult)
 }
-"""Class of each step's result by the step's name."""
+"""Maps a step's name to the class of its result."""

@@ -1,4 +1,4 @@
-"""What a segment is, in a coding scheme: the field ``segment_codes``, parsed and held to DICOM's lengths."""
+"""Parses the field ``segment_codes``, which describes segments in a coding scheme, and checks DICOM's limits on lengths."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class CodedConcept:
     meaning: str
 
 
-# Category and type of a segment that nobody coded: true of everything that is segmented in a patient.
+# Category and type of a segment without a code; they are valid for every structure in a patient.
 TISSUE = CodedConcept(value="85756007", scheme="SCT", meaning="Tissue")
 
 

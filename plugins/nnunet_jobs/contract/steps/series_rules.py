@@ -1,4 +1,4 @@
-"""Which DICOM series is which channel: the rules of the field ``series``, parsed and asked."""
+"""Parses the rules of the field ``series``, which say which DICOM series is which channel."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 IMAGE_MODALITIES = ("CT", "MR", "PT")
-"""Taken without being named. Others (ultrasound, nuclear medicine, ...) need a rule that names them."""
+"""Modalities that need not be named. Others (ultrasound, nuclear medicine, ...) need a rule that names them."""
 _KEYS = ("modality", "description", "protocol", "tags", "each")
 _KEYWORD = re.compile(r"[A-Z][A-Za-z0-9]{1,63}")
 Value = str | float
 
 
 class SeriesLike(Protocol):
-    """What a rule looks at; :class:`nnunet_jobs.dicom.model.Series` is one."""
+    """The attributes of a series that rules use; :class:`nnunet_jobs.dicom.model.Series` has them."""
 
     @property
     def modality(self) -> str:
-        """Such as ``MR``."""
+        """Return the modality, such as ``MR``."""
 
     @property
     def description(self) -> str:
@@ -32,21 +32,21 @@ class SeriesLike(Protocol):
 
     @property
     def tags(self) -> Mapping[str, Any]:
-        """Values by keyword: a text, or a tuple of texts where the instances differ."""
+        """Return values by keyword: a string, or a tuple of strings if the instances differ."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SeriesRule:
-    """Parsed rule of one channel. A series matches when all that the rule says holds.
+    """Parsed rule of one channel. A series matches when it fulfils all conditions of the rule.
 
     Attributes:
-        modality: Allowed ones.
+        modality: Allowed modalities.
         description: Regular expression searched anywhere in the series description; None allows any.
         protocol: Regular expression searched anywhere in the protocol name; None allows any.
-        tags: DICOM keyword to a regular expression, a number, or a list of them of which one must fit. Several values
-            of a tag are one text with backslashes, such as ``ORIGINAL\\PRIMARY``; where instances differ, each must
-            fit.
-        each: Every matching series becomes a case of its own, instead of one case a study.
+        tags: Maps a DICOM keyword to a regular expression, a number, or a list of them of which one must fit. Several
+            values of a tag are one string with backslashes, such as ``ORIGINAL\\PRIMARY``; if instances differ, each
+            must fit.
+        each: Every matching series becomes a separate case, instead of one case for each study.
     """
 
     modality: tuple[str, ...] = IMAGE_MODALITIES
@@ -86,7 +86,7 @@ class SeriesRule:
         )
 
     def matches(self, series: SeriesLike) -> bool:
-        """Whether a series is what the rule describes. Localizers are not, unless the rule speaks of ImageType."""
+        """Whether a series matches the rule. Localizers do not match, unless the rule has ImageType."""
         if series.modality.upper() not in self.modality:
             return False
         for pattern, text in ((self.description, series.description), (self.protocol, series.protocol)):
@@ -98,7 +98,7 @@ class SeriesRule:
 
 
 def parse_rules(rules: Mapping[str, Any]) -> dict[str, SeriesRule]:
-    """Read the field ``series``: channel name to rule, in order.
+    """Read the field ``series``, which maps channel names to rules, in order.
 
     Raises:
         ValueError: A rule is malformed.
@@ -117,10 +117,10 @@ def parse_rules(rules: Mapping[str, Any]) -> dict[str, SeriesRule]:
 def channel_rules(
     series: Mapping[str, Any] | None, channel_names: Mapping[str, str] | None
 ) -> tuple[dict[str, str], dict[str, SeriesRule]]:
-    """Channel numbers to names, and names to rules in the order of the numbers, of the two fields together.
+    """Map channel numbers to names, and names to rules in the order of the numbers, from the two fields together.
 
     Raises:
-        ValueError: They do not fit together, or a rule is malformed.
+        ValueError: The fields do not fit together, or a rule is malformed.
     """
     rules = parse_rules(series or {})
     if channel_names is None:
@@ -152,7 +152,7 @@ def _pattern(key: str, text: Any) -> str | None:
 
 def _keyword(keyword: Any) -> str:
     if not isinstance(keyword, str) or not _KEYWORD.fullmatch(keyword):
-        raise ValueError(f"tags: {keyword!r} is no DICOM keyword, such as 'EchoTime'")
+        raise ValueError(f"tags: {keyword!r} is not a DICOM keyword, such as 'EchoTime'")
     return keyword
 
 

@@ -1,4 +1,4 @@
-"""Parameters of the steps from preprocessing to the choice of a model: *preprocess*, *train* and *find_best_config*."""
+"""Defines the parameters of the steps *preprocess*, *train* and *find_best_config*."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ class PreprocessParams(StepParams):
         datasets: Dataset ids or full names.
         configurations: Configurations of the plans, custom ones included.
         planner: Name of any nnU-Net experiment planner class.
-        gpu_memory_gb: The planner's GPU memory target.
-        plans: Name of the plans; the planner's own name when empty.
-        custom_configurations: Name to a plans entry, such as ``{"2d_tiny": {"inherits_from": "2d", "batch_size":
+        gpu_memory_gb: The planner's GPU memory target in GB.
+        plans: Name of the plans; the planner's own name if None.
+        custom_configurations: Maps a name to a plans entry, such as ``{"2d_tiny": {"inherits_from": "2d", "batch_size":
             16}}``.
-        replan: ``auto`` keeps valid plans, ``always`` and ``never`` say so.
+        replan: ``auto`` keeps valid plans, ``always`` makes new ones, ``never`` keeps the existing ones.
         folds: Number of splits.
         seed: Seed of the splits.
-        processes: Cases at once; 0 lets cores and memory decide.
+        processes: Number of cases to preprocess at the same time; 0 chooses it by cores and memory.
     """
 
     step: ClassVar[str] = "preprocess"
@@ -46,7 +46,7 @@ class PreprocessParams(StepParams):
     def _check(self) -> None:
         self.require(bool(self.datasets), "datasets", "name at least one dataset")
         self.require(bool(self.configurations), "configurations", "name at least one configuration")
-        # What a planner of the site's own makes, or plans that are kept, is not known here.
+        # The configurations of a site's own planner, or of kept plans, are not known here.
         stock = self.replan != "never" and self.planner in STOCK_PLANNERS
         try:
             check_custom(self.custom_configurations, CONFIGURATIONS if stock else None)
@@ -69,22 +69,22 @@ class TrainParams(StepParams):
         dataset: Dataset id or full name, such as ``4`` or ``Dataset004_Hippocampus``.
         configuration: Configuration of the plans.
         fold: Number of the fold, from 0, or ``all``.
-        version: Preprocessed version from PreprocessOperator's result; the current one when empty.
-        trainer: Name of any trainer class of nnU-Net or of your own.
+        version: Preprocessed version from PreprocessOperator's result; the current one if None.
+        trainer: Name of a trainer class, nnU-Net's or your own.
         plans: Name of the plans.
-        epochs: Number of epochs; the trainer's own when empty.
-        iterations: Training iterations in an epoch; the trainer's own when empty.
-        val_iterations: Validation iterations in an epoch; the trainer's own when empty.
-        optimizer: ``sgd`` or ``adamw``; the trainer's own when empty.
+        epochs: Number of epochs; the trainer's own if None.
+        iterations: Training iterations in an epoch; the trainer's own if None.
+        val_iterations: Validation iterations in an epoch; the trainer's own if None.
+        optimizer: ``sgd`` or ``adamw``; the trainer's own if None.
         initial_lr: Initial learning rate of the polynomial schedule.
-        mirroring: False trains (and predicts) without mirroring; None leaves it to the trainer.
+        mirroring: False trains and predicts without mirroring; the trainer decides if None.
         pretrained: Checkpoint file, or model id of this workspace, to fine-tune from. With equal labels and
-            architecture the full state is loaded, else all that fits and the rest is named in the log.
+            architecture the full state is loaded, else all weights that fit; the others are logged.
         npz: Also save validation probabilities, needed for ensembles.
         checkpoint_every: Epochs between verified checkpoints.
         early_stop: Stop after this many epochs without a better smoothed Dice.
-        seed: Seed of Python, NumPy and torch; None leaves them random.
-        plots: nnU-Net's progress.png after each epoch, about one second each.
+        seed: Seed of Python, NumPy and torch; random if None.
+        plots: Write nnU-Net's progress.png after each epoch, which takes about one second each.
     """
 
     step: ClassVar[str] = "train"
@@ -128,12 +128,12 @@ class TrainParams(StepParams):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FindBestParams(StepParams):
-    """Choose the best configuration or ensemble of one model, write its card, promote it when told to.
+    """Choose the best configuration or ensemble of one model, write its card, and promote it if requested.
 
     Attributes:
         dataset: Dataset id or full name, such as ``4`` or ``Dataset004_Hippocampus``.
-        model: Model id from TrainFoldOperator's result; the newest complete one when empty.
-        configurations: Configurations to compare; all trained ones when empty.
+        model: Model id from TrainFoldOperator's result; the newest complete one if None.
+        configurations: Configurations to compare; all trained ones if None.
         folds: Folds that must be complete; or ``["all"]``, which takes the one configuration whose fold ``all`` is
             trained as it is, without a cross-validation, for ``promote`` ``always`` or ``never``.
         trainer: Trainer class of the model.
@@ -141,9 +141,9 @@ class FindBestParams(StepParams):
         ensembles: Also try pairs of configurations.
         repair: Run the validation where its output is missing, instead of refusing.
         promote: ``never``, ``always``, or ``if_better`` (hold-out Dice, else cross-validation Dice, above the
-            champion's). Where nothing but fold ``all`` is trained, ``always`` takes it as if ``folds`` were
+            champion's). If only fold ``all`` is trained, ``always`` uses it as if ``folds`` were
             ``["all"]``.
-        recipe: Free text kept in the card; the DAG builder puts the hash of its settings here to find finished work.
+        recipe: Any string, kept in the card; the DAG builder puts the hash of its settings here to find finished work.
     """
 
     step: ClassVar[str] = "find_best_config"

@@ -1,4 +1,4 @@
-"""The result of a withdrawal of cases: what goes, what stays, and what a person must still do."""
+"""Defines the result of a withdrawal of cases: what is removed, what stays, and what a person must still do."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from nnunet_jobs.contract.steps.base import StepResult
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VersionLoss(StepResult):
-    """What a preprocessed version loses.
+    """The cases and files that a preprocessed version loses.
 
     Attributes:
         version: Name of the version.
-        cases: Case id to ``train`` and ``val``: the folds in which the case was.
+        cases: Maps a case id to ``train`` and ``val``, the folds in which the case was.
         files: Number of files.
     """
 
@@ -33,7 +33,7 @@ class AffectedModel(StepResult):
         dataset: Dataset of the model; a fine-tuned model may be of another dataset.
         model: Id of the model.
         cases: Ids of the cases.
-        configurations: Configuration to the folds in whose training the cases were.
+        configurations: Maps a configuration to the folds that were trained on the cases.
         through: Id of the model that it was fine-tuned from; None if it was trained on the cases itself.
         promoted: Whether the model is the champion.
         files: Number of predictions of the cases below its folder, which are removed.
@@ -89,17 +89,17 @@ class CaseCopy(StepResult):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WithdrawResult(StepResult):
-    """What a withdrawal did, or what it would do with ``dry_run``.
+    """Says what a withdrawal did, or would do with ``dry_run``.
 
     Attributes:
         dataset: Full name of the dataset.
-        cases: Ids of the cases that were named, by themselves or by their patient.
+        cases: Ids of the cases that were named, directly or by their patient.
         groups: Patients that were named.
         dry_run: Whether nothing was changed.
         restored: Whether a withdrawal was lifted.
         already_done: Whether all of it had been withdrawn before.
-        splits: Registered case to what it was in: ``train``, ``holdout`` or ``test``.
-        versions: Preprocessed versions with what each loses.
+        splits: Maps a registered case to its split: ``train``, ``holdout`` or ``test``.
+        versions: Preprocessed versions, with what each loses.
         models: Models that were trained on the cases.
         model_files: Number of predictions of the cases in models' folders.
         demoted: Ids of the models that are no longer the champion.

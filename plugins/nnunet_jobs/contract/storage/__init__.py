@@ -1,1 +1,1 @@
-"""Files that several processes share: durable writing, the workspace, who may read it, predictions, withdrawals."""
+"""Handles files that several processes share: durable writing, the workspace, its permissions, predictions, withdrawals."""

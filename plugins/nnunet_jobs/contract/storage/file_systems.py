@@ -1,4 +1,4 @@
-"""Which file systems are on the network, where kernel locks are not what they are on a local disk. Linux."""
+"""Finds network file systems on Linux, where kernel locks differ from those on a local disk."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _LOCAL_FUSE = {"fuseblk", "fuse.fuse-overlayfs", "fuse.lxcfs"}
 
 
 def network_file_system(path: Path) -> str | None:
-    """Name of the network file system that ``path`` is on, None for a local one.
+    """Return the name of the network file system that ``path`` is on; None for a local one.
 
     FUSE file systems count as network ones unless known to be local, because most of them are.
     """
@@ -50,7 +50,7 @@ def network_file_system(path: Path) -> str | None:
 
 
 def _mount_type(path: Path) -> str:
-    """File system type of the mount that holds ``path``, from /proc/self/mountinfo (its last line for a mount point wins)."""
+    """Return the type of the mount that holds ``path``, from /proc/self/mountinfo (the last line of a mount point counts)."""
     real = Path(os.path.realpath(path))
     best, found = -1, "fuse"
     for line in _mounts():
@@ -72,7 +72,7 @@ def require_local(path: Path, *, field: str) -> None:
     """Refuse a folder on a network file system, where kernel locks do not follow processes.
 
     Raises:
-        ConfigError: It is on one; the message has the file system's name.
+        ConfigError: It is on a network file system; the message has its name.
     """
     kind = network_file_system(path)
     if kind is not None:
@@ -81,7 +81,7 @@ def require_local(path: Path, *, field: str) -> None:
             value=str(path),
             problem=(
                 f"is on a network file system ({kind}), where kernel locks are not passed on to child processes, "
-                "so that a GPU could be given away twice"
+                "so that a GPU could be leased twice"
             ),
             fix=f"set {field} in section [nnunet] to a folder on a local disk of each host",
         )

@@ -1,4 +1,4 @@
-"""Small file helpers that both wings trust: atomic writes, atomic links, hashes, kernel locks."""
+"""File helpers of both packages: atomic writes, atomic links, hashes, kernel locks."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-PRIVATE = 0o600  # mode of a file for its owner's eyes only
-SCHEMA = 1  # form of the JSON files that outlive an upgrade
+PRIVATE = 0o600  # mode of a file that only its owner may read
+SCHEMA = 1  # version of the JSON files that later versions also read
 _CHUNK = 1 << 20
 
 
 def sync_file(path: Path) -> None:
-    """Make what another writer put into a file survive a power cut, before a rename gives it its name."""
+    """Sync a file that another writer wrote, so that it survives a power cut after it is renamed."""
     _sync(path, os.O_RDONLY)
 
 
 def sync_directory(path: Path) -> None:
-    """Make a rename in this directory survive a power cut."""
+    """Sync a directory, so that a rename in it survives a power cut."""
     _sync(path, os.O_RDONLY | os.O_DIRECTORY)
 
 
@@ -49,9 +49,9 @@ def open_regular(path: Path) -> io.FileIO:
 
 
 def open_to(folder: Path) -> int:
-    """Mode of a new file in a folder, before the umask: nobody may read or write it who may not do so with the folder.
+    """Return the mode of a new file in a folder, before the umask: only users who may read or write the folder may do so.
 
-    Whoever writes into a job's folder (runner, step, triggerer, API server) has a umask of its own; the folder's mode is the same for all.
+    All writers of a job's folder (runner, step, triggerer, API server) have different umasks; the folder's mode is the same for all.
     """
     return 0o666 & os.stat(folder).st_mode
 
@@ -61,8 +61,8 @@ def open_new(path: Path, flags: int, *, mode: int | None = None) -> int:
 
     Args:
         path: The file.
-        flags: As for :func:`os.open`, without those that make the file.
-        mode: Mode of a new file, less the umask; :func:`open_to` its folder when empty.
+        flags: Flags of :func:`os.open`, without those that make the file.
+        mode: Mode of a new file, less the umask; :func:`open_to` its folder if None.
     """
     fd = os.open(path, flags | os.O_CREAT | os.O_CLOEXEC, open_to(path.parent) if mode is None else mode)
     try:
@@ -74,17 +74,17 @@ def open_new(path: Path, flags: int, *, mode: int | None = None) -> int:
 
 
 def belongs_to_the_folders_owner(fd: int, folder: Path) -> None:
-    """Give what root has made to the folder's owner: the user of a job's container must read what Airflow writes into the job's folder."""
+    """Give a file that root made to the folder's owner, since the user of a job's container must read what Airflow writes there."""
     if os.geteuid():
         return
     owner = os.stat(folder)
     if owner.st_uid and not os.fstat(fd).st_uid:
-        with contextlib.suppress(PermissionError):  # a share that squashes root has made it somebody else's already
+        with contextlib.suppress(PermissionError):  # a share that squashes root has changed the owner already
             os.fchown(fd, owner.st_uid, owner.st_gid)
 
 
 def make_parents(path: Path) -> None:
-    """Make the missing folders above a path. Nobody may enter one who may not enter the folder that it is made in."""
+    """Make the missing folders above a path. Only users who may enter the parent folder may enter a new one."""
     missing: list[Path] = []
     folder = path.parent
     while not os.path.exists(folder):
@@ -96,22 +96,23 @@ def make_parents(path: Path) -> None:
 
 
 def read_only(path: Path) -> None:
-    """Take the right to write from everybody; who may read it stays."""
+    """Remove all write permissions; read permissions stay."""
     path.chmod(path.stat().st_mode & 0o444)
 
 
 def temporary_beside(path: Path) -> Path:
-    """A fresh hidden name in the same directory, so that a rename onto ``path`` is atomic."""
+    """Return a new hidden name in the same directory, so that a rename onto ``path`` is atomic."""
     return path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
 
 
 @contextlib.contextmanager
 def replacing(path: Path, *, mode: int | None = None) -> Iterator[BinaryIO]:
-    """Open a file that takes the place of ``path`` when the block ends: a reader sees the old one or the whole new one, also after a crash.
+    """Open a file that replaces ``path`` when the block ends; readers see the old or the whole new file, even after a crash.
+
+    If the block raises, ``path`` is unchanged.
 
     Args:
-        mode: Mode of the new file, less the umask, from its first byte on; :func:`open_to` its folder when empty. When
-            the block raises, ``path`` stays as it is.
+        mode: Mode of the new file, less the umask, from its first byte on; :func:`open_to` its folder if None.
     """
     temporary = temporary_beside(path)
     fd = open_new(temporary, os.O_WRONLY | os.O_EXCL, mode=mode)
@@ -134,33 +135,32 @@ def write_atomic(path: Path, data: bytes, *, mode: int | None = None) -> None:
 
 
 def write_private(path: Path, data: bytes) -> None:
-    """:func:`write_atomic` of what only its owner may read."""
+    """Write by :func:`write_atomic` a file that only its owner may read."""
     write_atomic(path, data, mode=PRIVATE)
 
 
 def write_json(path: Path, data: Any) -> None:
-    """:func:`write_atomic` of readable JSON. NaN is refused: other languages cannot read it."""
+    """Write readable JSON by :func:`write_atomic`. NaN is refused, since other languages cannot read it."""
     write_atomic(path, (json.dumps(data, indent=1, allow_nan=False) + "\n").encode())
 
 
 def write_record(path: Path, data: Mapping[str, Any]) -> None:
-    """:func:`write_json` of an object that later versions read too: it says by ``schema`` of which form it is.
+    """Write by :func:`write_json` an object that later versions also read; ``schema`` is the version of its form.
 
-    Readers take the keys that they know, and a file without ``schema``, which version 0.1 wrote, as one of the first form.
+    Readers use the keys that they know; a file without ``schema``, from version 0.1, has the first form.
     """
     write_json(path, {"schema": SCHEMA, **data})
 
 
 def append_lines(path: Path, lines: bytes, *, mode: int | None = None) -> None:
-    """Append whole lines to a file that only grows, and have them on the disk. Hold a lock: on network file systems appends would meet.
+    """Append whole lines to a file that only grows, and sync it. Hold a lock, since on network file systems appends would mix.
 
     Args:
         lines: Lines with a line end after each.
-        mode: Mode of a new file, less the umask; :func:`open_to` its folder when empty.
+        mode: Mode of a new file, less the umask; :func:`open_to` its folder if None.
 
     Raises:
-        OSError: There is no room for all of them. A line that was cut off is closed by the next append; readers skip
-            it.
+        OSError: There is no room for all of them. The next append ends a line that was cut off; readers skip it.
     """
     fd = open_new(path, os.O_RDWR | os.O_APPEND, mode=mode)
     try:
@@ -180,7 +180,7 @@ def read_json(path: Path) -> Any:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """A JSON object that may be missing or damaged, for readers to whom that means nothing is known; empty then."""
+    """Read a JSON object; return an empty one if it is missing or damaged."""
     try:
         data = read_json(path)
     except (OSError, ValueError):
@@ -189,13 +189,13 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def content_hash(data: Any, *, length: int = 16) -> str:
-    """Short hex name of a JSON value, independent of key order (sha256, ``length`` hex digits)."""
+    """Return a short hex name of a JSON value, independent of key order (sha256, ``length`` hex digits)."""
     canonical = json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(canonical.encode()).hexdigest()[:length]
 
 
 def sha256_file(path: Path) -> str:
-    """sha256 of a file's bytes, read in pieces of 1 MiB."""
+    """Return the sha256 of a file's bytes, read in pieces of 1 MiB."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while chunk := file.read(_CHUNK):
@@ -207,7 +207,7 @@ def repoint(link: Path, target: Path) -> None:
     """Make ``link`` a relative symbolic link to ``target`` by an atomic rename: readers see the old or the new one.
 
     Raises:
-        FileExistsError: ``link`` exists and is not a symbolic link (never deleted, it may be somebody's data).
+        FileExistsError: ``link`` exists and is not a symbolic link; it may be a user's data and is never deleted.
     """
     if link.exists() and not link.is_symlink():
         raise FileExistsError(f"{link} is not a link; move it away so that it can point to {target}")
@@ -227,13 +227,13 @@ def locked(
     inheritable: bool = False,
     parents: bool = True,
 ) -> Iterator[int]:
-    """Hold a kernel lock (``flock``) on ``path`` and yield its file descriptor. Death releases it, so no lock is ever stale.
+    """Hold a kernel lock (``flock``) on ``path`` and yield its file descriptor. The kernel releases it when the process ends.
 
     Args:
         path: Lock file; made when missing, never removed (removing one that others wait on would split the lock).
         poll: Called about every ``interval`` seconds while waiting; it may raise to give up.
         inheritable: Children started meanwhile keep the lock alive until the last of them ends.
-        parents: Make missing folders above it; False where a missing folder means that the storage is away.
+        parents: Make missing folders above it; False if a missing folder means that the storage is not available.
     """
     if parents:
         make_parents(path)

@@ -1,12 +1,12 @@
-"""The workspace's marker, by which one sees that a share is mounted before anything is written to where it should be.
+"""Marks the workspace's roots, to check that a share is mounted before anything is written to its place.
 
-Each root carries a file ``.nnunet-workspace``. The one in ``jobs`` names the workspace's other roots that were marked; each of the
-others names the ``jobs`` folders that work with it. So every root remembers the rest: where one of them is marked and another one has
-lost its marker, that other one is not mounted, and nothing is made there.
+Each root has a file ``.nnunet-workspace``. The one in ``jobs`` names the workspace's other marked roots; each of the others names the
+``jobs`` folders that use it. So every root knows the rest: if one of them is marked and another one has no marker any more, that
+other one is not mounted, and nothing is made there.
 
-The first job of a workspace marks it. That is refused where a share may be missing: below a mount point of ``/etc/fstab`` that is not
-mounted, and in an empty folder that is no mount point and not made by this user. :func:`mark_workspace` marks it whatever is there,
-because a person says so.
+The first job of a workspace marks it. That is refused if a share may be missing: below a mount point of ``/etc/fstab`` that is not
+mounted, and in an empty folder that is not a mount point and was not made by this user. :func:`mark_workspace` marks it in any case,
+at a person's request.
 """
 
 from __future__ import annotations
@@ -33,25 +33,25 @@ OTHER_ROOTS = (*SHARED_ROOTS, "leases")
 FSTAB, MOUNTS = Path("/etc/fstab"), Path("/proc/self/mounts")
 _LOOK_AGAIN_S = 1.0
 _CANNOT_WRITE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
-_FIX = "mount the share, or, if nothing is to be mounted there, run once: airflow nnunet mark-workspace"
+_FIX = "mount the share, or, if nothing should be mounted there, run once: airflow nnunet mark-workspace"
 
 
 class NotMounted(Lost):
-    """A root of the workspace is not there: its share is not mounted. Another try may find it."""
+    """A root of the workspace is missing because its share is not mounted. A retry may find it."""
 
 
 class MarkedWorkspaces(Protocol):
-    """Remembers outside the workspace which ones were marked, for a share that takes all of its roots along."""
+    """Remembers outside the workspace which ones were marked, in case one share holds all roots."""
 
     def recall(self, jobs: str) -> str | None:
-        """Id of the workspace that was marked under this ``jobs`` folder, None if none was."""
+        """Return the id of the workspace that was marked under this ``jobs`` folder, None if none was."""
 
     def remember(self, jobs: str, workspace: str) -> None:
-        """Note that it is marked."""
+        """Remember that it is marked."""
 
 
 def read_marker(root: str | Path) -> dict[str, Any] | None:
-    """What a root's marker says, None where there is no marker.
+    """Read a root's marker; return None if there is none.
 
     Raises:
         OSError: The storage does not answer.
@@ -64,13 +64,13 @@ def read_marker(root: str | Path) -> dict[str, Any] | None:
 
 
 def open_workspace(workspace: Workspace, *, memory: MarkedWorkspaces | None = None) -> None:
-    """See that all roots are there, and make and mark ``jobs`` if this is the workspace's first job.
+    """Check that all roots exist, and make and mark ``jobs`` if this is the workspace's first job.
 
     Args:
-        memory: Asked and told only where ``jobs`` has no marker.
+        memory: Used only if ``jobs`` has no marker.
 
     Raises:
-        NotMounted: A root has lost its marker, or may have a share missing. Nothing is made.
+        NotMounted: A root has lost its marker, or its share may be missing. Nothing is made.
         OSError: The storage does not answer, or this user may not write there.
     """
     marker, reason = _look(workspace)
@@ -89,10 +89,10 @@ def open_workspace(workspace: Workspace, *, memory: MarkedWorkspaces | None = No
 
 
 def require_mounted(workspace: Workspace) -> None:
-    """See that no share of the workspace is known to be missing, for who writes to it without a job. Nothing is made or marked.
+    """Check that no share of the workspace is missing, before writing to it without a job. Nothing is made or marked.
 
     Raises:
-        NotMounted: A root has lost its marker, or may have a share missing.
+        NotMounted: A root has lost its marker, or its share may be missing.
         OSError: The storage does not answer.
     """
     marker, reason = _look(workspace)
@@ -103,7 +103,7 @@ def require_mounted(workspace: Workspace) -> None:
 
 
 def mark_workspace(workspace: Workspace, *, memory: MarkedWorkspaces | None = None) -> None:
-    """Make and mark ``jobs``, and mark what there is of the other roots, whatever was known of them before."""
+    """Make and mark ``jobs``, and mark the other existing roots, regardless of earlier markers."""
     marker = {**_mark_jobs(workspace), "roots": {}}
     _mark_others(workspace, marker, [name for name in OTHER_ROOTS if os.path.isdir(getattr(workspace, name))])
     with workspace_umask(workspace):
@@ -113,14 +113,14 @@ def mark_workspace(workspace: Workspace, *, memory: MarkedWorkspaces | None = No
 
 
 def lost_roots(workspace: Workspace, marker: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
-    """(name, path) of the shared roots that were marked, by the marker of ``jobs``, and are not any more."""
+    """Return (name, path) of the shared roots that were marked, by the marker of ``jobs``, and are not any more."""
     for name, path in marker["roots"].items():
         if path == getattr(workspace, name) and read_marker(path) is None:
             yield name, path
 
 
 def missing_share(workspace: Workspace) -> str | None:
-    """Why an unmarked ``jobs`` folder may be one whose share is not mounted; None where a new workspace may begin."""
+    """Say why the share of an unmarked ``jobs`` folder may not be mounted; None if a new workspace may begin there."""
     jobs = Path(workspace.jobs)
     if (point := unmounted_point(jobs)) is not None:
         return f"{FSTAB} names the mount point {point}, and nothing is mounted there"
@@ -131,17 +131,17 @@ def missing_share(workspace: Workspace) -> str | None:
             return f"no marker {MARKER}, although {name} ({root}) names it as the place of this workspace's jobs"
     place = jobs.parent
     if place.is_dir() and not any(place.iterdir()) and not os.path.ismount(place) and _not_ours(place):
-        return f"no marker {MARKER}, and {place} is empty and no mount point: a share may be missing there"
+        return f"no marker {MARKER}, and {place} is empty and not a mount point: a share may be missing there"
     return None
 
 
 def _not_ours(place: Path) -> bool:
-    """Whether an empty folder may be a mount point: those are root's, while one of this user's was made to become its workspace."""
+    """Whether an empty folder may be a mount point: root owns those, while this user's own folder was made for the workspace."""
     return os.geteuid() == 0 or place.stat().st_uid != os.geteuid()
 
 
 def unmounted_point(path: str | Path) -> Path | None:
-    """The mount point of ``/etc/fstab`` at or above a path on which nothing is mounted now."""
+    """Return the mount point of ``/etc/fstab`` at or above a path on which nothing is mounted now."""
     mounted = set(_mount_points(MOUNTS))
     real = Path(os.path.realpath(path))
     for point in _mount_points(FSTAB):
@@ -161,7 +161,7 @@ def _mount_points(table: Path) -> list[str]:
 
 
 def _look(workspace: Workspace) -> tuple[dict[str, Any] | None, str | None]:
-    """The marker of ``jobs``, or why none may be made. A refusal is looked at again: another first job may be making the folder now."""
+    """Return the marker of ``jobs``, or why none may be made. A refusal is checked again, since another first job may make it now."""
     until = time.monotonic() + _LOOK_AGAIN_S
     while (marker := read_marker(workspace.jobs)) is None and (reason := missing_share(workspace)) is not None:
         if time.monotonic() >= until:
@@ -171,7 +171,7 @@ def _look(workspace: Workspace) -> tuple[dict[str, Any] | None, str | None]:
 
 
 def _mark_jobs(workspace: Workspace) -> dict[str, Any]:
-    """Make ``jobs`` and give it a marker; one that it has stays."""
+    """Make ``jobs`` and give it a marker; an existing one stays."""
     with workspace_umask(workspace):
         _make(workspace, workspace.jobs)
         marker = read_marker(workspace.jobs)
@@ -183,9 +183,9 @@ def _mark_jobs(workspace: Workspace) -> dict[str, Any]:
 
 
 def _mark_others(workspace: Workspace, marker: dict[str, Any], names: Iterable[str]) -> None:
-    """Mark these roots, and note the shared ones in the marker of ``jobs``. A root that this user cannot write stays without.
+    """Mark these roots, and note the shared ones in the marker of ``jobs``. A root that this user cannot write stays unmarked.
 
-    The lease ledger is each host's own: it is marked, but a host without it has lost nothing.
+    The lease ledger is marked but not noted, since each host has its own and a host without it is in order.
     """
     added = False
     for name in names:
@@ -219,7 +219,7 @@ def _make(workspace: Workspace, root: str) -> None:
 
 
 def _filled(root: Path) -> bool:
-    """Whether a root is there with something in it: an empty one may be an empty mount point."""
+    """Whether a root exists and is not empty; an empty one may be an empty mount point."""
     try:
         return any(root.iterdir())
     except (FileNotFoundError, NotADirectoryError, PermissionError):

@@ -1,10 +1,9 @@
-"""Who may read what is made: which permissions new files get, how shared roots are made, and what is said to a user without rights.
+"""Sets the permissions of new files and shared roots, and explains missing permissions to users.
 
-Images, segmentations and reports are patient data, so new files and folders are their owner's alone (``private``) unless the site says
-that a group works together. Nothing that is there already is ever changed: not its mode, owner or ACL. That holds for a user's source
-files, too, which may be hard-linked into the workspace: their mode stays, and the folders above them are closed. Default POSIX ACLs of a
-folder are the kernel's business; it applies them to all that is made below, instead of the umask. Files that identify patients stay
-their owner's alone.
+Images, segmentations and reports are patient data, so only their owner may use new files and folders (``private``), unless the site
+shares them with a group. Mode, owner and ACL of existing files are never changed. That includes a user's source files, which may be
+hard-linked into the workspace: their mode stays, and the folders above them are closed. The kernel applies a folder's default POSIX
+ACLs to new files below it, instead of the umask. Files that identify patients are always private.
 """
 
 from __future__ import annotations
@@ -25,13 +24,13 @@ from nnunet_jobs.contract.storage.workspace import ROOTS, SHARING, Workspace
 
 
 def workspace_umask(workspace: Workspace) -> contextlib.AbstractContextManager[None]:
-    """Make new files and folders for whom ``sharing`` says, for a while; the process's own umask comes back afterwards."""
+    """Set the umask of ``sharing`` for new files and folders, and restore the process's own umask afterwards."""
     return umask_for(workspace.sharing)
 
 
 @contextlib.contextmanager
 def umask_for(sharing: str) -> Iterator[None]:
-    """:func:`workspace_umask` where there is no workspace."""
+    """Do the same as :func:`workspace_umask` without a workspace."""
     before = os.umask(SHARING[sharing])
     try:
         yield
@@ -50,7 +49,7 @@ _Result = TypeVar("_Result")
 
 
 def with_workspace_umask(run: Callable[[_Params, _Context], _Result]) -> Callable[[_Params, _Context], _Result]:
-    """Decorator of a step's ``run``: what it makes is for whom ``sharing`` says, whoever calls it and with whatever umask."""
+    """Decorate a step's ``run`` so that its new files have the umask of ``sharing``, whatever the caller's umask is."""
 
     @functools.wraps(run)
     def shared(params: _Params, context: _Context) -> _Result:
@@ -61,7 +60,7 @@ def with_workspace_umask(run: Callable[[_Params, _Context], _Result]) -> Callabl
 
 
 def apply_permissions(workspace: Workspace) -> None:
-    """The same for the rest of this process and its children, and make the roots of a group that are missing.
+    """Set the umask for the rest of this process and its children, and make a group's missing roots.
 
     Raises:
         PermissionError: A root cannot be made.
@@ -78,9 +77,9 @@ def apply_permissions(workspace: Workspace) -> None:
 
 
 def make_root(workspace: Workspace, root: Path) -> None:
-    """Make a missing folder, and those above it, so that all that is ever made below belongs to the folder's group (setgid).
+    """Make a missing folder, and those above it, so that everything below belongs to the folder's group (setgid).
 
-    Does nothing where nothing is shared: whoever needs the folder makes it. Call it under :func:`workspace_umask`.
+    Does nothing if nothing is shared; the folder is then made when needed. Call it under :func:`workspace_umask`.
     """
     missing: list[Path] = []
     while has_group_access(workspace) and not os.path.exists(root):
@@ -93,7 +92,7 @@ def make_root(workspace: Workspace, root: Path) -> None:
 
 
 def has_group_access(workspace: Workspace) -> bool:
-    """Whether a group works together in it."""
+    """Whether a group shares the workspace."""
     return workspace.sharing != "private"
 
 
@@ -114,12 +113,12 @@ def make_folder(workspace: Workspace, folder: Path) -> None:
 
 
 def file_mode(workspace: Workspace) -> int:
-    """Mode of a new file, where it is set one by one."""
+    """Return the mode of a new file, for code that sets modes one by one."""
     return 0o666 & ~SHARING[workspace.sharing]
 
 
 def permission_problem(workspace: Workspace, root: Path) -> str | None:
-    """Why an existing root is not fit for several users although ``sharing`` asks for it, with the fix; None when it is."""
+    """Say why several users cannot use an existing root although ``sharing`` requires it, with the fix; None if they can."""
     if not has_group_access(workspace) or not root.is_dir():
         return None
     mode = root.stat().st_mode
@@ -131,9 +130,9 @@ def permission_problem(workspace: Workspace, root: Path) -> str | None:
     )
 
 
-# --- what is said to a user without rights ----------------------------------------------------------------------------
+# --- messages to users without permission -----------------------------------------------------------------------------
 def permission_error(error: BaseException) -> OSError | None:
-    """The kernel's refusal for want of rights that an error is or comes from; None where there is none, or a step has judged it."""
+    """Return the permission error that an error is or was caused by; None if there is none, or a step has handled it."""
     seen: BaseException | None = error
     while seen is not None and not isinstance(seen, JobError):
         if isinstance(seen, OSError) and seen.errno in (errno.EACCES, errno.EPERM):
@@ -143,10 +142,10 @@ def permission_error(error: BaseException) -> OSError | None:
 
 
 def explain_permission_error(error: OSError, *, hidden: Sequence[str] = ()) -> str:
-    """A refusal in words: which path, as whom, whose it is, and the fix.
+    """Describe a permission error: the path, the user, the owner, and the fix.
 
     Args:
-        hidden: Folders below which names may tell of patients; only the folder itself is named.
+        hidden: Folders below which names may identify patients; only the folder itself is named.
     """
     paths = [Path(os.fsdecode(name)) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)]
     if not paths:
@@ -155,12 +154,12 @@ def explain_permission_error(error: OSError, *, hidden: Sequence[str] = ()) -> s
     asked, place = _shown(paths[0], hidden), _shown(blocked, hidden)
     if place != str(blocked):
         owner = describe_permissions(blocked).removeprefix(f"{blocked} ")
-        return f"{asked}: permission denied for {whoami()}; something below it {owner}. Mend: as this user, find {place} ! -readable"
-    return f"{asked}: permission denied for {whoami()}; {describe_permissions(blocked)}. Mend: {_permission_fix(blocked)}"
+        return f"{asked}: permission denied for {whoami()}; something below it {owner}. Fix: as this user, find {place} ! -readable"
+    return f"{asked}: permission denied for {whoami()}; {describe_permissions(blocked)}. Fix: {_permission_fix(blocked)}"
 
 
 def blocking_path(path: Path) -> Path | None:
-    """What keeps this process from a path: the first folder above that it may not enter, the path itself, or the folder it is in."""
+    """Find what denies access to a path: the first folder above that this process may not enter, the path, or its folder."""
     for parent in reversed(path.parents):
         if os.path.lexists(parent) and not os.access(parent, os.X_OK, effective_ids=True):
             return parent
@@ -175,16 +174,16 @@ def blocking_path(path: Path) -> Path | None:
 
 
 def describe_permissions(path: Path) -> str:
-    """Owner, group and mode of a path in words."""
+    """Describe owner, group and mode of a path."""
     try:
         status = path.lstat()
     except OSError:
-        return f"{path} cannot be looked at"
+        return f"{path} cannot be inspected"
     return f"{path} belongs to {_user(status.st_uid)}:{_group(status.st_gid)} with mode {stat.filemode(status.st_mode)}"
 
 
 def whoami() -> str:
-    """This process's user and groups in words."""
+    """Describe this process's user and groups."""
     groups = sorted({os.getegid(), *os.getgroups()})
     return f"user {_user(os.geteuid())} (groups {', '.join(map(_group, groups))})"
 

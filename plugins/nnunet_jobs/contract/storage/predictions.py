@@ -1,4 +1,4 @@
-"""What an output folder of predictions looks like: a folder for each model, and links that show what the newest run's model predicted.
+"""Defines the layout of an output folder of predictions: a folder for each model, and links to those of the newest run's model.
 
 ::
 
@@ -28,17 +28,17 @@ _ENTRY = ("status", "reason", "file", "seg", "volumes_ml", "flags", "dice", "ref
 
 
 def entry(record: Mapping[str, Any]) -> dict[str, Any]:
-    """What ``predictions.json`` says about a case, from its record."""
+    """Return the entry of a case in ``predictions.json``, from its record."""
     return {name: record[name] for name in _ENTRY if name in record}
 
 
 def model_folder(output: Path, model: str, model_hash: str) -> Path:
-    """Where a model's predictions of an output folder are kept. A selection that was made anew has another hash and another folder."""
+    """Return a model's folder in an output folder. A new selection of the model has another hash and another folder."""
     return output / MODELS / f"{model}-{model_hash[:8]}"
 
 
 def newest_folder(output: Path) -> Path:
-    """The folder of the newest run's model; ``output`` itself where predictions lie directly in it."""
+    """Return the folder of the newest run's model; ``output`` itself if predictions are directly in it."""
     link = output / NEWEST
     return link.resolve() if link.is_symlink() and link.exists() else output
 
@@ -47,7 +47,7 @@ def is_of_an_earlier_model(path: Path, *, below: Path) -> bool:
     """Whether a file is a prediction that the newest run's model did not make.
 
     Args:
-        below: Folder that is looked through: output folders that are it, or lie below it, are meant.
+        below: The searched folder; only output folders at or below it are considered.
     """
     for folder in path.parents:
         output = folder.parent.parent
@@ -57,7 +57,7 @@ def is_of_an_earlier_model(path: Path, *, below: Path) -> bool:
 
 
 def records_of(output: Path, case: str) -> Iterator[Path]:
-    """Where a case's record may be: the newest model's, and one that lies directly in the folder."""
+    """Yield the possible paths of a case's record: the newest model's, and one directly in the folder."""
     for folder in dict.fromkeys((newest_folder(output), output)):
         yield folder / RECORDS / f"{case}.json"
 

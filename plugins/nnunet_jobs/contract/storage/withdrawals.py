@@ -1,6 +1,6 @@
-"""Cases that were withdrawn: tombstones that keep them from coming back, and what versions and models say about them.
+"""Keeps tombstones, so that withdrawn cases cannot be registered again, and reads what versions and models record about them.
 
-A tombstone has a case id, hashes of the images and a hash of the group: pseudonyms and fingerprints, nothing of the patient.
+A tombstone has a case id, hashes of the images and a hash of the group, but nothing that identifies the patient.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ _SHOWN = 5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WithdrawParams(StepParams):
-    """Take cases out of a dataset because consent was withdrawn.
+    """Remove cases from a dataset because consent was withdrawn.
 
     Attributes:
         dataset: Dataset id or full name, such as ``4`` or ``Dataset004_Hippocampus``.
         cases: Case ids.
-        groups: Patients; all of their cases, and those that a source brings later.
-        reason: For the history; never patient data.
-        dry_run: Only say what would go.
+        groups: Patients, whose present and later cases are all withdrawn.
+        reason: Reason for the history; never patient data.
+        dry_run: Only say what would be removed.
         restore: Lift an earlier withdrawal instead.
         predictions: Delete the cases' predictions below ``output_roots`` too.
-        demote: A promoted model that was trained on the cases is no longer the champion.
+        demote: Demote the champion if it was trained on the cases.
     """
 
     step: ClassVar[str] = "withdraw"
@@ -53,14 +53,14 @@ class WithdrawParams(StepParams):
 
 
 class Tombstones:
-    """The withdrawn cases and groups of one dataset. Whoever changes them holds the dataset's registration lock.
+    """Holds the withdrawn cases and groups of one dataset. Change them only while holding the dataset's registration lock.
 
-    ``cases``: id to ``at``, ``by``, ``reason``, ``images`` and ``labels`` (sha256 to size in bytes), ``group`` (hash) and
+    ``cases`` maps an id to ``at``, ``by``, ``reason``, ``images`` and ``labels`` (sha256 to size in bytes), ``group`` (hash) and
     ``complete``.
-    ``groups``: hash of the group to ``at``, ``by`` and ``reason``.
+    ``groups`` maps the hash of a group to ``at``, ``by`` and ``reason``.
 
     Raises:
-        ConfigError: The file is there and cannot be read. Going on without it would bring withdrawn cases back.
+        ConfigError: The file exists and cannot be read. Without it, withdrawn cases could be registered again.
     """
 
     def __init__(self, workspace: Workspace, dataset: str) -> None:
@@ -79,25 +79,25 @@ class Tombstones:
 
     @property
     def images(self) -> frozenset[str]:
-        """sha256 of every image of a withdrawn case."""
+        """Return the sha256 of every image of a withdrawn case."""
         return frozenset(digest for stone in self.cases.values() for digest in stone["images"])
 
     def incomplete(self) -> list[str]:
-        """Cases whose withdrawal was interrupted."""
+        """Return the cases whose withdrawal was interrupted."""
         return sorted(case for case, stone in self.cases.items() if not stone["complete"])
 
     def group_key(self, group: str) -> str:
-        """How a group is written down here."""
+        """Return the key of a group, which is a hash."""
         return content_hash([self.dataset, group], length=32)
 
     def save(self) -> None:
-        """Write, atomically."""
+        """Write the file atomically."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         write_json(self.path, {"schema": SCHEMA, "cases": self.cases, "groups": self.groups})
 
 
 def images_withdrawn_elsewhere(workspace: Workspace, dataset: str) -> dict[str, str]:
-    """Image sha256 to the other dataset of the workspace from which it was withdrawn."""
+    """Map an image's sha256 to the other dataset of the workspace from which it was withdrawn."""
     found: dict[str, str] = {}
     for path in sorted((Path(workspace.raw) / ".state").glob("Dataset*.withdrawn.json")):
         name = path.name.removesuffix(".withdrawn.json")
@@ -108,11 +108,11 @@ def images_withdrawn_elsewhere(workspace: Workspace, dataset: str) -> dict[str, 
 
 # --- versions ---------------------------------------------------------------------------------------------------------
 def withdrawn_from(version_folder: Path) -> dict[str, dict[str, Any]]:
-    """Cases that were withdrawn from a preprocessed version: id to ``at``, ``train`` and ``val`` (folds in which the case was).
+    """Return cases withdrawn from a preprocessed version: id to ``at``, ``train`` and ``val`` (folds in which the case was).
 
     Args:
-        version_folder: ``.versions/<v>/DatasetXXX_Name``; a folder that we did not make has no record and nothing
-            withdrawn.
+        version_folder: ``.versions/<v>/DatasetXXX_Name``; a folder from elsewhere has no record and no withdrawn
+            cases.
     """
     try:
         found: dict[str, dict[str, Any]] = read_json(version_folder / "version.json").get("withdrawn", {})
@@ -125,7 +125,7 @@ def require_none_withdrawn(version_folder: Path) -> None:
     """Refuse to work on a version from which cases were withdrawn.
 
     Raises:
-        ConfigError: Names version, cases and the fix.
+        ConfigError: There are such cases; the message names version, cases and the fix.
     """
     withdrawn = withdrawn_from(version_folder)
     if withdrawn:
@@ -140,7 +140,7 @@ def require_none_withdrawn(version_folder: Path) -> None:
 
 @contextlib.contextmanager
 def only_consented(version_folder: Path) -> Iterator[None]:
-    """Work on the cases of a version; when one is withdrawn before, meanwhile or at the end, it ends as the ConfigError that says so."""
+    """Refuse a version with withdrawn cases, also if one is withdrawn during the block, which then raises the ConfigError."""
     require_none_withdrawn(version_folder)
     try:
         yield
@@ -157,7 +157,7 @@ def only_consented(version_folder: Path) -> Iterator[None]:
 
 # --- models -----------------------------------------------------------------------------------------------------------
 def trained_on_withdrawn(model_folder: Path) -> dict[str, dict[str, Any]]:
-    """Withdrawn cases that a model has seen: id to ``at`` and ``configurations`` (name to the folds that trained on the case).
+    """Return withdrawn cases that a model has seen: id to ``at`` and ``configurations`` (name to folds trained on the case).
 
     Args:
         model_folder: ``nnUNet_results/.versions/<model>/DatasetXXX_Name``.
@@ -170,7 +170,7 @@ def trained_on_withdrawn(model_folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def listed(cases: Iterable[str] | Mapping[str, Any]) -> str:
-    """Cases in the words of a message: ``2 cases (a, b) were``."""
+    """List cases for a message, such as ``2 cases (a, b) were``."""
     names = sorted(cases)
     shown = ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
     return f"case {shown} was" if len(names) == 1 else f"{len(names)} cases ({shown}) were"

@@ -1,4 +1,4 @@
-"""Where everything lives: the roots, immutable versions and the links to the current ones, confinement of user paths."""
+"""Defines the workspace: its roots, immutable versions and links to the current ones, and confinement of user paths."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ VERSIONS = ".versions"
 MANIFEST = "manifest.json"
 MODEL_CARD = "model.json"
 FINAL_CHECKPOINT = "checkpoint_final.pth"
-"""nnU-Net's own name of a fold's trained network."""
+"""nnU-Net's file name of a fold's trained network."""
 SHARED_ROOTS = ("raw", "preprocessed", "results")
 """The roots that nnU-Net itself knows."""
 WRITTEN_ROOTS = (*SHARED_ROOTS, "jobs")
 """The roots of one team, which all hosts share."""
 ROOTS = (*WRITTEN_ROOTS, "leases")
-"""All roots that a workspace has one folder of."""
+"""All roots that are a single folder in a workspace."""
 SHARING: dict[str, int] = {"private": 0o077, "group": 0o007, "group_others_read": 0o002}
-"""Who may work with what is made: name to umask. ``private``: only the user that a job runs as."""
+"""Maps a value of ``sharing`` to its umask. With ``private``, only the user of a job may use new files."""
 
 
 def dataset_name(dataset_id: int, name: str) -> str:
-    """nnU-Net's folder name of a dataset, ``Dataset004_Hippocampus`` for 4 and ``Hippocampus``.
+    """Return nnU-Net's folder name of a dataset, ``Dataset004_Hippocampus`` for 4 and ``Hippocampus``.
 
     Raises:
-        ConfigError: The id is not 1 or more, or the name has characters that nnU-Net or file systems cannot carry.
+        ConfigError: The id is not between 1 and 99999, or the name has characters that are not safe.
     """
     if not 1 <= dataset_id <= 99_999:
         raise ConfigError(field="dataset_id", value=dataset_id, problem="must be between 1 and 99999")
@@ -47,20 +47,20 @@ def dataset_name(dataset_id: int, name: str) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workspace:
-    """The roots of one team's work. All steps of a pipeline share one.
+    """The roots of one team's work. All steps of a pipeline share one workspace.
 
     Attributes:
-        raw: nnUNet_raw.
-        preprocessed: nnUNet_preprocessed.
-        results: nnUNet_results.
-        jobs: Job directories.
-        leases: GPU and CPU lease ledger; a directory on a local disk of each host.
+        raw: Folder nnUNet_raw.
+        preprocessed: Folder nnUNet_preprocessed.
+        results: Folder nnUNet_results.
+        jobs: Folder of the job directories.
+        leases: Folder of the GPU and CPU lease ledger, on a local disk of each host.
         input_roots: Users may only name input paths below these (and below the workspace's own roots).
         output_roots: Users may only name output paths below these.
         trainer_paths: Folders with user trainer classes (nnU-Net's external-trainer mechanism).
-        cpu_slots: How many jobs may compute at once on a host without a GPU.
-        sharing: ``private`` (new files and folders are their owner's alone, 0600 and 0700), ``group`` (they are
-            writable for the folder's group, others get nothing) or ``group_others_read``.
+        cpu_slots: Number of jobs that may compute at the same time on a host without a GPU.
+        sharing: ``private`` (only their owner may use new files and folders, 0600 and 0700), ``group`` (the folder's
+            group may write them, others get no access) or ``group_others_read``.
     """
 
     raw: str
@@ -93,7 +93,7 @@ class Workspace:
 
     @classmethod
     def below(cls, root: str | Path, **overrides: Any) -> Workspace:
-        """The usual layout below one folder; ``overrides`` replace single roots."""
+        """Return the usual layout below one folder; ``overrides`` replace single roots."""
         base = Path(root).absolute()
         paths: dict[str, Any] = {
             "raw": str(base / "nnUNet_raw"),
@@ -107,7 +107,7 @@ class Workspace:
         return cls(**paths)
 
     def to_json(self) -> dict[str, Any]:
-        """JSON object, inverse of :meth:`from_json`."""
+        """Return a JSON object, the inverse of :meth:`from_json`."""
         return asdict(self)
 
     @classmethod
@@ -117,7 +117,7 @@ class Workspace:
 
     # --- datasets -----------------------------------------------------------------------------------------------
     def datasets(self) -> dict[int, str]:
-        """Registered datasets by id. Ids are compared as numbers, so 100 and 1000 never meet."""
+        """Return registered datasets by id. Ids are compared as numbers, so 100 never matches 1000."""
         found: dict[int, str] = {}
         root = Path(self.raw)
         for entry in sorted(root.iterdir()) if root.is_dir() else ():
@@ -127,10 +127,10 @@ class Workspace:
         return found
 
     def resolve_dataset(self, dataset: str | int) -> str:
-        """Full name of a registered dataset given its id (``4``, ``"4"``) or full name.
+        """Return the full name of a registered dataset, given its id (``4``, ``"4"``) or full name.
 
         Raises:
-            ConfigError: Nothing of that id or name is registered.
+            ConfigError: No dataset of that id or name is registered.
         """
         text = str(dataset)
         known = self.datasets()
@@ -149,7 +149,7 @@ class Workspace:
         return Path(self.raw) / name
 
     def manifest(self, name: str) -> dict[str, Any]:
-        """The dataset's ``manifest.json``."""
+        """Read the dataset's ``manifest.json``."""
         path = self.raw_dataset(name) / MANIFEST
         if not path.is_file():
             raise ConfigError(
@@ -160,42 +160,42 @@ class Workspace:
 
     @property
     def private(self) -> Path:
-        """Folder of what identifies patients, readable for its owner only: the site's key, and which patient each case id is."""
+        """Return the folder, readable for its owner only, of the site's key and the mapping of case ids to patients."""
         return Path(self.raw) / ".private"
 
     # --- preprocessed versions ----------------------------------------------------------------------------------
     def preprocessed_root(self, version: str) -> Path:
-        """What ``nnUNet_preprocessed`` points to while version ``version`` is used."""
+        """Return what ``nnUNet_preprocessed`` points to while version ``version`` is used."""
         return Path(self.preprocessed) / VERSIONS / _checked(version, "version")
 
     def preprocessed_link(self, name: str) -> Path:
-        """The link to a dataset's current preprocessed version."""
+        """Return the link to a dataset's current preprocessed version."""
         return Path(self.preprocessed) / name
 
     def current_version(self, name: str) -> str | None:
-        """Version that the link points to, None before the first preprocessing."""
+        """Return the version that the link points to; None before the first preprocessing."""
         return _linked(self.preprocessed_link(name))
 
     # --- models -------------------------------------------------------------------------------------------------
     def model_root(self, model: str) -> Path:
-        """What ``nnUNet_results`` points to while model ``model`` is trained or used."""
+        """Return what ``nnUNet_results`` points to while model ``model`` is trained or used."""
         return Path(self.results) / VERSIONS / _checked(model, "model")
 
     def champion_link(self, name: str) -> Path:
-        """The link to a dataset's promoted model."""
+        """Return the link to a dataset's promoted model."""
         return Path(self.results) / name
 
     def champion(self, name: str) -> str | None:
-        """Model that is promoted for a dataset, None before the first promotion."""
+        """Return the promoted model of a dataset; None before the first promotion."""
         return _linked(self.champion_link(name))
 
     def model_cards(self, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
-        """(model, card) of every selected model of a dataset."""
+        """Yield (model, card) of every selected model of a dataset."""
         for path in sorted((Path(self.results) / VERSIONS).glob(f"*/{name}/{MODEL_CARD}")):
             yield path.parent.parent.name, read_json(path)
 
     def model_card(self, name: str, model: str) -> dict[str, Any]:
-        """Card of one model.
+        """Read the card of one model.
 
         Raises:
             ConfigError: The model has no card, so it was never selected by FindBestConfigOperator.
@@ -208,13 +208,13 @@ class Workspace:
 
     @property
     def source_roots(self) -> tuple[str, ...]:
-        """Input roots that hold no work of ours: names below them may tell of patients and are shown to nobody."""
+        """Return the input roots outside the workspace; names below them may identify patients and are never shown."""
         own = [os.path.realpath(path) for path in (self.raw, self.preprocessed, self.results, self.jobs, *self.output_roots)]
         return tuple(root for root in self.input_roots if not any(Path(path).is_relative_to(os.path.realpath(root)) for path in own))
 
     # --- confinement --------------------------------------------------------------------------------------------
     def confine_input(self, path: str | Path, *, field: str) -> Path:
-        """Resolve a path that a user named for reading. Symbolic links and ``..`` are followed before judging.
+        """Resolve a path that a user named for reading. Symbolic links and ``..`` are resolved before the check.
 
         Raises:
             ConfigError: It leaves ``input_roots``, ``output_roots`` and the workspace.
@@ -227,12 +227,12 @@ class Workspace:
         return _confine(path, self.output_roots, field=field, setting="output_roots")
 
     def confine_incoming(self, path: str | Path, *, field: str) -> Path:
-        """Resolve a folder that is to be filled with input, such as studies of an archive: below ``input_roots`` only."""
+        """Resolve a folder for new input, such as studies of an archive, which must be below ``input_roots``."""
         return _confine(path, self.input_roots, field=field, setting="input_roots")
 
     # --- nnU-Net ------------------------------------------------------------------------------------------------
     def nnunet_environment(self, *, version: str | None = None, model: str | None = None) -> dict[str, str]:
-        """nnU-Net's environment variables, pinned to one preprocessed version and one model when these are given."""
+        """Return nnU-Net's environment variables, fixed to one preprocessed version and one model if given."""
         environment = {
             "nnUNet_raw": self.raw,
             "nnUNet_preprocessed": str(self.preprocessed_root(version)) if version else self.preprocessed,
@@ -250,7 +250,7 @@ def _checked(version: str, field: str) -> str:
 
 
 def _linked(link: Path) -> str | None:
-    """Version name of a link ``.versions/<v>/DatasetXXX_Name``."""
+    """Return the version name of a link ``.versions/<v>/DatasetXXX_Name``."""
     try:
         target = Path(os.readlink(link))
     except (FileNotFoundError, OSError):

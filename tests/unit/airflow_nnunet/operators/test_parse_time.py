@@ -47,7 +47,7 @@ WRONG: list[tuple[type[NnunetOperator], dict[str, Any], str]] = [
     (FindBestConfigOperator, {"trainer": "nnUNetTrainerX"}, "trainer='nnUNetTrainerX': no such class"),
     (PreprocessOperator, {"planner": "ExperimentPlaner"}, "planner='ExperimentPlaner': no such class in nnU-Net; did you mean"),
     (PreprocessOperator, {"configurations": ["3d_fulres"]}, "configurations=.*'3d_fulres' is not .*did you mean '3d_fullres'"),
-    (PreprocessOperator, {"configurations": "2d, 2d"}, "configurations=.*stands twice"),
+    (PreprocessOperator, {"configurations": "2d, 2d"}, "configurations=.*is named twice"),
     (
         PreprocessOperator,
         {"custom_configurations": {"x": {"inherits_from": "2dd"}}},
@@ -67,7 +67,7 @@ WRONG: list[tuple[type[NnunetOperator], dict[str, Any], str]] = [
         for fields, words in (
             ({"device": "gpu"}, "device='gpu': must be one of auto, cuda, cpu"),
             ({"num_gpus": -1}, "gpus=-1: must be 0 or more"),
-            ({"num_gpus": 1.5}, "gpus=1.5: must be a whole number"),
+            ({"num_gpus": 1.5}, "gpus=1.5: must be an integer"),
             ({"memory_mib": "lots"}, "memory_mib='lots': must be an integer"),
             ({"hang_s": float("nan")}, "hang_s=nan: must be a number"),
             ({"grace_s": 0}, "grace_s=0: must be more than 0 seconds"),

@@ -29,7 +29,7 @@ def test_json_round_trip(params: type[StepParams]) -> None:
     ("params", "change", "said"),
     [
         (RegisterParams, {"dataset_id": 0}, "dataset_id=0: must be between 1 and 99999"),
-        (RegisterParams, {"dataset_id": True}, "dataset_id=True: must be a whole number"),
+        (RegisterParams, {"dataset_id": True}, "dataset_id=True: must be an integer"),
         (RegisterParams, {"layuot": "auto"}, "did you mean 'layout'"),
         (RegisterParams, {"layout": "zip"}, "layout='zip'"),
         (RegisterParams, {"holdout_fraction": 1.0}, "less than 1"),
@@ -40,7 +40,7 @@ def test_json_round_trip(params: type[StepParams]) -> None:
         (PreprocessParams, {"planner": "os.system"}, "class name"),
         (RegisterParams, {"label_rules": {"liver": ["("]}}, r"label_rules=.*'\(' is not a regular expression"),
         (RegisterParams, {"label_rules": {"threshold": 0}}, "above 0"),
-        (RegisterParams, {"label_rules": {"lver": ["x"]}, "label_names": {"background": 0, "liver": 1}}, "'lver' is no label"),
+        (RegisterParams, {"label_rules": {"lver": ["x"]}, "label_names": {"background": 0, "liver": 1}}, "'lver' is not a label"),
         (PredictParams, {"series": {"T1": {"description": "("}}}, "not a regular expression"),
         (PredictParams, {"segment_codes": {"liver": ["10200004", "SCT"]}}, "such as"),
         (PreprocessParams, {"folds": 1}, "2 or more"),

@@ -189,7 +189,7 @@ def test_fault_a_user_without_rights_is_told_whose_it_is_and_nothing_is_half_wri
         lock = path.parent / ".locks" / "004.lock"
         assert failure["message"].startswith(f"{lock}: permission denied for user {MALLORY.uid} (groups {MALLORY.uid}); ")
         assert f"{lock} belongs to {ALICE.uid}:{GROUP} with mode -rw-rw-r--" in failure["message"]
-        assert f"Mend: add {MALLORY.uid} to the group {GROUP}" in failure["message"]
+        assert f"Fix: add {MALLORY.uid} to the group {GROUP}" in failure["message"]
         assert tree(path) == before
         assert sorted(path.parent.rglob("*")) == names
 
@@ -248,8 +248,7 @@ def test_a_file_in_a_folder_that_can_be_read_is_the_one_that_is_named() -> None:
         path.chmod(0o600)
         refused = as_user(BOB, lambda: path.read_text())
         assert (
-            f"{path} belongs to {root_name()}:{GROUP} with mode -rw-------. Mend: its owner runs chmod -R g+rwX {path}"
-            in refused["message"]
+            f"{path} belongs to {root_name()}:{GROUP} with mode -rw-------. Fix: its owner runs chmod -R g+rwX {path}" in refused["message"]
         )
         blocked = as_user(MALLORY, lambda: str(blocking_path(folder / "shared" / "new" / "file")))["result"]
         assert blocked == str(folder / "shared")
