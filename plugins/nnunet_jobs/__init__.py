@@ -1,1 +1,1 @@
-"""The work: everything nnU-Net does on this machine. Imports nnU-Net where it is needed, never Airflow."""
+"""Does everything that nnU-Net does on this machine. Imports nnU-Net where it is needed, and never Airflow."""

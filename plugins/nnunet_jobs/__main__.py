@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None, *, module: str = "nnunet_jobs", step
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser of all commands."""
+    """Build the parser of all commands."""
     parser = argparse.ArgumentParser(prog="python -m nnunet_jobs", description=__doc__)
     subparsers = parser.add_subparsers(required=True)
     for command in COMMANDS:

@@ -1,4 +1,4 @@
-"""What the runner gives to a step: where it works, with how much, how it reports, when it must stop."""
+"""Gives a step its workspace and resources, reports its progress, and says when it must stop."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ from nnunet_jobs.patience import Spells
 
 log = logging.getLogger("nnunet_jobs")
 
-_KEPT_RECORDS = 10_000  # of an outage; a training of days reports fewer
+_KEPT_RECORDS = 10_000  # records kept during an outage; a training of days reports fewer
 
 
 @dataclass(slots=True, kw_only=True)
 class StepContext:
-    """A step's surroundings.
+    """The environment in which a step runs.
 
     Attributes:
-        workspace: The roots.
+        workspace: Workspace of the job.
         job: The job directory.
-        attempt: Number of this attempt, 1 and up.
+        attempt: Number of this attempt, from 1.
         device: ``cuda`` or ``cpu``; decided by the lease.
-        gpus: UUIDs of the leased GPUs, which are all that torch sees.
-        cpus: Cores to use.
-        memory_mib: Memory to stay below, None when there is no limit.
-        stop: Set by SIGTERM; a step looks at it between pieces of work, saves and raises Interrupted.
-        person: Who typed a command, where that is known better than by the process's user.
+        gpus: UUIDs of the leased GPUs, the only ones that torch sees.
+        cpus: Number of cores to use.
+        memory_mib: Limit on the memory in MiB; no limit if None.
+        stop: Set by SIGTERM; a step checks it between pieces of work, saves and raises Interrupted.
+        person: The user who typed a command, if known better than by the process's user.
     """
 
     workspace: Workspace
@@ -59,13 +59,13 @@ class StepContext:
     _spells: Spells = field(default_factory=lambda: Spells("progress"))
 
     def progress(self, phase: str, done: int | None = None, total: int | None = None, **values: Any) -> None:
-        """Report progress: one line of ``metrics.jsonl``, shown in the Airflow task log, and a sign of life.
+        """Report progress: one line of ``metrics.jsonl``, shown in the Airflow task log, and a heartbeat.
 
         Args:
-            phase: What is going on, such as ``train``, ``validate``, ``copy``.
-            done: How much is done, in the phase's own units.
-            total: How much there is to do, in the same units.
-            **values: Numbers and short texts (loss, dice, eta_s); never patient data. NaN and infinities become null.
+            phase: Current phase, such as ``train``, ``validate``, ``copy``.
+            done: Amount of work done, in the phase's own units.
+            total: Total amount of work, in the same units.
+            **values: Numbers and short strings (loss, dice, eta_s); never patient data. NaN and infinities become null.
         """
         record: dict[str, Any] = {"t": round(time.time(), 3), "phase": phase}
         if done is not None:
@@ -76,14 +76,14 @@ class StepContext:
         self._unwritten = [*self._unwritten, (json.dumps(record, allow_nan=False) + "\n").encode()][-_KEPT_RECORDS:]
         try:
             self.write_records()
-        except OSError as error:  # the job directory is away or its disk full: the work goes on, and the record comes later
+        except OSError as error:  # the job directory is unavailable or its disk full: the work continues, and the record is written later
             self._spells.failed(error)
         else:
             self._spells.answered()
         self.beat()
 
     def beat(self) -> None:
-        """A sign of life without a record, for work between two records. Cheap enough for every iteration."""
+        """Send a heartbeat without a record, for work between two records. It is cheap enough for every iteration."""
         self._beats += 1
         try:
             write_counter(self.job.progress, self._beats)
@@ -91,15 +91,15 @@ class StepContext:
             self._spells.failed(error)
 
     def write_records(self) -> None:
-        """Write the records that an outage has kept from ``metrics.jsonl``.
+        """Write the records that could not be written to ``metrics.jsonl`` during an outage.
 
         Raises:
-            OSError: The storage is still away.
+            OSError: The storage is still unavailable.
         """
         fd = open_new(self.job.metrics, os.O_WRONLY | os.O_APPEND)
         try:
             while self._unwritten:
-                line = b"\n" * self._torn + self._unwritten[0]  # ends a line of which a full disk took only the beginning
+                line = b"\n" * self._torn + self._unwritten[0]  # ends a line that a full disk cut off
                 written = os.write(fd, line)  # one write: lines of several processes never mix
                 if written < len(line):
                     self._torn = self._torn or written > 0
@@ -110,15 +110,15 @@ class StepContext:
             os.close(fd)
 
     def check_stop(self) -> None:
-        """Raise Interrupted when the job was told to stop."""
+        """Raise Interrupted when the job is to stop."""
         if self.stop.is_set():
             raise Interrupted("stopped on request; finished pieces of work are kept")
 
     @contextlib.contextmanager
     def content_lock(self, path: Path, *, what: str) -> Iterator[None]:
-        """Hold the kernel lock on what the step writes, so that two jobs for the same content become a worker and a waiter.
+        """Hold the kernel lock on what the step writes, so that of two jobs for the same content one works and the other waits.
 
-        Children inherit it: while one of a killed step's processes still writes, nobody else starts.
+        Children inherit it: while a process of a killed step still writes, no other job starts.
         """
         waited = False
 
@@ -136,7 +136,7 @@ class StepContext:
                 held.enter_context(locked(path, poll=poll, inheritable=True))
             except OSError as error:
                 if error.errno != errno.EROFS:
-                    raise  # a missing permission is explained, with who has it, where the failure is described
+                    raise  # the code that describes the failure also explains missing permissions
                 raise ConfigError(
                     f"{path.parent}: cannot be written ({error.strerror}), so the work on {what} is not begun; mount it writable"
                 ) from error
@@ -144,13 +144,13 @@ class StepContext:
 
 
 def acting(context: StepContext) -> dict[str, str]:
-    """Who acts, for a dataset's history: ``user`` of the operating system, and what the job's labels say of dag, run and task.
+    """Return who acts, for a dataset's history: ``user`` of the operating system, and dag, run and task of the job's labels.
 
-    ``triggered_by`` is the person whom Airflow knows, or who typed a command.
+    ``triggered_by`` is the user known to Airflow, or the one who typed a command.
     """
     try:
         labels: Mapping[str, str] = context.job.spec().labels
-    except FileNotFoundError:  # a command's surroundings, without a job
+    except FileNotFoundError:  # a command without a job
         labels = {"triggered_by": context.person} if context.person else {}
     return {
         "user": user_name(),
@@ -159,7 +159,7 @@ def acting(context: StepContext) -> dict[str, str]:
 
 
 def user_name() -> str:
-    """Name of the user whose process this is, or the number where the system knows no name (a container)."""
+    """Return the name of this process's user, or the number if the system has no name for it (in a container)."""
     try:
         return pwd.getpwuid(os.geteuid()).pw_name
     except KeyError:

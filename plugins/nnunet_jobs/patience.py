@@ -1,4 +1,4 @@
-"""Waiting out a job directory that cannot be reached now: a shared file system may be away for a while, and the work is worth more."""
+"""Retries file operations while a shared file system is unavailable, so that an outage does not end the work."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ log = logging.getLogger("nnunet_jobs")
 T = TypeVar("T")
 
 PATIENCE_S = 3600.0
-"""How long a runner and its step try to write or read what their attempt's outcome depends on."""
+"""Seconds for which a runner and its step retry to write or read what their attempt's outcome depends on."""
 
 _PAUSE_S = 1.0
-_FOR_GOOD = (errno.EROFS, errno.EACCES, errno.EPERM)  # the same user is refused the same way in an hour
+_FOR_GOOD = (errno.EROFS, errno.EACCES, errno.EPERM)  # a retry of the same user would be refused too
 
 
 def patiently(action: Callable[[], T], *, what: str, meanwhile: Callable[[], object] = lambda: None, limit_s: float = PATIENCE_S) -> T:
-    """The action's value; it is done again each second while the storage answers with errors, also with that of a full disk.
+    """Return the action's value; retry it each second while the storage returns errors or the disk is full.
 
     Args:
-        what: For the log, such as ``the outcome``.
+        what: Name for the log, such as ``the outcome``.
         meanwhile: Called each second of waiting, such as a heartbeat; what it raises ends the waiting.
         limit_s: Seconds after which the last error is raised.
     """
@@ -47,20 +47,20 @@ def patiently(action: Callable[[], T], *, what: str, meanwhile: Callable[[], obj
 
 
 class Spells:
-    """Says once that the storage is away, and once that it is back, however often it is asked for meanwhile."""
+    """Logs once that the storage is unavailable, and once that it is available again."""
 
     def __init__(self, what: str) -> None:
         self.what = what
         self._began: float | None = None
 
     def failed(self, error: OSError) -> None:
-        """It did not answer."""
+        """Take note that it did not answer."""
         if self._began is None:
             self._began = time.monotonic()
-            log.error("%s: the storage does not answer (%s); the work goes on", self.what, error)
+            log.error("%s: the storage does not answer (%s); the work continues", self.what, error)
 
     def answered(self) -> None:
-        """It did."""
+        """Take note that it answered."""
         if self._began is not None:
             log.warning("%s: the storage answers again after %.0f s", self.what, time.monotonic() - self._began)
             self._began = None

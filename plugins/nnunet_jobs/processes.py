@@ -1,7 +1,7 @@
-"""Process care: ties between parent and child, what a job's processes use, and leaving none behind.
+"""Manages processes: ends children with their parent, measures what a job's processes use, and leaves none behind.
 
-The kernel's files are read here without psutil. It finds descendants no faster (5 ms among 270 processes either way), counts zombies
-among them, does not know the anonymous part of resident memory, and every runner and reader would import it at its start.
+It reads the kernel's files without psutil, which finds descendants no faster (5 ms among 270 processes either way), includes zombies,
+does not report the anonymous part of resident memory, and would be imported at the start of every runner and reader.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from pathlib import Path
 
 from nnunet_jobs.contract.job.packages import for_this_interpreter
 
-INITIAL_PID_NAMESPACE = 0xEFFFFFFC  # linux/proc_ns.h: the host's own, outside all containers
+INITIAL_PID_NAMESPACE = 0xEFFFFFFC  # linux/proc_ns.h: the host's namespace, outside all containers
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _PR_SET_CHILD_SUBREAPER = 36
 _ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS")
 
 
 def reader_environment() -> dict[str, str]:
-    """Of a process that reads foreign files: this package is found, one thread each, no module from the folder where the parent is."""
+    """Return the environment of a process that reads foreign files: with this package, one thread, no modules of the current folder."""
     return for_this_interpreter({**os.environ, "PYTHONSAFEPATH": "1", **dict.fromkeys(_ONE_THREAD, "1")})
 
 
@@ -36,21 +36,21 @@ def _prctl(option: int, value: int) -> None:
 
 
 def adopt_orphans() -> None:
-    """Become the parent of descendants whose parent dies, so that none of them escapes."""
+    """Become the parent of descendants whose parent ends, so that none of them escapes."""
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
 def die_with_parent(number: signal.Signals, *, parent: int) -> None:
-    """Get signal ``number`` when the parent dies; at once when it is dead already."""
+    """Let the kernel send signal ``number`` to this process when the parent ends, or now if it has ended."""
     _prctl(_PR_SET_PDEATHSIG, number)
     if os.getppid() != parent:
         os.kill(os.getpid(), number)
 
 
 def end_forks_with_us() -> None:
-    """Let processes that we fork be killed when we die: data workers never outlive their trainer.
+    """Let forked processes be killed when this process ends, so that data workers never outlive their trainer.
 
-    The kernel's parent is the thread that forked, so this holds only for forks from the main thread, which ends last.
+    For the kernel, the parent is the thread that forked, so this works only for forks from the main thread, which ends last.
     """
     from_main = False
     parent = 0
@@ -68,7 +68,7 @@ def end_forks_with_us() -> None:
 
 
 def _stat(pid: int) -> tuple[int, str] | None:
-    """(parent, state) of a process, None when it is gone."""
+    """Return (parent, state) of a process; None when it has ended."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
@@ -78,7 +78,7 @@ def _stat(pid: int) -> tuple[int, str] | None:
 
 
 def session_of(pid: int) -> int | None:
-    """Session of a process, None when it is gone."""
+    """Return the session of a process; None when it has ended."""
     try:
         return os.getsid(pid)
     except OSError:
@@ -86,7 +86,7 @@ def session_of(pid: int) -> int | None:
 
 
 def pid_namespace(pid: int | str = "self") -> int | None:
-    """Number of the namespace in which a process counts processes; None when it is gone or we may not know."""
+    """Return the number of a process's pid namespace; None when it has ended or this user may not see it."""
     try:
         return os.stat(f"/proc/{pid}/ns/pid").st_ino
     except OSError:
@@ -94,7 +94,7 @@ def pid_namespace(pid: int | str = "self") -> int | None:
 
 
 def descendants(pid: int) -> list[int]:
-    """All living processes below ``pid``, in no order; zombies are not counted."""
+    """Return all living processes below ``pid``, in no particular order, without zombies."""
     children: dict[int, list[int]] = {}
     for entry in os.listdir("/proc"):
         if entry.isdigit():
@@ -111,7 +111,7 @@ def descendants(pid: int) -> list[int]:
 
 
 def upper_memory_mib(pids: list[int]) -> int:
-    """Sum of the processes' anonymous and shared resident memory, in MiB; counts shared pages more than once. Cheap."""
+    """Return the processes' anonymous and shared resident memory in MiB. Shared pages count more than once; this is cheap."""
     total = 0
     for pid in pids:
         with contextlib.suppress(OSError):
@@ -122,7 +122,7 @@ def upper_memory_mib(pids: list[int]) -> int:
 
 
 def exact_memory_mib(pids: list[int]) -> int:
-    """Memory of the processes together, in MiB; shared pages count once (PSS). Walks page tables, so not for every second."""
+    """Return the memory of the processes together in MiB. Shared pages count once (PSS); this is too slow for every second."""
     total = 0
     for pid in pids:
         with contextlib.suppress(OSError):
@@ -133,10 +133,10 @@ def exact_memory_mib(pids: list[int]) -> int:
 
 
 def kill_descendants(*, patience_s: float = 2.0, timeout_s: float = 30.0, beat: Callable[[], None] = lambda: None) -> int:
-    """SIGKILL everything below this process and collect it. Returns how many were killed.
+    """Kill all processes below this one and collect them. Returns how many were killed.
 
-    Processes get ``patience_s`` to leave by themselves: multiprocessing's resource tracker removes shared memory and semaphores then.
-    Needs :func:`adopt_orphans`: then nothing below us can slip away, not even what made a session of its own.
+    Processes get ``patience_s`` to end by themselves, so that multiprocessing's resource tracker can remove shared memory and
+    semaphores. Needs :func:`adopt_orphans`, with which no descendant can escape, not even one with its own session.
     """
     killed: set[int] = set()
     started = time.monotonic()
@@ -160,7 +160,7 @@ def reap() -> None:
 
 
 def ancestors(pid: int) -> list[int]:
-    """Parents of a process up to the first one, nearest first."""
+    """Return the parents of a process up to the first one, nearest first."""
     found: list[int] = []
     while (stat := _stat(pid)) and stat[0] > 0 and stat[0] not in found:
         pid = stat[0]
@@ -169,7 +169,7 @@ def ancestors(pid: int) -> list[int]:
 
 
 def exit_code(pid: int) -> int | None:
-    """How a child ended (minus the signal if by one), None while it runs. It is left for :func:`reap`, so that its number stays taken.
+    """Return a child's exit code (minus the signal if killed), None while it runs. :func:`reap` collects it; until then its pid is taken.
 
     Other ended children, adopted orphans, are collected on the way.
     """

@@ -342,7 +342,7 @@ def test_an_adopter_whose_gpu_went_to_another_job_meanwhile_is_lost(host: Host) 
     host.adopter(job)
     failure = failure_of(job)
     assert failure.failure_class is FailureClass.LOST
-    assert "others have or want the device" in failure.message
+    assert "other jobs have or want it" in failure.message
     host.adopter(other)
     assert wait_final(other).unwrap()["gpus"] == ["GPU-a"]
     host.is_free()

@@ -147,7 +147,7 @@ def test_fault_61_an_attempt_that_waits_for_its_lease_waits_out_the_storage_too(
     wait_for(lambda: "cpu-0 by" in second.state().message, what="the second job to wait")
     place = away(workspace)
     log = place / second.job_id / "log.txt"
-    wait_for(lambda: "wishes to stop: the storage does not answer" in log.read_text(), what="the waiting runner to notice")
+    wait_for(lambda: "stop requests: the storage does not answer" in log.read_text(), what="the waiting runner to notice")
     back(workspace, place)
     go.touch()
     assert [wait_final(job).unwrap()["attempt"] for job in (first, second)] == [1, 1]

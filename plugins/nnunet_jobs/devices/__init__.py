@@ -1,1 +1,1 @@
-"""Devices of this host: what there is, who may use it now, and who is next."""
+"""Finds the devices of this host, leases them to jobs, and orders the jobs that wait."""

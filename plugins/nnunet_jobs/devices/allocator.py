@@ -1,4 +1,4 @@
-"""Which devices serve a request: best fit by memory, pure arithmetic without files or locks."""
+"""Chooses the devices for a request by best fit of memory, without files or locks."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Device:
-    """A device that can be leased. ``free_mib`` is what strangers leave of it; ``whole`` is False while strangers compute on it."""
+    """A device that can be leased. ``free_mib`` is what foreign processes leave; ``whole`` is False while they compute on it."""
 
     uuid: str
     total_mib: int
@@ -18,7 +18,7 @@ class Device:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """Wanted: ``count`` devices of ``kind``, ``memory_mib`` on each, or whole ones for None. Teams take turns."""
+    """A request for ``count`` devices of ``kind`` with ``memory_mib`` on each, or whole ones if None. Teams take turns."""
 
     kind: str
     count: int = 1
@@ -28,24 +28,24 @@ class Request:
     team: str = ""
 
     def could_use(self, device: Device) -> bool:
-        """Whether the device would ever serve this request: only then is it delayed when another one takes it."""
+        """Whether the device could ever serve this request, so that the request is delayed if another one takes it."""
         return device.uuid not in self.exclude and (self.memory_mib or 0) <= device.total_mib
 
 
 class Allocator:
-    """Devices and what is taken of them, for working out an allocation."""
+    """Holds devices and what is reserved of them, to compute an allocation."""
 
     def __init__(self, devices: Iterable[Device]) -> None:
         self.devices = {device.uuid: device for device in devices}
         self._reserved: dict[str, list[int | None]] = {}
 
     def reserve(self, uuids: Iterable[str], memory_mib: int | None) -> None:
-        """Note that so much of these devices is taken; None is all of each."""
+        """Reserve so much memory of these devices; all of each if None."""
         for uuid in uuids:
             self._reserved.setdefault(uuid, []).append(memory_mib)
 
     def allocate(self, request: Request) -> list[str] | None:
-        """Best fit: the devices that keep the least memory afterwards; for whole devices the smallest ones. None when it does not fit."""
+        """Choose the devices with the least free memory afterwards; for whole devices the smallest. None if none fit."""
         fits = []
         for device in self.devices.values():
             if device.uuid not in request.exclude:
@@ -57,11 +57,11 @@ class Allocator:
         return [uuid for _, _, uuid in sorted(fits)[: request.count]]
 
     def named(self, uuids: Sequence[str]) -> list[Device]:
-        """The devices of these names."""
+        """Return the devices of these names."""
         return [self.devices[uuid] for uuid in uuids]
 
     def _left(self, device: Device, memory_mib: int | None) -> int | None:
-        """Memory that stays free on a device after such a request, None when it does not fit."""
+        """Return the memory that stays free on a device after such a request; None when it does not fit."""
         taken = self._reserved.get(device.uuid, [])
         if memory_mib is None:
             return 0 if device.whole and not taken else None

@@ -1,4 +1,4 @@
-"""Where a job computes: a GPU lease by NVML and the ledger, or a CPU slot through the same code where there is no GPU."""
+"""Finds where a job computes: on GPUs leased by NVML and the ledger, or in a CPU slot by the same code if there is no GPU."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from nnunet_jobs.processes import INITIAL_PID_NAMESPACE, ancestors, pid_namespac
 log = logging.getLogger("nnunet_jobs")
 
 _POLL_S = 0.5
-_NVML_S = 5.0  # between two questions to NVML, which takes a second to start where no daemon keeps the driver loaded
-_WHOLE_GPU_SLACK_MIB = 1024  # a display server or a monitoring agent may keep this much of a GPU that is given away whole
+_NVML_S = 5.0  # seconds between two queries of NVML, which takes a second to start if no daemon keeps the driver loaded
+_WHOLE_GPU_SLACK_MIB = 1024  # a display server or a monitoring agent may keep this much of a GPU that is leased as a whole
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Placement:
-    """Where the step computes. ``gpus`` are UUIDs, ``memory_mib`` is reserved on each; without a lease the step only needs cores."""
+    """The devices of a step. ``gpus`` are UUIDs, ``memory_mib`` is reserved on each; without a lease the step only needs cores."""
 
     device: str
     gpus: tuple[str, ...] = ()
@@ -35,10 +35,10 @@ class Placement:
 
 
 def choose_kind(resources: Resources, inventory: Inventory) -> str:
-    """``cuda`` or ``cpu`` for this host.
+    """Choose ``cuda`` or ``cpu`` for this host.
 
     Raises:
-        ConfigError: A GPU was asked for and there is none, or not enough of them.
+        ConfigError: GPUs were requested and there are none, or not enough.
     """
     if resources.device == "cuda" and resources.gpus == 0:
         raise ConfigError("device='cuda' with gpus=0: ask for gpus=1, or device='auto'")
@@ -76,18 +76,18 @@ def choose_kind(resources: Resources, inventory: Inventory) -> str:
 
 
 def _for_one_job(inventory: Inventory, count: int) -> Inventory:
-    """What a job that wants ``count`` GPUs can choose from: CUDA shows a process one MIG device at most (NVIDIA's MIG user guide)."""
+    """Return the GPUs for a job that needs ``count``: CUDA shows a process at most one MIG device (NVIDIA's MIG user guide)."""
     return replace(inventory, gpus=tuple(gpu for gpu in inventory.gpus if count == 1 or gpu.parent is None))
 
 
 def strangers(gpu: Gpu, holders: list[Holder]) -> list[GpuProcess]:
-    """Processes on a GPU that belong to no lease.
+    """Return the processes on a GPU that belong to no lease (foreign processes).
 
-    A process is a lease's when its session is noted there or the lease's runner is among its ancestors; seen from the host, also when
-    it lives in a lease holder's container (for root and the holder's user, who may know; for others it is a stranger and counts twice).
+    A process belongs to a lease if its session is recorded there or the lease's runner is among its ancestors; on the host, also if
+    it runs in a lease holder's container (only root and the holder's user can see this; for others it is foreign and counts twice).
 
-    Inside a container process numbers are another namespace's, so nobody can be told apart on a GPU that has lease holders: none
-    counts as a stranger there, and :func:`as_devices` goes by memory alone. On a GPU without holders every process is a stranger.
+    Inside a container, pids are of another namespace, so processes on a GPU with lease holders cannot be distinguished: none counts
+    as foreign there, and :func:`as_devices` uses memory alone. On a GPU without holders, every process is foreign.
     """
     own = pid_namespace()
     if holders and own != INITIAL_PID_NAMESPACE:
@@ -106,7 +106,7 @@ def strangers(gpu: Gpu, holders: list[Holder]) -> list[GpuProcess]:
 
 
 def as_devices(inventory: Inventory, ledger: Ledger, *, warn: Callable[[str], None]) -> list[Device]:
-    """GPUs that can be leased now: not lost, not in quarantine, less what strangers use of them. Lost ones are put in quarantine."""
+    """Return GPUs that can be leased now, less what foreign processes use. Lost GPUs are put in quarantine and left out."""
     holders = ledger.holders()
     quarantine = ledger.quarantined()
     devices = []
@@ -127,10 +127,10 @@ def as_devices(inventory: Inventory, ledger: Ledger, *, warn: Callable[[str], No
         taken = sum(process.memory_mib or 0 for process in foreign)
         slack = max(_WHOLE_GPU_SLACK_MIB, gpu.total_mib // 10)
         if pid_namespace() != INITIAL_PID_NAMESPACE:
-            # Strangers cannot be named here, but what is used beyond all that was reserved is theirs.
+            # Foreign processes cannot be named here, but they use what exceeds all reservations.
             reserved = sum(holder.memory_mib or gpu.total_mib for holder in mine)
             taken = max(taken, gpu.total_mib - gpu.free_mib - reserved - slack)
-        # Without leases NVML's own number is the truth; with them it counts our jobs' memory, which the ledger knows better.
+        # Without leases, NVML's number is exact; with them, it includes our jobs' memory, which the ledger knows better.
         free = gpu.total_mib - taken if mine else min(gpu.free_mib, gpu.total_mib - taken)
         whole = not foreign and (bool(mine) or gpu.free_mib >= gpu.total_mib - slack)
         devices.append(Device(uuid=gpu.uuid, total_mib=gpu.total_mib, free_mib=free, whole=whole))
@@ -147,14 +147,14 @@ def acquire(
     poll: Callable[[], None],
     waiting: Callable[[str], None],
 ) -> Placement:
-    """Wait for the devices that a job asked for and take them.
+    """Wait for the devices that a job requests, and lease them.
 
     Args:
-        owner: Job id, shown to those who wait.
-        team: Teams take turns.
+        owner: Job id, shown to waiting jobs.
+        team: Team of the job; teams take turns.
         exclude: GPUs that failed this job before; used again only if there are no others.
         poll: Called at least every half second; may raise to give up.
-        waiting: Told why when there is something new to say.
+        waiting: Called with the reason of waiting when it changes.
     """
     if resources.gpus == 0:
         choose_kind(resources, Inventory())
@@ -203,7 +203,7 @@ def acquire(
 
 
 def claim(names: Sequence[str], kind: str, workspace: Workspace, *, memory_mib: int | None, owner: str, team: str = "") -> Lease | None:
-    """Just these devices, if they are free now and nobody waits for them, else None."""
+    """Lease exactly these devices if they are free and no job waits for them; else return None."""
     ledger = Ledger(workspace.leases)
     if kind == "cpu":
         devices = [Device(uuid=name, total_mib=1, free_mib=1) for name in names]
@@ -214,7 +214,7 @@ def claim(names: Sequence[str], kind: str, workspace: Workspace, *, memory_mib: 
 
 
 def memory_share(gpus: tuple[str, ...], memory_mib: int | None) -> float:
-    """Part of its GPUs that a job has reserved, by memory; 1 for whole ones."""
+    """Return the share of its GPUs' memory that a job has reserved; 1 for whole GPUs."""
     if not gpus or memory_mib is None:
         return 1.0
     totals = [gpu.total_mib for gpu in read_inventory().gpus if gpu.uuid in gpus]
@@ -222,7 +222,7 @@ def memory_share(gpus: tuple[str, ...], memory_mib: int | None) -> float:
 
 
 def lost_gpus(gpus: tuple[str, ...]) -> dict[str, str]:
-    """Which of these GPUs NVML calls lost, with its reason; also one that it no longer lists among others, as a lost GPU's MIG devices."""
+    """Return the GPUs that NVML reports as lost, with its reason; also one that it no longer lists, such as a lost GPU's MIG device."""
     if not gpus:
         return {}
     found = {gpu.uuid: gpu.lost for gpu in read_inventory().gpus}
@@ -231,7 +231,7 @@ def lost_gpus(gpus: tuple[str, ...]) -> dict[str, str]:
 
 
 def _why(request: Request, devices: list[Device], ledger: Ledger) -> str:
-    """Why a job waits, in words."""
+    """Say why a job waits."""
     what = (
         "a CPU slot"
         if request.kind == "cpu"

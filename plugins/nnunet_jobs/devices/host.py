@@ -1,4 +1,4 @@
-"""What this host or container lets us use: cores, memory, out-of-memory kills. Linux, cgroup v1 and v2."""
+"""Reads what this host or container allows: cores, memory, out-of-memory kills. For Linux, cgroup v1 and v2."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ def _read(path: Path) -> str | None:
 
 
 def _cgroup_folders(controller: str, root: Path, own: Path) -> list[Path]:
-    """Folders of our cgroup and its ancestors for one controller (v1) or for all (v2), innermost first.
+    """Return folders of our cgroup and its ancestors for one controller (v1) or for all (v2), innermost first.
 
-    Inside a container the path of /proc/self/cgroup may not exist below the mount; then the mount itself is ours.
+    Inside a container the path of /proc/self/cgroup may not exist below the mount; then the mount itself is our cgroup.
     """
     folders: list[Path] = []
     for line in (_read(own) or "").splitlines():
@@ -42,7 +42,7 @@ def _cgroup_folders(controller: str, root: Path, own: Path) -> list[Path]:
 
 
 def cores(*, root: Path = CGROUPS, own: Path = OWN_CGROUP) -> float:
-    """Cores that we may use: the least of affinity and the cgroup quotas (v1 and v2) on the way up, such as 1.5."""
+    """Return the cores that we may use, such as 1.5: the least of affinity and the quotas of all cgroups above (v1 and v2)."""
     limit = float(len(os.sched_getaffinity(0)))
     for folder in _cgroup_folders("cpu", root, own):
         quota, period = 0.0, 0.0
@@ -60,7 +60,7 @@ def cores(*, root: Path = CGROUPS, own: Path = OWN_CGROUP) -> float:
 
 
 def memory_mib(*, root: Path = CGROUPS, own: Path = OWN_CGROUP) -> int:
-    """Memory that we may use, in MiB: the least of the host's memory and the cgroup limits on the way up."""
+    """Return the memory that we may use, in MiB: the least of the host's memory and the limits of all cgroups above."""
     limit = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     for folder in _cgroup_folders("memory", root, own):
         for name in ("memory.max", "memory.limit_in_bytes"):
@@ -71,9 +71,9 @@ def memory_mib(*, root: Path = CGROUPS, own: Path = OWN_CGROUP) -> int:
 
 
 def oom_kills(*, root: Path = CGROUPS, own: Path = OWN_CGROUP) -> tuple[int | None, int]:
-    """(kills by our own cgroup's limit or None where the kernel does not count them, kills on the whole host), since boot."""
+    """Return (kills by our own cgroup's limit, None if the kernel does not count them; kills on the whole host), since boot."""
     ours: int | None = None
-    for folder in _cgroup_folders("memory", root, own)[:1]:  # a kill is counted where its victim lived, whosever limit it was
+    for folder in _cgroup_folders("memory", root, own)[:1]:  # the kernel counts a kill in the killed process's cgroup, for any limit
         for name in ("memory.events", "memory.oom_control"):
             count = _count(_read(folder / name), "oom_kill")
             ours = count if ours is None else ours
@@ -81,7 +81,7 @@ def oom_kills(*, root: Path = CGROUPS, own: Path = OWN_CGROUP) -> tuple[int | No
 
 
 def _count(text: str | None, key: str) -> int | None:
-    """Value of a ``key value`` line."""
+    """Return the value of a ``key value`` line."""
     for line in (text or "").splitlines():
         name, _, value = line.partition(" ")
         if name == key:
@@ -90,7 +90,7 @@ def _count(text: str | None, key: str) -> int | None:
 
 
 def shared_memory_mib() -> tuple[int, int]:
-    """(total, free) MiB of /dev/shm, where data workers hand arrays over; (0, 0) where there is none."""
+    """Return (total, free) MiB of /dev/shm, which data workers use for arrays; (0, 0) if there is none."""
     try:
         found = os.statvfs("/dev/shm")  # noqa: S108 - the kernel's fixed place, not a temporary file of ours
     except OSError:

@@ -1,4 +1,4 @@
-"""Entries of the lease ledger: small files, each locked by its holder for as long as that lives; used under the ledger's mutex."""
+"""Reads and writes entries of the lease ledger: small files that their holders lock while they run; used under the ledger's mutex."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _PAGE = 4096
 
 
 class Unreadable(Exception):
-    """The entry of a live holder cannot be read, so that it is unknown what it holds."""
+    """The entry of a live holder cannot be read, so that its devices are not known."""
 
 
 def live_entries(folder: Path) -> Iterator[tuple[Path, dict[str, Any] | None]]:
-    """Entries that somebody holds, by number, with None for one that cannot be read. Those without a holder are removed."""
+    """Yield entries with a live holder, by number, with None for one that cannot be read. Those without a holder are removed."""
     for path in sorted(folder.iterdir()):
         try:
             fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
@@ -41,7 +41,7 @@ def is_full(error: OSError) -> bool:
 
 
 def new_entry(path: Path, data: Mapping[str, Any]) -> int:
-    """Descriptor of a new, locked entry. An entry that cannot be written is taken back: empty and locked it would be in everybody's way."""
+    """Make a new, locked entry and return its descriptor. If writing fails it is removed, since an empty locked entry would block all."""
     fd = open_new(path, os.O_RDWR | os.O_EXCL)
     try:
         try_lock(fd)
@@ -54,7 +54,7 @@ def new_entry(path: Path, data: Mapping[str, Any]) -> int:
 
 
 def content(fd: int) -> dict[str, Any] | None:
-    """What an entry says; None where that is nothing that can be read."""
+    """Return the content of an entry; None if it cannot be read."""
     try:
         data = json.loads(os.pread(fd, _PAGE, 0))
     except ValueError:
@@ -74,9 +74,9 @@ def change(path: Path, **values: Any) -> None:
 
 
 def rewrite(fd: int, data: Mapping[str, Any]) -> None:
-    """Replace a small file's content in place: its lock belongs to this very file, so it cannot be renamed over.
+    """Replace a small file's content in place, since its lock belongs to this file and a rename would lose it.
 
-    One write of one page, padded: a writer killed here leaves the old content or the new one.
+    It is one write of one padded page, so that a killed writer leaves the old content or the new one.
     """
     text = json.dumps(data).encode().ljust(_PAGE - 1) + b"\n"
     if len(text) > _PAGE:

@@ -1,14 +1,14 @@
-"""The ledger of who may use which device of this host: kernel locks, so that death frees what was held and nothing else does.
+"""Keeps the ledger of device leases on this host by kernel locks, so that a lease ends exactly when its processes end.
 
-    alloc.lock                  mutex; held for a fraction of a millisecond by whoever reads or changes the ledger
+    alloc.lock                  mutex; held for a fraction of a millisecond by each reader or writer of the ledger
     leases/<n>.json             one file per lease, flocked by its holder and by every process that inherited it
-    tickets/<n>.json            one file per waiter, flocked by it; the number is its place in the queue
+    tickets/<n>.json            one file per waiting job, flocked by it; the number is its place in the queue
     turns/team-<name>           number of the newest lease of each team, by which teams take turns
     quarantine/<device>.json    devices not to be used for a while, with the reason
 
-A lock on an open file belongs to the open file, not to a process: the trainer inherits it, so a lease lives exactly as long as any
-process that may use the device, stopped ones included. A file without a lock is a dead holder's and is swept by the next reader.
-Another process takes a lease over by writing one of its own that follows it: while both live, only the follower counts.
+A lock belongs to the open file, not to a process: the trainer inherits it, so a lease lasts exactly as long as any process that may
+use the device, suspended ones included. A file without a lock is of a dead holder, and the next reader removes it. Another process
+takes a lease over by writing its own lease that follows it; while both exist, only the follower counts.
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ log = logging.getLogger("nnunet_jobs")
 
 T = TypeVar("T")
 
-_FULL_S = 0.5  # between two tries to write to a full disk
+_FULL_S = 0.5  # seconds between two attempts to write to a full disk
 MAX_OVERTAKEN = 3
-"""How often later, smaller jobs may go before a waiting bigger one. After that everybody behind it waits."""
+"""How often later, smaller jobs may overtake a waiting bigger one. After that, all jobs behind it wait."""
 
 ASLEEP_S = 30.0
-"""A waiter that has not asked for so long is passed over until it asks again."""
+"""A waiting job that has not asked for so long is skipped until it asks again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Holder:
-    """A live lease as read from the ledger. ``pid`` and ``sessions`` mean something in ``pid_namespace`` only."""
+    """A live lease as read from the ledger. ``pid`` and ``sessions`` are valid in ``pid_namespace`` only."""
 
     number: int
     device: str
@@ -60,7 +60,7 @@ class Holder:
 
 @dataclass(slots=True, kw_only=True)
 class Lease:
-    """Leased devices. The files stay locked until the last process that inherited ``fds`` is gone."""
+    """Leased devices. The files stay locked until the last process that inherited ``fds`` ends."""
 
     devices: tuple[str, ...]
     numbers: tuple[int, ...]
@@ -92,7 +92,7 @@ class Ticket:
         self.number = number
         self.request = request
         self.trouble = ""
-        """Why nothing can be taken now although it may be free; empty where nothing is wrong."""
+        """Why no device can be leased now although it may be free; empty if nothing is wrong."""
         self._seen: dict[int, tuple[int, float]] = {}
 
     def try_acquire(self, devices: Sequence[Device], *, poll: Callable[[], None] | None = None) -> Lease | None:
@@ -100,7 +100,7 @@ class Ticket:
         return self.ledger.try_acquire(self, devices, poll=poll)
 
     def sleeps(self, number: int, polls: int) -> bool:
-        """Whether an earlier waiter has not asked for long, by our own clock: a stopped process must not hold up the living."""
+        """Whether an earlier waiting job has not asked for long, by our own clock, since a suspended process must not block others."""
         now = time.monotonic()
         before, since = self._seen.get(number, (-1, now))
         if before != polls:
@@ -110,7 +110,7 @@ class Ticket:
 
 
 class Ledger:
-    """The lease directory of one host.
+    """Manages the lease directory of one host.
 
     Raises:
         ConfigError: The directory is on a network file system.
@@ -124,27 +124,27 @@ class Ledger:
 
     # --- reading ------------------------------------------------------------------------------------------------
     def holders(self) -> list[Holder]:
-        """Live leases of all kinds."""
+        """Return live leases of all kinds."""
         with self._mutex():
             return self._holders()
 
     def waiting(self) -> int:
-        """How many jobs wait."""
+        """Return the number of waiting jobs."""
         with self._mutex():
             return len(self._waiters())
 
     def quarantined(self) -> dict[str, str]:
-        """Devices not to be used now, with the reason."""
+        """Return the devices that must not be used now, with the reason."""
         found: dict[str, str] = {}
         for path in (self.folder / "quarantine").glob("*.json"):
             try:
                 data = read_json(path)
-            except FileNotFoundError:  # another reader's, of a version that removed what had expired
+            except FileNotFoundError:  # removed by a reader of an earlier version, which removed expired entries
                 continue
             # CLOCK_BOOTTIME does not jump with the wall clock, and a reboot resets a GPU.
             if data["boot_id"] == boot_id() and time.clock_gettime(time.CLOCK_BOOTTIME) < data["until"]:
                 found[data["device"]] = data["reason"]
-            # An entry that has expired stays: who removed it could remove one that was written anew meanwhile. There is one a device.
+            # Expired entries stay, since removing one could remove a new one written meanwhile. There is one for each device.
         return found
 
     def quarantine(self, device: str, reason: str, *, seconds: float = 3600.0) -> None:
@@ -161,7 +161,7 @@ class Ledger:
     # --- waiting and taking -------------------------------------------------------------------------------------
     @contextlib.contextmanager
     def ticket(self, request: Request, *, poll: Callable[[], None] | None = None) -> Iterator[Ticket]:
-        """A place in the queue. It vanishes with the process, so a dead waiter holds nobody up."""
+        """Take a place in the queue. It ends with the process, so a dead process does not block others."""
         number, path, fd = self._with_room(lambda: self._new_ticket(request, poll), poll)
         try:
             yield Ticket(self, number, request)
@@ -176,7 +176,7 @@ class Ledger:
             return number, path, new_entry(path, {"request": asdict(request), "overtaken": 0, "polls": 0})
 
     def _with_room(self, change: Callable[[], T], poll: Callable[[], None] | None) -> T:
-        """What a change to the ledger returns, made again until its disk has room."""
+        """Make a change to the ledger, retrying until its disk has room, and return its result."""
         told = False
         while True:
             try:
@@ -191,9 +191,9 @@ class Ledger:
             time.sleep(_FULL_S)
 
     def try_acquire(self, ticket: Ticket, devices: Sequence[Device], *, poll: Callable[[], None] | None = None) -> Lease | None:
-        """Take the devices if they are free and it is this ticket's turn, else None. ``devices`` are those of the request's kind.
+        """Lease the devices if they are free and it is this ticket's turn, else return None. ``devices`` are of the request's kind.
 
-        None also while the ledger's disk is full, or a live holder's entry cannot be read: nobody knows then what is free.
+        None also while the ledger's disk is full, or a live holder's entry cannot be read, since it is not known then what is free.
         """
         try:
             return self._try_acquire(ticket, devices, poll)
@@ -219,7 +219,7 @@ class Ledger:
                 if allocated is None:
                     blocked.append(waiter)
                 else:
-                    allocator.reserve(allocated, waiter.request.memory_mib)  # theirs within their next poll
+                    allocator.reserve(allocated, waiter.request.memory_mib)  # that job takes them at its next poll
             allocated = allocator.allocate(request)
             if allocated is None:
                 return None
@@ -231,9 +231,9 @@ class Ledger:
             return self._write_leases(allocated, memory_mib=request.memory_mib, owner=request.owner, team=request.team)
 
     def adopt(self, numbers: Sequence[int], devices: Sequence[str], *, owner: str, poll: Callable[[], None] | None = None) -> Lease | None:
-        """Leases that follow another process's, which may then let go of its own; None when it did already.
+        """Make leases that follow another process's, which may then release its own; return None when it has already done so.
 
-        All of them or none; at no moment are the devices free, or taken twice.
+        All of them are taken over or none; the devices are never free or leased twice.
         """
         with self._mutex(poll):
             live = {entry.number: entry for entry in self._entries(strict=True)}
@@ -244,12 +244,12 @@ class Ledger:
             return self._write_leases(devices, memory_mib=found[0].memory_mib, owner=owner, team=found[0].team, follows=numbers)
 
     def is_adopted(self, lease: Lease) -> bool:
-        """Whether another process lives that has taken this lease over."""
+        """Whether a live process has taken this lease over."""
         with self._mutex():
             return set(lease.numbers) <= {entry.follows for entry in self._entries()}
 
     def note_session(self, lease: Lease, session: int) -> None:
-        """Record the session of the processes that work under a lease, to tell them from strangers on the GPU."""
+        """Record the session of a lease's processes, to distinguish them from foreign processes on the GPU."""
         with self._mutex():
             for fd in lease.fds:
                 if (data := content(fd)) is not None:
@@ -262,7 +262,7 @@ class Ledger:
             yield
 
     def _before(self, ticket: Ticket, holders: Sequence[Holder]) -> list[_Waiter]:
-        """Who is served before a ticket, of those that ask for the same kind of device and are awake. Notes that the ticket asks."""
+        """Return the active waiting jobs before a ticket, for the same kind of device, and record that the ticket asks."""
         waiting: dict[int, _Waiter] = {}
         for waiter in self._waiters():
             if waiter.number == ticket.number:
@@ -270,7 +270,7 @@ class Ledger:
             elif waiter.request.kind != ticket.request.kind or ticket.sleeps(waiter.number, waiter.polls):
                 continue
             waiting[waiter.number] = waiter
-        if ticket.number not in waiting:  # our own entry cannot be read; nobody else may write it
+        if ticket.number not in waiting:  # our own entry cannot be read; no other process may write it
             waiting[ticket.number] = _Waiter(ticket.number, self.folder / "tickets" / f"{ticket.number:020d}.json", 0, 0, ticket.request)
         entries = [QueueEntry(number=item.number, team=item.request.team, count=item.request.count) for item in waiting.values()]
         served = {team: read_counter(self._last_served(team)) for team in {entry.team for entry in entries}}
@@ -289,7 +289,7 @@ class Ledger:
         return number
 
     def _entries(self, *, strict: bool = False) -> list[Holder]:
-        """Live leases. One that cannot be read is left out, or, if ``strict``, raises :class:`Unreadable`."""
+        """Return live leases. One that cannot be read is left out, or, if ``strict``, raises :class:`Unreadable`."""
         found = []
         for path, data in live_entries(self.folder / "leases"):
             try:
@@ -301,13 +301,13 @@ class Ledger:
         return found
 
     def _holders(self, *, strict: bool = False) -> list[Holder]:
-        """Entries that count: of a lease that changes hands, the newer one."""
+        """Return the entries that count: during a handover, only the newer one."""
         entries = self._entries(strict=strict)
         followed = {entry.follows for entry in entries}
         return [entry for entry in entries if entry.number not in followed]
 
     def _waiters(self) -> list[_Waiter]:
-        """Live tickets. One that cannot be read asks for nothing that is known, so nobody waits for it."""
+        """Return live tickets. One that cannot be read is left out, so that no job waits for it."""
         found = []
         for path, data in live_entries(self.folder / "tickets"):
             with contextlib.suppress(ValueError, TypeError, KeyError):
@@ -335,7 +335,7 @@ class Ledger:
                 numbers.append(self._next_number())
                 paths.append(self.folder / "leases" / f"{numbers[-1]:020d}.json")
                 fds.append(new_entry(paths[-1], {**entry, "device": device, "follows": followed}))
-                if followed is None:  # a lease that changes hands is no new turn
+                if followed is None:  # a handover is not a new turn
                     write_counter(self._last_served(team), numbers[-1])
         except BaseException:
             for path in paths:

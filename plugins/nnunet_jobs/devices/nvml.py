@@ -1,4 +1,4 @@
-"""What NVML says about the GPUs of this host: memory, other people's processes, GPUs that are lost."""
+"""Reads the GPUs of this host by NVML: memory, foreign processes, lost GPUs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _MIB = 1 << 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GpuProcess:
-    """A process that computes on a GPU; ``memory_mib`` is None where the driver does not tell."""
+    """A process that computes on a GPU; ``memory_mib`` is None if the driver does not report it."""
 
     pid: int
     memory_mib: int | None
@@ -21,7 +21,7 @@ class GpuProcess:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gpu:
-    """One GPU or MIG device as seen now. ``lost`` is NVML's reason when it does not answer any more; ``parent`` the MIG device's GPU."""
+    """One GPU or MIG device as seen now. ``lost`` is NVML's reason if it no longer answers; ``parent`` is a MIG device's GPU."""
 
     uuid: str
     index: int
@@ -35,19 +35,19 @@ class Gpu:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inventory:
-    """All GPUs that this process may use, and in words why there are none."""
+    """All GPUs that this process may use, and the reason if there are none."""
 
     gpus: tuple[Gpu, ...] = ()
     reason: str = ""
 
 
 def read_inventory() -> Inventory:
-    """Ask NVML now. Never raises: a host without NVIDIA driver or nvidia-ml-py is a host without GPUs, with the reason.
+    """Query NVML now. Never raises: without NVIDIA driver or nvidia-ml-py, the host has no GPUs, with the reason.
 
     CUDA_VISIBLE_DEVICES of this process limits the list, as it would limit torch.
     """
     try:
-        import pynvml  # a small ctypes wrapper, needed only where GPUs are looked for
+        import pynvml  # a small ctypes wrapper, imported only to look for GPUs
     except ImportError:
         return Inventory(reason="the package nvidia-ml-py is not installed")
     try:
@@ -72,7 +72,7 @@ def read_inventory() -> Inventory:
 
 
 def torch_is_cpu_only() -> bool:
-    """True when the installed torch says by its version (``2.8.0+cpu``) that it cannot use a GPU."""
+    """Whether the version of the installed torch (such as ``2.8.0+cpu``) shows that it cannot use a GPU."""
     try:
         return importlib.metadata.version("torch").endswith("+cpu")
     except importlib.metadata.PackageNotFoundError:
@@ -80,7 +80,7 @@ def torch_is_cpu_only() -> bool:
 
 
 def _devices(pynvml: Any, index: int) -> Iterator[Gpu]:
-    """The GPU of this index, or its MIG devices when it is in MIG mode: CUDA cannot use the GPU itself then."""
+    """Yield the GPU of this index, or its MIG devices if it is in MIG mode, since CUDA cannot use the GPU itself then."""
     uuid = f"index-{index}"
     try:
         handle = pynvml.nvmlDeviceGetHandleByIndex(index)
@@ -98,7 +98,7 @@ def _devices(pynvml: Any, index: int) -> Iterator[Gpu]:
 def _gpu(pynvml: Any, handle: Any, index: int, *, parent: str | None = None) -> Gpu:
     memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
     newer = _optional(pynvml, lambda: pynvml.nvmlDeviceGetMemoryInfo(handle, version=pynvml.nvmlMemory_v2), None)
-    reserved = newer.reserved if newer is not None else 0  # by driver and firmware; nobody can have it
+    reserved = newer.reserved if newer is not None else 0  # by driver and firmware; no process can use it
     return Gpu(
         uuid=_text(pynvml.nvmlDeviceGetUUID(handle)),
         index=index,
@@ -114,7 +114,7 @@ def _gpu(pynvml: Any, handle: Any, index: int, *, parent: str | None = None) -> 
 
 
 def _slices(pynvml: Any, handle: Any) -> list[Any] | None:
-    """MIG devices of a GPU, as far as this container may see them; None when it is not in MIG mode or too old for it."""
+    """Return the MIG devices of a GPU that this container may see; None if it is not in MIG mode or too old for it."""
 
     def enabled() -> bool:
         return bool(pynvml.nvmlDeviceGetMigMode(handle)[0] == pynvml.NVML_DEVICE_MIG_ENABLE)
@@ -130,7 +130,7 @@ def _slices(pynvml: Any, handle: Any) -> list[Any] | None:
 
 
 def _optional(pynvml: Any, ask: Any, otherwise: Any) -> Any:
-    """Answer of a question that old drivers and small GPUs cannot answer; a lost GPU is never taken for one of these."""
+    """Return the answer to a query that old drivers and small GPUs do not support; a lost GPU is never taken for one of these."""
     try:
         return ask()
     except (

@@ -1,4 +1,4 @@
-"""What this host offers to jobs, as plain data: for ``airflow nnunet doctor``, reports and support."""
+"""Collects what this host offers to jobs, as plain data, for ``airflow nnunet doctor``, reports and support."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _PACKAGES = ("nnunetv2", "torch", "torchvision", "nibabel", "SimpleITK", "numpy"
 
 
 def probe() -> dict[str, Any]:
-    """GPUs, cores, memory and shared memory (MiB), file limits, compiler and versions. Imports none of the heavy packages."""
+    """Return GPUs, cores, memory and shared memory (MiB), file limits, compiler and versions. Imports no heavy package."""
     inventory = read_inventory()
     shm_total, shm_free = host.shared_memory_mib()
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

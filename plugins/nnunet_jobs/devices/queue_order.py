@@ -1,8 +1,9 @@
-"""In which order waiting jobs are served: first come first served within a team, and the teams in turn. Pure arithmetic without files.
+"""Orders waiting jobs, without files: first come, first served within a team, and teams take turns.
 
-A job stands behind as many devices as its team holds or waits for before it. Of jobs that stand alike, the team goes first that was
-served longest ago. So with k teams that want devices, one that holds no more than the others gets its next device after at most k - 1 of
-their jobs, however many of them wait. Jobs of no team are a team of their own, and a host without teams is first come first served.
+A job's rank is the number of devices that its team holds or waits for before it. Of jobs with the same rank, the team that was
+served longest ago goes first. So with k waiting teams, a team that holds no more than the others gets its next device after at most
+k - 1 of their jobs, regardless of how many wait. Jobs without a team count as one team; without teams, the order is first come, first
+served.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ class QueueEntry:
 
 
 def order_of_service(entries: Iterable[QueueEntry], held: Mapping[str, int], served: Mapping[str, int]) -> list[int]:
-    """Numbers of waiting jobs in the order in which they are served.
+    """Return the numbers of waiting jobs in the order in which they are served.
 
     Args:
         held: Devices that each team's running jobs hold.
-        served: When each team got a device last, as a number that only rises.
+        served: When each team got a device last, as a number that only increases.
     """
     behind = Counter(held)
     ranked = []

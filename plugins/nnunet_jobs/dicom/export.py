@@ -1,4 +1,4 @@
-"""A copy of a tree of DICOM images, each de-identified in a process of its own, for others to have."""
+"""Exports a de-identified copy of a tree of DICOM images, each in a separate process."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from nnunet_jobs.sandbox.workers import Broken, size_of
 _FILE_S = 300.0
 _FILE_MIB, _MIB_A_MIB = 4096, 8  # for any file, and for each MiB of it
 NOTE = "deidentified.files.json"
-"""In the private folder: which file is behind each number of the last export's refusals."""
+"""File in the private folder that says which file each number in the last export's refusals means."""
 
 
 @dataclass(slots=True, kw_only=True)
 class Export:
-    """What became of a tree's files.
+    """Says what happened to a tree's files.
 
     Attributes:
-        written: Images.
-        other: Files that are not DICOM.
-        refused: Number of a file to the reason why it stays here.
+        written: Number of images that were written.
+        other: Number of files that are not DICOM.
+        refused: Maps the number of a file to the reason why it is not exported.
     """
 
     written: int = 0
@@ -39,15 +39,15 @@ class Export:
 
 
 def export(source: Path, out: Path, private: Path, *, threads: int = 1, beat: Callable[[], None] = lambda: None) -> Export:
-    """De-identify every image below a folder; see :func:`nnunet_jobs.dicom.deidentify.deidentify` for what becomes of it.
+    """De-identify every image below a folder; see :func:`nnunet_jobs.dicom.deidentify.deidentify` for the changes.
 
     Args:
         source: Folder with DICOM files.
         out: New or empty folder.
         private: Folder with the site's key, which makes ids and UIDs; :attr:`Workspace.private
             <nnunet_jobs.contract.storage.workspace.Workspace.private>` gives the ids of registered cases.
-        threads: Files at once.
-        beat: Called as a sign of life; may raise to stop.
+        threads: Number of files at the same time.
+        beat: Called as a heartbeat; may raise to stop.
 
     Raises:
         ConfigError: A folder is missing, not empty, or inside the other one.

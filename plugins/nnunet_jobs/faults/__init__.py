@@ -1,1 +1,1 @@
-"""Codes of what can be wrong with a dataset, with their meaning and their fixes."""
+"""Defines the codes of what can be wrong with a dataset, with their meaning and their fixes."""

@@ -1,4 +1,4 @@
-"""Stable codes of what can be wrong with a dataset, and the one error that reports all of them."""
+"""Defines stable codes of what can be wrong with a dataset, and the error that reports all faults."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _LISTED = 20
 
 
 class Code(StrEnum):
-    """What is wrong. The values are stable: reports and dashboards count them.
+    """Codes of faults. The values are stable, since reports and dashboards count them.
 
     :data:`~nnunet_jobs.faults.fixes.FAULT_INFO` says what each means and how to fix it.
     """
@@ -118,13 +118,13 @@ class Code(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class FaultInfo:
-    """What a code means for people, and what to do about it.
+    """What a code means, and how to fix it.
 
     Attributes:
-        severity: Severity of the code's faults: ``error``, ``warning``, or ``error or warning`` where it depends on
-            what exactly is wrong.
+        severity: Severity of the code's faults: ``error``, ``warning``, or ``error or warning`` if it depends on the
+            fault.
         what: What is wrong.
-        fix: What to do.
+        fix: How to fix it.
     """
 
     severity: str
@@ -133,7 +133,7 @@ class FaultInfo:
 
 
 def data_error(faults: Sequence[Fault], *, what: str) -> DataError:
-    """One error that carries every fault and names the first 20 in its message. Unprintable names are shown escaped."""
+    """Return one error with all faults and the first 20 in its message. Unprintable names are escaped."""
     faults = [shown(fault) for fault in faults]
     cases = len({fault.case for fault in faults if fault.case})
     lines = [f"  {fault}" for fault in faults[:_LISTED]]
@@ -146,10 +146,10 @@ def data_error(faults: Sequence[Fault], *, what: str) -> DataError:
 
 
 def shown(fault: Fault) -> Fault:
-    """The fault with names that are safe to print: a source's file names may hold anything."""
+    """Return the fault with names that are safe to print, since a source's file names may hold anything."""
     return replace(fault, case=_shown(fault.case), file=_shown(fault.file))
 
 
 def _shown(name: str | None) -> str | None:
-    """A name that cannot break a log line."""
+    """Return a name that cannot break a log line."""
     return name if name is None or name.isprintable() else ascii(name)

@@ -1,4 +1,4 @@
-"""What the codes of DICOM sources mean and how to fix them: series, slices, and the objects that labels are read from."""
+"""Explains the codes of DICOM sources and how to fix them: series, slices, and the objects that labels are read from."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ DICOM_FAULT_INFO: dict[Code, FaultInfo] = {
     # --- labels ---------------------------------------------------------------------------------------------------------
     Code.LABEL_OBJECT: FaultInfo(
         "error",
-        "An object that is to hold labels is of a kind that is not read, or lacks what is needed to read it.",
+        "An object that should hold labels is of a kind that is not read, or lacks what is needed to read it.",
         "Export the labels again as DICOM SEG or RTSTRUCT, with plane positions.",
     ),
     Code.LABEL_REFERENCE: FaultInfo(
         "error or warning",
-        "A SEG or RTSTRUCT describes another series, other images or another frame of reference than its case has. Where other objects "
-        "of the case are used it is left out with a warning; a case whose only label object cannot be used is an error.",
+        "A SEG or RTSTRUCT describes another series, other images or another frame of reference than its case has. If other objects "
+        "of the case are used, it is left out with a warning; a case whose only label object cannot be used is an error.",
         "Segment on the series that the case is made of, choose the described series by the rules in `series`, or take the object out.",
     ),
     Code.LABEL_GRID: FaultInfo(
         "error",
-        "A segmentation or contour does not lie on the voxels of its series, or lies outside of it.",
-        "Resample it to the grid of its series, or export the series whole.",
+        "A segmentation or contour does not lie on the voxels of its series, or lies outside it.",
+        "Resample it to the grid of its series, or export the whole series.",
     ),
     Code.LABEL_OVERLAP: FaultInfo(
         "error", "Two labels claim the same voxels.", "Say in `priority` of `label_rules` which one wins, or correct the segmentation."
@@ -33,7 +33,7 @@ DICOM_FAULT_INFO: dict[Code, FaultInfo] = {
     Code.SEGMENT_AMBIGUOUS: FaultInfo("error", "A segment or ROI matches several labels.", "Make the patterns in `label_rules` narrower."),
     Code.SEGMENT_TWICE: FaultInfo(
         "error",
-        "Two label objects of a case have a segment of the same name, perhaps by two readers.",
+        "Two label objects of a case have a segment of the same name, for example by two readers.",
         "Keep the one that counts, or rename one of them.",
     ),
     Code.CONTOUR_PLANE: FaultInfo(
@@ -41,17 +41,17 @@ DICOM_FAULT_INFO: dict[Code, FaultInfo] = {
     ),
     Code.CONTOUR_TYPE: FaultInfo(
         "error or warning",
-        "Contours enclose nothing: open ones are an error, since somebody may have meant an area; points are left out with a warning.",
+        "Contours enclose nothing: open ones are an error, since an area may have been intended; points are left out with a warning.",
         "Close the contours, or list the ROI in `skip` of `label_rules`.",
     ),
     Code.CONTOUR_GAP: FaultInfo(
         "warning",
-        "A ROI has no contour on some slices between its first and its last; nothing is made up there.",
-        "Look whether the structure has a gap there; else interpolate the contours in the program that drew them.",
+        "A ROI has no contour on some slices between its first and its last; nothing is filled in there.",
+        "Check whether the structure has a gap there; else interpolate the contours in the program that drew them.",
     ),
     Code.CONTOUR_OVERLAP: FaultInfo(
         "warning",
-        "Contours of one ROI cross on a slice, so that what is inside is a matter of reading.",
+        "Contours of one ROI cross on a slice, so that it is not clear what is inside.",
         "Look at the slice in the program that drew them, and make one outline of them.",
     ),
     # --- files and series -------------------------------------------------------------------------------------------
@@ -68,17 +68,17 @@ DICOM_FAULT_INFO: dict[Code, FaultInfo] = {
     Code.DICOM_PATIENT: FaultInfo(
         "error or warning",
         "One study has files of two patients (error), or names no patient, so that its study stands for the patient (warning).",
-        "Correct the PatientID; without one, see to it that no person's studies are in training and hold-out both.",
+        "Correct the PatientID; without one, make sure that no person's studies are in both training and hold-out.",
     ),
     Code.DICOM_GEOMETRY_MISSING: FaultInfo(
         "error",
-        "Slices lack position, orientation or pixel spacing, or have nonsense there.",
+        "Slices lack position, orientation or pixel spacing, or have invalid values there.",
         "Export the original images, not screenshots or secondary captures.",
     ),
     Code.DICOM_SLICE_MISSING: FaultInfo("error", "A series has holes: slices are missing.", "Export the whole series."),
     Code.DICOM_SLICE_DUPLICATE: FaultInfo("error", "Several slices of a series lie at one position.", _SPLIT),
     Code.DICOM_SPACING_VARIES: FaultInfo(
-        "error", "Slices are not equally far apart; NIfTI cannot say so.", "Export a series with equal distances."
+        "error", "Slices are not equally far apart, which NIfTI cannot store.", "Export a series with equal distances."
     ),
     Code.DICOM_TILT: FaultInfo(
         "error",
@@ -99,14 +99,14 @@ DICOM_FAULT_INFO: dict[Code, FaultInfo] = {
     ),
     Code.DICOM_VALUES: FaultInfo(
         "error or warning",
-        "What stored values mean is not said, or not in the same way by all slices or series: RescaleSlope, RescaleIntercept, RescaleType, "
-        "the Units of PET, or how pixels are encoded. PET in one other unit than BQML throughout is a warning.",
-        "Export the original images; register PET of different units as datasets of their own.",
+        "The meaning of stored values is missing, or differs between slices or series: RescaleSlope, RescaleIntercept, RescaleType, "
+        "the Units of PET, or how pixels are encoded. If all PET has one unit other than BQML, that is a warning.",
+        "Export the original images; register PET of different units as separate datasets.",
     ),
     Code.DICOM_LOSSY: FaultInfo(
         "warning",
         "Images have been compressed with loss, which a network may learn to see.",
-        "Train on the original images where there are any.",
+        "Train on the original images if there are any.",
     ),
     Code.DICOM_SERIES_MISSING: FaultInfo(
         "error",

@@ -1,4 +1,4 @@
-"""What each code of a fault means and how to fix it: the one table that the fix plan and ``docs/reference/faults.md`` are made from."""
+"""Explains each code of a fault and how to fix it, for the fix plan and ``docs/reference/faults.md``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ FAULT_INFO: dict[Code, FaultInfo] = {
     ),
     Code.NAME_INVALID: FaultInfo(
         "error",
-        "The case id has characters that file systems, shells or nnU-Net stumble over.",
+        "The case id has characters that file systems, shells or nnU-Net cannot handle.",
         "Rename the files: letters, digits, `_`, `-`, `.`, at most 120, starting with a letter or digit, not ending with `.` or `_seg`.",
     ),
     Code.NAME_CLASH: FaultInfo(
@@ -23,7 +23,7 @@ FAULT_INFO: dict[Code, FaultInfo] = {
     ),
     Code.NAME_UNMATCHED: FaultInfo(
         "error",
-        "A file among the images has a name that the naming rule does not know.",
+        "A file among the images has a name that does not match the naming rule.",
         "Rename it to `<case>_<channel, 4 digits><ending>`, set `case_pattern`, or move it away.",
     ),
     Code.CASE_DUPLICATE: FaultInfo(
@@ -36,14 +36,14 @@ FAULT_INFO: dict[Code, FaultInfo] = {
         "error", "A registered case has other content in the source.", "Restore it in the source, or set `on_changed` to `update`."
     ),
     Code.NO_CASES: FaultInfo(
-        "error", "There is no case at all.", "Look whether path and layout are right, and set `layout` where it is guessed wrong."
+        "error", "There is no case.", "Check whether path and layout are right, and set `layout` if it is recognised wrongly."
     ),
     Code.SINGLE_CASE: FaultInfo(
-        "warning", "There is one labelled case only: no fold can be trained and validated on different cases.", "Add cases."
+        "warning", "There is only one labelled case: no fold can be trained and validated on different cases.", "Add cases."
     ),
     Code.DESCRIPTION_INVALID: FaultInfo(
         "error",
-        "`dataset.json` is not JSON, or an entry has not the form that its layout wants.",
+        "`dataset.json` is not JSON, or an entry does not have the form that its layout needs.",
         "Correct the entry that the message names.",
     ),
     Code.LABELS_INVALID: FaultInfo(
@@ -55,7 +55,7 @@ FAULT_INFO: dict[Code, FaultInfo] = {
         "error", "No label is called `background` with the value 0.", 'Add `"background": 0` to the labels.'
     ),
     Code.LABELS_NOT_CONSECUTIVE: FaultInfo(
-        "error", "Label values have a gap.", "Number the labels 0, 1, 2, ... in the table and in the label images alike."
+        "error", "Label values have a gap.", "Number the labels 0, 1, 2, ... in the table and in the label images."
     ),
     Code.IGNORE_NOT_HIGHEST: FaultInfo(
         "error",
@@ -71,30 +71,28 @@ FAULT_INFO: dict[Code, FaultInfo] = {
     Code.SPLITS_INVALID: FaultInfo(
         "error or warning",
         "The source's own `splits_final.json` cannot be used: its form, unknown cases, a case on both sides of a fold, or an empty side. "
-        "A warning where a patient is on both sides, or where there is only an old `splits_final.pkl`, which is not read.",
+        "It is a warning if a patient is on both sides, or if there is only an old `splits_final.pkl`, which is not read.",
         "Correct the fold that the message names, or remove the file, so that splits are made.",
     ),
     Code.NO_TRAINING_CASE: FaultInfo(
-        "error", "No labelled case is left to train on.", "Give labelled cases that are not all hold-out or test cases."
+        "error", "No labelled case is left to train on.", "Add labelled cases that are neither hold-out nor test cases."
     ),
     Code.GROUP_UNMATCHED: FaultInfo(
         "error", "`group_pattern` does not match a case id, so its patient is unknown.", "Widen the pattern, or rename the case."
     ),
     Code.IMAGE_MISSING: FaultInfo(
-        "error", "A listed image, or a folder of images, is not there.", "Bring the file, or take the case out of the list."
+        "error", "A listed image, or a folder of images, is missing.", "Add the file, or take the case out of the list."
     ),
-    Code.CHANNEL_MISSING: FaultInfo("error", "A channel of a case is missing.", "Bring the missing file, or correct `channel_names`."),
+    Code.CHANNEL_MISSING: FaultInfo("error", "A channel of a case is missing.", "Add the missing file, or correct `channel_names`."),
     Code.CHANNEL_EXTRA: FaultInfo(
         "error", "A case has more channels than `channel_names` says.", "Name the channel in `channel_names`, or move the file away."
     ),
     Code.LABEL_MISSING: FaultInfo("error", "A training case has no label.", "Add the label file, or move the image to the test images."),
-    Code.LABEL_WITHOUT_IMAGE: FaultInfo(
-        "error", "A label file belongs to no image.", "Bring the image, rename the label, or move it away."
-    ),
+    Code.LABEL_WITHOUT_IMAGE: FaultInfo("error", "A label file belongs to no image.", "Add the image, rename the label, or move it away."),
     Code.FILE_UNUSED: FaultInfo(
         "warning",
         "An image file lies in a folder of the dataset and no case uses it.",
-        "List it in `dataset.json`, or move it away if it is not wanted.",
+        "List it in `dataset.json`, or move it away if it is not needed.",
     ),
     Code.ENDING_MIXED: FaultInfo(
         "error",
@@ -126,22 +124,22 @@ FAULT_INFO: dict[Code, FaultInfo] = {
         "error", "The file is not a readable image of its ending.", "Write it again from the original images with a common program."
     ),
     Code.CHECKSUM_WRONG: FaultInfo(
-        "error", "A checksum inside of the file does not fit its data.", "Copy the file again from where it came from."
+        "error", "A checksum inside the file does not match its data.", "Copy the file again from where it came from."
     ),
     Code.READER_CRASHED: FaultInfo(
         "error",
-        "The process that read the case died or failed in a way nobody foresaw; the other cases were checked by another one.",
-        "Look whether the host is short of memory and run again; if it happens again, write the case's files anew.",
+        "The process that read the case crashed or failed unexpectedly; another process checked the other cases.",
+        "Check whether the host is short of memory and run again; if it happens again, write the case's files again.",
     ),
     Code.MEMORY_LIMIT: FaultInfo(
         "error",
-        "Reading the case needs more memory than this host lends to it, or than its header can be true for.",
+        "Reading the case needs more memory than this host allows, or its header is wrong.",
         "Check the image size that the header claims; give the step more memory if it is right.",
     ),
     Code.TIME_LIMIT: FaultInfo(
         "error",
         "Reading the case took much longer than its size explains.",
-        "Look whether the disk is slow or hangs, then run again; else write the files anew.",
+        "Check whether the disk is slow or hangs, then run again; else write the files again.",
     ),
     Code.DTYPE: FaultInfo(
         "error",
@@ -178,9 +176,9 @@ FAULT_INFO: dict[Code, FaultInfo] = {
     ),
     Code.GEOMETRY_CONTRADICTS: FaultInfo(
         "error or warning",
-        "The header says in two places what its voxel size or its place is, and they differ (qform and sform, pixdim and sform, "
-        "the like in MetaImage). An error where the voxel size differs, which nnU-Net resamples by.",
-        "Look in a viewer which one is right, and write the file again with that one in both places.",
+        "The header has two voxel sizes or positions, and they differ (qform and sform, pixdim and sform, "
+        "similar fields in MetaImage). It is an error if the voxel size differs, since nnU-Net resamples by it.",
+        "Check in a viewer which one is right, and write the file again with that one in both places.",
     ),
     Code.READER_REFUSES: FaultInfo(
         "error",
@@ -197,13 +195,13 @@ FAULT_INFO: dict[Code, FaultInfo] = {
     Code.AFFINE_MISMATCH: FaultInfo(
         "error",
         "Channels or label of a case lie in different places (origin or direction).",
-        "Look at both in a viewer: resample if the place is right, copy the affine if it was only lost.",
+        "Compare both in a viewer: resample if the positions are right, copy the affine if it was only lost.",
     ),
     Code.VOXEL_ORDER_MIXED: FaultInfo(
         "warning",
         "The voxels of a case are stored in another order than those of most cases. nnU-Net learns from voxels as they are stored, so that "
         "left and right, or head and foot, are mixed up.",
-        "Reorient image and label of the named cases alike, for instance with nibabel's `as_closest_canonical`; or name a reader that "
+        "Reorient image and label of the named cases in the same way, such as with nibabel's `as_closest_canonical`; or name a reader that "
         "reorients, such as `NibabelIOWithReorient`, as `overwrite_image_reader_writer` in `dataset.json`.",
     ),
     Code.SLICE_DIRECTION: FaultInfo(
@@ -218,14 +216,14 @@ FAULT_INFO: dict[Code, FaultInfo] = {
     ),
     Code.VALUE_NAN: FaultInfo(
         "error",
-        "There are NaN voxels. nnU-Net would turn them into 0, whatever 0 means in this image.",
+        "There are NaN voxels. nnU-Net would turn them into 0, which may have another meaning in this image.",
         "Replace them by a sensible value, such as that of air.",
     ),
     Code.VALUE_INF: FaultInfo("error", "There are infinite voxels.", "Replace them by a sensible value."),
     Code.IMAGE_CONSTANT: FaultInfo(
         "warning",
-        "All voxels of the image have one value: it teaches nothing.",
-        "Look whether the export failed; take the case or the channel out.",
+        "All voxels of the image have one value, so that nothing can be learned from it.",
+        "Check whether the export failed; take the case or the channel out.",
     ),
     Code.LABEL_NOT_INTEGER: FaultInfo(
         "error",
@@ -238,28 +236,28 @@ FAULT_INFO: dict[Code, FaultInfo] = {
     Code.LABEL_UNUSED: FaultInfo(
         "warning",
         "A declared label is in no case, so that the network cannot learn it.",
-        "Look whether an export lost it; else take it out of the labels.",
+        "Check whether an export lost it; else remove it from the labels.",
     ),
     Code.LABEL_EMPTY: FaultInfo(
-        "warning", "The label of a case holds background only.", "Right for a case without findings; else export the label again."
+        "warning", "The label of a case holds background only.", "This is correct for a case without findings; else export the label again."
     ),
     Code.LABELS_ALL_EMPTY: FaultInfo(
         "error", "Every label holds background or 'ignore' only: there is nothing to learn.", "Export the labels again."
     ),
-    Code.SOURCE_CHANGED: FaultInfo("error", "A file changed while it was read or copied.", "Run again when the source is at rest."),
+    Code.SOURCE_CHANGED: FaultInfo("error", "A file changed while it was read or copied.", "Run again when the source no longer changes."),
     Code.MAPPING_INVALID: FaultInfo(
         "error",
-        "A table (`mapping`, or the TSV files of BIDS) is not as it must be: encoding, delimiter, columns, or an entry.",
+        "A table (`mapping`, or the TSV files of BIDS) is malformed: encoding, delimiter, columns, or an entry.",
         "Correct the line that the message names.",
     ),
     Code.ARCHIVE_UNSAFE: FaultInfo(
         "error",
-        "An archive has an entry that could write outside of its folder or over another: by path, link, device or repeated name.",
+        "An archive has an entry that could write outside its folder or over another: by path, link, device or repeated name.",
         "Pack the dataset again, with plain relative names and with files instead of links.",
     ),
     Code.ARCHIVE_DAMAGED: FaultInfo(
         "error",
-        "An archive ends early, or its checksums or headers do not fit.",
+        "An archive ends early, or its checksums or headers do not match.",
         "Copy the archive again from where it came from and compare sizes.",
     ),
     Code.ARCHIVE_ENCRYPTED: FaultInfo("error", "An archive is protected by a password.", "Pack the dataset again without one."),

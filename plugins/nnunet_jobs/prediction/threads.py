@@ -1,6 +1,6 @@
-"""The next case is read and preprocessed, and the last one written, while the network works.
+"""Reads and preprocesses the next case and writes the last one while the network works.
 
-Three threads, no processes: every spawned process would import torch anew. The network belongs to the calling thread.
+It uses three threads and no processes, since every new process would import torch again. The calling thread runs the network.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from nnunet_jobs.context import StepContext
 from nnunet_jobs.prediction.cases import Case
 from nnunet_jobs.prediction.work import CaseWork, Record
 
-_AHEAD = 2  # cases that are read ahead, and that wait to be written: each may fill memory with a whole image's logits
-_LOOK_S = 1.0  # seconds between looks for a stop request while a thread works
+_AHEAD = 2  # cases that are read ahead, and that wait to be written; each may hold a whole image's logits in memory
+_LOOK_S = 1.0  # seconds between checks for a stop request while a thread works
 
 _Result = TypeVar("_Result")
 
 
 class CaseThreads:
-    """Takes cases through the three parts of a prediction, each part in a thread of its own.
+    """Runs the three parts of a prediction for each case, each part in a separate thread.
 
     Args:
-        context: Stop request, signs of life and progress.
+        context: Stop request, heartbeats and progress.
         read: First part.
         infer: Second part, in the calling thread.
         finish: Third part.
@@ -45,7 +45,7 @@ class CaseThreads:
         self._finish = finish
 
     def run(self, cases: Sequence[Case], on_record: Callable[[Case, Record], None]) -> list[Record]:
-        """One record a case, in order. ``on_record`` is called after each."""
+        """Return one record for each case, in order. ``on_record`` is called after each."""
         records: list[Record] = []
         with ThreadPoolExecutor(max_workers=1) as reader, ThreadPoolExecutor(max_workers=1) as writer:
             writing: deque[tuple[Case, Future[Record]]] = deque()
@@ -84,14 +84,14 @@ class CaseThreads:
         self._context.progress("predict", len(records), total, **({"failed": failed} if failed else {}))
 
     def _wait(self, future: Future[_Result]) -> _Result:
-        """A thread's result. Big images take minutes to resample: while that keeps a core busy, it is a sign of life."""
+        """Wait for a thread's result. Resampling big images takes minutes; a busy core counts as a heartbeat."""
         worked = time.process_time()
         while True:
             try:
                 return future.result(timeout=_LOOK_S)
             except TimeoutError:
                 if future.done():
-                    raise  # the thread's own
+                    raise  # the thread's own error
             self._context.check_stop()
             before, worked = worked, time.process_time()
             if worked - before > _LOOK_S / 4:

@@ -24,7 +24,7 @@ from nnunet_jobs.runner.usage_meter import UsageMeter
 
 log = logging.getLogger("nnunet_jobs")
 
-_LOCK_S = 0.05  # between two tries to get the lock of a runner that is about to end
+_LOCK_S = 0.05  # seconds between two attempts to get the lock of a runner that is about to end
 
 Outcome = Mapping[str, Any] | Failure
 
@@ -34,9 +34,9 @@ class NotThisRunner(Exception):
 
 
 class Attempt:
-    """The runner's standing in one attempt: whoever is inside :meth:`run` is its runner, and the only one that writes its outcome.
+    """Represents the runner in one attempt: only the process inside :meth:`run` is its runner and writes its outcome.
 
-    ``ready_fd`` is written to once the attempt is on record. ``details`` are added to the outcome; ``usage`` measures what is used.
+    ``ready_fd`` is written to once the attempt is recorded. ``details`` are added to the outcome; ``usage`` measures what is used.
     """
 
     def __init__(self, job: JobDir, number: int, *, ready_fd: int | None = None) -> None:
@@ -53,10 +53,10 @@ class Attempt:
         *,
         first: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
     ) -> int:
-        """Do ``work`` as the attempt's runner and record its outcome; None when another process goes on with the attempt.
+        """Do ``work`` as the attempt's runner and record its outcome; None when another process continues the attempt.
 
         Args:
-            first: What is to be held before an earlier runner of the same attempt lets go.
+            first: Context to enter before an earlier runner of the same attempt releases its lock.
 
         Returns the exit code; the outcome is in the job directory.
         """
@@ -95,7 +95,7 @@ class Attempt:
             log.error("why the job waits cannot be written now: %s", error)
 
     def set_phase(self, phase: Phase, message: str) -> None:
-        """Record where the attempt stands, waiting for storage that is away or full.
+        """Record the phase of the attempt; wait while the storage is unavailable or full.
 
         Raises:
             Fenced: See :meth:`Heartbeat.check`.
@@ -123,7 +123,7 @@ class Attempt:
         return outcome
 
     def _commit(self, outcome: Outcome) -> int:
-        """Write the outcome, patiently: a full disk may have room again, and a shared one may come back."""
+        """Write the outcome; retry while the disk is full or the storage is unavailable."""
         if isinstance(outcome, Failure):
             final: Outcome = replace(outcome, details={**outcome.details, **self.details})
         else:

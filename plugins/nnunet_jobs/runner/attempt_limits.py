@@ -1,4 +1,4 @@
-"""What one attempt of a job may use: fewer after running out of memory, other GPUs after losing one, thread counts that keep to it."""
+"""Sets what an attempt may use: less after running out of memory, other GPUs after losing one, and matching thread counts."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _MOST_DATA_WORKERS = 12  # nnU-Net's own default, get_allowed_n_proc_DA
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttemptLimits:
-    """Resources after what earlier attempts taught, GPUs to avoid, halvings of the cores, and all that in words."""
+    """Holds the resources after earlier failures, GPUs to avoid, how often the cores are halved, and notes that explain them."""
 
     resources: Resources
     exclude: tuple[str, ...] = ()
@@ -31,14 +31,14 @@ class AttemptLimits:
     notes: tuple[str, ...] = ()
 
     def cpus(self, slots: int) -> int:
-        """Cores of this attempt when ``slots`` jobs like it share the host: the specification's, else a fair share; at least 1."""
+        """Return the cores of this attempt if ``slots`` jobs share the host: the specification's, else a fair share; at least 1."""
         available = max(1, int(host.cores()))
         share = min(self.resources.cpus, available) or max(1, available // slots)
         return max(1, share >> self.halvings)
 
 
 def limits_after(failures: Sequence[Failure], resources: Resources) -> AttemptLimits:
-    """Limits of the next attempt, given what the earlier ones died of."""
+    """Return the limits of the next attempt, given the failures of earlier ones."""
     notes: list[str] = []
     exclude: list[str] = []
     halvings = 0
@@ -50,7 +50,7 @@ def limits_after(failures: Sequence[Failure], resources: Resources) -> AttemptLi
             notes.append(f"attempt {failure.attempt} ran out of host memory: half the cores and worker processes")
         elif failure.failure_class is FailureClass.GPU_OOM:
             exclude += gpus
-            # The first time twice as much, then a whole GPU: the trainer alone decides what it really needs.
+            # Twice as much the first time, then a whole GPU, since only the trainer knows what it needs.
             memory = memory * 2 if memory and memory == resources.gpu_memory_mib else None
             amount = f"{memory} MiB" if memory else "a whole GPU"
             notes.append(f"attempt {failure.attempt} ran out of GPU memory: {amount}, and another GPU if there is one")
@@ -63,15 +63,15 @@ def limits_after(failures: Sequence[Failure], resources: Resources) -> AttemptLi
 
 
 def environment(*, cpus: int, device: str, gpus: Sequence[str], step: str) -> dict[str, str]:
-    """Environment that keeps libraries to the job's cores and GPUs, because they count the machine's and ignore quotas.
+    """Return the environment that limits libraries to the job's cores and GPUs, since they count the machine's and ignore quotas.
 
-    Training on a CPU gives a quarter of the cores, and at least one of two, to augmentation, and the network has the rest: of two
-    cores that is one each, which took 34 s where two threads for everything (``nnUNet_n_proc_DA=0``) took 80 s. On one core data
-    is loaded in the training process itself. nnU-Net's planner fails with 0, so only training gets it.
+    Training on a CPU gives a quarter of the cores, and at least one of two, to augmentation, and the rest to the network. With two
+    cores, one each took 34 s where two threads for everything (``nnUNet_n_proc_DA=0``) took 80 s. With one core, data is loaded in
+    the training process itself. nnU-Net's planner fails with 0, so only training gets it.
 
-    OpenMP's threads spin for milliseconds while they wait for each other, and where others want the cores too they take them from those
-    that they wait for. Two 3D predictions at once on 2 cores took 9.5 s a case so, 2.4 s with the short spin that is set here unless the
-    environment says otherwise; alone it costs 4 % (1.16 and 1.20 s).
+    OpenMP's threads spin for milliseconds while they wait for each other, and so take cores from other processes. Two 3D predictions
+    at a time on 2 cores took 9.5 s a case, but 2.4 s with the short spin that is set here unless the environment sets another; a
+    single prediction takes 4 % longer with it (1.16 and 1.20 s).
     """
     workers = max(1, min(_MOST_DATA_WORKERS, cpus - 1))
     if step == "train" and device == "cpu":
@@ -84,6 +84,6 @@ def environment(*, cpus: int, device: str, gpus: Sequence[str], step: str) -> di
     found["CUDA_VISIBLE_DEVICES"] = ",".join(gpus) if device == "cuda" else ""
     found["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
     found["PYTHONUNBUFFERED"] = "1"
-    found["PYTHONSAFEPATH"] = "1"  # a module in the current folder is not ours
+    found["PYTHONSAFEPATH"] = "1"  # modules in the current folder must not be imported
     inherited = {"PYTHONPATH": os.environ["PYTHONPATH"]} if os.environ.get("PYTHONPATH") else {}
     return found | for_this_interpreter(inherited)

@@ -1,4 +1,4 @@
-"""The step's own process: loads the specification, runs the step, reports its result or failure to the runner by one file."""
+"""Runs in the step's own process: loads the specification, runs the step, and reports its result or failure in one file."""
 
 from __future__ import annotations
 
@@ -35,17 +35,17 @@ GRANT_VARIABLE = "NNUNET_JOB_GRANT"
 
 Step = Callable[[StepParams, StepContext], dict[str, Any]]
 _LONGEST_MESSAGE = 4000
-_REPORT_S = 60.0  # a failure's class is told by the exit code too
+_REPORT_S = 60.0  # the exit code reports a failure's class too
 
 
 def load_step(name: str) -> Step:
-    """``run`` of ``nnunet_jobs.steps.<name>``."""
+    """Import ``run`` of ``nnunet_jobs.steps.<name>``."""
     step: Step = importlib.import_module(f"nnunet_jobs.steps.{name}").run
     return step
 
 
 def outcome_path(job: JobDir, attempt: int) -> Path:
-    """Where the child reports: ``{"result": ...}`` or ``{"failure": ...}``."""
+    """Return the file in which the child reports ``{"result": ...}`` or ``{"failure": ...}``."""
     return job.path / f"outcome.{attempt}.json"
 
 
@@ -53,8 +53,7 @@ def main(job: JobDir, attempt: int, *, steps: Callable[[str], Step] = load_step)
     """Run the job's step. Returns the exit code: 0, or the failure class's.
 
     Args:
-        steps: Finds a step's function by name; a program of one's own that calls this with other steps is a runner for
-            these.
+        steps: Finds a step's function by name; another program can call this with its own steps.
     """
     faulthandler.enable()
     faulthandler.register(signal.SIGUSR1, all_threads=True)  # the runner asks for it when the step hangs
@@ -66,7 +65,7 @@ def main(job: JobDir, attempt: int, *, steps: Callable[[str], Step] = load_step)
     end_forks_with_us()
     threading.Thread(target=_end_after_runner, args=(grant["runner"], grant["grace_s"]), daemon=True).start()
     with contextlib.suppress(OSError):
-        Path("/proc/self/oom_score_adj").write_text("500")  # the kernel shall take the step, never the runner that reports it
+        Path("/proc/self/oom_score_adj").write_text("500")  # so that the kernel kills the step, never the runner that reports it
     hidden: tuple[str, ...] = ()
     try:
         spec = patiently(job.spec, what="the specification")
@@ -82,14 +81,14 @@ def main(job: JobDir, attempt: int, *, steps: Callable[[str], Step] = load_step)
     except BaseException as error:
         failure = failure_from(error, attempt=attempt, hidden=hidden)
         if failure.failure_class.retryable and failure.failure_class is not FailureClass.INTERRUPTED:
-            traceback.print_exc()  # what a person has to correct is no fault of the code, and its list of faults is long
+            traceback.print_exc()  # not for errors that a person must correct, whose list of faults is long
         head, *more = failure.message.splitlines() or [""]
         log.error("%s: %s", failure.failure_class, f"{head} (the whole list is in failure.json)" if more else head)
         try:
             report = partial(write_json, outcome_path(job, attempt), {"failure": failure.to_json()})
             patiently(report, what="the step's report", limit_s=_REPORT_S)
         except OSError as unwritable:
-            log.error("the report cannot be written (%s); the exit code tells the class", unwritable)
+            log.error("the report cannot be written (%s); the exit code says the class", unwritable)
         return STEP_EXITS[failure.failure_class]
     finally:
         sys.stdout.flush()
@@ -97,7 +96,7 @@ def main(job: JobDir, attempt: int, *, steps: Callable[[str], Step] = load_step)
 
 
 def failure_from(error: BaseException, *, attempt: int, hidden: Sequence[str] = ()) -> Failure:
-    """An exception as a failure: class, message for people, faults. ``hidden``: folders below which no name is told."""
+    """Convert an exception to a failure: class, message, faults. ``hidden``: folders below which no name is shown."""
     known = isinstance(error, JobError)
     message = str(error) if known else f"{type(error).__name__}: {error}"
     parts = error.parts if isinstance(error, ConfigError) and len(message) <= _LONGEST_MESSAGE else {}
@@ -113,9 +112,9 @@ def failure_from(error: BaseException, *, attempt: int, hidden: Sequence[str] = 
 
 
 def _let_forks_die_of_sigterm() -> None:
-    """Workers that we fork must die of SIGTERM, as ``Process.terminate`` expects, not set a copy of our event.
+    """Let workers that we fork end by SIGTERM, as ``Process.terminate`` expects, instead of setting a copy of our event.
 
-    The signal is held back during the fork: one that came before the worker dropped our handler would be lost.
+    The signal is blocked during the fork; otherwise one that came before the worker removed our handler would be lost.
     """
     held = False
 
@@ -135,7 +134,7 @@ def _let_forks_die_of_sigterm() -> None:
 
 
 def _end_after_runner(runner: int, grace_s: float) -> None:
-    """SIGKILL our whole process group when the runner is dead and saving took longer than the grace: nobody else would."""
+    """Kill our whole process group if the runner is dead and saving takes longer than the grace, since no other process would."""
     while os.getppid() == runner:
         time.sleep(1.0)
     time.sleep(grace_s)

@@ -17,14 +17,14 @@ OomKills = tuple[int | None, int]
 
 
 def classify_exit(code: int, reported: Failure | None, *, attempt: int, oom_before: OomKills, oom_after: OomKills, folder: Path) -> Failure:
-    """Failure of a step that nobody stopped.
+    """Return the failure of a step that was not stopped on purpose.
 
     Args:
         code: Exit code, or minus the signal.
         reported: What the step itself reported, if it still could.
         oom_before: :func:`nnunet_jobs.devices.host.oom_kills` at the start of the child.
         oom_after: The same at its end.
-        folder: Where the job writes.
+        folder: Folder that the job writes to.
     """
     own_kill = oom_before[0] is not None and oom_after[0] is not None and oom_after[0] > oom_before[0]
     host_kill = oom_after[1] > oom_before[1]
@@ -42,7 +42,7 @@ def _by_exit(code: int, *, own_kill: bool, host_kill: bool, folder: Path) -> tup
         for failure_class, number in STEP_EXITS.items():
             if code == number:
                 return failure_class, "the step could not write its report; the log has the message"
-        return FailureClass.BUG, f"the step ended with exit code {code} and no report; the log has its last words"
+        return FailureClass.BUG, f"the step ended with exit code {code} and no report; see the end of the log"
     try:
         name = signal.Signals(-code).name
     except ValueError:

@@ -1,14 +1,14 @@
-"""A lease changes hands: one process waits for devices, another one, started on just these devices, adopts them.
+"""Hands a lease over: one process waits for devices, and another one, started with exactly these devices, adopts them.
 
-A container gets its GPUs when it is made, so somebody outside must have leased them before. That is the grantor: the attempt's runner
-while it waits, in a container that sees all GPUs but cannot compute on them. Its ``grant.json`` tells the backend which GPUs the
-attempt's own container gets. The runner in there writes leases that follow the grantor's; the grantor sees them in the ledger and ends.
+A container gets its GPUs when it is made, so another process must have leased them before. That is the grantor: the attempt's runner
+while it waits, in a container that sees all GPUs but cannot compute on them. Its ``grant.json`` says which GPUs the attempt's own
+container gets. The runner in that container writes leases that follow the grantor's; the grantor sees them in the ledger and ends.
 
     grantor    runner.lock, leases, grant.json ............. sees the followers, ends
     adopter                     adopter.lock, followers, adopted.json, runner.lock, runs
 
-Whoever dies whenever: a lease ends with its process, so no device stays taken; both hold one while the device changes hands, so it is
-never free; an adopter whose grantor is dead asks the ledger anew; and an attempt that nobody goes on with is found lost by its watcher.
+Either process may end at any time. A lease ends with its process, so no device stays taken; during the handover both hold one, so the
+device is never free; an adopter whose grantor is dead asks the ledger again; a watcher declares an attempt without a runner lost.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from nnunet_jobs.runner.heartbeat import Heartbeat
 log = logging.getLogger("nnunet_jobs")
 
 HANDOVER_S = 600.0
-"""How long a lease waits for somebody to adopt it: a backend's restart and the pull of a large image fit into it."""
+"""Seconds that a lease waits to be adopted: enough for a backend's restart and the pull of a large image."""
 
 _LOOK_S = 0.1
 
@@ -51,7 +51,7 @@ class Grantor:
         self.handover_s = handover_s
 
     def run(self) -> int:
-        """Wait, grant, hand over. Returns the exit code, 0 after the handover; a failure is in the job directory."""
+        """Wait for devices, grant them, and hand them over. Returns 0 after the handover; a failure is in the job directory."""
         return self.attempt.run(self._grant)
 
     def _grant(self) -> None:
@@ -110,25 +110,25 @@ class Grantor:
                     )
                 time.sleep(_LOOK_S)
         except BaseException:
-            # An offer that stays does no harm: whoever comes finds the lease gone, and then the attempt over.
+            # An offer that stays does no harm: an adopter finds that the lease is gone and the attempt has ended.
             with contextlib.suppress(Fenced, OSError):
                 withdraw_grant(self.job, self.attempt.number)
             raise
         log.info("%s was handed over", what)
 
     def _check(self) -> None:
-        """As the heartbeat's; also ends with an attempt that a watcher has declared lost: nobody will adopt its lease.
+        """Check as the heartbeat does; also raise if a watcher has declared the attempt lost, since its lease will not be adopted.
 
-        The verdict's file tells, not the phase, over which a message of ours may have been written a moment later.
+        This reads the watcher's file and not the phase, which a later message of this process may have replaced.
         """
         self.attempt.heartbeat.check()
         verdict = self.job.failure()
         if verdict is not None and verdict.attempt == self.attempt.number:
-            raise Fenced(f"attempt {verdict.attempt} of {self.job.job_id} was declared over; its lease is given back")
+            raise Fenced(f"attempt {verdict.attempt} of {self.job.job_id} was declared over; its lease is released")
 
 
 class Adoption:
-    """The granted devices of an attempt, for the runner that was started on them."""
+    """Adopts the granted devices of an attempt, for the runner that was started with them."""
 
     def __init__(self, job: JobDir, heartbeat: Heartbeat) -> None:
         self.job = job
@@ -138,10 +138,10 @@ class Adoption:
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """Adopt the grant and keep it, at least to the block's end. What prevents it is raised by :meth:`placement`, to be recorded there.
+        """Adopt the grant and keep it, at least to the block's end. :meth:`placement` raises errors, so that they are recorded.
 
         Raises:
-            NotThisRunner: Nothing is offered to this attempt (any more).
+            NotThisRunner: No grant is offered to this attempt (any more).
             Fenced: See :meth:`Heartbeat.check_owner`.
             Interrupted: See :meth:`Heartbeat.check_owner`.
         """
@@ -158,18 +158,18 @@ class Adoption:
                 self._error = error
             try:
                 if not take_grant(self.job, attempt):
-                    raise NotThisRunner(f"attempt {attempt} of {self.job.job_id}: the grant was taken back")
+                    raise NotThisRunner(f"attempt {attempt} of {self.job.job_id}: the grant was withdrawn")
                 yield
             finally:
                 if self._placement is not None and self._placement.lease is not None:
                     self._placement.lease.release()
 
     def placement(self) -> Placement:
-        """The adopted devices.
+        """Return the adopted devices.
 
         Raises:
-            Lost: The lease has died, and its devices are not free.
-            ConfigError: The lease directory is no good in this container.
+            Lost: The lease has ended, and its devices are not free.
+            ConfigError: The lease directory cannot be used in this container.
         """
         if self._placement is None:
             raise self._error or RuntimeError("nothing was adopted")
@@ -190,15 +190,15 @@ class Adoption:
         named = {"owner": self.job.job_id, "team": self.job.spec().team}
         lease = gpu.claim(grant.devices, grant.device, workspace, memory_mib=grant.memory_mib, **named)
         if lease is None:
-            raise Lost(f"the lease of {what}, taken in {grant.host}, ended before it was adopted, and others have or want the device now")
+            raise Lost(f"the lease of {what}, taken in {grant.host}, ended before it was adopted, and other jobs have or want it now")
         return lease
 
 
 def require_visible(gpus: tuple[str, ...]) -> None:
-    """Refuse to compute where the granted GPUs are not to be seen.
+    """Check that the granted GPUs are visible.
 
     Raises:
-        GpuLost: With what NVML says instead.
+        GpuLost: A GPU is not visible; the message has what NVML says instead.
     """
     if not gpus:
         return

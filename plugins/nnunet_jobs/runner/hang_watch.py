@@ -13,9 +13,9 @@ _LONGEST_GAP_S = 5.0
 
 
 class HangWatch:
-    """Counts how long a job has shown no sign of life; it hangs after max(10 median epochs, ``floor_s``).
+    """Counts how long a job has made no progress; it hangs after max(10 median epochs, ``floor_s``).
 
-    Time while the watcher itself was stopped or suspended does not count: of the time between two looks at most five seconds do.
+    Time while the watcher itself was stopped or suspended does not count: at most five seconds between two checks do.
     """
 
     def __init__(self, floor_s: float, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -30,12 +30,12 @@ class HangWatch:
 
     @property
     def limit_s(self) -> float:
-        """Silence in seconds that counts as a hang now."""
+        """Return the seconds without progress that count as a hang now."""
         return max(_EPOCHS * statistics.median(self._intervals), self._floor) if self._intervals else self._floor
 
     @property
     def silent_s(self) -> float:
-        """Seconds without a sign of life."""
+        """Return the seconds since the last progress."""
         return self._silent
 
     def look(self, counter: int, records: list[dict[str, Any]]) -> bool:
@@ -54,7 +54,7 @@ class HangWatch:
         return self._silent >= self.limit_s
 
     def _learn(self, record: dict[str, Any]) -> None:
-        """Time from one ``done`` to the next of one phase is an epoch."""
+        """Learn the length of an epoch, the time from one ``done`` to the next of the same phase."""
         if "done" not in record:
             return
         phase, done = record.get("phase"), record["done"]

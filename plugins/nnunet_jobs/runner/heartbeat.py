@@ -1,4 +1,4 @@
-"""The heartbeat of a runner, and what should end its attempt: wishes to stop, fences, signals."""
+"""Keeps a runner's heartbeat, and notices what ends its attempt: stop requests, fences, signals."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ BEAT_S = 1.0
 
 
 class Cancelled(Interrupted):
-    """A user wishes this job to stop."""
+    """A user requested that this job stops."""
 
 
 class Heartbeat:
@@ -35,14 +35,14 @@ class Heartbeat:
         self.attempt = attempt
         self._beats = job.beat()
         self._next_beat = 0.0
-        self._write_trouble, self._read_trouble = Spells("heartbeat"), Spells("wishes to stop")
+        self._write_trouble, self._read_trouble = Spells("heartbeat"), Spells("stop requests")
         self._signal: int | None = None
         self._wake_r, self._wake_w = os.pipe()
         for fd in (self._wake_r, self._wake_w):
             os.set_blocking(fd, False)
 
     def listen(self) -> None:
-        """Take over the process's signals: TERM and INT end the job gracefully, a lost terminal does not."""
+        """Handle the process's signals: TERM and INT end the job gracefully, a lost terminal does not."""
 
         def remember(number: int, _frame: object) -> None:
             self._signal = number
@@ -50,11 +50,11 @@ class Heartbeat:
         signal.signal(signal.SIGTERM, remember)
         signal.signal(signal.SIGINT, remember)
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
-        signal.signal(signal.SIGCHLD, lambda *_: None)  # a handler, so that a child's end wakes us
+        signal.signal(signal.SIGCHLD, lambda *_: None)  # with a handler, a child's end interrupts the sleep
         signal.set_wakeup_fd(self._wake_w, warn_on_full_buffer=False)
 
     def beat(self) -> None:
-        """Raise the heartbeat when a second has passed since the last one."""
+        """Increase the heartbeat counter when a second has passed since the last time."""
         now = time.monotonic()
         if now < self._next_beat:
             return
@@ -68,11 +68,11 @@ class Heartbeat:
             self._write_trouble.answered()
 
     def check_owner(self) -> None:
-        """Raise when this attempt must not go on.
+        """Raise when this attempt must end.
 
         Raises:
             Fenced: A newer attempt owns the job.
-            Interrupted: This process was told to end.
+            Interrupted: This process is to end.
         """
         self._ask(lambda: self.job.check_fence(self.attempt))
         if self._signal is not None:
@@ -84,17 +84,17 @@ class Heartbeat:
         Raises:
             Fenced: See :meth:`check_owner`.
             Interrupted: See :meth:`check_owner`.
-            Cancelled: A user's wish.
+            Cancelled: A user requested it.
         """
         self.beat()
         self._ask(lambda: self.job.check_fence(self.attempt))
         reason = self._ask(self.job.cancel_requested)
         if reason is not None:
-            raise Cancelled(f"cancelled: {reason}")  # a signal that came with it is only how the wish was enforced
+            raise Cancelled(f"cancelled: {reason}")  # a signal that came with it only enforces the request
         self.check_owner()
 
     def _ask(self, question: Callable[[], T]) -> T | None:
-        """The answer of the job's files, None while the storage is away: what it will say then is heard when it is back."""
+        """Read the job's files; return None while the storage is unavailable, and read them again later."""
         try:
             answer = question()
         except OSError as error:
@@ -104,7 +104,7 @@ class Heartbeat:
         return answer
 
     def sleep(self) -> None:
-        """Until the next beat is due, a signal arrives, or a child ends."""
+        """Sleep until the next heartbeat is due, a signal arrives, or a child ends."""
         if select.select([self._wake_r], [], [], max(0.0, self._next_beat - time.monotonic()))[0]:
             with contextlib.suppress(BlockingIOError):
                 os.read(self._wake_r, 4096)

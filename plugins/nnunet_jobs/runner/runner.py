@@ -1,4 +1,4 @@
-"""The runner of an attempt: places the step, has it supervised, judges how it ended."""
+"""Runs an attempt: finds devices for the step, has it supervised, and classifies how it ended."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ FindPlacement = Callable[[JobSpec, AttemptLimits], Placement]
 
 
 class Runner:
-    """Runs one attempt from lease to outcome: light, patient. ``module`` is the program that speaks ``step JOB_DIR --attempt N``.
+    """Runs one attempt from lease to outcome. ``module`` is the program with the command ``step JOB_DIR --attempt N``.
 
-    ``ready_fd`` is written to once the attempt is on record.
+    ``ready_fd`` is written to once the attempt is recorded.
     """
 
     def __init__(self, job: JobDir, attempt: int, *, module: str = "nnunet_jobs", ready_fd: int | None = None) -> None:
@@ -42,16 +42,16 @@ class Runner:
         self.attempt = Attempt(job, attempt, ready_fd=ready_fd)
 
     def run(self) -> int:
-        """Run the attempt to its end, on devices that are leased here. Returns the exit code; the outcome is in the job directory."""
+        """Run the attempt on devices that are leased here. Returns the exit code; the outcome is in the job directory."""
         return self.attempt.run(lambda: self._work(self._lease))
 
     def run_granted(self) -> int:
-        """As :meth:`run`, on the devices of ``grant.json``, whose lease is adopted."""
+        """Run the attempt as :meth:`run`, on the devices of ``grant.json``, whose lease is adopted."""
         adoption = Adoption(self.job, self.attempt.heartbeat)
 
         def find_placement(spec: JobSpec, limits: AttemptLimits) -> Placement:
             placement = adoption.placement()
-            self._note(placement, limits)  # first: a GPU that is not there is to be avoided by the next attempt
+            self._note(placement, limits)  # first, so that the next attempt avoids a GPU that is not visible
             require_visible(placement.gpus)
             return placement
 
@@ -115,20 +115,20 @@ class Runner:
         return self._look_after_gpus(failure, placement.gpus, spec)
 
     def _report(self) -> dict[str, Any]:
-        """What the step reported, nothing if it could not.
+        """Return what the step reported; an empty report if there is none.
 
         Raises:
-            OSError: The storage is away, so nothing is known.
+            OSError: The storage is unavailable, so nothing is known.
         """
         try:
             report: dict[str, Any] = read_json(outcome_path(self.job, self.attempt.number))
         except FileNotFoundError:
-            self.job.state()  # raises where it is not the report alone that is missing
+            self.job.state()  # raises if more than the report is missing
             return {}
         return report
 
     def _look_after_gpus(self, failure: Failure, gpus: tuple[str, ...], spec: JobSpec) -> Failure:
-        """A failure on a GPU that NVML calls lost is the GPU's; it goes into quarantine."""
+        """Change the failure to GPU_LOST if NVML reports a GPU as lost, and put that GPU in quarantine."""
         for uuid, reason in gpu.lost_gpus(gpus).items():
             Ledger(spec.workspace.leases).quarantine(uuid, f"NVML: {reason}, during {self.job.job_id}")
             failure = replace(failure, failure_class=FailureClass.GPU_LOST, message=f"GPU {uuid}: {reason}. {failure.message}")

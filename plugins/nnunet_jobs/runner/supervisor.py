@@ -30,8 +30,8 @@ from nnunet_jobs.runner.heartbeat import Cancelled, Heartbeat
 log = logging.getLogger("nnunet_jobs")
 
 _HANG_GRACE_S = 10.0
-_LEAVE_S = 30.0  # from the step's outcome to its process's end, for interpreters that do not finish
-_MEASURE_S = 10.0  # between two looks at memory when there is no limit to keep
+_LEAVE_S = 30.0  # seconds from the step's outcome to its process's end, for interpreters that do not finish
+_MEASURE_S = 10.0  # seconds between two measurements of memory when there is no limit
 _NEVER = float("inf")
 
 
@@ -46,9 +46,9 @@ class Stop:
 
 
 class Supervisor:
-    """Looks after the one step process of an attempt. ``module`` is the program that speaks the ``step`` command.
+    """Supervises the step process of an attempt. ``module`` is the program with the ``step`` command.
 
-    After :meth:`run`: ``stop`` says why we ended the step, if we did; ``peak_mib`` is the most memory that its processes used together.
+    After :meth:`run`, ``stop`` says why the step was ended, if it was; ``peak_mib`` is the most memory that its processes used together.
     """
 
     def __init__(self, heartbeat: Heartbeat, spec: JobSpec, *, module: str) -> None:
@@ -75,13 +75,13 @@ class Supervisor:
                 self.heartbeat.beat()
                 hangs = False
                 try:
-                    os.stat(self.job.path)  # a counter that is not there reads as one that stands still
+                    os.stat(self.job.path)  # a missing counter would look like one that does not change
                     records, offset = self.job.read_metrics(offset)
                     hangs = watch.look(read_counter(self.job.progress), records)
                     if leave_at == _NEVER and outcome.exists():
                         leave_at = time.monotonic() + _LEAVE_S
                 except OSError as error:
-                    # A shared file system may be away for a moment; a training is not to be thrown away for that.
+                    # A shared file system may be unavailable for a moment; that must not end a training.
                     spells.failed(error)
                 else:
                     spells.answered()
@@ -99,7 +99,7 @@ class Supervisor:
             left = processes.kill_descendants(beat=self.heartbeat.beat)
             if left:
                 log.info("ended %d process(es) that the step had left", left)
-            # Short steps end between two looks; the kernel remembers the largest single process.
+            # Short steps end between two measurements; the kernel remembers the largest single process.
             self.peak_mib = max(self.peak_mib, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024)
         return code
 
@@ -107,7 +107,7 @@ class Supervisor:
         try:
             return self.job.metrics.stat().st_size
         except FileNotFoundError:
-            self.job.state()  # raises where it is not the metrics alone that are missing
+            self.job.state()  # raises if more than the metrics is missing
             return 0
 
     def _start(self, placement: Placement, cpus: int) -> int:
@@ -130,11 +130,11 @@ class Supervisor:
                 pass_fds=placement.lease.fds if placement.lease else (),
                 env={**os.environ, **environment, GRANT_VARIABLE: json.dumps(grant)},
             )
-        process.returncode = 0  # collected by number, among the orphans that we adopt
+        process.returncode = 0  # collected by pid, among the orphans that we adopt
         if placement.lease and placement.gpus:
             try:
                 Ledger(self.spec.workspace.leases).note_session(placement.lease, process.pid)
-            except OSError as error:  # its processes may then count as strangers, which costs others some GPU memory and this job nothing
+            except OSError as error:  # its processes may then count as foreign, which only reduces the GPU memory for other jobs
                 log.error("the step's session cannot be noted in the lease ledger: %s", error)
         return process.pid
 
@@ -156,11 +156,11 @@ class Supervisor:
         return None
 
     def _exceeds(self, limit_mib: int | None) -> bool:
-        """Keep the peak; True above the limit.
+        """Update the peak; return True above the limit.
 
-        Resident memory of all processes together is watched, not limited by RLIMIT_AS or RLIMIT_DATA: those count single
-        processes, and CUDA reserves hundreds of GiB of addresses that it never uses. The exact sum costs the kernel a walk
-        through page tables, so it is taken only where the cheap upper bound rises.
+        The resident memory of all processes together is measured. RLIMIT_AS and RLIMIT_DATA are not used: they count single
+        processes, and CUDA reserves hundreds of GiB of addresses that it never uses. The exact sum is expensive (the kernel
+        walks page tables), so it is computed only when the cheap upper bound rises.
         """
         if limit_mib is None and time.monotonic() < self._next_measure:
             return False
@@ -177,7 +177,7 @@ class Supervisor:
 
 
 def _ask_to_stop(pid: int, stop: Stop) -> None:
-    """SIGTERM to the step alone, whose workers help it to save; a stopped one must run to hear it."""
+    """Send SIGTERM to the step alone, since its workers help it to save; continue it if it is suspended."""
     with contextlib.suppress(ProcessLookupError):
         if stop.failure_class is FailureClass.HANG:
             os.kill(pid, signal.SIGUSR1)  # stacks of all threads go to the log

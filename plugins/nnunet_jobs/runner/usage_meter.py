@@ -1,4 +1,4 @@
-"""Measures what an attempt uses, waiting apart from computing, by the runner's own monotonic clock, and records it."""
+"""Measures and records what an attempt uses, with separate times for waiting and computing, by the runner's own monotonic clock."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ log = logging.getLogger("nnunet_jobs")
 class UsageMeter:
     """Records what one attempt uses: waiting time, computing time, share of its GPUs.
 
-    Trouble with the record is logged and never fails the job; whoever sees its end records what is missing.
+    Errors of the record are logged and never fail the job; the process that sees the job's end records what is missing.
     """
 
     def __init__(self, job: JobDir, attempt: int) -> None:
@@ -31,7 +31,7 @@ class UsageMeter:
         self._since = time.monotonic()
 
     def wait(self, spec: JobSpec) -> None:
-        """The attempt begins to wait for its device, or waits on in another process than before (a grantor's, see handover.py)."""
+        """Record that the attempt begins to wait for its device, or continues to wait in another process (see handover.py)."""
         now = utc(time.time())
         before = self._noted()
         self._since = time.monotonic()
@@ -50,7 +50,7 @@ class UsageMeter:
         self._keep(self._usage)
 
     def compute(self, placement: Placement, *, gpu_share: float, cpus: int) -> None:
-        """The attempt has its device."""
+        """Record that the attempt has its device."""
         if self._usage is not None:
             self._usage = replace(
                 self._usage,
@@ -64,12 +64,12 @@ class UsageMeter:
             self._keep(self._usage)
 
     def hand_over(self) -> None:
-        """Another process goes on with the attempt, and with its record."""
+        """Leave the attempt and its record to another process."""
         if self._usage is not None:
             self._keep(replace(self._usage, waited_s=round(self._usage.waited_s + self._lap(), 3)))
 
     def end(self, outcome: Failure | str | None) -> dict[str, Any]:
-        """The attempt is over: by a failure, for another reason, or well. Returns what the result or failure shall say about it."""
+        """Record the end of the attempt: a failure, another reason, or success. Returns the usage for the result or failure."""
         usage = self._usage
         if usage is None:
             return {}
@@ -80,7 +80,7 @@ class UsageMeter:
         try:
             append_usage(self.job, usage)
         except OSError as error:
-            log.error("what this attempt used cannot be booked here: %s", error)
+            log.error("what this attempt used cannot be recorded here: %s", error)
         return {"waited_s": usage.waited_s, "computed_s": usage.computed_s, "gpu_share": usage.gpu_share}
 
     def _lap(self) -> float:
@@ -98,16 +98,16 @@ class UsageMeter:
         try:
             write_attempt_usage(self.job, usage)
         except OSError as error:
-            log.error("what this attempt uses cannot be noted: %s", error)
+            log.error("what this attempt uses cannot be recorded: %s", error)
 
 
 def dataset_of(spec: JobSpec) -> str:
-    """Full names of a job's datasets as far as they are known."""
+    """Return the full names of a job's datasets, as far as they are known."""
     params = spec.params
     try:
         if "dataset_id" in params:
             return dataset_name(int(params["dataset_id"]), str(params["name"]))
         named = params.get("datasets") or [params.get("dataset", "")]
         return ",".join(spec.workspace.resolve_dataset(dataset) for dataset in named)
-    except (ConfigError, OSError):  # not registered, or not to be seen from here: the step itself will say so
+    except (ConfigError, OSError):  # not registered, or not visible here; the step itself reports it
         return ",".join(str(name) for name in params.get("datasets") or [params.get("dataset", params.get("name", ""))])

@@ -1,1 +1,1 @@
-"""Processes in which foreign files are read. They may hang, crash or run out of memory without harm to the step."""
+"""Reads foreign files in separate processes, which may hang, crash or run out of memory without harm to the step."""

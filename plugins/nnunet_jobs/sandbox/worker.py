@@ -1,6 +1,6 @@
-"""The inside of a process that :mod:`nnunet_jobs.sandbox.workers` starts: one JSON request a line in, JSON messages a line out.
+"""Runs in a process that :mod:`nnunet_jobs.sandbox.workers` starts: reads one JSON request a line, writes one JSON message a line.
 
-While a task works, it may write single bytes that say that it lives, and notes::
+During a task, it may write single bytes as heartbeats, and notes::
 
     parent  {"task": ..., "data": {...}, "timeout_s": ..., "memory_mib": ...}
     worker  {"begun": true}
@@ -25,7 +25,7 @@ from nnunet_jobs.processes import die_with_parent
 
 Task = Callable[[dict[str, Any]], dict[str, Any]]
 ALIVE = b"."
-_HEADROOM = 768 << 20  # bytes of address space beside the voxels: libraries that are loaded when their first file comes
+_HEADROOM = 768 << 20  # bytes of address space beside the voxels, for libraries that are loaded with their first file
 _MIB = 1 << 20
 _out = -1  # file descriptor of the answers
 
@@ -35,12 +35,12 @@ def main(argv: list[str], find: Callable[[str], Task]) -> int:
 
     Args:
         argv: File descriptor of the answers, and the parent's pid.
-        find: A task by its name; its imports come before the memory limit.
+        find: Finds a task by its name; its imports happen before the memory limit is set.
     """
     global _out
     _out = int(argv[0])
     die_with_parent(signal.SIGKILL, parent=int(argv[1]))
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is for the parent, which ends us
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles a terminal's Ctrl-C and ends this process
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
     requests: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     threading.Thread(target=_receive, args=(requests,), daemon=True).start()
@@ -51,19 +51,19 @@ def main(argv: list[str], find: Callable[[str], Task]) -> int:
 
 
 def alive() -> None:
-    """Tell the parent that this process lives."""
+    """Send a heartbeat to the parent."""
     os.write(_out, ALIVE)
 
 
 def note(message: dict[str, Any]) -> None:
-    """Tell the parent how far the task is, before its answer."""
+    """Send a note on the task's progress to the parent, before the answer."""
     _say({"note": message})
 
 
 class MemoryLimit:
-    """The limit of this process's address space, raised before voxels are read and never above the budget.
+    """Limits this process's address space; the limit is raised before voxels are read, and never above the budget.
 
-    Address space is what the kernel can refuse before anything is used; resident memory can only be noticed after.
+    The kernel can refuse address space before memory is used; resident memory can only be measured afterwards.
 
     Args:
         budget: Bytes that a task may reserve.
@@ -75,15 +75,15 @@ class MemoryLimit:
         self._reserved = 0
 
     def begin(self) -> None:
-        """A new task: nothing is reserved."""
+        """Begin a new task, with nothing reserved."""
         self._reserved = 0
         self._limit()
 
     def reserve(self, size: int) -> None:
-        """Let ``size`` bytes more be used.
+        """Allow ``size`` more bytes.
 
         Raises:
-            MemoryError: More than the budget.
+            MemoryError: It exceeds the budget.
         """
         self._reserved += size
         if self._reserved > self.budget:
@@ -95,11 +95,11 @@ class MemoryLimit:
 
 
 def _receive(requests: queue.SimpleQueue[bytes]) -> None:
-    """Take requests, and end this process with its parent whatever the main thread is busy with."""
+    """Receive requests, and end this process with its parent even if the main thread is busy."""
     try:
         for line in sys.stdin.buffer:
             requests.put(line)
-    finally:  # whatever ended the reading: without this thread nobody would end the process
+    finally:  # in any case, since no other thread would end the process
         os._exit(0)
 
 
@@ -116,7 +116,7 @@ def _answer(request: dict[str, Any], find: Callable[[str], Task]) -> dict[str, A
     except OSError as error:
         reason = f" ({os.strerror(error.errno)})" if error.errno else ""
         return {"error": f"the system or a library refused to read it{reason}", "errno": error.errno, "kind": type(error).__name__}
-    except Exception as error:  # the text of a library's error may hold header values and file names; its type does not
+    except Exception as error:  # a library's message may hold header values and file names; its type does not
         return {"error": "its content made the reader fail", "kind": type(error).__name__}
 
 
@@ -127,7 +127,7 @@ def _say(message: dict[str, Any]) -> None:
 
 
 def _limit(memory_mib: int, timeout_s: float) -> None:
-    """Soft limits beyond what this process uses already; SIGXCPU ends a loop in a library that lets no other thread run."""
+    """Set soft limits beyond what this process uses already; SIGXCPU ends a loop in a library that blocks other threads."""
     _soft_limit(resource.RLIMIT_AS, _mapped() + (memory_mib << 20))
     used = resource.getrusage(resource.RUSAGE_SELF)
     _soft_limit(resource.RLIMIT_CPU, int(used.ru_utime + used.ru_stime + timeout_s) + 2)
@@ -140,6 +140,6 @@ def _soft_limit(kind: int, value: int) -> None:
 
 
 def _mapped() -> int:
-    """Bytes of address space that this process uses."""
+    """Return the bytes of address space that this process uses."""
     with open("/proc/self/statm") as file:
         return int(file.read().split()[0]) * resource.getpagesize()

@@ -1,4 +1,4 @@
-"""Work on foreign files in processes of its own: a file that hangs, crashes or eats memory costs one answer, never the step."""
+"""Runs work on foreign files in separate processes: a file that hangs, crashes or uses too much memory fails one task, never the step."""
 
 from __future__ import annotations
 
@@ -24,30 +24,30 @@ from nnunet_jobs.sandbox.worker import ALIVE
 
 log = logging.getLogger("nnunet_jobs")
 TIME_LIMIT_S = 60.0
-"""For a case without bytes, see :func:`time_limit_s`."""
+"""Seconds for a case of size 0; see :func:`time_limit_s`."""
 MEMORY_SHARE = 0.8
-"""Share of what the host or its cgroup allows that all processes of a step which read may use together."""
+"""Share of the memory of the host or its cgroup that all reading processes of a step may use together."""
 START_S = 120.0
-"""For Python and its imports, on a busy machine."""
-_BYTES_PER_S = 1 << 20  # slower than any disk that a hospital would wait for
+"""Seconds for the start of Python and its imports, on a busy machine."""
+_BYTES_PER_S = 1 << 20  # slower than any usable disk
 _POLL_S = 0.2
-_STARTS = 3  # that may fail in a row before nothing is tried any more
-_LEAVE_S = 5.0  # for a killed process; one that hangs in the kernel is left behind
+_STARTS = 3  # starts that may fail in a row before the work is given up
+_LEAVE_S = 5.0  # seconds for a killed process to end; one that hangs in the kernel is left behind
 
 
 class Broken(Exception):
-    """A worker gave no answer. The text says why, without anything that the file says."""
+    """A worker gave no answer. The message says why, without content of the file."""
 
 
 class TookTooLong(Broken):
-    """The task did not end in its time."""
+    """The task exceeded its time limit."""
 
 
 class Died(Broken):
-    """The worker's process ended, by itself or by somebody's signal. The next task gets a new one.
+    """The worker's process ended, by itself or by a signal. The next task gets a new one.
 
     Attributes:
-        how: It ended, such as ``by SIGABRT`` or ``with exit code 7``.
+        how: How it ended, such as ``by SIGABRT`` or ``with exit code 7``.
     """
 
     def __init__(self, text: str, *, how: str) -> None:
@@ -56,16 +56,16 @@ class Died(Broken):
 
 
 class NotStarted(Died):
-    """No process could be started: it is not the fault of what was to be read."""
+    """No process could be started, which is not the fault of the file."""
 
 
 def time_limit_s(size: int, *, least: float = TIME_LIMIT_S) -> float:
-    """Seconds in which a case must be read: ``least``, and one for each MiB of its ``size`` in bytes."""
+    """Return the time limit of a case in seconds: ``least``, and one for each MiB of its ``size`` in bytes."""
     return least + size / _BYTES_PER_S
 
 
 def size_of(paths: Iterable[Path]) -> int:
-    """Bytes on disk; a file that is not there has none."""
+    """Return the bytes on disk; a missing file has none."""
     total = 0
     for path in paths:
         with contextlib.suppress(OSError):
@@ -74,18 +74,18 @@ def size_of(paths: Iterable[Path]) -> int:
 
 
 class Workers:
-    """A few processes that do tasks for others. Thread-safe; a context manager.
+    """Runs tasks in a few processes. Thread-safe; a context manager.
 
     Args:
-        count: How many work at once.
+        count: Number of processes that work at the same time.
         program: Module that they run, :func:`nnunet_jobs.sandbox.worker.main` with its tasks.
-        quiet: Drop what they print. Libraries put file names and header values into their warnings, which are no matter
-            of our log.
+        quiet: Drop what they print, since warnings of libraries contain file names and header values, which must not
+            be logged.
     """
 
     def __init__(self, count: int, *, program: str, quiet: bool = True) -> None:
         self._program, self._quiet = program, quiet
-        # The kernel ends a process with the thread that started it, so one thread that stays starts them all.
+        # The kernel ends a process with the thread that started it, so one permanent thread starts them all.
         self._starter = ThreadPoolExecutor(1)
         self._idle: queue.SimpleQueue[_Worker | None] = queue.SimpleQueue()
         self._count = max(1, count)
@@ -123,22 +123,22 @@ class Workers:
             task: Name of a function in the worker.
             data: Its argument, JSON.
             timeout_s: Limit of wall time and of CPU time, from when the process is ready.
-            memory_mib: Memory that the task may take beside what the worker has already.
+            memory_mib: Memory in MiB that the task may use in addition to what the worker uses already.
             beat: Called several times a second while waiting; may raise to give up.
-            heard: Called with each note of the task, and with None when the process has otherwise shown that it lives.
+            heard: Called with each note of the task, and with None for each heartbeat.
 
         Raises:
             NotStarted: No process could be started.
-            Died: Its process ended.
-            Broken: It took too long or too much memory, or raised.
-            OSError: No space is left where it writes.
+            Died: The process ended.
+            Broken: The task took too long or too much memory, or raised.
+            OSError: There is no space left where it writes.
         """
         request = {"task": task, "data": data, "timeout_s": timeout_s, "memory_mib": memory_mib}
         answer = self._ask(request, timeout_s=timeout_s, beat=beat, heard=heard)
         if answer.get("errno") in (errno.ENOSPC, errno.EDQUOT):
-            raise OSError(answer["errno"], os.strerror(answer["errno"]))  # our disk, not their file
+            raise OSError(answer["errno"], os.strerror(answer["errno"]))  # a problem of this disk, not of the file
         if "error" in answer:
-            log.debug("task %s failed by %s", task, answer.get("kind", "a limit"))  # for developers: people read the text
+            log.debug("task %s failed by %s", task, answer.get("kind", "a limit"))  # for developers; users get the message
             raise Broken(answer["error"])
         result: dict[str, Any] = answer["result"]
         return result
@@ -228,7 +228,7 @@ class _Worker:
                 return message
 
     def _message(self) -> dict[str, Any] | None:
-        """The next whole message; None when it has not come."""
+        """Return the next complete message; None if there is none yet."""
         self._rest = self._rest.lstrip(ALIVE)
         if b"\n" not in self._rest:
             return None

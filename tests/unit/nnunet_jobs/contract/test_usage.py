@@ -173,7 +173,7 @@ def test_trouble_with_the_books_never_fails_a_job(workspace: Workspace) -> None:
     (Path(workspace.jobs) / ".usage").write_text("somebody's file")
     job = backend().submit(make_spec(workspace, "plain"))
     assert wait_final(job).unwrap()["attempt"] == 1
-    assert "cannot be booked here" in job.log.read_text()
+    assert "cannot be recorded here" in job.log.read_text()
     (Path(workspace.jobs) / ".usage").unlink()
     backend().status(job, Watch())
     assert [item.outcome for item in booked(workspace)] == ["done"], "the watcher made up for it"
