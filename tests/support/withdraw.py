@@ -12,6 +12,7 @@ from nnunet_jobs.contract.steps.withdrawal import WithdrawResult
 from nnunet_jobs.contract.storage.files import read_json, repoint, write_json
 from nnunet_jobs.contract.storage.withdrawals import WithdrawParams
 from nnunet_jobs.contract.storage.workspace import Workspace
+from nnunet_jobs.registry.ledger import entries
 from nnunet_jobs.steps import withdraw
 
 DATASET = "Dataset004_Small"
@@ -80,16 +81,17 @@ def write_predictions(workspace: Workspace, cases: list[str]) -> Path:
 
 
 def content(workspace: Workspace) -> dict[str, str]:
-    """Every file of the workspace but locks, jobs and hash caches: path to text, without dates and modification times."""
+    """Every file of the workspace but locks, jobs and hash caches, and the ledger's events: path to text, without dates."""
     root, found = Path(workspace.raw).parent, {}
     for path in sorted(root.rglob("*")):
         name = str(path.relative_to(root))
-        hidden = {".locks", "jobs", ".fingerprints"} & set(path.parts) or name == f"nnUNet_raw/.state/{DATASET}.json"
+        hidden = {".locks", "jobs", ".fingerprints", ".ledger"} & set(path.parts) or name == f"nnUNet_raw/.state/{DATASET}.json"
         if path.is_symlink():
             found[name] = f"-> {path.readlink()}"
         elif path.is_file() and not hidden and path.suffix not in (".lock", ".tmp"):  # a killed write leaves its temporary file
             data = path.read_bytes()
             found[name] = json.dumps(_timeless(json.loads(data))) if path.suffix == ".json" else repr(data)
+    found["ledger"] = repr([(entry.event, entry.model, entry.before) for entry in entries(workspace, DATASET)])
     return found
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -22,6 +23,7 @@ from nnunet_jobs.contract.failure import ConfigError
 from nnunet_jobs.contract.storage.files import locked, make_parents, open_new, read_object, sha256_file, sync_directory, write_json
 from nnunet_jobs.contract.storage.workspace import Workspace
 
+log = logging.getLogger("nnunet_jobs")
 SCHEMA = 1
 FOLDER = ".ledger"
 LINES, HEAD = ".jsonl", ".head.json"
@@ -96,8 +98,13 @@ def ledger_path(workspace: Workspace, dataset: str) -> Path:
     return Path(workspace.results) / FOLDER / f"{dataset}{LINES}"
 
 
-def entries(workspace: Workspace, dataset: str) -> list[Entry]:
+def entries(workspace: Workspace, dataset: str, *, damaged: bool = False) -> list[Entry]:
     """All entries of a dataset's ledger, the oldest first. A last line that a killed writer left unfinished is not one.
+
+    Args:
+        workspace: Whose ledger.
+        dataset: Full name of the dataset.
+        damaged: Whether lines that cannot be read are left out, with a warning.
 
     Raises:
         ConfigError: A line cannot be read.
@@ -107,7 +114,15 @@ def entries(workspace: Workspace, dataset: str) -> list[Entry]:
         data = path.read_bytes()
     except FileNotFoundError:
         return []
-    return [_entry(path, number, line) for number, line in enumerate(whole_lines(data), 1)]
+    found = []
+    for number, line in enumerate(whole_lines(data), 1):
+        try:
+            found.append(_entry(path, number, line))
+        except ConfigError as error:
+            if not damaged:
+                raise
+            log.warning("%s", error)
+    return found
 
 
 def append(
@@ -147,7 +162,7 @@ def append(
     hashes = {_relative(workspace, path): sha256_file(path) for path in files}
     path = ledger_path(workspace, dataset)
     with locked(Path(workspace.results) / ".locks" / f"{dataset}-ledger.lock", interval=0.02):
-        _make_folder(path.parent)
+        make_folder(workspace)
         new = not path.exists()
         fd = open_new(path, os.O_RDWR)
         try:
@@ -214,14 +229,16 @@ def _entry(path: Path, number: int, line: bytes) -> Entry:
 
 
 def _relative(workspace: Workspace, path: Path) -> str:
-    root = os.path.realpath(workspace.results)
-    found = Path(os.path.realpath(path))
+    root = os.path.abspath(workspace.results)  # links are not followed: .versions may lie on another disk
+    found = Path(os.path.abspath(path))
     if not found.is_relative_to(root):
         raise ConfigError(field="files", value=str(path), problem=f"must lie below {workspace.results}")
     return found.relative_to(root).as_posix()
 
 
-def _make_folder(folder: Path) -> None:
+def make_folder(workspace: Workspace) -> None:
+    """Make the folder of the ledgers where it is missing."""
+    folder = Path(workspace.results) / FOLDER
     if not folder.is_dir():
         make_parents(folder / "ledger")
         sync_directory(folder.parent)

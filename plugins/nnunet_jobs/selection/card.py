@@ -1,9 +1,7 @@
-"""The model card, and promotion: repointing the champion's link to a model whose files are those of its card."""
+"""The model card, and promotion of the model that it describes, as a policy says."""
 
 from __future__ import annotations
 
-import logging
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -13,16 +11,15 @@ from platform import python_version
 from typing import Any
 
 from nnunet_jobs.context import StepContext
-from nnunet_jobs.contract.failure import ConfigError, DataError
-from nnunet_jobs.contract.storage.files import locked, read_json, repoint, sha256_file, write_json, write_record
-from nnunet_jobs.contract.storage.withdrawals import listed, trained_on_withdrawn
+from nnunet_jobs.contract.storage.files import read_json, sha256_file, write_json
 from nnunet_jobs.contract.storage.workspace import FINAL_CHECKPOINT, MODEL_CARD, Workspace
 from nnunet_jobs.prediction.model import SelectedModel, model_from_card, selection_hash
+from nnunet_jobs.registry.fitness import differing
+from nnunet_jobs.registry.promotion import Promotion, promote_if
 from nnunet_jobs.selection.better import better
 from nnunet_jobs.selection.commands import PLACEHOLDERS, commands, stages
 from nnunet_jobs.selection.trained import Trained
 
-log = logging.getLogger("nnunet_jobs")
 SCHEMA = 1
 _NOT_VALIDATED = (
     "Without an honest validation: trained on all training cases (fold 'all') and taken as it is, without a cross-validation. Only the "
@@ -76,7 +73,7 @@ def finished_card(trained: Trained, inputs: str) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     card: dict[str, Any] = read_json(path)
-    if card.get("schema") != SCHEMA or card.get("inputs") != inputs or _differing(card, trained.root):
+    if card.get("schema") != SCHEMA or card.get("inputs") != inputs or differing(card, trained.root):
         return None
     return card
 
@@ -86,78 +83,33 @@ def selected(card: Mapping[str, Any], root: Path) -> SelectedModel:
     return model_from_card(card, root=root, model=str(card["model"]))
 
 
-def promote(workspace: Workspace, dataset: str, model: str) -> None:
-    """Make a model the champion of its dataset. The same call with an earlier model is the rollback.
-
-    Raises:
-        ConfigError: The model has no card, or somebody's own folder is where the link should be.
-        DataError: A file is not the one that the card lists; names it.
-    """
-    with _promotion_lock(workspace, dataset):
-        _promote(workspace, dataset, model)
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Promotion:
-    """What a run did to the champion's link. ``promoted``: it moved the link. ``is_champion``: the link points to its model now."""
+class _Decision:
+    promote: bool
+    why: str
+    facts: Mapping[str, Any]
 
-    promoted: bool
-    is_champion: bool
 
-
-def promote_by_policy(workspace: Workspace, dataset: str, model: str, policy: str, *, record: Path) -> Promotion:
+def promote_by_policy(workspace: Workspace, dataset: str, model: str, policy: str, *, record: Path, by: str | None = None) -> Promotion:
     """Promote as FindBestParams.promote says.
 
     Args:
-        record: File of the run, written before the link moves: an attempt that is killed in between is not forgotten by
-            the next one, which finds the link moved and would take it for somebody else's work.
+        workspace: Whose model.
+        dataset: Full name of the dataset.
+        model: The model.
+        policy: ``if_better``, ``always`` or ``never``.
+        record: File of the run in its job's folder, by which a killed attempt's retry knows that it promoted.
+        by: The job or DAG run; the job's id if None.
     """
-    with _promotion_lock(workspace, dataset):
-        champion = workspace.champion(dataset)
-        if policy != "never" and champion != model and (policy == "always" or better(workspace, dataset, model, champion)):
-            write_record(record, {"model": model, "before": champion})
-            _promote(workspace, dataset, model)
-        is_champion = workspace.champion(dataset) == model
-        ours = read_json(record)["model"] == model if record.is_file() else False
-        return Promotion(promoted=is_champion and ours, is_champion=is_champion)
 
+    def decide(champion: str | None) -> _Decision:
+        if policy in ("never", "always"):
+            return _Decision(promote=policy == "always", why=f"The policy is {policy}.", facts={})
+        good = better(workspace, dataset, model, champion)
+        against = f"the champion {champion}" if champion else "no champion, since there is none"
+        return _Decision(promote=good, why=f"It is {'better' if good else 'not better'} than {against}.", facts={"policy": policy})
 
-def demote(workspace: Workspace, dataset: str, model: str) -> bool:
-    """Take the champion's link away where it points to this model. Returns whether it did."""
-    with _promotion_lock(workspace, dataset):
-        if workspace.champion(dataset) != model:
-            return False
-        workspace.champion_link(dataset).unlink()
-        log.warning("%s has no promoted model any more: %s was demoted", dataset, model)
-        return True
-
-
-def _promote(workspace: Workspace, dataset: str, model: str) -> None:
-    card = workspace.model_card(dataset, model)
-    root = workspace.model_root(model) / dataset
-    if seen := trained_on_withdrawn(root):
-        raise ConfigError(
-            field="model",
-            value=model,
-            problem=f"not promoted, {listed(seen)} withdrawn since it was trained on",
-            fix="train on a new version",
-        )
-    if differing := _differing(card, root):
-        raise DataError(f"model={model!r}: not promoted, these files differ from its card or are missing: {', '.join(differing)}")
-    link = workspace.champion_link(dataset)
-    try:
-        repoint(link, root)
-    except FileExistsError as error:
-        raise ConfigError(field="model", value=model, problem=str(error)) from error
-    log.info("%s now uses model %s", dataset, model)
-
-
-def _promotion_lock(workspace: Workspace, dataset: str) -> Any:
-    return locked(Path(workspace.results) / ".locks" / f"{dataset}-champion.lock", interval=0.05)
-
-
-def _differing(card: Mapping[str, Any], root: Path) -> list[str]:
-    return [name for name, expected in card["files"].items() if not os.path.isfile(root / name) or sha256_file(root / name) != expected]
+    return promote_if(workspace, dataset, model, decide, by=by or f"job {record.parent.name}", record=record)
 
 
 def _installed(package: str) -> str | None:

@@ -26,7 +26,7 @@ from nnunet_jobs.dataset.staging import Store
 from nnunet_jobs.dataset.transfer import recover
 from nnunet_jobs.prediction import withdraw as predictions
 from nnunet_jobs.preprocessing import withdraw as versions
-from nnunet_jobs.selection.card import demote
+from nnunet_jobs.registry.promotion import demote
 from nnunet_jobs.training import withdraw as models
 
 log = logging.getLogger("nnunet_jobs")
@@ -157,7 +157,7 @@ class _Withdrawal:
         for model in seen:
             if not dry:
                 models.mark(workspace, model, at=self.at)
-                if self.params.demote and demote(workspace, model.dataset, model.model):
+                if self.params.demote and demote(workspace, model.dataset, model.model, by=self.by.get("triggered_by")):
                     demoted.append(model.model)
         files = self._remove_from_models(cases)
         predicted = predictions.predictions_of(workspace, self.dataset, cases)

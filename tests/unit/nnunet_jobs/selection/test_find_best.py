@@ -17,7 +17,7 @@ from nnunet_jobs.contract.steps.params import FindBestParams
 from nnunet_jobs.contract.steps.results import RESULTS
 from nnunet_jobs.contract.storage.files import read_json, sha256_file
 from nnunet_jobs.contract.storage.workspace import Workspace
-from nnunet_jobs.selection.card import promote
+from nnunet_jobs.registry.promotion import promote
 from nnunet_jobs.steps.find_best_config import run
 from support.selection import CONFIGURATIONS, DATASET, context, copy_of, model_of, run_steps, second_model, stock_selection, train_model
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from nnunet_jobs.contract.storage.files import sha256_file, write_json
 from nnunet_jobs.contract.storage.workspace import Workspace
-from nnunet_jobs.selection import card as cards
-from nnunet_jobs.selection.card import Promotion, promote_by_policy
+from nnunet_jobs.registry import promotion
+from nnunet_jobs.registry.ledger import Entry
+from nnunet_jobs.registry.promotion import Promotion
+from nnunet_jobs.selection.card import promote_by_policy
 
 DATASET = "Dataset005_Phantom"
 MOVED, KEPT, ELSEWHERE = (Promotion(promoted=ours, is_champion=there) for ours, there in ((True, True), (False, True), (False, False)))
@@ -51,15 +54,15 @@ def test_an_attempt_that_is_killed_as_the_link_moves_is_not_forgotten_by_the_nex
     """The second attempt finds the link moved and would say that nothing had changed: downstream DAGs would never hear of the model."""
     select(workspace, "new", 0.8)
     record = tmp_path / "promotion.json"
-    move = cards._promote
+    move = promotion.make_move
 
-    def killed(*where: str) -> None:
+    def killed(*arguments: Any, **more: Any) -> Entry:
         if when == "after":
-            move(workspace, DATASET, "new")
+            move(*arguments, **more)
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(cards, "_promote", killed)
+        patch.setattr(promotion, "make_move", killed)
         with pytest.raises(Killed):
             promote_by_policy(workspace, DATASET, "new", "if_better", record=record)
     assert workspace.champion(DATASET) == (None if when == "before" else "new")

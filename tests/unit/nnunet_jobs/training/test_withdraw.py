@@ -15,7 +15,7 @@ from nnunet_jobs.contract.storage.withdrawals import WithdrawParams, trained_on_
 from nnunet_jobs.contract.storage.workspace import Workspace
 from nnunet_jobs.dataset.phantom import write_phantom
 from nnunet_jobs.preprocessing import fingerprint
-from nnunet_jobs.selection.card import promote
+from nnunet_jobs.registry.promotion import promote
 from nnunet_jobs.steps import find_best_config, withdraw
 from nnunet_jobs.training import pretrained
 from support.training import DATASET as PHANTOM
