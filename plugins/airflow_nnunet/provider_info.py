@@ -34,7 +34,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "trainer_paths": _option(f"Folders with your own nnU-Net trainer classes. {_PATH_LIST}", ""),
     "sharing": _option(
         "Who may use the files that jobs write: private (the user that jobs run as, 0600 and 0700), group (the folder's group may write, "
-        "missing roots are created with setgid, others get nothing) or group_others_read (others may read). Default ACLs come first.",
+        "missing roots are created with setgid, others get nothing) or group_others_read (others may read). Default ACLs take precedence.",
         "private",
         example="group",
     ),

@@ -176,7 +176,7 @@ class Backend(ABC):
         job.request_cancel(reason)
 
     def examine(self, workspace: Workspace) -> Iterator[tuple[bool, str]]:
-        """Yield for the doctor whether each thing that jobs need exists where they would run, and a message with the fix."""
+        """Yield for the doctor, for each thing that jobs need where they run, whether it exists, and a message or fix."""
         yield from ()
 
     # --- for the backends of this package -----------------------------------------------------------------------
@@ -185,7 +185,7 @@ class Backend(ABC):
         return spec
 
     def _check_attempt(self, job: JobDir, attempt: int, watch: Watch) -> bool:
-        """Check an attempt that is not over, and declare it lost if needed. Returns whether its status must be read again."""
+        """Check an attempt that is not over, and declare it lost if it is. Returns whether to read its status again."""
         if job.runner_gone():
             reason = _GONE
         else:
@@ -207,7 +207,7 @@ class Backend(ABC):
 
 
 def read_status(job: JobDir) -> JobStatus:
-    """Read a job's status from its files. A failure counts when the final phase is on record, so that a submit can follow."""
+    """Read a job's status from its files. A failure counts when its final phase is on record."""
     state = job.state()
     result = job.result()
     if result is not None:

@@ -191,7 +191,7 @@ class ContainedBackend(Backend):
             self._declare(job, attempt, FailureClass.INTERRUPTED, f"cancelled: {reason}", cancelled=True)
 
     def _finish(self, job: JobDir, status: JobStatus) -> JobStatus:
-        """Record what the container reports after the outcome, and remove it. The job is over when the exit code is known."""
+        """Record what the container reports and remove it. The job is over when the exit code is known."""
         key = (str(job.path), status.attempt)
         if key in self._finished:
             return status

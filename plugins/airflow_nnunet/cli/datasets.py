@@ -32,7 +32,7 @@ def dataset_rows(workspace: Workspace) -> list[dict[str, Any]]:
             last = manifest["history"][-1] if manifest["history"] else {}
             row |= {"hash": manifest["hash"], "at": last.get("at"), "by": last.get("by") or {}}
             row |= {"withdrawn": len(Tombstones(workspace, name).cases), "problem": None}
-        except (ConfigError, ValueError, KeyError, OSError) as error:  # one dataset that was made by hand must not hide the others
+        except (ConfigError, ValueError, KeyError, OSError) as error:  # a dataset made by hand must not hide others
             row |= {"problem": str(error)}
         rows.append({**row, "version": workspace.current_version(name), "model": workspace.champion(name)})
     return rows

@@ -12,12 +12,13 @@ from nnunet_jobs.contract.exit_codes import Exit
 
 _NEXT = """
 Next:
-  1. Take what you need from {folder}/airflow.cfg.template, in airflow.cfg or as AIRFLOW__<SECTION>__<OPTION> variables. Three options must
-     be set: [nnunet] workspace and input_roots, and [api_auth] jwt_secret, one secret for all components, without which no task can run.
+1. Copy the options that you need from {folder}/airflow.cfg.template to airflow.cfg, or set them as variables
+     AIRFLOW__<SECTION>__<OPTION>. Three options must be set: [nnunet] workspace and input_roots, and [api_auth] jwt_secret, one
+     secret for all components, without which no task can run.
   2. airflow db migrate            creates Airflow's database, or updates it
   3. airflow nnunet sync-pools     creates the pools of {folder}/include/pools.json
   4. airflow nnunet doctor         shows what is still missing
-  5. Copy an example in {folder}/include/datasets to a name that ends in .yaml, and edit it: it becomes a DAG as soon as Airflow runs
+5. Copy an example in {folder}/include/datasets to a name that ends in .yaml, and edit it. It becomes a DAG when Airflow runs
      (airflow standalone on one machine)."""
 
 

@@ -141,7 +141,7 @@ def _credentials(connection: Any, token: Any) -> Mapping[str, Any]:
 
 
 def _verify(value: Any) -> bool | str:
-    """Return what certificates are checked with. They are always checked, because an option to skip this stays set."""
+    """Return True or a CA bundle. Certificates are always checked, as an option to skip this would be left on."""
     if value is None or value is True or (isinstance(value, str) and value.lower() == "true"):
         return True
     if isinstance(value, str) and os.path.isabs(value):

@@ -49,7 +49,7 @@ def run_state(dag_id: str, run_id: str) -> str | None:
 
 def _status_of(error: Any) -> int | None:
     """Return the HTTP status of the execution API's refusal. It is not read from messages, as ids have numbers too."""
-    if (response := getattr(error, "response", None)) is not None:  # the client's response, in a process without a supervisor
+    if (response := getattr(error, "response", None)) is not None:  # in a process without a supervisor
         return int(response.status_code)
     status = (error.error.detail or {}).get("status_code")
     return status if isinstance(status, int) else None

@@ -97,7 +97,7 @@ def create_app() -> FastAPI:
 
     @app.post("/predictions", status_code=202, responses={**documented(400, 409, 413, 415, 429, 507, *_REFUSALS)}, openapi_extra=_BODY)
     async def create(request: Request, who: Annotated[Caller, caller("POST")], idempotency_key: IdempotencyKey = None) -> JSONResponse:
-        """Accept a case. It is on the disk and in Airflow's database before the answer, whose ``Location`` is its address."""
+        """Accept a case and store it on the disk and in Airflow's database. ``Location`` in the answer is its address."""
         return await _create(request, who, idempotency_key)
 
     @app.get("/predictions", responses={**documented(*_REFUSALS)})

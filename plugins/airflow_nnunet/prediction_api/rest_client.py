@@ -110,7 +110,7 @@ class AirflowClient:
     def wait_for_run(
         self, dag_id: str, run_id: str, *, timeout_s: float, progress: Callable[[], None] | None = None, interval_s: float = 1.0
     ) -> str:
-        """Wait until a run is over; returns ``success`` or ``failed``. ``progress`` is called about every ``interval_s`` seconds."""
+        """Wait until a run is over, with calls of ``progress`` about every ``interval_s`` seconds, and return its state."""
         state = ""
 
         def over() -> bool:

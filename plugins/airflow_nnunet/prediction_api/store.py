@@ -121,7 +121,7 @@ class Draft:
             require_mounted(self._workspace)  # files in an empty mount point are hidden when its share is mounted
         except NotMounted as error:
             raise OSError(errno.ENODEV, str(error)) from error
-        make_folder(self._workspace, self.folder / "images")  # modes are set one by one, because all threads share the umask
+        make_folder(self._workspace, self.folder / "images")  # modes are set here, as threads share the umask
         self._mark = uploads.begin(self.folder, request_id=self._target.name, size=self._size, new=self._new)
         return self
 

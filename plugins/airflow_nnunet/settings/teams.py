@@ -29,7 +29,7 @@ from nnunet_jobs.contract.storage.permissions import explain_permission_error
 from nnunet_jobs.contract.storage.workspace import WRITTEN_ROOTS, Workspace
 
 ROOTS = ("workspace", *WRITTEN_ROOTS, "input_roots", "output_roots")
-"""Options that a team never inherits from section [nnunet]. Those it does not name are below its own workspace."""
+"""Options that a team never inherits from section [nnunet]. By default they are below its workspace, or empty."""
 
 
 class TeamConfigError(ConfigError):

@@ -39,7 +39,7 @@ def granted(gpus: Sequence[str]) -> Role:
 
 
 def container_name(job: JobDir, attempt: int, role: Role = RUN) -> str:
-    """Return the name of an attempt's container, with a hash of the folder, as two Airflows may have jobs of the same id."""
+    """Return the name of an attempt's container. It has a hash of the folder, as two Airflows may have the same ids."""
     return f"nnunet-{job.job_id}-{content_hash(str(job.path), length=8)}-{attempt}" + ("" if role.name == RUN.name else f"-{role.name}")
 
 

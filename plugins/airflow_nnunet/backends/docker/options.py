@@ -84,7 +84,7 @@ class DockerOptions:
         self._require(math.isfinite(timeout) and timeout >= 1, "start_timeout_s", "must be 1 second or more")
 
     def outside(self, path: str) -> str:
-        """Return a path of Airflow as a path on the engine's host, by the longest folder of ``path_map`` that contains it."""
+        """Return the path on the engine's host of a path of Airflow, by the longest folder of ``path_map`` above it."""
         fitting = [folder for folder in self.path_map if Path(path).is_relative_to(folder)]
         if not fitting:
             return path

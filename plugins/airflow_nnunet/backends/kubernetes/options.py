@@ -21,7 +21,7 @@ _USER = re.compile(r"[1-9][0-9]*:[0-9]+")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claim:
-    """Names a persistent volume claim with a folder. ``sub_path`` is the folder's path in the volume, empty for all of it."""
+    """Names a persistent volume claim, and the path of a folder in its volume (``sub_path``), empty for all of it."""
 
     claim: str
     sub_path: str = ""
