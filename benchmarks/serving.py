@@ -26,12 +26,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from benchmarks._front import front
 from benchmarks._load import Timed, ask, below_me, load, mentioning, peak_mib, sampled_memory
 from benchmarks.prediction import CONFIGURATIONS, PROJECT, SOURCE, cli, job, prepare
-from devtools.testbed.nginx import lay_out, missing, running
+from devtools.testbed.nginx import missing
 from devtools.testbed.prediction import PLANS, TRAINER, write_card
 from devtools.testbed.preprocessing import DATASET
-from devtools.testbed.serving import ServerProcess, Service
+from devtools.testbed.serving import ServerProcess
 from nnunet_jobs.contract.storage.workspace import Workspace
 from nnunet_jobs.runner import attempt_limits
 
@@ -225,25 +226,6 @@ def ours_as_server(house: House) -> None:
             for concurrency in CONCURRENCY:
                 timed = measure(house, socket, several, concurrency=concurrency)
                 house.add(f"nginx, {count} server{'s' * (count > 1)}, {concurrency} at once", timed)
-
-
-@contextlib.contextmanager
-def front(sockets: Path, count: int) -> Iterator[Path]:
-    """Start nginx with the project's own files in front of the servers."""
-    folder = sockets / "nginx"
-    folder.mkdir()
-    changes = [
-        ("/run/nnunet/predictors", str(sockets)),
-        ("listen 127.0.0.1:8081", f"listen unix:{sockets}/health"),
-        ("include /etc/nginx/hosts/*.conf;", ""),
-        ("include /etc/nginx/streams/*.conf;", ""),
-    ]
-    if count == 1:
-        changes.append((f"server unix:{sockets}/predictor-2.sock max_fails=0;", ""))
-    lay_out(folder, changes, front="predictors.conf")
-    service = Service(uds=sockets / "front.sock")
-    with running(folder, listens=lambda: service.answers("/healthz")):
-        yield sockets / "front.sock"
 
 
 def table(house: House) -> None:

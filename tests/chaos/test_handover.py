@@ -26,7 +26,8 @@ from nnunet_jobs.contract.job.state import Phase
 from nnunet_jobs.contract.job.usage import read_usage
 from nnunet_jobs.contract.storage.files import read_json, try_lock
 from nnunet_jobs.contract.storage.workspace import Workspace
-from nnunet_jobs.devices.leases import Holder, Ledger
+from nnunet_jobs.devices.lease import Holder
+from nnunet_jobs.devices.leases import Ledger
 from support.handover import TESTS, Forge, kill_container
 from support.jobs import compile_library, is_alive, no_runner_left, wait_final, wait_for, wait_gone
 

@@ -22,6 +22,7 @@ from nnunet_jobs.contract.storage.workspace import Workspace
 from nnunet_jobs.devices import leases
 from nnunet_jobs.devices.allocator import Device, Request
 from nnunet_jobs.devices.leases import MAX_OVERTAKEN, Ledger
+from nnunet_jobs.devices.quarantine import Quarantine
 from support.jobs import TESTS, backend, child_of, compile_library, make_spec, no_runner_left, wait_final, wait_for, wait_gone
 
 GPUS = [Device(uuid="GPU-24", total_mib=24, free_mib=24), Device(uuid="GPU-48", total_mib=48, free_mib=48)]
@@ -263,7 +264,7 @@ def test_fault_20_a_lost_gpu_is_put_in_quarantine_and_left_out(gpu_host: Host, w
     assert failure is not None
     assert failure.failure_class is FailureClass.GPU_LOST
     assert "GPU-small" in failure.message
-    assert "GPU-small" in Ledger(workspace.leases).quarantined()
+    assert "GPU-small" in Quarantine(workspace.leases).devices()
     (tmp_path / "go").touch()
     gpu_host.has("gpu GPU-small 24576 24000 0", "gpu GPU-large 81920 81000 0")  # it answers again, but is not trusted yet
     gpu_host.backend.submit(spec)

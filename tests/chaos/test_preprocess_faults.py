@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from devtools.testbed.preprocessing import DATASET, context, preprocess, register, result_of, start
-from nnunet_jobs.contract.failure import FailureClass, Interrupted, classify
+from nnunet_jobs.contract.classify import classify
+from nnunet_jobs.contract.failure import FailureClass, Interrupted
 from nnunet_jobs.contract.steps.params import PreprocessParams
 from nnunet_jobs.contract.storage.files import sha256_file
 from nnunet_jobs.contract.storage.workspace import Workspace

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_jobs.context import StepContext
-from nnunet_jobs.contract.failure import Failure, classify
+from nnunet_jobs.contract.classify import classify
+from nnunet_jobs.contract.failure import Failure
 from nnunet_jobs.contract.job.folder import JobDir
 from nnunet_jobs.contract.steps.params import PreprocessParams, TrainParams
 from nnunet_jobs.contract.storage.files import read_json, write_json

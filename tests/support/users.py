@@ -20,7 +20,8 @@ from typing import Any
 
 import pytest
 
-from nnunet_jobs.contract.failure import JobError, classify
+from nnunet_jobs.contract.classify import classify
+from nnunet_jobs.contract.failure import JobError
 from nnunet_jobs.contract.storage.permissions import explain_permission_error, permission_error
 
 

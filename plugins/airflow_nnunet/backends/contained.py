@@ -7,10 +7,8 @@ before its runner is on record, when the heartbeat stops, and at the end.
 from __future__ import annotations
 
 import logging
-import os
 import time
 from abc import abstractmethod
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +21,7 @@ from airflow_nnunet.backends.container_runtime import (
     RequestRejected,
     Unreachable,
 )
+from airflow_nnunet.backends.job_container import give_to
 from airflow_nnunet.backends.mounts import Mode, Mount, mounts_for
 from nnunet_jobs.contract.exit_codes import RunnerExit
 from nnunet_jobs.contract.failure import ConfigError, FailureClass, Lost
@@ -31,7 +30,7 @@ from nnunet_jobs.contract.job.spec import JobSpec
 from nnunet_jobs.contract.job.state import Phase
 from nnunet_jobs.contract.job.usage import record_ended_attempts
 from nnunet_jobs.contract.storage.files import PRIVATE
-from nnunet_jobs.contract.storage.permissions import has_group_access, make_root
+from nnunet_jobs.contract.storage.permissions import make_root
 
 log = logging.getLogger(__name__)
 
@@ -229,63 +228,13 @@ class ContainedBackend(Backend):
                 make_root(spec.workspace, path if mount.field != "private" else path.parent)
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.mkdir(exist_ok=True, mode=PRIVATE | 0o100 if mount.field == "private" else 0o777)
-                _give(path, uid, gid)
+                give_to(path, uid, gid)
             except OSError as error:
                 raise ConfigError(
                     where="[nnunet]", field=mount.field, problem=f"{path} is missing and cannot be created: {error.strerror}"
                 ) from error
         for path in (job.path, *job.path.iterdir()):
-            _give(path, uid, gid)
-
-
-def job_user(wanted: str | None, job: JobDir) -> tuple[int, int]:
-    """Return the user and group id that a job runs as: the option ``user``, or the owner of the job's folder.
-
-    Raises:
-        ConfigError: The user would be root.
-    """
-    if wanted:
-        uid, gid = wanted.split(":")
-        return int(uid), int(gid)
-    place = next(path for path in (job.path.parent, *job.path.parents) if path.exists())
-    owner = place.stat()
-    if owner.st_uid == 0:
-        raise ConfigError(
-            where="backend_options:",
-            field="user",
-            value=wanted,
-            problem=f"{place} belongs to root, and jobs never run as root",
-            fix="run Airflow's workers as another user, or set user to the uid:gid that the data belongs to",
-        )
-    return owner.st_uid, owner.st_gid
-
-
-def groups_of(spec: JobSpec) -> list[int]:
-    """Return the group that owns a shared workspace's files, as a supplementary group of the job."""
-    jobs = Path(spec.workspace.jobs)
-    shared = has_group_access(spec.workspace)
-    return [jobs.stat().st_gid] if shared and jobs.exists() and jobs.stat().st_gid else []
-
-
-def job_environment(*, gpus: bool, more: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment of every container, whose user is not in passwd and cannot write to the root file system."""
-    found = {
-        "HOME": "/tmp",  # noqa: S108 - the container's own
-        "TMPDIR": "/tmp",  # noqa: S108
-        "USER": "nnunet",
-        "LOGNAME": "nnunet",
-        "PYTHONSAFEPATH": "1",
-        "PYTHONDONTWRITEBYTECODE": "1",
-    }
-    if not gpus:
-        # CUDA images request all GPUs themselves, and some hosts grant them to containers that requested none.
-        found["NVIDIA_VISIBLE_DEVICES"] = "void"
-    return {**found, **more}
-
-
-def _give(path: Path, uid: int, gid: int) -> None:
-    if os.geteuid() == 0:
-        os.chown(path, uid, gid, follow_symlinks=False)
+            give_to(path, uid, gid)
 
 
 def _beats(job: JobDir) -> bool:

@@ -8,20 +8,20 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from airflow_nnunet.cli.command import command
-from airflow_nnunet.cli.pools import automatic_slots, probe_host
+from airflow_nnunet.cli.pools import probe_host
 from airflow_nnunet.doctor.backend import examine_backend, runs_here
 from airflow_nnunet.doctor.datasets import examine_datasets
 from airflow_nnunet.doctor.executor import examine_executor
-from airflow_nnunet.doctor.finding import Finding
+from airflow_nnunet.doctor.finding import SYNC, Finding
+from airflow_nnunet.doctor.host import gpus, memory, pool, versions
 from airflow_nnunet.doctor.jobs import examine_jobs
 from airflow_nnunet.doctor.marker import examine_marker
 from airflow_nnunet.doctor.predictions import examine_predictions
 from airflow_nnunet.doctor.privacy import examine_privacy
 from airflow_nnunet.settings.config import NnunetConfig
-from airflow_nnunet.settings.pool_names import ARCHIVE_POOL, GPU_POOL
+from airflow_nnunet.settings.pool_names import ARCHIVE_POOL
 from airflow_nnunet.settings.resolver import resolve_config
 from airflow_nnunet.settings.teams import load_teams
 from nnunet_jobs.contract.exit_codes import Exit
@@ -39,12 +39,7 @@ from nnunet_jobs.contract.storage.workspace import ROOTS
 
 # A preprocessed dataset of a few hundred volumes takes tens of GB, so less than this will not be enough.
 _LOW_DISK_GIB = 20
-# Batches are passed between processes through /dev/shm. With 64 MB, Docker's default, they are lost silently.
-_LOW_SHM_MIB = 2048
-# Each data worker holds dozens of files and sockets.
-_LOW_FILES = 4096
 _OURS = (".locks", ".state", ".versions")  # owned by the user who ran the first job
-_SYNC = "run airflow nnunet sync-pools, or python -m airflow_nnunet sync-pools"
 
 
 def examine(config: NnunetConfig) -> Iterator[Finding]:
@@ -64,16 +59,16 @@ def examine(config: NnunetConfig) -> Iterator[Finding]:
             text=f"{error}. Install airflow-provider-nnunet[local] there, or set python in section [nnunet]",
         )  # fmt: skip
     if host is not None:
-        yield from _versions(host)
-        yield from _memory(host)
-        yield from _gpus(host)
-    yield _pool(config, host)
+        yield from versions(host)
+        yield from memory(host)
+        yield from gpus(host)
+    yield pool(config, host)
     yield from _teams()
     yield from examine_executor()
     yield from _archives()
     yield from examine_jobs(config)
-    yield from examine_datasets(_SYNC)
-    yield from examine_predictions(_SYNC)
+    yield from examine_datasets(SYNC)
+    yield from examine_predictions(SYNC)
 
 
 def _roots(config: NnunetConfig) -> Iterator[Finding]:
@@ -143,80 +138,6 @@ def _withdrawals(config: NnunetConfig) -> Iterator[Finding]:
             yield Finding(topic="withdrawals", ok=False, text=f"{len(cases)} cases of {name} are not removed everywhere; run {again}")
 
 
-def _versions(host: dict[str, Any]) -> Iterator[Finding]:
-    versions = host["versions"]
-    missing = [name for name in ("nnunetv2", "torch") if not versions.get(name)]
-    where = f"Python {host['python']['version']} ({host['python']['executable']})"
-    if missing:
-        yield Finding(
-            topic="versions", ok=False, blocks=True,
-            text=f"{where}: {' and '.join(missing)} not installed; pip install 'airflow-provider-nnunet[local]' there",
-        )  # fmt: skip
-    else:
-        found = ", ".join(f"{name} {version}" for name, version in versions.items() if version)
-        yield Finding(topic="versions", text=f"{where}, {found}")
-
-
-def _memory(host: dict[str, Any]) -> Iterator[Finding]:
-    yield Finding(topic="cores and memory", text=f"{host['cores']} cores, {host['memory_mib']} MiB")
-    shm = host["shm_mib"]
-    if shm is not None:
-        enough = shm >= _LOW_SHM_MIB
-        fix = "" if enough else f"; below {_LOW_SHM_MIB} MiB, in a container start it with --shm-size=8g"
-        yield Finding(topic="shared memory", ok=enough, text=f"{shm} MiB in all{fix}")
-    soft, hard = host["nofile"]["soft"], host["nofile"]["hard"]
-    enough = soft < 0 or soft >= _LOW_FILES
-    fix = "" if enough else f"; below {_LOW_FILES}, raise it with ulimit -n or LimitNOFILE= (hard limit {hard})"
-    yield Finding(topic="open files", ok=enough, text=f"{soft}{fix}")
-
-
-def _gpus(host: dict[str, Any]) -> Iterator[Finding]:
-    if not host["gpus"]:
-        yield Finding(topic="GPUs", text=f"none, jobs run on CPU slots ({host['gpus_reason']})")
-        return
-    for gpu in host["gpus"]:
-        text = f"{gpu['index']}: {gpu['name']}, {gpu['free_mib']} of {gpu['total_mib']} MiB free, {gpu['uuid']}"
-        lost = gpu.get("lost")
-        yield Finding(topic="GPUs", ok=not lost, text=f"{text}; it does not answer ({lost}), restart the host" if lost else text)
-    if host["torch_cpu_only"]:
-        yield Finding(
-            topic="torch", ok=False, blocks=True,
-            text="built without CUDA although there is a GPU; install the CUDA build of torch and torchvision",
-        )  # fmt: skip
-    compiler = host["compiler"]
-    missing = [name for name in ("gcc", "g++", "python_h") if not compiler[name]]
-    if missing:
-        fix = "install gcc, g++ and the Python headers, or set nnUNet_compile=f for jobs (slower)"
-        yield Finding(topic="compiler", ok=False, text=f"{', '.join(missing)} missing, which torch.compile needs on a GPU; {fix}")
-    else:
-        yield Finding(topic="compiler", text="gcc, g++ and Python headers found")
-
-
-def _pool(config: NnunetConfig, host: dict[str, Any] | None) -> Finding:
-    from airflow.models.pool import Pool
-    from airflow.utils.session import create_session
-    from sqlalchemy.exc import SQLAlchemyError
-
-    topic = f"pool {GPU_POOL}"
-    try:
-        with create_session() as session:
-            pool = Pool.get_pool(GPU_POOL, session=session)
-            found = (pool.slots, pool.include_deferred) if pool else None
-    except SQLAlchemyError as error:
-        first = str(error).splitlines()[0]
-        return Finding(topic=topic, ok=False, blocks=True, text=f"Airflow's database does not answer ({first}); run airflow db migrate")
-    if found is None:
-        return Finding(topic=topic, ok=False, blocks=True, text=f"missing, tasks would wait forever; {_SYNC}")
-    slots, include_deferred = found
-    if not include_deferred:
-        text = f"deferred tasks free their slot, so all jobs would start at once; {_SYNC}"
-        return Finding(topic=topic, ok=False, text=text)
-    if host is not None and slots > (fit := automatic_slots(config, host)):
-        text = f"{slots} slots for {fit} on this host; this is right for several hosts, else jobs wait for a lease; {_SYNC}"
-        return Finding(topic=topic, text=text)
-    return Finding(topic=topic, text=f"{slots} slots, deferred tasks keep theirs")
-
-
 def _teams() -> Iterator[Finding]:
     """Yield findings about the teams' files and pools."""
     from airflow.models.pool import Pool
@@ -232,7 +153,7 @@ def _teams() -> Iterator[Finding]:
     except SQLAlchemyError:
         return  # there is already a finding about the database
     for name, team in teams.configs.items():
-        lost = f"pool {team.pool_name} is missing, the team's tasks would wait forever; {_SYNC}"
+        lost = f"pool {team.pool_name} is missing, the team's tasks would wait forever; {SYNC}"
         text = lost if name in missing else f"pool {team.pool_name} exists, roots are below {team.nnunet.workspace}"
         yield Finding(topic=f"team {name}", ok=name not in missing, blocks=name in missing, text=text)
 
@@ -264,7 +185,7 @@ def _archives() -> Iterator[Finding]:
         else:
             yield Finding(topic=topic, text=f"{archive.endpoint.url} answers")
     if archives and not pool:
-        yield Finding(topic=f"pool {ARCHIVE_POOL}", ok=False, text=f"missing, retrieval would wait forever; {_SYNC}")
+        yield Finding(topic=f"pool {ARCHIVE_POOL}", ok=False, text=f"missing, retrieval would wait forever; {SYNC}")
 
 
 def _unwritable(path: Path) -> str:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+SYNC = "run airflow nnunet sync-pools, or python -m airflow_nnunet sync-pools"
+"""What to do about a pool that is missing or wrong."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:

@@ -11,7 +11,8 @@ import jinja2
 from airflow.sdk import RetryDecision, RetryPolicy
 from airflow.sdk.exceptions import XComNotFound
 
-from nnunet_jobs.contract.failure import FailureClass, JobError, classify
+from nnunet_jobs.contract.classify import classify
+from nnunet_jobs.contract.failure import FailureClass, JobError
 
 if TYPE_CHECKING:
     from airflow.sdk import Context

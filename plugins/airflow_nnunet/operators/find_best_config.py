@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from airflow_nnunet.jobs.assets import PROMOTED, model_promoted
-from airflow_nnunet.operators.base import NnunetOperator, as_list, templated
+from airflow_nnunet.operators.base import NnunetOperator, as_list
+from airflow_nnunet.operators.specification import templated
 from airflow_nnunet.settings.pool_names import GPU_POOL
 from nnunet_jobs.contract.steps.params import FindBestParams
 from nnunet_jobs.contract.steps.results import FindBestResult

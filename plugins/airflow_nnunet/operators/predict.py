@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow.sdk.exceptions import AirflowSkipException
 
-from airflow_nnunet.operators.base import NnunetOperator, templated
+from airflow_nnunet.operators.base import NnunetOperator
+from airflow_nnunet.operators.specification import templated
 from airflow_nnunet.settings.pool_names import GPU_POOL
 from nnunet_jobs.contract.steps.params import PredictParams
 from nnunet_jobs.contract.steps.results import PredictResult

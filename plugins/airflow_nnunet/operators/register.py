@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow_nnunet.jobs.assets import REGISTERED, dataset_registered
 from airflow_nnunet.jobs.links import DatasetReportLink
-from airflow_nnunet.operators.base import NnunetOperator, as_list, templated
+from airflow_nnunet.operators.base import NnunetOperator, as_list
+from airflow_nnunet.operators.specification import templated
 from nnunet_jobs.contract.steps.params import RegisterParams
 from nnunet_jobs.contract.steps.results import RegisterResult
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from airflow_nnunet.operators.base import NnunetOperator, templated
+from airflow_nnunet.operators.base import NnunetOperator
+from airflow_nnunet.operators.specification import templated
 from airflow_nnunet.settings.pool_names import GPU_POOL
 from nnunet_jobs.contract.steps.params import TrainParams
 

@@ -25,7 +25,8 @@ from airflow_nnunet.prediction_api.intake import Asked, receive
 from airflow_nnunet.prediction_api.queue import COME_BACK_S, largest, require_place
 from airflow_nnunet.prediction_api.store import REQUEST_ID, Draft, new_id, remove
 from airflow_nnunet.prediction_api.tenants import Tenant, load_tenant, tenant_of
-from nnunet_jobs.contract.failure import ConfigError, FailureClass, classify
+from nnunet_jobs.contract.classify import classify
+from nnunet_jobs.contract.failure import ConfigError, FailureClass
 from nnunet_jobs.contract.http.problem_responses import answer_with_problems, respond
 from nnunet_jobs.contract.http.problems import Problem, documented
 from nnunet_jobs.contract.http.uploads import FIELD, FILES, documented_body, documented_segmentation, media_type

@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nnunet_jobs.cli.command import Command
+from nnunet_jobs.contract.classify import classify
 from nnunet_jobs.contract.exit_codes import Exit
-from nnunet_jobs.contract.failure import ConfigError, DataError, DiskFull, Fault, classify
+from nnunet_jobs.contract.failure import ConfigError, DataError, DiskFull, Fault
 from nnunet_jobs.contract.steps.params import RegisterParams
 from nnunet_jobs.faults.codes import Code
 from nnunet_jobs.faults.fixes import FAULT_INFO

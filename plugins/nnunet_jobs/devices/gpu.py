@@ -11,8 +11,10 @@ from nnunet_jobs.contract.failure import ConfigError, GpuLost
 from nnunet_jobs.contract.job.spec import Resources
 from nnunet_jobs.contract.storage.workspace import Workspace
 from nnunet_jobs.devices.allocator import Device, Request
-from nnunet_jobs.devices.leases import Holder, Lease, Ledger
+from nnunet_jobs.devices.lease import Holder, Lease
+from nnunet_jobs.devices.leases import Ledger
 from nnunet_jobs.devices.nvml import Gpu, GpuProcess, Inventory, read_inventory, torch_is_cpu_only
+from nnunet_jobs.devices.quarantine import Quarantine
 from nnunet_jobs.patience import patiently
 from nnunet_jobs.processes import INITIAL_PID_NAMESPACE, ancestors, pid_namespace, session_of
 
@@ -108,15 +110,16 @@ def strangers(gpu: Gpu, holders: list[Holder]) -> list[GpuProcess]:
 def as_devices(inventory: Inventory, ledger: Ledger, *, warn: Callable[[str], None]) -> list[Device]:
     """Return GPUs that can be leased now, less what foreign processes use. Lost GPUs are put in quarantine and left out."""
     holders = ledger.holders()
-    quarantine = ledger.quarantined()
+    quarantine = Quarantine(ledger.folder)
+    excluded = quarantine.devices()
     devices = []
     for gpu in inventory.gpus:
         if gpu.lost:
-            if gpu.uuid not in quarantine:
-                ledger.quarantine(gpu.uuid, f"NVML: {gpu.lost}")
+            if gpu.uuid not in excluded:
+                quarantine.add(gpu.uuid, f"NVML: {gpu.lost}")
             warn(f"GPU {gpu.uuid} is left out: {gpu.lost}")
             continue
-        if reason := quarantine.get(gpu.uuid) or quarantine.get(gpu.parent or ""):
+        if reason := excluded.get(gpu.uuid) or excluded.get(gpu.parent or ""):
             warn(f"GPU {gpu.uuid} is left out: in quarantine ({reason})")
             continue
         mine = [holder for holder in holders if holder.device == gpu.uuid]

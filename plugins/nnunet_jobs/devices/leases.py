@@ -4,7 +4,7 @@
     leases/<n>.json             one file per lease, flocked by its holder and by every process that inherited it
     tickets/<n>.json            one file per waiting job, flocked by it; the number is its place in the queue
     turns/team-<name>           number of the newest lease of each team, by which teams take turns
-    quarantine/<device>.json    devices not to be used for a while, with the reason
+    quarantine/<device>.json    devices not to be used for a while; see quarantine.py
 
 A lock belongs to the open file, not to a process: the trainer inherits it, so a lease lasts exactly as long as any process that may
 use the device, suspended ones included. A file without a lock is of a dead holder, and the next reader removes it. Another process
@@ -23,10 +23,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from nnunet_jobs.contract.job.liveness import boot_id, read_counter, write_counter
+from nnunet_jobs.contract.job.liveness import read_counter, write_counter
 from nnunet_jobs.contract.storage.file_systems import require_local
-from nnunet_jobs.contract.storage.files import locked, read_json, write_record
+from nnunet_jobs.contract.storage.files import locked
 from nnunet_jobs.devices.allocator import Allocator, Device, Request
+from nnunet_jobs.devices.lease import Holder, Lease
 from nnunet_jobs.devices.lease_entries import Unreadable, change, content, is_full, live_entries, new_entry, rewrite
 from nnunet_jobs.devices.queue_order import QueueEntry, order_of_service
 from nnunet_jobs.processes import pid_namespace
@@ -41,36 +42,6 @@ MAX_OVERTAKEN = 3
 
 ASLEEP_S = 30.0
 """A waiting job that has not asked for so long is skipped until it asks again."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Holder:
-    """A live lease as read from the ledger. ``pid`` and ``sessions`` are valid in ``pid_namespace`` only."""
-
-    number: int
-    device: str
-    memory_mib: int | None
-    owner: str
-    sessions: tuple[int, ...]
-    pid: int
-    pid_namespace: int
-    follows: int | None
-    team: str = ""
-
-
-@dataclass(slots=True, kw_only=True)
-class Lease:
-    """Leased devices. The files stay locked until the last process that inherited ``fds`` ends."""
-
-    devices: tuple[str, ...]
-    numbers: tuple[int, ...]
-    fds: tuple[int, ...]
-
-    def release(self) -> None:
-        """Close our descriptors; processes that inherited them keep the lease."""
-        for fd in self.fds:
-            os.close(fd)
-        self.fds = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +89,7 @@ class Ledger:
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
-        for name in ("leases", "tickets", "turns", "quarantine"):
+        for name in ("leases", "tickets", "turns"):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
         require_local(self.folder, field="leases")
 
@@ -132,31 +103,6 @@ class Ledger:
         """Return the number of waiting jobs."""
         with self._mutex():
             return len(self._waiters())
-
-    def quarantined(self) -> dict[str, str]:
-        """Return the devices that must not be used now, with the reason."""
-        found: dict[str, str] = {}
-        for path in (self.folder / "quarantine").glob("*.json"):
-            try:
-                data = read_json(path)
-            except FileNotFoundError:  # removed by a reader of an earlier version, which removed expired entries
-                continue
-            # CLOCK_BOOTTIME does not jump with the wall clock, and a reboot resets a GPU.
-            if data["boot_id"] == boot_id() and time.clock_gettime(time.CLOCK_BOOTTIME) < data["until"]:
-                found[data["device"]] = data["reason"]
-            # Expired entries stay, since removing one could remove a new one written meanwhile. There is one for each device.
-        return found
-
-    def quarantine(self, device: str, reason: str, *, seconds: float = 3600.0) -> None:
-        """Keep a device out of use for ``seconds`` or until the next boot."""
-        until = time.clock_gettime(time.CLOCK_BOOTTIME) + seconds
-        data = {"device": device, "reason": reason, "until": until, "boot_id": boot_id()}
-        try:
-            write_record(self.folder / "quarantine" / f"{device}.json", data)
-        except OSError as error:
-            if not is_full(error):
-                raise
-            log.error("%s: no space left to note that %s is in quarantine (%s)", self.folder, device, reason)
 
     # --- waiting and taking -------------------------------------------------------------------------------------
     @contextlib.contextmanager

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from nnunet_jobs.contract.failure import Bug, FailureClass, JobError, classify
+from nnunet_jobs.contract.classify import classify
+from nnunet_jobs.contract.failure import Bug, FailureClass, JobError
 from nnunet_jobs.prediction.cases import Case
 
 # Classes that may be one case's fault. Any other (memory, disk, GPU, a stop) would affect the next case too and fails the job.

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_jobs.context import StepContext
-from nnunet_jobs.contract.failure import Bug, FailureClass, classify
+from nnunet_jobs.contract.classify import classify
+from nnunet_jobs.contract.failure import Bug, FailureClass
 from nnunet_jobs.prediction.blame import in_words, require_of_the_case
 from nnunet_jobs.prediction.cases import Case
 from nnunet_jobs.prediction.export import average, case_dice, fresh_folder, label_voxels, to_segmentation, volumes_ml, write_outputs

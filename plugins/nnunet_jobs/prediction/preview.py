@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from nnunet_jobs.report.summary import case_picture
+from nnunet_jobs.report.picture import case_picture
 
 _RAS = np.diag([-1.0, -1.0, 1.0])  # ITK's world is LPS
 _LONGEST = 160  # voxels along an axis: at most 16 MiB for a channel, and more than a thumbnail shows

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from nnunet_jobs.context import StepContext
-from nnunet_jobs.contract.failure import ConfigError, DataError, FailureClass, Fault, classify
+from nnunet_jobs.contract.classify import classify
+from nnunet_jobs.contract.failure import ConfigError, DataError, FailureClass, Fault
 from nnunet_jobs.contract.steps.segment_codes import parse_segment_codes
 from nnunet_jobs.contract.steps.series_rules import SeriesRule, channel_rules
 from nnunet_jobs.contract.storage.files import content_hash, sha256_file

@@ -15,7 +15,8 @@ from fastapi import FastAPI, Path, Query, Request
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
-from nnunet_jobs.contract.failure import ConfigError, DataError, FailureClass, JobError, classify
+from nnunet_jobs.contract.classify import classify
+from nnunet_jobs.contract.failure import ConfigError, DataError, FailureClass, JobError
 from nnunet_jobs.contract.http.problem_responses import answer_with_problems, respond
 from nnunet_jobs.contract.http.problems import Problem, documented
 from nnunet_jobs.contract.http.uploads import FIELD, FILES, documented_body, documented_segmentation, media_type

@@ -6,7 +6,8 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 
-from nnunet_jobs.contract.failure import JobError, classify
+from nnunet_jobs.contract.classify import classify
+from nnunet_jobs.contract.failure import JobError
 
 log = logging.getLogger("nnunet_jobs")
 

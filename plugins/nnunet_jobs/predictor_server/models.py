@@ -8,7 +8,8 @@ from collections import OrderedDict
 from collections.abc import Sequence
 
 from nnunet_jobs.context import StepContext
-from nnunet_jobs.contract.failure import DataError, JobError, classify
+from nnunet_jobs.contract.classify import classify
+from nnunet_jobs.contract.failure import DataError, JobError
 from nnunet_jobs.contract.storage.workspace import Workspace
 from nnunet_jobs.prediction.model import SelectedModel, resolve_model
 from nnunet_jobs.prediction.predictor import Predictor

@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_jobs.context import StepContext
+from nnunet_jobs.contract.classify import classify
 from nnunet_jobs.contract.exit_codes import STEP_EXITS
-from nnunet_jobs.contract.failure import ConfigError, Failure, FailureClass, JobError, classify
+from nnunet_jobs.contract.failure import ConfigError, Failure, FailureClass, JobError
 from nnunet_jobs.contract.job.folder import JobDir
 from nnunet_jobs.contract.steps.base import StepParams
 from nnunet_jobs.contract.storage.files import write_json

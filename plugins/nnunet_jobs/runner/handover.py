@@ -28,7 +28,8 @@ from nnunet_jobs.contract.storage.permissions import apply_permissions
 from nnunet_jobs.contract.storage.workspace import Workspace
 from nnunet_jobs.devices import gpu
 from nnunet_jobs.devices.gpu import Placement
-from nnunet_jobs.devices.leases import Lease, Ledger
+from nnunet_jobs.devices.lease import Lease
+from nnunet_jobs.devices.leases import Ledger
 from nnunet_jobs.devices.nvml import read_inventory
 from nnunet_jobs.runner import attempt_limits
 from nnunet_jobs.runner.attempt import Attempt, NotThisRunner

@@ -16,7 +16,7 @@ from nnunet_jobs.contract.storage.files import read_json
 from nnunet_jobs.contract.storage.permissions import apply_permissions
 from nnunet_jobs.devices import gpu, host
 from nnunet_jobs.devices.gpu import Placement
-from nnunet_jobs.devices.leases import Ledger
+from nnunet_jobs.devices.quarantine import Quarantine
 from nnunet_jobs.patience import patiently
 from nnunet_jobs.runner import attempt_limits, exit_class
 from nnunet_jobs.runner.attempt import Attempt
@@ -130,6 +130,6 @@ class Runner:
     def _look_after_gpus(self, failure: Failure, gpus: tuple[str, ...], spec: JobSpec) -> Failure:
         """Change the failure to GPU_LOST if NVML reports a GPU as lost, and put that GPU in quarantine."""
         for uuid, reason in gpu.lost_gpus(gpus).items():
-            Ledger(spec.workspace.leases).quarantine(uuid, f"NVML: {reason}, during {self.job.job_id}")
+            Quarantine(spec.workspace.leases).add(uuid, f"NVML: {reason}, during {self.job.job_id}")
             failure = replace(failure, failure_class=FailureClass.GPU_LOST, message=f"GPU {uuid}: {reason}. {failure.message}")
         return failure

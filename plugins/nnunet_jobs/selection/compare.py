@@ -14,7 +14,7 @@ from nnunet_jobs.contract.storage.files import read_json
 from nnunet_jobs.metrics.evaluation import finite, summarise
 from nnunet_jobs.prediction.export import copy_segmentation, fresh_folder
 from nnunet_jobs.selection.trained import Trained
-from nnunet_jobs.training.fold import summary_dice
+from nnunet_jobs.training.fold_record import summary_dice
 
 log = logging.getLogger("nnunet_jobs")
 

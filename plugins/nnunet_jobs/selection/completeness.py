@@ -9,7 +9,8 @@ from nnunet_jobs.contract.failure import ConfigError
 from nnunet_jobs.contract.steps.params import FindBestParams
 from nnunet_jobs.contract.storage.workspace import FINAL_CHECKPOINT
 from nnunet_jobs.selection.trained import Trained
-from nnunet_jobs.training.fold import FOLD_RECORD, fold_identity, read_json_or_empty, unchanged
+from nnunet_jobs.training.fold import fold_identity, read_json_or_empty
+from nnunet_jobs.training.fold_record import FOLD_RECORD, unchanged
 
 log = logging.getLogger("nnunet_jobs")
 

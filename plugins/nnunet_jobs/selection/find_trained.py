@@ -12,7 +12,8 @@ from nnunet_jobs.contract.storage.files import read_json
 from nnunet_jobs.contract.storage.withdrawals import listed, require_none_withdrawn, trained_on_withdrawn
 from nnunet_jobs.contract.storage.workspace import VERSIONS, Workspace
 from nnunet_jobs.selection.trained import ALL, Trained
-from nnunet_jobs.training.fold import FOLD_RECORD, SETTINGS_RECORD, configuration_entry, read_json_or_empty
+from nnunet_jobs.training.fold import SETTINGS_RECORD, configuration_entry, read_json_or_empty
+from nnunet_jobs.training.fold_record import FOLD_RECORD
 
 log = logging.getLogger("nnunet_jobs")
 

@@ -10,7 +10,8 @@ from typing import Any
 from nnunet_jobs.contract.failure import ConfigError
 from nnunet_jobs.contract.steps.params import TrainParams
 from nnunet_jobs.contract.storage.files import content_hash, read_json
-from nnunet_jobs.training.fold import FOLD_RECORD, SETTINGS, FoldState, configuration_entry, configuration_folder, fold_cases, inspect_fold
+from nnunet_jobs.training.fold import SETTINGS, configuration_entry, configuration_folder, fold_cases
+from nnunet_jobs.training.fold_record import FOLD_RECORD, FoldState, inspect_fold
 
 ALL = "all"
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_jobs.context import StepContext
-from nnunet_jobs.contract.failure import FailureClass, classify
+from nnunet_jobs.contract.classify import classify
+from nnunet_jobs.contract.failure import FailureClass
 from nnunet_jobs.contract.steps.params import PreprocessParams
 from nnunet_jobs.contract.steps.results import PreprocessedDataset, PreprocessResult
 from nnunet_jobs.contract.storage.files import content_hash, read_json, sha256_file

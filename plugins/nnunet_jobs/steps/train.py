@@ -20,18 +20,16 @@ from nnunet_jobs.training import pretrained
 from nnunet_jobs.training.cascade import require_previous_stage
 from nnunet_jobs.training.fold import (
     SETTINGS_RECORD,
-    FoldState,
     configuration_entry,
     fold_cases,
     fold_folder,
     fold_identity,
-    inspect_fold,
     lock_path,
     model_id,
     model_settings,
-    record_fold,
     trainer_source,
 )
+from nnunet_jobs.training.fold_record import FoldState, inspect_fold, record_fold
 from nnunet_jobs.training.withdraw import remove_files
 
 

@@ -13,15 +13,8 @@ from typing import Any
 from nnunet_jobs.contract.failure import ConfigError
 from nnunet_jobs.contract.steps.params import TrainParams
 from nnunet_jobs.contract.storage.files import read_json
-from nnunet_jobs.training.fold import (
-    FOLD_RECORD,
-    NEXT_STAGE,
-    configuration_folder,
-    fold_cases,
-    next_stage_name,
-    read_json_or_empty,
-    unchanged,
-)
+from nnunet_jobs.training.fold import NEXT_STAGE, configuration_folder, fold_cases, next_stage_name, read_json_or_empty
+from nnunet_jobs.training.fold_record import FOLD_RECORD, unchanged
 
 
 def verified_elsewhere(configuration: Path, name: str) -> bool:

@@ -23,7 +23,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from nnunet_jobs.contract.failure import DiskFull, FailureClass, classify
+from nnunet_jobs.contract.classify import classify
+from nnunet_jobs.contract.failure import DiskFull, FailureClass
 from nnunet_jobs.contract.storage.files import sync_directory, sync_file, temporary_beside
 from nnunet_jobs.contract.storage.workspace import FINAL_CHECKPOINT
 

@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_jobs.context import StepContext
-from nnunet_jobs.contract.failure import ConfigError, Failure, classify
+from nnunet_jobs.contract.classify import classify
+from nnunet_jobs.contract.failure import ConfigError, Failure
 from nnunet_jobs.contract.steps.params import TrainParams
 from nnunet_jobs.contract.storage.files import read_json, write_json
 from nnunet_jobs.training import checkpoint, pretrained
-from nnunet_jobs.training.fold import fold_folder, fold_identity, inspect_fold, lock_path, record_fold
+from nnunet_jobs.training.fold import fold_folder, fold_identity, lock_path
+from nnunet_jobs.training.fold_record import inspect_fold, record_fold
 from nnunet_jobs.training.pretrained import Pretrained
 from nnunet_jobs.training.trainer import build
 

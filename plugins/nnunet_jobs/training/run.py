@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nnunet_jobs.context import StepContext
-from nnunet_jobs.contract.failure import ConfigError, FailureClass, classify
+from nnunet_jobs.contract.classify import classify
+from nnunet_jobs.contract.failure import ConfigError, FailureClass
 from nnunet_jobs.contract.steps.params import TrainParams
 
 

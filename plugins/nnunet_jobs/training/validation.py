@@ -26,7 +26,8 @@ from nnunet_jobs.contract.storage.files import sha256_file, sync_directory, sync
 from nnunet_jobs.metrics.evaluation import summarise
 from nnunet_jobs.training.cascade import verified_elsewhere
 from nnunet_jobs.training.checkpoint import FINAL
-from nnunet_jobs.training.fold import FOLD_RECORD, next_stage_name, read_json_or_empty, unchanged
+from nnunet_jobs.training.fold import next_stage_name, read_json_or_empty
+from nnunet_jobs.training.fold_record import FOLD_RECORD, unchanged
 
 log = logging.getLogger("nnunet_jobs.training")
 

@@ -11,7 +11,8 @@ from nnunet_jobs.contract.steps.withdrawal import AffectedModel
 from nnunet_jobs.contract.storage.files import write_json
 from nnunet_jobs.contract.storage.withdrawals import MARK, SCHEMA, trained_on_withdrawn
 from nnunet_jobs.contract.storage.workspace import FINAL_CHECKPOINT, VERSIONS, Workspace
-from nnunet_jobs.training.fold import FOLD_RECORD, SETTINGS_RECORD, read_json_or_empty
+from nnunet_jobs.training.fold import SETTINGS_RECORD, read_json_or_empty
+from nnunet_jobs.training.fold_record import FOLD_RECORD
 
 # Predictions, probabilities and a cascade's input, with every image ending that nnU-Net writes.
 _SUFFIXES = (".npz", ".pkl", ".npy", ".b2nd", "_seg.b2nd", ".nii.gz", ".nii", ".nrrd", ".mha", ".png", ".tif", ".tiff")

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from airflow_nnunet.backends.contained import ContainedBackend, job_user
+from airflow_nnunet.backends.contained import ContainedBackend
 from airflow_nnunet.backends.container_runtime import RequestRejected, Unreachable
 from airflow_nnunet.backends.docker.container import lease_mount
 from airflow_nnunet.backends.docker.engine import DockerEngine
 from airflow_nnunet.backends.docker.options import DockerOptions
+from airflow_nnunet.backends.job_container import job_user
 from airflow_nnunet.backends.mounts import Mount
 from nnunet_jobs.contract.failure import ConfigError, FailureClass
 from nnunet_jobs.contract.job.folder import JobDir

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from airflow_nnunet.backends.contained import groups_of, job_environment, job_user
 from airflow_nnunet.backends.docker.options import DockerOptions
+from airflow_nnunet.backends.job_container import groups_of, job_environment, job_user
 from airflow_nnunet.backends.mounts import Mode, Mount, mounts_for
 from nnunet_jobs.contract.job.folder import JobDir
 from nnunet_jobs.contract.job.spec import JobSpec

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from airflow_nnunet.backends.contained import ContainedBackend, job_user
+from airflow_nnunet.backends.contained import ContainedBackend
+from airflow_nnunet.backends.job_container import job_user
 from airflow_nnunet.backends.kubernetes.cluster import Cluster
 from airflow_nnunet.backends.kubernetes.options import PodOptions
 from nnunet_jobs.contract.job.folder import JobDir

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from airflow_nnunet.backends.contained import job_user
 from airflow_nnunet.backends.container_runtime import RequestRejected, Unreachable
+from airflow_nnunet.backends.job_container import job_user
 from airflow_nnunet.backends.kubernetes.cluster import Cluster
 from airflow_nnunet.backends.kubernetes.options import PodOptions
 from airflow_nnunet.backends.kubernetes.pod import build_pod

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from airflow_nnunet.backends.contained import groups_of, job_environment, job_user
+from airflow_nnunet.backends.job_container import groups_of, job_environment, job_user
 from airflow_nnunet.backends.kubernetes.options import PodOptions
 from airflow_nnunet.backends.kubernetes.pod_security import check_security
 from airflow_nnunet.backends.mounts import Mode, Mount, mounts_for

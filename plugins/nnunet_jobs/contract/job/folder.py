@@ -19,7 +19,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 import socket
 import time
 from collections.abc import Iterator, Mapping
@@ -28,13 +27,12 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_jobs.contract.failure import ConfigError, Failure
-from nnunet_jobs.contract.job.liveness import boot_id, read_counter
+from nnunet_jobs.contract.job.creation import create_folder
+from nnunet_jobs.contract.job.liveness import boot_id, is_free, read_counter
 from nnunet_jobs.contract.job.spec import JobSpec
 from nnunet_jobs.contract.job.state import Fenced, JobState, Phase
-from nnunet_jobs.contract.storage.files import locked, read_json, temporary_beside, try_lock, write_record
+from nnunet_jobs.contract.storage.files import locked, read_json, write_record
 from nnunet_jobs.contract.storage.marker import open_workspace
-
-_ABANDONED_S = 3600.0  # making a folder takes less than a second
 
 
 class JobDir:
@@ -72,18 +70,7 @@ class JobDir:
         open_workspace(spec.workspace)
         job = cls(Path(spec.workspace.jobs) / spec.job_id)
         if not job.path.exists():
-            _sweep_staging(job.path)
-            staging = temporary_beside(job.path)
-            try:
-                staging.mkdir()
-                write_record(staging / "spec.json", spec.to_json())
-                write_record(staging / "state.json", {"attempt": 0, "phase": Phase.SUBMITTED})
-                os.rename(staging, job.path)
-            except BaseException as error:
-                shutil.rmtree(staging, ignore_errors=True)
-                # Another process may have been faster; its folder is complete, since a rename made it.
-                if not (isinstance(error, OSError) and job.path.exists()):
-                    raise
+            create_folder(job.path, spec)
         if job.spec().step != spec.step:
             raise ConfigError(
                 field="job_id", value=spec.job_id, problem=f"{job.path} holds a {job.spec().step} job", fix="remove it or choose another id"
@@ -252,7 +239,7 @@ class JobDir:
             return False
         if state.boot_id != boot_id():
             return True
-        return _is_free(self.runner_lock) and _is_free(self.adopter_lock)  # in this order, which the handover follows too
+        return is_free(self.runner_lock) and is_free(self.adopter_lock)  # in this order, which the handover follows too
 
     def read_log(self, offset: int, limit: int = 64 * 1024) -> tuple[bytes, int]:
         """Read up to ``limit`` bytes of the log from ``offset``; return them and the next offset."""
@@ -294,26 +281,3 @@ class JobDir:
             self.path / "state.json",
             {name: getattr(state, name) for name in ("attempt", "phase", "message", "host", "pid", "boot_id")},
         )
-
-
-def _is_free(lock: Path) -> bool:
-    """Whether no process holds this kernel lock.
-
-    Raises:
-        FileNotFoundError: The job's folder is missing, so its locks cannot be checked.
-    """
-    for _ in range(2):  # the folder may have been missing for a moment when the lock was not found
-        try:
-            with open(lock, "rb") as file:
-                return try_lock(file.fileno(), shared=True)
-        except FileNotFoundError:
-            os.stat(lock.parent / "state.json")
-    return True
-
-
-def _sweep_staging(path: Path) -> None:
-    """Remove temporary folders of submitters of this job that were killed long ago."""
-    for left in path.parent.glob(f".{path.name}.*.tmp"):
-        with contextlib.suppress(OSError):
-            if time.time() - left.stat().st_mtime > _ABANDONED_S:
-                shutil.rmtree(left)

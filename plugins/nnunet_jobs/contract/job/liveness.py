@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from nnunet_jobs.contract.storage.files import open_new
+from nnunet_jobs.contract.storage.files import open_new, try_lock
 
 
 def read_counter(path: Path) -> int:
@@ -31,3 +31,18 @@ def boot_id() -> str:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
         return ""
+
+
+def is_free(lock: Path) -> bool:
+    """Return whether no process holds this kernel lock.
+
+    Raises:
+        FileNotFoundError: The job's folder is missing, so its locks cannot be checked.
+    """
+    for _ in range(2):  # the folder may have been missing for a moment when the lock was not found
+        try:
+            with open(lock, "rb") as file:
+                return try_lock(file.fileno(), shared=True)
+        except FileNotFoundError:
+            os.stat(lock.parent / "state.json")
+    return True

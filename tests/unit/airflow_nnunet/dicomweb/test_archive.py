@@ -110,12 +110,12 @@ def test_an_answer_with_a_uid_that_is_a_path_goes_no_further(
 
 
 def test_all_pages_are_read(brains: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("airflow_nnunet.dicomweb.archive._PAGE", 1)
+    monkeypatch.setattr("airflow_nnunet.dicomweb.queries._PAGE", 1)
     assert {study.uid for study in DicomWebHook().find_studies()} == set(brains.values())
 
 
 def test_a_query_without_bounds_is_refused(brains: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("airflow_nnunet.dicomweb.archive.MOST_STUDIES", 2)
+    monkeypatch.setattr("airflow_nnunet.dicomweb.queries.MOST_STUDIES", 2)
     with pytest.raises(ArchiveRefused, match="more than 2; narrow it by date"):
         DicomWebHook().find_studies()
 

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from nnunet_jobs.contract.failure import ConfigError, DataError, Failure, FailureClass, Fault, HostOutOfMemory, classify
+from nnunet_jobs.contract.classify import classify
+from nnunet_jobs.contract.failure import ConfigError, DataError, Failure, FailureClass, Fault, HostOutOfMemory
 from nnunet_jobs.contract.job.folder import JobDir
 from nnunet_jobs.contract.job.liveness import read_counter, write_counter
 from nnunet_jobs.contract.job.spec import JobSpec, Resources, make_job_id

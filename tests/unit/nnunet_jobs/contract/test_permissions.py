@@ -16,7 +16,8 @@ import pytest
 
 from devtools.testbed.data import decathlon, describe_decathlon, image_array, register_dataset, tree, write_nifti
 from nnunet_jobs.context import StepContext
-from nnunet_jobs.contract.failure import ConfigError, DataError, FailureClass, classify
+from nnunet_jobs.contract.classify import classify
+from nnunet_jobs.contract.failure import ConfigError, DataError, FailureClass
 from nnunet_jobs.contract.job.folder import JobDir
 from nnunet_jobs.contract.job.spec import JobSpec
 from nnunet_jobs.contract.steps.params import RegisterParams

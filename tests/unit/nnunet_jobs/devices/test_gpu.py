@@ -16,8 +16,10 @@ from nnunet_jobs.contract.failure import ConfigError
 from nnunet_jobs.contract.job.spec import Resources
 from nnunet_jobs.devices import gpu
 from nnunet_jobs.devices.allocator import Device, Request
-from nnunet_jobs.devices.leases import Holder, Ledger
+from nnunet_jobs.devices.lease import Holder
+from nnunet_jobs.devices.leases import Ledger
 from nnunet_jobs.devices.nvml import Gpu, GpuProcess, Inventory
+from nnunet_jobs.devices.quarantine import Quarantine
 from nnunet_jobs.processes import pid_namespace, session_of
 from support.jobs import TESTS, compile_library
 
@@ -102,7 +104,7 @@ def test_in_a_container_memory_beyond_what_was_reserved_is_strangers(tmp_path: P
 
 def test_a_mig_device_of_a_gpu_in_quarantine_is_left_out(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "leases")
-    ledger.quarantine("GPU-a", "as the test asked")
+    Quarantine(ledger.folder).add("GPU-a", "as the test asked")
     said: list[str] = []
     inventory = Inventory(gpus=(gpu_with(uuid="MIG-1", parent="GPU-a"), gpu_with(uuid="MIG-2", parent="GPU-b")))
     assert [device.uuid for device in gpu.as_devices(inventory, ledger, warn=said.append)] == ["MIG-2"]
@@ -213,11 +215,10 @@ def test_fault_20_a_gpu_that_nvml_does_not_list_any_more_is_lost(monkeypatch: py
 
 
 def test_readers_of_expired_quarantine_entries_do_not_stumble_over_each_other(tmp_path: Path) -> None:
-    ledger = Ledger(tmp_path)
     for number in range(300):
-        ledger.quarantine(f"GPU-{number}", "long ago", seconds=-1.0)
-    ledger.quarantine("GPU-now", "as the test asked")
+        Quarantine(tmp_path).add(f"GPU-{number}", "long ago", seconds=-1.0)
+    Quarantine(tmp_path).add("GPU-now", "as the test asked")
     with ThreadPoolExecutor(8) as pool:
-        assert [found.result() for found in [pool.submit(Ledger(tmp_path).quarantined) for _ in range(8)]] == [
+        assert [found.result() for found in [pool.submit(Quarantine(tmp_path).devices) for _ in range(8)]] == [
             {"GPU-now": "as the test asked"}
         ] * 8

@@ -12,7 +12,8 @@ from nnunet_jobs.contract.failure import ConfigError
 from nnunet_jobs.contract.job.spec import JobSpec
 from nnunet_jobs.contract.storage.workspace import Workspace
 from nnunet_jobs.devices.allocator import Device, Request
-from nnunet_jobs.devices.leases import MAX_OVERTAKEN, Lease, Ledger, Ticket
+from nnunet_jobs.devices.lease import Lease
+from nnunet_jobs.devices.leases import MAX_OVERTAKEN, Ledger, Ticket
 from nnunet_jobs.devices.queue_order import QueueEntry, order_of_service
 from support.jobs import make_spec
 

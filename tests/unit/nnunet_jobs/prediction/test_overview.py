@@ -20,7 +20,7 @@ from nnunet_jobs.prediction.contact_sheet import write_sheet
 from nnunet_jobs.prediction.preview import Preview
 from nnunet_jobs.prediction.tables import write_table
 from nnunet_jobs.prediction.withdraw import predictions_of, remove
-from nnunet_jobs.report.summary import case_picture
+from nnunet_jobs.report.picture import case_picture
 from support.batches import predict
 
 FLAG = {"code": "volume", "message": "liver is unusually small: 3 ml", "value": 3.0, "expected": [9.0, 20.0]}

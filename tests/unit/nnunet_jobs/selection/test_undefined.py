@@ -15,7 +15,7 @@ from nnunet_jobs.contract.storage.files import read_json, write_json
 from nnunet_jobs.contract.storage.predictions import mean_dice
 from nnunet_jobs.contract.storage.workspace import MODEL_CARD, Workspace
 from nnunet_jobs.selection.better import better
-from nnunet_jobs.training.fold import summary_dice
+from nnunet_jobs.training.fold_record import summary_dice
 from nnunet_jobs.training.run import epochs_without_better, smoothed
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")

@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from nnunet_jobs.contract.failure import ConfigError, DataError, DiskFull, FailureClass, classify
+from nnunet_jobs.contract.classify import classify
+from nnunet_jobs.contract.failure import ConfigError, DataError, DiskFull, FailureClass
 from nnunet_jobs.prediction import network
 from nnunet_jobs.training import checkpoint, pretrained
 from nnunet_jobs.training.checkpoint import BEST, FINAL, LATEST, PREVIOUS, UnreadableCheckpoint, UnsafeCheckpoint

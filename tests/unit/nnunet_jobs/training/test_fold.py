@@ -13,6 +13,7 @@ from nnunet_jobs.contract.failure import ConfigError
 from nnunet_jobs.contract.steps.params import TrainParams
 from nnunet_jobs.contract.storage.files import write_json
 from nnunet_jobs.training import fold as folds
+from nnunet_jobs.training.fold_record import stamp, summary_dice, unchanged
 from support.training import environment
 
 PLANS = {
@@ -94,25 +95,25 @@ def test_the_inputs_fingerprint_moves_with_plans_labels_splits_and_cases(version
 def test_a_stamp_knows_a_file_again_also_after_a_copy(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"content")
-    stamped = folds.stamp(path)
+    stamped = stamp(path)
     path.touch()
-    assert folds.unchanged(path, stamped)
+    assert unchanged(path, stamped)
     path.write_bytes(b"CONTENT")
-    assert not folds.unchanged(path, stamped)
+    assert not unchanged(path, stamped)
     path.unlink()
-    assert not folds.unchanged(path, stamped)
+    assert not unchanged(path, stamped)
 
 
 def test_dice_by_name_of_label_and_region_and_no_number_for_none() -> None:
     summary = {"foreground_mean": {"Dice": 0.5}, "mean": {"1": {"Dice": float("nan")}, "(1, 2)": {"Dice": 0.5}}}
-    assert folds.summary_dice(summary, {"background": 0, "a": 1, "both": [1, 2]}) == (0.5, {"a": None, "both": 0.5})
+    assert summary_dice(summary, {"background": 0, "a": 1, "both": [1, 2]}) == (0.5, {"a": None, "both": 0.5})
 
 
 def test_an_untrained_fold_is_incomplete_and_asking_needs_no_torch(version: Path, tmp_path: Path) -> None:
     code = """
 import sys
 from pathlib import Path
-from nnunet_jobs.training.fold import inspect_fold
+from nnunet_jobs.training.fold_record import inspect_fold
 state = inspect_fold(Path(sys.argv[1]), Path(sys.argv[2]), "Dataset001_Any", trainer="T", plans="nnUNetPlans", configuration="2d", fold=0)
 assert not state.complete and state.reasons == ("not trained",), state
 assert not {"torch", "nnunetv2"} & set(sys.modules)

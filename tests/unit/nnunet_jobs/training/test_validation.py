@@ -14,7 +14,7 @@ import pytest
 from nnunet_jobs.contract.failure import FailureClass
 from nnunet_jobs.contract.storage.files import read_json
 from nnunet_jobs.contract.storage.workspace import Workspace
-from nnunet_jobs.training.fold import inspect_fold
+from nnunet_jobs.training.fold_record import inspect_fold
 from support.training import DATASET, Warm, environment
 
 pytestmark = pytest.mark.training
