@@ -18,6 +18,7 @@ from airflow_nnunet.prediction_api.store import REQUEST_ID, Draft, StoredRequest
 from airflow_nnunet.prediction_api.tenants import Tenant, check_server, load_tenant, tenant_of
 from devtools.testbed.serving import DATASET, ServerProcess, make_image, make_model, make_workspace
 from nnunet_jobs.contract.failure import ConfigError
+from nnunet_jobs.contract.steps.results import PredictResult
 from nnunet_jobs.contract.storage.files import read_json, sha256_file
 from nnunet_jobs.contract.storage.predictions import read_predictions
 from nnunet_jobs.contract.storage.workspace import Workspace
@@ -80,6 +81,8 @@ def test_a_server_answers_and_the_next_try_finds_its_answer(tenant: Tenant, serv
     stored, before = store(tenant), served(server)
     first, second = execute(stored), execute(stored)
     assert (first["predicted"], second["already_done"]) == (1, 1)
+    for result in (first, second):
+        assert PredictResult.from_json(result).to_json() == result, "the same keys as a job's result has"
     assert served(server) == before + 1, "nothing is predicted twice"
     assert not jobs(tenant)
     case = read_predictions(stored.output)["cases"][stored.id]
