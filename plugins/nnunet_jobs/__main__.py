@@ -11,6 +11,7 @@ from nnunet_jobs.cli.command import Command
 from nnunet_jobs.cli.deidentify import DEIDENTIFY
 from nnunet_jobs.cli.gate import GATE
 from nnunet_jobs.cli.jobs import JOBS
+from nnunet_jobs.cli.model import MODEL
 from nnunet_jobs.cli.phantom import PHANTOM
 from nnunet_jobs.cli.probe import PROBE
 from nnunet_jobs.cli.serve import SERVE
@@ -19,7 +20,7 @@ from nnunet_jobs.cli.verify_ledger import VERIFY_LEDGER
 from nnunet_jobs.cli.withdraw import WITHDRAW
 from nnunet_jobs.contract.commands import run_command
 
-COMMANDS = (*JOBS, PHANTOM, DEIDENTIFY, WITHDRAW, SERVE, VALIDATE, VERIFY_LEDGER, GATE, PROBE)
+COMMANDS = (*JOBS, PHANTOM, DEIDENTIFY, WITHDRAW, MODEL, SERVE, VALIDATE, VERIFY_LEDGER, GATE, PROBE)
 
 
 def main(argv: Sequence[str] | None = None, *, module: str = "nnunet_jobs", steps: Callable[..., object] | None = None) -> int:

@@ -6,6 +6,7 @@ Commands that need a whole site are run elsewhere: ``make demo`` and ``make test
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import tomllib
@@ -17,7 +18,9 @@ import yaml
 from airflow_nnunet.__main__ import build_parser
 from devtools.testbed.serving import DATASET, make_model, make_workspace
 from nnunet_jobs.__main__ import build_parser as jobs_parser
+from nnunet_jobs.__main__ import main as jobs_main
 from nnunet_jobs.contract.storage.workspace import Workspace
+from nnunet_jobs.registry.ledger import entries
 from support.snippets import PROJECT, Snippet, said_in_passing, snippets, words
 
 CONSOLE = [snippet for snippet in snippets() if snippet.language == "console"]
@@ -85,7 +88,7 @@ def test_every_line_of_a_block_is_a_command_that_there_is(snippet: Snippet) -> N
 
 
 def test_commands_in_running_text_are_commands_that_there_are() -> None:
-    groups = {"dataset"}
+    groups = {"dataset", "model"}
     ours = set(re.findall(r"^    (\w[\w-]*)", build_parser().format_help(), re.MULTILINE)) | groups
     theirs = set(jobs_parser()._subparsers._group_actions[0].choices)  # type: ignore[union-attr, arg-type]
     wrong = []
@@ -119,5 +122,25 @@ def test_the_rollback_that_is_shown_moves_the_link(tmp_path: Path) -> None:
     assert workspace.champion(DATASET) == "second"
     (model_id,) = re.findall(r'"([0-9a-f]{16})"', shown)
     code = shown.replace("/data/nnunet", str(tmp_path / "nnunet")).replace("Dataset007_Liver", DATASET).replace(model_id, "first")
-    exec(compile(code, "when-things-break.md", "exec"), {})
+    exec(compile(code, "promote-and-roll-back.md", "exec"), {})
     assert Workspace.below(tmp_path / "nnunet").champion(DATASET) == "first"
+
+
+def test_the_model_commands_of_the_how_to_do_what_it_says(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """In the page's order, by the command that ``airflow nnunet model`` runs."""
+    workspace = make_workspace(tmp_path / "nnunet")
+    for number, model in enumerate(("first", "second")):
+        make_model(workspace, model, seed=number, promote=False)
+    (tmp_path / "workspace.json").write_text(json.dumps(workspace.to_json()))
+    ids: dict[str, str] = {}
+    champions = []
+    for snippet in CONSOLE:
+        called = words(snippet.text)
+        if snippet.page != "docs/how-to/promote-and-roll-back.md" or called[:3] != ["airflow", "nnunet", "model"]:
+            continue
+        line = [DATASET if word == "Liver" else word for word in called[3:]]
+        line = [ids.setdefault(word, ("first", "second")[len(ids)]) if re.fullmatch("[0-9a-f]{16}", word) else word for word in line]
+        assert jobs_main(["model", *line, "--workspace-json", str(tmp_path / "workspace.json")]) == 0, snippet.text
+        champions.append(workspace.champion(DATASET))
+    assert {"first", "m1"} <= set(champions), "promoted, and rolled back"
+    assert {"promoted", "rolled_back", "pinned", "released", "retired"} <= {entry.event for entry in entries(workspace, DATASET)}

@@ -90,12 +90,51 @@ def get_cli_commands() -> list[Any]:
             ),
         ),
     )
+    model = argument(("model",), help="model id; `model list` shows them")
+    shown = argument(("model",), nargs="?", default=None, help="model id; the champion by default")
+    earlier = argument(("model",), nargs="?", default=None, help="an earlier champion; by default the one before")
+    act = (
+        argument(("--user",), default=None, help="the person who does it; the user of this process by default"),
+        argument(("--why",), default=None, help="the reason for the ledger, in one sentence; never patient data"),
+        as_json,
+        team,
+        connection,
+    )
+    models = GroupCommand(
+        name="model",
+        help="List a dataset's models, promote one, roll back, retire, pin the champion",
+        subcommands=(
+            command("list", "cli.models.list_command", (dataset, as_json, team, connection), help="List the models, the newest first"),
+            command(
+                "show",
+                "cli.models.show_command",
+                (dataset, shown, as_json, team, connection),
+                help="Show one model and what the ledger says of it",
+            ),
+            command("promote", "cli.models.promote_command", (dataset, model, *act), help="Make a model the champion"),
+            command(
+                "rollback",
+                "cli.models.rollback_command",
+                (dataset, earlier, *act),
+                help="Make an earlier champion the champion again, and hold it until it is released",
+            ),
+            command("retire", "cli.models.retire_command", (dataset, model, *act), help="Never let a model be the champion again"),
+            command(
+                "pin",
+                "cli.models.pin_command",
+                (dataset, shown, *act),
+                help="Hold the champion: no run promotes another until it is released",
+            ),
+            command("release", "cli.models.release_command", (dataset, *act), help="Let runs promote again, after a rollback or a pin"),
+        ),
+    )
     return [
         GroupCommand(
             name="nnunet",
-            help="Manage nnU-Net's workspace, datasets, pools and jobs",
+            help="Manage nnU-Net's workspace, datasets, models, pools and jobs",
             subcommands=(
                 datasets,
+                models,
                 command(
                     "init",
                     "cli.init.init_command",

@@ -55,6 +55,11 @@ def standing(found: Sequence[Entry]) -> Standing:
     return Standing(champion=champion, move=move, earlier=earlier, retired=retired, hold=hold)
 
 
+def standing_of(workspace: Workspace, dataset: str) -> Standing:
+    """Add up a dataset's ledger as far as it can be read."""
+    return standing(entries(workspace, dataset, damaged=True))
+
+
 def held(workspace: Workspace, dataset: str) -> str | None:
     """Why no policy may promote a model of this dataset, in a sentence; None where policies may.
 

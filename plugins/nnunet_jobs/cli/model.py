@@ -1,0 +1,67 @@
+"""``python -m nnunet_jobs model``: shows a dataset's models, and changes which one is the champion."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+from nnunet_jobs.cli.command import Command, read_workspace
+from nnunet_jobs.contract.exit_codes import Exit
+from nnunet_jobs.contract.failure import ConfigError
+from nnunet_jobs.contract.storage.permissions import apply_permissions
+from nnunet_jobs.contract.storage.workspace import Workspace
+
+_NEEDS_MODEL = ("promote", "retire")
+_TAKES_NONE = ("list", "release")
+_ACTIONS = ("list", "show", "promote", "rollback", "retire", "pin", "release")
+
+
+def _declare(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("action", choices=_ACTIONS, metavar="ACTION", help=", ".join(_ACTIONS))
+    parser.add_argument("dataset", help="id or full name")
+    parser.add_argument("model", nargs="?", help="model id; for show and pin, the champion by default; for rollback, the champion before")
+    parser.add_argument("--workspace-json", required=True, help="file with the workspace as JSON; '-' reads it from stdin")
+    parser.add_argument("--user", help="the person who does it, if that is not this process's user")
+    parser.add_argument("--why", help="the reason for the ledger, in one sentence; never patient data")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from nnunet_jobs.registry import overview
+
+    action, model = arguments.action, arguments.model
+    if action in _NEEDS_MODEL and model is None:
+        raise ConfigError(field="model", value=None, problem=f"{action} needs a model", fix="`model list` shows their ids")
+    if action in _TAKES_NONE and model is not None:
+        raise ConfigError(field="model", value=model, problem=f"{action} takes no model", fix="leave it out")
+    workspace = read_workspace(arguments.workspace_json)
+    apply_permissions(workspace)
+    dataset = workspace.resolve_dataset(arguments.dataset)
+    found: dict[str, Any]
+    if action == "list":
+        found = overview.overview(workspace, dataset)
+        text = overview.overview_text(found)
+    elif action == "show":
+        found = overview.details(workspace, dataset, model)
+        text = overview.details_text(found)
+    else:
+        found, text = _change(workspace, dataset, arguments)
+    print(json.dumps(found, indent=1) if arguments.json else text)
+    return Exit.DONE
+
+
+def _change(workspace: Workspace, dataset: str, arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    from nnunet_jobs.registry import overview, promotion
+    from nnunet_jobs.registry.ledger import as_json
+    from nnunet_jobs.registry.standing import hold_in_words, standing_of
+
+    given = [] if arguments.model is None else [arguments.model]
+    more = {"by": arguments.user} | ({"why": arguments.why} if arguments.why else {})
+    entry = getattr(promotion, arguments.action)(workspace, dataset, *given, **more)
+    champion, held = workspace.champion(dataset), hold_in_words(standing_of(workspace, dataset).hold)
+    found = {"dataset": dataset, "champion": champion, "held": held, "entry": as_json(entry) if entry else None}
+    return found, overview.move_text(dataset, entry, champion, held)
+
+
+MODEL = Command(name="model", help="show a dataset's models, promote one, roll back, retire, pin or release", declare=_declare, run=_run)
