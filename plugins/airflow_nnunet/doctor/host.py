@@ -1,4 +1,4 @@
-"""Whether the host of the jobs is fit for them: versions, memory, GPUs, and the pool that counts the GPUs."""
+"""Checks the host of the jobs for the doctor: versions, memory, GPUs, and the pool that counts the GPUs."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from airflow_nnunet.doctor.finding import SYNC, Finding
 from airflow_nnunet.settings.config import NnunetConfig
 from airflow_nnunet.settings.pool_names import GPU_POOL
 
-# Each data worker holds dozens of files and sockets.
+# Each data worker opens dozens of files and sockets.
 _LOW_FILES = 4096
 # Batches are passed between processes through /dev/shm. With 64 MB, Docker's default, they are lost silently.
 _LOW_SHM_MIB = 2048
 
 
 def versions(host: dict[str, Any]) -> Iterator[Finding]:
-    """Whether nnU-Net and torch are installed where the jobs run."""
+    """Yield whether nnU-Net and torch are installed where the jobs run."""
     versions = host["versions"]
     missing = [name for name in ("nnunetv2", "torch") if not versions.get(name)]
     where = f"Python {host['python']['version']} ({host['python']['executable']})"
@@ -32,7 +32,7 @@ def versions(host: dict[str, Any]) -> Iterator[Finding]:
 
 
 def memory(host: dict[str, Any]) -> Iterator[Finding]:
-    """Cores, memory, shared memory and the limit of open files."""
+    """Yield cores, memory, shared memory and the limit of open files."""
     yield Finding(topic="cores and memory", text=f"{host['cores']} cores, {host['memory_mib']} MiB")
     shm = host["shm_mib"]
     if shm is not None:
@@ -46,7 +46,7 @@ def memory(host: dict[str, Any]) -> Iterator[Finding]:
 
 
 def gpus(host: dict[str, Any]) -> Iterator[Finding]:
-    """The GPUs, and what torch.compile needs there."""
+    """Yield the GPUs, and what torch.compile needs there."""
     if not host["gpus"]:
         yield Finding(topic="GPUs", text=f"none, jobs run on CPU slots ({host['gpus_reason']})")
         return
@@ -69,7 +69,7 @@ def gpus(host: dict[str, Any]) -> Iterator[Finding]:
 
 
 def pool(config: NnunetConfig, host: dict[str, Any] | None) -> Finding:
-    """Whether the pool of GPUs has a slot for each of them, and keeps those of deferred tasks."""
+    """Return whether the pool of GPUs has a slot for each of them, and keeps those of deferred tasks."""
     from airflow.models.pool import Pool
     from airflow.utils.session import create_session
     from sqlalchemy.exc import SQLAlchemyError

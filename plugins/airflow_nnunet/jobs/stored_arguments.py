@@ -1,4 +1,4 @@
-"""How Airflow stores a trigger."""
+"""Defines how Airflow stores a trigger."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 class StoredArguments:
-    """Mixin of a trigger that has an attribute for each of its arguments."""
+    """Serializes a trigger that has an attribute for each of its arguments."""
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Return the class path and the arguments, which are all that a triggerer needs."""
