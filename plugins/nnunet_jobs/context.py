@@ -21,7 +21,7 @@ from nnunet_jobs.contract.job.folder import JobDir
 from nnunet_jobs.contract.job.liveness import write_counter
 from nnunet_jobs.contract.storage.files import locked, open_new
 from nnunet_jobs.contract.storage.workspace import Workspace
-from nnunet_jobs.patience import Spells
+from nnunet_jobs.patience import OutageLog
 
 log = logging.getLogger("nnunet_jobs")
 
@@ -56,7 +56,7 @@ class StepContext:
     _beats: int = 0
     _unwritten: list[bytes] = field(default_factory=list)
     _torn: bool = False
-    _spells: Spells = field(default_factory=lambda: Spells("progress"))
+    _outage: OutageLog = field(default_factory=lambda: OutageLog("progress"))
 
     def progress(self, phase: str, done: int | None = None, total: int | None = None, **values: Any) -> None:
         """Report progress: one line of ``metrics.jsonl``, shown in the Airflow task log, and a heartbeat.
@@ -77,9 +77,9 @@ class StepContext:
         try:
             self.write_records()
         except OSError as error:  # the job directory is unavailable or its disk full: the work continues, and the record is written later
-            self._spells.failed(error)
+            self._outage.failed(error)
         else:
-            self._spells.answered()
+            self._outage.answered()
         self.beat()
 
     def beat(self) -> None:
@@ -88,7 +88,7 @@ class StepContext:
         try:
             write_counter(self.job.progress, self._beats)
         except OSError as error:
-            self._spells.failed(error)
+            self._outage.failed(error)
 
     def write_records(self) -> None:
         """Write the records that could not be written to ``metrics.jsonl`` during an outage.

@@ -46,7 +46,7 @@ def patiently(action: Callable[[], T], *, what: str, meanwhile: Callable[[], obj
             return found
 
 
-class Spells:
+class OutageLog:
     """Logs once that the storage is unavailable, and once that it is available again."""
 
     def __init__(self, what: str) -> None:

@@ -16,7 +16,7 @@ from nnunet_jobs.contract.failure import ConfigError
 from nnunet_jobs.contract.steps.results import FindBestResult, PreprocessResult, RegisterResult
 from nnunet_jobs.contract.storage.files import repoint, write_json
 from nnunet_jobs.contract.storage.workspace import Workspace
-from nnunet_jobs.prediction.kept import Kept
+from nnunet_jobs.prediction.model_output import ModelOutput
 from nnunet_jobs.prediction.settings import Settings
 
 DATASET = "Dataset004_Hippocampus"
@@ -111,14 +111,14 @@ def predicted(workspace: Workspace, known: TrainingConfig, cases: list[str], mod
     card.parent.mkdir(parents=True, exist_ok=True)
     write_json(card, {"schema": 1, "dataset": DATASET, "model": model, "hash": "a hash of its own"})
     output = Path(workspace.output_roots[0]) / DATASET / "holdout"
-    kept = Kept(output, model, "a hash of its own")
-    output = kept.folder
+    model_output = ModelOutput(output, model, "a hash of its own")
+    output = model_output.folder
     for case in cases:
         (output / f"{case}.nii.gz").touch()
     entries = {case: {"status": "predicted", "model": model, "file": f"{case}.nii.gz"} for case in cases}
     settings = asdict(Settings(**{name: getattr(known.predict, name) for name in Settings.__dataclass_fields__}))
     write_json(output / "predictions.json", {"model": model, "settings": settings, "updated": updated, "cases": entries})
-    kept.show_all()
+    model_output.show_all()
 
 
 def test_predictions_are_split_and_left_out_when_they_are_there(workspace: Workspace) -> None:

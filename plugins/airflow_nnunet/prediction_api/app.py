@@ -21,7 +21,7 @@ from starlette.requests import ClientDisconnect
 from airflow_nnunet.jobs.task_state import JOB_XCOM
 from airflow_nnunet.prediction_api import outcome
 from airflow_nnunet.prediction_api.core_api import CoreApi
-from airflow_nnunet.prediction_api.intake import Asked, receive
+from airflow_nnunet.prediction_api.intake import PredictionFields, receive
 from airflow_nnunet.prediction_api.queue import COME_BACK_S, largest, require_place
 from airflow_nnunet.prediction_api.store import REQUEST_ID, Draft, new_id, remove
 from airflow_nnunet.prediction_api.tenants import Tenant, load_tenant, tenant_of
@@ -169,7 +169,7 @@ async def _create(request: Request, who: Caller, key: str | None) -> JSONRespons
     return JSONResponse({"id": request_id, "status": "queued" if known is None else outcome.state_of(known)}, 202, {"Location": where})
 
 
-async def _queue(who: Caller, request_id: str, asked: Asked, draft: Draft) -> None:
+async def _queue(who: Caller, request_id: str, asked: PredictionFields, draft: Draft) -> None:
     """Publish the request's folder, then create its run."""
     tenant = who.tenant
     target = tenant.requests / request_id

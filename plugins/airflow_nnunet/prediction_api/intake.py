@@ -27,7 +27,7 @@ _JSON_MIB = 1
 _SETTING = "predictions_upload_mib in section [nnunet]"
 
 
-class Asked(BaseModel):
+class PredictionFields(BaseModel):
     """Holds the fields of a request beside its images."""
 
     model_config = ConfigDict(extra="forbid")
@@ -37,7 +37,7 @@ class Asked(BaseModel):
     cases: str | None = Field(default=None, min_length=1, max_length=1000)
 
 
-async def receive(request: Request, tenant: Tenant, draft: Draft) -> Asked:
+async def receive(request: Request, tenant: Tenant, draft: Draft) -> PredictionFields:
     """Write the request's images into the draft and sync them to the disk.
 
     Returns:
@@ -59,7 +59,7 @@ async def receive(request: Request, tenant: Tenant, draft: Draft) -> Asked:
     return asked
 
 
-async def _form(request: Request, tenant: Tenant, draft: Draft) -> Asked:
+async def _form(request: Request, tenant: Tenant, draft: Draft) -> PredictionFields:
     fields, files = await read_form(_limited(request, tenant.upload_mib), draft.folder)
     asked = _checked({name: value for name, value in fields.items() if value != "" or name == "dataset"})
     if asked.cases is not None:
@@ -73,7 +73,7 @@ async def _form(request: Request, tenant: Tenant, draft: Draft) -> Asked:
     return asked.model_copy(update={"dataset": facts.dataset})
 
 
-async def _json(request: Request, tenant: Tenant, draft: Draft) -> Asked:
+async def _json(request: Request, tenant: Tenant, draft: Draft) -> PredictionFields:
     try:
         data = json.loads(await _limited(request, _JSON_MIB).body())
     except (ValueError, RecursionError) as error:
@@ -91,16 +91,16 @@ def _limited(request: Request, limit_mib: int) -> Request:
     return Request(request.scope, body)
 
 
-def _checked(data: Any) -> Asked:
+def _checked(data: Any) -> PredictionFields:
     if not isinstance(data, dict):
         raise Problem(422, "the body must be a JSON object")
     try:
-        return Asked.model_validate(data)
+        return PredictionFields.model_validate(data)
     except ValidationError as error:
         raise Problem(422, in_words(error.errors())[:2000]) from error
 
 
-def _facts(workspace: Workspace, asked: Asked) -> ModelFacts:
+def _facts(workspace: Workspace, asked: PredictionFields) -> ModelFacts:
     try:
         return model_facts(workspace, asked.dataset, asked.model)
     except (ConfigError, FileNotFoundError) as error:

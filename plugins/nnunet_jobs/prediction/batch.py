@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from nnunet_jobs.context import StepContext
 from nnunet_jobs.prediction.cases import Case
 from nnunet_jobs.prediction.export import fresh_folder
-from nnunet_jobs.prediction.kept import Kept
 from nnunet_jobs.prediction.model import SelectedModel
+from nnunet_jobs.prediction.model_output import ModelOutput
 from nnunet_jobs.prediction.quality import Expected
 from nnunet_jobs.prediction.reading import ReadBeside
 from nnunet_jobs.prediction.records import Records, converted_folder
@@ -40,7 +40,7 @@ class Batch:
     settings: Settings
     context: StepContext
     records: Records
-    kept: Kept
+    model_output: ModelOutput
     markers: Path
     keys: Mapping[str, str | None]
     expected: Expected
@@ -105,6 +105,6 @@ class Batch:
             record = self.segs.add(record, case, self.records.output)
             self.context.beat()
         self.records.write(case, record)
-        self.kept.show_case(list(record.get("files") or ()))
+        self.model_output.show_case(list(record.get("files") or ()))
         if record["status"] == "failed":
             self.failed.append({"case": case, "reason": record["reason"], "failure_class": record["failure_class"]})

@@ -13,7 +13,7 @@ from nnunet_jobs.contract.storage.files import locked, read_json, write_record
 from nnunet_jobs.contract.storage.predictions import MODELS, RECORDS, SHEET, read_predictions, summarise, write_predictions
 from nnunet_jobs.contract.storage.workspace import Workspace
 from nnunet_jobs.prediction.contact_sheet import write_sheet
-from nnunet_jobs.prediction.kept import forget_dead_links, unrecorded
+from nnunet_jobs.prediction.model_output import forget_dead_links, unrecorded
 from nnunet_jobs.prediction.parts import forget_cases
 from nnunet_jobs.prediction.records import LEFT_OUT, MARKERS, PICTURES, PLANS, read_left_out
 from nnunet_jobs.prediction.tables import write_table

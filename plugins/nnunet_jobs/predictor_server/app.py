@@ -23,7 +23,7 @@ from nnunet_jobs.contract.http.uploads import FIELD, FILES, documented_body, doc
 from nnunet_jobs.prediction.export import label_values
 from nnunet_jobs.prediction.predictor import Predictor
 from nnunet_jobs.prediction.work import CaseWork, Record
-from nnunet_jobs.predictor_server.duties import Duty
+from nnunet_jobs.predictor_server.background_tasks import BackgroundTask
 from nnunet_jobs.predictor_server.engine import Busy, InferenceEngine
 from nnunet_jobs.predictor_server.metrics import Metrics
 from nnunet_jobs.predictor_server.models import NoRoom, WarmModels, served_datasets
@@ -50,15 +50,15 @@ class Server:
         self.metrics = Metrics()
         self.engine = InferenceEngine(limit=settings.waiting, metrics=self.metrics)
         self.draining = False
-        self.duties = (
-            Duty("load the models", self._load, every_s=_REFRESH_S, once=True),
-            Duty("follow promotions", self._follow, every_s=_REFRESH_S, problems=lambda: self.models.problems),
+        self.background_tasks = (
+            BackgroundTask("load the models", self._load, every_s=_REFRESH_S, once=True),
+            BackgroundTask("follow promotions", self._follow, every_s=_REFRESH_S, problems=lambda: self.models.problems),
         )
 
     @property
     def ready(self) -> bool:
         """Whether the models are in memory that must be before the first request."""
-        return self.duties[0].done
+        return self.background_tasks[0].done
 
     async def _load(self) -> None:
         """Load the models that must be in memory before the server is ready."""
@@ -129,7 +129,7 @@ def create_app(server: Server) -> FastAPI:
 
     @contextlib.asynccontextmanager
     async def life(_app: FastAPI) -> AsyncIterator[None]:
-        tasks = [asyncio.create_task(duty.run()) for duty in server.duties]
+        tasks = [asyncio.create_task(task.run()) for task in server.background_tasks]
         try:
             yield
         finally:
@@ -177,10 +177,10 @@ def create_app(server: Server) -> FastAPI:
 
     @app.get("/readyz", response_class=PlainTextResponse, responses={503: {"description": "Loading, or about to end."}})
     async def readyz() -> Response:
-        """200 once the models are in memory, and until the server is told to stop. Further lines say what its duties meet."""
-        good = server.ready and not server.draining and all(duty.alive for duty in server.duties)
+        """200 once the models are in memory, and until the server is told to stop. Further lines say what its background tasks meet."""
+        good = server.ready and not server.draining and all(task.alive for task in server.background_tasks)
         word = "ready" if good else "draining" if server.draining else "loading" if not server.ready else "a duty has ended"
-        lines = [word, *(line for duty in server.duties for line in duty.words())]
+        lines = [word, *(line for task in server.background_tasks for line in task.words())]
         return PlainTextResponse("".join(f"{line}\n" for line in lines), status_code=200 if good else 503)
 
     @app.get("/metrics", response_class=PlainTextResponse)

@@ -14,7 +14,7 @@ from typing import TypeVar
 from nnunet_jobs.contract.failure import Interrupted
 from nnunet_jobs.contract.job.folder import JobDir
 from nnunet_jobs.contract.job.liveness import write_counter
-from nnunet_jobs.patience import Spells
+from nnunet_jobs.patience import OutageLog
 
 log = logging.getLogger("nnunet_jobs")
 
@@ -35,7 +35,7 @@ class Heartbeat:
         self.attempt = attempt
         self._beats = job.beat()
         self._next_beat = 0.0
-        self._write_trouble, self._read_trouble = Spells("heartbeat"), Spells("stop requests")
+        self._write_trouble, self._read_trouble = OutageLog("heartbeat"), OutageLog("stop requests")
         self._signal: int | None = None
         self._wake_r, self._wake_w = os.pipe()
         for fd in (self._wake_r, self._wake_w):

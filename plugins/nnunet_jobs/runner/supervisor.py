@@ -21,7 +21,7 @@ from nnunet_jobs.contract.job.spec import JobSpec
 from nnunet_jobs.contract.job.state import Fenced
 from nnunet_jobs.devices.gpu import Placement
 from nnunet_jobs.devices.leases import Ledger
-from nnunet_jobs.patience import Spells, patiently
+from nnunet_jobs.patience import OutageLog, patiently
 from nnunet_jobs.runner import attempt_limits
 from nnunet_jobs.runner.child import GRANT_VARIABLE, outcome_path
 from nnunet_jobs.runner.hang_watch import HangWatch
@@ -68,7 +68,7 @@ class Supervisor:
         outcome = outcome_path(self.job, self.heartbeat.attempt)
         pid = self._start(placement, cpus)
         kill_at = leave_at = _NEVER
-        spells = Spells("the job directory")
+        outage = OutageLog("the job directory")
         try:
             while (code := processes.exit_code(pid)) is None:
                 self.heartbeat.sleep()
@@ -82,9 +82,9 @@ class Supervisor:
                         leave_at = time.monotonic() + _LEAVE_S
                 except OSError as error:
                     # A shared file system may be unavailable for a moment; that must not end a training.
-                    spells.failed(error)
+                    outage.failed(error)
                 else:
-                    spells.answered()
+                    outage.answered()
                 if self.stop is None:
                     self.stop = self._reason_to_stop(watch if hangs else None)
                     if self.stop is not None:

@@ -22,8 +22,8 @@ from nnunet_jobs.dicom.mark import holds_dicom
 from nnunet_jobs.prediction.batch import Batch
 from nnunet_jobs.prediction.cases import Case
 from nnunet_jobs.prediction.incoming import Incoming, collect_cases, named_folder
-from nnunet_jobs.prediction.kept import Kept, model_of_run
 from nnunet_jobs.prediction.model import SelectedModel, resolve_model
+from nnunet_jobs.prediction.model_output import ModelOutput, model_of_run
 from nnunet_jobs.prediction.parts import case_voxels
 from nnunet_jobs.prediction.quality import Expected
 from nnunet_jobs.prediction.records import Records, converted_folder, scratch_folder
@@ -76,8 +76,8 @@ def run(params: PredictParams, context: StepContext) -> dict[str, Any]:
         return _nothing(params, dataset, model)
     segs = studies.seg_writer(model, description, params.segment_codes) if studies and params.dicom_seg else None
     output.mkdir(parents=True, exist_ok=True)
-    kept = Kept(output, model.model, model.hash)
-    records = Records(kept.folder)
+    model_output = ModelOutput(output, model.model, model.hash)
+    records = Records(model_output.folder)
     expected = Expected.of(model)
     with context.content_lock(records.part_lock(params.part, params.parts), what=f"part {params.part} of {output.name}"):
         cases = _share(found.cases, params, context, records, studies)
@@ -86,7 +86,7 @@ def run(params: PredictParams, context: StepContext) -> dict[str, Any]:
             settings=settings,
             context=context,
             records=records,
-            kept=kept,
+            model_output=model_output,
             markers=records.markers(params.part, params.parts),
             keys={case.case: _key(case, model, settings, context, studies) for case in cases},
             expected=expected,
@@ -99,15 +99,15 @@ def run(params: PredictParams, context: StepContext) -> dict[str, Any]:
         batch.predict([case for case in cases if case.case not in done], scratch=scratch)
         records.leave_out(params.cases, [item.to_json() for item in found.not_predicted])
         summary = records.merge(model, settings, expected, labels=description["labels"], contact_sheet=params.contact_sheet)
-        kept.show_all()
+        model_output.show_all()
     failed = batch.failed
     _report(cases, found, failed)
     _require_enough(params, cases, found, failed, summary["cases"])
     return PredictResult(
         dataset=dataset,
         model=model.model,
-        output=str(kept.folder),
-        predictions=str(kept.folder / PREDICTIONS),
+        output=str(model_output.folder),
+        predictions=str(model_output.folder / PREDICTIONS),
         predicted=len(cases) - len(done) - len({item["case"] for item in failed} - set(done)),
         already_done=len(set(done) - {item["case"] for item in failed}),
         failed=[FailedCase(case=item["case"], reason=item["reason"]) for item in failed],

@@ -12,7 +12,7 @@ from nnunet_jobs.contract.failure import JobError
 log = logging.getLogger("nnunet_jobs")
 
 
-class Duty:
+class BackgroundTask:
     """A piece of work that is done again and again, or until it succeeds once.
 
     Args:

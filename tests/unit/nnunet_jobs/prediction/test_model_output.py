@@ -16,7 +16,7 @@ from nnunet_jobs.contract.job.spec import JobSpec, Resources
 from nnunet_jobs.contract.steps.params import PredictParams
 from nnunet_jobs.contract.storage.files import read_json, repoint, write_json
 from nnunet_jobs.contract.storage.workspace import Workspace
-from nnunet_jobs.prediction.kept import Kept
+from nnunet_jobs.prediction.model_output import ModelOutput
 from nnunet_jobs.prediction.withdraw import predictions_of, remove
 from nnunet_jobs.steps.predict import run
 from support.batches import make_small_cases, params, predict
@@ -77,7 +77,7 @@ def test_a_later_models_predictions_leave_the_earlier_ones_and_the_link_shows_th
 
 def test_a_selection_made_anew_is_another_model(home: Workspace, tmp_path: Path) -> None:
     output = tmp_path / "out"
-    assert Kept(output, "m1", "aaaaaaaa11").folder != Kept(output, "m1", "bbbbbbbb11").folder
+    assert ModelOutput(output, "m1", "aaaaaaaa11").folder != ModelOutput(output, "m1", "bbbbbbbb11").folder
 
 
 def test_what_lay_in_the_folder_before_is_kept(home: Workspace, incoming: Path, tmp_path: Path) -> None:
@@ -129,9 +129,9 @@ def test_all_parts_of_a_run_use_one_model_although_another_is_promoted_meanwhile
 def test_only_the_newest_models_dicom_results_go_to_an_archive(tmp_path: Path) -> None:
     output = tmp_path / "incoming" / "night"
     for model in ("m1", "m2"):
-        kept = Kept(output, model, "0123456789")
-        (kept.folder / "a.seg.dcm").write_bytes(model.encode())
-        kept.show_all()
+        model_output = ModelOutput(output, model, "0123456789")
+        (model_output.folder / "a.seg.dcm").write_bytes(model.encode())
+        model_output.show_all()
     assert [path.read_bytes() for path in find_files(output)] == [b"m2"]
     assert [path.read_bytes() for path in find_files(tmp_path)] == [b"m2"]
     assert [path.read_bytes() for path in find_files(output / "models" / "m1-01234567")] == [b"m1"], "named by its own folder"
@@ -142,8 +142,8 @@ def test_without_symbolic_links_the_predictions_are_whole_all_the_same(tmp_path:
         raise PermissionError(1, "Operation not permitted")  # as CIFS and exFAT answer
 
     monkeypatch.setattr(os, "symlink", refused)
-    kept = Kept(tmp_path, "m1", "0123456789")
-    (kept.folder / "a.nii.gz").write_bytes(b"whole")
-    kept.show_case(["a.nii.gz"])
-    kept.show_all()
+    model_output = ModelOutput(tmp_path, "m1", "0123456789")
+    (model_output.folder / "a.nii.gz").write_bytes(b"whole")
+    model_output.show_case(["a.nii.gz"])
+    model_output.show_all()
     assert [path.name for path in tmp_path.iterdir()] == ["models"]

@@ -39,7 +39,7 @@ _LOCK, _RUNS, _OTHERS = ".lock", ".runs", "others"
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
-class Kept:
+class ModelOutput:
     """Manages the predictions of one model in an output folder.
 
     Args:
