@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from airflow_nnunet.pipelines.dataset_config import DatasetConfigError, TrainingConfig, load_config
     from airflow_nnunet.pipelines.dataset_sections import (
         DatasetSection,
+        EvaluateSection,
         PredictSection,
         PreprocessSection,
         ResourcesSection,
@@ -68,7 +69,7 @@ _MODULES = {
     "pipelines.dag_builder": ("build_training_dag", "check_datasets", "datasets_folder", "training_dags", "training_task_group"),
     "pipelines.dataset_config": ("DatasetConfigError", "TrainingConfig", "load_config"),
     "pipelines.dataset_sections": (
-        "DatasetSection", "PredictSection", "PreprocessSection", "ResourcesSection", "SelectSection", "TrainSection",
+        "DatasetSection", "EvaluateSection", "PredictSection", "PreprocessSection", "ResourcesSection", "SelectSection", "TrainSection",
     ),
     "pipelines.planning": ("require_champion",),
     "pipelines.run_form": ("form",),
@@ -88,6 +89,7 @@ __all__ = [
     "DicomWebStoreOperator",
     "DicomWebStudySensor",
     "DicomWebStudyTrigger",
+    "EvaluateSection",
     "FindBestConfigOperator",
     "JobTrigger",
     "NnunetConfig",

@@ -6,7 +6,39 @@ import warnings
 
 from airflow.exceptions import AirflowProviderDeprecationWarning
 
-from airflow_nnunet.pipelines.dataset_config import *  # noqa: F403  (all that its __all__ names)
+from airflow_nnunet.pipelines.dataset_config import (
+    CASCADE,
+    LOW_RESOLUTION,
+    DatasetConfigError,
+    DatasetSection,
+    Fold,
+    Loaded,
+    PredictSection,
+    PreprocessSection,
+    ResourcesSection,
+    SelectSection,
+    TrainingConfig,
+    TrainSection,
+    load_config,
+    load_folder,
+)
+
+__all__ = [
+    "CASCADE",
+    "LOW_RESOLUTION",
+    "DatasetConfigError",
+    "DatasetSection",
+    "Fold",
+    "Loaded",
+    "PredictSection",
+    "PreprocessSection",
+    "ResourcesSection",
+    "SelectSection",
+    "TrainSection",
+    "TrainingConfig",
+    "load_config",
+    "load_folder",
+]
 
 warnings.warn(
     "airflow_nnunet.dataset_config is removed in version 0.3.0; import its names from airflow_nnunet",

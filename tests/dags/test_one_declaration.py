@@ -24,6 +24,7 @@ from airflow_nnunet.pipelines.dag_builder import _default_args
 from airflow_nnunet.pipelines.dataset_config import TrainingConfig
 from airflow_nnunet.pipelines.dataset_sections import (
     DatasetSection,
+    EvaluateSection,
     PredictSection,
     PreprocessSection,
     ResourcesSection,
@@ -36,11 +37,17 @@ from nnunet_jobs.contract.job.spec import Resources
 from nnunet_jobs.contract.steps.params import FindBestParams, PredictParams, PreprocessParams, RegisterParams, TrainParams
 
 NONE_GIVEN = object()
+
+
+class FindBestSections(SelectSection, EvaluateSection):
+    """Two sections of a dataset file that one step takes."""
+
+
 DECLARED: list[tuple[Any, Any, Any]] = [
     (RegisterParams, RegisterDatasetOperator, DatasetSection),
     (PreprocessParams, PreprocessOperator, PreprocessSection),
     (TrainParams, TrainFoldOperator, TrainSection),
-    (FindBestParams, FindBestConfigOperator, SelectSection),
+    (FindBestParams, FindBestConfigOperator, FindBestSections),
     (PredictParams, BatchPredictOperator, PredictSection),
     (Resources, NnunetOperator, ResourcesSection),
 ]

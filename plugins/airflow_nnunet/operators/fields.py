@@ -69,6 +69,11 @@ def _coerce_union(value: Any, options: tuple[Any, ...], name: str) -> Any:
     rest = [option for option in options if option is not type(None)]
     if len(rest) == 1:
         return coerce(value, rest[0], name)
+    mappings = [option for option in rest if typing.get_origin(option) is dict]
+    if mappings and (isinstance(value, Mapping) or (isinstance(value, str) and value.strip().startswith("{"))):
+        return coerce(value, mappings[0], name)
+    if float in rest and str not in rest:
+        return _scalar(value, float, name)
     if isinstance(value, str):
         structured = [option for option in rest if typing.get_origin(option) is list]
         if structured and value.strip().startswith("["):

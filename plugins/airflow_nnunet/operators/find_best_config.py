@@ -33,6 +33,8 @@ class FindBestConfigOperator(NnunetOperator):
         ensembles: Whether to compare pairs of configurations too.
         repair: Whether to run a fold's validation if its output is missing, instead of refusing.
         promote: ``never``, ``always``, or ``if_better`` than the promoted model.
+        tolerance_mm: Distance in mm up to which a surface counts as right in the NSD: one number, or numbers by label
+            name; labels that are not named have 1.0.
         recipe: Any string, which is stored in the card.
         outlets: Further assets to update whenever the task succeeds.
         kwargs: See :class:`NnunetOperator`.
@@ -57,6 +59,7 @@ class FindBestConfigOperator(NnunetOperator):
         ensembles: bool | str | XComArg = True,
         repair: bool | str | XComArg = True,
         promote: str | XComArg = "if_better",
+        tolerance_mm: float | dict[str, float] | str | XComArg = 1.0,
         recipe: str | XComArg | None = None,
         num_gpus: int | str | XComArg = 1,
         pool: str = GPU_POOL,
@@ -73,6 +76,7 @@ class FindBestConfigOperator(NnunetOperator):
         self.ensembles = ensembles
         self.repair = repair
         self.promote = promote
+        self.tolerance_mm = tolerance_mm
         self.recipe = recipe
         self.check_fields()
 

@@ -20,6 +20,7 @@ from airflow_nnunet.jobs.retry import DEFAULT_RETRIES
 from airflow_nnunet.operators.fields import is_template
 from airflow_nnunet.pipelines.dataset_sections import (
     DatasetSection,
+    EvaluateSection,
     Fold,
     PredictSection,
     PreprocessSection,
@@ -43,6 +44,7 @@ __all__ = [
     "LOW_RESOLUTION",
     "DatasetConfigError",
     "DatasetSection",
+    "EvaluateSection",
     "Fold",
     "Loaded",
     "PredictSection",
@@ -73,6 +75,7 @@ class TrainingConfig(Section):
     preprocess: PreprocessSection = PreprocessSection()
     train: TrainSection = TrainSection()
     select: SelectSection = SelectSection()
+    evaluate: EvaluateSection = EvaluateSection()
     predict: PredictSection = PredictSection()
     schedule: str | None = Field(
         default=None, description="Cron expression or preset such as `@daily`; if empty, runs are only started by hand."
@@ -122,6 +125,7 @@ class TrainingConfig(Section):
         numbered = [fold for fold in self.train_folds if isinstance(fold, int)]
         compared: list[int | str] = [*numbered] or ["all" if "all" in self.train_folds else 0]
         _checked("select", FindBestParams, dataset=self.dataset_name, folds=compared, **self.select.model_dump())
+        _checked("evaluate", FindBestParams, dataset=self.dataset_name, **self.evaluate.model_dump())
         rest = self.predict.model_dump(exclude={"cases", "output", "parts"})
         _checked("predict", PredictParams, dataset=self.dataset_name, cases=self.predict.cases, output="/", **rest)
         _checked("resources", Resources, **self.resource_fields())
@@ -139,6 +143,10 @@ class TrainingConfig(Section):
             yield WrongField(field="train.folds", value=too_high, problem=problem, fix="raise preprocess.folds")
         if len(set(map(str, self.train_folds))) < len(self.train_folds):
             yield WrongField(field="train.folds", value=self.train_folds, problem="names a fold twice", fix="name each fold once")
+        tolerance = self.evaluate.tolerance_mm
+        if isinstance(tolerance, dict) and self.dataset.label_names and (unknown := set(tolerance) - set(self.dataset.label_names)):
+            problem, fix = "is no label of dataset.label_names", f"name one of {', '.join(self.dataset.label_names)}"
+            yield WrongField(field="evaluate.tolerance_mm", value=min(unknown), problem=problem, fix=fix)
         paths = {"predict.output": self.predict.output}
         if self.predict.cases not in (*HELD_OUT, "none"):
             paths["predict.cases"] = self.predict.cases

@@ -127,6 +127,16 @@ class SelectSection(Section):
     promote: Literal["never", "always", "if_better"] = Field(default="if_better", description="When the new model is promoted.")
 
 
+class EvaluateSection(Section):
+    """How predictions are compared with references, in cross-validation and on the hold-out."""
+
+    tolerance_mm: float | dict[str, float] = Field(
+        default=1.0,
+        description="Distance in mm up to which a surface counts as right in the normalized surface Dice (NSD): one number, or numbers by "
+        "label name; labels that are not named have 1.0. The page Metrics defines all of them.",
+    )
+
+
 class PredictSection(Section):
     """What is predicted with the promoted model once it is chosen."""
 

@@ -57,9 +57,7 @@ def run(params: FindBestParams, context: StepContext) -> dict[str, Any]:
                 from nnunet_jobs.selection.reference import write_reference
 
                 write_reference(trained, card["metrics"]["cv_dice_postprocessed"], context)
-            if card["recipe"] != params.recipe:
-                card = {**card, "recipe": params.recipe}
-                cards.write_card(trained, card)
+            card = _up_to_date(card, trained, params, context)
     context.check_stop()
     promotion = cards.promote_by_policy(workspace, dataset, trained.model, params.promote, record=context.job.path / "promotion.json")
     metrics = card["metrics"]
@@ -76,6 +74,18 @@ def run(params: FindBestParams, context: StepContext) -> dict[str, Any]:
         card=str(trained.root / MODEL_CARD),
         already_done=already_done,
     ).to_json()
+
+
+def _up_to_date(card: dict[str, Any], trained: Trained, params: FindBestParams, context: StepContext) -> dict[str, Any]:
+    """The finished card with this run's recipe and tolerances; written where that changes it."""
+    from nnunet_jobs.selection.measured import measured_again
+
+    measured = measured_again(card, trained, params, context)
+    if measured is None and card["recipe"] == params.recipe:
+        return card
+    card = {**(measured or card), "recipe": params.recipe}
+    cards.write_card(trained, card)
+    return card
 
 
 def _inputs(trained: Trained, params: FindBestParams, held: holdout.Holdout) -> str:
@@ -97,10 +107,11 @@ def _select(trained: Trained, params: FindBestParams, held: holdout.Holdout, inp
         from nnunet_jobs.selection.unvalidated import take_as_it_is
 
         return take_as_it_is(trained, held, recipe=params.recipe, inputs=inputs, context=context)
-    from nnunet_jobs.selection import compare, ensemble, postprocessing
+    from nnunet_jobs.selection import compare, ensemble, measured, postprocessing
     from nnunet_jobs.selection.reference import write_reference
 
     reference = compare.Reference(trained, context)
+    tolerance_mm = measured.label_tolerances(reference, params.tolerance_mm)
     pairs = list(ensemble.pairs(trained)) if params.ensembles else []
     total = len(trained.configurations) + len(pairs)
     candidates: list[compare.Candidate] = []
@@ -118,6 +129,7 @@ def _select(trained: Trained, params: FindBestParams, held: holdout.Holdout, inp
         shutil.copy(chosen.folder / name, trained.root / name)
     cv_dice, cv_per_label = compare.dice_by_label(chosen.folder, reference.dataset_json)
     post_dice, post_per_label = compare.dice_by_label(processed.folder, reference.dataset_json)
+    surfaces = measured.cross_validated(processed.folder, reference, tolerance_mm, context)
     write_json(trained.root / "inference_information.json", inference_information(trained, candidates, chosen, post_dice))
     selection = {
         "members": [member(trained, configuration) for configuration in chosen.configurations],
@@ -139,6 +151,7 @@ def _select(trained: Trained, params: FindBestParams, held: holdout.Holdout, inp
         "holdout_per_label": judged["per_label"] if judged else None,
         "holdout_cases": len(held.cases),
         "holdout_hash": held.hash,
+        "surfaces": surfaces,
         "undefined_labels": undefined(cv_per_label, judged["per_label"] if judged else {}),
         "postprocessing_declined": [dict(step) for step in processed.declined],
         "candidates": {candidate.name: candidate.dice for candidate in candidates},

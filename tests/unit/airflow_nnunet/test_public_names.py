@@ -17,8 +17,9 @@ import airflow_nnunet
 PROJECT = Path(__file__).resolve().parents[3]
 PUBLIC = {
     "Backend", "BatchPredictOperator", "DatasetConfigError", "DatasetSection", "DicomWebHook", "DicomWebRetrieveOperator",
-    "DicomWebStoreOperator", "DicomWebStudySensor", "DicomWebStudyTrigger", "FindBestConfigOperator", "JobTrigger", "NnunetConfig",
-    "NnunetHook", "NnunetJobError", "NnunetOperator", "NnunetRetryPolicy", "PredictSection", "PreprocessOperator", "PreprocessSection",
+    "DicomWebStoreOperator", "DicomWebStudySensor", "DicomWebStudyTrigger", "EvaluateSection", "FindBestConfigOperator", "JobTrigger",
+    "NnunetConfig", "NnunetHook", "NnunetJobError", "NnunetOperator", "NnunetRetryPolicy", "PredictSection", "PreprocessOperator",
+    "PreprocessSection",
     "RegisterDatasetOperator", "ResourcesSection", "SelectSection", "TrainFoldOperator", "TrainSection", "TrainingConfig", "__version__",
     "build_prediction_dags", "build_training_dag", "check_datasets", "dataset_asset", "datasets_folder", "form", "get_backend",
     "load_config", "model_asset", "require_champion", "training_dags", "training_task_group",

@@ -143,6 +143,8 @@ class FindBestParams(StepParams):
         promote: ``never``, ``always``, or ``if_better`` (hold-out Dice, else cross-validation Dice, above the
             champion's). If only fold ``all`` is trained, ``always`` uses it as if ``folds`` were
             ``["all"]``.
+        tolerance_mm: Distance in mm up to which a surface counts as right in the NSD: one number, or numbers by label
+            name; labels that are not named have 1.0.
         recipe: Any string, kept in the card; the DAG builder puts the hash of its settings here to find finished work.
     """
 
@@ -157,6 +159,7 @@ class FindBestParams(StepParams):
     ensembles: bool = True
     repair: bool = True
     promote: str = "if_better"
+    tolerance_mm: float | dict[str, float] = 1.0
     recipe: str | None = None
 
     def _check(self) -> None:
@@ -167,3 +170,5 @@ class FindBestParams(StepParams):
         fix = "fold 'all' has no validation to compare by; set promote to always or never, or name numbered folds"
         self.require(self.folds != ["all"] or self.promote != "if_better", "promote", fix)
         self.require(self.promote in ("never", "always", "if_better"), "promote", "must be never, always or if_better")
+        distances = self.tolerance_mm.values() if isinstance(self.tolerance_mm, dict) else [self.tolerance_mm]
+        self.require(all(distance >= 0 for distance in distances), "tolerance_mm", "must be 0 mm or more")

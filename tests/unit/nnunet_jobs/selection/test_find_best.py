@@ -331,3 +331,28 @@ def numbers(folder: Path) -> Any:
     summary = read_json(folder / "summary.json")
     cases = {Path(case["prediction_file"]).name: repr(case["metrics"]) for case in summary["metric_per_case"]}
     return cases, repr(summary["mean"]), repr(summary["foreground_mean"])
+
+
+def test_surfaces_are_measured_beside_dice_and_again_for_another_tolerance(
+    selected: tuple[Workspace, dict[str, Any]], tmp_path: Path
+) -> None:
+    workspace = copy_of(selected[0], tmp_path)
+    root = workspace.model_root(model_of(workspace)) / DATASET
+    before = read_json(root / "model.json")
+    surfaces = before["metrics"]["surfaces"]
+    (written,) = root.glob("**/postprocessed/metrics.json")
+    report = read_json(written)
+    assert surfaces["tolerance_mm"] == report["tolerance_mm"] == {"anterior": 1.0, "posterior": 1.0}
+    assert surfaces["implementation"] == report["implementation"]
+    assert surfaces["cv"] == {name: report[name] for name in ("per_label", "foreground")}
+    assert len(report["cases"]) == before["metrics"]["cv_cases"]
+    for label, dice in before["metrics"]["cv_per_label_postprocessed"].items():
+        assert surfaces["cv"]["per_label"][label]["dice"] == pytest.approx(dice)
+    run(FindBestParams(**TWO_FOLDS, recipe="first", tolerance_mm={"anterior": 3}), context(workspace))
+    after = read_json(root / "model.json")
+    assert after["metrics"]["surfaces"]["tolerance_mm"] == {"anterior": 3.0, "posterior": 1.0}
+    assert {**after["metrics"], "surfaces": None} == {**before["metrics"], "surfaces": None}, "nothing is selected again"
+    nsd = [card["metrics"]["surfaces"]["cv"]["per_label"]["anterior"]["nsd"] for card in (before, after)]
+    assert nsd[0] < nsd[1]
+    with pytest.raises(ConfigError, match=r"tolerance_mm='tail'.*its labels are anterior, posterior"):
+        run(FindBestParams(**TWO_FOLDS, recipe="first", tolerance_mm={"tail": 3}), context(workspace))
