@@ -106,6 +106,37 @@ def test_a_rollback_that_was_killed_and_is_typed_again_goes_back_once(tmp_path: 
     assert whole(workspace, since=3) == ["rolled_back"]
 
 
+@pytest.mark.parametrize("act", [lambda home: rollback(home, DATASET), lambda home: demote(home, DATASET, "b")], ids=["rollback", "demote"])
+def test_what_was_interrupted_is_finished_although_finishing_it_is_killed_too(tmp_path: Path, act: Callable[[Workspace], Any]) -> None:
+    root, half = tmp_path / "work", tmp_path / "half"
+    workspace = Workspace.below(root)
+    select(workspace, "a", "b")
+    for model in ("a", "b"):
+        promote(workspace, DATASET, model)
+    child = os.fork()
+    if child == 0:
+        os.symlink = os.unlink = lambda *arguments: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[assignment]
+        act(workspace)
+        os._exit(0)
+    assert os.WIFSIGNALED(os.waitpid(child, 0)[1])
+    shutil.copytree(root, half, symlinks=True)
+    moment, survived = 0, False
+    while not survived:
+        shutil.rmtree(root)
+        shutil.copytree(half, root, symlinks=True)
+        child = os.fork()
+        if child == 0:
+            die_at_operation(moment)
+            settle(workspace, DATASET)
+            os._exit(0)
+        survived = not os.WIFSIGNALED(os.waitpid(child, 0)[1])
+        settle(workspace, DATASET)
+        assert whole(workspace) in (["rolled_back"], ["demoted"])
+        assert workspace.champion(DATASET) == ("a" if whole(workspace) == ["rolled_back"] else None)
+        moment += 1
+    assert moment > 2
+
+
 def whole(workspace: Workspace, since: int = 2) -> list[str]:
     """Events after the first ones; the ledger is whole."""
     (verdict,) = verify(ledger_path(workspace, DATASET))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,18 @@ from nnunet_jobs.contract.storage.withdrawals import listed, trained_on_withdraw
 from nnunet_jobs.contract.storage.workspace import MODEL_CARD, Workspace
 from nnunet_jobs.registry.standing import Standing
 
+_READERS = 4
+"""Files that are hashed at once: a rollback should not wait for one checkpoint after the other."""
+
 
 def differing(card: Mapping[str, Any], root: Path) -> list[str]:
     """Files of a model that are missing or not as its card lists them, by their path below the model's folder."""
-    return [name for name, expected in card["files"].items() if not os.path.isfile(root / name) or sha256_file(root / name) != expected]
+
+    def differs(name: str) -> bool:
+        return not os.path.isfile(root / name) or sha256_file(root / name) != card["files"][name]
+
+    with ThreadPoolExecutor(_READERS) as pool:
+        return [name for name, found in zip(card["files"], pool.map(differs, card["files"]), strict=True) if found]
 
 
 def require_fit(workspace: Workspace, dataset: str, model: str, now: Standing) -> None:
