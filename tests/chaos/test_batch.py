@@ -20,14 +20,11 @@ from nnunet_jobs.contract.failure import Bug, DataError
 from nnunet_jobs.contract.storage.files import read_json
 from nnunet_jobs.contract.storage.workspace import Workspace
 from support.batches import ABORT_CHECK, ABORT_ITK, ABORT_JOB, ABORT_ONCE, finish_job, make_small_cases, poison, predict, reasons, start_job
+from support.foreign_warnings import FOREIGN_WARNINGS
 from support.jobs import wait_for
 
 MEND = "write its files again, or allow it more memory if they are large"
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore::FutureWarning"),
-    pytest.mark.filterwarnings("ignore::UserWarning"),
-]
+pytestmark = FOREIGN_WARNINGS
 
 
 @pytest.fixture(scope="module")

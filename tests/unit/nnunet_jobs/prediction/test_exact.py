@@ -19,12 +19,9 @@ from nnunet_jobs.context import StepContext
 from nnunet_jobs.contract.steps.params import PredictParams
 from nnunet_jobs.contract.storage.workspace import Workspace
 from nnunet_jobs.steps.predict import run
+from support.foreign_warnings import FOREIGN_WARNINGS
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore::FutureWarning"),
-    pytest.mark.filterwarnings("ignore::UserWarning"),
-]
+pytestmark = FOREIGN_WARNINGS
 
 REGIONS: dict[str, Any] = {"labels": {"background": 0, "whole": [1, 2], "posterior": 2}, "regions_class_order": [1, 2]}
 LARGEST = {"labels_or_regions": [1, 2]}

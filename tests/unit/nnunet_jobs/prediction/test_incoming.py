@@ -14,12 +14,9 @@ from nnunet_jobs.contract.storage.files import read_json
 from nnunet_jobs.contract.storage.workspace import Workspace
 from nnunet_jobs.prediction.incoming import Incoming, collect_cases
 from support.batches import predict
+from support.foreign_warnings import FOREIGN_WARNINGS
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore::FutureWarning"),
-    pytest.mark.filterwarnings("ignore::UserWarning"),
-]
+pytestmark = FOREIGN_WARNINGS
 
 
 @pytest.fixture(scope="module")

@@ -20,12 +20,9 @@ from nnunet_jobs.prediction.model_output import ModelOutput
 from nnunet_jobs.prediction.withdraw import predictions_of, remove
 from nnunet_jobs.steps.predict import run
 from support.batches import make_small_cases, params, predict
+from support.foreign_warnings import FOREIGN_WARNINGS
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore::FutureWarning"),
-    pytest.mark.filterwarnings("ignore::UserWarning"),
-]
+pytestmark = FOREIGN_WARNINGS
 
 
 @pytest.fixture(scope="module")

@@ -17,12 +17,9 @@ from nnunet_jobs.contract.storage.workspace import Workspace
 from nnunet_jobs.prediction.model import selection_hash
 from nnunet_jobs.training import validation
 from support.batches import predict, reasons
+from support.foreign_warnings import FOREIGN_WARNINGS
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore::FutureWarning"),
-    pytest.mark.filterwarnings("ignore::UserWarning"),
-]
+pytestmark = FOREIGN_WARNINGS
 SPACING = [3.0, 1.5, 1.0]
 STEPS = [{"function": "remove_all_but_largest_component_from_segmentation", "labels_or_regions": [1, 2]}]
 

@@ -17,12 +17,9 @@ from nnunet_jobs.prediction.model import resolve_model
 from nnunet_jobs.prediction.reading import ReadHere
 from nnunet_jobs.prediction.settings import Settings
 from nnunet_jobs.predictor_server.models import NoRoom, WarmModels, expected_bytes
+from support.foreign_warnings import FOREIGN_WARNINGS
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore::FutureWarning"),
-    pytest.mark.filterwarnings("ignore::UserWarning"),
-]
+pytestmark = FOREIGN_WARNINGS
 
 
 @pytest.fixture(scope="module")
