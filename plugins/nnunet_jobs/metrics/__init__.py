@@ -1,1 +1,1 @@
-"""Numbers that compare a segmentation with its reference."""
+"""Computes metrics that compare a segmentation with its reference."""

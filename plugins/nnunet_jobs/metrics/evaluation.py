@@ -1,8 +1,8 @@
-"""Dice and the other numbers of ``summary.json``, as nnU-Net computes them, in threads instead of a spawned pool.
+"""Computes Dice and the other metrics of ``summary.json`` as nnU-Net does, in threads instead of a spawned pool.
 
-One rule departs from nnU-Net's: a label that no reference segmentation has is undefined (NaN), and the foreground mean is over the
-labels that exist. nnU-Net's mean is NaN as soon as one label occurs nowhere, and such a label counts as 0 for a network that paints a
-voxel of it; neither can be compared between two networks.
+One rule differs from nnU-Net's: a label that no reference segmentation has is undefined (NaN), and the foreground mean is over the
+labels that exist. nnU-Net's mean is NaN if one label occurs nowhere, and such a label counts as 0 for a network that predicts a voxel
+of it, so that the means of two networks cannot be compared.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-_OVERLAPS = ("Dice", "IoU")  # of nnU-Net's metrics, those that mean nothing without voxels in the reference
+_OVERLAPS = ("Dice", "IoU")  # nnU-Net's metrics that are undefined without voxels in the reference
 
 
 def summarise(
@@ -39,7 +39,7 @@ def summarise(
         on_case: Called after each case; may raise to stop.
 
     Returns:
-        What ``compute_metrics_on_folder`` returns: ``metric_per_case``, ``mean``, ``foreground_mean``; keys as in memory. Dice and IoU
+        The same as ``compute_metrics_on_folder``: ``metric_per_case``, ``mean``, ``foreground_mean``; keys as in memory. Dice and IoU
         of a label that no reference has are NaN and not part of ``foreground_mean``.
     """
     from nnunetv2.evaluation.evaluate_predictions import compute_metrics, save_summary_json
@@ -73,5 +73,5 @@ def summarise(
 
 
 def finite(value: float) -> float | None:
-    """A number, or None for NaN: JSON has no NaN."""
+    """Return a number, or None for NaN, which JSON does not have."""
     return float(value) if math.isfinite(value) else None

@@ -1,1 +1,1 @@
-"""From registered cases to an immutable preprocessed version: fingerprint, plans, cases, splits, publication."""
+"""Turns registered cases into an immutable preprocessed version: fingerprint, plans, cases, splits, publication."""

@@ -1,4 +1,4 @@
-"""A version's arrays and ground truth: linked by content where an older version has them, computed where not."""
+"""Makes a version's arrays and ground truth: links them by content from an older version, or computes them."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inputs:
-    """What a version is built from.
+    """The inputs of a version.
 
     Attributes:
-        dataset: Full name.
-        raw: Its folder.
+        dataset: Full name of the dataset.
+        raw: Folder of the dataset in nnUNet_raw.
         manifest: Manifest from that folder.
         dataset_json: ``dataset.json`` from that folder.
-        cases: For training, sorted.
+        cases: Training cases, sorted.
         published: Old versions, the current one first.
-        request: Settings that decide on the version.
+        request: Settings that determine the version.
     """
 
     dataset: str
@@ -53,7 +53,7 @@ class _Source:
 
 
 class BuildPart:
-    """What all parts of a build share: inputs, threads, memory, signs of life. The base of the classes that do the parts."""
+    """Base of the classes that do the parts of a build: inputs, threads, memory, heartbeats."""
 
     def __init__(
         self,
@@ -70,23 +70,23 @@ class BuildPart:
         self.reads, self.gate, self.preprocessors = reads, gate, preprocessors
 
     def between(self) -> None:
-        """Between two pieces of work: a sign of life, and the end if the job was told to stop."""
+        """Report a heartbeat between two pieces of work, and raise if the job is to stop."""
         self.context.beat()
         self.context.check_stop()
 
     def report(self, phase: str, done: int, total: int) -> None:
-        """About twenty lines a phase, however many cases there are."""
+        """Report progress, in about twenty lines for each phase with any number of cases."""
         if done == total or done % max(1, total // 20) == 0:
             self.context.progress(phase, done, total)
 
 
 class Arrays(BuildPart):
-    """Arrays and ground truth of one version."""
+    """Makes arrays and ground truth of one version."""
 
     def link_or_compute(self, plans: dict[str, Any], wanted: list[str]) -> tuple[dict[str, dict[str, str]], int, int]:
-        """Every wanted data identifier's cases, linked or computed: (identifier to case to key, computed, linked)."""
+        """Link or compute the cases of every data identifier. Returns (identifier to case to key, computed, linked)."""
         owners = {resolved["data_identifier"]: "" for resolved in (planning.resolve(plans, name) for name in wanted)}
-        for identifier in owners:  # several configurations share arrays; the one that names them decides on their chunks
+        for identifier in owners:  # several configurations may share arrays; the one that names them determines their chunks
             owners[identifier] = next(
                 name for name, entry in plans["configurations"].items() if entry.get("data_identifier") == identifier
             )  # fmt: skip
@@ -115,7 +115,7 @@ class Arrays(BuildPart):
         return keys, computed, linked
 
     def _sources(self) -> dict[str, list[_Source]]:
-        """Case key to where such arrays lie."""
+        """Map case keys to existing arrays."""
         sources: dict[str, list[_Source]] = {}
         for version in (*self.staging.abandoned(), *self.inputs.published):
             hashed = version.hashed
@@ -181,7 +181,7 @@ class Arrays(BuildPart):
         return computed
 
     def ground_truth(self) -> None:
-        """``gt_segmentations``: linked by content from an old version, else copied from the raw labels and checked."""
+        """Make ``gt_segmentations``: link by content from an old version, else copy the raw labels and check them."""
         ending = self.inputs.manifest["file_ending"]
         known = {
             digest: (version, f"gt_segmentations/{case}{version.record['basis']['file_ending']}")
@@ -205,5 +205,5 @@ class Arrays(BuildPart):
 
 
 def named(name: Name, work: Callable[[], Result]) -> Callable[[], tuple[Name, Result]]:
-    """Work whose result carries a name."""
+    """Wrap work so that its result has a name."""
     return lambda: (name, work())

@@ -1,4 +1,4 @@
-"""Build one version of one dataset: what is needed from old versions is linked, what is new is computed."""
+"""Builds one version of one dataset: links what old versions have, and computes what is new."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from nnunet_jobs.preprocessing.fingerprint import CaseFingerprint, FingerprintCa
 from nnunet_jobs.preprocessing.soundness import require_trainable
 from nnunet_jobs.preprocessing.version import SCHEMA, Staging, Version, record_file
 
-# Changes of these make old plans unusable, whatever ``replan`` says.
+# Changes of these make old plans unusable, regardless of ``replan``.
 _STRUCTURE = ("channel_names", "labels", "regions_class_order", "file_ending")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """Plans, what they were made from, and why they are these. ``replanned``: older ones did not do any more."""
+    """Plans, what they were made from, and the reason. ``replanned``: older plans could not be used any more."""
 
     plans: dict[str, Any]
     basis: dict[str, Any]
@@ -40,7 +40,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Built:
-    """A published version and how it came about."""
+    """A published version and how it was made."""
 
     version: Version
     plan: Plan
@@ -50,13 +50,13 @@ class Built:
 
 
 class Build(BuildPart):
-    """One build, under the dataset's lock. Imports nnU-Net."""
+    """Runs one build, under the dataset's lock. Imports nnU-Net."""
 
     def __init__(
         self, inputs: Inputs, params: PreprocessParams, context: StepContext, staging: Staging, pool: ThreadPoolExecutor, memory: int
     ) -> None:
-        # torch takes seconds to import, and nothing before planning needs it: one thread imports while others read images.
-        # One, because two threads importing packages that import each other can meet half-made modules.
+        # torch takes seconds to import, and nothing before planning needs it, so one thread imports while others read images.
+        # It is only one, because two threads that import packages with circular imports can find incomplete modules.
         imports = ThreadPoolExecutor(max_workers=1, thread_name_prefix="import")
         readers = imports.submit(importlib.import_module, "nnunetv2.imageio.reader_writer_registry")
         preprocessors = imports.submit(importlib.import_module, "nnunetv2.preprocessing.preprocessors.default_preprocessor")
@@ -79,7 +79,7 @@ class Build(BuildPart):
         self.remembered = FingerprintCache(Path(context.workspace.preprocessed) / ".fingerprints" / inputs.dataset)
 
     def run(self) -> Built:
-        """Fingerprint, plans, splits, arrays, ground truth; then publish, or find that the same version is there."""
+        """Make fingerprint, plans, splits, arrays and ground truth; then publish, or find that the same version exists."""
         inputs, staging = self.inputs, self.staging
         plan, fingerprint = self._plan()
         wanted = planning.with_previous_stages(plan.plans, self.params.configurations)
@@ -136,7 +136,7 @@ class Build(BuildPart):
         return case.key("fingerprint", self.reader_name, planning.nnunet_version())
 
     def _fingerprint(self, *, exact: bool) -> dict[str, Any]:
-        """The dataset's fingerprint. Not ``exact``: a remembered draw of another size will do, to judge plans by."""
+        """Return the dataset's fingerprint. Unless ``exact``, a cached draw of another size is enough, to check plans."""
         cases = self.inputs.cases
         draw = intensities_per_case(len(cases))
 
@@ -159,10 +159,10 @@ class Build(BuildPart):
         return aggregate([found[case.name] for case in cases], pool=self.pool, beat=self.between)
 
     def _plan(self) -> tuple[Plan, dict[str, Any]]:
-        """Keep the plans of this planner and name while they fit, else plan again. Also the fingerprint, exact where planned from."""
+        """Keep the plans of this planner and name while they fit, else plan again. Also returns the fingerprint used."""
         params, request = self.params, self.inputs.request
         same = [old for old in self.inputs.published if all(old.record["request"][key] == request[key] for key in ("planner", "plans"))]
-        # two DAGs may plan one dataset for different GPUs: each goes on from its own last version
+        # two DAGs may plan one dataset for different GPUs: each continues from its own last version
         same.sort(key=lambda old: old.record["request"]["gpu_memory_gb"] != request["gpu_memory_gb"])
         previous = same[0] if same else None
         if previous is None:
@@ -196,7 +196,7 @@ class Build(BuildPart):
         return made, fingerprint
 
     def _keep(self, previous: Version, now: dict[str, Any]) -> Plan | str:
-        """The old plans, with the custom configurations of now, or the reason why not."""
+        """Return the old plans with the present custom configurations, or the reason why they cannot be kept."""
         params, record = self.params, previous.record
         old_request = record["request"]
         plans = previous.plans()
@@ -213,7 +213,7 @@ class Build(BuildPart):
                     field="replan", value="never", problem=f"{broken[0]} changed, so the old plans cannot be used", fix="set replan to auto"
                 )
         elif params.replan == "always":
-            return "asked for by replan='always'"
+            return "requested by replan='always'"
         elif reason is not None:
             return reason
         kept = "plans kept" if reason is None else f"plans kept by replan='never', although {reason}"
@@ -224,7 +224,7 @@ class Build(BuildPart):
 
     # --- splits -----------------------------------------------------------------------------------------------------
     def _splits(self) -> Splits:
-        """Splits of the current version extended; at first the user's own of the raw folder, or new ones."""
+        """Extend the splits of the current version; the first version uses the user's own of the raw folder, or new ones."""
         inputs, params = self.inputs, self.params
         groups = {case.name: case.group for case in inputs.cases}
         latest = inputs.published[0] if inputs.published else None
@@ -253,5 +253,5 @@ class Build(BuildPart):
 
 
 def _stock_json(data: Any, *, sort_keys: bool) -> bytes:
-    """JSON as nnU-Net writes it, byte for byte."""
+    """Format JSON as nnU-Net does, byte for byte."""
     return json.dumps(data, indent=4, sort_keys=sort_keys).encode()

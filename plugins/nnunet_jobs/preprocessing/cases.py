@@ -1,7 +1,7 @@
-"""Preprocess cases by nnU-Net's own preprocessor: threads bounded by cores and memory, each image read once.
+"""Preprocesses cases by nnU-Net's own preprocessor, with threads limited by cores and memory, and reads each image once.
 
-Threads, not processes: nnU-Net and torch are imported once, images are shared between fingerprint and configurations, and
-nobody can kill a worker without the job. NumPy, SciPy and blosc2 release the interpreter lock in their long loops.
+It uses threads instead of processes: nnU-Net and torch are imported once, images are shared between fingerprint and
+configurations, and a worker cannot be killed without the job. NumPy, SciPy and blosc2 release the interpreter lock in long loops.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from nnunet_jobs.preprocessing.version import CASE_SUFFIXES, FileRecord, record_
 # Peak bytes a voxel and channel while a case is resampled: float32 image, its float64 copy and result, float32 result, and
 # one float64 mask a label at a time.
 BYTES_PER_VOXEL = 40
-# Share of the memory in which decoded images may wait for their second use.
+# Share of the memory for decoded images that wait for their second use.
 READ_CACHE_SHARE = 0.25
-_FULL_BELOW = 1 << 20  # bytes: blosc2 reports a full disk without an error number, so the file system is asked
+_FULL_BELOW = 1 << 20  # bytes; blosc2 reports a full disk without an error number, so the free space is checked
 
 T = TypeVar("T")
 
@@ -40,10 +40,10 @@ class TrainingCase:
 
     Attributes:
         name: Case id.
-        images: One file a channel.
-        label: File.
+        images: One file for each channel.
+        label: Label file.
         hashes: SHA-256 of the images and, last, of the label.
-        group: Patient.
+        group: Patient of the case.
         shape: Shape in voxels.
         spacing: Spacing in mm, same axis order as shape.
     """
@@ -57,11 +57,11 @@ class TrainingCase:
     spacing: tuple[float, ...]
 
     def key(self, *context: Any) -> str:
-        """Content key: the files and whatever else the result depends on."""
+        """Return a content key: a hash of the files and everything else that the result depends on."""
         return content_hash([list(self.hashes), *context], length=32)
 
     def check(self) -> None:
-        """Raise DataError unless the files are those that were registered."""
+        """Raise DataError unless the files are unchanged since the registration."""
         for path, digest in zip((*self.images, self.label), self.hashes, strict=True):
             try:
                 unchanged = sha256_file(path) == digest
@@ -72,7 +72,7 @@ class TrainingCase:
                 raise DataError(f"{path.name}: {message}", faults=[Fault(code="changed", message=message, case=self.name, file=path.name)])
 
     def working_bytes(self, target_spacing: Iterable[float] | None) -> int:
-        """Estimated peak memory of preprocessing this case to a target spacing in mm (any axis order; None: as it is)."""
+        """Estimate the peak memory of preprocessing this case to a target spacing in mm (any axis order; None: unchanged)."""
         voxels = math.prod(self.shape)
         grown = voxels
         if target_spacing is not None:
@@ -82,7 +82,7 @@ class TrainingCase:
 
 
 def training_cases(raw: Path, manifest: Mapping[str, Any]) -> list[TrainingCase]:
-    """The manifest's training cases, sorted as nnU-Net sorts them.
+    """Return the manifest's training cases, sorted as nnU-Net sorts them.
 
     Raises:
         DataError: There is none, or one has no label.
@@ -111,7 +111,7 @@ def training_cases(raw: Path, manifest: Mapping[str, Any]) -> list[TrainingCase]
 
 
 class ReadCache:
-    """Decoded images between their first and their last use, within a memory budget. Safe for threads."""
+    """Keeps decoded images between their first and last use, within a memory budget. Thread-safe."""
 
     def __init__(self, reader: Callable[[], Any], budget: int) -> None:
         self.reader = reader
@@ -121,7 +121,7 @@ class ReadCache:
         self._lock = threading.Lock()
 
     def read(self, case: TrainingCase, *, keep: bool) -> tuple[Any, Any, dict[str, Any]]:
-        """Images, label and the reader's properties, checked against the manifest. Kept for :meth:`forget` if there is room."""
+        """Return images, label and the reader's properties, checked against the manifest; keep them if there is room."""
         with self._lock:
             held = self._held.get(case.name)
         if held is not None:
@@ -132,7 +132,7 @@ class ReadCache:
             images, properties = reader.read_images([str(path) for path in case.images])
             label, _ = reader.read_seg(str(case.label))
         except (RuntimeError, ValueError, OSError) as error:
-            if "alloc" in str(error).lower():  # how ITK says that memory ran out: no fault of the case
+            if "alloc" in str(error).lower():  # how ITK says that memory ran out; not a fault of the case
                 raise
             raise _refused(case, type(reader).__name__, error) from error
         held = (images, label, properties)
@@ -144,7 +144,7 @@ class ReadCache:
         return held
 
     def forget(self, case: TrainingCase) -> None:
-        """The case is not needed again."""
+        """Release a case that is not needed again."""
         with self._lock:
             held = self._held.pop(case.name, None)
             if held is not None:
@@ -152,16 +152,16 @@ class ReadCache:
 
 
 def _refused(case: TrainingCase, reader: str, error: Exception) -> DataError:
-    """nnU-Net's readers raise empty errors; what is wrong with the files is found as registration finds it."""
+    """Explain a reader's error as registration would, since nnU-Net's readers raise errors without a message."""
     faults = errors_of(case.images, case.label, case=case.name, reader=reader)
     if not faults:
-        message = f"nnU-Net's reader {reader} refuses it ({library_says(error)}); write its files anew and register again"
+        message = f"nnU-Net's reader {reader} refuses it ({library_says(error)}); write its files again and register again"
         faults = [Fault(code=str(Code.READER_REFUSES), message=message, case=case.name)]
     return data_error(faults, what=f"{case.name} cannot be read")
 
 
 class _HeldReader:
-    """nnU-Net's reader interface over one case that is in memory already. Copies, since a preprocessor may write into them."""
+    """nnU-Net's reader interface for a case in memory. It returns copies, since a preprocessor may write into them."""
 
     def __init__(self, images: Any, label: Any, properties: dict[str, Any]) -> None:
         self._images, self._label, self._properties = images, label, properties
@@ -174,7 +174,7 @@ class _HeldReader:
 
 
 class _PlansOfOneCase:
-    """nnU-Net's PlansManager, except that its reader hands out the case in memory."""
+    """nnU-Net's PlansManager with a reader that returns the case in memory."""
 
     def __init__(self, plans_manager: Any, reader: _HeldReader) -> None:
         self._plans_manager = plans_manager
@@ -193,13 +193,13 @@ def preprocess_case(
     dataset_json: Any,
     folder: Path,
 ) -> dict[str, FileRecord]:
-    """Run nnU-Net's preprocessor for one case and configuration into ``folder`` and prove that the result opens.
+    """Run nnU-Net's preprocessor for one case and configuration into ``folder`` and check that the result opens.
 
     Returns:
         File name to record of the three files.
 
     Raises:
-        DiskFull: The disk or its inodes ran out, whatever the library below called it.
+        DiskFull: There are no free bytes or inodes, whatever the library's error is.
     """
     target = folder / case.name
     preprocessor = configuration_manager.preprocessor_class(verbose=False)
@@ -216,7 +216,7 @@ def preprocess_case(
 
 
 def _check_arrays(target: Path) -> None:
-    """Decompress both arrays: a short write shows here, not in a training weeks later."""
+    """Decompress both arrays, so that an incomplete write is found here and not in a later training."""
     import blosc2
 
     shapes = []
@@ -228,7 +228,7 @@ def _check_arrays(target: Path) -> None:
 
 
 def raise_if_full(folder: Path, error: BaseException) -> None:
-    """Raise DiskFull instead of ``error`` where no space or no inodes are left."""
+    """Raise DiskFull instead of ``error`` if no space or no inodes are left."""
     if isinstance(error, JobError) or not folder.exists():
         return
     status = os.statvfs(folder)
@@ -237,7 +237,7 @@ def raise_if_full(folder: Path, error: BaseException) -> None:
 
 
 class MemoryGate:
-    """Lets as much work in as fits the budget; a piece larger than the budget runs alone."""
+    """Admits as much work as fits the budget; a piece larger than the budget runs alone."""
 
     def __init__(self, budget: int) -> None:
         self._budget = budget
@@ -259,7 +259,7 @@ class MemoryGate:
 
 
 def available_memory(limit_mib: int | None) -> int:
-    """Bytes to work with: the job's limit, or four fifths of what the host has left."""
+    """Return the bytes to work with: the job's limit, or four fifths of the host's free memory."""
     if limit_mib is not None:
         return limit_mib << 20
     with open("/proc/meminfo", encoding="ascii") as lines:
@@ -268,10 +268,10 @@ def available_memory(limit_mib: int | None) -> int:
 
 
 def run_all(pool: ThreadPoolExecutor, work: Iterable[Callable[[], T]], *, between: Callable[[], None]) -> Iterator[T]:
-    """Results as they come. The first failure, or an exception from ``between``, cancels what has not begun and waits for the rest.
+    """Yield results as they are ready. A failure, or an exception of ``between``, cancels what has not begun and waits for the rest.
 
     Args:
-        pool: Threads.
+        pool: Pool of threads.
         work: Pieces of work.
         between: Called at least every half second; raises to stop.
     """

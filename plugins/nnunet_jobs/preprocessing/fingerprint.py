@@ -1,7 +1,7 @@
-"""Dataset fingerprint: each case read once and remembered by content, the sum equal to nnU-Net's own to the last digit.
+"""Makes a dataset's fingerprint: reads each case once and caches it by content; the result equals nnU-Net's to the last digit.
 
-nnU-Net draws ``10e7 // cases`` foreground intensities from each case, so the draw changes with the number of cases. What is
-remembered is therefore the foreground itself, from which any draw is repeated without reading the image again.
+nnU-Net draws ``10e7 // cases`` foreground intensities from each case, so the draw changes with the number of cases. The cache
+therefore keeps the foreground itself, from which any draw can be repeated without reading the image again.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ log = logging.getLogger(__name__)
 INTENSITIES_PER_DATASET = 10e7
 SEED = 1234
 PERCENTILES = (0.5, 50.0, 99.5)
-# A case with more foreground than this (times channels) is remembered as the draw itself, 4 bytes each.
+# For a case with more foreground than this (times channels), the draw itself is cached, 4 bytes each.
 REMEMBERED_INTENSITIES = 8_000_000
 _PIECE = 1 << 18
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CaseFingerprint:
-    """What planning needs to know about one case.
+    """The fingerprint of one case, for planning.
 
     Attributes:
-        shape: After cropping to nonzero, in voxels, in the reader's axis order.
+        shape: Shape after cropping to nonzero, in voxels, in the reader's axis order.
         spacing: Spacing in mm, same order.
         relative_size: Voxels after cropping by voxels before.
         foreground: Intensities of shape (channels, voxels), all of the foreground or the draw.
@@ -51,25 +51,25 @@ class CaseFingerprint:
     draw: int | None = None
 
     def usable(self, draw: int) -> bool:
-        """Whether a draw of this size can be made from what is remembered."""
+        """Whether a draw of this size can be made from what is cached."""
         return self.draw is None or self.draw == draw
 
 
 def intensities_per_case(cases: int) -> int:
-    """How many foreground intensities nnU-Net draws from each of ``cases`` cases."""
+    """Return how many foreground intensities nnU-Net draws from each of ``cases`` cases."""
     return int(INTENSITIES_PER_DATASET // cases)
 
 
 def analyse(images: npt.NDArray[Any], label: npt.NDArray[Any], spacing: Sequence[float], *, draw: int) -> CaseFingerprint:
-    """Fingerprint of one case, as DatasetFingerprintExtractor.analyze_case sees it.
+    """Make the fingerprint of one case as DatasetFingerprintExtractor.analyze_case does.
 
-    Only NumPy is needed: nnU-Net fills the holes of the nonzero mask before it takes the bounding box, which moves no bound.
+    It needs only NumPy: nnU-Net also fills the holes of the nonzero mask first, which does not change the bounding box.
 
     Args:
-        images: (channels, x, y, z) as nnU-Net's reader returns it.
-        label: (1, x, y, z).
+        images: Images of shape (channels, x, y, z), as nnU-Net's reader returns them.
+        label: Label of shape (1, x, y, z).
         spacing: Spacing in mm, in the reader's axis order.
-        draw: Intensities to draw when there is too much foreground to remember.
+        draw: Number of intensities to draw when there is too much foreground to cache.
     """
     box = _nonzero_box(images)
     foreground = np.ascontiguousarray(images[:, *box][:, label[0][box] > 0])
@@ -85,7 +85,7 @@ def analyse(images: npt.NDArray[Any], label: npt.NDArray[Any], spacing: Sequence
 
 
 def _nonzero_box(images: npt.NDArray[Any]) -> tuple[slice, ...]:
-    """Where any channel is not zero; everything when all is zero, as in nnU-Net."""
+    """Return the box in which any channel is not zero; the whole image when all is zero, as in nnU-Net."""
     mask = (images != 0).any(axis=0)
     box = []
     for axis, size in enumerate(mask.shape):
@@ -95,12 +95,12 @@ def _nonzero_box(images: npt.NDArray[Any]) -> tuple[slice, ...]:
 
 
 def aggregate(cases: Sequence[CaseFingerprint], *, pool: Executor, beat: Callable[[], None] = lambda: None) -> dict[str, Any]:
-    """The dataset's fingerprint: content of ``dataset_fingerprint.json``, equal to what nnU-Net writes for the same cases.
+    """Make ``dataset_fingerprint.json``, equal to what nnU-Net writes for the same cases.
 
     Args:
         cases: Cases in nnU-Net's order, which is sorted by case id.
         pool: Threads to draw with.
-        beat: Called as the work gets on.
+        beat: Called as the work proceeds.
 
     Raises:
         DataError: No case has any foreground.
@@ -140,7 +140,7 @@ def aggregate(cases: Sequence[CaseFingerprint], *, pool: Executor, beat: Callabl
 
 
 def _draw(foreground: npt.NDArray[Any], draw: int) -> npt.NDArray[Any]:
-    """``draw`` intensities of each channel with replacement, as ``collect_foreground_intensities`` draws them."""
+    """Draw ``draw`` intensities of each channel with replacement, as ``collect_foreground_intensities`` does."""
     generator = np.random.RandomState(SEED)
     drawn = np.empty((len(foreground), draw), dtype=foreground.dtype)
     for values, out in zip(foreground, drawn, strict=True):
@@ -149,9 +149,9 @@ def _draw(foreground: npt.NDArray[Any], draw: int) -> npt.NDArray[Any]:
 
 
 def _draw_channel(values: npt.NDArray[Any], generator: np.random.RandomState, out: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
-    """``out[:] = generator.choice(values, len(out))``, and how often each value was drawn.
+    """Do ``out[:] = generator.choice(values, len(out))``, and return how often each value was drawn.
 
-    32-bit indices come out of the generator as the same numbers in half the time; pieces that fit the processor's cache save the rest.
+    The generator makes the same indices in 32 bits in half the time; pieces that fit the processor's cache save more time.
     """
     counts = np.zeros(len(values), dtype=np.int64)
     for start in range(0, len(out), _PIECE):
@@ -166,14 +166,14 @@ def _draw_channel(values: npt.NDArray[Any], generator: np.random.RandomState, ou
 
 
 def _moments(values: npt.NDArray[Any], pool: Executor) -> dict[str, float]:
-    # over the whole array at once: float32 sums depend on the order of summation
+    # over the whole array at once, since float32 sums depend on the order
     functions: dict[str, Callable[[npt.NDArray[Any]], Any]] = {"mean": np.mean, "std": np.std, "min": np.min, "max": np.max}
     results = {name: pool.submit(function, values) for name, function in functions.items()}
     return {name: float(future.result()) for name, future in results.items()}
 
 
 def _percentiles(values: npt.NDArray[Any], counts: npt.NDArray[np.int64]) -> dict[str, float]:
-    """``np.percentile`` of ``np.repeat(values, counts)`` to the last digit, by sorting the far fewer values instead of the draw."""
+    """Return ``np.percentile`` of ``np.repeat(values, counts)`` to the last digit, by sorting only the distinct values."""
     order = np.argsort(values)
     ranked, ends = values[order], np.cumsum(counts[order])
     position = (ends[-1] - 1) * (np.array(PERCENTILES) / 100)
@@ -185,16 +185,16 @@ def _percentiles(values: npt.NDArray[Any], counts: npt.NDArray[np.int64]) -> dic
 
 
 class FingerprintCache:
-    """Fingerprints of one dataset's cases, one file a case, named by content key. Whatever cannot be read is computed again."""
+    """Caches fingerprints of one dataset's cases, one file for each, named by content key. Unreadable ones are computed again."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
 
     def load(self, key: str) -> CaseFingerprint | None:
-        """The remembered fingerprint, or None."""
+        """Return the cached fingerprint, or None."""
         try:
-            # opened here, since np.load leaves a damaged file open; zip members carry a checksum
+            # opened here, since np.load leaves a damaged file open; zip members have a checksum
             with open(self.folder / f"{key}.npz", "rb") as file, np.load(file, allow_pickle=False) as stored:
                 draw = int(stored["draw"])
                 return CaseFingerprint(
@@ -211,7 +211,7 @@ class FingerprintCache:
             return None
 
     def store(self, key: str, case: CaseFingerprint) -> None:
-        """Remember, atomically."""
+        """Write a fingerprint atomically."""
         path = self.folder / f"{key}.npz"
         temporary = temporary_beside(path)
         try:

@@ -1,4 +1,4 @@
-"""Plans: made by any of nnU-Net's planners, completed by custom configurations, kept while the data still fits them."""
+"""Makes plans by any of nnU-Net's planners, adds custom configurations, and keeps plans while they fit the data."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from nnunet_jobs.contract.steps.configurations import DATA_FIELDS, check_custom
 from nnunet_jobs.contract.storage.files import content_hash
 
 # Plans are kept while the data stays this close to what they were made from.
-SPACING_TOLERANCE = 0.05  # relative move of the median spacing of an axis: beyond, resampling would blur or bloat most cases
+SPACING_TOLERANCE = 0.05  # relative move of the median spacing of an axis: beyond, resampling would blur or enlarge most cases
 SHAPE_TOLERANCE = 0.20  # relative move of the median size of an axis in voxels: patch size and number of poolings follow it
 INTENSITY_TOLERANCE = 0.10  # CT only: moves of mean and percentiles in standard deviations, and of the standard deviation itself
 MASK_THRESHOLD = 0.75  # nnU-Net normalises within the nonzero mask when cropping removes more than a quarter of the voxels
-# These normalisations look at the case alone; any other (CT, or one we do not know) also at the dataset's intensities.
+# These normalisations use only the case; any other (CT, or an unknown one) also uses the dataset's intensities.
 CASE_NORMALIZATIONS = frozenset({"ZScoreNormalization", "NoNormalization", "RescaleTo01Normalization", "RGBTo01Normalization"})
 _PER_STAGE = ("features_per_stage", "kernel_sizes", "strides", "n_conv_per_stage", "n_blocks_per_stage", "n_conv_per_stage_decoder")
 
 
 def nnunet_version() -> str:
-    """Installed version of nnU-Net, without importing it."""
+    """Return the installed version of nnU-Net, without importing it."""
     return importlib.metadata.version("nnunetv2")
 
 
@@ -45,15 +45,15 @@ def make_plans(
 ) -> dict[str, Any]:
     """Run a planner on exactly these cases and return its plans.
 
-    The planner sees a raw folder of its own, in which ``dataset.json`` lists the cases with their paths: it plans for what
-    the manifest calls training, whatever else lies in ``imagesTr``, and needs no process pool to find out.
+    The planner gets a separate raw folder, in which ``dataset.json`` lists the cases with their paths. So it plans for the
+    manifest's training cases, ignores other files in ``imagesTr``, and needs no process pool to list them.
 
     Args:
         folder: An empty scratch folder.
-        cases: Case to images and label.
+        cases: Maps a case to its images and label.
         planner: Class name, looked up as nnU-Net does.
-        gpu_memory_gb: The planner's target, its own default when None.
-        plans: Name, the planner's own when None.
+        gpu_memory_gb: The planner's target in GB; its own default if None.
+        plans: Name of the plans; the planner's own if None.
 
     Raises:
         ConfigError: There is no such planner.
@@ -99,10 +99,10 @@ def make_plans(
 
 # --- custom configurations --------------------------------------------------------------------------------------------
 def with_custom(plans: Mapping[str, Any], custom: Mapping[str, Any]) -> dict[str, Any]:
-    """Plans with custom configurations added, complete enough for every stock nnU-Net command.
+    """Add custom configurations to plans, complete enough for every stock nnU-Net command.
 
     A custom ``architecture`` may be partial: it is completed from the parent's, and per-stage lists that are not given are cut
-    to the new number of stages. A configuration whose arrays differ from its parent's gets a data identifier of its own.
+    to the new number of stages. A configuration whose arrays differ from its parent's gets a new data identifier.
 
     Raises:
         ConfigError: A name is the planner's own, a parent is unknown or circular, a field is unknown, or a data
@@ -126,7 +126,7 @@ def with_custom(plans: Mapping[str, Any], custom: Mapping[str, Any]) -> dict[str
 
 
 def resolve(plans: Mapping[str, Any], configuration: str) -> dict[str, Any]:
-    """A configuration with everything it inherits, as nnU-Net's PlansManager resolves it.
+    """Return a configuration with everything it inherits, as nnU-Net's PlansManager resolves it.
 
     Raises:
         ConfigError: The plans have no such configuration; the message names those they have.
@@ -159,7 +159,7 @@ def _complete(plans: dict[str, Any], name: str) -> None:
 def _merge_architecture(parent: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     merged = {**deepcopy(dict(parent)), **given}
     if given.get("network_class_name", parent.get("network_class_name")) != parent.get("network_class_name"):
-        return merged  # another network has arguments of its own
+        return merged  # another network has other arguments
     arguments = given.get("arch_kwargs", {})
     merged["arch_kwargs"] = {**deepcopy(parent.get("arch_kwargs", {})), **arguments}
     if "features_per_stage" in arguments and "n_stages" not in arguments:
@@ -187,7 +187,7 @@ def _check_identifiers(plans: Mapping[str, Any]) -> None:
 
 
 def with_previous_stages(plans: Mapping[str, Any], configurations: Sequence[str]) -> list[str]:
-    """The configurations, each after the stages it needs (``3d_lowres`` for ``3d_cascade_fullres``), without repetitions.
+    """Return the configurations, each after the stages it needs (``3d_lowres`` for ``3d_cascade_fullres``), without repetitions.
 
     Raises:
         ConfigError: One is not in the plans, or stages need each other in a circle.
@@ -218,7 +218,7 @@ def _listed(value: str | Sequence[str] | None) -> Sequence[str]:
 
 # --- what the arrays depend on ----------------------------------------------------------------------------------------
 def data_hash(plans: Mapping[str, Any], configuration: str, dataset_json: Mapping[str, Any]) -> str:
-    """Hash of all that decides on a configuration's preprocessed arrays, beside the case's own files."""
+    """Return the hash of everything except the case's files that a configuration's preprocessed arrays depend on."""
     entry = resolve(plans, configuration)
     intensities = None
     if not set(entry["normalization_schemes"]) <= CASE_NORMALIZATIONS:
@@ -240,7 +240,7 @@ def data_hash(plans: Mapping[str, Any], configuration: str, dataset_json: Mappin
 
 # --- keep or plan again -----------------------------------------------------------------------------------------------
 def basis(fingerprint: Mapping[str, Any], dataset_json: Mapping[str, Any]) -> dict[str, Any]:
-    """What plans were made from, small enough for ``version.json``: the yardstick of :func:`replan_reason`."""
+    """Return what plans were made from, small enough for ``version.json``; :func:`replan_reason` compares it."""
     return {
         "channel_names": dataset_json.get("channel_names"),
         "labels": dataset_json["labels"],
@@ -257,12 +257,12 @@ def basis(fingerprint: Mapping[str, Any], dataset_json: Mapping[str, Any]) -> di
 
 
 def replan_reason(old: Mapping[str, Any], new: Mapping[str, Any], *, uses_intensities: bool) -> str | None:
-    """Why plans made from ``old`` do not fit ``new`` (both from :func:`basis`), or None while they do.
+    """Say why plans made from ``old`` do not fit ``new`` (both from :func:`basis`); None while they fit.
 
     Args:
-        old: What the plans were made from.
-        new: The same of the data as it is now.
-        uses_intensities: Whether a normalisation looks at the dataset's intensities, as CT's does.
+        old: Basis of the plans.
+        new: Basis of the present data.
+        uses_intensities: Whether a normalisation uses the dataset's intensities, as CT's does.
     """
     for field in ("channel_names", "labels", "regions_class_order", "file_ending", "reader", "nnunetv2"):
         if old.get(field) != new.get(field):

@@ -1,4 +1,4 @@
-"""Plans that cannot be trained are refused when they are made, with the fix, and not by a crash or a loss that is NaN hours later."""
+"""Refuses plans that cannot be trained when they are made, instead of a crash or a NaN loss hours later."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ def require_trainable(plans: Mapping[str, Any], configurations: Sequence[str], *
     """Refuse configurations that no training can use.
 
     Args:
-        plans: Complete.
+        plans: Complete plans.
         configurations: Configurations to preprocess.
-        custom: Those that the user described; the others are the planner's.
+        custom: The user's configurations; the others are the planner's.
 
     Raises:
-        DataError: The planner had to make patches that are lines, or a network without a second stage, of these images.
-        ConfigError: A configuration of the user's own contradicts itself.
+        DataError: For these images, the planner made patches that are lines, or a network without a second stage.
+        ConfigError: A user's configuration contradicts itself.
     """
     for name in configurations:
         entry = resolve(plans, name)
@@ -46,7 +46,7 @@ def _of_the_images(name: str, problem: tuple[str, str, str]) -> JobError:
 
 
 def _patch_problem(entry: Mapping[str, Any]) -> tuple[str, str, str] | None:
-    """(problem, fix where the images are to blame, fix where the configuration is), or None."""
+    """Return (problem, fix of the images, fix of the configuration), or None."""
     patch = [int(size) for size in entry["patch_size"]]
     if len(patch) == 2 and min(patch) < SMALLEST_MAP <= max(patch):
         return (
@@ -58,7 +58,7 @@ def _patch_problem(entry: Mapping[str, Any]) -> tuple[str, str, str] | None:
     if sum(size > 1 for size in patch) < 2:
         return (
             f"its patches of {patch} voxels have no two axes to look along",
-            "the images are too small or cut off: look at their shapes",
+            "the images are too small or truncated: check their shapes",
             "correct patch_size",
         )
     return None
@@ -113,10 +113,10 @@ def _warn_of_few_stages(name: str, entry: Mapping[str, Any]) -> None:
 
 
 def _require_stages_agree(plans: Mapping[str, Any], configurations: Sequence[str]) -> None:
-    """A cascade needs a first stage that leaves its predictions for it, or its training waits for them forever.
+    """Require a cascade's first stage to write predictions for it, or its training would wait for them forever.
 
     Raises:
-        ConfigError: They do not name each other.
+        ConfigError: The stages do not name each other.
     """
     for name in configurations:
         previous = resolve(plans, name).get("previous_stage")

@@ -1,7 +1,7 @@
-"""Immutable preprocessed versions on disk: find them, verify them, stage and publish new ones.
+"""Finds and verifies immutable preprocessed versions on disk, and stages and publishes new ones.
 
 ``nnUNet_preprocessed/.versions/<v>/DatasetXXX_Name/version.json`` lists every file of a version with size, modification time
-and sha256, so that "done" and "reusable" are read from content and never from bare existence.
+and sha256, so that content, and never mere existence, decides what is complete and reusable.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ FileRecord = list[Any]  # [size in bytes, modification time in ns, sha256]: a li
 
 
 def record_file(path: Path) -> FileRecord:
-    """What ``version.json`` says about one new file, which from here on survives a power cut: a version is published by a rename alone."""
+    """Sync one new file, so that it survives a power cut after the version's rename, and return its record for ``version.json``."""
     sync_file(path)
     status = path.stat()
     return [status.st_size, status.st_mtime_ns, sha256_file(path)]
 
 
 def file_matches(path: Path, record: FileRecord, *, hashed: bool) -> bool:
-    """Whether a file is the recorded one. ``hashed``: look at all bytes, else only when size or time give reason to."""
+    """Whether a file is the recorded one. ``hashed``: read all bytes; otherwise only if size or time differ."""
     size, changed, digest = record
     try:
         status = path.lstat()
@@ -56,7 +56,7 @@ def file_matches(path: Path, record: FileRecord, *, hashed: bool) -> bool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Version:
-    """A published version, or what an interrupted run left behind, seen as a source of finished files.
+    """A published version, or the files of an interrupted run, as a source of finished files.
 
     Attributes:
         root: The ``DatasetXXX_Name`` folder.
@@ -68,18 +68,18 @@ class Version:
 
     @property
     def name(self) -> str:
-        """The version's name, a content hash."""
+        """Return the version's name, a content hash."""
         return str(self.record["version"])
 
     @property
     def files(self) -> Mapping[str, FileRecord]:
-        """Relative path to record, of all files but ``version.json``."""
+        """Return relative path to record for all files except ``version.json``."""
         files: Mapping[str, FileRecord] = self.record["files"]
         return files
 
     @property
     def withdrawn(self) -> Mapping[str, Any]:
-        """Cases that were withdrawn from it; a version that lost some is whole, but never again the one to work on."""
+        """Return the cases that were withdrawn from it; a version that lost cases is intact, but is not used for work any more."""
         cases: Mapping[str, Any] = self.record.get("withdrawn", {})
         return cases
 
@@ -89,16 +89,16 @@ class Version:
         return sum(int(record[0]) for record in self.files.values()) <= FULL_HASH_BYTES
 
     def json(self, name: str) -> Any:
-        """One of the version's JSON files."""
+        """Read one of the version's JSON files."""
         return read_json(self.root / name)
 
     def plans(self) -> dict[str, Any]:
-        """The version's plans."""
+        """Read the version's plans."""
         plans: dict[str, Any] = self.json(f"{self.record['plans']}.json")
         return plans
 
     def damage(self) -> list[str]:
-        """Relative paths that are missing, changed or should not be there (a stray file in a case folder breaks training)."""
+        """Return relative paths that are missing, changed or unexpected (a stray file in a case folder breaks training)."""
         expected = set(self.files)
         found = {str(path.relative_to(self.root)) for path in self.root.rglob("*") if not path.is_dir()} - {RECORD}
         hashed = self.hashed
@@ -107,7 +107,7 @@ class Version:
 
 
 def published(workspace: Workspace, dataset: str) -> list[Version]:
-    """All versions of a dataset: first the one that the link points to, then the newest before the older."""
+    """Return all versions of a dataset: first the one that the link points to, then the others from new to old."""
     current = workspace.current_version(dataset)
     found = []
     for path in (Path(workspace.preprocessed) / VERSIONS).glob(f"[!.]*/{dataset}/{RECORD}"):
@@ -121,9 +121,9 @@ def published(workspace: Workspace, dataset: str) -> list[Version]:
 
 
 class Staging:
-    """A hidden folder below ``.versions`` in which a version grows. The caller holds the dataset's lock.
+    """Manages a hidden folder below ``.versions`` in which a version is built. The caller holds the dataset's lock.
 
-    Every finished file is written to a journal at once, so that the next attempt takes over what a killed one had finished.
+    Every finished file is recorded in a journal at once, so that the next attempt can use the files of a killed one.
     """
 
     def __init__(self, workspace: Workspace, dataset: str) -> None:
@@ -138,7 +138,7 @@ class Staging:
         self._lock = threading.Lock()
 
     def abandoned(self) -> Iterator[Version]:
-        """What killed attempts had finished. They hold no lock any more, since we hold it."""
+        """Yield what killed attempts had finished. They hold no lock any more, since this process holds it."""
         for path in self._abandoned:
             files: dict[str, FileRecord] = {}
             cases: dict[str, dict[str, str]] = {}
@@ -151,20 +151,20 @@ class Staging:
             yield Version(root=path / self.dataset, record={"version": path.name, "files": files, "cases": cases, "labels": {}})
 
     def drop_abandoned(self) -> None:
-        """Remove what killed attempts left, once all that is useful in it is linked here."""
+        """Remove the files of killed attempts, after the useful ones were linked here."""
         for path in self._abandoned:
             shutil.rmtree(path, ignore_errors=True)
         self._abandoned = []
 
     def note_case(self, identifier: str, case: str, key: str, files: Mapping[str, FileRecord]) -> None:
-        """Put a finished case on record. Called by many threads."""
+        """Record a finished case. Called by many threads."""
         entry = json.dumps({"identifier": identifier, "case": case, "key": key, "files": dict(files)})
         with self._lock, open(self.path / JOURNAL, "a", encoding="utf-8") as journal:
             journal.write(entry + "\n")
             self.files.update(files)
 
     def link(self, source: Path, name: str) -> None:
-        """Take over a verified file of another version: a hard link, or a copy where there can be none."""
+        """Take a verified file of another version by hard link, or copy it if links are not possible."""
         target = self.root / name
         try:
             os.link(source, target)
@@ -182,7 +182,7 @@ class Staging:
             sync_directory(Path(parent))
         aside = self._versions / f"{self._prefix}damaged-{secrets.token_hex(4)}"
         if final.exists():
-            (final / self.dataset / RECORD).exists()  # raises where we may not look: that is another user's, not a damaged one
+            (final / self.dataset / RECORD).exists()  # raises without permission: it belongs to another user and is not damaged
             os.rename(final, aside)
         os.rename(self.path, final)
         sync_directory(self._versions)
@@ -190,7 +190,7 @@ class Staging:
         return Version(root=final / self.dataset, record=complete)
 
     def discard(self) -> None:
-        """Remove the folder; nothing of it was visible."""
+        """Remove the folder, which was never visible."""
         shutil.rmtree(self.path, ignore_errors=True)
 
 
@@ -202,10 +202,10 @@ def make_current(workspace: Workspace, dataset: str, version: Version) -> None:
 
 
 def check_link(workspace: Workspace, dataset: str) -> None:
-    """Refuse to begin where a folder of nnU-Net's own preprocessing stands in the link's place.
+    """Refuse to begin if a folder of nnU-Net's own preprocessing is in the link's place.
 
     Raises:
-        ConfigError: It does; it may be somebody's data, so it is never removed.
+        ConfigError: There is such a folder; it may be a user's data, so it is never removed.
     """
     link = workspace.preprocessed_link(dataset)
     if link.exists() and not link.is_symlink():

@@ -1,7 +1,7 @@
-"""Withdrawn cases and nnUNet_preprocessed: their arrays leave every version, and each version's record says that they did.
+"""Removes the arrays of withdrawn cases from every preprocessed version, and records this in each version.
 
-A version that lost cases is never taken as finished again and never trained on. Its splits and plans stay what the next version goes
-on from, so that the other validation cases stay in their folds, and its other cases' arrays, verified by content, are still linked.
+A version that lost cases is never used as finished again and never trained on. The next version continues from its splits and plans,
+so that the other validation cases stay in their folds, and links its other cases' arrays, verified by content.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from nnunet_jobs.preprocessing.version import JOURNAL, RECORD, Version, publishe
 
 log = logging.getLogger(__name__)
 _SPLITS = "splits_final.json"
-# What nnU-Net and we write for a case in a version, and what older nnU-Net releases unpacked beside it.
+# Files of a case in a version, and those that older nnU-Net releases unpacked beside them.
 _SUFFIXES = (".b2nd", "_seg.b2nd", ".pkl", ".npz", ".npy", "_seg.npy")
 
 
 def look(workspace: Workspace, dataset: str, cases: Collection[str]) -> list[VersionLoss]:
-    """What each version would lose or has lost already, of these cases."""
+    """Return what each version would lose, or has already lost, of these cases."""
     found = []
     for version in published(workspace, dataset):
         folds = _folds(version, cases)
@@ -39,10 +39,10 @@ def look(workspace: Workspace, dataset: str, cases: Collection[str]) -> list[Ver
 
 
 def take_out(workspace: Workspace, dataset: str, cases: Collection[str], *, at: str) -> list[VersionLoss]:
-    """Remove the cases from all versions, from what killed attempts left, and from the fingerprints. The caller holds the lock.
+    """Remove the cases from all versions, files of killed attempts, and fingerprints. The caller holds the lock.
 
-    Each version's record is rewritten first and its files go afterwards: whoever looks in between sees a version that lost cases.
-    Killed anywhere and called again, it completes.
+    Each version's record is rewritten first and its files are removed afterwards, so that readers in between see a version that
+    lost cases. If it is interrupted and called again, it completes.
     """
     lost = look(workspace, dataset, cases)
     for version in published(workspace, dataset):
@@ -64,7 +64,7 @@ def _manifest_ending(workspace: Workspace, dataset: str) -> str:
 
 
 def _folds(version: Version, cases: Collection[str]) -> dict[str, dict[str, list[int]]]:
-    """Folds of each case that the version has or had. The record knows them once the splits no longer do."""
+    """Return the folds of each case that the version has or had, from the splits or, after a withdrawal, from the record."""
     noted = version.record.get("withdrawn", {})
     splits = version.json(_SPLITS)
     known = {case for arrays in version.record["cases"].values() for case in arrays} | set(version.record["labels"])
@@ -78,7 +78,7 @@ def _folds(version: Version, cases: Collection[str]) -> dict[str, dict[str, list
 
 
 def _files_of(root: Path, cases: Collection[str], ending: str) -> Iterator[Path]:
-    """All files of the cases below a folder, by exact name: ``case1`` is not ``case10``."""
+    """Yield all files of the cases below a folder, by exact name: ``case1`` is not ``case10``."""
     names = {f"{case}{suffix}" for case in cases for suffix in (*_SUFFIXES, ending)}
     for folder, _, files in os.walk(root):
         yield from (Path(folder, name) for name in files if name in names)
@@ -98,7 +98,7 @@ def _take_out(version: Version, cases: Collection[str], *, at: str) -> None:
     record["cases"] = {kind: {case: key for case, key in arrays.items() if case not in folds} for kind, arrays in record["cases"].items()}
     record["labels"] = {case: digest for case, digest in record["labels"].items() if case not in folds}
     record["files"] = {name: entry for name, entry in record["files"].items() if name not in names}
-    # no modification time: the splits are verified by their bytes, whenever they come to be written
+    # no modification time, so that the splits are verified by their bytes
     record["files"][_SPLITS] = [len(text), 0, hashlib.sha256(text).hexdigest()]
     if record != version.record:
         write_json(version.root / RECORD, record)
@@ -120,7 +120,7 @@ def _clean_journal(path: Path, cases: Collection[str]) -> None:
 
 
 def _forget_fingerprints(workspace: Workspace, dataset: str) -> None:
-    """Keep only fingerprints that belong to a registered training case: the others' names do not say whose they are."""
+    """Keep only fingerprints of registered training cases, since names of the others do not show their case."""
     folder = Path(workspace.preprocessed) / ".fingerprints" / dataset
     if not folder.is_dir():
         return

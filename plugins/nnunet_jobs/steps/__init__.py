@@ -1,1 +1,1 @@
-"""The five steps: one module each, with ``run(params, context) -> result``. Imported only in a job's child process."""
+"""Implements the five steps, one module each, with ``run(params, context) -> result``. Only a job's child process imports it."""

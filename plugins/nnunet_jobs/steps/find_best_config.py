@@ -1,4 +1,4 @@
-"""Find best: complete folds compared, the winner postprocessed, judged on the hold-out, described in a card, and promoted."""
+"""Compares complete folds, postprocesses the best, evaluates it on the hold-out, writes its card, and promotes it."""
 
 from __future__ import annotations
 

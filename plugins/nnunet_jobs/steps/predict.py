@@ -1,4 +1,4 @@
-"""Predict: cases with a selected model, each isolated, each found again by content when the work is taken up later."""
+"""Predicts cases with a selected model; each case is isolated, and found again by content when the work is resumed."""
 
 from __future__ import annotations
 
@@ -45,12 +45,11 @@ def run(params: PredictParams, context: StepContext) -> dict[str, Any]:
         :class:`~nnunet_jobs.contract.steps.results.PredictResult` as a JSON object.
 
     Raises:
-        ConfigError: No such dataset, model or folder, a path outside the allowed roots, or no case with
-            ``on_empty="fail"``.
-        DataError: The model is damaged, more cases failed than ``max_failed``, or not one case of all parts could be
+        ConfigError: The dataset, model or folder does not exist, a path is outside the allowed roots, or there is no
+            case with ``on_empty="fail"``.
+        DataError: The model is damaged, more cases failed than ``max_failed``, or no case of all parts could be
             predicted; every fault is in the report.
-        Bug: A file or folder of the job's own is missing, or not one case of this part could be predicted, and none was
-            at fault.
+        Bug: A file or folder of the job is missing, or no case of this part could be predicted and none was at fault.
     """
     workspace = context.workspace
     dataset = workspace.resolve_dataset(params.dataset)
@@ -121,11 +120,11 @@ def run(params: PredictParams, context: StepContext) -> dict[str, Any]:
 
 
 def _nothing(params: PredictParams, dataset: str, model: SelectedModel) -> dict[str, Any]:
-    """The result where there is no case at all and that is no fault."""
+    """Return the result when there is no case, unless that is a fault."""
     if params.on_empty == "fail":
         what = "the list is empty" if params.cases == [] else "nothing is there"
         raise ConfigError(
-            field="cases", value=params.cases, problem=what, fix="look whether the cases have arrived, or set on_empty to skip"
+            field="cases", value=params.cases, problem=what, fix="check whether the cases have arrived, or set on_empty to skip"
         )
     log.warning("cases=%r: there is no case, so nothing is predicted (on_empty=skip)", params.cases)
     return PredictResult(
@@ -146,7 +145,7 @@ def _nothing(params: PredictParams, dataset: str, model: SelectedModel) -> dict[
 
 
 def _report(cases: Sequence[Case], found: Incoming, failed: Sequence[Mapping[str, str]]) -> None:
-    """What a person must know, as the last lines of the log."""
+    """Log what a person must know, as the last lines."""
     for item in found.not_predicted[:_SHOWN]:
         log.warning("not predicted: %s %s", item.name, item.reason)
     if len(found.not_predicted) > _SHOWN:
@@ -160,7 +159,7 @@ def _report(cases: Sequence[Case], found: Incoming, failed: Sequence[Mapping[str
 def _require_enough(
     params: PredictParams, cases: Sequence[Case], found: Incoming, failed: Sequence[Mapping[str, str]], known: Mapping[str, Any]
 ) -> None:
-    """Fail the step where too few cases were predicted. A part without failures is not failed for another's."""
+    """Fail the step if too few cases were predicted. A part without failures does not fail because of another part."""
     if not found.cases:
         reasons = "; ".join(f"{item.name} {item.reason}" for item in found.not_predicted[:_SHOWN])
         raise DataError(f"cases={params.cases!r}: holds no case; {reasons}")
@@ -181,7 +180,7 @@ def _require_enough(
 
 
 def _of_run(context: StepContext) -> dict[str, str]:
-    """What names the DAG run; empty outside of one."""
+    """Return the identity of the DAG run; empty outside of a run."""
     labels = acting(context)
     return {name: labels[name] for name in ("dag_id", "run_id") if "run_id" in labels and name in labels}
 
@@ -191,7 +190,7 @@ def _cases(folder: Path | None, params: PredictParams, context: StepContext, dat
         raise ConfigError(
             field="dicom_seg",
             value=True,
-            problem=f"cases={params.cases!r} are no DICOM studies",
+            problem=f"cases={params.cases!r} are not DICOM studies",
             fix="name a folder that holds their DICOM files",
         )
     return collect_cases(
@@ -207,7 +206,7 @@ def _cases(folder: Path | None, params: PredictParams, context: StepContext, dat
 def _studies(
     folder: Path, params: PredictParams, context: StepContext, dataset: str, description: Mapping[str, Any], *, images: Path
 ) -> Studies | None:
-    """The studies of a folder of DICOM files; None for a folder of anything else."""
+    """Find the studies of a folder of DICOM files; return None for any other folder."""
     if not holds_dicom(folder):
         return None
     if description["file_ending"] != ".nii.gz":
@@ -221,7 +220,7 @@ def _studies(
 
 
 def _share(found: list[Case], params: PredictParams, context: StepContext, records: Records, studies: Studies | None) -> list[Case]:
-    """The cases of this part. Parts of one DAG run agree on them, also with their own retries."""
+    """Return the cases of this part. All parts of one DAG run and their retries use the same division."""
     run = list(_of_run(context).values())
     plans = records.part_plans(params.parts)
     size = studies.voxels if studies else case_voxels
@@ -229,17 +228,17 @@ def _share(found: list[Case], params: PredictParams, context: StepContext, recor
 
 
 def _all_bugs(failed: Sequence[Mapping[str, str]]) -> bool:
-    """An error that nobody foresaw in every single case is not the data's fault: it is worth a retry and a report."""
+    """Whether every case failed by an unexpected error, which is not the data's fault and is worth a retry and a report."""
     return all(item["failure_class"] == FailureClass.BUG for item in failed)
 
 
 def _nothing_predicted(failed: Sequence[Mapping[str, str]], found: list[Case], known: Mapping[str, Any]) -> bool:
-    """Whether the step fails, where all cases of a part did. A part may have only broken ones; the part that ends last sees all."""
+    """Whether the step fails if all cases of a part failed. A part may have only broken cases; the last part sees all."""
     return _all_bugs(failed) or all(known.get(case.case, {}).get("status") == "failed" for case in found)
 
 
 def _key(case: Case, model: SelectedModel, settings: Settings, context: StepContext, studies: Studies | None) -> str | None:
-    """What the case's segmentation depends on; None for a case whose files cannot even be read."""
+    """Return the hash of what the case's segmentation depends on; None if the case's files cannot be read."""
     if studies is not None:
         study = studies.by_case.get(case.case)
         return case_key(model, settings, study.content()) if study else None

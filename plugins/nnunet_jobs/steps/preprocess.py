@@ -1,4 +1,4 @@
-"""Preprocess: fingerprint, plans, arrays and splits of registered datasets, published as an immutable version."""
+"""Makes fingerprint, plans, arrays and splits of registered datasets, and publishes them as an immutable version."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ def run(params: PreprocessParams, context: StepContext) -> dict[str, Any]:
         :class:`~nnunet_jobs.contract.steps.results.PreprocessResult` as a JSON object.
 
     Raises:
-        ConfigError: Unknown dataset, planner or configuration, impossible folds, or a foreign folder in the link's
-            place.
+        ConfigError: A dataset, planner or configuration is unknown, folds are impossible, or a foreign folder is in the
+            link's place.
         DataError: A case changed since it was registered.
-        DiskFull: No space; nothing half-written becomes visible.
-        Interrupted: Told to stop; finished cases are taken over by the next attempt.
+        DiskFull: There is no space; incomplete files do not become visible.
+        Interrupted: The job is to stop; the next attempt uses the finished cases.
     """
     os.environ.update(context.workspace.nnunet_environment())
     results = []
@@ -114,7 +114,7 @@ def _preprocess(dataset: str, params: PreprocessParams, context: StepContext) ->
 
 
 def _find_done(inputs: Inputs, params: PreprocessParams, context: StepContext) -> Version | None:
-    """A whole version of the same cases and settings. nnU-Net is not imported for this."""
+    """Find a complete version of the same cases and settings. This does not import nnU-Net."""
     for version in inputs.published:
         record = version.record
         if record["training_hash"] != inputs.manifest["training_hash"] or record["request"] != inputs.request:
@@ -137,13 +137,13 @@ def _build(inputs: Inputs, params: PreprocessParams, context: StepContext) -> Bu
         if built.already_done:
             staging.discard()
     except BaseException as error:
-        pool.shutdown(cancel_futures=True)  # nothing may still write when the folder is judged or removed
+        pool.shutdown(cancel_futures=True)  # no thread may still write when the folder is checked or removed
         try:
             raise_if_full(staging.path, error)
             raise
         except BaseException as final:
             if classify(final) is FailureClass.DISK_FULL:
-                staging.discard()  # any other failure leaves finished cases to the next attempt; here they would be in the way
+                staging.discard()  # after any other failure, the next attempt uses the finished cases
             raise
     finally:
         pool.shutdown()

@@ -1,4 +1,4 @@
-"""Register a dataset: list the source, check every case, choose the hold-out, and bring nnUNet_raw to the new state in one rename."""
+"""Registers a dataset: lists the source, checks every case, chooses the hold-out, and updates nnUNet_raw by one rename."""
 
 from __future__ import annotations
 
@@ -40,16 +40,16 @@ log = logging.getLogger("nnunet_jobs")
 
 @with_workspace_umask
 def run(params: RegisterParams, context: StepContext) -> dict[str, Any]:
-    """Bring ``nnUNet_raw/DatasetXXX_Name`` to what the source holds. Nothing is written when something is wrong, or nothing is new.
+    """Update ``nnUNet_raw/DatasetXXX_Name`` from the source. Nothing is written if there is a fault, or nothing is new.
 
     Returns:
         :class:`~nnunet_jobs.contract.steps.results.RegisterResult` as a JSON object. The report's page is in the job's folder after
         a DataError too.
 
     Raises:
-        DataError: Faults of the source, all of them at once.
+        DataError: The source has faults; all of them are listed.
         ConfigError: A field is wrong, or the id is taken.
-        DiskFull: No space left.
+        DiskFull: There is no space left.
     """
     dataset = dataset_name(params.dataset_id, params.name)
     root = context.workspace.confine_input(params.source, field="source")
@@ -60,7 +60,7 @@ def run(params: RegisterParams, context: StepContext) -> dict[str, Any]:
 
 
 class _Registration:
-    """One run, under the lock of its dataset id."""
+    """Runs one registration, under the lock of its dataset id."""
 
     def __init__(self, *, params: RegisterParams, context: StepContext, dataset: str, root: Path) -> None:
         self.params, self.context, self.dataset, self.root = params, context, dataset, root
@@ -87,7 +87,7 @@ class _Registration:
 
     def _register(self, root: Path) -> dict[str, Any]:
         previous = self._previous()
-        # a withdrawal that was killed half-way has its tombstones written, and is carried on here as far as the folder goes
+        # an interrupted withdrawal has written its tombstones, so its cases are left out of the folder here
         registered = {case: entry for case, entry in (previous or {"cases": {}})["cases"].items() if case not in self.stones.cases}
         self.names = CaseNames(self.folder.parent / ".state" / f"{self.dataset}.names.csv", registered)
         staying = registered if self.params.on_removed == "keep" else {}
@@ -117,7 +117,7 @@ class _Registration:
         return self._write(source, previous, cases, ending, changes)
 
     def _take_splits(self, source: Source, previous: Mapping[str, Any] | None, cases: Mapping[str, Mapping[str, Any]]) -> None:
-        """Take the source's own splits for the training cases, or those that came with it before."""
+        """Take the source's own splits for the training cases, or those of an earlier registration."""
         if source.splits is None:
             if previous and previous.get("own_splits"):
                 training = {case for case, entry in cases.items() if entry["split"] == holdout.TRAIN}
@@ -132,10 +132,12 @@ class _Registration:
         unnamed = [case for case, entry in cases.items() if entry["split"] == holdout.TRAIN and case not in named]
         log.info("%d folds are the source's own (%s)", len(self.splits), OWN_SPLITS)
         if unnamed:
-            log.warning("%s names no fold for %d training cases; preprocessing spreads them: %s", OWN_SPLITS, len(unnamed), unnamed[:20])
+            log.warning(
+                "%s names no fold for %d training cases; preprocessing distributes them: %s", OWN_SPLITS, len(unnamed), unnamed[:20]
+            )
 
     def _summarise(self, source: Source, registered: Mapping[str, Any], changes: Changes) -> None:
-        """Unchanged cases are not read, unless the summaries kept from their first check are gone."""
+        """Make missing summaries; unchanged cases are read only if the summary of their first check is missing."""
         lost = [source.cases[name] for name in sorted(changes.unchanged - set(changes.checked)) if not self.summaries.has(registered[name])]
         for checked in read_cases(self.params, self.context, source, lost, phase="summarise"):
             self.summaries.keep(checked)
@@ -178,7 +180,7 @@ class _Registration:
         return manifest
 
     def _check_same_dataset(self, previous: Mapping[str, Any], tables: Tables, changes: Changes) -> None:
-        """Two datasets under one name would be mixed or replaced without a word; a dataset that grows looks different."""
+        """Refuse another dataset under the same name, which would silently replace or mix the cases. A growing dataset is allowed."""
         registered = len(previous["cases"])
         replaced = registered >= 2 and len(changes.changed) == registered
         same_tables = all(previous[key] == value for key, value in tables.to_json().items())
@@ -201,7 +203,7 @@ class _Registration:
         counts = {"added": len(changes.added), "changed": len(changes.changed), "removed": len(changes.removed)}
         settings = {"fraction": self.params.holdout_fraction, "cases": self.case_splits.asked()}
 
-        # predictions of studies choose by the same rules, and take no values of other units
+        # predictions of studies use the same rules, and refuse values of other units
         rules = {"series": self.params.series or {}, "units": source.units} if source.layout == "dicom" else {}
 
         def manifest() -> dict[str, Any]:
@@ -284,7 +286,7 @@ class _Registration:
 
 
 def _read(path: Path) -> Any:
-    """A JSON file's content, None where it cannot be read."""
+    """Return a JSON file's content; None if it cannot be read."""
     try:
         return read_json(path)
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""Train: one fold of one configuration, resumed where it was left, validated, and recorded as complete last of all."""
+"""Trains one fold of one configuration: resumes it where it stopped, validates it, and finally records it as complete."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ from nnunet_jobs.training.withdraw import remove_files
 
 @with_workspace_umask
 def run(params: TrainParams, context: StepContext) -> dict[str, Any]:
-    """Bring one fold to its end, or find it there.
+    """Complete one fold, or find it complete.
 
     Returns:
         :class:`~nnunet_jobs.contract.steps.results.TrainResult` as a JSON object.
 
     Raises:
-        ConfigError: Dataset, version, plans, configuration, fold, trainer or pretrained weights do not exist; names
-            those that do; or cases were withdrawn from the version, before or while it was trained on.
-        Interrupted: Told to stop; the last iteration is saved.
+        ConfigError: Dataset, version, plans, configuration, fold, trainer or pretrained weights do not exist (the message
+            names existing ones), or cases were withdrawn from the version, before or during the training.
+        Interrupted: The job is to stop; the last iteration is saved.
     """
     begin = time.monotonic()
     workspace = context.workspace
@@ -120,7 +120,7 @@ def _version(params: TrainParams, workspace: Workspace, dataset: str) -> str:
 
 
 def _validation_cases(dataset_folder: Path, data_identifier: str, params: TrainParams) -> list[str]:
-    """The fold's validation cases, once all its cases are known to be preprocessed."""
+    """Return the fold's validation cases, after checking that all its cases are preprocessed."""
     train, validation = fold_cases(dataset_folder, data_identifier, params.fold)
     folder = dataset_folder / data_identifier
     absent = [case for case in {*train, *validation} if not (folder / f"{case}.pkl").is_file()]

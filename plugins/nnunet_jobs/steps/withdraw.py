@@ -1,8 +1,8 @@
-"""Withdraw cases: from the raw dataset, every preprocessed version, models' predictions, and from whatever would bring them back.
+"""Withdraws cases from the raw dataset, every preprocessed version, models' predictions, and everything that could restore them.
 
-Not a step of a pipeline but a person's act, by ``python -m nnunet_jobs withdraw`` or ``airflow nnunet dataset withdraw``. The order
-makes it repeatable: the tombstones come first, so that nothing comes back from then on, and are marked complete last. Killed in
-between and run again, it completes; registration and preprocessing say so until then.
+It is not a step of a pipeline; a person runs it by ``python -m nnunet_jobs withdraw`` or ``airflow nnunet dataset withdraw``. The
+order makes it repeatable: the tombstones are written first, so that the cases cannot be registered again, and are marked complete
+last. If it is interrupted and run again, it completes; until then, registration and preprocessing warn of it.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ log = logging.getLogger("nnunet_jobs")
 
 @with_workspace_umask
 def run(params: WithdrawParams, context: StepContext) -> dict[str, Any]:
-    """Withdraw, or only say what would go (``dry_run``), or lift a withdrawal (``restore``).
+    """Withdraw cases, or only say what would be removed (``dry_run``), or lift a withdrawal (``restore``).
 
     Returns:
         :class:`~nnunet_jobs.contract.steps.withdrawal.WithdrawResult` as a JSON object.
@@ -47,7 +47,7 @@ def run(params: WithdrawParams, context: StepContext) -> dict[str, Any]:
 
 
 class _Withdrawal:
-    """One run."""
+    """Runs one withdrawal."""
 
     def __init__(self, *, params: WithdrawParams, context: StepContext, dataset: str) -> None:
         self.params, self.context, self.dataset = params, context, dataset
@@ -100,7 +100,7 @@ class _Withdrawal:
 
     # --- which ones ---------------------------------------------------------------------------------------------
     def _cases(self, manifest: Mapping[str, Any], stones: Tombstones) -> list[str]:
-        """Ids of the cases that are named, by themselves or by their group; also of those withdrawn before, to complete them."""
+        """Return the ids of the named cases, directly or by group; also of those withdrawn before, to complete them."""
         known = {*manifest["cases"], *stones.cases}
         for case in self.params.cases:
             if case not in known:
@@ -144,7 +144,7 @@ class _Withdrawal:
 
     # --- what was made from them --------------------------------------------------------------------------------
     def _derived(self, cases: list[str]) -> dict[str, Any]:
-        """Versions, models and predictions; all but ``--dry-run`` removes what is to go."""
+        """Find versions, models and predictions with the cases, and remove the cases from them except with ``--dry-run``."""
         workspace, dry = self.workspace, self.params.dry_run
         lock = Path(workspace.preprocessed) / ".locks" / f"{self.dataset}.lock"
         if dry:
@@ -174,7 +174,7 @@ class _Withdrawal:
         }
 
     def _remove_from_models(self, cases: list[str]) -> int:
-        """Predictions of the cases in every model of the dataset: a hold-out case was predicted without having been trained on."""
+        """Remove the cases' predictions from every model of the dataset, since hold-out cases were predicted too."""
         folders = sorted((Path(self.workspace.results) / ".versions").glob(f"[!.]*/{self.dataset}"))
         if self.params.dry_run:
             return sum(len(list(models.files_of(folder, cases))) for folder in folders)
@@ -182,7 +182,7 @@ class _Withdrawal:
 
     # --- back again ---------------------------------------------------------------------------------------------
     def _restore(self, stones: Tombstones) -> dict[str, Any]:
-        """Lift the withdrawal: the next registration may bring the cases. What was deleted stays deleted."""
+        """Lift the withdrawal, so that the next registration may bring the cases. Deleted files stay deleted."""
         keys = {stones.group_key(group): group for group in self.params.groups}
         missing = [case for case in self.params.cases if case not in stones.cases]
         missing += [group for key, group in keys.items() if key not in stones.groups]
@@ -204,7 +204,7 @@ class _Withdrawal:
 
 
 def text(result: Mapping[str, Any]) -> str:
-    """The result for a person."""
+    """Format the result for a person."""
     found = WithdrawResult.from_json(result)
     cases, dry = found.cases, found.dry_run
     if found.restored:
@@ -221,7 +221,7 @@ def text(result: Mapping[str, Any]) -> str:
     lines += [f"  {model} was demoted" for model in found.demoted]
     lines += [f"WARNING: {copy.case} of {copy.dataset} has the same image; withdraw it too?" for copy in found.copies]
     lines += [f"STILL TO DO: {item}" for item in found.left]
-    lines.append("The source itself, backups and exported predictions are not ours to delete: remove the cases there too.")
+    lines.append("The source itself, backups and exported predictions are not deleted: remove the cases there too.")
     return "\n".join(lines)
 
 

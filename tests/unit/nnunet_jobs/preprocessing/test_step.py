@@ -148,7 +148,7 @@ def test_other_labels_make_new_plans(workspace: Workspace, source: Path, first: 
 
 def test_planner_and_memory_target_are_obeyed_and_replan_always_finds_the_same_version(workspace: Workspace, first: Path) -> None:
     again = preprocess(workspace, configurations=["2d"], replan="always")["datasets"][0]
-    assert (again["path"], again["already_done"], again["reason"]) == (str(first), True, "asked for by replan='always'")
+    assert (again["path"], again["already_done"], again["reason"]) == (str(first), True, "requested by replan='always'")
     result = preprocess(workspace, configurations=["2d"], planner="nnUNetPlannerResEncM", gpu_memory_gb=1)["datasets"][0]
     assert result["plans"] == "nnUNetResEncUNetMPlans"
     assert result["linked"] == 6, "this planner's 2d arrays are the default planner's"
