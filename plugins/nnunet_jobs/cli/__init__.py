@@ -1,1 +1,1 @@
-"""Commands that people type: ``python -m nnunet_jobs validate|deidentify|serve|withdraw``."""
+"""Implements the commands of ``python -m nnunet_jobs``, such as ``validate``, ``deidentify``, ``serve`` and ``withdraw``."""

@@ -1,4 +1,4 @@
-"""What a command of ``python -m nnunet_jobs`` is, and what several of them need."""
+"""Defines a command of ``python -m nnunet_jobs``, and what several of them need."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class Command:
     """One command.
 
     Attributes:
-        name: Word that it is called by.
-        help: What it does, for the list of commands.
+        name: Name of the command.
+        help: Description for the list of commands.
         declare: Adds the arguments to the command's parser.
         run: Runs it and returns the exit code; what only this command needs is imported in there.
         typed: Whether people type it; the others are started by programs.
@@ -33,7 +33,7 @@ class Command:
 
 
 def read_workspace(source: str) -> Workspace:
-    """The workspace that ``--workspace-json`` names.
+    """Read the workspace that ``--workspace-json`` names.
 
     Args:
         source: A file, or ``-`` for stdin.

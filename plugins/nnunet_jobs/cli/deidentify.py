@@ -1,4 +1,4 @@
-"""``python -m nnunet_jobs deidentify IN OUT``: DICOM images for others to have."""
+"""``python -m nnunet_jobs deidentify IN OUT`` writes de-identified copies of DICOM images."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ def _declare(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    """Ends as done when every image was written."""
+    """Run the command; it succeeds when every image was written."""
     from nnunet_jobs.dicom.export import NOTE, export
 
     raw = os.environ.get("nnUNet_raw")  # noqa: SIM112  nnU-Net's own name
     folder = arguments.private or (Path(raw) / ".private" if raw else None)
     if folder is None:
         raise ConfigError(field="--private", problem="name the folder of the site's key, or set nnUNet_raw to use its .private")
-    with umask_for("private"):  # images of patients still, though nameless: their owner decides who else may see them
+    with umask_for("private"):  # still images of patients, so the owner decides who else may see them
         done = export(arguments.source, arguments.out, folder.absolute(), threads=max(1, min(int(host.cores()), 16)))
     for number, reason in sorted(done.refused.items()):
         log.warning("file %d %s", number, reason)

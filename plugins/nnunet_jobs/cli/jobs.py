@@ -1,4 +1,4 @@
-"""``python -m nnunet_jobs run|lease|step``: a job's attempt. Backends and the runner start these."""
+"""``python -m nnunet_jobs run|lease|step`` run a job's attempt. Backends and the runner start them."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ def _declare_runner(parser: argparse.ArgumentParser) -> None:
 
 def _declare_run(parser: argparse.ArgumentParser) -> None:
     _declare_runner(parser)
-    parser.add_argument("--detach", action="store_true", help="return at once, the runner goes on in the background")
-    parser.add_argument("--ready-fd", type=int, help="file descriptor to write to once the attempt is on record")
+    parser.add_argument("--detach", action="store_true", help="return at once; the runner continues in the background")
+    parser.add_argument("--ready-fd", type=int, help="file descriptor to write to once the attempt is recorded")
     parser.add_argument("--grant", action="store_true", help="adopt the lease of grant.json, which the command lease took")
 
 
 def _declare_lease(parser: argparse.ArgumentParser) -> None:
     _declare_runner(parser)
-    help_text = "seconds until a lease that nobody adopts is given back (default 600)"
+    help_text = "seconds until a lease that is not adopted is released (default 600)"
     parser.add_argument("--handover-s", type=float, default=600.0, help=help_text)
 
 
@@ -69,7 +69,7 @@ def _step(arguments: argparse.Namespace) -> int:
 
 
 def _speaks_to(log: Path) -> bool:
-    """Send what this process and its children say to the job's log, where everybody looks for it. False if it cannot be written."""
+    """Redirect the output of this process and its children to the job's log. Returns False if it cannot be written."""
     try:
         fd = open_new(log, os.O_WRONLY | os.O_APPEND)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""``python -m nnunet_jobs phantom``: a dataset to try things with."""
+"""``python -m nnunet_jobs phantom`` writes a synthetic dataset for trials."""
 
 from __future__ import annotations
 

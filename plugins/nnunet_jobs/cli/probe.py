@@ -1,4 +1,4 @@
-"""``python -m nnunet_jobs probe``: what this host has."""
+"""``python -m nnunet_jobs probe`` prints what this host has."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from nnunet_jobs.contract.exit_codes import Exit
 
 
 def _declare(parser: argparse.ArgumentParser) -> None:
-    """It takes no arguments."""
+    """Declare no arguments."""
 
 
 def _run(arguments: argparse.Namespace) -> int:

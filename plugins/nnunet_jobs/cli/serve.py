@@ -1,4 +1,4 @@
-"""``python -m nnunet_jobs serve``: hold a GPU (or a CPU slot), keep models in memory, answer requests on loopback or a Unix socket."""
+"""``python -m nnunet_jobs serve`` leases a GPU (or a CPU slot), keeps models in memory, and answers on loopback or a Unix socket."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ def _declare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--leases", type=Path, help="with --workspace: lease folder of this host (default: leases in the workspace)")
     parser.add_argument("--cpu-slots", type=int, help="with --workspace: jobs at once on this host if it has no GPU (default 1)")
     parser.add_argument(
-        "--dataset", action="append", default=[], help="to load at the start, again for more; all promoted ones when left out"
+        "--dataset", action="append", default=[], help="dataset to load at the start, repeat for more; all promoted ones if not given"
     )
     parser.add_argument(
         "--model",
         action="append",
         default=[],
         metavar="DATASET/MODEL",
-        help="another model than the promoted one to load at the start, again for more",
+        help="another model than the promoted one to load at the start, repeat for more",
     )
     parser.add_argument("--host", default="127.0.0.1", help="loopback address (default 127.0.0.1)")
     parser.add_argument("--port", type=int, default=8600, help="0 takes a free one, which the log names (default 8600)")
@@ -54,20 +54,20 @@ def _declare(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME",
-        help="name that clients may call the server by beside localhost and loopback addresses, again for more",
+        help="name that clients may call the server by beside localhost and loopback addresses, repeat for more",
     )
     parser.add_argument("--device", choices=DEVICES, default="auto")
-    parser.add_argument("--gpu-memory-mib", type=int, help="memory to lease on the GPU; the whole GPU when left out")
+    parser.add_argument("--gpu-memory-mib", type=int, help="memory to lease on the GPU; the whole GPU if not given")
     parser.add_argument("--cpus", type=int, default=0, help="cores; 0 means a fair share")
-    parser.add_argument("--no-mirroring", action="store_true", help="faster and a little worse")
+    parser.add_argument("--no-mirroring", action="store_true", help="faster and slightly less accurate")
     parser.add_argument("--step-size", type=float, default=0.5)
-    parser.add_argument("--fast", action="append", choices=FAST, default=[], help="may differ a little from stock nnU-Net's bytes")
-    parser.add_argument("--waiting", type=int, default=16, help="requests in the server at once; more are told to come back")
-    parser.add_argument("--timeout-s", type=float, default=300.0, help="of one request")
+    parser.add_argument("--fast", action="append", choices=FAST, default=[], help="faster; results may differ slightly from stock nnU-Net's")
+    parser.add_argument("--waiting", type=int, default=16, help="requests at the same time; more are refused and may be retried")
+    parser.add_argument("--timeout-s", type=float, default=300.0, help="seconds for one request")
     parser.add_argument("--upload-mib", type=int, default=512, help="largest request")
     parser.add_argument("--image-mib", type=int, default=4096, help="largest image in memory")
-    parser.add_argument("--models-mib", type=int, default=8192, help="memory for models; the least recently used ones leave")
-    parser.add_argument("--drain-s", type=float, default=60.0, help="for requests under way at SIGTERM")
+    parser.add_argument("--models-mib", type=int, default=8192, help="memory for models; the least recently used ones are removed")
+    parser.add_argument("--drain-s", type=float, default=60.0, help="seconds for running requests after SIGTERM")
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -118,7 +118,7 @@ def _serve(settings: ServeSettings) -> None:
 
 
 def cores_of(asked: int, *, slots: int) -> int:
-    """Cores for a server: those asked for, or a fair share of what this host or container lets us use; never more than that."""
+    """Return the cores for a server: those requested, or a fair share of what this host or container allows, never more."""
     ours = max(1, int(host.cores()))
     return min(asked, ours) or max(1, ours // slots)
 
@@ -127,7 +127,7 @@ def _lease(settings: ServeSettings) -> gpu.Placement:
     """Wait for a GPU or a CPU slot, as a job does; SIGTERM gives up.
 
     Raises:
-        Interrupted: Told to stop meanwhile.
+        Interrupted: The server is to stop meanwhile.
     """
     told: list[int] = []
     before = {number: signal.signal(number, lambda signum, _frame: told.append(signum)) for number in (signal.SIGTERM, signal.SIGINT)}

@@ -1,4 +1,4 @@
-"""``python -m nnunet_jobs validate``: the validator for a person at a terminal, and for a script that reads JSON."""
+"""``python -m nnunet_jobs validate`` runs the validator for a person at a terminal, or for a script that reads JSON."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _SHOWN_S = 0.5  # seconds between two states of the progress line
 
 
 def _declare(parser: argparse.ArgumentParser) -> None:
-    """The arguments of a source are the fields of registration."""
+    """Declare the arguments; those of a source are the fields of registration."""
     parser.description = (
         "Exit code 0: usable (warnings may be there); 3: faults; 2: wrong usage or configuration; 1: the check itself failed. "
         "With --json there is a report for each of them."
@@ -48,9 +48,9 @@ def _declare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--bids-label", help="for the layout bids, which label file is meant, such as label-lesion_mask")
     parser.add_argument("--series", help='for DICOM, JSON such as {"T1": {"description": "(?i)t1"}}')
     parser.add_argument("--label-rules", help='for DICOM SEG and RTSTRUCT, JSON such as {"tumour": ["GTV.*"]}')
-    parser.add_argument("--private", type=Path, help="for DICOM, folder with the site's key, for who is who; forgotten without")
+    parser.add_argument("--private", type=Path, help="for DICOM, folder with the site's key; new ids if not given")
     parser.add_argument(
-        "--rename", action="store_const", const=True, help="give ids that cannot be carried a safe one, as registration does"
+        "--rename", action="store_const", const=True, help="replace ids that are not safe, as registration does"
     )
     parser.add_argument("--group-pattern", help="regular expression on the case id whose group 1 is the patient")
     parser.add_argument("--holdout-fraction", type=float, help="share of patients never trained on (default 0.1)")
@@ -60,13 +60,13 @@ def _declare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--label-names", help='JSON such as {"background": 0, "tumour": 1}')
     parser.add_argument("--regions-class-order", help="JSON such as [1, 2]")
     parser.add_argument("--spacing-tolerance", type=float, help="relative tolerance of spacing and affine")
-    parser.add_argument("--processes", type=int, help="processes that read at once (default: cores that may be used)")
-    parser.add_argument("--memory-mib", type=int, help="memory for them together (default: what host or cgroup allows)")
+    parser.add_argument("--processes", type=int, help="processes that read at the same time (default: all allowed cores)")
+    parser.add_argument("--memory-mib", type=int, help="memory of all processes together (default: what host or cgroup allows)")
     parser.add_argument("--time-limit", type=float, help="seconds for one case, plus one for each MiB (default 60)")
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    # without --private, what the log says of the private folder is gone before anybody can look
+    # without --private, the private folder that the log names is removed at the end
     logging.getLogger("nnunet_jobs").setLevel(logging.WARNING if arguments.private else logging.ERROR)
     before = signal.signal(signal.SIGTERM, _terminated)
     try:
@@ -104,7 +104,7 @@ def _refused(arguments: argparse.Namespace, code: str, reason: str, status: Exit
 
 
 def _terminated(number: int, _frame: object) -> None:
-    """Leave in good order: scratch folders with images of patients are removed on the way out."""
+    """Exit normally, so that scratch folders with images of patients are removed."""
     sys.exit(128 + number)
 
 
@@ -202,15 +202,15 @@ def _check(arguments: argparse.Namespace) -> Report:
                     time_limit_s=time_limit,
                     progress=_Progress(),
                 )
-        except DataError as error:  # the source could not even become a folder of images
+        except DataError as error:  # the source could not be converted to a folder of images
             return Report(cases=0, faults=ordered(error.faults))
 
 
 def _existing(path: Path) -> Path:
-    """The folder or archive that a path leads to.
+    """Return the folder or archive that a path leads to.
 
     Raises:
-        ConfigError: It leads nowhere, or in a circle.
+        ConfigError: It does not exist, or is a circular link.
     """
     try:
         root = Path(os.path.realpath(path))
@@ -234,7 +234,7 @@ def _params(arguments: argparse.Namespace) -> RegisterParams:
 
 
 class _Progress:
-    """One line on a terminal's stderr that counts up; a few lines where stderr is a file."""
+    """Shows progress: one changing line on a terminal's stderr, or a few lines if stderr is a file."""
 
     def __init__(self) -> None:
         self._next = 0.0

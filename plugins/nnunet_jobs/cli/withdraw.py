@@ -1,4 +1,4 @@
-"""``python -m nnunet_jobs withdraw``: a step for a person at a terminal, with a step's surroundings and without a job."""
+"""``python -m nnunet_jobs withdraw`` runs a step for a person at a terminal, without a job."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ def _declare(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=[],
         metavar="PATIENT",
-        help="patients: all of their cases, later ones too",
+        help="patients, whose present and later cases are all withdrawn",
     )
     parser.add_argument("--reason", help="for the history; one line, never patient data")
-    parser.add_argument("--user", help="who asked for it, where that is not this process's user")
-    parser.add_argument("--dry-run", action="store_true", help="only say what would go")
+    parser.add_argument("--user", help="the user who requested it, if that is not this process's user")
+    parser.add_argument("--dry-run", action="store_true", help="only say what would be removed")
     parser.add_argument(
         "--restore", action="store_true", help="lift an earlier withdrawal: the next registration may bring the cases again"
     )
     parser.add_argument("--predictions", action="store_true", help="delete the cases' predictions below output_roots too")
-    parser.add_argument("--demote", action="store_true", help="a promoted model that was trained on them is no longer the champion")
+    parser.add_argument("--demote", action="store_true", help="demote the champion if it was trained on the cases")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
 
@@ -55,7 +55,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 WITHDRAW = Command(
     name="withdraw",
-    help="take cases out of a dataset, its versions and models, because consent was withdrawn",
+    help="remove cases from a dataset, its versions and models, because consent was withdrawn",
     declare=_declare,
     run=_run,
 )

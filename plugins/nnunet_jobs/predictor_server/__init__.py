@@ -1,1 +1,1 @@
-"""The predictor server: models stay in memory, a request is an image, the answer is its segmentation. See :mod:`.command`."""
+"""The predictor server keeps models in memory; a request is an image, and the answer is its segmentation."""

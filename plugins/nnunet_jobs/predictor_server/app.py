@@ -1,4 +1,4 @@
-"""The routes of a predictor server."""
+"""Defines the routes of a predictor server."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ _REFRESH_S = 2.0
 _COME_BACK_S = 10
 _FORM = documented_body(form={"required": [FIELD], "properties": {FIELD: FILES}})
 Dataset = Annotated[str, Path(description="Id or full name of a dataset, such as 4 or Dataset004_Hippocampus.", max_length=120)]
-Model = Annotated[str | None, Query(description="Model id; the promoted model when left out.", max_length=100)]
+Model = Annotated[str | None, Query(description="Model id; the promoted model if not given.", max_length=100)]
 Inline = Annotated[bool, Query(description="Answer with JSON that holds the segmentation's file too, in base64.")]
 
 
 class Server:
-    """What the routes share. ``draining``: requests under way are finished, new connections go elsewhere."""
+    """Holds what the routes share. ``draining``: running requests are finished, new connections are refused."""
 
     def __init__(self, settings: ServeSettings, models: WarmModels) -> None:
         self.settings = settings
@@ -71,7 +71,7 @@ class Server:
         await asyncio.to_thread(self.models.refresh)
 
     async def predictor(self, dataset: str, model: str | None) -> Predictor:
-        """The predictor of a request.
+        """Return the predictor of a request.
 
         Raises:
             Problem: 404, or 503 where its files are damaged or there is no room for it.
@@ -88,7 +88,7 @@ class Server:
             raise Problem(503, "the model's files are damaged; the server's log names them", retry_after_s=_COME_BACK_S) from error
 
     async def answer(self, request: Request, dataset: str, model: str | None, *, inline: bool = False) -> Response:
-        """From a request to its segmentation; ``inline``: in JSON, beside its volumes."""
+        """Answer a request with its segmentation; ``inline``: in JSON, with its volumes."""
         predictor = await self.predictor(dataset, model)
         folder = self.settings.scratch / uuid.uuid4().hex
         async with self.engine.admitted(folder) as admission:
@@ -153,13 +153,13 @@ def create_app(server: Server) -> FastAPI:
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
-        """Models in memory, and which one answers for each dataset."""
+        """List the models in memory, and which one answers for each dataset."""
         warm = [{"dataset": name, "model": model, "bytes": size} for (name, model), size in server.models.warm().items()]
         return {"warm": warm, "current": server.models.current()}
 
     @app.get("/v1/models/{dataset}", responses={**documented(404, 422, 503)})
     async def describe(dataset: Dataset, model: Model = None) -> dict[str, Any]:
-        """What a model takes and gives."""
+        """Describe a model's input and output."""
         predictor = await server.predictor(dataset, model)
         return {
             "dataset": predictor.model.dataset,
@@ -172,7 +172,7 @@ def create_app(server: Server) -> FastAPI:
 
     @app.get("/healthz", response_class=PlainTextResponse)
     async def healthz() -> str:
-        """200 while the process works at all."""
+        """Return 200 while the process works."""
         return "ok\n"
 
     @app.get("/readyz", response_class=PlainTextResponse, responses={503: {"description": "Loading, or about to end."}})
@@ -194,7 +194,7 @@ def create_app(server: Server) -> FastAPI:
 
 
 async def _unless_gone(request: Request, work: Any) -> Record:
-    """The record, unless the client goes first: then the work is given up."""
+    """Return the record; if the client disconnects first, the work is cancelled."""
     task = asyncio.ensure_future(work)
     gone = asyncio.create_task(_gone(request))
     try:
@@ -215,7 +215,7 @@ async def _gone(request: Request) -> None:
 
 
 async def _guarded(answer: Any) -> Response:
-    """The answer, or the problem that it ended with."""
+    """Return the answer, or the problem that it ended with."""
     try:
         response: Response = await answer
         return response
@@ -226,7 +226,7 @@ async def _guarded(answer: Any) -> Response:
     except TimeoutError:
         return respond(Problem(504, "the prediction takes longer than the server allows; use the batch or raise --timeout-s"))
     except ClientDisconnect:
-        return Response(status_code=499)  # nobody hears it; for the metrics
+        return Response(status_code=499)  # not received by the client; for the metrics
     except MemoryError as error:
         return respond(Problem(413, f"the image is too large for this server: {error}"))
     except Exception as error:

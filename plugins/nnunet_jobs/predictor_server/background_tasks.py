@@ -1,4 +1,4 @@
-"""What a server does for as long as it lives: an error in a round is logged and shown, and the next round comes all the same."""
+"""Runs a server's repeated tasks: an error in a round is logged and shown, and the next round runs anyway."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ class BackgroundTask:
     """A piece of work that is done again and again, or until it succeeds once.
 
     Args:
-        name: For the log and ``/readyz``.
-        act: One round.
+        name: Name in the log and in ``/readyz``.
+        act: Does one round.
         every_s: Seconds between two rounds.
-        once: End with the first that succeeds.
-        problems: What the last round met and dealt with, by subject.
+        once: Whether it ends with the first success.
+        problems: Returns the problems that the last round handled, by subject.
     """
 
     def __init__(
@@ -40,11 +40,11 @@ class BackgroundTask:
 
     @property
     def alive(self) -> bool:
-        """False when it has ended although it should not."""
+        """Whether it has not ended unexpectedly."""
         return self.done or not self._ended
 
     def words(self) -> list[str]:
-        """What keeps it from doing its work, for people; nothing where all is well."""
+        """Return the problems that prevent its work, for people; empty if there are none."""
         found = [f"{self.name}: {self._failed}"] if self._failed else []
         return [*found, *(f"{self.name}: {subject}: {problem}" for subject, problem in sorted(self._problems().items()))]
 

@@ -1,6 +1,6 @@
-"""From an uploaded case to its record: three threads, so that one request's image is read while another's is in the network.
+"""Predicts uploaded cases in three threads, so that one request's image is read while another's is in the network.
 
-A request that nobody waits for any more leaves at its next window; its files are removed when the thread that works on them is done.
+A cancelled request stops at its next window; its files are removed when the thread that works on them is done.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _SMOOTHING = 0.2
 
 
 class Busy(Exception):
-    """As many requests as allowed are in the server. ``retry_after_s``: when it is worth asking again."""
+    """The server has as many requests as allowed. ``retry_after_s``: seconds after which to try again."""
 
     def __init__(self, retry_after_s: int) -> None:
         super().__init__(f"the server has as many requests as it takes; ask again in {retry_after_s} s")
@@ -31,7 +31,7 @@ class Busy(Exception):
 
 
 class InferenceEngine:
-    """The threads of a server. ``limit``: requests in it at once, waiting ones included."""
+    """Manages the threads of a server. ``limit``: largest number of requests in it, including waiting ones."""
 
     def __init__(self, *, limit: int, metrics: Metrics) -> None:
         self.limit = limit
@@ -42,7 +42,7 @@ class InferenceEngine:
 
     @contextlib.asynccontextmanager
     async def admitted(self, folder: Path) -> AsyncIterator[Admission]:
-        """A place in the server and a folder, which is removed afterwards, whatever happens.
+        """Admit a request with a folder, which is always removed afterwards.
 
         Raises:
             Busy: There is no place.

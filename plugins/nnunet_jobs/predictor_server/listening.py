@@ -1,4 +1,4 @@
-"""The listening socket and the server's end: SIGTERM lets requests under way finish, and no longer than they are given."""
+"""Opens the listening socket and ends the server: after SIGTERM, running requests may finish within a time limit."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _BACKLOG = 128
 
 
 def listen(app: Any, server: Server) -> None:
-    """Serve until SIGTERM or SIGINT, then finish what is under way."""
+    """Serve until SIGTERM or SIGINT, then finish running requests."""
     import uvicorn
 
     class Draining(uvicorn.Server):
@@ -69,7 +69,7 @@ def _clear(uds: Path) -> None:
     """Remove the socket that a killed server left, or one that only finishes its last requests.
 
     Raises:
-        ConfigError: Somebody listens there, or it is no socket.
+        ConfigError: Another server listens there, or it is not a socket.
     """
     if not uds.exists():
         return

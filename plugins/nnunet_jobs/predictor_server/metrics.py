@@ -1,4 +1,4 @@
-"""What Prometheus may ask: requests, their phases, who waits, which models are in memory. No case, file or patient is a label."""
+"""Defines the Prometheus metrics: requests, their phases, waiting requests, models in memory. Labels hold no case, file or patient."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Metrics:
         self.loads = Gauge("nnunet_model_loads", "Models loaded since the start.", registry=self.registry)
 
     def text(self, models: dict[tuple[str, str], int], loads: int) -> bytes:
-        """The page that Prometheus reads."""
+        """Return the page that Prometheus reads."""
         from prometheus_client import generate_latest
 
         self.models.clear()

@@ -1,4 +1,4 @@
-"""Models in memory: loaded once, verified, the least recently used ones leave, a newly promoted one takes over when it is ready."""
+"""Keeps verified models in memory, removes the least recently used ones, and replaces a model after a promotion."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ class NoRoom(Exception):
 
 
 class WarmModels:
-    """Predictors by dataset and model, in the order of their last use.
+    """Holds predictors by dataset and model, in the order of their last use.
 
-    The promoted models, and those that the server was told to serve, push others out of memory. Any other model that a request names is
-    a guest: it is loaded where there is room, and is the first to leave.
+    The promoted models, and those named at the start, may displace others from memory. Any other model that a request names is a
+    guest: it is loaded if there is room, and is removed first.
 
     Args:
         context: Device and cores of the server.
@@ -115,16 +115,16 @@ class WarmModels:
 
     @property
     def problems(self) -> dict[str, str]:
-        """Dataset to what keeps its promoted model from being loaded; empty where all is well."""
+        """Map each dataset to the reason why its promoted model cannot be loaded; empty if there is none."""
         return dict(self._problems)
 
     def warm(self) -> dict[tuple[str, str], int]:
-        """Dataset and model to bytes of weights, the least recently used first."""
+        """Map dataset and model to bytes of weights, the least recently used first."""
         with self._lock:
             return {key: predictor.memory_bytes for key, predictor in self._warm.items()}
 
     def current(self) -> dict[str, str]:
-        """Dataset to the model that answers for it."""
+        """Map each dataset to the model that answers for it."""
         with self._lock:
             return dict(self._current)
 
@@ -220,5 +220,5 @@ def expected_bytes(model: SelectedModel) -> int:
 
 
 def served_datasets(workspace: Workspace) -> tuple[str, ...]:
-    """Datasets that have a promoted model."""
+    """Return the datasets that have a promoted model."""
     return tuple(name for name in workspace.datasets().values() if workspace.champion(name))

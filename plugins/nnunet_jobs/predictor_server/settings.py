@@ -1,4 +1,4 @@
-"""What a predictor server is told at its start."""
+"""Defines the settings of a predictor server."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class ServeSettings:
     """One predictor server.
 
     Attributes:
-        workspace: Whose models are served.
-        datasets: Loaded before the server says that it is ready.
+        workspace: Workspace of the served models.
+        datasets: Datasets whose models are loaded before the server is ready.
         models: Models to load beside the promoted ones, as ``(dataset, model id)``; may push others out of memory as
             promoted ones do.
         host: Address to listen on; loopback only.
@@ -30,12 +30,12 @@ class ServeSettings:
             addresses, such as that of a proxy in front of it; web pages of these hosts may use it too. A Unix socket
             has no name of its own, so that there any name without a dot will do.
         prediction: How to predict, the same for every request.
-        waiting: Requests that may be in the server at once; more are told to come back.
+        waiting: Requests that may be in the server at the same time; more are refused and may be retried.
         timeout_s: Limit in seconds of one request.
         upload_mib: Limit in MiB of one request's body.
         image_mib: Limit in MiB of one image in memory.
-        models_mib: Memory for models; the least recently used ones leave.
-        drain_s: For requests under way when the server is told to stop.
+        models_mib: Memory in MiB for models; the least recently used ones are removed.
+        drain_s: Seconds for running requests after the server is asked to stop.
         device: Device, as for a job.
         gpu_memory_mib: GPU memory in MiB, as for a job.
         cpus: Number of cores, as for a job.

@@ -1,4 +1,4 @@
-"""A request's images: received into its folder under limits, named by us, never by the client."""
+"""Receives a request's images into its folder under limits, with names of the server instead of the client."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ async def receive(request: Request, folder: Path, *, file_ending: str, channels:
     """Read the form and write its images.
 
     Args:
-        folder: The request's own.
+        folder: Folder of the request.
         file_ending: File ending of the model.
         channels: Channels of the model.
         limit_mib: Limit in MiB of the whole body.

@@ -1,1 +1,1 @@
-"""The page that a person judges a dataset by: numbers and pictures of each case, what stands out, the faults."""
+"""Makes the page on which a person reviews a dataset: numbers and pictures of each case, unusual cases, and faults."""

@@ -1,4 +1,4 @@
-"""What the report says about a dataset in numbers: ranges over all cases, names of label values, and cases unlike the others."""
+"""Computes the report's numbers of a dataset: ranges over all cases, names of label values, and unusual cases."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import Any
 Summary = Mapping[str, Any]
 
 _ENOUGH = 8  # cases; with fewer, "unlike the others" means nothing
-_GROUP = 0.05  # of the cases; more than that differ on purpose
+_GROUP = 0.05  # share of the cases; if more differ, it is on purpose
 _SPREAD = 5 * 1.4826  # median absolute deviations that count as far away; 1.4826 of them are a standard deviation of a normal distribution
-# How many times larger or smaller than the median a value must be at least, however alike the others are.
+# Least factor from the median at which a value counts as unusual, even if the others are almost equal.
 _VOLUME, _SPACING, _SHAPE, _RANGE = 3.0, 1.5, 2.0, 10.0
 
 
@@ -34,7 +34,7 @@ class Unusual:
         what: The quantity, such as ``spacing along z``.
         usual: What the others have, with its unit.
         cases: Case to its own value.
-        group: So many that they are a group of their own, not outliers.
+        group: Whether they are too many for outliers and form a separate group.
     """
 
     what: str
@@ -51,22 +51,22 @@ class Range:
 
     @property
     def low(self) -> float:
-        """Smallest value; NaN without any."""
+        """Return the smallest value; NaN if there is none."""
         return min(self.values, default=math.nan)
 
     @property
     def high(self) -> float:
-        """Largest value; NaN without any."""
+        """Return the largest value; NaN if there is none."""
         return max(self.values, default=math.nan)
 
     @property
     def median(self) -> float:
-        """Middle value; NaN without any."""
+        """Return the median; NaN if there is no value."""
         return statistics.median(self.values) if self.values else math.nan
 
 
 def label_values(tables: Mapping[str, Any], cases: Mapping[str, Summary]) -> list[LabelValue]:
-    """Every value but the background that is declared or found, in order."""
+    """Return every declared or found value except the background, in order."""
     names: dict[int, list[str]] = {}
     for name, entry in (tables.get("labels") or {}).items():
         for value in entry if isinstance(entry, list | tuple) else [entry]:
@@ -85,7 +85,7 @@ def flat(cases: Mapping[str, Summary]) -> bool:
 
 
 def label_size(summary: Summary, value: int) -> float | None:
-    """Size of a label in one case: millilitres, or percent of the picture for pictures; None where it is not known."""
+    """Return the size of a label in one case: millilitres, or percent of the area for pictures; None if it is not known."""
     entry = (summary.get("labels") or {}).get(str(value))
     if entry is None:
         return None
@@ -95,12 +95,12 @@ def label_size(summary: Summary, value: int) -> float | None:
 
 
 def sizes(cases: Mapping[str, Summary], value: int) -> dict[str, float]:
-    """Size of a label in each case that has it."""
+    """Return the size of a label in each case that has it."""
     return {case: size for case, summary in cases.items() if (size := label_size(summary, value)) is not None}
 
 
 def along(cases: Mapping[str, Summary], key: str, axis: int) -> dict[str, float]:
-    """``shape`` or ``spacing`` of each case along an axis."""
+    """Return ``shape`` or ``spacing`` of each case along an axis."""
     return {
         case: float(summary[key][axis])
         for case, summary in cases.items()
@@ -109,7 +109,7 @@ def along(cases: Mapping[str, Summary], key: str, axis: int) -> dict[str, float]
 
 
 def intensities(cases: Mapping[str, Summary], channel: int) -> dict[str, Mapping[str, Any]]:
-    """Intensity statistics of a channel in each case that has them."""
+    """Return the intensity statistics of a channel in each case that has them."""
     return {
         case: summary["channels"][channel]
         for case, summary in cases.items()
@@ -118,10 +118,10 @@ def intensities(cases: Mapping[str, Summary], channel: int) -> dict[str, Mapping
 
 
 def unusual(tables: Mapping[str, Any], cases: Mapping[str, Summary]) -> list[Unusual]:
-    """Cases unlike the others, by quantity. Hints for people, on which nothing depends.
+    """Return unusual cases by quantity. These are hints for people; nothing depends on them.
 
     A value is far away when its logarithm is more than five standard deviations (by the median absolute deviation) from the median,
-    and it is several times as large or small. More than one case in twenty are no outliers but a group of their own.
+    and it is several times as large or small. More than one case in twenty are a separate group instead of outliers.
     """
     found = list[Unusual]()
 
@@ -168,7 +168,7 @@ def _far(values: Mapping[str, float], factor: float) -> list[str]:
 
 
 def number(value: float | None) -> str:
-    """A number as people read it: three significant digits or more, no exponent where it can be helped."""
+    """Format a number with three significant digits or more, without an exponent if possible."""
     if value is None or not math.isfinite(value):
         return "–"
     size = abs(value)
@@ -180,7 +180,7 @@ def number(value: float | None) -> str:
 
 
 def share(counts: Iterable[float]) -> Sequence[float]:
-    """Counts as parts of the largest."""
+    """Return counts as fractions of the largest."""
     known = list(counts)
     top = max(known, default=0.0)
     return [count / top if top > 0 else 0.0 for count in known]

@@ -1,4 +1,4 @@
-"""What the pages draw as inline SVG: small histograms for table rows, and mid-slices with label outlines. The templates draw it."""
+"""Prepares what the templates draw as inline SVG: small histograms for table rows, and slices with label outlines."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from nnunet_jobs.report.facts import Range, share
 BINS = 32
 _WIDTH, _HEIGHT = 192, 28
 _MIMES = ("image/png", "image/jpeg")
-# Bright enough for dark images, and told apart by most colour-blind people as far as they go; then round the colour circle.
+# Bright enough for dark images, and distinguishable for most colour-blind people; further colours are taken from the colour circle.
 _COLOURS = ("#ff5c5c", "#35c4f0", "#ffd23f", "#5fd068", "#d78bff", "#ff9a3c", "#3fe0c5", "#ff8fc7", "#a5b4fc", "#c8e04a")
 _GOLDEN_ANGLE = 137.508
-_NARROWEST = 0.2  # of a picture's cell; thinner slices are drawn wider than they are
+_NARROWEST = 0.2  # share of a picture's cell; thinner slices are drawn wider than they are
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +63,7 @@ class Slice:
 
 
 def colour(place: int) -> str:
-    """Colour of the n-th label value."""
+    """Return the colour of the n-th label value."""
     return _COLOURS[place] if place < len(_COLOURS) else f"hsl({place * _GOLDEN_ANGLE % 360:.0f} 85% 65%)"
 
 
@@ -80,7 +80,7 @@ def histogram(values: Range, *, fill: str | None = None) -> Bars | str:
 
 
 def _bins(values: Range) -> int:
-    """As many bars as the number of cases can fill, and no more than there are integers."""
+    """Return the number of bars: as many as the cases can fill, and at most one for each integer."""
     wanted = min(BINS, max(8, 2 * math.isqrt(len(values.values))))
     if all(value == int(value) for value in values.values):
         wanted = min(wanted, int(values.high - values.low) + 1)
@@ -88,7 +88,7 @@ def _bins(values: Range) -> int:
 
 
 def intensity_histogram(channels: Sequence[Mapping[str, Any]], low: float, high: float) -> Bars | str:
-    """The histograms of all cases as one, each case with the same weight, between two intensities; what lies outside is left out."""
+    """Combine the histograms of all cases, with equal weights, between two intensities; values outside are left out."""
     counts = [0.0] * BINS
     if not 0 < high - low < math.inf:
         return ""
@@ -113,7 +113,7 @@ def _spread(counts: list[float], part: float, begin: float, end: float) -> None:
 
 
 def bars(counts: Sequence[float], *, fill: str | None = None, median: float | None = None) -> Bars:
-    """Bars over a base line; whatever is not zero can be seen."""
+    """Draw bars over a base line; every bar above zero is visible."""
     step = _WIDTH / max(1, len(counts))
     shapes = []
     for place, part in enumerate(share(counts)):

@@ -1,4 +1,4 @@
-"""Pages from the files of ``templates/``. Jinja2 escapes everything that is put into them."""
+"""Renders pages from the files of ``templates/``. Jinja2 escapes all values."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ _LIMIT = 400
 
 
 def render(template: str, **values: Any) -> str:
-    """A page.
+    """Render a page.
 
     Args:
         template: Name of a file in ``templates/``.
-        values: What its names stand for.
+        values: Values of the names in the template.
     """
     return _environment().get_template(template).render(values)
 
 
 def shown(value: object, limit: int = _LIMIT) -> str:
-    """Any text for a page: cut, and what cannot be printed (line breaks, direction marks) shown as its code.
+    """Format any string for a page: cut it, and show unprintable characters (line breaks, direction marks) as codes.
 
     Args:
         value: Shown as ``str`` gives it.
-        limit: Characters at most.
+        limit: Largest number of characters.
     """
     text = str(value)
     text = text if len(text) <= limit else f"{text[:limit]}…"
@@ -40,7 +40,7 @@ def shown(value: object, limit: int = _LIMIT) -> str:
 
 
 class _Compact(Extension):
-    """Templates have line breaks and indentation to be read by people; a page of many cases is smaller without them."""
+    """Removes line breaks and indentation of templates, to make pages of many cases smaller."""
 
     def preprocess(self, source: str, name: str | None, filename: str | None = None) -> str:
         """See Jinja2."""

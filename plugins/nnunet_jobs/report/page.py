@@ -1,6 +1,6 @@
-"""The page on which a person judges a dataset at a glance: what is wrong, what looks unlike the rest, numbers, and every case's picture.
+"""Makes the page on which a person reviews a dataset: faults, unusual cases, numbers, and pictures of the cases.
 
-One file without scripts, fonts or links to anywhere: it can be mailed, archived, and shown under a strict Content-Security-Policy.
+It is one file without scripts, fonts or links: it can be mailed, archived, and shown under a strict Content-Security-Policy.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from nnunet_jobs.report.html import render
 from nnunet_jobs.report.ranges import range_tables
 
 _PICTURES, _PICTURE_CHARS = 240, 2_500_000
-_SIZES = 12  # labels whose sizes stand in the table of all cases
+_SIZES = 12  # labels whose sizes are in the table of all cases
 _SPLITS = {"train": "for training", "holdout": "held out", "test": "without a label"}
 
 
@@ -28,15 +28,15 @@ def render_report(
     faults: Sequence[Fault],
     seconds: float | None = None,
 ) -> str:
-    """The whole page.
+    """Render the whole page.
 
     Args:
         title: The dataset's name.
         tables: ``channel_names`` and ``labels`` as in ``dataset.json``.
         cases: Case id to :func:`~nnunet_jobs.dataset.summary.summarise_case`, with the case's ``split`` beside it where
             it is known; an empty mapping for a case that could not be read.
-        faults: All of them, warnings too.
-        seconds: That the check took.
+        faults: All faults, including warnings.
+        seconds: Duration of the check in seconds.
     """
     page = _Page(tables=tables, cases=cases, faults=faults)
     numbers = range_tables(tables, page.cases, page.labels, page.colours, page.channels)
@@ -44,7 +44,7 @@ def render_report(
 
 
 class _Page:
-    """What ``templates/report.html`` shows."""
+    """Holds what ``templates/report.html`` shows."""
 
     def __init__(self, *, tables: Mapping[str, Any], cases: Mapping[str, Summary], faults: Sequence[Fault]) -> None:
         self.tables, self.listed = tables, dict(cases)
@@ -76,7 +76,7 @@ class _Page:
 
     @property
     def verdict(self) -> tuple[str, str]:
-        """Its class in the style sheet, and the words."""
+        """Return the verdict's class in the style sheet, and its text."""
         errors = sum(fault.severity == "error" for fault in self.faults)
         warnings = len(self.faults) - errors
         look = " · ".join(_count(n, what) for n, what in ((warnings, "warning"), (len(self.outliers), "unusual case")) if n)
@@ -86,20 +86,20 @@ class _Page:
 
     @property
     def splits(self) -> list[tuple[int, str]]:
-        """How many cases are for what."""
+        """Return the number of cases of each split."""
         counts = Counter(str(summary["split"]) for summary in self.listed.values() if summary.get("split"))
         return [(counts[key], what) for key, what in _SPLITS.items() if counts[key]]
 
     @property
     def shown_how(self) -> str:
-        """Which slices the pictures are, and from where they are seen."""
+        """Say which slices the pictures show, and from which side."""
         if self.flat:
             return ""
         views = Counter(view for case in self.chosen if (view := (self.cases[case].get("picture") or {}).get("view")))
         return "the slice with most label voxels" + (f", {' or '.join(views)}, patient's right on the left" if views else ", as stored")
 
     def _choose(self) -> list[str]:
-        """Cases for the contact sheet: what needs a look first, then the others, evenly over the dataset when there are too many."""
+        """Choose cases for the contact sheet: those to look at first, then others, evenly spaced if there are too many."""
         first = [case for case in self.cases if case in self.wrong]
         first += [case for case in self.cases if case in self.doubtful and case not in self.wrong]
         rest = [case for case in self.cases if case not in self.wrong and case not in self.doubtful]
@@ -116,7 +116,7 @@ class _Page:
         return chosen
 
     def figures(self) -> Iterator[dict[str, Any]]:
-        """The contact sheet."""
+        """Yield the pictures of the contact sheet."""
         for case in self.chosen:
             summary = self.cases[case]
             kind, words = "", _shape(summary)
@@ -131,7 +131,7 @@ class _Page:
         return sorted({fault.code for fault in self.faults if fault.case == case})
 
     def rows(self, limit: int) -> Iterator[dict[str, Any]]:
-        """Every case in numbers, as far as the table goes."""
+        """Yield the rows of the table of cases, up to its limit."""
         for case, summary in list(self.cases.items())[:limit]:
             sizes = [number(label_size(summary, label.value)) for label in self.sized]
             yield {

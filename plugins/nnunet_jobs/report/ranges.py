@@ -1,4 +1,4 @@
-"""The report's numbers: for each quantity its median, its ends and how the cases lie between them."""
+"""Makes the report's tables of ranges: for each quantity its median, its limits and the distribution between them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from nnunet_jobs.report.facts import LabelValue, Range, Summary, along, flat, in
 from nnunet_jobs.report.figures import Bars, histogram, intensity_histogram
 
 _OPENED = 240  # lines of a table at most
-_DRAWN = 2  # intensities are drawn so many usual ranges to each side
+_DRAWN = 2  # number of usual ranges to each side within which intensities are drawn
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,11 +22,11 @@ class RangeLine:
         median: Over the cases.
         low: Smallest value.
         high: Largest value.
-        figure: How the cases lie between them.
-        note: What stands beside the name.
+        figure: Distribution of the cases between them.
+        note: Text beside the name.
         swatch: Colour of a square before the name.
-        wrong: Whether the name is one that should not be.
-        cases: How many cases have it, if that is said.
+        wrong: Whether the value should not exist.
+        cases: How many cases have it, if this is shown.
     """
 
     name: str
@@ -52,7 +52,7 @@ class RangeTables:
 def range_tables(
     tables: Mapping[str, Any], cases: Mapping[str, Summary], labels: Sequence[LabelValue], colours: Mapping[str, str], channels: int
 ) -> RangeTables:
-    """The lines of the three tables."""
+    """Make the lines of the three tables."""
     names = tables.get("channel_names") or {}
     return RangeTables(
         geometry=_geometry(cases),
@@ -71,7 +71,7 @@ def _geometry(cases: Mapping[str, Summary]) -> list[RangeLine]:
 def _channel(name: str, cases: Mapping[str, Summary], channel: int) -> RangeLine:
     known = intensities(cases, channel)
     lows, middles, highs = (_range({case: entry["percentiles"][place] for case, entry in known.items()}) for place in (0, 2, -1))
-    # One case in other units would leave a single bar: the picture ends where the usual cases do.
+    # One case in other units would leave a single bar, so the picture covers only the usual range.
     reach = _DRAWN * (highs.median - lows.median)
     low, high = max(lows.low, lows.median - reach), min(highs.high, highs.median + reach)
     cut = [f"below {number(low)}"] * (low > lows.low) + [f"above {number(high)}"] * (high < highs.high)

@@ -1,4 +1,4 @@
-"""A case in a few kilobytes: what the dataset's report shows of it, so that nobody has to read the images again."""
+"""Summarises a case in a few kilobytes for the dataset's report, so that its images need not be read again."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _SLAB = 1 << 22  # voxels counted at once
 def summarise_case(
     images: Sequence[Array], label: Array | None, spacing: Sequence[float], *, affine: Array | None = None
 ) -> dict[str, Any]:
-    """What a report needs to know of one case, as JSON. Odd content gives a summary with gaps, never an error.
+    """Return what a report needs of one case, as JSON. Odd content gives an incomplete summary, never an error.
 
     Args:
         images: One array a channel, in nibabel's order x, y, z; x, y also works.
@@ -76,7 +76,7 @@ def _intensities(sample: npt.NDArray[np.float64]) -> dict[str, Any] | None:
 
 
 def _volumes_of(mask: Array, spacing: Sequence[float]) -> dict[str, dict[str, Any]]:
-    """Voxels and millilitres of each label value but 0, counted exactly, slab by slab so that memory stays small."""
+    """Count voxels and millilitres of each label value except 0 exactly, slab by slab to save memory."""
     total = np.zeros(1, dtype=np.int64)
     if mask.size and mask.dtype.kind in "biuf":
         thick = max(1, _SLAB // max(1, mask.shape[0] * mask.shape[1]))
@@ -97,7 +97,7 @@ def _volumes_of(mask: Array, spacing: Sequence[float]) -> dict[str, dict[str, An
 
 
 def _short(value: float) -> float:
-    """Five significant digits: a report shows no more. Infinity stays finite for JSON."""
+    """Round to five significant digits, as many as a report shows. Infinity becomes a finite number for JSON."""
     number = float(value)
     if not math.isfinite(number):
         number = math.copysign(1.7e308, number)

@@ -1,1 +1,1 @@
-"""Selection: complete folds compared, ensembled and postprocessed into one described model that may be promoted."""
+"""Compares, ensembles and postprocesses complete folds into one model with a card, which may be promoted."""

@@ -1,4 +1,4 @@
-"""Whether a challenger is better than the champion: only numbers that mean the same are compared, and what is undefined says so."""
+"""Decides whether a challenger is better than the champion, and compares only Dice over the same cases and labels."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ log = logging.getLogger("nnunet_jobs")
 
 
 def better(workspace: Workspace, dataset: str, challenger: str, champion: str | None) -> bool:
-    """Hold-out Dice decides where both were judged on the same cases, else cross-validation Dice after postprocessing.
+    """Compare hold-out Dice if both were evaluated on the same cases, else cross-validation Dice after postprocessing.
 
     Both means are over the same labels: where one model's mean has labels that the other's lacks, those that both have are averaged.
     A challenger whose Dice is undefined is not better. One whose Dice is defined is better than a champion whose Dice is undefined.
@@ -38,7 +38,7 @@ def better(workspace: Workspace, dataset: str, challenger: str, champion: str | 
 
 
 def _comparable(ours: Mapping[str, Any], theirs: Mapping[str, Any], mean: str, per_label: str) -> tuple[float | None, float | None] | None:
-    """Both means over the same labels; None where both have labels but none in common. Cards of earlier versions may lack the labels."""
+    """Return both means over the same labels; None if they have none in common. Cards of earlier versions may lack the labels."""
     mine, other = (_defined(metrics.get(per_label)) for metrics in (ours, theirs))
     if not mine or not other or set(mine) == set(other):
         return ours[mean], theirs[mean]

@@ -29,7 +29,7 @@ _PACKAGES = ("airflow-provider-nnunet", "nnunetv2", "torch")
 
 
 def predicting_files(trained: Trained, members: Sequence[Mapping[str, Any]], context: StepContext) -> dict[str, str]:
-    """sha256 by path below the model's folder of everything that a prediction reads: checkpoints, plans.json, dataset.json."""
+    """Return the sha256 of every file that a prediction reads, by path below the model's folder."""
     files = {}
     for stage in stages(members):
         folder, folds = trained.folder(stage["configuration"]), [*stage["folds"], *stage.get("further_folds", ())]
@@ -43,7 +43,7 @@ def predicting_files(trained: Trained, members: Sequence[Mapping[str, Any]], con
 def make_card(
     trained: Trained, *, selection: Mapping[str, Any], files: Mapping[str, str], recipe: str | None, inputs: str
 ) -> dict[str, Any]:
-    """The card without its metrics. ``inputs`` is the hash of all that the selection was made from."""
+    """Make the card without its metrics. ``inputs`` is the hash of all that the selection was made from."""
     described = read_json(trained.preprocessed.parent / trained.dataset / "version.json")
     return {
         "schema": SCHEMA,
@@ -68,7 +68,7 @@ def make_card(
 
 
 def finished_card(trained: Trained, inputs: str) -> dict[str, Any] | None:
-    """The model's card if it was made from the same inputs and every file that it lists is unchanged."""
+    """Return the model's card if it was made from the same inputs and every file that it lists is unchanged."""
     path = trained.root / MODEL_CARD
     if not path.is_file():
         return None
@@ -79,7 +79,7 @@ def finished_card(trained: Trained, inputs: str) -> dict[str, Any] | None:
 
 
 def selected(card: Mapping[str, Any], root: Path) -> SelectedModel:
-    """What the predictor takes, from a card that may not be written yet."""
+    """Return the selected model for the predictor, from a card that may not be written yet."""
     return model_from_card(card, root=root, model=str(card["model"]))
 
 
@@ -120,7 +120,7 @@ def _installed(package: str) -> str | None:
 
 
 def write_card(trained: Trained, card: Mapping[str, Any]) -> Path:
-    """Write the card, last of all and by rename."""
+    """Write the card, last and by rename."""
     path = trained.root / MODEL_CARD
     write_json(path, card)
     return path

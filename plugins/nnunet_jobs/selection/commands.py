@@ -1,4 +1,4 @@
-"""The same prediction with stock nnU-Net: its commands as argv lists, and inference_information.json as it writes it."""
+"""Describes the same prediction with stock nnU-Net: its commands as argv lists, and its inference_information.json."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from nnunet_jobs.selection.trained import Trained
 PLACEHOLDERS = {
     "{input}": "folder of images in nnU-Net's naming",
     "{output}": "folder for the segmentations",
-    "{work}": "folder for what lies between",
+    "{work}": "folder for intermediate files",
     "{model}": "folder that holds this card; nnUNet_results must be the folder above it",
 }
 
 
 def member(trained: Trained, configuration: str) -> dict[str, Any]:
-    """A member of the selection; a cascade carries the stage that it needs. ``further_folds`` predict only where they are asked for."""
+    """Describe a member of the selection; a cascade includes the stage that it needs. ``further_folds`` predict only on request."""
     entry: dict[str, Any] = {
         "trainer": trained.trainer,
         "plans": trained.plans,
@@ -31,7 +31,7 @@ def member(trained: Trained, configuration: str) -> dict[str, Any]:
 
 
 def stages(members: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """All stages of the members, each stage before the one that needs it."""
+    """Return all stages of the members, each stage before the one that needs it."""
     found: list[Mapping[str, Any]] = []
     for entry in members:
         chain = [*stages([entry["previous_stage"]]), entry] if "previous_stage" in entry else [entry]
@@ -40,7 +40,7 @@ def stages(members: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 
 
 def commands(dataset: str, selection: Mapping[str, Any]) -> list[list[str]]:
-    """Prediction, ensembling and postprocessing; see :data:`PLACEHOLDERS`."""
+    """Return the commands for prediction, ensembling and postprocessing; see :data:`PLACEHOLDERS`."""
     members = selection["members"]
     several, post = len(members) > 1, bool(selection["postprocessing"])
     combined = "{work}/predicted" if post else "{output}"
@@ -78,7 +78,7 @@ def _predict(dataset: str, entry: Mapping[str, Any], output: str, *, probabiliti
 
 
 def inference_information(trained: Trained, candidates: Sequence[Candidate], chosen: Candidate, post_dice: float | None) -> dict[str, Any]:
-    """nnU-Net's ``inference_information.json``. Paths are relative to the model's folder, so it may be moved."""
+    """Make nnU-Net's ``inference_information.json``. Paths are relative to the model's folder, so it may be moved."""
 
     def description(configuration: str) -> dict[str, str]:
         return {"configuration": configuration, "trainer": trained.trainer, "plans_identifier": trained.plans}

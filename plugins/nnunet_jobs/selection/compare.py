@@ -1,4 +1,4 @@
-"""Candidates compared: every validation prediction of every fold against its reference, Dice as nnU-Net's accumulation gives it."""
+"""Compares every validation prediction of every fold with its reference, with Dice as in nnU-Net's accumulation."""
 
 from __future__ import annotations
 
@@ -46,11 +46,11 @@ class Reference:
         self._context = context
 
     def path(self, case: str) -> Path:
-        """The reference segmentation of a case."""
+        """Return the path of a case's reference segmentation."""
         return self._folder / f"{case}{self.ending}"
 
     def summarise(self, cases: Sequence[str], folder: Path) -> dict[str, Any]:
-        """Compare a folder's segmentations and write its ``summary.json``. Stops between cases when told to."""
+        """Compare a folder's segmentations and write its ``summary.json``. Stops between cases on request."""
 
         def on_case() -> None:
             self._context.beat()
@@ -88,12 +88,12 @@ class Candidate:
 
     @property
     def dice(self) -> float | None:
-        """Mean over labels of the mean over cases."""
+        """Return the mean over labels of the mean over cases."""
         return finite(self.summary["foreground_mean"]["Dice"])
 
 
 def folds_text(folds: Sequence[int | str]) -> str:
-    """Stock nnU-Net's text for several folds: ``0_1_2``."""
+    """Return stock nnU-Net's string for several folds, such as ``0_1_2``."""
     return "_".join(map(str, folds))
 
 
@@ -114,19 +114,19 @@ def single(trained: Trained, configuration: str, reference: Reference) -> Candid
 
 
 def start_folder(folder: Path, configuration_folder: Path) -> None:
-    """An empty folder for predictions with the plans.json and dataset.json that stock tools look for beside them."""
+    """Make an empty folder for predictions, with the plans.json and dataset.json that stock tools need beside them."""
     fresh_folder(folder)
     for name in ("plans.json", "dataset.json"):
         shutil.copy(configuration_folder / name, folder)
 
 
 def best(candidates: Sequence[Candidate]) -> Candidate:
-    """The candidate of the highest Dice; of equal ones the first, which is the simplest."""
+    """Return the candidate with the highest Dice; of equal ones the first, which is the simplest."""
     if all(candidate.dice is None for candidate in candidates):
         log.warning("no validation case has a label: Dice is undefined, and %s is taken because it is the first", candidates[0].name)
     return max(candidates, key=lambda candidate: -1.0 if candidate.dice is None else candidate.dice)
 
 
 def dice_by_label(folder: Path, dataset_json: dict[str, Any]) -> tuple[float | None, dict[str, float | None]]:
-    """(mean foreground Dice, Dice by label name) of a folder's summary.json."""
+    """Read (mean foreground Dice, Dice by label name) from a folder's summary.json."""
     return summary_dice(read_json(folder / "summary.json"), dataset_json["labels"])

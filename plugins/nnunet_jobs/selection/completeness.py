@@ -16,10 +16,10 @@ log = logging.getLogger("nnunet_jobs")
 
 
 def require_complete(trained: Trained, params: FindBestParams, context: StepContext) -> None:
-    """Every needed fold complete; with ``repair``, a validation that is missing is run from a verified final checkpoint.
+    """Require every needed fold to be complete; with ``repair``, run a missing validation from a verified final checkpoint.
 
     Raises:
-        ConfigError: Lists configuration, fold and reason of each fold that is not complete.
+        ConfigError: Folds are not complete; the message lists configuration, fold and reason of each.
     """
     incomplete = list(trained.incomplete(ensembles=params.ensembles))
     refused = []
@@ -58,7 +58,7 @@ def require_complete(trained: Trained, params: FindBestParams, context: StepCont
 
 
 def _not_repairable(trained: Trained, configuration: str, fold: int | str) -> str | None:
-    """Why a new validation would not complete a fold, None where it would: its final checkpoint is whole and of these inputs."""
+    """Say why a new validation would not complete a fold; None if its final checkpoint is intact and of these inputs."""
     from nnunet_jobs.training import checkpoint
 
     folder = trained.folder(configuration) / f"fold_{fold}"

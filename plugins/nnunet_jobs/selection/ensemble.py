@@ -1,4 +1,4 @@
-"""Ensembles of two configurations: validation probabilities averaged case by case, with the arithmetic of nnUNetv2_ensemble."""
+"""Averages the validation probabilities of two configurations case by case, with the arithmetic of nnUNetv2_ensemble."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from nnunet_jobs.selection.trained import Trained
 
 
 def pairs(trained: Trained) -> Iterator[tuple[str, str]]:
-    """Every pair of compared configurations, in order."""
+    """Yield every pair of compared configurations, in order."""
     return itertools.combinations(trained.configurations, 2)
 
 

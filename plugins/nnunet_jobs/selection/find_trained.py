@@ -19,11 +19,11 @@ log = logging.getLogger("nnunet_jobs")
 
 
 class OnlyFoldAll(ConfigError):
-    """A model that is trained on all cases alone, so that nothing of it is cross-validated."""
+    """Only fold ``all`` of the model is trained, so that there is no cross-validation."""
 
 
 def find_trained(params: FindBestParams, workspace: Workspace, dataset: str) -> Trained:
-    """The model that the parameters name, or the newest one of the dataset whose folds are complete.
+    """Find the model that the parameters name, or the newest one of the dataset whose folds are complete.
 
     Raises:
         ConfigError: There is no such model, or it has none of the configurations; names those that exist.
@@ -54,7 +54,7 @@ def find_trained(params: FindBestParams, workspace: Workspace, dataset: str) -> 
 
 
 def _models(params: FindBestParams, workspace: Workspace, dataset: str) -> list[str]:
-    """Models of the dataset with this trainer and plans, the one whose folds ended last first."""
+    """Return the models of the dataset with this trainer and plans, the one with the newest folds first."""
     found = []
     for path in (Path(workspace.results) / VERSIONS).glob(f"*/{dataset}/{SETTINGS_RECORD}"):
         settings = read_json(path)
@@ -70,7 +70,7 @@ def _trained(params: FindBestParams, workspace: Workspace, dataset: str, model: 
         known = ", ".join(path.parent.parent.name for path in (root.parent.parent).glob(f"*/{dataset}/{SETTINGS_RECORD}")) or "none"
         raise ConfigError(field="model", value=model, problem=f"not a trained model of {dataset}, which has: {known}")
     settings = read_json(root / SETTINGS_RECORD)
-    settings.pop("schema", None)  # of the file, not of the training
+    settings.pop("schema", None)  # it describes the file, not the training
     for name in ("trainer", "plans"):
         if settings[name] != getattr(params, name):
             raise ConfigError(
@@ -125,5 +125,5 @@ def _trained(params: FindBestParams, workspace: Workspace, dataset: str, model: 
         settings=settings,
     )
     for name in trained.with_previous_stages():
-        trained.validation_cases(name)  # a fold that the splits do not have is said here, not as one that is not trained
+        trained.validation_cases(name)  # raises for a fold that the splits do not have, which would otherwise be reported as not trained
     return trained

@@ -1,4 +1,4 @@
-"""The chosen model on cases that were never trained on: predicted from the raw images, compared with their labels."""
+"""Evaluates the chosen model on hold-out cases: predicts them from the raw images and compares them with their labels."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ class Holdout:
 
     @property
     def hash(self) -> str | None:
-        """Hash of images and labels: Dice of two models is comparable where it is the same. None without cases."""
+        """Return the hash of images and labels; Dice of two models is comparable if it is equal. None without cases."""
         if not self.cases:
             return None
         return content_hash({case: [entry["images"], entry["label"]] for case, entry in self.cases.items()})
 
     def files(self, case: str) -> tuple[tuple[Path, ...], Path]:
-        """(images, label) of one case."""
+        """Return (images, label) of one case."""
         images = (self.raw / "imagesTs" / f"{case}_{channel:04d}{self.ending}" for channel in range(len(self.cases[case]["images"])))
         return tuple(images), self.raw / "labelsTs" / f"{case}{self.ending}"
 
@@ -51,7 +51,7 @@ class Holdout:
         """Compare the files with the manifest.
 
         Raises:
-            DataError: Names every file that is missing or differs.
+            DataError: Files are missing or differ; the message names them.
         """
         faults = []
         for case, entry in self.cases.items():

@@ -1,4 +1,4 @@
-"""Postprocessing: whether keeping only the largest component helps, for all foreground at once, then label by label.
+"""Tests whether keeping only the largest component improves predictions, for all foreground at once, then label by label.
 
 The rules are those of nnU-Net's ``determine_postprocessing``: all foreground only where the mean improves and no label gets
 worse; a label (or region) where its own Dice improves. One rule is added: no step is kept that lowers the mean Dice. Removing islands
@@ -28,7 +28,7 @@ FILES = ("postprocessing.json", "postprocessing.pkl")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Postprocessing:
-    """What improved the validation predictions.
+    """The steps that improved the validation predictions.
 
     Attributes:
         steps: ``{"function", "labels_or_regions"}`` in order, regions as tuples.
@@ -43,7 +43,7 @@ class Postprocessing:
 
 
 def determine(candidate: Candidate, reference: Reference, context: StepContext) -> Postprocessing:
-    """Try every step on the candidate's predictions and keep what helps.
+    """Try every step on the candidate's predictions and keep those that improve Dice.
 
     Writes ``postprocessing.json`` and ``postprocessing.pkl`` beside the predictions and the result to ``postprocessed/``.
     """
@@ -127,7 +127,7 @@ def _write_summary(summary: dict[str, Any], folder: Path) -> None:
 
 
 def _write(candidate: Candidate, summary: dict[str, Any], steps: Sequence[dict[str, Any]], function: Any) -> None:
-    """postprocessing.json for people, postprocessing.pkl for nnUNetv2_apply_postprocessing."""
+    """Write postprocessing.json for people and postprocessing.pkl for nnUNetv2_apply_postprocessing."""
     from batchgenerators.utilities.file_and_folder_operations import save_json
     from nnunetv2.evaluation.evaluate_predictions import label_or_region_to_key
 

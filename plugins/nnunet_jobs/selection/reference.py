@@ -1,4 +1,4 @@
-"""What a model's training cases are like, kept beside its card: by it a prediction is judged when nobody knows the truth."""
+"""Describes a model's training cases in a file beside its card, to check predictions without a reference segmentation."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def write_reference(trained: Trained, cv_dice: float | None, context: StepContex
 
 
 def _volumes(reference: Reference, cases: Sequence[str], context: StepContext) -> list[tuple[dict[str, int], dict[str, float], str]]:
-    """Voxels and ml by label name, and the order of the voxels, of each case."""
+    """Return voxels and ml by label name, and the order of the voxels, for each case."""
     from nnunet_jobs.prediction.export import label_voxels, volumes_ml
 
     def one(case: str) -> tuple[dict[str, int], dict[str, float], str]:

@@ -1,4 +1,4 @@
-"""What is selected from: one model's trained configurations and their folds."""
+"""Holds one model's trained configurations and their folds, which selection chooses from."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Trained:
         preprocessed: The version's folder of the dataset.
         configurations: Configurations that are compared, in order.
         folds: Folds of each; ``("all",)`` for a model that is not cross-validated.
-        settings: What settings.json says the model was trained with.
+        settings: Settings of the training, from settings.json.
     """
 
     dataset: str
@@ -40,19 +40,19 @@ class Trained:
     settings: dict[str, Any]
 
     def folder(self, configuration: str) -> Path:
-        """nnU-Net's folder of one configuration."""
+        """Return nnU-Net's folder of one configuration."""
         return configuration_folder(self.root.parent, self.dataset, trainer=self.trainer, plans=self.plans, configuration=configuration)
 
     def entry(self, configuration: str) -> dict[str, Any]:
-        """The plans' entry of a configuration."""
+        """Return the plans' entry of a configuration."""
         return configuration_entry(self.preprocessed, self.plans, configuration)
 
     def previous_stage(self, configuration: str) -> str | None:
-        """The configuration whose segmentation a cascade needs, None for all others."""
+        """Return the configuration whose segmentation a cascade needs; None for all others."""
         return self.entry(configuration).get("previous_stage")
 
     def with_previous_stages(self) -> tuple[str, ...]:
-        """The compared configurations and all that they need to predict."""
+        """Return the compared configurations and all that they need to predict."""
         needed: dict[str, None] = {}
         for configuration in self.configurations:
             chain = [configuration]
@@ -62,7 +62,7 @@ class Trained:
         return tuple(needed)
 
     def validation_cases(self, configuration: str) -> dict[str, Path]:
-        """Validation folder by case over all folds.
+        """Return the validation folder of each case, over all folds.
 
         Raises:
             ConfigError: Two folds validate the same case.
@@ -101,12 +101,12 @@ class Trained:
         return ALL not in self.folds
 
     def further_folds(self, configuration: str) -> tuple[str, ...]:
-        """Folds that are complete beside the compared ones, and may be predicted with by name: ``all``."""
+        """Return further complete folds that may predict by name: ``all``."""
         complete = self.cross_validated and self.state(configuration, ALL, npz=False).complete
         return (ALL,) if complete else ()
 
     def train_params(self, configuration: str, fold: int | str, *, npz: bool = False) -> TrainParams:
-        """What one fold was trained with."""
+        """Return the parameters that one fold was trained with."""
         return TrainParams(
             dataset=self.dataset,
             configuration=configuration,
@@ -119,7 +119,7 @@ class Trained:
         )
 
     def incomplete(self, *, ensembles: bool) -> Iterator[tuple[str, int | str, FoldState]]:
-        """(configuration, fold, state) of all that is not complete. Ensembles ask for probabilities of what they average."""
+        """Yield (configuration, fold, state) of all incomplete folds. Ensembles need probabilities of their members."""
         for configuration in self.with_previous_stages():
             for fold in self.folds:
                 state = self.state(configuration, fold, npz=self.needs_npz(configuration, ensembles=ensembles))
@@ -127,7 +127,7 @@ class Trained:
                     yield configuration, fold, state
 
     def fingerprint(self) -> str:
-        """Hash of everything that was verified when the folds ended: checkpoints, predictions, probabilities, inputs."""
+        """Return a hash of everything that was verified when the folds ended: checkpoints, predictions, probabilities, inputs."""
         records = {}
         for configuration in self.with_previous_stages():
             for fold in (*self.folds, *self.further_folds(configuration)):

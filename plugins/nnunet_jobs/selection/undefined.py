@@ -1,4 +1,4 @@
-"""Labels whose Dice is undefined, because no reference segmentation has them: named in the card and in the log."""
+"""Finds labels whose Dice is undefined because no reference segmentation has them, and names them in the card and the log."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ log = logging.getLogger("nnunet_jobs")
 
 
 def undefined(cross_validated: Mapping[str, float | None], held_out: Mapping[str, float | None]) -> dict[str, list[str]]:
-    """Labels without Dice, because no reference has them; the means are over the others. Each is named in the log too."""
+    """Return labels without Dice, because no reference has them, and log them; the means are over the others."""
     found = {}
     for what, per_label in (("validation", cross_validated), ("hold-out", held_out)):
         found[what] = [name for name, dice in per_label.items() if dice is None]

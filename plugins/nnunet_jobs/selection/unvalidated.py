@@ -1,4 +1,4 @@
-"""A model that was trained on all cases (fold ``all``), taken as it is: nothing is compared, and its card says so."""
+"""Selects a model that was trained on all cases (fold ``all``) without a comparison, and says so in its card."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ log = logging.getLogger("nnunet_jobs")
 
 
 def take_as_it_is(trained: Trained, held: holdout.Holdout, *, recipe: str | None, inputs: str, context: StepContext) -> dict[str, Any]:
-    """Write the card of one configuration's fold ``all``. Dice is known of the hold-out alone, whose cases were never trained on.
+    """Write the card of one configuration's fold ``all``. Dice is known only for the hold-out, which was never trained on.
 
     Args:
         inputs: Hash of all that the card is made from.
