@@ -61,7 +61,7 @@ def _declare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cpus", type=int, default=0, help="cores; 0 means a fair share")
     parser.add_argument("--no-mirroring", action="store_true", help="faster and slightly less accurate")
     parser.add_argument("--step-size", type=float, default=0.5)
-    parser.add_argument("--fast", action="append", choices=FAST, default=[], help="faster; results may differ slightly from stock nnU-Net's")
+    parser.add_argument("--fast", action="append", choices=FAST, default=[], help="faster; results may differ from stock nnU-Net's")
     parser.add_argument("--waiting", type=int, default=16, help="requests at the same time; more are refused and may be retried")
     parser.add_argument("--timeout-s", type=float, default=300.0, help="seconds for one request")
     parser.add_argument("--upload-mib", type=int, default=512, help="largest request")

@@ -49,9 +49,7 @@ def _declare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--series", help='for DICOM, JSON such as {"T1": {"description": "(?i)t1"}}')
     parser.add_argument("--label-rules", help='for DICOM SEG and RTSTRUCT, JSON such as {"tumour": ["GTV.*"]}')
     parser.add_argument("--private", type=Path, help="for DICOM, folder with the site's key; new ids if not given")
-    parser.add_argument(
-        "--rename", action="store_const", const=True, help="replace ids that are not safe, as registration does"
-    )
+    parser.add_argument("--rename", action="store_const", const=True, help="replace ids that are not safe, as registration does")
     parser.add_argument("--group-pattern", help="regular expression on the case id whose group 1 is the patient")
     parser.add_argument("--holdout-fraction", type=float, help="share of patients never trained on (default 0.1)")
     parser.add_argument("--holdout-cases", help='JSON such as ["case_07"]')
