@@ -119,7 +119,7 @@ def promote_if(
             new one. Its facts are written in the ledger as ``judged``, where there are any.
         by: The job or DAG run.
         record: File of the run, written before the link moves: an attempt that is killed in between is not forgotten by
-            the next one, which finds the link moved and would take it for somebody else's work.
+            the next one, which would otherwise take the moved link for the work of another run.
 
     Raises:
         ConfigError: The model has no card or was trained on withdrawn cases; the ledger cannot be read; or somebody's own
@@ -248,7 +248,7 @@ def release(workspace: Workspace, dataset: str, *, by: str | None = None, why: s
 def demote(
     workspace: Workspace, dataset: str, model: str, *, by: str | None = None, why: str = "Cases that it was trained on were withdrawn."
 ) -> bool:
-    """Take the champion's link away where it points to this model. Returns whether it did."""
+    """Remove the champion's link if it points to this model. Returns whether it did."""
     with promotion_lock(workspace, dataset) as settled:
         if workspace.champion(dataset) != model:
             return settled.finished is not None and settled.finished.event is Event.DEMOTED and settled.finished.model == model

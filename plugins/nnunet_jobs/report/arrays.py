@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[Any]
-_SAMPLE = 1 << 18  # voxels of a channel that intensity statistics look at
+_SAMPLE = 1 << 18  # voxels of a channel that intensity statistics use
 _LARGEST_LABEL = 1 << 16
 
 
@@ -28,7 +28,7 @@ def volume_of(array: Array) -> Array:
 
 
 def sample_of(volume: Array) -> npt.NDArray[np.float64]:
-    """Finite voxels on a grid that is coarse enough to be quick."""
+    """Return finite voxels on a grid that is coarse enough to be fast."""
     if volume.dtype.kind not in "biuf" or not volume.size:
         return np.empty(0)
     step = math.ceil((volume.size / _SAMPLE) ** (1 / 3))
@@ -37,7 +37,7 @@ def sample_of(volume: Array) -> npt.NDArray[np.float64]:
 
 
 def count_values(slab: Array) -> npt.NDArray[np.int64]:
-    """Voxels of each value from 0; what is no label value (negative, huge, not whole) is left out, the check reports it."""
+    """Count voxels of each value from 0; other values (negative, huge, not integers) are left out and reported by the check."""
     flat = slab.ravel(order="K")
     if flat.dtype.kind == "f":
         flat = flat[np.isfinite(flat) & (flat == np.rint(flat))]

@@ -16,7 +16,7 @@ from nnunet_jobs.report.arrays import Array, count_values, sample_of, steps_of, 
 _THUMBNAIL = 96  # pixels
 _PNG_BYTES = 4096  # a larger thumbnail becomes a JPEG: noise does not compress
 _CONTOUR_CHARS = 16_384  # of all outlines of a picture
-_THICK = 1.5  # a spacing so many times the others' says which way the slices lie
+_THICK = 1.5  # a spacing so many times the others' shows the direction of the slices
 _SOFT_TISSUE, _LUNG = (-200.0, 300.0), (-1200.0, 300.0)  # HU
 _WORLD = ("sagittal", "coronal", "axial")
 
@@ -24,7 +24,7 @@ _WORLD = ("sagittal", "coronal", "axial")
 def case_picture(
     images: Sequence[Array], label: Array | None, spacing: Sequence[float], *, affine: Array | None = None
 ) -> dict[str, Any] | None:
-    """The ``picture`` of :func:`summarise_case` alone."""
+    """Return only the ``picture`` of :func:`summarise_case`."""
     volumes = [volume_of(image) for image in images]
     mask = None if label is None else volume_of(label)
     return picture_of(volumes, [sample_of(volume) for volume in volumes], mask, steps_of(spacing), affine)
@@ -72,7 +72,7 @@ def picture_of(
 
 
 def _world(affine: Array | None) -> list[tuple[int, bool]]:
-    """For each voxel axis: the world axis it is nearest to, and whether the picture must be flipped along it."""
+    """Return for each voxel axis the nearest world axis, and whether the picture must be flipped along it."""
     if affine is None or affine.shape[0] < 3 or affine.shape[1] < 3 or not np.isfinite(affine[:3, :3]).all():
         return [(0, False), (1, False), (2, False)]
     weights = np.abs(affine[:3, :3]) / np.maximum(np.linalg.norm(affine[:3, :3], axis=0), 1e-12)
@@ -81,12 +81,12 @@ def _world(affine: Array | None) -> list[tuple[int, bool]]:
         world, voxel = (int(n) for n in np.unravel_index(np.argmax(weights), weights.shape))
         nearest[voxel] = world
         weights[world, :], weights[:, voxel] = -1, -1
-    # Radiologists see the patient from the feet, or from the left: every direction of the RAS world runs up or leftwards.
+    # Radiologists look at the patient from the feet, or from the left: every direction of RAS points up or left.
     return [(world, bool(affine[world, voxel] > 0)) for voxel, world in enumerate(nearest)]
 
 
 def _slice_axis(shape: Sequence[int], spacing: Sequence[float], world: Sequence[tuple[int, bool]]) -> int:
-    """The axis that has one voxel, else the one with thick slices, else from feet to head."""
+    """Return the axis that has one voxel, else the one with thick slices, else from feet to head."""
     if min(shape) == 1:
         return [axis for axis in range(3) if shape[axis] == 1][-1]
     known = [step if math.isfinite(step) else 0.0 for step in spacing]
@@ -97,7 +97,7 @@ def _slice_axis(shape: Sequence[int], spacing: Sequence[float], world: Sequence[
 
 
 def _busiest_slice(volume: Array, mask: Array | None, axis: int) -> int:
-    """The slice with most label voxels; the middle where there is none."""
+    """Return the slice with most label voxels; the middle one if there are none."""
     if mask is not None:
         counts = [np.count_nonzero(section) for section in np.moveaxis(mask, axis, 0)]
         if any(counts):
@@ -110,7 +110,7 @@ def _is_byte(sample: npt.NDArray[np.float64]) -> bool:
 
 
 def _windowed(grey: Array, outline: Array | None) -> npt.NDArray[np.uint8]:
-    """8 bits: the slice's own range without its extremes; soft tissue or lung where the numbers are Hounsfield units."""
+    """Convert to 8 bits: the slice's range without extremes, or soft tissue or lung if the values are Hounsfield units."""
     values = grey.astype(np.float64)
     finite = np.isfinite(values)
     if not finite.any():
@@ -142,7 +142,7 @@ def _encode(pixels: npt.NDArray[np.uint8], size: tuple[int, int]) -> tuple[str, 
 
 
 def _contours(outline: Array, size: tuple[int, int]) -> dict[str, str]:
-    """Outlines along the pixels' edges, largest label first until the budget is spent. Downsampling keeps the smallest lesion."""
+    """Draw outlines along the pixels' edges, largest label first, up to the limit. Downsampling keeps the smallest lesion."""
     counts = count_values(outline)
     values = [int(value) for value in np.argsort(counts, kind="stable")[::-1] if value and counts[value]]
     paths: dict[str, str] = {}
@@ -157,7 +157,7 @@ def _contours(outline: Array, size: tuple[int, int]) -> dict[str, str]:
 
 
 def _shrink(region: Array, rows: int) -> Array:
-    """Fewer rows; a row is set where any of those that fall on it is."""
+    """Reduce the rows; a pixel is set if any of its original rows has it set."""
     if len(region) == rows:
         return region
     shrunk: Array = np.logical_or.reduceat(region, np.arange(rows) * len(region) // rows, axis=0)
@@ -165,7 +165,7 @@ def _shrink(region: Array, rows: int) -> Array:
 
 
 def _edges(region: Array, limit: int) -> str:
-    """SVG path of the lines between a region's pixels and the others, runs of edges joined; cut off soon after ``limit`` characters."""
+    """Return an SVG path around a region's pixels, with joined edges; it ends soon after ``limit`` characters."""
     padded = np.pad(region, 1).astype(np.int8)
     parts, length = list[str](), 0
     for across in (False, True):

@@ -36,7 +36,7 @@ class StepParams:
             raise ConfigError(where=f"{self.step}:", field=name, value=getattr(self, name), problem=fix)
 
     def to_json(self) -> dict[str, Any]:
-        """JSON object, inverse of :meth:`from_json`."""
+        """Return a JSON object, the inverse of :meth:`from_json`."""
         return asdict(self)
 
     @classmethod

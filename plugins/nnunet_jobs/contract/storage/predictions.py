@@ -6,7 +6,7 @@
     OUTPUT/newest -> models/<...>                the model of the run that ended last
     OUTPUT/<case>.nii.gz -> newest/<case>.nii.gz, OUTPUT/predictions.json -> newest/predictions.json, and so on
 
-A later run with another model leaves the earlier model's folder as it is and moves the link.
+A later run with another model does not change the earlier model's folder; it moves the link.
 
 ``predictions.json`` is assembled, written and read here and nowhere else.
 """

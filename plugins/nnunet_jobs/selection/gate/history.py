@@ -56,7 +56,7 @@ class Record:
     spent: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
-        """JSON object, inverse of :meth:`from_json`."""
+        """Return a JSON object, the inverse of :meth:`from_json`."""
         return {"schema": SCHEMA, **asdict(self)}
 
     @classmethod
