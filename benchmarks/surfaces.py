@@ -60,7 +60,7 @@ def theirs(reference: Any, prediction: Any, labels: int) -> list[tuple[float, ..
     import surface_distance as other
 
     warnings.simplefilter("ignore", DeprecationWarning)
-    result = []
+    result: list[tuple[float, ...]] = []
     for label in range(1, labels + 1):
         masks = reference == label, prediction == label
         distances = other.compute_surface_distances(*masks, SPACING)
