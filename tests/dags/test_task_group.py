@@ -69,7 +69,7 @@ def test_the_groups_params_are_named_after_it_and_the_hosts_own_mean_nothing() -
         ("epochs", -3, r"nnunet\.epochs=-3: must be 1 or more"),
         ("iterations", "many", r"nnunet\.iterations='many': must be an integer"),
         ("force", "perhaps", r"nnunet\.force='perhaps': must be true or false"),
-        ("promote", "maybe", r"nnunet\.promote='maybe': must be never, always or if_better"),
+        ("promote", "maybe", r"nnunet\.promote='maybe': must be one of if_better, if_not_worse, ask, never, always"),
         ("predict", "incoming", r"nnunet\.predict='incoming': must be holdout, imagesTs, none or an absolute folder"),
         ("pretrained", "a/b.pth", r"nnunet\.pretrained='a/b\.pth': must be a model id or an absolute path"),
         ("trainer", "nnUNetTrainerr", r"nnunet\.trainer='nnUNetTrainerr': no such class"),

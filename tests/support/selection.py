@@ -72,12 +72,15 @@ def model_of(workspace: Workspace) -> str:
     return path.parent.name
 
 
-def second_model(workspace: Workspace, first: str, name: str, **metrics: Any) -> str:
-    """Another selected model: a copy of the first under another name, whose card claims other metrics."""
+def second_model(workspace: Workspace, first: str, name: str, *, gain: float = 0.0, **metrics: Any) -> str:
+    """Another selected model: a copy of the first under another name, whose card claims other metrics, and its hold-out scores a gain."""
     root = workspace.model_root(name) / DATASET
     shutil.copytree(workspace.model_root(first) / DATASET, root)
     card = read_json(root / "model.json")
     write_json(root / "model.json", {**card, "model": name, "metrics": {**card["metrics"], **metrics}})
+    for path in (root / "holdout" / ".scores").glob("*.score.json"):
+        scores = read_json(path)
+        write_json(path, {**scores, "dice": {label: dice + gain for label, dice in scores["dice"].items()}})
     return name
 
 

@@ -32,7 +32,10 @@ class FindBestConfigOperator(NnunetOperator):
         plans: Name of the model's plans.
         ensembles: Whether to compare pairs of configurations too.
         repair: Whether to run a fold's validation if its output is missing, instead of refusing.
-        promote: ``never``, ``always``, or ``if_better`` than the promoted model.
+        promote: ``if_better`` promotes what is better than the promoted model beyond chance, on the same cases;
+            ``if_not_worse`` what is not worse than the last model that a person approved; ``ask`` leaves it to a person;
+            ``never`` and ``always`` do not look at the scores.
+        gate: Further fields of the promotion policy, such as ``{"min_dice": 0.7}``.
         tolerance_mm: Distance in mm up to which a surface counts as right in the NSD: one number, or numbers by label
             name; labels that are not named have 1.0.
         recipe: Any string, which is stored in the card.
@@ -44,7 +47,7 @@ class FindBestConfigOperator(NnunetOperator):
     python_classes = ("trainer",)
     template_fields = templated(FindBestParams)
     default_pool = GPU_POOL
-    judged_together = ("folds", "promote")
+    judged_together = ("folds", "promote", "gate")
     ui_color = "#fce8e6"
 
     def __init__(
@@ -59,6 +62,7 @@ class FindBestConfigOperator(NnunetOperator):
         ensembles: bool | str | XComArg = True,
         repair: bool | str | XComArg = True,
         promote: str | XComArg = "if_better",
+        gate: dict[str, Any] | str | XComArg | None = None,
         tolerance_mm: float | dict[str, float] | str | XComArg = 1.0,
         recipe: str | XComArg | None = None,
         num_gpus: int | str | XComArg = 1,
@@ -76,6 +80,7 @@ class FindBestConfigOperator(NnunetOperator):
         self.ensembles = ensembles
         self.repair = repair
         self.promote = promote
+        self.gate = gate
         self.tolerance_mm = tolerance_mm
         self.recipe = recipe
         self.check_fields()

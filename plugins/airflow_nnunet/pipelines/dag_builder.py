@@ -265,6 +265,7 @@ def _add_tasks(config: TrainingConfig, *, group_id: str | None = None, pool: str
         ensembles=config.select.ensembles,
         repair=config.select.repair,
         promote=plan["promote"],
+        gate=config.select.gate,
         tolerance_mm=config.evaluate.tolerance_mm,
         recipe=plan["recipe"],
         # Every fold must have succeeded. A cascade without folds is skipped and does not count.

@@ -124,7 +124,16 @@ class SelectSection(Section):
 
     ensembles: bool = Field(default=True, description="Also compare pairs of configurations.")
     repair: bool = Field(default=True, description="Run a fold's validation where its output is missing, instead of refusing.")
-    promote: Literal["never", "always", "if_better"] = Field(default="if_better", description="When the new model is promoted.")
+    promote: Literal["if_better", "if_not_worse", "ask", "never", "always"] = Field(
+        default="if_better",
+        description="When the new model is promoted: `if_better` than the promoted one beyond chance, `if_not_worse` than the last one "
+        "that a person approved, `ask` a person, `never`, `always`.",
+    )
+    gate: dict[str, float | None] = Field(
+        default={},
+        description="Further fields of the promotion policy: `error_budget_per_year`, `runs_per_year`, `min_gain`, `max_label_loss`, "
+        "`margin`, `min_dice`, `seed_spread`.",
+    )
 
 
 class EvaluateSection(Section):

@@ -14,6 +14,7 @@ from airflow_nnunet.settings.python_classes import check_class, known_classes
 from nnunet_jobs.contract.failure import ConfigError
 from nnunet_jobs.contract.steps.fields import field_types
 from nnunet_jobs.contract.steps.params import HELD_OUT, FindBestParams, TrainParams
+from nnunet_jobs.contract.steps.promotion import PROMOTE
 
 _WHAT, _TRAINING, _RESULT, _RUN = "What to train", "How to train", "Selection and prediction", "This run"
 _CLASS_NAME = r"^[A-Za-z][A-Za-z0-9_]{0,63}$"
@@ -108,8 +109,14 @@ def _fields(config: TrainingConfig) -> dict[str, Param]:
         "promote": Param(
             config.select.promote,
             type="string",
-            enum=["if_better", "always", "never"],
-            values_display={"if_better": "If it is better than the current one", "always": "Always", "never": "Never"},
+            enum=list(PROMOTE),
+            values_display={
+                "if_better": "If it is better than the current one, beyond chance",
+                "if_not_worse": "If it is not worse than the last approved one",
+                "ask": "Ask a person",
+                "never": "Never",
+                "always": "Always",
+            },
             title="Promote the model",
             description="Predictions use the promoted model.",
             section=_RESULT,

@@ -1,9 +1,8 @@
-"""The model card, and promotion of the model that it describes, as a policy says."""
+"""The model card: what was selected, from what, how good it is, and the same prediction with stock commands."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -12,11 +11,9 @@ from typing import Any
 
 from nnunet_jobs.context import StepContext
 from nnunet_jobs.contract.storage.files import read_json, sha256_file, write_json
-from nnunet_jobs.contract.storage.workspace import FINAL_CHECKPOINT, MODEL_CARD, Workspace
+from nnunet_jobs.contract.storage.workspace import FINAL_CHECKPOINT, MODEL_CARD
 from nnunet_jobs.prediction.model import SelectedModel, model_from_card, selection_hash
 from nnunet_jobs.registry.fitness import differing
-from nnunet_jobs.registry.promotion import Promotion, promote_if
-from nnunet_jobs.selection.better import better
 from nnunet_jobs.selection.commands import PLACEHOLDERS, commands, stages
 from nnunet_jobs.selection.trained import Trained
 
@@ -81,35 +78,6 @@ def finished_card(trained: Trained, inputs: str) -> dict[str, Any] | None:
 def selected(card: Mapping[str, Any], root: Path) -> SelectedModel:
     """Return the selected model for the predictor, from a card that may not be written yet."""
     return model_from_card(card, root=root, model=str(card["model"]))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Decision:
-    promote: bool
-    why: str
-    facts: Mapping[str, Any]
-
-
-def promote_by_policy(workspace: Workspace, dataset: str, model: str, policy: str, *, record: Path, by: str | None = None) -> Promotion:
-    """Promote as FindBestParams.promote says.
-
-    Args:
-        workspace: Whose model.
-        dataset: Full name of the dataset.
-        model: The model.
-        policy: ``if_better``, ``always`` or ``never``.
-        record: File of the run in its job's folder, by which a killed attempt's retry knows that it promoted.
-        by: The job or DAG run; the job's id if None.
-    """
-
-    def decide(champion: str | None) -> _Decision:
-        if policy in ("never", "always"):
-            return _Decision(promote=policy == "always", why=f"The policy is {policy}.", facts={})
-        good = better(workspace, dataset, model, champion)
-        against = f"the champion {champion}" if champion else "no champion, since there is none"
-        return _Decision(promote=good, why=f"It is {'better' if good else 'not better'} than {against}.", facts={"policy": policy})
-
-    return promote_if(workspace, dataset, model, decide, by=by or f"job {record.parent.name}", record=record)
 
 
 def _installed(package: str) -> str | None:

@@ -1,9 +1,8 @@
-"""Evaluates the chosen model on hold-out cases: predicts them from the raw images and compares them with their labels."""
+"""The hold-out cases of a dataset: labelled cases that a model was never trained on."""
 
 from __future__ import annotations
 
 import logging
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +10,7 @@ from typing import Any
 
 from nnunet_jobs.context import StepContext
 from nnunet_jobs.contract.failure import DataError, Fault
-from nnunet_jobs.contract.storage.files import content_hash, read_json, sha256_file, temporary_beside
-from nnunet_jobs.contract.storage.predictions import mean_dice
-from nnunet_jobs.prediction.cases import Case
-from nnunet_jobs.prediction.model import SelectedModel
+from nnunet_jobs.contract.storage.files import content_hash, read_json, sha256_file
 from nnunet_jobs.selection.trained import Trained
 
 log = logging.getLogger("nnunet_jobs")
@@ -78,43 +74,3 @@ def find_holdout(trained: Trained, context: StepContext) -> Holdout:
         raw=context.workspace.raw_dataset(trained.dataset),
         ending=manifest["file_ending"],
     )
-
-
-def evaluate(model: SelectedModel, holdout: Holdout, context: StepContext) -> dict[str, Any] | None:
-    """Predict the hold-out into ``holdout/`` of the model, which appears whole by rename.
-
-    Returns:
-        ``mean`` foreground Dice, ``per_label`` and number of ``cases`` as in summary.json; None without hold-out.
-
-    Raises:
-        DataError: A case could not be predicted; names it.
-    """
-    if not holdout.cases:
-        return None
-    from nnunet_jobs.prediction.predictor import Predictor
-
-    target = model.root / FOLDER
-    for leftover in model.root.glob(f".{FOLDER}.*.tmp"):
-        shutil.rmtree(leftover)
-    scratch = temporary_beside(target)
-    scratch.mkdir()
-    cases = []
-    for case in holdout.cases:
-        images, label = holdout.files(case)
-        cases.append(Case(case=case, images=images, label=label))
-    try:
-        records = Predictor(model, context).predict(cases, scratch)
-        faults = [
-            Fault(code="not-predicted", message=str(record["reason"]), case=case.case)
-            for case, record in zip(cases, records, strict=True)
-            if record["status"] != "predicted"
-        ]
-        if faults:
-            raise DataError(f"hold-out cases could not be predicted: {'; '.join(map(str, faults))}", faults=faults)
-        if target.exists():
-            shutil.rmtree(target)
-        scratch.rename(target)
-    finally:
-        if scratch.exists():
-            shutil.rmtree(scratch)
-    return mean_dice(records)

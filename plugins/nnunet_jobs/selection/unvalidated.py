@@ -7,7 +7,7 @@ from typing import Any
 
 from nnunet_jobs.context import StepContext
 from nnunet_jobs.selection import card as cards
-from nnunet_jobs.selection import holdout
+from nnunet_jobs.selection import holdout, holdout_scores
 from nnunet_jobs.selection.commands import member
 from nnunet_jobs.selection.postprocessing import FILES
 from nnunet_jobs.selection.reference import write_reference
@@ -32,7 +32,7 @@ def take_as_it_is(trained: Trained, held: holdout.Holdout, *, recipe: str | None
     card = cards.make_card(trained, selection=selection, files=files, recipe=recipe, inputs=inputs)
     write_reference(trained, None, context)
     context.progress("holdout", 0, len(held.cases))
-    judged = holdout.evaluate(cards.selected(card, trained.root), held, context)
+    judged = holdout_scores.evaluate(cards.selected(card, trained.root), held, context)
     name = trained.folder(configuration).name
     card["metrics"] = {
         "choice": name,

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 from typing import Any
 
-from nnunet_jobs.context import StepContext
+from nnunet_jobs.context import StepContext, acting
 from nnunet_jobs.contract.steps.params import FindBestParams
 from nnunet_jobs.contract.steps.results import FindBestResult
 from nnunet_jobs.contract.storage.files import content_hash, write_json
@@ -14,14 +15,18 @@ from nnunet_jobs.contract.storage.permissions import with_workspace_umask
 from nnunet_jobs.contract.storage.withdrawals import only_consented
 from nnunet_jobs.contract.storage.workspace import MODEL_CARD
 from nnunet_jobs.prediction.quality import REFERENCE
+from nnunet_jobs.registry.promotion import promote_if
 from nnunet_jobs.selection import card as cards
-from nnunet_jobs.selection import holdout
+from nnunet_jobs.selection import holdout, holdout_scores
 from nnunet_jobs.selection.commands import inference_information, member
 from nnunet_jobs.selection.completeness import require_complete
 from nnunet_jobs.selection.find_trained import find_trained
+from nnunet_jobs.selection.judge import Judge, Judged
+from nnunet_jobs.selection.seen import write_seen
 from nnunet_jobs.selection.trained import Trained
 from nnunet_jobs.selection.undefined import undefined
 
+log = logging.getLogger("nnunet_jobs")
 _RULES = 2
 """Number of the rules of averaging and postprocessing: a card that was made under other rules is made again."""
 
@@ -47,6 +52,7 @@ def run(params: FindBestParams, context: StepContext) -> dict[str, Any]:
     with context.content_lock(lock, what=f"the selection of {dataset}"), only_consented(trained.preprocessed):
         require_complete(trained, params, context)
         held = holdout.find_holdout(trained, context)
+        write_seen(trained, workspace)
         inputs = _inputs(trained, params, held)
         card = cards.finished_card(trained, inputs)
         already_done = card is not None
@@ -59,8 +65,20 @@ def run(params: FindBestParams, context: StepContext) -> dict[str, Any]:
                 write_reference(trained, card["metrics"]["cv_dice_postprocessed"], context)
             card = _up_to_date(card, trained, params, context)
     context.check_stop()
-    promotion = cards.promote_by_policy(workspace, dataset, trained.model, params.promote, record=context.job.path / "promotion.json")
+    judge = Judge(workspace=workspace, dataset=dataset, model=trained.model, policy=params.policy(), held=held, context=context)
+
+    def decide(champion: str | None) -> Judged:
+        judged = judge(champion)
+        if "decision" in judged.facts:
+            known = workspace.model_card(dataset, trained.model)
+            cards.write_card(trained, {**known, "decision": {**judged.facts, "acting": acting(context)}})
+        return judged
+
+    record = context.job.path / "promotion.json"
+    promotion = promote_if(workspace, dataset, trained.model, decide, by=_who(context), record=record)
+    log.info("%s", promotion.why)
     metrics = card["metrics"]
+    decision = workspace.model_card(dataset, trained.model).get("decision", {})
     return FindBestResult(
         dataset=dataset,
         model=trained.model,
@@ -73,7 +91,19 @@ def run(params: FindBestParams, context: StepContext) -> dict[str, Any]:
         is_champion=promotion.is_champion,
         card=str(trained.root / MODEL_CARD),
         already_done=already_done,
+        decision=decision.get("decision"),
+        reason=decision.get("reason", promotion.why) if promotion.is_champion else promotion.why,
+        champion_before=decision.get("champion_before"),
+        gain=decision.get("gain"),
+        expected_gain=decision.get("expected_gain"),
+        compared_cases=decision.get("cases", 0),
     ).to_json()
+
+
+def _who(context: StepContext) -> str:
+    """Return the DAG run that the step works for, or its job, as the ledger names it."""
+    known = acting(context)
+    return f"DAG {known['dag_id']}, run {known['run_id']}" if {"dag_id", "run_id"} <= known.keys() else f"job {context.job.job_id}"
 
 
 def _up_to_date(card: dict[str, Any], trained: Trained, params: FindBestParams, context: StepContext) -> dict[str, Any]:
@@ -139,7 +169,7 @@ def _select(trained: Trained, params: FindBestParams, held: holdout.Holdout, inp
     card = cards.make_card(trained, selection=selection, files=files, recipe=params.recipe, inputs=inputs)
     write_reference(trained, post_dice, context)
     context.progress("holdout", 0, len(held.cases))
-    judged = holdout.evaluate(cards.selected(card, trained.root), held, context)
+    judged = holdout_scores.evaluate(cards.selected(card, trained.root), held, context)
     card["metrics"] = {
         "choice": chosen.name,
         "cv_dice": cv_dice,

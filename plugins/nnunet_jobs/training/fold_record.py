@@ -38,17 +38,18 @@ class FoldState:
 
 
 def summary_dice(summary: Mapping[str, Any], labels: Mapping[str, Any]) -> tuple[float | None, dict[str, float | None]]:
-    """Return (mean foreground Dice, Dice by label name) of a summary.json; NaN (no reference has the label) becomes None.
+    """Return (mean foreground Dice, Dice by label name) of a summary.json; NaN (no reference has the label) becomes None."""
+    return _number(summary["foreground_mean"]["Dice"]), label_dice(summary["mean"], labels)
+
+
+def label_dice(metrics: Mapping[Any, Mapping[str, Any]], labels: Mapping[str, Any]) -> dict[str, float | None]:
+    """Return Dice by label name of one part of a summary.json, such as of one case; NaN becomes None.
 
     nnU-Net writes a list of one value as that value if no label is a region of several, and as a region of one otherwise.
     """
-    by_values = {_values(key): metrics["Dice"] for key, metrics in summary["mean"].items()}
-    per_label: dict[str, float | None] = {}
-    for name, value in labels.items():
-        values = _values(value)
-        if values in by_values and name != "background":
-            per_label[name] = _number(by_values[values])
-    return _number(summary["foreground_mean"]["Dice"]), per_label
+    by_values = {_values(key): values["Dice"] for key, values in metrics.items()}
+    wanted = {name: _values(value) for name, value in labels.items() if name != "background"}
+    return {name: _number(by_values[values]) for name, values in wanted.items() if values in by_values}
 
 
 def stamp(path: Path) -> dict[str, Any]:

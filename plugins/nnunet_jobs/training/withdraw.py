@@ -14,8 +14,8 @@ from nnunet_jobs.contract.storage.workspace import FINAL_CHECKPOINT, VERSIONS, W
 from nnunet_jobs.training.fold import SETTINGS_RECORD, read_json_or_empty
 from nnunet_jobs.training.fold_record import FOLD_RECORD
 
-# Predictions, probabilities and a cascade's input, with every image ending that nnU-Net writes.
-_SUFFIXES = (".npz", ".pkl", ".npy", ".b2nd", "_seg.b2nd", ".nii.gz", ".nii", ".nrrd", ".mha", ".png", ".tif", ".tiff")
+# Predictions with their scores, probabilities and a cascade's input, with every image ending that nnU-Net writes.
+_SUFFIXES = (".score.json", ".npz", ".pkl", ".npy", ".b2nd", "_seg.b2nd", ".nii.gz", ".nii", ".nrrd", ".mha", ".png", ".tif", ".tiff")
 
 Lost = Mapping[str, Mapping[str, Mapping[str, list[int]]]]
 """Maps version to case to ``train`` and ``val``, the folds in which the case was."""

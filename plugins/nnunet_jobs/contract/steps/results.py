@@ -165,6 +165,12 @@ class FindBestResult(StepResult):
         is_champion: Whether the model is the champion now, regardless of who promoted it.
         card: Path of the model card.
         already_done: Whether the selection was there before.
+        decision: What the gate decided about the model: ``promote``, ``keep`` or ``ask``; None where it was never judged.
+        reason: What was compared on how many cases, both scores, and why, in a sentence; None likewise.
+        champion_before: The champion that it was compared with; None where there was none.
+        gain: Observed gain in Dice on the same cases; None where nothing could be compared.
+        expected_gain: The same, corrected for having been selected; None likewise.
+        compared_cases: Number of cases that were compared.
     """
 
     of: ClassVar[str] = "find_best_config"
@@ -180,6 +186,12 @@ class FindBestResult(StepResult):
     is_champion: bool
     card: str
     already_done: bool
+    decision: str | None = None
+    reason: str | None = None
+    champion_before: str | None = None
+    gain: float | None = None
+    expected_gain: float | None = None
+    compared_cases: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

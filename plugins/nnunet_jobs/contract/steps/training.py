@@ -10,6 +10,7 @@ from nnunet_jobs.contract.failure import ConfigError
 from nnunet_jobs.contract.steps.base import StepParams
 from nnunet_jobs.contract.steps.configurations import CONFIGURATIONS, STOCK_PLANNERS, check_custom, check_names
 from nnunet_jobs.contract.steps.patterns import NAME
+from nnunet_jobs.contract.steps.promotion import PROMOTE, PromotionPolicy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,9 +141,11 @@ class FindBestParams(StepParams):
         plans: Name of its plans.
         ensembles: Also try pairs of configurations.
         repair: Run the validation where its output is missing, instead of refusing.
-        promote: ``never``, ``always``, or ``if_better`` (hold-out Dice, else cross-validation Dice, above the
-            champion's). If only fold ``all`` is trained, ``always`` uses it as if ``folds`` were
-            ``["all"]``.
+        promote: ``if_better`` (beyond chance than the champion, on the same cases), ``if_not_worse`` (than the last model
+            that a person approved), ``ask`` (a person decides), ``never`` or ``always``. Where nothing but fold ``all`` is
+            trained, ``always`` takes it as if ``folds`` were ``["all"]``.
+        gate: Further fields of the promotion policy, such as ``min_gain``; see
+            :class:`~nnunet_jobs.contract.steps.promotion.PromotionPolicy`.
         tolerance_mm: Distance in mm up to which a surface counts as right in the NSD: one number, or numbers by label
             name; labels that are not named have 1.0.
         recipe: Any string, kept in the card; the DAG builder puts the hash of its settings here to find finished work.
@@ -159,6 +162,7 @@ class FindBestParams(StepParams):
     ensembles: bool = True
     repair: bool = True
     promote: str = "if_better"
+    gate: dict[str, Any] = field(default_factory=dict)
     tolerance_mm: float | dict[str, float] = 1.0
     recipe: str | None = None
 
@@ -168,7 +172,17 @@ class FindBestParams(StepParams):
         fit = self.folds == ["all"] or all(isinstance(fold, int) and fold >= 0 for fold in self.folds)
         self.require(fit, "folds", "name numbered folds, 0 and up, or 'all' alone: it has no validation that others could be compared with")
         fix = "fold 'all' has no validation to compare by; set promote to always or never, or name numbered folds"
-        self.require(self.folds != ["all"] or self.promote != "if_better", "promote", fix)
-        self.require(self.promote in ("never", "always", "if_better"), "promote", "must be never, always or if_better")
+        self.require(self.folds != ["all"] or self.promote in ("always", "never"), "promote", fix)
+        self.require(self.promote in PROMOTE, "promote", f"must be one of {', '.join(PROMOTE)}")
+        self.require("promote" not in self.gate, "gate", "holds the other fields of the policy; set promote itself")
+        self.policy()
         distances = self.tolerance_mm.values() if isinstance(self.tolerance_mm, dict) else [self.tolerance_mm]
         self.require(all(distance >= 0 for distance in distances), "tolerance_mm", "must be 0 mm or more")
+
+    def policy(self) -> PromotionPolicy:
+        """Return the promotion policy that ``promote`` and ``gate`` describe.
+
+        Raises:
+            ConfigError: ``gate`` has an unknown field, or one that is out of range.
+        """
+        return PromotionPolicy.from_json({**self.gate, "promote": self.promote})

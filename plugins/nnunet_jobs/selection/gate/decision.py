@@ -14,6 +14,8 @@ from nnunet_jobs.contract.steps.promotion import PromotionPolicy
 from nnunet_jobs.selection.gate.history import History, Record
 from nnunet_jobs.selection.gate.scores import CaseScores, Difference, by_label, difference, read_time
 
+_ROUNDING = 1e-9  # of sums of Dice
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
@@ -66,7 +68,8 @@ def decide_json(request: Any) -> dict[str, Any]:
 
     Args:
         request: ``policy`` (fields of :class:`PromotionPolicy`), ``at`` (ISO time), ``history`` (the ``record`` of each earlier
-            answer), ``cases`` (see :class:`CaseScores`).
+            answer), ``cases`` (see :class:`CaseScores`), and ``champion_withdrawn``, true where the champion was trained on cases
+            that were withdrawn since.
 
     Raises:
         ConfigError: A field is missing or wrong.
@@ -82,10 +85,16 @@ def decide_json(request: Any) -> dict[str, Any]:
     if twice:
         raise ConfigError(field="cases", value=twice[0], problem="is there twice", fix="give each case once")
     records = [Record.from_json(record) for record in request.get("history", [])]
-    return decide(PromotionPolicy.from_json(request.get("policy", {})), cases, records, at).to_json()
+    withdrawn = request.get("champion_withdrawn", False)
+    if not isinstance(withdrawn, bool):
+        raise ConfigError(field="champion_withdrawn", value=withdrawn, problem="must be true or false")
+    return decide(PromotionPolicy.from_json(request.get("policy", {})), cases, records, at, withdrawn=withdrawn).to_json()
 
 
-def decide(policy: PromotionPolicy, cases: Sequence[CaseScores], records: Sequence[Record], at: datetime) -> Decision:
+def decide(
+    policy: PromotionPolicy, cases: Sequence[CaseScores], records: Sequence[Record], at: datetime, *, withdrawn: bool = False,
+    kind: str = "hold-out",
+) -> Decision:  # fmt: skip
     """Decide whether the challenger takes the champion's place.
 
     Args:
@@ -93,6 +102,9 @@ def decide(policy: PromotionPolicy, cases: Sequence[CaseScores], records: Sequen
         cases: Hold-out cases that neither model has trained on, with the scores of both.
         records: Earlier decisions of this dataset, in any order.
         at: Now, with its offset from UTC.
+        withdrawn: The champion was trained on cases that were withdrawn since. It is no champion to beat then: the first model that
+            reaches the anchor within the margin replaces it.
+        kind: What the cases are, for the sentence.
     """
     history = History(records, at)
     compared = difference(cases)
@@ -104,8 +116,8 @@ def decide(policy: PromotionPolicy, cases: Sequence[CaseScores], records: Sequen
         noise = compared.error / math.sqrt(2)
         luck = history.luck(compared.gain, noise, policy)
         expected = compared.gain - luck + history.champions_luck(compared.patients)
-    anchor = _against_anchor(policy, cases, compared, history)
-    verdict, why = _verdict(policy, cases, compared, labels, anchor, alpha)
+    anchor = _against_anchor(cases, compared, history) if withdrawn or policy.promote == "if_not_worse" else None
+    verdict, why = _verdict(policy, cases, compared, labels, anchor, alpha, withdrawn=withdrawn)
     tested = policy.promote in ("if_better", "if_not_worse") and noise is not None
     record = Record(
         at=at.isoformat(),
@@ -121,7 +133,7 @@ def decide(policy: PromotionPolicy, cases: Sequence[CaseScores], records: Sequen
     newer = [case for case in cases if last is not None and case.since > last]
     return Decision(
         decision=verdict,
-        reason=_sentence(compared, why),
+        reason=_sentence(compared, why, kind),
         compared=compared,
         alpha=alpha,
         expected_gain=expected,
@@ -133,11 +145,9 @@ def decide(policy: PromotionPolicy, cases: Sequence[CaseScores], records: Sequen
     )
 
 
-def _against_anchor(
-    policy: PromotionPolicy, cases: Sequence[CaseScores], compared: Difference | None, history: History
-) -> Difference | None:
+def _against_anchor(cases: Sequence[CaseScores], compared: Difference | None, history: History) -> Difference | None:
     """The challenger against the anchor: on the anchor's own scores where they are given, else by the gains on record since then."""
-    if policy.promote != "if_not_worse" or compared is None:
+    if compared is None:
         return None
     if any(case.anchor for case in cases):
         return difference(cases, against="anchor")
@@ -159,8 +169,10 @@ def _verdict(
     labels: Mapping[str, Difference],
     anchor: Difference | None,
     alpha: float,
+    *,
+    withdrawn: bool,
 ) -> tuple[str, str]:
-    """(decision, why)."""
+    """Give (decision, why)."""
     if policy.promote == "never":
         return "keep", "the policy is never to promote"
     if policy.promote == "always":
@@ -171,12 +183,19 @@ def _verdict(
         return "keep", "champion and challenger have no label in common that both were judged by"
     if policy.promote == "ask":
         return "ask", "the policy leaves the decision to a person"
+    if withdrawn and anchor is not None:
+        old = "the champion was trained on cases that were withdrawn since"
+        if anchor.gain >= -policy.margin - _ROUNDING:
+            return "promote", f"{old}, and the challenger reaches the approved model within {_points(policy.margin)}"
+        return "keep", f"{old}, but the challenger is {_points(-anchor.gain)} behind the approved model, more than {_points(policy.margin)}"
     if compared.error is None:
         return "keep", f"{compared.cases} cases of one patient cannot tell a difference from chance"
     worst = min(labels, key=lambda name: labels[name].gain)
-    if labels[worst].gain < -policy.max_label_loss:
+    if labels[worst].gain < -policy.max_label_loss - _ROUNDING:
         return "keep", f"label {worst} loses {_points(-labels[worst].gain)}, more than the {_points(policy.max_label_loss)} allowed"
     chance = f"an error budget of {policy.error_budget_per_year:g} a year"
+    if alpha <= 0:
+        return "keep", f"{chance} is spent by the decisions of the last 365 days"
     if policy.promote == "if_not_worse":
         if anchor is None or anchor.error is None:
             return "ask", "nothing says how the challenger compares with the last model that a person approved"
@@ -208,11 +227,11 @@ def _first_model(policy: PromotionPolicy, cases: Sequence[CaseScores]) -> tuple[
     return "promote", f"it is the first model, with {reached}"
 
 
-def _sentence(compared: Difference | None, why: str) -> str:
+def _sentence(compared: Difference | None, why: str, kind: str) -> str:
     if compared is None:
         return f"{why[0].upper()}{why[1:]}."
     return (
-        f"On {compared.cases} hold-out cases of {compared.patients} patients the challenger has Dice {compared.after:.4f} and the "
+        f"On {compared.cases} {kind} cases of {compared.patients} patients the challenger has Dice {compared.after:.4f} and the "
         f"champion {compared.before:.4f}: {why}."
     )
 

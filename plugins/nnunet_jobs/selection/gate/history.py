@@ -131,6 +131,8 @@ class History:
         found: list[tuple[float, float]] = []
         reference = 0.0
         for record in reversed(self.records[-_LOOK_BACK:]):
+            if record.promoted and record.gain is None:  # a champion that nobody compared: what was before cannot be related to it
+                break
             if record.gain is None or record.noise is None:
                 continue
             if record.promoted:  # today's champion is this challenger

@@ -109,8 +109,11 @@ class Difference:
     after: float
 
     def interval(self, alpha: float) -> tuple[float | None, float | None]:
-        """Bounds of the gain that chance crosses, on each side, with probability ``alpha`` (Student's t over patients)."""
-        if self.error is None:
+        """Bounds of the gain that chance crosses, on each side, with probability ``alpha`` (Student's t over patients).
+
+        There are none with a single patient, or where no error is allowed at all.
+        """
+        if self.error is None or alpha <= 0:
             return None, None
         width = float(stdtrit(self.patients - 1, 1 - alpha)) * self.error
         return self.gain - width, self.gain + width

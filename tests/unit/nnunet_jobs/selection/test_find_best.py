@@ -15,7 +15,7 @@ import pytest
 from nnunet_jobs.contract.failure import ConfigError, DataError, Interrupted
 from nnunet_jobs.contract.steps.params import FindBestParams
 from nnunet_jobs.contract.steps.results import RESULTS
-from nnunet_jobs.contract.storage.files import read_json, sha256_file
+from nnunet_jobs.contract.storage.files import read_json, sha256_file, write_json
 from nnunet_jobs.contract.storage.workspace import Workspace
 from nnunet_jobs.registry.promotion import promote
 from nnunet_jobs.steps.find_best_config import run
@@ -85,13 +85,49 @@ def test_dice_choice_and_postprocessing_are_those_of_stock_nnunet(
         assert {path.name for path in (ours / folder).iterdir()} - extras == {path.name for path in (theirs / folder).iterdir()} - extras
 
 
+def test_a_prediction_of_the_holdout_is_made_once_and_again_only_where_image_or_label_changed(
+    selected: tuple[Workspace, dict[str, Any]], tmp_path: Path
+) -> None:
+    workspace, first = copy_of(selected[0], tmp_path), model_of(selected[0])
+    challenger = second_model(workspace, first, "challenger")
+    folder = workspace.model_root(first) / DATASET / "holdout"
+    before = {path.name: path.stat().st_mtime_ns for path in folder.glob("*.nii.gz")}
+    seen = workspace.model_root(first) / DATASET / "training_cases.json"
+    assert not set(read_json(seen)["cases"]) & set(held_out(workspace))
+    fields = {**TWO_FOLDS, "model": challenger, "promote": "if_better"}
+    assert run(FindBestParams(**fields), context(workspace))["compared_cases"] == len(before)
+    assert {path.name: path.stat().st_mtime_ns for path in folder.glob("*.nii.gz")} == before, "nothing is predicted again"
+
+    import nibabel
+
+    # A corrected label: both models are judged by it, and by it alone is anything done again.
+    corrected = held_out(workspace)[0]
+    label = workspace.raw_dataset(DATASET) / "labelsTs" / f"{corrected}.nii.gz"
+    image = nibabel.load(label)
+    voxels = np.asarray(image.dataobj).copy()
+    voxels[:, :, : voxels.shape[2] // 2] = 0
+    nibabel.save(nibabel.Nifti1Image(voxels, image.affine, image.header), label)
+    manifest = workspace.manifest(DATASET)
+    manifest["cases"][corrected]["label"] = sha256_file(label)
+    write_json(workspace.raw_dataset(DATASET) / "manifest.json", manifest)
+    # The first hold-out case of a patient that the champion was trained on is left out for both.
+    known = read_json(seen)
+    other = held_out(workspace)[1]
+    write_json(seen, {**known, "cases": {**known["cases"], "earlier visit": manifest["cases"][other]["group"]}})
+    (again,) = run_steps(workspace, ("find_best_config", fields))
+    after = {path.name: path.stat().st_mtime_ns for path in folder.glob("*.nii.gz")}
+    assert {name for name in before if after[name] != before[name]} == {f"{corrected}.nii.gz"}
+    assert again["compared_cases"] == len(before) - 1
+    assert again["gain"] == 0
+
+
 def test_the_holdout_is_predicted_from_raw_images_and_its_dice_is_in_the_card(selected: tuple[Workspace, dict[str, Any]]) -> None:
     workspace, result = selected
     raw = workspace.raw_dataset(DATASET)
-    held = [case for case, entry in workspace.manifest(DATASET)["cases"].items() if entry["split"] == "holdout"]
+    held = held_out(workspace)
     assert held
     predictions = Path(result["card"]).parent / "holdout"
-    assert {path.name for path in predictions.iterdir()} == {f"{case}.nii.gz" for case in held}
+    assert {path.name for path in predictions.iterdir()} == {".scores", *(f"{case}.nii.gz" for case in held)}
     for label, value in (("anterior", 1), ("posterior", 2)):
         dices = []
         for case in held:
@@ -227,29 +263,40 @@ def test_one_fold_of_one_configuration_and_a_holdout_that_was_changed(trained: W
     assert read_json(Path(result["card"]))["selection"]["members"][0]["folds"] == [1]
 
 
+def held_out(workspace: Workspace) -> list[str]:
+    return [case for case, entry in workspace.manifest(DATASET)["cases"].items() if entry["split"] == "holdout"]
+
+
 def test_only_a_better_model_is_promoted_and_an_earlier_one_can_be_put_back(
     selected: tuple[Workspace, dict[str, Any]], tmp_path: Path
 ) -> None:
     workspace, first = copy_of(selected[0], tmp_path), model_of(selected[0])
-    holdout = selected[1]["holdout_dice"]
     assert workspace.champion(DATASET) == first
 
-    def offer(model: str, policy: str = "if_better") -> bool:
-        return bool(run(FindBestParams(**TWO_FOLDS, model=model, promote=policy), context(workspace))["promoted"])
+    def offer(model: str, policy: str = "if_better", **gate: float) -> dict[str, Any]:
+        return run(FindBestParams(**TWO_FOLDS, model=model, promote=policy, gate=gate), context(workspace))
 
-    worse = second_model(workspace, first, "worse", holdout_dice=holdout - 0.01, cv_dice_postprocessed=1.0)
+    worse = second_model(workspace, first, "worse", gain=-0.01)
     same = second_model(workspace, first, "same")
-    better = second_model(workspace, first, "better", holdout_dice=holdout + 0.01, cv_dice_postprocessed=0.0)
-    elsewhere = second_model(workspace, first, "elsewhere", holdout_hash="other cases", holdout_dice=0.0, cv_dice_postprocessed=0.5)
+    better = second_model(workspace, first, "better", gain=0.02)
+    any_gain = {"error_budget_per_year": 50.0, "runs_per_year": 100.0}
+    few = offer(better)
+    assert (few["promoted"], few["decision"]) == (False, "keep")
+    assert "may be chance at an error budget of 0.05 a year" in few["reason"]
     for model in (worse, same):
-        assert not offer(model)
+        kept = offer(model, **any_gain)
+        assert (kept["promoted"], kept["decision"], kept["champion_before"]) == (False, "keep", first)
         assert workspace.champion(DATASET) == first
-    assert not offer(better, "never")
-    assert offer(better)
+    assert not offer(better, "never")["promoted"]
+    assert offer(better, "ask")["decision"] == "ask"
+    found = offer(better, **any_gain)
+    assert found["promoted"]
+    assert found["gain"] == pytest.approx(0.02)
+    card = read_json(workspace.model_root(better) / DATASET / "model.json")["decision"]
+    assert (card["by"], card["champion_before"], card["cases"]) == ("hold-out", first, len(held_out(workspace)))
     assert os.readlink(workspace.champion_link(DATASET)) == f".versions/better/{DATASET}"
-    assert not offer(worse)
-    assert offer(elsewhere), "judged on other cases, so cross-validation decides"
-    assert offer(worse, "always")
+    assert not offer(worse, **any_gain)["promoted"]
+    assert offer(worse, "always")["promoted"]
     promote(workspace, DATASET, first)
     assert workspace.champion(DATASET) == first
     with pytest.raises(ConfigError, match="model='gone'"):

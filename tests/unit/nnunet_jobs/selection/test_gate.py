@@ -174,6 +174,15 @@ def test_scores_of_the_anchor_itself_count_where_they_are_given() -> None:
     assert found.anchor.gain == pytest.approx(-0.09)
 
 
+def test_a_champion_that_has_seen_withdrawn_cases_is_replaced_by_the_first_model_that_reaches_the_anchor() -> None:
+    policy = PromotionPolicy()
+    near, far = (decide(policy, cases(gain), [], AT, withdrawn=True) for gain in (-0.005, -0.02))
+    assert (near.decision, far.decision) == ("promote", "keep")
+    assert "trained on cases that were withdrawn since" in near.reason
+    never = decide(PromotionPolicy(promote="never"), cases(0.1), [], AT, withdrawn=True)
+    assert never.decision == "keep"
+
+
 def test_cases_that_came_since_the_last_decision_are_reported_apart() -> None:
     late = AT - timedelta(hours=1)
     fresh = [case(f"new_{number}", {"a": 0.5}, {"a": 0.7}, since=late) for number in range(5)]
@@ -196,6 +205,14 @@ def test_the_yearly_budget_is_never_exceeded_even_by_more_runs_than_declared() -
     assert sum(record.spent for record in records) <= 0.05 * (1 + 1e-6)
     later = History(records, AT + timedelta(days=400)).error_share(policy)
     assert later == pytest.approx(0.005)  # a year later it is there again
+
+
+def test_a_budget_that_is_spent_promotes_nobody_and_says_so() -> None:
+    spent = [Record(at=SINCE.isoformat(), decision="keep", gain=0.0, noise=0.002, patients=40, spent=0.05)]
+    found = answer(cases(0.3), spent)
+    assert found.decision == "keep"
+    assert "an error budget of 0.05 a year is spent" in found.reason
+    assert found.to_json()["low"] is None
 
 
 def test_decisions_of_the_future_and_their_order_do_not_matter() -> None:

@@ -11,15 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nnunet_jobs.contract.storage.files import read_json, write_json
+from nnunet_jobs.contract.storage.files import read_json
 from nnunet_jobs.contract.storage.predictions import mean_dice
-from nnunet_jobs.contract.storage.workspace import MODEL_CARD, Workspace
-from nnunet_jobs.selection.better import better
 from nnunet_jobs.training.fold_record import summary_dice
 from nnunet_jobs.training.run import epochs_without_better, smoothed
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
-DATASET = "Dataset005_X"
 SHAPE = (8, 10, 12)
 
 
@@ -100,36 +97,6 @@ def test_the_holdout_mean_is_over_the_labels_that_its_references_have() -> None:
     assert mean_dice(old) == {"cases": 1, "mean": 0.4, "per_label": {"a": 0.8, "b": 0.0}}
     assert mean_dice([{"dice": {"a": None}, "reference_labels": []}]) == {"cases": 1, "mean": None, "per_label": {"a": None}}
     assert mean_dice([]) is None
-
-
-def offer(workspace: Workspace, challenger: dict[str, Any], champion: dict[str, Any]) -> bool:
-    for name, metrics in (("new", challenger), ("old", champion)):
-        empty = {"holdout_hash": None, "holdout_dice": None, "holdout_per_label": None}
-        folder = workspace.model_root(name) / DATASET
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / MODEL_CARD, {"metrics": {**empty, "cv_dice_postprocessed": None, **metrics}})
-    return better(workspace, DATASET, "new", "old")
-
-
-def cv(mean: float | None, **per_label: float | None) -> dict[str, Any]:
-    return {"cv_dice_postprocessed": mean, "cv_per_label_postprocessed": per_label}
-
-
-def test_models_are_compared_over_the_labels_that_both_have(workspace: Workspace) -> None:
-    assert offer(workspace, cv(0.8, a=0.9, b=0.7), cv(0.75, a=0.8, b=0.7))
-    assert offer(workspace, cv(0.6, a=0.9, hard=0.3), cv(0.8, a=0.8, hard=None)), "better wherever both were judged"
-    assert not offer(workspace, cv(0.7, a=0.7, hard=None), cv(0.5, a=0.8, hard=0.2)), "better only for want of the hard label"
-    assert not offer(workspace, cv(0.9, a=0.9, b=None), cv(0.1, a=None, b=0.1)), "nothing in common"
-
-
-def test_an_undefined_dice_is_never_better_and_says_so(workspace: Workspace, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level("INFO", logger="nnunet_jobs")
-    assert not offer(workspace, cv(None, a=None), cv(0.1, a=0.1))
-    assert not offer(workspace, cv(None, a=None), cv(None, a=None))
-    assert offer(workspace, cv(0.1, a=0.1), cv(None, a=None))
-    assert "of the challenger is undefined, of the champion 0.1000" in caplog.text
-    held = {"holdout_hash": "h", "holdout_dice": None, "holdout_per_label": {"a": None}}
-    assert not offer(workspace, {**cv(0.5, a=0.5), **held}, {**cv(0.6, a=0.6), **held}), "the hold-out says nothing, cross-validation does"
 
 
 def test_an_epoch_without_labels_neither_ends_nor_blinds_the_training() -> None:
