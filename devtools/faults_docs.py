@@ -12,7 +12,7 @@ This page lists every fault that `python -m nnunet_jobs validate PATH` and `Regi
 people who prepare a dataset. An error would spoil training or prediction, so nothing is registered until it is fixed. A warning is for
 a person to look at. `--fix-plan` prints the fixes with the names of the files. The codes do not change, so programs can count them.
 
-This page is made from the table of codes by `python -m devtools.faults_docs`.
+This page is made from the table of codes by `python -m devtools.reference_docs`.
 
 | code | severity | what | fix |
 |---|---|---|---|

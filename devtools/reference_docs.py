@@ -29,7 +29,7 @@ _OF_PROGRAMS = [command.name for command in COMMANDS if not command.typed]
 _EXIT_WORDS = {
     Exit.DONE: "done",
     Exit.FAILED: "a check failed, or the work did",
-    Exit.USAGE: "the command line cannot be parsed",
+    Exit.USAGE: "the command line cannot be parsed, or `validate` cannot look for the dataset",
     Exit.REFUSED: "refused: an argument, a setting, the data or a missing permission",
     Exit.NOT_NOW: "not now: a service does not answer or is full; try again later",
 }

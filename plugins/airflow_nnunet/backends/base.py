@@ -18,6 +18,7 @@ from nnunet_jobs.contract.storage.permissions import explain_permission_error, w
 from nnunet_jobs.contract.storage.workspace import Workspace
 
 DEFAULT_LOST_AFTER_S = 120.0
+_LOOK_S = 0.05
 _GONE = "the runner ended without an outcome (killed, or the host restarted)"
 
 
@@ -83,7 +84,11 @@ class Watch:
 
 
 class Backend(ABC):
-    """Base class of backends, which define where jobs run."""
+    """Base class of backends, which define where jobs run.
+
+    A backend implements :meth:`start` alone: it starts ``python -m nnunet_jobs run JOB_DIR`` somewhere. The job's folder, its attempts,
+    what its files say, cancelling it and its end are the same for all backends. CONTRIBUTING.md has an example.
+    """
 
     name: str = ""
 
@@ -153,6 +158,23 @@ class Backend(ABC):
             JobError: No runner was started. The error becomes the attempt's failure, so its class, such as
                 :class:`ConfigError` or :class:`Lost`, decides about another attempt.
         """
+
+    def wait_until_on_record(self, job: JobDir, attempt: int, *, timeout_s: float) -> None:
+        """Wait until the runner of an attempt has written itself into ``state.json``, or the attempt is over; for :meth:`start`.
+
+        Args:
+            job: Folder of the job.
+            attempt: Number of the attempt.
+            timeout_s: Limit in seconds.
+
+        Raises:
+            Lost: The runner is not on record by then.
+        """
+        deadline = time.monotonic() + timeout_s
+        while (state := job.state()).attempt == attempt and not (state.pid or state.phase.final):
+            if time.monotonic() > deadline:
+                raise Lost(f"the runner is not on record after {timeout_s:.0f} s; look into {job.log}")
+            time.sleep(_LOOK_S)
 
     def alive(self, job: JobDir) -> bool:
         """Return whether the newest attempt is active, so that a submit attaches to it.

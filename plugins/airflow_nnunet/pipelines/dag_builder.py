@@ -30,6 +30,7 @@ from airflow_nnunet.operators import (
 from airflow_nnunet.operators.base import DEFAULT_RETRY_POLICY
 from airflow_nnunet.pipelines import planning
 from airflow_nnunet.pipelines.dag_checks import build_checked
+from airflow_nnunet.pipelines.dag_page import dataset_as_table
 from airflow_nnunet.pipelines.dataset_config import CASCADE, DatasetConfigError, TrainingConfig, load_folder
 from airflow_nnunet.pipelines.run_form import RunSettings, form
 from airflow_nnunet.pipelines.schedules import PRESETS, make_timetable, zone_of
@@ -76,7 +77,7 @@ def _build(config: TrainingConfig, *, auto_register: bool) -> DAG:
         catchup=False,
         max_active_runs=1,
         tags={"nnunet", fitting_tag(config.dataset_name), *config.tags, *([f"team:{config.team}"] if config.team else [])},
-        doc_md=_documentation(config),
+        doc_md=dataset_as_table(config),
         default_args=_default_args(config),
         auto_register=auto_register,
     )
@@ -290,13 +291,3 @@ def _add_tasks(config: TrainingConfig, *, group_id: str | None = None, pool: str
 
 def _workspace(config: TrainingConfig) -> Workspace:
     return resolve_config(config.nnunet_conn_id, team=config.team).workspace
-
-
-def _documentation(config: TrainingConfig) -> str:
-    """Return the dataset file as a table for the DAG's page."""
-    lines = [f"### {config.dataset_name}", "", "| setting | value |", "|---|---|"]
-    for name, value in config.model_dump(exclude_none=True).items():
-        fields = value if isinstance(value, dict) else {None: value}
-        for field, item in fields.items():
-            lines.append(f"| {name}{f'.{field}' if field else ''} | `{str(item).replace('|', chr(92) + '|')}` |")
-    return "\n".join(lines)

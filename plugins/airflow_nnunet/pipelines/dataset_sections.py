@@ -24,7 +24,8 @@ class DatasetSection(Section):
         default="auto",
         json_schema_extra={"enum": list(LAYOUTS)},  # for the page; the contract checks the value
         description="`nnunet` (raw v2), `nnunet_v1` (raw v1, `TaskXXX`), `decathlon` (MSD), `bids` (labels in derivatives), "
-        "`csv` (a table), `folders` (images and labels), `dicom` (a tree of DICOM files); `auto` recognises it.",
+        "`csv` (a table), `folders` (images and labels), `dicom` (a tree of DICOM files), or one that another package adds; "
+        "`auto` recognises it.",
     )
     images: str = Field(default="images", description="Sub-folder of the images, for `folders`.")
     labels: str = Field(

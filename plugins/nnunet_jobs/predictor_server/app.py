@@ -177,15 +177,15 @@ def create_app(server: Server) -> FastAPI:
 
     @app.get("/readyz", response_class=PlainTextResponse, responses={503: {"description": "Loading, or about to end."}})
     async def readyz() -> Response:
-        """200 once the models are in memory, and until the server is told to stop. Further lines say what its background tasks meet."""
+        """Return 200 once the models are in memory, and until the server begins to stop. Further lines say which background tasks fail."""
         good = server.ready and not server.draining and all(task.alive for task in server.background_tasks)
-        word = "ready" if good else "draining" if server.draining else "loading" if not server.ready else "a duty has ended"
+        word = "ready" if good else "draining" if server.draining else "loading" if not server.ready else "a background task has ended"
         lines = [word, *(line for task in server.background_tasks for line in task.words())]
         return PlainTextResponse("".join(f"{line}\n" for line in lines), status_code=200 if good else 503)
 
     @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:
-        """Prometheus."""
+        """Return the figures in the text form of Prometheus."""
         text = server.metrics.text(server.models.warm(), server.models.loads)
         return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 

@@ -13,7 +13,7 @@ log = logging.getLogger("nnunet_jobs")
 
 
 class BackgroundTask:
-    """A piece of work that is done again and again, or until it succeeds once.
+    """Repeats a piece of work at an interval, or until it succeeds once.
 
     Args:
         name: Name in the log and in ``/readyz``.

@@ -74,7 +74,7 @@ def _clear(uds: Path) -> None:
     if not uds.exists():
         return
     if not uds.is_socket():
-        raise ConfigError(field="uds", value=str(uds), problem="is there and no socket", fix="name a path for the server alone")
+        raise ConfigError(field="uds", value=str(uds), problem="exists and is not a socket", fix="name a path for the server alone")
     with socket.socket(socket.AF_UNIX) as probe:
         try:
             probe.connect(str(uds))

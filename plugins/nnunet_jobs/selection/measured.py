@@ -1,4 +1,4 @@
-"""Surface distances and volumes of the chosen model in cross-validation: ``metrics.json`` beside ``summary.json``, means in the card."""
+"""Surface distances and volumes of the chosen model, cross-validated and held out: a ``metrics.json`` each, means in the card."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from nnunet_jobs.contract.storage.files import read_json
 from nnunet_jobs.metrics.cases import FILE, named_labels, tolerances, write_metrics
 from nnunet_jobs.metrics.surfaces import DEFAULT_TOLERANCE_MM, IMPLEMENTATION
 from nnunet_jobs.selection.compare import Reference
+from nnunet_jobs.selection.holdout import FOLDER, Holdout
 from nnunet_jobs.selection.trained import Trained
 
 log = logging.getLogger("nnunet_jobs")
@@ -33,58 +34,81 @@ def label_tolerances(reference: Reference, tolerance_mm: float | Mapping[str, fl
     return tolerances(tolerance_mm, names, DEFAULT_TOLERANCE_MM)
 
 
-def cross_validated(folder: Path, reference: Reference, tolerance_mm: Mapping[str, float], context: StepContext) -> dict[str, Any]:
-    """Compare the postprocessed predictions of every validation case with the references, and write ``metrics.json``.
+def measure(
+    cross_validated: Path | None, held: Holdout, trained: Trained, reference: Reference, tolerance_mm: Mapping[str, float],
+    context: StepContext,
+) -> dict[str, Any]:  # fmt: skip
+    """Compare predictions of the model with the references, and write ``metrics.json`` beside each kind of them.
 
     Args:
-        folder: The predictions, with their ``summary.json``.
-        reference: The reference segmentations.
+        cross_validated: Folder of the postprocessed predictions of the validation cases; None without a cross-validation.
+        held: The hold-out cases, whose predictions are beside the model.
+        trained: The model.
+        reference: The reference segmentations of its version.
         tolerance_mm: Tolerance of the NSD in mm by label name.
         context: May tell this to stop between cases.
 
     Returns:
-        The card's ``metrics.surfaces``: ``implementation``, ``tolerance_mm``, and the means ``per_label`` and ``foreground`` in ``cv``.
+        The card's ``metrics.surfaces``: ``implementation``, ``tolerance_mm``, and in ``cv`` and ``holdout`` the means ``per_label`` and
+        ``foreground``, or None where there are no such predictions.
     """
-    cases = [Path(entry["prediction_file"]).name for entry in read_json(folder / "summary.json")["metric_per_case"]]
-    done = 0
+    validated: dict[str, tuple[Path, Path]] = {}
+    if cross_validated is not None:
+        names = [Path(entry["prediction_file"]).name for entry in read_json(cross_validated / "summary.json")["metric_per_case"]]
+        cases = [name.removesuffix(reference.ending) for name in names]
+        validated = {case: (reference.path(case), cross_validated / f"{case}{reference.ending}") for case in cases}
+    predictions = {case: trained.root / FOLDER / f"{case}{held.ending}" for case in held.cases}
+    kept = {case: (held.files(case)[1], path) for case, path in predictions.items() if path.is_file()}
+    done, total = 0, len(validated) + len(kept)
 
     def on_case() -> None:
         nonlocal done
         done += 1
-        context.progress("surfaces", done, len(cases))
+        context.progress("surfaces", done, total)
         context.beat()
         context.check_stop()
 
-    report = write_metrics(
-        {name.removesuffix(reference.ending): (reference.path(name.removesuffix(reference.ending)), folder / name) for name in cases},
-        folder / FILE,
-        reader_writer=reference.reader_writer,
-        labels=named_labels(reference.labels, reference.dataset_json["labels"]),
-        tolerance_mm=tolerance_mm,
-        ignore_label=reference.label_manager.ignore_label,
-        threads=context.cpus,
-        on_case=on_case,
-    )
-    means = {name: report[name] for name in ("per_label", "foreground")}
-    return {"implementation": report["implementation"], "tolerance_mm": report["tolerance_mm"], "cv": means}
+    def means(pairs: Mapping[str, tuple[Path, Path]], folder: Path | None) -> dict[str, Any] | None:
+        if not pairs or folder is None:
+            return None
+        report = write_metrics(
+            pairs,
+            folder / FILE,
+            reader_writer=reference.reader_writer,
+            labels=named_labels(reference.labels, reference.dataset_json["labels"]),
+            tolerance_mm=tolerance_mm,
+            ignore_label=reference.label_manager.ignore_label,
+            threads=context.cpus,
+            on_case=on_case,
+        )
+        return {name: report[name] for name in ("per_label", "foreground")}
+
+    return {
+        "implementation": IMPLEMENTATION,
+        "tolerance_mm": dict(tolerance_mm),
+        "cv": means(validated, cross_validated),
+        "holdout": means(kept, trained.root / FOLDER),
+    }
 
 
-def measured_again(card: Mapping[str, Any], trained: Trained, params: FindBestParams, context: StepContext) -> dict[str, Any] | None:
+def measured_again(
+    card: Mapping[str, Any], trained: Trained, held: Holdout, params: FindBestParams, context: StepContext
+) -> dict[str, Any] | None:  # fmt: skip
     """Measure a finished selection again where its card has other tolerances, or none, or was measured by another implementation.
 
     Returns:
-        The card with the new numbers, not written; None where nothing has changed, or there is no cross-validation.
+        The card with the new numbers, not written; None where nothing has changed.
     """
-    if not trained.cross_validated:
-        return None
     reference = Reference(trained, context)
     wanted, known = label_tolerances(reference, params.tolerance_mm), card["metrics"].get("surfaces", {})
     if (known.get("tolerance_mm"), known.get("implementation")) == (wanted, IMPLEMENTATION):
         return None
-    best = read_json(trained.root / "inference_information.json")["best_model_or_ensemble"]
-    folder = (trained.root / best["postprocessing_file"]).parent / "postprocessed"
-    if not (folder / "summary.json").is_file():
-        log.warning("%s keeps its surface metrics: the predictions of its cross-validation are not there any more", trained.model)
-        return None
-    surfaces = {**known, **cross_validated(folder, reference, wanted, context)}
+    folder = None
+    if trained.cross_validated:
+        best = read_json(trained.root / "inference_information.json")["best_model_or_ensemble"]
+        folder = (trained.root / best["postprocessing_file"]).parent / "postprocessed"
+        if not (folder / "summary.json").is_file():
+            log.warning("%s keeps its surface metrics: the predictions of its cross-validation are not there any more", trained.model)
+            return None
+    surfaces = measure(folder, held, trained, reference, wanted, context)
     return {**card, "metrics": {**card["metrics"], "surfaces": surfaces}}

@@ -63,7 +63,7 @@ def run(params: FindBestParams, context: StepContext) -> dict[str, Any]:
                 from nnunet_jobs.selection.reference import write_reference
 
                 write_reference(trained, card["metrics"]["cv_dice_postprocessed"], context)
-            card = _up_to_date(card, trained, params, context)
+            card = _up_to_date(card, trained, held, params, context)
     context.check_stop()
     judge = Judge(workspace=workspace, dataset=dataset, model=trained.model, policy=params.policy(), held=held, context=context)
 
@@ -106,11 +106,13 @@ def _who(context: StepContext) -> str:
     return f"DAG {known['dag_id']}, run {known['run_id']}" if {"dag_id", "run_id"} <= known.keys() else f"job {context.job.job_id}"
 
 
-def _up_to_date(card: dict[str, Any], trained: Trained, params: FindBestParams, context: StepContext) -> dict[str, Any]:
+def _up_to_date(
+    card: dict[str, Any], trained: Trained, held: holdout.Holdout, params: FindBestParams, context: StepContext
+) -> dict[str, Any]:  # fmt: skip
     """The finished card with this run's recipe and tolerances; written where that changes it."""
     from nnunet_jobs.selection.measured import measured_again
 
-    measured = measured_again(card, trained, params, context)
+    measured = measured_again(card, trained, held, params, context)
     if measured is None and card["recipe"] == params.recipe:
         return card
     card = {**(measured or card), "recipe": params.recipe}
@@ -136,7 +138,7 @@ def _select(trained: Trained, params: FindBestParams, held: holdout.Holdout, inp
     if not trained.cross_validated:
         from nnunet_jobs.selection.unvalidated import take_as_it_is
 
-        return take_as_it_is(trained, held, recipe=params.recipe, inputs=inputs, context=context)
+        return take_as_it_is(trained, held, params, inputs=inputs, context=context)
     from nnunet_jobs.selection import compare, ensemble, measured, postprocessing
     from nnunet_jobs.selection.reference import write_reference
 
@@ -159,7 +161,6 @@ def _select(trained: Trained, params: FindBestParams, held: holdout.Holdout, inp
         shutil.copy(chosen.folder / name, trained.root / name)
     cv_dice, cv_per_label = compare.dice_by_label(chosen.folder, reference.dataset_json)
     post_dice, post_per_label = compare.dice_by_label(processed.folder, reference.dataset_json)
-    surfaces = measured.cross_validated(processed.folder, reference, tolerance_mm, context)
     write_json(trained.root / "inference_information.json", inference_information(trained, candidates, chosen, post_dice))
     selection = {
         "members": [member(trained, configuration) for configuration in chosen.configurations],
@@ -181,7 +182,7 @@ def _select(trained: Trained, params: FindBestParams, held: holdout.Holdout, inp
         "holdout_per_label": judged["per_label"] if judged else None,
         "holdout_cases": len(held.cases),
         "holdout_hash": held.hash,
-        "surfaces": surfaces,
+        "surfaces": measured.measure(processed.folder, held, trained, reference, tolerance_mm, context),
         "undefined_labels": undefined(cv_per_label, judged["per_label"] if judged else {}),
         "postprocessing_declined": [dict(step) for step in processed.declined],
         "candidates": {candidate.name: candidate.dice for candidate in candidates},

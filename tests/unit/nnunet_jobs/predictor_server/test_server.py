@@ -332,7 +332,7 @@ def test_a_socket_belongs_to_one_server(home: Workspace, image: Path, tmp_path: 
     assert not uds.exists()
     uds.write_text("a file")
     third = subprocess.run([*command, "--uds", str(uds)], capture_output=True, text=True, timeout=60, check=False)
-    assert (third.returncode, "no socket" in third.stderr, uds.read_text()) == (3, True, "a file")
+    assert (third.returncode, "not a socket" in third.stderr, uds.read_text()) == (3, True, "a file")
 
 
 def test_a_request_has_a_time_limit(home: Workspace, image: Path, tmp_path: Path) -> None:

@@ -127,7 +127,7 @@ def test_the_holdout_is_predicted_from_raw_images_and_its_dice_is_in_the_card(se
     held = held_out(workspace)
     assert held
     predictions = Path(result["card"]).parent / "holdout"
-    assert {path.name for path in predictions.iterdir()} == {".scores", *(f"{case}.nii.gz" for case in held)}
+    assert {path.name for path in predictions.iterdir()} == {".scores", "metrics.json", *(f"{case}.nii.gz" for case in held)}
     for label, value in (("anterior", 1), ("posterior", 2)):
         dices = []
         for case in held:
@@ -393,6 +393,10 @@ def test_surfaces_are_measured_beside_dice_and_again_for_another_tolerance(
     assert surfaces["implementation"] == report["implementation"]
     assert surfaces["cv"] == {name: report[name] for name in ("per_label", "foreground")}
     assert len(report["cases"]) == before["metrics"]["cv_cases"]
+    held = read_json(root / "holdout" / "metrics.json")
+    assert set(held["cases"]) == set(held_out(workspace))
+    assert surfaces["holdout"] == {name: held[name] for name in ("per_label", "foreground")}
+    assert surfaces["holdout"]["foreground"]["dice"] == pytest.approx(before["metrics"]["holdout_dice"])
     for label, dice in before["metrics"]["cv_per_label_postprocessed"].items():
         assert surfaces["cv"]["per_label"][label]["dice"] == pytest.approx(dice)
     run(FindBestParams(**TWO_FOLDS, recipe="first", tolerance_mm={"anterior": 3}), context(workspace))
