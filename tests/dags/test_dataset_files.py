@@ -59,6 +59,12 @@ def write(folder: Path, text: str, name: str = "a.yaml") -> Path:
         (GOOD + "predict: {output: results}\n", r"a\.yaml:2: predict\.output='results': must be an absolute path, and not a template"),
         (GOOD + "predict: {output: '/out/{{ ds }}'}\n", r"a\.yaml:2: predict\.output='/out/\{\{ ds \}\}': must be .* not a template"),
         ("dataset: {id: 4, name: A, source: data/Task04}\n", r"a\.yaml:1: dataset\.source='data/Task04': must be an absolute path"),
+        (GOOD + "evaluate: {tolerance_mm: -1}\n", r"a\.yaml:2: evaluate\.tolerance_mm=-1(\.0)?: must be 0 mm or more"),
+        (GOOD + "evaluate: {tolerance_mm: {tumour: -1}}\n", r"a\.yaml:2: evaluate\.tolerance_mm=.*must be 0 mm or more"),
+        (
+            "dataset: {id: 4, name: A, source: /d, label_names: {background: 0, liver: 1}}\nevaluate: {tolerance_mm: {livr: 1}}\n",
+            r"a\.yaml:2: evaluate\.tolerance_mm='livr': is no label of dataset\.label_names; name one of liver",
+        ),
         ("- 1\n", r"must be a mapping"),
         ("dataset: [\n", r"not valid YAML"),
     ],

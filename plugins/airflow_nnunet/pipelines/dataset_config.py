@@ -144,8 +144,9 @@ class TrainingConfig(Section):
         if len(set(map(str, self.train_folds))) < len(self.train_folds):
             yield WrongField(field="train.folds", value=self.train_folds, problem="names a fold twice", fix="name each fold once")
         tolerance = self.evaluate.tolerance_mm
-        if isinstance(tolerance, dict) and self.dataset.label_names and (unknown := set(tolerance) - set(self.dataset.label_names)):
-            problem, fix = "is no label of dataset.label_names", f"name one of {', '.join(self.dataset.label_names)}"
+        names = [name for name in self.dataset.label_names or () if name not in ("background", "ignore")]
+        if isinstance(tolerance, dict) and names and (unknown := set(tolerance) - set(names)):
+            problem, fix = "is no label of dataset.label_names", f"name one of {', '.join(names)}"
             yield WrongField(field="evaluate.tolerance_mm", value=min(unknown), problem=problem, fix=fix)
         paths = {"predict.output": self.predict.output}
         if self.predict.cases not in (*HELD_OUT, "none"):

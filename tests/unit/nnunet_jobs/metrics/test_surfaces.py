@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nnunet_jobs.metrics.surface_elements import areas
+from nnunet_jobs.metrics.nearest import Nearest
+from nnunet_jobs.metrics.surface_elements import Lattice, areas
 from nnunet_jobs.metrics.surfaces import surface_metrics
 
 Array = np.ndarray[Any, Any]
@@ -218,3 +219,20 @@ def test_what_cannot_be_compared_is_refused(shapes: tuple[Any, Any], spacing: An
         surface_metrics(np.zeros(shapes[0]), np.zeros(shapes[1]), spacing, [1])
     with pytest.raises(ValueError, match="labels are 0 to 65535"):
         surface_metrics(np.full((2, 2, 2), -1), np.zeros((2, 2, 2)), (1, 1, 1), [1])
+
+
+@pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (2.5, 0.6, 1.1)])
+def test_far_distances_are_those_of_a_search_tree(spacing: tuple[float, float, float]) -> None:
+    from scipy.spatial import cKDTree
+
+    random = np.random.default_rng(5)
+    lattice = Lattice(shape=(40, 50, 60), spacing=spacing, margin=2)
+    size = math.prod(lattice.shape)
+    voxels = np.zeros(lattice.shape, bool)
+    voxels[:-2, :-2, :-2] = True  # the margin behind them holds no cell
+    for low, high, few in ((0, 0.3, 0.6), (0.2, 0.8, 0.5), (0.1, 0.11, 0.9)):
+        cells, targets = (np.flatnonzero((random.random(size) < share) & voxels.ravel()) for share in (0.03, 0.01))
+        cells = cells[cells > few * size]
+        targets = targets[(targets > low * size) & (targets < high * size)]
+        expected = cKDTree(lattice.place(targets)).query(lattice.place(cells))[0]
+        assert Nearest(lattice)(cells, targets) == pytest.approx(expected)
