@@ -44,6 +44,7 @@ if TYPE_CHECKING:
         SelectSection,
         TrainSection,
     )
+    from airflow_nnunet.pipelines.model_dags import build_model_dags
     from airflow_nnunet.pipelines.planning import require_champion
     from airflow_nnunet.pipelines.run_form import form
     from airflow_nnunet.prediction_api.dags import build_prediction_dags
@@ -71,6 +72,7 @@ _MODULES = {
     "pipelines.dataset_sections": (
         "DatasetSection", "EvaluateSection", "PredictSection", "PreprocessSection", "ResourcesSection", "SelectSection", "TrainSection",
     ),
+    "pipelines.model_dags": ("build_model_dags",),
     "pipelines.planning": ("require_champion",),
     "pipelines.run_form": ("form",),
     "prediction_api.dags": ("build_prediction_dags",),
@@ -107,6 +109,7 @@ __all__ = [
     "TrainSection",
     "TrainingConfig",
     "__version__",
+    "build_model_dags",
     "build_prediction_dags",
     "build_training_dag",
     "check_datasets",

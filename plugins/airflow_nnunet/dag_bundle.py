@@ -21,7 +21,7 @@ from airflow_nnunet.settings.project_files import project_files
 
 
 class NnunetDagBundle(LocalDagBundle):  # type: ignore[misc, unused-ignore]
-    """Has the DAGs of dataset files, of predictions, of the prediction API, and from archive to archive.
+    """Has the DAGs of dataset files, of models, of predictions, of the prediction API, and from archive to archive.
 
     Args:
         options: Options of all Airflow bundles: ``name``, ``refresh_interval``.

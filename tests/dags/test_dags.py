@@ -59,6 +59,7 @@ def test_every_dag_file_of_the_project_loads_and_serializes() -> None:
     assert not errors
     assert set(dags) == {
         "nnunet_hippocampus",
+        "nnunet_models",
         "nnunet_phantom_tiny",
         "nnunet_prediction",
         "nnunet_predictions",

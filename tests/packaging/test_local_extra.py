@@ -114,7 +114,8 @@ def test_init_writes_what_a_site_edits_and_a_dataset_file_becomes_a_dag(site: Si
     run([site.python, "-m", "airflow", "dags", "reserialize"], home=home)
     assert listing(site.python, home, "dags", "list-import-errors") == []
     dags = {dag["dag_id"] for dag in listing(site.python, home, "dags", "list")}
-    assert dags == {"nnunet_night", "nnunet_prediction", "nnunet_predictions", "nnunet_prediction_cleanup", "nnunet_dicom_pull"}
+    packaged = {"nnunet_models", "nnunet_prediction", "nnunet_predictions", "nnunet_prediction_cleanup", "nnunet_dicom_pull"}
+    assert dags == {"nnunet_night", *packaged}
 
 
 def test_the_bundle_brings_the_dags_without_a_copy(site: Site, tmp_path: Path) -> None:

@@ -40,7 +40,10 @@ select: {{ensembles: false, promote: always}}
 retries: 1
 schedule: "0 {hour} * * *"
 """
-PROJECT_DAGS = ("nnunet_training.py", "nnunet_dataset_files.py", "nnunet_prediction.py", "nnunet_predictions.py", "nnunet_dicom_pull.py")
+PROJECT_DAGS = (
+    "nnunet_training.py", "nnunet_dataset_files.py", "nnunet_models.py", "nnunet_prediction.py", "nnunet_predictions.py",
+    "nnunet_dicom_pull.py",
+)  # fmt: skip
 EPOCHS, WAITING = 4, "WaitsInEpochThree"  # of a training that waits until it may go on
 COMMON_QUOTA, QUEUE_LIMIT = 6, 8  # of the prediction API
 E2E = TESTS / "e2e"

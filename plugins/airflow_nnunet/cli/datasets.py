@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from airflow_nnunet.cli.command import command
-from airflow_nnunet.cli.pools import run_jobs_command
+from airflow_nnunet.jobs.jobs_command import run_jobs_command
 from airflow_nnunet.settings.resolver import resolve_config
 from nnunet_jobs.contract.exit_codes import Exit
 from nnunet_jobs.contract.failure import ConfigError

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from airflow_nnunet.cli.command import command
 from airflow_nnunet.cli.datasets import find_dataset
-from airflow_nnunet.cli.pools import run_jobs_command
+from airflow_nnunet.jobs.jobs_command import run_jobs_command
 from airflow_nnunet.settings.resolver import resolve_config
 
 

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from airflow_nnunet.cli.command import command
+from airflow_nnunet.jobs.jobs_command import run_jobs_command
 from airflow_nnunet.settings.config import NnunetConfig
 from airflow_nnunet.settings.project_files import project_files
 from airflow_nnunet.settings.resolver import resolve_config
 from airflow_nnunet.settings.teams import load_teams
 from nnunet_jobs.contract.exit_codes import Exit
 from nnunet_jobs.contract.failure import ConfigError
-from nnunet_jobs.contract.job import packages
 
 AUTO = "auto"
 _FIELDS = ("slots", "description", "include_deferred")
@@ -91,24 +91,6 @@ def default_path() -> Path:
     )
     candidates = [folder / "include" / "pools.json" for folder in (*folders, project_files())]
     return next((path for path in candidates if path.is_file()), candidates[-1])
-
-
-def run_jobs_command(python: str, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
-    """Run one command of ``nnunet_jobs`` with the interpreter that runs the jobs.
-
-    Args:
-        python: Interpreter, as in section [nnunet].
-        arguments: Arguments of the command.
-        options: Options of :func:`subprocess.run`.
-
-    Raises:
-        ConfigError: There is no such interpreter.
-    """
-    try:
-        with packages.for_command(python, os.environ) as environment:
-            return subprocess.run([python, "-m", "nnunet_jobs", *arguments], text=True, check=False, env=environment, **options)
-    except OSError as error:
-        raise ConfigError(where="[nnunet]", field="python", value=python, problem=f"cannot run nnunet_jobs: {error}") from error
 
 
 def probe_host(config: NnunetConfig) -> dict[str, Any]:

@@ -44,7 +44,19 @@ def dataset_registered(context: Context, result: RegisterResult) -> None:
 
 def model_promoted(context: Context, result: FindBestResult) -> None:
     """Send the model's event if this run promoted it, but not for a model that was promoted before."""
-    if not result.promoted:
-        return
-    extra: dict[str, JsonValue] = {"model": result.model, "dice": result.holdout_dice, "cv_dice": result.cv_dice}
-    context["outlet_events"][PROMOTED].add(model_asset(result.dataset), extra=extra)
+    if result.promoted:
+        champion_changed(context, result.dataset, result.model, dice=result.holdout_dice, cv_dice=result.cv_dice)
+
+
+def champion_changed(context: Context, dataset: str, model: str, *, dice: float | None, cv_dice: float | None) -> None:
+    """Send the model's event: another model is the champion now.
+
+    Args:
+        context: Context of the task, which has :data:`PROMOTED` among its outlets.
+        dataset: Full name of the dataset.
+        model: Id of the champion.
+        dice: Its Dice on the hold-out; None where there is none.
+        cv_dice: Its Dice in cross-validation; None where there is none.
+    """
+    extra: dict[str, JsonValue] = {"model": model, "dice": dice, "cv_dice": cv_dice}
+    context["outlet_events"][PROMOTED].add(model_asset(dataset), extra=extra)

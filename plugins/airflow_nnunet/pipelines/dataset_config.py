@@ -59,7 +59,15 @@ __all__ = [
 CASCADE, LOW_RESOLUTION = "3d_cascade_fullres", "3d_lowres"
 _DAG_ID = re.compile(r"[\w.\-]{1,200}")
 _MOST_STEM = 200 - len("nnunet_")
-_OUR_DAGS = ("nnunet_prediction", "nnunet_predictions", "nnunet_prediction_cleanup", "nnunet_dicom_pull", "hospital_etl_example")
+MODELS_DAG_ID = "nnunet_models"
+_OUR_DAGS = (
+    MODELS_DAG_ID,
+    "nnunet_prediction",
+    "nnunet_predictions",
+    "nnunet_prediction_cleanup",
+    "nnunet_dicom_pull",
+    "hospital_etl_example",
+)
 
 
 class DatasetConfigError(ValueError):
@@ -221,6 +229,11 @@ class Loaded:
     errors: Mapping[str, str]
 
 
+def models_dag_id(team: str | None) -> str:
+    """Return the name of the DAG that changes the models of a team's datasets, or of those without a team."""
+    return f"{MODELS_DAG_ID}_{team}" if team else MODELS_DAG_ID
+
+
 def load_config(path: Path, teams: Teams | None = None) -> TrainingConfig:
     """Read and check one dataset file, with its team's defaults. ``teams`` are those of the site if None.
 
@@ -252,7 +265,8 @@ def load_folder(folder: Path) -> Loaded:
     errors: dict[str, str] = {}
     names: dict[int, tuple[str, str]] = {}
     teams = load_teams()
-    dag_ids = dict.fromkeys([*_OUR_DAGS, *(f"nnunet_predictions_{team}" for team in teams.configs)], "one of this package's own DAGs")
+    of_teams = [name for team in teams.configs for name in (f"nnunet_predictions_{team}", models_dag_id(team))]
+    dag_ids = dict.fromkeys([*_OUR_DAGS, *of_teams], "one of this package's own DAGs")
     for path in yaml_files(folder.iterdir() if folder.is_dir() else ()):
         try:
             config = load_config(path, teams)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from nnunet_jobs.cli.command import Command, read_workspace
@@ -24,6 +25,7 @@ def _declare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workspace-json", required=True, help="file with the workspace as JSON; '-' reads it from stdin")
     parser.add_argument("--user", help="the person who does it, if that is not this process's user")
     parser.add_argument("--why", help="the reason for the ledger, in one sentence; never patient data")
+    parser.add_argument("--request", metavar="ID", help="name of the request: a change that was made for it already is not made again")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
 
@@ -53,15 +55,22 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def _change(workspace: Workspace, dataset: str, arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
     from nnunet_jobs.registry import overview, promotion
-    from nnunet_jobs.registry.ledger import as_json
+    from nnunet_jobs.registry.ledger import Entry, as_json
+    from nnunet_jobs.registry.requests import once
     from nnunet_jobs.registry.standing import hold_in_words, standing_of
 
     given = [] if arguments.model is None else [arguments.model]
     more = {"by": arguments.user} | ({"why": arguments.why} if arguments.why else {})
-    entry = getattr(promotion, arguments.action)(workspace, dataset, *given, **more)
+
+    def change(facts: Mapping[str, str] | None = None) -> Entry | None:
+        made: Entry | None = getattr(promotion, arguments.action)(workspace, dataset, *given, **more, facts=facts)
+        return made
+
+    entry = once(workspace, dataset, arguments.request, change) if arguments.request else change()
     champion, held = workspace.champion(dataset), hold_in_words(standing_of(workspace, dataset).hold)
     found = {"dataset": dataset, "champion": champion, "held": held, "entry": as_json(entry) if entry else None}
-    return found, overview.move_text(dataset, entry, champion, held)
+    text = overview.move_text(dataset, entry, champion, held)
+    return {**found, "text": text}, text
 
 
 MODEL = Command(name="model", help="show a dataset's models, promote one, roll back, retire, pin or release", declare=_declare, run=_run)

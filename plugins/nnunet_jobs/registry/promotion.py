@@ -153,8 +153,9 @@ def promote_if(
 
 
 def rollback(
-    workspace: Workspace, dataset: str, model: str | None = None, *, by: str | None = None, why: str = "A person rolled back."
-) -> Entry:
+    workspace: Workspace, dataset: str, model: str | None = None, *, by: str | None = None, why: str = "A person rolled back.",
+    facts: Mapping[str, Any] | None = None,
+) -> Entry:  # fmt: skip
     """Make an earlier champion the champion again. It is held from then on, until a person calls :func:`release`.
 
     Args:
@@ -163,6 +164,7 @@ def rollback(
         model: An earlier champion; the one that the champion replaced if None.
         by: The person; the user of this process if None.
         why: The reason, in one sentence.
+        facts: JSON object for the ledger; never case ids.
 
     Returns:
         The ledger's entry. Where the same rollback was interrupted before, it is finished, and not done twice.
@@ -188,10 +190,14 @@ def rollback(
             problem = "is the champion already" if wanted == champion else f"was never the champion of {dataset}; earlier ones: {known}"
             raise ConfigError(field="model", value=wanted, problem=problem, fix="name an earlier champion, or promote the model instead")
         require_fit(workspace, dataset, wanted, now)
-        return make_move(workspace, dataset, Event.ROLLED_BACK, model=wanted, by=by or user_name(), why=why, move=new_move())
+        who = by or user_name()
+        return make_move(workspace, dataset, Event.ROLLED_BACK, model=wanted, by=who, why=why, move=new_move(), facts=facts)
 
 
-def retire(workspace: Workspace, dataset: str, model: str, *, by: str | None = None, why: str = "A person retired it.") -> Entry | None:
+def retire(
+    workspace: Workspace, dataset: str, model: str, *, by: str | None = None, why: str = "A person retired it.",
+    facts: Mapping[str, Any] | None = None,
+) -> Entry | None:  # fmt: skip
     """Say that a model is never to be the champion again. Its card and its entries in the ledger stay.
 
     Returns:
@@ -208,10 +214,13 @@ def retire(workspace: Workspace, dataset: str, model: str, *, by: str | None = N
             raise ConfigError(field="model", value=model, problem=problem, fix="promote another model or roll back first")
         if model in standing(settled.entries).retired:
             return None
-        return append(workspace, dataset, Event.RETIRED, model=model, by=by or user_name(), why=why)
+        return append(workspace, dataset, Event.RETIRED, model=model, by=by or user_name(), why=why, facts=facts)
 
 
-def pin(workspace: Workspace, dataset: str, model: str | None = None, *, by: str | None = None, why: str = "A person pinned it.") -> Entry:
+def pin(
+    workspace: Workspace, dataset: str, model: str | None = None, *, by: str | None = None, why: str = "A person pinned it.",
+    facts: Mapping[str, Any] | None = None,
+) -> Entry:  # fmt: skip
     """Hold the champion: no policy promotes another model until a person calls :func:`release`.
 
     Args:
@@ -220,6 +229,7 @@ def pin(workspace: Workspace, dataset: str, model: str | None = None, *, by: str
         model: The champion, for a caller who wants to be sure which one is pinned; any champion if None.
         by: The person; the user of this process if None.
         why: The reason, in one sentence.
+        facts: JSON object for the ledger; never case ids.
 
     Raises:
         ConfigError: There is no champion, or it is another model.
@@ -229,10 +239,12 @@ def pin(workspace: Workspace, dataset: str, model: str | None = None, *, by: str
         if champion is None or model not in (None, champion):
             problem = f"cannot be pinned, since the champion of {dataset} is {champion or 'no model'}"
             raise ConfigError(field="model", value=model, problem=problem, fix="promote it first")
-        return append(workspace, dataset, Event.PINNED, model=champion, before=champion, by=by or user_name(), why=why)
+        return append(workspace, dataset, Event.PINNED, model=champion, before=champion, by=by or user_name(), why=why, facts=facts)
 
 
-def release(workspace: Workspace, dataset: str, *, by: str | None = None, why: str = "A person released it.") -> Entry | None:
+def release(
+    workspace: Workspace, dataset: str, *, by: str | None = None, why: str = "A person released it.", facts: Mapping[str, Any] | None = None
+) -> Entry | None:
     """Let policies promote again, after a pin or a rollback.
 
     Returns:
@@ -242,7 +254,7 @@ def release(workspace: Workspace, dataset: str, *, by: str | None = None, why: s
         if standing(settled.entries).hold is None:
             return None
         champion = workspace.champion(dataset)
-        return append(workspace, dataset, Event.RELEASED, model=champion, before=champion, by=by or user_name(), why=why)
+        return append(workspace, dataset, Event.RELEASED, model=champion, before=champion, by=by or user_name(), why=why, facts=facts)
 
 
 def demote(

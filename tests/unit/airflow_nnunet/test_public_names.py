@@ -21,8 +21,8 @@ PUBLIC = {
     "NnunetConfig", "NnunetHook", "NnunetJobError", "NnunetOperator", "NnunetRetryPolicy", "PredictSection", "PreprocessOperator",
     "PreprocessSection",
     "RegisterDatasetOperator", "ResourcesSection", "SelectSection", "TrainFoldOperator", "TrainSection", "TrainingConfig", "__version__",
-    "build_prediction_dags", "build_training_dag", "check_datasets", "dataset_asset", "datasets_folder", "form", "get_backend",
-    "load_config", "model_asset", "require_champion", "training_dags", "training_task_group",
+    "build_model_dags", "build_prediction_dags", "build_training_dag", "check_datasets", "dataset_asset", "datasets_folder", "form",
+    "get_backend", "load_config", "model_asset", "require_champion", "training_dags", "training_task_group",
 }  # fmt: skip
 OLD = {
     "dag_builder": (

@@ -18,7 +18,7 @@ PROGRAM = """
 import json, os, subprocess, sys
 sys.path = [path for path in sys.path if not path.endswith("/plugins")] + [sys.argv[1]]
 import argparse
-from airflow_nnunet.cli.pools import run_jobs_command
+from airflow_nnunet.jobs.jobs_command import run_jobs_command
 from nnunet_jobs.runner import attempt_limits
 from nnunet_jobs import processes
 from nnunet_jobs.contract.job import packages
