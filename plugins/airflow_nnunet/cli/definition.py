@@ -93,6 +93,10 @@ def get_cli_commands() -> list[Any]:
     model = argument(("model",), help="model id; `model list` shows them")
     shown = argument(("model",), nargs="?", default=None, help="model id; the champion by default")
     earlier = argument(("model",), nargs="?", default=None, help="an earlier champion; by default the one before")
+    other = argument(("other",), help="model id of the model to compare with")
+    policy = argument(
+        ("--policy",), required=True, metavar="FILE", help="YAML or JSON file with the policy's fields, such as promote and min_gain"
+    )
     act = (
         argument(("--user",), default=None, help="the person who does it; the user of this process by default"),
         argument(("--why",), default=None, help="the reason for the ledger, in one sentence; never patient data"),
@@ -102,7 +106,7 @@ def get_cli_commands() -> list[Any]:
     )
     models = GroupCommand(
         name="model",
-        help="List a dataset's models, promote one, roll back, retire, pin the champion",
+        help="List and compare a dataset's models, promote one, roll back, retire, pin the champion",
         subcommands=(
             command("list", "cli.models.list_command", (dataset, as_json, team, connection), help="List the models, the newest first"),
             command(
@@ -110,6 +114,18 @@ def get_cli_commands() -> list[Any]:
                 "cli.models.show_command",
                 (dataset, shown, as_json, team, connection),
                 help="Show one model and what the ledger says of it",
+            ),
+            command(
+                "compare",
+                "cli.models.compare_command",
+                (dataset, model, other, as_json, team, connection),
+                help="Compare two models by label, by the hold-out scores that are kept beside them",
+            ),
+            command(
+                "replay",
+                "cli.models.replay_command",
+                (dataset, policy, as_json, team, connection),
+                help="Say what another promotion policy would have done, by the ledger and the kept hold-out scores",
             ),
             command("promote", "cli.models.promote_command", (dataset, model, *act), help="Make a model the champion"),
             command(

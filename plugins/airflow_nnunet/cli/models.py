@@ -21,11 +21,10 @@ def _model_command(action: str) -> Callable[[argparse.Namespace], None]:
         config = resolve_config(args.conn_id, team=args.team)
         dataset = find_dataset(config.workspace, args.dataset)
         person = getattr(args, "user", None) or os.environ.get("SUDO_USER")
-        values = {"--user": person, "--why": getattr(args, "why", None)}
+        values = {"--user": person, "--why": getattr(args, "why", None), "--policy": getattr(args, "policy", None)}
         words = [f"{flag}={value}" for flag, value in values.items() if value]
-        model = getattr(args, "model", None)
         line = ["model", "--workspace-json", "-", *(["--json"] if args.json else []), *words, "--", action, dataset]
-        given = [] if model is None else [model]
+        given = [model for name in ("model", "other") if (model := getattr(args, name, None)) is not None]
         return run_jobs_command(config.python, *line, *given, input=json.dumps(config.workspace.to_json())).returncode
 
     return run
@@ -33,6 +32,8 @@ def _model_command(action: str) -> Callable[[argparse.Namespace], None]:
 
 list_command = _model_command("list")
 show_command = _model_command("show")
+compare_command = _model_command("compare")
+replay_command = _model_command("replay")
 promote_command = _model_command("promote")
 rollback_command = _model_command("rollback")
 retire_command = _model_command("retire")

@@ -40,12 +40,31 @@ def scores(model: SelectedModel, held: Holdout, context: StepContext) -> dict[st
     folder = model.root / FOLDER
     lock = model.root.parent / ".locks" / f"{model.dataset}-holdout.lock"
     with context.content_lock(lock, what=f"the hold-out predictions of model {model.model}"):
-        kept = {case: _kept(folder, case, _key(model, held.cases[case])) for case in held.cases}
+        kept = {case: _kept(folder, case, _key(model.hash, held.cases[case])) for case in held.cases}
         missing = [case for case, record in kept.items() if record is None]
         if missing:
             log.info("model %s: %d of %d hold-out cases are predicted, the others are kept", model.model, len(missing), len(kept))
             _predict(model, held, missing, folder, context)
         return {case: record or read_json(_path(folder, case)) for case, record in kept.items()}
+
+
+def kept_dice(root: Path, model_hash: str, cases: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, float | None]]:
+    """Read the scores that are kept beside a model. Nothing is predicted, and the segmentations may be gone.
+
+    Args:
+        root: The model's folder.
+        model_hash: The hash of its card.
+        cases: Hold-out cases with the hashes of their images and labels; scores of other images or labels are not read.
+
+    Returns:
+        Dice by label name, by case; cases without kept scores are left out.
+    """
+    found = {}
+    for case, entry in cases.items():
+        record = _record(root / FOLDER, case, _key(model_hash, entry))
+        if record is not None:
+            found[case] = dict(record["dice"])
+    return found
 
 
 def evaluate(model: SelectedModel, held: Holdout, context: StepContext) -> dict[str, Any] | None:
@@ -86,7 +105,7 @@ def _predict(model: SelectedModel, held: Holdout, missing: Sequence[str], folder
     def keep(case: Case, record: Mapping[str, Any]) -> None:
         if record["status"] == "predicted":
             kept = {name: record[name] for name in ("files", "dice", "reference_labels")}
-            write_json(_path(folder, case.case), {"schema": SCHEMA, "key": _key(model, held.cases[case.case]), **kept})
+            write_json(_path(folder, case.case), {"schema": SCHEMA, "key": _key(model.hash, held.cases[case.case]), **kept})
 
     records = Predictor(model, context).predict(cases, folder, on_record=keep)
     faults = [
@@ -98,21 +117,27 @@ def _predict(model: SelectedModel, held: Holdout, missing: Sequence[str], folder
         raise DataError(f"hold-out cases could not be predicted: {'; '.join(map(str, faults))}", faults=faults)
 
 
-def _key(model: SelectedModel, entry: Mapping[str, Any]) -> str:
-    return content_hash([_RULES, model.hash, entry["images"], entry["label"]])
+def _key(model_hash: str, entry: Mapping[str, Any]) -> str:
+    return content_hash([_RULES, model_hash, entry["images"], entry["label"]])
 
 
 def _path(folder: Path, case: str) -> Path:
     return folder / _SCORES / f"{case}{SUFFIX}"
 
 
-def _kept(folder: Path, case: str, key: str) -> dict[str, Any] | None:
-    """Give the kept scores if they are of the same model, image and label, and the segmentation is still the one that was scored."""
+def _record(folder: Path, case: str, key: str) -> dict[str, Any] | None:
+    """Give the kept scores if they are of the same model, image and label."""
     try:
         record: dict[str, Any] = read_json(_path(folder, case))
     except (FileNotFoundError, ValueError):
         return None
-    if record.get("schema") != SCHEMA or record.get("key") != key:
+    return record if record.get("schema") == SCHEMA and record.get("key") == key else None
+
+
+def _kept(folder: Path, case: str, key: str) -> dict[str, Any] | None:
+    """Give the kept scores if the segmentation is still the one that was scored, too."""
+    record = _record(folder, case, key)
+    if record is None:
         return None
     whole = all((folder / name).is_file() and sha256_file(folder / name) == sha256 for name, sha256 in record["files"].items())
     return record if whole else None

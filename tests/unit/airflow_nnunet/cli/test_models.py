@@ -39,4 +39,10 @@ def test_a_champion_is_promoted_rolled_back_held_and_released(home: Path) -> Non
     assert "Held until a person releases it" in shown
     assert run([*typed, "release", "Phantom"], env).returncode == 0
     assert json.loads(run([*typed, "show", "Phantom", "--json"], env).stdout)["held"] is None
+    policy = home / "policy.yaml"
+    policy.write_text("promote: always\n")
+    replayed = run([*typed, "replay", "Phantom", "--policy", policy], env)
+    assert (replayed.returncode, "is missing; register the dataset" in replayed.stderr) == (3, True), replayed.stderr
+    compared = run([*typed, "compare", "Phantom", "a", "c", "--json"], env)
+    assert (compared.returncode, "models of Dataset005_Phantom: a, b" in compared.stderr) == (3, True), compared.stderr
     assert verify(ledger_path(workspace, DATASET))[0].faults == ()
