@@ -47,7 +47,7 @@ class FindBestConfigOperator(NnunetOperator):
     python_classes = ("trainer",)
     template_fields = templated(FindBestParams)
     default_pool = GPU_POOL
-    judged_together = ("folds", "promote", "gate")
+    judged_together = ("folds", "promote")
     ui_color = "#fce8e6"
 
     def __init__(
@@ -80,7 +80,7 @@ class FindBestConfigOperator(NnunetOperator):
         self.ensembles = ensembles
         self.repair = repair
         self.promote = promote
-        self.gate = gate
+        self.gate = {} if gate is None else gate
         self.tolerance_mm = tolerance_mm
         self.recipe = recipe
         self.check_fields()
