@@ -22,7 +22,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from nnunet_jobs.selection.gate.decision import decide_json
 
     code = Exit.DONE
-    for line in sys.stdin:
+    for line in sys.stdin.buffer:  # decoded line by line: one line that is no text does not end the others
         if not line.strip():
             continue
         try:
@@ -35,11 +35,13 @@ def _run(arguments: argparse.Namespace) -> int:
     return code
 
 
-def _parsed(line: str) -> object:
+def _parsed(line: bytes) -> object:
     try:
-        return json.loads(line)
-    except ValueError as error:
-        raise ConfigError(field="request", value=line[:80], problem=f"is not JSON ({error})", fix="write one object a line") from error
+        return json.loads(line.decode())
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(
+            field="request", value=line[:80].decode(errors="replace"), problem=f"is not JSON ({error})", fix="write one object a line"
+        ) from error
 
 
 GATE = Command(name="gate", help="say whether a challenger would be promoted, one JSON object a line", declare=_declare, run=_run)

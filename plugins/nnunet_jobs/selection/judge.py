@@ -13,13 +13,13 @@ from nnunet_jobs.context import StepContext
 from nnunet_jobs.contract.steps.promotion import PromotionPolicy
 from nnunet_jobs.contract.storage.files import content_hash, read_json
 from nnunet_jobs.contract.storage.withdrawals import listed, trained_on_withdrawn
-from nnunet_jobs.contract.storage.workspace import Workspace
+from nnunet_jobs.contract.storage.workspace import MODEL_CARD, Workspace
 from nnunet_jobs.dataset.names import split_ending
 from nnunet_jobs.prediction.model import model_from_card
 from nnunet_jobs.registry.ledger import entries
 from nnunet_jobs.selection.decisions import judged_before, records_of
 from nnunet_jobs.selection.gate.decision import decide
-from nnunet_jobs.selection.gate.scores import CaseScores, Dice
+from nnunet_jobs.selection.gate.scores import CaseScores, Dice, difference
 from nnunet_jobs.selection.holdout import Holdout
 from nnunet_jobs.selection.holdout_scores import scores
 from nnunet_jobs.selection.seen import read_seen
@@ -72,8 +72,12 @@ class Judge:
         Raises:
             DataError: A hold-out case cannot be predicted by one of the models.
         """
+        before = champion
+        if champion is not None and not (self.workspace.model_root(champion) / self.dataset / MODEL_CARD).is_file():
+            log.warning("champion %s has no card, so that nobody can predict with it; it is no champion to beat", champion)
+            champion = None
         by, cases = HOLD_OUT, self._held_out(champion)
-        if champion is not None and not any(case.champion and case.challenger for case in cases):
+        if champion is not None and difference(cases) is None:
             by, cases = CROSS_VALIDATION, self._cross_validated(champion)
         seen = trained_on_withdrawn(self.workspace.model_root(champion) / self.dataset) if champion else {}
         if seen:
@@ -85,8 +89,9 @@ class Judge:
         if known := judged_before(found, self.model, inputs):
             log.info("model %s was judged by the same scores on %s", self.model, str(known["record"]["at"])[:10])
             return Judged(promote=known["decision"] == "promote", why=str(known["reason"]), facts={"inputs": inputs, "again": True})
-        decision = decide(self.policy, cases, records_of(found), datetime.now(UTC), withdrawn=bool(seen), kind=by)
-        facts = {"by": by, "champion_before": champion, "inputs": inputs, **decision.to_json()}
+        first = False if champion and not seen else None
+        decision = decide(self.policy, cases, records_of(found), datetime.now(UTC), withdrawn=bool(seen), kind=by, first=first)
+        facts = {"by": by, "champion_before": before, "inputs": inputs, **decision.to_json()}
         return Judged(promote=decision.decision == "promote", why=decision.reason, facts=facts)
 
     def _held_out(self, champion: str | None) -> list[CaseScores]:

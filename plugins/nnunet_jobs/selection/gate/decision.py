@@ -93,7 +93,7 @@ def decide_json(request: Any) -> dict[str, Any]:
 
 def decide(
     policy: PromotionPolicy, cases: Sequence[CaseScores], records: Sequence[Record], at: datetime, *, withdrawn: bool = False,
-    kind: str = "hold-out",
+    kind: str = "hold-out", first: bool | None = None,
 ) -> Decision:  # fmt: skip
     """Decide whether the challenger takes the champion's place.
 
@@ -105,6 +105,7 @@ def decide(
         withdrawn: The champion was trained on cases that were withdrawn since. It is no champion to beat then: the first model that
             reaches the anchor within the margin replaces it.
         kind: What the cases are, for the sentence.
+        first: Whether the dataset has no champion. If None, it has none where no case has scores of one.
     """
     history = History(records, at)
     compared = difference(cases)
@@ -117,7 +118,9 @@ def decide(
         luck = history.luck(compared.gain, noise, policy)
         expected = compared.gain - luck + history.champions_luck(compared.patients)
     anchor = _against_anchor(cases, compared, history) if withdrawn or policy.promote == "if_not_worse" else None
-    verdict, why = _verdict(policy, cases, compared, labels, anchor, alpha, withdrawn=withdrawn)
+    if first is None:
+        first = not any(case.champion for case in cases)
+    verdict, why = _verdict(policy, cases, compared, labels, anchor, alpha, withdrawn=withdrawn, first=first)
     tested = policy.promote in ("if_better", "if_not_worse") and noise is not None
     record = Record(
         at=at.isoformat(),
@@ -171,18 +174,19 @@ def _verdict(
     alpha: float,
     *,
     withdrawn: bool,
+    first: bool,
 ) -> tuple[str, str]:
     """Give (decision, why)."""
     if policy.promote == "never":
         return "keep", "the policy is never to promote"
     if policy.promote == "always":
         return "promote", "the policy is always to promote"
-    if not any(case.champion for case in cases):
+    if first:
         return _first_model(policy, cases)
-    if compared is None:
-        return "keep", "champion and challenger have no label in common that both were judged by"
     if policy.promote == "ask":
         return "ask", "the policy leaves the decision to a person"
+    if compared is None:
+        return "keep", "champion and challenger have no label in common that both were judged by"
     if withdrawn and anchor is not None:
         old = "the champion was trained on cases that were withdrawn since"
         if anchor.gain >= -policy.margin - _ROUNDING:

@@ -23,6 +23,8 @@ _USUAL_WEIGHT = 8
 """Number of nights that the usual spread counts for."""
 _CHANGE = 1 / 100
 """Probability that data or recipe change the expected Dice from one night to the next."""
+_BOUNDS = {"gain": (-1, 1), "noise": (0, 10), "luck": (-10, 10), "spent": (0, 1), "patients": (0, 1_000_000_000)}
+"""Smallest and largest value of a record's numbers; no decision writes others."""
 _NEGLIGIBLE, _STRETCHES = 1e-4, 12
 """Stretches of nights that are less probable than this share of all, or beyond this number, are left out."""
 _SIZE_OF_CHANGE = 0.02
@@ -71,11 +73,14 @@ class Record:
         known = {item.name for item in fields(cls)}
         record = cls(**{name: value for name, value in data.items() if name in known})
         read_time(record.at, where="history:", field="at")
-        for name in ("gain", "noise", "luck", "spent", "patients"):
+        for name, (least, most) in _BOUNDS.items():
             value = getattr(record, name)
             optional = name in ("gain", "noise") and value is None
-            if not optional and (isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value)):
-                raise ConfigError(where="history:", field=name, value=value, problem="must be a number")
+            if not optional and (isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most):
+                raise ConfigError(where="history:", field=name, value=value, problem=f"must be a number from {least} to {most}")
+        for name in ("promoted", "approved"):
+            if not isinstance(getattr(record, name), bool):
+                raise ConfigError(where="history:", field=name, value=getattr(record, name), problem="must be true or false")
         return record
 
     @property
@@ -113,7 +118,7 @@ class History:
         takes half of what is left of the last 365 days, so the sum never exceeds the budget.
         """
         budget = policy.error_budget_per_year
-        spent = math.fsum(record.spent for record in self.records if record.time > self.at - _YEAR)
+        spent = math.fsum(record.spent for record in self.records if self.at - record.time < _YEAR)
         even = budget / policy.runs_per_year
         return min(0.5, even if spent + even <= budget * (1 + 1e-9) else max(budget - spent, 0.0) / 2)
 

@@ -111,11 +111,13 @@ class Difference:
     def interval(self, alpha: float) -> tuple[float | None, float | None]:
         """Bounds of the gain that chance crosses, on each side, with probability ``alpha`` (Student's t over patients).
 
-        There are none with a single patient, or where no error is allowed at all.
+        There are none with a single patient, or where no error, or hardly any, is allowed.
         """
         if self.error is None or alpha <= 0:
             return None, None
-        width = float(stdtrit(self.patients - 1, 1 - alpha)) * self.error
+        width = -float(stdtrit(self.patients - 1, alpha)) * self.error  # not of 1 - alpha, which loses the digits of a small alpha
+        if not math.isfinite(width):
+            return None, None
         return self.gain - width, self.gain + width
 
     def to_json(self, alpha: float) -> dict[str, Any]:

@@ -286,6 +286,9 @@ def test_the_command_answers_each_line_before_the_next_and_the_record_is_the_nex
         ({"at": None}, "at="),
         ({"history": [{"at": AT.isoformat()}]}, "history="),
         ({"history": [{"at": AT.isoformat(), "decision": "keep", "gain": "much"}]}, "gain='much'"),
+        ({"history": [{"at": AT.isoformat(), "decision": "keep", "gain": 10**400}]}, "must be a number from -1 to 1"),
+        ({"history": [{"at": AT.isoformat(), "decision": "keep", "spent": -5}]}, "spent=-5"),
+        ({"history": [{"at": AT.isoformat(), "decision": "keep", "promoted": "no"}]}, "promoted='no'"),
         ({"cases": [{"case": "a", "group": "a", "since": SINCE.isoformat(), "champion": {"l": 80}}]}, "champion.l=80"),
         ({"cases": [{"case": "a", "group": "a", "since": "yesterday"}]}, "since='yesterday'"),
         ({"cases": [{"group": "a", "since": SINCE.isoformat()}]}, "case"),
@@ -296,6 +299,29 @@ def test_a_wrong_request_is_named_with_its_field(fields: dict[str, Any], named: 
     with pytest.raises(ConfigError) as error:
         decide_json(request(**fields))
     assert named in str(error.value)
+
+
+def test_lines_that_no_parser_can_read_are_refused_alone() -> None:
+    lines = [b"\xff", b"[" * 100_000, json.dumps(request()).encode()]
+    done = subprocess.run(
+        [sys.executable, "-m", "nnunet_jobs", "gate"], input=b"\n".join(lines), capture_output=True, timeout=60, check=False
+    )
+    assert done.returncode == 3
+    assert [json.loads(line).get("decision") for line in done.stdout.splitlines()] == [None, None, "promote"]
+
+
+@pytest.mark.parametrize("budget", [1e-9, 1e-14, 1e-300])
+def test_the_interval_of_a_tiny_budget_is_as_wide_as_it_must_be(budget: float) -> None:
+    found = answer(cases(0.03), error_budget_per_year=budget, runs_per_year=1)
+    assert found.compared is not None
+    low = found.to_json()["low"]
+    assert low == pytest.approx(found.compared.gain - scipy.stats.t.isf(budget, 39) * found.compared.error, rel=1e-6)
+
+
+def test_a_request_of_the_first_or_last_day_of_all_calendars_is_answered() -> None:
+    for at in ("0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00"):
+        earlier = {"at": at, "decision": "keep", "spent": 0.01}
+        assert decide_json(request(at=at, history=[earlier]))["decision"] == "promote"
 
 
 def test_five_hundred_cases_are_judged_in_no_time_and_the_answer_is_json() -> None:
