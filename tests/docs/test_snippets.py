@@ -21,6 +21,7 @@ from nnunet_jobs.__main__ import build_parser as jobs_parser
 from nnunet_jobs.__main__ import main as jobs_main
 from nnunet_jobs.contract.storage.workspace import Workspace
 from nnunet_jobs.registry.ledger import entries
+from support.promotion import hold_out, keep_scores
 from support.snippets import PROJECT, Snippet, said_in_passing, snippets, words
 
 CONSOLE = [snippet for snippet in snippets() if snippet.language == "console"]
@@ -126,11 +127,18 @@ def test_the_rollback_that_is_shown_moves_the_link(tmp_path: Path) -> None:
     assert Workspace.below(tmp_path / "nnunet").champion(DATASET) == "first"
 
 
-def test_the_model_commands_of_the_how_to_do_what_it_says(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_model_commands_of_the_how_to_do_what_it_says(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """In the page's order, by the command that ``airflow nnunet model`` runs."""
     workspace = make_workspace(tmp_path / "nnunet")
+    hold_out(workspace, DATASET, ["one", "two"])
     for number, model in enumerate(("first", "second")):
         make_model(workspace, model, seed=number, promote=False)
+        keep_scores(workspace, DATASET, model, ["one", "two"], gain=0.1 * number)
+    monkeypatch.chdir(tmp_path)
+    (policy,) = [snippet.text for snippet in snippets() if snippet.language == "yaml" and "margin: 0.005" in snippet.text]
+    (tmp_path / "policy.yaml").write_text(policy)
     (tmp_path / "workspace.json").write_text(json.dumps(workspace.to_json()))
     ids: dict[str, str] = {}
     champions = []
@@ -139,7 +147,10 @@ def test_the_model_commands_of_the_how_to_do_what_it_says(tmp_path: Path, capfd:
         if snippet.page != "docs/how-to/promote-and-roll-back.md" or called[:3] != ["airflow", "nnunet", "model"]:
             continue
         line = [DATASET if word == "Liver" else word for word in called[3:]]
-        line = [ids.setdefault(word, ("first", "second")[len(ids)]) if re.fullmatch("[0-9a-f]{16}", word) else word for word in line]
+        for word in line:
+            if re.fullmatch("[0-9a-f]{16}", word) and word not in ids:
+                ids[word] = ("first", "second")[len(ids)]
+        line = [ids.get(word, word) for word in line]
         assert jobs_main(["model", *line, "--workspace-json", str(tmp_path / "workspace.json")]) == 0, snippet.text
         champions.append(workspace.champion(DATASET))
     assert {"first", "m1"} <= set(champions), "promoted, and rolled back"

@@ -12,7 +12,7 @@ import pytest
 from nnunet_jobs.__main__ import main
 from nnunet_jobs.contract.failure import ConfigError
 from nnunet_jobs.contract.steps.promotion import PromotionPolicy
-from nnunet_jobs.contract.storage.files import content_hash, read_json, write_json
+from nnunet_jobs.contract.storage.files import read_json, write_json
 from nnunet_jobs.contract.storage.workspace import Workspace
 from nnunet_jobs.registry.ledger import Event, append, entries
 from nnunet_jobs.registry.promotion import pin, promote, release
@@ -21,7 +21,7 @@ from nnunet_jobs.selection.gate.decision import decide
 from nnunet_jobs.selection.kept import KeptScores, ModelScores
 from nnunet_jobs.selection.replay import replay, replay_text
 from nnunet_jobs.selection.two_models import compare_models, comparison_text
-from support.promotion import DATASET, select
+from support.promotion import DATASET, hold_out, keep_scores, select
 
 CASES = [f"case_{number:02}" for number in range(30)]
 BETTER, WORSE = 0.05, -0.05
@@ -29,18 +29,10 @@ BETTER, WORSE = 0.05, -0.05
 
 def made(workspace: Workspace, gains: Mapping[str, float]) -> None:
     """A dataset of 30 hold-out cases, and models with scores of all of them: 0.8 and a gain, with some noise by case."""
-    entry = {"split": "holdout", "images": ["image"], "label": "label"}
-    cases = dict.fromkeys(CASES, entry) | {"train": {**entry, "split": "train"}}
-    workspace.raw_dataset(DATASET).mkdir(parents=True)
-    write_json(workspace.raw_dataset(DATASET) / "manifest.json", {"cases": cases, "history": []})
+    hold_out(workspace, DATASET, CASES)
     for root, (model, gain) in zip(select(workspace, *gains), gains.items(), strict=True):
         write_json(root / "model.json", {**read_json(root / "model.json"), "hash": f"hash of {model}"})
-        write_json(root / "training_cases.json", {"schema": 1, "cases": {"train": "train"}})
-        (root / "holdout" / ".scores").mkdir(parents=True)
-        for number, case in enumerate(CASES):
-            dice = {"left": 0.8 + gain + 0.001 * (number % 3), "right": 0.7 + gain}
-            key = content_hash([1, f"hash of {model}", entry["images"], entry["label"]])
-            write_json(root / "holdout" / ".scores" / f"{case}.score.json", {"schema": 1, "key": key, "files": {}, "dice": dice})
+        keep_scores(workspace, DATASET, model, CASES, gain=gain)
 
 
 def night(workspace: Workspace, model: str, policy: PromotionPolicy) -> bool:
