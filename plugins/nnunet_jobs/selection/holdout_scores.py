@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +37,10 @@ def scores(model: SelectedModel, held: Holdout, context: StepContext) -> dict[st
         By case: ``dice`` by label name (None where neither reference nor segmentation has it) and ``reference_labels``.
 
     Raises:
-        DataError: A case could not be predicted; names each. What was predicted is kept.
+        DataError: A case could not be predicted, or its files are not those registered; names each. What was predicted is kept.
     """
     folder = model.root / FOLDER
-    lock = model.root.parent / ".locks" / f"{model.dataset}-holdout.lock"
-    with context.content_lock(lock, what=f"the hold-out predictions of model {model.model}"):
+    with _locked(model, context):
         kept = {case: _kept(folder, case, _key(model.hash, held.cases[case])) for case in held.cases}
         missing = [case for case, record in kept.items() if record is None]
         if missing:
@@ -76,26 +77,32 @@ def evaluate(model: SelectedModel, held: Holdout, context: StepContext) -> dict[
     Raises:
         DataError: A case could not be predicted; names each.
     """
-    if not held.cases:
-        return None
-    found = scores(model, held, context)
-    _forget_others(model, held)
-    return mean_dice(list(found.values()))
+    _forget_others(model, held, context)
+    return mean_dice(list(scores(model, held, context).values())) if held.cases else None
 
 
-def _forget_others(model: SelectedModel, held: Holdout) -> None:
-    """Remove predictions and scores of cases that are no hold-out cases any more."""
+def _forget_others(model: SelectedModel, held: Holdout, context: StepContext) -> None:
+    """Remove predictions and scores of cases that are no hold-out cases any more, also a prediction whose score was never written."""
     folder = model.root / FOLDER
-    for path in (folder / _SCORES).glob(f"*{SUFFIX}"):
-        case = path.name.removesuffix(SUFFIX)
-        if case not in held.cases:
-            path.unlink()
-            (folder / f"{case}{held.ending}").unlink(missing_ok=True)
+    if not folder.is_dir():
+        return
+    with _locked(model, context):
+        for place, ending in ((folder, held.ending), (folder / _SCORES, SUFFIX)):
+            for path in place.glob(f"*{ending}"):
+                if path.name.removesuffix(ending) not in held.cases:
+                    path.unlink()
+
+
+def _locked(model: SelectedModel, context: StepContext) -> AbstractContextManager[None]:
+    lock = model.root.parent / ".locks" / f"{model.dataset}-holdout.lock"
+    return context.content_lock(lock, what=f"the hold-out predictions of model {model.model}")
 
 
 def _predict(model: SelectedModel, held: Holdout, missing: Sequence[str], folder: Path, context: StepContext) -> None:
     from nnunet_jobs.prediction.predictor import Predictor
 
+    # A score is kept under the registered hashes, so it must not be made from files that were changed since.
+    replace(held, cases={case: held.cases[case] for case in missing}).verify()
     (folder / _SCORES).mkdir(parents=True, exist_ok=True)
     cases = []
     for case in missing:

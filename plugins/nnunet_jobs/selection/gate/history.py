@@ -25,6 +25,8 @@ _CHANGE = 1 / 100
 """Probability that data or recipe change the expected Dice from one night to the next."""
 _BOUNDS = {"gain": (-1, 1), "noise": (0, 10), "luck": (-10, 10), "spent": (0, 1), "patients": (0, 1_000_000_000)}
 """Smallest and largest value of a record's numbers; no decision writes others."""
+_LEAST_VARIANCE = 1e-12
+"""Smallest variance of a night's level that is believed, so that nights without any noise do not divide by zero."""
 _NEGLIGIBLE, _STRETCHES = 1e-4, 12
 """Stretches of nights that are less probable than this share of all, or beyond this number, are left out."""
 _SIZE_OF_CHANGE = 0.02
@@ -173,7 +175,7 @@ class History:
         spread = self.seed_spread(policy) ** 2
         stretches: list[_Stretch] = [(1.0, 0.0, _SIZE_OF_CHANGE**2)]
         for level, error in self._levels():
-            stretches = _updated(stretches, level, spread + error * error)
+            stretches = _updated(stretches, level, max(spread + error * error, _LEAST_VARIANCE))
         total = lucky = 0.0
         for weight, expected, variance in _after_change(stretches):
             around = variance + spread + noise * noise

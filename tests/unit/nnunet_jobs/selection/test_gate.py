@@ -324,6 +324,11 @@ def test_a_request_of_the_first_or_last_day_of_all_calendars_is_answered() -> No
         assert decide_json(request(at=at, history=[earlier]))["decision"] == "promote"
 
 
+def test_nights_without_any_noise_divide_by_nothing() -> None:
+    silent = [Record(at=AT.isoformat(), decision="keep", gain=gain, noise=0.0, patients=5) for gain in (0.01, 0.01, -1.0, 1.0)]
+    assert answer(cases(0.03), silent, seed_spread=0.0).expected_gain is not None
+
+
 def test_five_hundred_cases_are_judged_in_no_time_and_the_answer_is_json() -> None:
     found = answer(cases(0.004, number=500, noise=0.02))
     assert found.decision == "promote"
