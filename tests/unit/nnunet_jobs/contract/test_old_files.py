@@ -68,6 +68,10 @@ def jobs(work: Path) -> dict[str, JobDir]:
     return {job.spec().step: job for job in found}
 
 
+ADDED = {"decision", "reason", "champion_before", "gain", "expected_gain", "compared_cases"}
+"""Keys of results that later versions added."""
+
+
 def workspace_of(work: Path) -> Workspace:
     return jobs(work)["train"].spec().workspace
 
@@ -82,8 +86,9 @@ def test_job_directories(work: Path) -> None:
         assert result is not None
         assert result["attempt"] == 1
         assert "schema" not in result
-        step_result = RESULTS[job.spec().step].from_json(result["result"])
-        assert step_result.to_json() == result["result"]
+        step_result = RESULTS[job.spec().step].from_json(result["result"]).to_json()
+        assert {name: step_result[name] for name in result["result"]} == result["result"]
+        assert set(step_result) - set(result["result"]) <= ADDED, "a key that version 0.1 did not write has a default"
         assert job.failure() is None
         usage = read_attempt_usage(job, 1)
         assert usage is not None

@@ -286,7 +286,7 @@ def test_labels_that_describe_another_series_are_named(tmp_path: Path, workspace
         ({"series": {"A": {"description": "("}}}, "not a regular expression"),
         ({"series": {"A": {}, "B": {}}}, "channel_names must say the order"),
         ({"series": {"A": {}}, "channel_names": {"0": "B"}}, "give each channel a rule"),
-        ({"series": {"A": {"tags": {"echo time": 5}}}}, "no DICOM keyword"),
+        ({"series": {"A": {"tags": {"echo time": 5}}}}, "not a DICOM keyword"),
         ({"series": {"A": {"each": True}, "B": {}}, "channel_names": {"0": "A", "1": "B"}}, "one channel"),
     ],
 )
