@@ -84,7 +84,7 @@ class Judge:
             log.warning(
                 "champion %s: %s withdrawn since it was trained on; it is replaced by the first clean model", champion, listed(seen)
             )
-        inputs = self._inputs(champion, cases)
+        inputs = self._inputs(champion, cases, withdrawn=sorted(seen))
         found = entries(self.workspace, self.dataset)
         if known := judged_before(found, self.model, inputs):
             log.info("model %s was judged by the same scores on %s", self.model, str(known["record"]["at"])[:10])
@@ -140,10 +140,10 @@ class Judge:
             if case in challenger and case in other and since[case] <= chosen_at
         ]  # fmt: skip
 
-    def _inputs(self, champion: str | None, cases: Sequence[CaseScores]) -> str:
+    def _inputs(self, champion: str | None, cases: Sequence[CaseScores], withdrawn: Sequence[str]) -> str:
         models = [self.workspace.model_card(self.dataset, model)["hash"] for model in (self.model, champion) if model]
-        scored = [[case.case, dict(case.champion), dict(case.challenger)] for case in cases]
-        return content_hash([self.policy.to_json(), models, scored])
+        scored = [[case.case, case.group, dict(case.champion), dict(case.challenger)] for case in cases]
+        return content_hash([self.policy.to_json(), models, scored, withdrawn])
 
 
 def arrivals(manifest: Mapping[str, Any]) -> dict[str, datetime]:

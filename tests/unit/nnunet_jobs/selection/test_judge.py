@@ -1,4 +1,4 @@
-"""The judge, where champion and challenger cannot be compared."""
+"""The judge, where champion and challenger cannot be compared, and where a withdrawal changes what it found before."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ import pytest
 
 from nnunet_jobs.contract.steps.promotion import PromotionPolicy
 from nnunet_jobs.contract.storage.files import write_json
+from nnunet_jobs.contract.storage.withdrawals import MARK
 from nnunet_jobs.contract.storage.workspace import Workspace
+from nnunet_jobs.registry.ledger import Event, append
 from nnunet_jobs.selection.holdout import Holdout
 from nnunet_jobs.selection.judge import Judge, Judged
 from support.selection import context
@@ -54,3 +56,11 @@ def test_a_champion_without_a_card_is_replaced_as_nobody_can_predict_with_it(two
     shutil.rmtree(two.model_root("old"))
     found = judge(two, "old")
     assert (found.promote, found.facts["champion_before"]) == (True, "old")
+
+
+def test_a_challenger_is_judged_again_where_cases_of_the_champion_were_withdrawn_since(two: Workspace) -> None:
+    kept = judge(two, "old")
+    append(two, DATASET, Event.JUDGED, model="new", before="old", by="job 1", why=kept.why, facts=kept.facts)
+    assert judge(two, "old").facts["again"]
+    write_json(two.model_root("old") / DATASET / MARK, {"cases": {"case": {"at": "2026-02-01", "configurations": {}}}})
+    assert judge(two, "old").promote
