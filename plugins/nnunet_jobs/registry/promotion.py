@@ -139,6 +139,7 @@ def promote_if(
                 continue
             found = entries(workspace, dataset)  # a hold in a line that cannot be read must not be overlooked
             _note_judgement(workspace, dataset, model, champion, decision, by=by, found=found)
+            list_card(workspace, dataset, model, by=by, found=entries(workspace, dataset))  # the decision is written in the card
             now = standing(found)
             reason = hold_in_words(now.hold) or retired_in_words(model, now)
             if reason or not decision.promote:

@@ -38,12 +38,14 @@ class Judged:
         why: The reason in a sentence.
         facts: What the ledger and the card keep, numbers and labels, no case ids: the gate's answer, ``by`` (``hold-out``, or
             ``cross-validation`` where no hold-out case is left that neither model has trained on), ``champion_before``, and ``inputs``,
-            the hash of all that the decision depends on but the time.
+            the hash of all that the decision depends on but the time. Of a model that was judged before, ``again`` and ``inputs``.
+        decision: The same for the card, also of a model that was judged before.
     """
 
     promote: bool
     why: str
     facts: Mapping[str, Any]
+    decision: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,11 +90,12 @@ class Judge:
         found = entries(self.workspace, self.dataset)
         if known := judged_before(found, self.model, inputs):
             log.info("model %s was judged by the same scores on %s", self.model, str(known["record"]["at"])[:10])
-            return Judged(promote=known["decision"] == "promote", why=str(known["reason"]), facts={"inputs": inputs, "again": True})
+            facts = {"inputs": inputs, "again": True}
+            return Judged(promote=known["decision"] == "promote", why=str(known["reason"]), facts=facts, decision=known)
         first = False if champion and not seen else None
         decision = decide(self.policy, cases, records_of(found), datetime.now(UTC), withdrawn=bool(seen), kind=by, first=first)
         facts = {"by": by, "champion_before": before, "inputs": inputs, **decision.to_json()}
-        return Judged(promote=decision.decision == "promote", why=decision.reason, facts=facts)
+        return Judged(promote=decision.decision == "promote", why=decision.reason, facts=facts, decision=facts)
 
     def _held_out(self, champion: str | None) -> list[CaseScores]:
         manifest = self.workspace.manifest(self.dataset)

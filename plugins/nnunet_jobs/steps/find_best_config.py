@@ -69,9 +69,9 @@ def run(params: FindBestParams, context: StepContext) -> dict[str, Any]:
 
     def decide(champion: str | None) -> Judged:
         judged = judge(champion)
-        if "decision" in judged.facts:
-            known = workspace.model_card(dataset, trained.model)
-            cards.write_card(trained, {**known, "decision": {**judged.facts, "acting": acting(context)}})
+        known = workspace.model_card(dataset, trained.model)
+        if known.get("decision", {}).get("inputs") != judged.facts["inputs"]:  # a card that was made again has none
+            cards.write_card(trained, {**known, "decision": {**judged.decision, "acting": acting(context)}})
         return judged
 
     record = context.job.path / "promotion.json"

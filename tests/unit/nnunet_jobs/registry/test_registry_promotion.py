@@ -209,6 +209,17 @@ def test_a_card_that_was_written_again_is_listed_again(home: Workspace, tmp_path
     assert told(home)[-1] == ("registered", "b", None, "night")
 
 
+def test_a_card_in_which_the_judge_wrote_its_decision_is_listed_with_it(home: Workspace, tmp_path: Path) -> None:
+    card = home.model_root("c") / DATASET / "model.json"
+
+    def keep(champion: str | None) -> Decided:
+        write_json(card, {**json.loads(card.read_text()), "decision": "keep"})
+        return Decided(promote=False)
+
+    assert promote_if(home, DATASET, "c", keep, by="night", record=tmp_path / "r.json") == ELSEWHERE
+    assert told(home)[-2:] == [("judged", "c", "b", "night"), ("registered", "c", None, "night")]
+
+
 @pytest.mark.parametrize("act", [rollback, lambda *where: promote(*where, "a")])
 def test_a_damaged_ledger_keeps_policies_from_promoting_and_no_person(
     home: Workspace, tmp_path: Path, act: Callable[[Workspace, str], object]

@@ -61,6 +61,7 @@ def test_a_champion_without_a_card_is_replaced_as_nobody_can_predict_with_it(two
 def test_a_challenger_is_judged_again_where_cases_of_the_champion_were_withdrawn_since(two: Workspace) -> None:
     kept = judge(two, "old")
     append(two, DATASET, Event.JUDGED, model="new", before="old", by="job 1", why=kept.why, facts=kept.facts)
-    assert judge(two, "old").facts["again"]
+    again = judge(two, "old")
+    assert (again.facts["again"], again.decision) == (True, kept.facts), "a card that was made again gets the decision back"
     write_json(two.model_root("old") / DATASET / MARK, {"cases": {"case": {"at": "2026-02-01", "configurations": {}}}})
     assert judge(two, "old").promote
