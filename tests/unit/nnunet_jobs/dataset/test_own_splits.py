@@ -130,7 +130,7 @@ def test_what_a_person_should_know_is_a_warning(tmp_path, workspace, capsys, cap
     assert (status, [(fault["code"], fault["file"]) for fault in report["faults"]]) == (0, [("splits_invalid", "splits_final.pkl")])
     with_splits(source, [{"train": ["p1_a"], "val": ["p2_a"]}])
     register_dataset(workspace, source, holdout_fraction=0.0)
-    assert "names no fold for 2 training cases; preprocessing assigns them: ['p1_b', 'p2_b']" in caplog.text
+    assert "names no fold for 2 training cases; preprocessing distributes them: ['p1_b', 'p2_b']" in caplog.text
 
 
 def test_a_file_that_a_person_put_into_the_dataset_stays(tmp_path, workspace):

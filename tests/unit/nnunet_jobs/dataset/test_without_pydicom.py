@@ -32,15 +32,16 @@ for layout in ("auto", "dicom"):
         print(layout, error)
 params = PredictParams(dataset="4", model="m", cases=str(root / "tree"), output=str(root / "work" / "predictions" / "a"))
 try:
-    predict._studies(params, context(workspace), result["dataset"], {"file_ending": ".nii.gz"}, images=root / "images")
+    predict._studies(Path(params.cases), params, context(workspace), result["dataset"], {"file_ending": ".nii.gz"}, images=root / "images")
 except ConfigError as error:
     print("predict", error)
 params = PredictParams(dataset="4", model="m", cases=str(root / "nifti" / "imagesTr"), output=str(root / "work" / "predictions" / "a"))
-print("nifti", predict._studies(params, context(workspace), result["dataset"], {"file_ending": ".nii.gz"}, images=root / "images"))
+folder = Path(params.cases)
+print("nifti", predict._studies(folder, params, context(workspace), result["dataset"], {"file_ending": ".nii.gz"}, images=root / "images"))
 """
 
 
-def test_nifti_needs_no_dicom_library_and_dicom_names_the_mend(tmp_path: Path) -> None:
+def test_nifti_needs_no_dicom_library_and_dicom_names_the_fix(tmp_path: Path) -> None:
     decathlon(tmp_path / "nifti", ["a", "b"])
     save(tmp_path / "tree" / "study", slices())
     command = [sys.executable, "-W", "error", "-c", _BLOCKED, str(tmp_path)]

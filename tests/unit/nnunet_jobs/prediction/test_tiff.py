@@ -57,7 +57,7 @@ def test_a_prediction_keeps_the_spacing_beside_it(home: Workspace, tmp_path: Pat
     assert read_json(output / "a.json") == {"spacing": SPACING}
     assert read_json(output.parent.parent / "a.json") == {"spacing": SPACING}
     assert set(read_json(output / ".cases" / "a.json")["files"]) == {"a.json", "a.tif"}
-    assert "predictions.json would be taken" in reasons(result)["predictions"]
+    assert "has the name of the list of all predictions" in reasons(result)["predictions"]
     (output / "a.json").unlink()
     assert predict(home, folder, tmp_path.name)["predicted"] == 1
     assert read_json(output / "a.json") == {"spacing": SPACING}
