@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nnunet_jobs.contract.storage.files import read_json, write_json
-from nnunet_jobs.contract.storage.workspace import Workspace
+from nnunet_jobs.contract.storage.files import read_json, read_object, write_json
+from nnunet_jobs.contract.storage.workspace import MODEL_CARD, Workspace
 from nnunet_jobs.selection.trained import Trained
+from nnunet_jobs.training.fold import SETTINGS_RECORD
 
 RECORD = "training_cases.json"
 SCHEMA = 1
@@ -36,9 +37,7 @@ def write_seen(trained: Trained, workspace: Workspace) -> None:
     """Write the record of a model: cases of all its folds, and those of the model that it was fine-tuned from."""
     groups = _groups(workspace.manifest(trained.dataset))
     cases = {case: groups.get(case, case) for case in _in_splits(trained.preprocessed)}
-    origin = trained.settings.get("pretrained_sha256")
-    if origin and (workspace.model_root(str(origin)) / trained.dataset / RECORD).is_file():
-        cases |= read_json(workspace.model_root(str(origin)) / trained.dataset / RECORD)["cases"]
+    cases |= _of_origin(workspace, trained.dataset, trained.settings)
     path = trained.root / RECORD
     if not path.is_file() or read_json(path)["cases"] != cases:
         write_json(path, {"schema": SCHEMA, "cases": cases})
@@ -47,20 +46,33 @@ def write_seen(trained: Trained, workspace: Workspace) -> None:
 def read_seen(workspace: Workspace, dataset: str, model: str) -> Seen | None:
     """Read what a model has seen; None where nothing tells.
 
-    A model that an earlier version selected has no record. The splits of its preprocessed version tell its cases then, and the
-    dataset's manifest their patients.
+    A model that an earlier version selected, or that was never selected, has no record. The splits of its preprocessed version tell its
+    cases then, and the dataset's manifest their patients.
     """
+    cases = _cases(workspace, dataset, model)
+    return None if cases is None else Seen(cases=frozenset(cases), groups=frozenset(cases.values()))
+
+
+def _cases(workspace: Workspace, dataset: str, model: str) -> dict[str, str] | None:
+    """Return the patient of each case that a model has seen; None where nothing tells."""
     root = workspace.model_root(model) / dataset
     try:
-        cases: Mapping[str, str] = read_json(root / RECORD)["cases"]
+        recorded: dict[str, str] = read_json(root / RECORD)["cases"]
     except FileNotFoundError:
-        version = workspace.model_card(dataset, model).get("version")
+        settings = read_object(root / SETTINGS_RECORD)
+        version = settings.get("version") or read_object(root / MODEL_CARD).get("version")
         folder = workspace.preprocessed_root(version) / dataset if version else None
         if folder is None or not (folder / "splits_final.json").is_file():
             return None
         groups = _groups(workspace.manifest(dataset))
-        cases = {case: groups.get(case, case) for case in _in_splits(folder)}
-    return Seen(cases=frozenset(cases), groups=frozenset(cases.values()))
+        return {case: groups.get(case, case) for case in _in_splits(folder)} | _of_origin(workspace, dataset, settings)
+    return recorded
+
+
+def _of_origin(workspace: Workspace, dataset: str, settings: Mapping[str, Any]) -> dict[str, str]:
+    """Return the cases of the model that a model was fine-tuned from; none where it is not of this workspace."""
+    origin = settings.get("pretrained_sha256")
+    return (_cases(workspace, dataset, str(origin)) or {}) if origin else {}
 
 
 def _groups(manifest: Mapping[str, Any]) -> dict[str, str]:
