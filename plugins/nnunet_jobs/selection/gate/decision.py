@@ -235,9 +235,13 @@ def _sentence(compared: Difference | None, why: str, kind: str) -> str:
     if compared is None:
         return f"{why[0].upper()}{why[1:]}."
     return (
-        f"On {compared.cases} {kind} cases of {compared.patients} patients the challenger has Dice {compared.after:.4f} and the "
-        f"champion {compared.before:.4f}: {why}."
+        f"On {_count(compared.cases, f'{kind} case')} of {_count(compared.patients, 'patient')} the challenger has Dice "
+        f"{compared.after:.4f} and the champion {compared.before:.4f}: {why}."
     )
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _points(dice: float) -> str:
