@@ -22,6 +22,8 @@ CASES = [
     ("dataset withdraw no_such --case a", "no_such"),
     ("model list no_such", "no_such"),
     ("model show no_such", "no_such"),
+    ("model compare no_such a b", "no_such"),
+    ("model replay no_such --policy /no/such/policy.yaml", "no_such"),
     ("model promote no_such m", "no_such"),
     ("model rollback no_such", "no_such"),
     ("model retire no_such m", "no_such"),
