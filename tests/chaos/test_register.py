@@ -239,11 +239,11 @@ class _ChangeWhileCopying(threading.Event):
 
     def __init__(self, staging: Path, victim: Path, change) -> None:
         super().__init__()
-        self.staging, self.victim, self.change, self.done = staging, victim, change, False
+        self.staging, self.victim, self.change, self.once = staging, victim, change, threading.Lock()
 
     def is_set(self) -> bool:
-        if not self.done and self.staging.exists():
-            self.done = True
+        # Several threads copy and ask; the lock is never given back, so that only the first one changes the file.
+        if self.staging.exists() and self.once.acquire(blocking=False):
             self.change(self.victim)
         return False
 
