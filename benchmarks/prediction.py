@@ -135,7 +135,7 @@ def measure_warm(workspace: Workspace, images: Path, out: Path) -> tuple[float, 
     from nnunet_jobs.prediction.predictor import Predictor
 
     model = resolve_model(workspace, DATASET, None)
-    cases = collect_cases(str(images), workspace=workspace, dataset=DATASET, file_ending=".nii.gz", channels=1).cases
+    cases = collect_cases(images, workspace=workspace, dataset=DATASET, file_ending=".nii.gz", channels=1).cases
     predictor = Predictor(model, StepContext(workspace=workspace, job=job_dir(workspace), cpus=2))
     out.mkdir(parents=True)
     predictor.predict(cases[:1], out)

@@ -91,9 +91,11 @@ def collect_cases(
         found = _from_folder(cases, workspace=workspace, file_ending=file_ending, case_pattern=case_pattern)
     elif cases == "holdout":
         found = _from_holdout(workspace=workspace, dataset=dataset, file_ending=file_ending)
-    else:
+    elif cases == "imagesTs":
         root = workspace.raw_dataset(dataset)
         found = _from_folder(root / "imagesTs", workspace=None, file_ending=file_ending, labels=root / "labelsTs")
+    else:
+        raise ConfigError(field="cases", value=cases, problem="is no set of the dataset", fix="name holdout, imagesTs or a folder")
     repeated = [case for case, count in Counter(item.case for item in found.cases).items() if count > 1]
     if repeated:
         raise ConfigError(
