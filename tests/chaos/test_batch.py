@@ -23,7 +23,7 @@ from support.batches import ABORT_CHECK, ABORT_ITK, ABORT_JOB, ABORT_ONCE, finis
 from support.foreign_warnings import FOREIGN_WARNINGS
 from support.jobs import wait_for
 
-MEND = "write its files again, or allow it more memory if they are large"
+FIX = "write its files again, or allow it more memory if they are large"
 pytestmark = FOREIGN_WARNINGS
 
 
@@ -54,7 +54,7 @@ def test_fault_44_a_case_that_kills_its_reader_is_isolated_at_once(
     )
     poison(incoming / "b_0000.nii.gz", ABORT_CHECK)
     result = predict(home, incoming, tmp_path.name)
-    assert reasons(result) == {"b": f"reader_crashed: its reader died of signal {signal.SIGABRT.value}; {MEND}"}
+    assert reasons(result) == {"b": f"reader_crashed: its reader died of signal {signal.SIGABRT.value}; {FIX}"}
     assert statuses(result) == {"a": "predicted", "b": "failed", "c": "predicted", "d": "predicted"}
     assert result["predicted"] == 3
     assert not [pid for pid in processes.descendants(os.getpid()) if b"prediction.reader" in Path(f"/proc/{pid}/cmdline").read_bytes()]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from nnunet_jobs.contract.storage.files import read_json
 from nnunet_jobs.selection.compare import Candidate
 from nnunet_jobs.selection.trained import Trained
 
@@ -75,6 +77,16 @@ def _predict(dataset: str, entry: Mapping[str, Any], output: str, *, probabiliti
     if probabilities:
         argv.append("--save_probabilities")
     return [*found, argv]
+
+
+def postprocessed_folder(root: Path) -> Path:
+    """Return the folder of the choice's cross-validated and postprocessed predictions, as ``inference_information.json`` names it.
+
+    Raises:
+        FileNotFoundError: The model was not cross-validated.
+    """
+    best = read_json(root / "inference_information.json")["best_model_or_ensemble"]
+    return (root / str(best["postprocessing_file"])).parent / "postprocessed"
 
 
 def inference_information(trained: Trained, candidates: Sequence[Candidate], chosen: Candidate, post_dice: float | None) -> dict[str, Any]:

@@ -10,7 +10,8 @@ from typing import Any
 
 from nnunet_jobs.context import StepContext
 from nnunet_jobs.contract.failure import DataError, Fault
-from nnunet_jobs.contract.storage.files import content_hash, read_json, sha256_file
+from nnunet_jobs.contract.storage.files import content_hash, sha256_file
+from nnunet_jobs.selection.seen import cases_in_splits
 from nnunet_jobs.selection.trained import Trained
 
 log = logging.getLogger("nnunet_jobs")
@@ -63,8 +64,7 @@ class Holdout:
 def find_holdout(trained: Trained, context: StepContext) -> Holdout:
     """The labelled hold-out cases of the dataset's manifest. One that this model's version trained on is left out, and named."""
     manifest = context.workspace.manifest(trained.dataset)
-    splits = read_json(trained.preprocessed / "splits_final.json")
-    seen = {case for split in splits for case in (*split["train"], *split["val"])}
+    seen = cases_in_splits(trained.preprocessed)
     held = {case: entry for case, entry in manifest["cases"].items() if entry["split"] == "holdout" and entry["label"]}
     leaked = sorted(seen & set(held))
     if leaked:

@@ -17,12 +17,13 @@ from nnunet_jobs.contract.storage.workspace import MODEL_CARD, Workspace
 from nnunet_jobs.dataset.names import split_ending
 from nnunet_jobs.prediction.model import model_from_card
 from nnunet_jobs.registry.ledger import entries
+from nnunet_jobs.selection.commands import postprocessed_folder
 from nnunet_jobs.selection.decisions import judged_before, records_of
 from nnunet_jobs.selection.gate.decision import decide
 from nnunet_jobs.selection.gate.scores import CaseScores, Dice, difference
 from nnunet_jobs.selection.holdout import Holdout
 from nnunet_jobs.selection.holdout_scores import scores
-from nnunet_jobs.selection.seen import read_seen
+from nnunet_jobs.selection.seen import patients, read_seen
 from nnunet_jobs.training.fold_record import label_dice
 
 log = logging.getLogger("nnunet_jobs")
@@ -99,7 +100,7 @@ class Judge:
 
     def _held_out(self, champion: str | None) -> list[CaseScores]:
         manifest = self.workspace.manifest(self.dataset)
-        groups = {case: str(manifest["cases"][case].get("group") or case) for case in self.held.cases}
+        groups = patients(manifest)
         known = [seen for model in (self.model, champion) if model and (seen := read_seen(self.workspace, self.dataset, model))]
         if champion and len(known) < 2:
             log.warning("nothing says what champion %s was trained on, so no hold-out case is taken for unseen", champion)
@@ -131,15 +132,14 @@ class Judge:
     def _cross_validated(self, champion: str) -> list[CaseScores]:
         """Compare out-of-fold predictions of the training cases that both models have, each made by folds that had not seen the case."""
         manifest = self.workspace.manifest(self.dataset)
-        since = arrivals(manifest)
+        since, groups = arrivals(manifest), patients(manifest)
         chosen_at = datetime.fromisoformat(self.workspace.model_card(self.dataset, champion)["created"])
         challenger, other = (cross_validation_dice(self.workspace, self.dataset, model) for model in (self.model, champion))
         return [
             CaseScores(
-                case=case, group=str(entry.get("group") or case), since=since[case], champion=other[case], challenger=challenger[case],
-                anchor={},
+                case=case, group=groups[case], since=since[case], champion=other[case], challenger=challenger[case], anchor={}
             )
-            for case, entry in manifest["cases"].items()
+            for case in manifest["cases"]
             if case in challenger and case in other and since[case] <= chosen_at
         ]  # fmt: skip
 
@@ -165,10 +165,9 @@ def cross_validation_dice(workspace: Workspace, dataset: str, model: str) -> dic
     """Give the Dice by case and label name of a model's choice, cross-validated and postprocessed; empty where there is none."""
     root = workspace.model_root(model) / dataset
     try:
-        best = read_json(root / "inference_information.json")["best_model_or_ensemble"]
-        folder = root / Path(best["postprocessing_file"]).parent
-        summary = read_json(folder / "postprocessed" / "summary.json")
-        labels = read_json(folder / "dataset.json")["labels"]
+        folder = postprocessed_folder(root)
+        summary = read_json(folder / "summary.json")
+        labels = read_json(folder.parent / "dataset.json")["labels"]
     except FileNotFoundError:  # trained on all cases, without a cross-validation
         return {}
     return {

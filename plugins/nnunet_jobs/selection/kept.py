@@ -11,7 +11,7 @@ from nnunet_jobs.contract.storage.workspace import MODEL_CARD, Workspace
 from nnunet_jobs.selection.gate.scores import CaseScores, Dice
 from nnunet_jobs.selection.holdout_scores import kept_dice
 from nnunet_jobs.selection.judge import arrivals
-from nnunet_jobs.selection.seen import Seen, read_seen
+from nnunet_jobs.selection.seen import Seen, patients, read_seen
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,12 +36,14 @@ class KeptScores:
         dataset: Full name of the dataset.
         cases: Manifest entries of today's labelled hold-out cases.
         since: When each case became what it is.
+        patients: Patient of each case.
     """
 
     workspace: Workspace
     dataset: str
     cases: Mapping[str, Mapping[str, Any]]
     since: Mapping[str, datetime]
+    patients: Mapping[str, str]
     _read: dict[str, ModelScores | str] = field(default_factory=dict)
 
     @classmethod
@@ -53,17 +55,13 @@ class KeptScores:
         """
         manifest = workspace.manifest(dataset)
         cases = {case: entry for case, entry in sorted(manifest["cases"].items()) if entry["split"] == "holdout" and entry["label"]}
-        return cls(workspace=workspace, dataset=dataset, cases=cases, since=arrivals(manifest))
+        return cls(workspace=workspace, dataset=dataset, cases=cases, since=arrivals(manifest), patients=patients(manifest))
 
     def of(self, model: str) -> ModelScores | str:
         """Return what is kept of a model, or a sentence that says why there is nothing."""
         if model not in self._read:
             self._read[model] = self._of(model)
         return self._read[model]
-
-    def group(self, case: str) -> str:
-        """Return the patient of a case."""
-        return str(self.cases[case].get("group") or case)
 
     def pairs(self, champion: ModelScores | None, challenger: ModelScores) -> list[CaseScores]:
         """Return the cases that neither model has trained on, and that the challenger has scores of.
@@ -76,14 +74,14 @@ class KeptScores:
         return [
             CaseScores(
                 case=case,
-                group=self.group(case),
+                group=self.patients[case],
                 since=self.since[case],
                 champion=champion.dice.get(case, {}) if champion else {},
                 challenger=challenger.dice[case],
                 anchor={},
             )
             for case in self.cases
-            if case in challenger.dice and not any(model.seen.knows(case, self.group(case)) for model in models)
+            if case in challenger.dice and not any(model.seen.knows(case, self.patients[case]) for model in models)
         ]
 
     def _of(self, model: str) -> ModelScores | str:

@@ -13,6 +13,7 @@ from nnunet_jobs.contract.steps.params import FindBestParams
 from nnunet_jobs.contract.storage.files import read_json
 from nnunet_jobs.metrics.cases import FILE, named_labels, tolerances, write_metrics
 from nnunet_jobs.metrics.surfaces import DEFAULT_TOLERANCE_MM, IMPLEMENTATION
+from nnunet_jobs.selection.commands import postprocessed_folder
 from nnunet_jobs.selection.compare import Reference
 from nnunet_jobs.selection.holdout import FOLDER, Holdout
 from nnunet_jobs.selection.trained import Trained
@@ -105,8 +106,7 @@ def measured_again(
         return None
     folder = None
     if trained.cross_validated:
-        best = read_json(trained.root / "inference_information.json")["best_model_or_ensemble"]
-        folder = (trained.root / best["postprocessing_file"]).parent / "postprocessed"
+        folder = postprocessed_folder(trained.root)
         if not (folder / "summary.json").is_file():
             log.warning("%s keeps its surface metrics: the predictions of its cross-validation are not there any more", trained.model)
             return None

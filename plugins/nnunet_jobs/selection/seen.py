@@ -35,8 +35,8 @@ class Seen:
 
 def write_seen(trained: Trained, workspace: Workspace) -> None:
     """Write the record of a model: cases of all its folds, and those of the model that it was fine-tuned from."""
-    groups = _groups(workspace.manifest(trained.dataset))
-    cases = {case: groups.get(case, case) for case in _in_splits(trained.preprocessed)}
+    groups = patients(workspace.manifest(trained.dataset))
+    cases = {case: groups.get(case, case) for case in cases_in_splits(trained.preprocessed)}
     cases |= _of_origin(workspace, trained.dataset, trained.settings)
     path = trained.root / RECORD
     if not path.is_file() or read_json(path)["cases"] != cases:
@@ -64,8 +64,8 @@ def _cases(workspace: Workspace, dataset: str, model: str) -> dict[str, str] | N
         folder = workspace.preprocessed_root(version) / dataset if version else None
         if folder is None or not (folder / "splits_final.json").is_file():
             return None
-        groups = _groups(workspace.manifest(dataset))
-        return {case: groups.get(case, case) for case in _in_splits(folder)} | _of_origin(workspace, dataset, settings)
+        groups = patients(workspace.manifest(dataset))
+        return {case: groups.get(case, case) for case in cases_in_splits(folder)} | _of_origin(workspace, dataset, settings)
     return recorded
 
 
@@ -75,9 +75,11 @@ def _of_origin(workspace: Workspace, dataset: str, settings: Mapping[str, Any]) 
     return (_cases(workspace, dataset, str(origin)) or {}) if origin else {}
 
 
-def _groups(manifest: Mapping[str, Any]) -> dict[str, str]:
+def patients(manifest: Mapping[str, Any]) -> dict[str, str]:
+    """Return the patient of each case of a manifest: a case without one is a patient of its own."""
     return {case: str(entry.get("group") or case) for case, entry in manifest["cases"].items()}
 
 
-def _in_splits(preprocessed: Path) -> set[str]:
+def cases_in_splits(preprocessed: Path) -> set[str]:
+    """Return all cases of the folds of a preprocessed version."""
     return {case for split in read_json(preprocessed / "splits_final.json") for case in (*split["train"], *split["val"])}

@@ -42,7 +42,7 @@ def compare_models(workspace: Workspace, dataset: str, model: str, other: str) -
     if compared is None:
         problem = "has no kept scores of a hold-out case in common with the other model that neither has trained on"
         raise ConfigError(field="model", value=model, problem=problem, fix="select it again by FindBestConfigOperator")
-    seen = sum(any(scores.seen.knows(case, kept.group(case)) for scores in (ours, theirs)) for case in kept.cases)
+    seen = sum(any(scores.seen.knows(case, kept.patients[case]) for scores in (ours, theirs)) for case in kept.cases)
     return {
         "dataset": dataset,
         "model": model,
